@@ -1,0 +1,41 @@
+//! Progress and cancellation of long work.
+
+use std::ops::ControlFlow;
+
+use crate::{Error, Result};
+
+/// Follows a call while it runs, and can stop it between two pieces of work.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// let mut seen = 0.0;
+/// let mut progress = |done: f64| {
+///     seen = done;
+///     ControlFlow::Continue(())
+/// };
+/// let control = wgpu_attention::Control::new(&mut progress);
+/// # drop(control);
+/// ```
+#[derive(Default)]
+pub struct Control<'a> {
+    progress: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
+}
+
+impl<'a> Control<'a> {
+    /// Calls `progress` with the share done, 0 to 1, on the calling thread; `Break` makes the call return [`Error::Cancelled`].
+    pub fn new(progress: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
+        Self { progress: Some(progress) }
+    }
+
+    /// Whether anybody listens.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.progress.is_some()
+    }
+
+    pub(crate) fn report(&mut self, done: f64) -> Result<()> {
+        match self.progress.as_mut().map(|progress| progress(done)) {
+            Some(ControlFlow::Break(())) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}

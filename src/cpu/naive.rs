@@ -1,0 +1,167 @@
+//! The oracle: the formulas of [`Problem`] in f64, one line after the other, every matrix written out.
+//!
+//! It is meant to be checked by reading. It shares nothing with the fast paths: no visibility arithmetic, no tiling, no tables.
+
+use crate::tensor::gather;
+use crate::{Alibi, Alignment, Broadcast, Inputs, Problem, Result, ScoreOrder};
+
+/// What the oracle gives: everything, dense, in f64.
+///
+/// Of packed sequences the rows and keys past an item's length hold 0 (-inf in lse, raw, capped and masked).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// [batch, num_heads, seq_len_q, head_dim_v].
+    pub output: Vec<f64>,
+    /// [batch, num_heads, seq_len_q].
+    pub lse: Vec<f64>,
+    /// [batch, num_heads, seq_len_q, seq_len_kv]: `scale * q.k`.
+    pub raw: Vec<f64>,
+    /// The same after softcap (where it comes before the biases).
+    pub capped: Vec<f64>,
+    /// After softcap and biases, -inf where hidden.
+    pub masked: Vec<f64>,
+    /// Softmax weights.
+    pub weights: Vec<f64>,
+}
+
+/// Computes `problem` as written. Time and memory grow with batch x num_heads x seq_len_q x seq_len_kv.
+pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
+    problem.check()?;
+    inputs.check(problem)?;
+    let d = problem.dims;
+    let v = &problem.visibility;
+    let packed = problem.packed.is_some();
+    let tokens_q = problem.packed.map_or(d.seq_len_q, |p| p.tokens_q);
+    let tokens_kv = problem.packed.map_or(d.seq_len_kv, |p| p.tokens_kv);
+    let items = if packed { 1 } else { d.batch };
+    let query = gather(inputs.query, &problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
+    let key = gather(inputs.key, &problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim]);
+    let value = gather(inputs.value, &problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v]);
+    let scale = f64::from(problem.effective_scale());
+
+    let pairs = problem.scores_len();
+    let mut out = Reference {
+        output: vec![0.0; d.batch * d.num_heads * d.seq_len_q * d.head_dim_v],
+        lse: vec![f64::NEG_INFINITY; d.batch * d.num_heads * d.seq_len_q],
+        raw: vec![f64::NEG_INFINITY; pairs],
+        capped: vec![f64::NEG_INFINITY; pairs],
+        masked: vec![f64::NEG_INFINITY; pairs],
+        weights: vec![0.0; pairs],
+    };
+
+    for b in 0..d.batch {
+        // Where item b's rows and keys lie, and how many there are.
+        let (item, first_q, rows, first_k, keys) = if packed {
+            let (q0, q1) = (inputs.cu_seqlens_q[b] as usize, inputs.cu_seqlens_q[b + 1] as usize);
+            let (k0, k1) = (inputs.cu_seqlens_kv[b] as usize, inputs.cu_seqlens_kv[b + 1] as usize);
+            (0, q0, q1 - q0, k0, k1 - k0)
+        } else {
+            (b, 0, d.seq_len_q, 0, d.seq_len_kv)
+        };
+        let length = if v.kv_lengths { inputs.kv_lengths[b] as usize } else { keys };
+        let offset = match v.alignment {
+            None | Some(Alignment::TopLeft) => 0,
+            Some(Alignment::BottomRight) => length as i64 - rows as i64,
+            Some(Alignment::Offset(offset)) => i64::from(offset),
+        };
+        for h in 0..d.num_heads {
+            let kv_head = h / (d.num_heads / d.num_kv_heads);
+            for i in 0..rows {
+                let p = i as i64 + offset;
+                let row = (b * d.num_heads + h) * d.seq_len_q + i;
+                let q = &query[((item * d.num_heads + h) * tokens_q + first_q + i) * d.head_dim..][..d.head_dim];
+                for j in 0..keys {
+                    let at = row * d.seq_len_kv + j;
+                    let k = &key[((item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j) * d.head_dim..][..d.head_dim];
+                    let dot: f64 = q.iter().zip(k).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+                    let distance = j as i64 - p;
+
+                    let cap = |score: f64| problem.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let mut bias = 0.0;
+                    if let Some(shape) = problem.bias {
+                        bias += f64::from(inputs.bias[broadcast(shape, [b, h, i, j])]);
+                    }
+                    if let Some(alibi) = problem.alibi {
+                        let slope = f64::from(inputs.alibi_slopes[h]);
+                        bias += match alibi {
+                            Alibi::Signed => slope * distance as f64,
+                            Alibi::Symmetric => -slope * distance.abs() as f64,
+                        };
+                    }
+                    if let Some(max) = problem.relative_bias {
+                        let max = i64::from(max);
+                        let column = (-distance).clamp(-max, max) + max;
+                        bias += f64::from(inputs.relative_bias[h * (2 * max as usize + 1) + column as usize]);
+                    }
+                    let score = scale * dot;
+                    out.raw[at] = score;
+                    let biased = match problem.score_order {
+                        ScoreOrder::SoftcapThenBias => {
+                            out.capped[at] = cap(score);
+                            cap(score) + bias
+                        }
+                        ScoreOrder::BiasThenSoftcap => {
+                            out.capped[at] = score;
+                            cap(score + bias)
+                        }
+                    };
+
+                    let mut visible = j < length;
+                    if v.causal {
+                        let in_prefix = v.prefix_lengths && j < inputs.prefix_lengths[b] as usize;
+                        visible &= j as i64 <= p || in_prefix;
+                    }
+                    if let Some(left) = v.window_left {
+                        visible &= p - i64::from(left) <= j as i64;
+                    }
+                    if let Some(right) = v.window_right {
+                        visible &= j as i64 <= p + i64::from(right);
+                    }
+                    if v.documents {
+                        visible &= inputs.documents_q[b * d.seq_len_q + i] == inputs.documents_kv[b * d.seq_len_kv + j];
+                    }
+                    if let Some(shape) = v.mask {
+                        visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
+                    }
+                    visible &= bias != f64::NEG_INFINITY;
+                    if visible {
+                        out.masked[at] = biased;
+                        // A visible score of -inf has weight 0 like a hidden one; a NaN stays.
+                    }
+                    out.weights[at] = f64::from(u8::from(visible)); // for now: who is visible
+                }
+
+                // Softmax over the visible keys; the sink is one more term of the denominator.
+                let keys_of_row = row * d.seq_len_kv..row * d.seq_len_kv + keys;
+                let seen: Vec<usize> = keys_of_row.filter(|&at| out.weights[at] == 1.0).collect();
+                let sink = problem.sinks.then(|| f64::from(inputs.sinks[h]));
+                let max = seen.iter().map(|&at| out.masked[at]).chain(sink).fold(f64::NEG_INFINITY, f64::max);
+                if max == f64::NEG_INFINITY && seen.iter().all(|&at| !out.masked[at].is_nan()) {
+                    seen.iter().for_each(|&at| out.weights[at] = 0.0);
+                    continue;
+                }
+                let sum: f64 = seen.iter().map(|&at| out.masked[at]).chain(sink).map(|score| (score - max).exp()).sum();
+                out.lse[row] = max + sum.ln();
+                for &at in &seen {
+                    let weight = (out.masked[at] - max).exp() / sum;
+                    out.weights[at] = weight;
+                    let j = at - row * d.seq_len_kv;
+                    let from = ((item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j) * d.head_dim_v;
+                    for e in 0..d.head_dim_v {
+                        out.output[row * d.head_dim_v + e] += weight * f64::from(value[from + e]);
+                    }
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Index of [b, h, i, j] in a tensor of which some axes are 1.
+fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
+    let mut at = 0;
+    for (extent, index) in shape.0.into_iter().zip(index) {
+        at = at * extent + if extent == 1 { 0 } else { index };
+    }
+    at
+}

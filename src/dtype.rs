@@ -1,0 +1,204 @@
+//! Storage types. Arithmetic is always f32; these say how numbers lie in memory.
+
+use half::{bf16, f16};
+
+/// How the numbers of a tensor are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    #[default]
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+}
+
+impl DType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The spacing of numbers just above 1: 2^-23, 2^-10, 2^-7.
+    pub const fn epsilon(self) -> f64 {
+        match self {
+            Self::F32 => 1.1920928955078125e-7,
+            Self::F16 => 9.765625e-4,
+            Self::BF16 => 7.8125e-3,
+        }
+    }
+
+    /// `f32`, `f16` or `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = crate::Error;
+
+    fn from_str(text: &str) -> crate::Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|dtype| dtype.name() == text)
+            .ok_or_else(|| crate::Error::invalid("dtype", format!("`{text}` is none of f32, f16, bf16")))
+    }
+}
+
+/// Numbers in host memory, borrowed, in any storage type.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HostSlice<'a> {
+    /// Stored as f32.
+    F32(&'a [f32]),
+    /// Stored as f16.
+    F16(&'a [f16]),
+    /// Stored as bf16.
+    BF16(&'a [bf16]),
+}
+
+impl<'a> HostSlice<'a> {
+    /// How the numbers are stored.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::BF16(_) => DType::BF16,
+        }
+    }
+
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
+            Self::BF16(data) => data.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number at `index`, widened; exact for every storage type. Panics past the end, as a slice does.
+    pub fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(data) => data[index],
+            Self::F16(data) => data[index].to_f32(),
+            Self::BF16(data) => data[index].to_f32(),
+        }
+    }
+
+    /// The bytes as they lie in memory.
+    pub fn bytes(&self) -> &'a [u8] {
+        match self {
+            Self::F32(data) => bytemuck::cast_slice(data),
+            Self::F16(data) => bytemuck::cast_slice(data),
+            Self::BF16(data) => bytemuck::cast_slice(data),
+        }
+    }
+}
+
+impl<'a> From<&'a [f32]> for HostSlice<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Self::F32(data)
+    }
+}
+impl<'a> From<&'a Vec<f32>> for HostSlice<'a> {
+    fn from(data: &'a Vec<f32>) -> Self {
+        Self::F32(data)
+    }
+}
+impl<'a> From<&'a [f16]> for HostSlice<'a> {
+    fn from(data: &'a [f16]) -> Self {
+        Self::F16(data)
+    }
+}
+impl<'a> From<&'a [bf16]> for HostSlice<'a> {
+    fn from(data: &'a [bf16]) -> Self {
+        Self::BF16(data)
+    }
+}
+
+/// Numbers in host memory, owned, in any storage type.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostVec {
+    /// Stored as f32.
+    F32(Vec<f32>),
+    /// Stored as f16.
+    F16(Vec<f16>),
+    /// Stored as bf16.
+    BF16(Vec<bf16>),
+}
+
+impl HostVec {
+    /// `len` zeros.
+    pub fn zeros(dtype: DType, len: usize) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(vec![0.0; len]),
+            DType::F16 => Self::F16(vec![f16::ZERO; len]),
+            DType::BF16 => Self::BF16(vec![bf16::ZERO; len]),
+        }
+    }
+
+    /// Rounds `data` to nearest even into `dtype`.
+    pub fn from_f32(dtype: DType, data: &[f32]) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(data.to_vec()),
+            DType::F16 => Self::F16(data.iter().map(|&x| f16::from_f32(x)).collect()),
+            DType::BF16 => Self::BF16(data.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+
+    /// The numbers in `bytes`, which must be whole numbers of `dtype`.
+    pub(crate) fn from_bytes(dtype: DType, bytes: &[u8]) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
+            DType::F16 => Self::F16(bytemuck::pod_collect_to_vec(bytes)),
+            DType::BF16 => Self::BF16(bytemuck::pod_collect_to_vec(bytes)),
+        }
+    }
+
+    /// Borrows the numbers.
+    pub fn as_slice(&self) -> HostSlice<'_> {
+        match self {
+            Self::F32(data) => HostSlice::F32(data),
+            Self::F16(data) => HostSlice::F16(data),
+            Self::BF16(data) => HostSlice::BF16(data),
+        }
+    }
+
+    /// The numbers widened to f32: exact for every storage type.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(data) => data.clone(),
+            Self::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
+            Self::BF16(data) => data.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
+    /// As [`Self::to_f32`], giving up the storage: no copy where it is f32 already.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            Self::F32(data) => data,
+            other => other.to_f32(),
+        }
+    }
+}

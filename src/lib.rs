@@ -1,0 +1,30 @@
+//! Attention on any GPU that wgpu reaches, with a CPU path that verifies every answer and stands in where there is no GPU.
+//!
+//! ```
+//! use wgpu_attention::{Backend, Dims, Engine, EngineOptions, Inputs, Problem};
+//!
+//! let problem = Problem::new(Dims::square(1, 1, 2, 2));
+//! let (query, key, value) = ([1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 2.0, 3.0, 4.0]);
+//! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
+//! let outputs = engine.attention(&problem, &Inputs::new(&query[..], &key[..], &value[..]))?;
+//! assert_eq!(outputs.output.to_f32().len(), 4);
+//! # Ok::<(), wgpu_attention::Error>(())
+//! ```
+
+mod control;
+pub mod cpu;
+mod dtype;
+mod engine;
+mod error;
+mod problem;
+mod tensor;
+mod visibility;
+
+pub use control::Control;
+pub use dtype::{DType, HostSlice, HostVec};
+pub use engine::{Algorithm, Backend, Engine, EngineOptions};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+pub use problem::{Alibi, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
+pub use tensor::{Layout, Strides, TensorSpec, gather};
+pub use visibility::{Alignment, Broadcast, Visibility};

@@ -1,0 +1,101 @@
+//! Where the elements of a four-dimensional tensor lie: storage type, layout, offset.
+
+use crate::{DType, Error, HostSlice, Result};
+
+/// Elements to step for one step along each axis of [batch, heads, seq, dim].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Strides {
+    /// From one batch item to the next. Packed sequences ignore it.
+    pub batch: usize,
+    /// From one head to the next.
+    pub head: usize,
+    /// From one position of the sequence to the next.
+    pub seq: usize,
+    /// From one number of a head to the next.
+    pub dim: usize,
+}
+
+/// The order of the axes in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// [batch, heads, seq, dim], contiguous: PyTorch's SDPA, ONNX 4-D.
+    #[default]
+    Bhsd,
+    /// [batch, seq, heads, dim], contiguous: FlashAttention, ONNX 3-D; for packed sequences [tokens, heads, dim].
+    Bshd,
+    /// Anything else, also a view into a larger buffer such as packed QKV.
+    Strided(Strides),
+}
+
+/// How one of query, key, value, output is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TensorSpec {
+    /// Storage type.
+    pub dtype: DType,
+    /// Order of the axes.
+    pub layout: Layout,
+    /// Index of the first element in its buffer or slice.
+    pub offset: usize,
+}
+
+impl TensorSpec {
+    /// Contiguous in the given layout, from the start of its buffer.
+    pub const fn new(dtype: DType, layout: Layout) -> Self {
+        Self { dtype, layout, offset: 0 }
+    }
+
+    /// The strides for a tensor of the shape [batch, heads, seq, dim].
+    pub fn strides(&self, shape: [usize; 4]) -> Strides {
+        let [_, heads, seq, dim] = shape;
+        match self.layout {
+            Layout::Bhsd => Strides { batch: heads * seq * dim, head: seq * dim, seq: dim, dim: 1 },
+            Layout::Bshd => Strides { batch: seq * heads * dim, head: dim, seq: heads * dim, dim: 1 },
+            Layout::Strided(strides) => strides,
+        }
+    }
+
+    /// One past the largest index that is touched for this shape; 0 if it has no element. `None` on overflow.
+    pub fn required_len(&self, shape: [usize; 4]) -> Option<usize> {
+        if shape.contains(&0) {
+            return Some(0);
+        }
+        shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))?;
+        let strides = self.strides(shape);
+        let steps = [strides.batch, strides.head, strides.seq, strides.dim];
+        let last = steps.iter().zip(shape).try_fold(self.offset, |at, (&step, extent)| at.checked_add(step.checked_mul(extent - 1)?))?;
+        last.checked_add(1)
+    }
+
+    /// Refuses layouts in which two elements share a place: an output must not be written twice.
+    pub(crate) fn check_no_overlap(&self, argument: &'static str, shape: [usize; 4]) -> Result<()> {
+        let strides = self.strides(shape);
+        let mut axes: Vec<(usize, usize)> =
+            [strides.batch, strides.head, strides.seq, strides.dim].into_iter().zip(shape).filter(|&(_, extent)| extent > 1).collect();
+        axes.sort_unstable();
+        let mut reach = 0usize;
+        for (step, extent) in axes {
+            if step <= reach {
+                return Err(Error::invalid(argument, format!("strides {strides:?} put two elements of {shape:?} in one place")));
+            }
+            reach = reach.saturating_add(step.saturating_mul(extent - 1));
+        }
+        Ok(())
+    }
+}
+
+/// The elements of a host tensor in [batch, heads, seq, dim] order.
+///
+/// Panics where `data` is shorter than [`TensorSpec::required_len`]; callers check first.
+pub fn gather(data: HostSlice<'_>, spec: &TensorSpec, shape: [usize; 4]) -> Vec<f32> {
+    let strides = spec.strides(shape);
+    let mut dense = Vec::with_capacity(shape.iter().product());
+    for batch in 0..shape[0] {
+        for head in 0..shape[1] {
+            for seq in 0..shape[2] {
+                let row = spec.offset + batch * strides.batch + head * strides.head + seq * strides.seq;
+                dense.extend((0..shape[3]).map(|dim| data.get(row + dim * strides.dim)));
+            }
+        }
+    }
+    dense
+}
