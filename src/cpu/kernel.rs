@@ -378,15 +378,12 @@ impl Kernel for Transpose<'_> {
 #[inline(always)]
 unsafe fn exp<V: Simd>(x: V) -> V {
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
     // SAFETY: passed on from the caller.
     unsafe {
         let x = V::splat(-88.0).max(x);
         let shifted = x.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(ROUND));
         let n = shifted.sub(V::splat(ROUND));
-        let r = n.mul_add(V::splat(-LN_2_HIGH), x);
-        let r = n.mul_add(V::splat(-LN_2_LOW), r);
+        let r = n.mul_add(V::splat(-std::f32::consts::LN_2), x);
         let mut power = V::splat(0.001_381_453_6);
         for coefficient in [0.008_368_745, 0.041_668_393, 0.166_665_21, 0.499_999_94, 1.0, 1.0] {
             power = power.mul_add(r, V::splat(coefficient));

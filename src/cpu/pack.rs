@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::shared::Shared;
+use super::shared::{Buffer, LINE, Shared};
 use crate::tensor::Strides;
 use crate::{HostSlice, HostVec};
 
@@ -38,24 +38,29 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// `count` rows of `width` numbers, the first at `start`; in place if they are contiguous f32, else copied into `scratch`
-    /// at `row_step` numbers a row, of which those past `width` are 0.
-    pub(super) fn read(data: HostSlice<'a>, start: usize, strides: Strides, count: usize, width: usize, scratch: &'a mut [f32]) -> Self {
-        if let HostSlice::F32(data) = data
-            && strides.dim == 1
-        {
+    /// `count` rows of `width` numbers, the first at `start`: in place if that is wanted and they are contiguous f32, else a copy.
+    ///
+    /// The rows of a copy are an odd number of cache lines apart, so that a column of it goes to all sets of a cache, and are
+    /// filled with zeros up to a whole number of lines.
+    pub(super) fn read(
+        data: HostSlice<'a>,
+        start: usize,
+        strides: Strides,
+        (count, width): (usize, usize),
+        in_place: bool,
+        scratch: &'a mut Buffer,
+    ) -> Self {
+        if let (HostSlice::F32(data), 1, true) = (data, strides.dim, in_place) {
             let end = start + (count - 1) * strides.seq + width;
             return Self { data: &data[start..end], step: strides.seq, width };
         }
-        let scratch = &mut scratch[..count * width];
-        if strides.dim == 1 && strides.seq == width {
-            read_row(data, start, 1, scratch);
-        } else {
-            for (row, to) in scratch.chunks_exact_mut(width).enumerate() {
-                read_row(data, start + row * strides.seq, strides.dim, to);
-            }
+        let step = LINE * (width.div_ceil(LINE) | 1);
+        let scratch = scratch.take(count * step);
+        for (row, to) in scratch.chunks_exact_mut(step).enumerate() {
+            read_row(data, start + row * strides.seq, strides.dim, &mut to[..width]);
+            to[width..width.next_multiple_of(LINE)].fill(0.0);
         }
-        Self { data: scratch, step: width, width }
+        Self { data: scratch, step, width }
     }
 
     /// One row.

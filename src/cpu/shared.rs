@@ -44,10 +44,13 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
+/// Numbers of a cache line.
+pub(super) const LINE: usize = 16;
+
 /// A cache line.
 #[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct Line([f32; LINE]);
 
 /// Memory of f32 that grows as needed, is kept, and starts at a cache line.
 #[derive(Default)]
@@ -56,15 +59,15 @@ pub(super) struct Buffer(Vec<Line>);
 impl Buffer {
     /// `len` numbers, of which nothing is known.
     pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
-        let lines = len.div_ceil(16);
+        let lines = len.div_ceil(LINE);
         if self.0.len() < lines {
-            self.0.resize(lines, Line([0.0; 16]));
+            self.0.resize(lines, Line([0.0; LINE]));
         }
         &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
 
     /// The number at `index` of what was taken last.
     pub(super) fn get(&self, index: usize) -> f32 {
-        self.0[index / 16].0[index % 16]
+        self.0[index / LINE].0[index % LINE]
     }
 }

@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use super::kernel::{Modify, Product, Softmax, Transpose};
 use super::pack::{Rows, SharedOutput, all_finite, read_row};
-use super::shared::{Buffer, Shared};
+use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::visible::Item;
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
 
 /// Keys between two rescalings of the output.
-pub(super) const KEY_BLOCK: usize = 128;
+pub(super) const KEY_BLOCK: usize = 64;
 /// Panels of a unit: they share the conversion of a block of keys.
-pub(super) const UNIT_PANELS: usize = 2;
+pub(super) const UNIT_PANELS: usize = 4;
 
 /// What all units share.
 pub(super) struct Job<'a> {
@@ -113,7 +113,9 @@ pub(super) fn key_rows<'a>(job: &'a Job<'_>, unit: &Unit, operand: Operand, keys
     let strides = spec.strides(shape);
     let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
     let start = spec.offset + item.stored * strides.batch + unit.kv_head * strides.head + (item.first_kv + keys.start) * strides.seq;
-    Rows::read(data, start, strides, keys.len(), shape[3], scratch.take(keys.len() * shape[3]))
+    // Values are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
+    let in_place = operand == Operand::Key || !strides.seq.is_multiple_of(8 * LINE);
+    Rows::read(data, start, strides, (keys.len(), shape[3]), in_place, scratch)
 }
 
 impl Panel {
