@@ -33,14 +33,14 @@ fn problems() -> Vec<(&'static str, Problem)> {
     let long = square(1, 8, 2048, 64);
     let _ = (decode, long);
     vec![
-    ("1x1x1024x64", square(1, 1, 1024, 64)),
-    ("1x1x1024x64 causal", square(1, 1, 1024, 64).causal(Alignment::TopLeft)),
-    ("1x1x1024x64 f16", square(1, 1, 1024, 64).stored(DType::F16, Layout::Bhsd)),
-    ("1x8x1024x64b [bshd]", square(1, 4, 512, 64).stored(DType::F32, Layout::Bshd)),
-    ("1x1x512x256", square(1, 1, 512, 256)),
-    ("1x1x1024x128", square(1, 1, 1024, 128)),
-    ("1x12x128x64", square(1, 12, 128, 64)),
-    ("decode 1x4:1x4096x128", Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 4096, 128) })),
+        ("1x1x1024x64", square(1, 1, 1024, 64)),
+        ("1x1x1024x64 causal", square(1, 1, 1024, 64).causal(Alignment::TopLeft)),
+        ("1x1x1024x64 f16", square(1, 1, 1024, 64).stored(DType::F16, Layout::Bhsd)),
+        ("1x8x1024x64b [bshd]", square(1, 4, 512, 64).stored(DType::F32, Layout::Bshd)),
+        ("1x1x512x256", square(1, 1, 512, 256)),
+        ("1x1x1024x128", square(1, 1, 1024, 128)),
+        ("1x12x128x64", square(1, 12, 128, 64)),
+        ("decode 1x4:1x4096x128", Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 4096, 128) })),
     ]
 }
 

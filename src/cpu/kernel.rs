@@ -4,6 +4,8 @@
 //! [key][query row], outputs as [dim][query row]. So the maximum and the sum of a row never cross lanes, and both matrix
 //! products are one kernel, [`Product`], that reads keys and values where they lie and broadcasts each of their numbers.
 
+use half::{bf16, f16};
+
 use super::simd::{Isa, Simd};
 
 /// A computation that [`Isa::run`] compiles for the instruction set at hand.
@@ -24,7 +26,7 @@ impl Isa {
                 // SAFETY: this function has the features of the vector.
                 unsafe { kernel.run::<__m512>() }
             }
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2(kernel: impl Kernel) {
                 // SAFETY: this function has the features of the vector.
                 unsafe { kernel.run::<__m256>() }
@@ -94,7 +96,9 @@ pub(super) struct Product<'a> {
     pub(super) row_step: usize,
     pub(super) depth_step: usize,
     pub(super) b: &'a [f32],
+    pub(super) b_step: usize,
     pub(super) c: &'a mut [f32],
+    pub(super) c_step: usize,
     pub(super) alpha: Option<&'a [f32]>,
 }
 
@@ -103,7 +107,8 @@ impl Kernel for Product<'_> {
     unsafe fn run<V: Simd>(self) {
         assert!(self.count > 0 && self.depth > 0);
         assert!(self.a.len() > (self.count - 1) * self.row_step + (self.depth - 1) * self.depth_step);
-        assert!(self.b.len() >= self.depth * self.panel && self.c.len() >= self.count * self.panel);
+        assert!(self.b.len() >= (self.depth - 1) * self.b_step + self.panel);
+        assert!(self.c.len() >= (self.count - 1) * self.c_step + self.panel && self.c_step >= self.panel);
         assert!(self.alpha.is_none_or(|alpha| alpha.len() >= self.panel));
         // SAFETY: the machine has V's instructions by contract; the lengths were checked.
         unsafe {
@@ -164,20 +169,20 @@ impl Product<'_> {
         unsafe {
             let a = self.a.as_ptr().add(m * row_step);
             let b = self.b.as_ptr();
-            let c = self.c.as_ptr().cast_mut().add(m * N * V::LANES);
+            let c = self.c.as_ptr().cast_mut().add(m * self.c_step);
             let mut sum = [[V::splat(0.0); N]; M];
             if let Some(alpha) = self.alpha {
                 for v in 0..N {
                     let alpha = V::load(alpha.as_ptr().add(v * V::LANES));
                     for r in 0..M {
-                        sum[r][v] = V::load(c.add((r * N + v) * V::LANES)).mul(alpha);
+                        sum[r][v] = V::load(c.add(r * self.c_step + v * V::LANES)).mul(alpha);
                     }
                 }
             }
             for k in 0..self.depth {
                 let mut lanes = [V::splat(0.0); N];
                 for v in 0..N {
-                    lanes[v] = V::load(b.add((k * N + v) * V::LANES));
+                    lanes[v] = V::load(b.add(k * self.b_step + v * V::LANES));
                 }
                 for r in 0..M {
                     let x = V::splat(*a.add(r * row_step + k * depth_step));
@@ -188,8 +193,122 @@ impl Product<'_> {
             }
             for r in 0..M {
                 for v in 0..N {
-                    sum[r][v].store(c.add((r * N + v) * V::LANES));
+                    sum[r][v].store(c.add(r * self.c_step + v * V::LANES));
                 }
+            }
+        }
+    }
+}
+
+/// `scores[r][j] = sum over k of query[r][k] * key[j][k]`, for few rows: here the lanes are dims.
+///
+/// Numbers between `depth` and the next whole vector are read too, and must be 0 in the query and finite in the keys.
+/// Rows of scores have room for a multiple of four keys.
+pub(super) struct Dots<'a> {
+    pub(super) rows: usize,
+    pub(super) keys: usize,
+    pub(super) depth: usize,
+    pub(super) query: &'a [f32],
+    pub(super) query_step: usize,
+    pub(super) key: &'a [f32],
+    pub(super) key_step: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) scores_step: usize,
+}
+
+impl Kernel for Dots<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(mut self) {
+        let width = self.depth.next_multiple_of(V::LANES);
+        assert!(self.rows > 0 && self.keys > 0);
+        assert!(self.query.len() >= (self.rows - 1) * self.query_step + width);
+        assert!(self.key.len() >= (self.keys - 1) * self.key_step + width);
+        assert!(self.scores.len() >= (self.rows - 1) * self.scores_step + self.keys.next_multiple_of(4));
+        let mut r = 0;
+        while r < self.rows {
+            // Four rows and four keys fill the registers of AVX-512 and NEON.
+            let step = (self.rows - r).min(V::VECTORS);
+            // SAFETY: the machine has V's instructions by contract; r + step <= rows, and the lengths were checked.
+            unsafe {
+                match step {
+                    1 => self.tile::<V, 1>(r),
+                    2 => self.tile::<V, 2>(r),
+                    3 => self.tile::<V, 3>(r),
+                    _ => self.tile::<V, 4>(r),
+                }
+            }
+            r += step;
+        }
+    }
+}
+
+impl Dots<'_> {
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the accumulators stay in registers only if every index is a constant")]
+    unsafe fn tile<V: Simd, const R: usize>(&mut self, r: usize) {
+        for j in (0..self.keys).step_by(4) {
+            // SAFETY: rows are below r + R <= rows, keys below `keys`; each has whole vectors up to `depth`, as `run` checked.
+            unsafe {
+                let query = self.query.as_ptr().add(r * self.query_step);
+                let key = self.key.as_ptr();
+                // Past the last key, that one again: its scores go where there is room, and are not used.
+                let at = [0, 1, 2, 3].map(|i| (j + i).min(self.keys - 1) * self.key_step);
+                let mut sum = [[V::splat(0.0); 4]; R];
+                for k in (0..self.depth).step_by(V::LANES) {
+                    let mut keys = [V::splat(0.0); 4];
+                    for i in 0..4 {
+                        keys[i] = V::load(key.add(at[i] + k));
+                    }
+                    for row in 0..R {
+                        let query = V::load(query.add(row * self.query_step + k));
+                        for i in 0..4 {
+                            sum[row][i] = query.mul_add(keys[i], sum[row][i]);
+                        }
+                    }
+                }
+                for row in 0..R {
+                    V::store_sums(sum[row], self.scores.as_mut_ptr().add((r + row) * self.scores_step + j));
+                }
+            }
+        }
+    }
+}
+
+/// As [`Softmax`], for scores of which each row lies along the lanes; -inf fills the rows up to whole vectors.
+pub(super) struct RowSoftmax<'a> {
+    pub(super) scores: &'a mut [f32],
+    pub(super) scores_step: usize,
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) alpha: &'a mut [f32],
+}
+
+impl Kernel for RowSoftmax<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        assert!(self.scores_step.is_multiple_of(V::LANES));
+        let rows = self.scores.chunks_exact_mut(self.scores_step).zip(self.max).zip(self.sum).zip(self.alpha);
+        for (((row, max), sum), alpha) in rows {
+            // SAFETY: the machine has V's instructions by contract; a row is whole vectors, and so is `lanes`.
+            unsafe {
+                let mut lanes = [0.0f32; 16];
+                let mut vector = V::splat(*max);
+                for at in (0..row.len()).step_by(V::LANES) {
+                    vector = V::load(row.as_ptr().add(at)).max(vector);
+                }
+                vector.store(lanes.as_mut_ptr());
+                let new = lanes[..V::LANES].iter().fold(*max, |a, &b| a.max(b));
+                let mut vector = V::splat(0.0);
+                for at in (0..row.len()).step_by(V::LANES) {
+                    let place = row.as_mut_ptr().add(at);
+                    let weight = exp(V::load(place).sub(V::splat(new)));
+                    weight.store(place);
+                    vector = vector.add(weight);
+                }
+                vector.store(lanes.as_mut_ptr());
+                *alpha = (*max - new).exp();
+                *sum = *sum * *alpha + lanes[..V::LANES].iter().sum::<f32>();
+                *max = new;
             }
         }
     }
@@ -339,6 +458,34 @@ impl Kernel for Weights<'_> {
     }
 }
 
+/// Numbers of 16 bits as f32, exactly.
+pub(super) struct Widen<'a, T> {
+    pub(super) from: &'a [T],
+    pub(super) to: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_, f16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let (from, to) = (self.from.chunks_exact(V::LANES), self.to.chunks_exact_mut(V::LANES));
+        let rest = from.remainder();
+        let at = self.from.len() - rest.len();
+        for (from, to) in from.zip(to) {
+            // SAFETY: the machine has V's instructions by contract; both chunks are a vector long.
+            unsafe { V::widen_f16(from.as_ptr()).store(to.as_mut_ptr()) };
+        }
+        self.to[at..].iter_mut().zip(rest).for_each(|(to, from)| *to = from.to_f32());
+    }
+}
+
+impl Kernel for Widen<'_, bf16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        // The compiler makes vectors of this.
+        self.to.iter_mut().zip(self.from).for_each(|(to, from)| *to = f32::from_bits(u32::from(from.to_bits()) << 16));
+    }
+}
+
 /// `to[c * to_step + r] = from[r * from_step + c]` for r < rows, c < columns.
 pub(super) struct Transpose<'a> {
     pub(super) rows: usize,
@@ -404,7 +551,7 @@ unsafe fn tanh<V: Simd>(x: V) -> V {
         let far = one.sub(e).div(one.add(e));
         let square = size.mul(size);
         let mut near = V::splat(-5.704_988_7e-3);
-        for coefficient in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+        for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
             near = near.mul_add(square, V::splat(coefficient));
         }
         let near = near.mul(square).mul_add(size, size);

@@ -4,6 +4,7 @@ pub mod naive;
 pub mod tiled;
 
 mod kernel;
+mod narrow;
 mod pack;
 mod shared;
 mod simd;

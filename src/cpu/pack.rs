@@ -3,28 +3,24 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::kernel::Widen;
 use super::shared::{Buffer, LINE, Shared};
+use super::simd::Isa;
 use crate::tensor::Strides;
 use crate::{HostSlice, HostVec};
 
 /// Reads `to.len()` numbers, `step` apart, from `start` on.
-pub(super) fn read_row(data: HostSlice<'_>, start: usize, step: usize, to: &mut [f32]) {
+pub(super) fn read_row(isa: Isa, data: HostSlice<'_>, start: usize, step: usize, to: &mut [f32]) {
     let len = to.len();
     match data {
         HostSlice::F32(data) if step == 1 => to.copy_from_slice(&data[start..start + len]),
-        HostSlice::F16(data) if step == 1 => data[start..start + len].convert_to_f32_slice(to),
-        HostSlice::BF16(data) if step == 1 => widen_bf16(&data[start..start + len], to),
+        HostSlice::F16(data) if step == 1 => isa.run(Widen { from: &data[start..start + len], to }),
+        HostSlice::BF16(data) if step == 1 => isa.run(Widen { from: &data[start..start + len], to }),
         data => {
             for (i, x) in to.iter_mut().enumerate() {
                 *x = data.get(start + i * step);
             }
         }
-    }
-}
-
-fn widen_bf16(from: &[bf16], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
     }
 }
 
@@ -39,10 +35,8 @@ pub(super) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// `count` rows of `width` numbers, the first at `start`: in place if that is wanted and they are contiguous f32, else a copy.
-    ///
-    /// The rows of a copy are an odd number of cache lines apart, so that a column of it goes to all sets of a cache, and are
-    /// filled with zeros up to a whole number of lines.
     pub(super) fn read(
+        isa: Isa,
         data: HostSlice<'a>,
         start: usize,
         strides: Strides,
@@ -54,13 +48,26 @@ impl<'a> Rows<'a> {
             let end = start + (count - 1) * strides.seq + width;
             return Self { data: &data[start..end], step: strides.seq, width };
         }
+        Self::copy(count, width, scratch, |row, to| read_row(isa, data, start + row * strides.seq, strides.dim, to))
+    }
+
+    /// Rows that `fill` fills. They are an odd number of cache lines apart, so that a column of them goes to all sets of a cache,
+    /// and have zeros up to a whole number of lines.
+    pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl Fn(usize, &mut [f32])) -> Self {
         let step = LINE * (width.div_ceil(LINE) | 1);
-        let scratch = scratch.take(count * step);
-        for (row, to) in scratch.chunks_exact_mut(step).enumerate() {
-            read_row(data, start + row * strides.seq, strides.dim, &mut to[..width]);
+        let data = scratch.take(count * step);
+        for (row, to) in data.chunks_exact_mut(step).enumerate() {
+            fill(row, &mut to[..width]);
             to[width..width.next_multiple_of(LINE)].fill(0.0);
         }
-        Self { data: scratch, step, width }
+        Self { data, step, width }
+    }
+
+    /// A copy with 0 for what is NaN or infinite.
+    pub(super) fn cleaned(self, count: usize, scratch: &mut Buffer) -> Rows<'_> {
+        Rows::copy(count, self.width, scratch, |row, to| {
+            to.iter_mut().zip(self.row(row)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
+        })
     }
 
     /// One row.

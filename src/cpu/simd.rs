@@ -2,10 +2,12 @@
 //!
 //! The kernels in [`super::kernel`] are written once against [`Simd`] and compiled once for each [`Isa`].
 
+use half::f16;
+
 /// A vector register of f32 lanes.
 ///
 /// # Safety
-/// Every function needs the instruction set of its implementation; `load`, `store` and `transpose` need valid places besides.
+/// Every function needs the instruction set of its implementation; those that take pointers need valid places besides.
 pub(super) trait Simd: Copy {
     /// Lanes of a vector.
     const LANES: usize;
@@ -30,6 +32,31 @@ pub(super) trait Simd: Copy {
     unsafe fn exponent_from_low_bits(self) -> Self;
     /// `self < than ? yes : no` lane by lane; `no` where one is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
+
+    /// `LANES` numbers, widened.
+    #[inline(always)]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        let mut wide = [0.0f32; 16];
+        for (i, x) in wide.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's `from` is valid for LANES numbers.
+            *x = unsafe { (*from.add(i)).to_f32() };
+        }
+        // SAFETY: LANES is at most 16.
+        unsafe { Self::load(wide.as_ptr()) }
+    }
+
+    /// Stores the sum of each vector's lanes to `to`.
+    #[inline(always)]
+    unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
+        for (i, vector) in vectors.into_iter().enumerate() {
+            let mut lanes = [0.0f32; 16];
+            // SAFETY: LANES is at most 16; the caller's `to` is valid for 4 numbers.
+            unsafe {
+                vector.store(lanes.as_mut_ptr());
+                *to.add(i) = lanes[..Self::LANES].iter().sum();
+            }
+        }
+    }
 
     /// `to[c * to_step + r] = from[r * from_step + c]` for r, c < `LANES`.
     #[inline(always)]
@@ -132,7 +159,7 @@ impl Isa {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "aarch64")]

@@ -66,4 +66,11 @@ impl Simd for float32x4_t {
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
         vbslq_f32(vcltq_f32(self, than), yes, no)
     }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
+        let [a, b, c, d] = vectors;
+        // SAFETY: the caller's `to` is valid for 4 numbers.
+        unsafe { vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))) };
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::simd::Simd;
 
 impl Simd for __m512 {
@@ -69,6 +71,25 @@ impl Simd for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's `from` is valid for 16 numbers of 16 bits.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
+        let [a, b, c, d] = vectors;
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let quarters = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+        let halves = _mm512_add_ps(quarters, _mm512_shuffle_f32x4::<0x4e>(quarters, quarters));
+        let all = _mm512_add_ps(halves, _mm512_shuffle_f32x4::<0xb1>(halves, halves));
+        // SAFETY: the caller's `to` is valid for 4 numbers.
+        unsafe { _mm_storeu_ps(to, _mm512_castps512_ps128(all)) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
         let mut rows = [_mm512_setzero_ps(); 16];
         for (i, row) in rows.iter_mut().enumerate() {
@@ -110,60 +131,75 @@ impl Simd for __m256 {
     const VECTORS: usize = 2;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller's `from` is valid for 8 numbers.
         unsafe { _mm256_loadu_ps(from) }
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's `to` is valid for 8 numbers.
         unsafe { _mm256_storeu_ps(to, self) }
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn splat(x: f32) -> Self {
         _mm256_set1_ps(x)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add(self, other: Self) -> Self {
         _mm256_add_ps(self, other)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn sub(self, other: Self) -> Self {
         _mm256_sub_ps(self, other)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mul(self, other: Self) -> Self {
         _mm256_mul_ps(self, other)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn div(self, other: Self) -> Self {
         _mm256_div_ps(self, other)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         _mm256_fmadd_ps(self, factor, addend)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn max(self, other: Self) -> Self {
         _mm256_max_ps(self, other)
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn exponent_from_low_bits(self) -> Self {
         _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self)))
     }
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
         _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(self, than))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's `from` is valid for 8 numbers of 16 bits.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
+        let [a, b, c, d] = vectors;
+        let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let all = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+        // SAFETY: the caller's `to` is valid for 4 numbers.
+        unsafe { _mm_storeu_ps(to, all) };
     }
 }

@@ -438,18 +438,69 @@ fn tmp_speed() {
     fn time(name: &str, flops: f64, mut f: impl FnMut()) {
         let reps = (1e8 / flops) as usize;
         let mut best = f64::MAX;
-        for _ in 0..300 { let t = std::time::Instant::now(); for _ in 0..reps { f(); } best = best.min(t.elapsed().as_nanos() as f64 / reps as f64); }
+        for _ in 0..300 {
+            let t = std::time::Instant::now();
+            for _ in 0..reps {
+                f();
+            }
+            best = best.min(t.elapsed().as_nanos() as f64 / reps as f64);
+        }
         eprintln!("{name}: {:.2} us {:.1} GFLOP/s", best / 1e3, flops / best);
     }
     let isa = Isa::best();
-    for (panel, keys, dim) in [(64, 64, 64), (64, 128, 64), (64, 96, 64), (64, 64, 128), (64, 128, 128), (32, 128, 128),(32, 64, 128), (48,64,128), (48,128,64)] {
+    for (panel, keys, dim) in [
+        (64, 64, 64),
+        (64, 128, 64),
+        (64, 96, 64),
+        (64, 64, 128),
+        (64, 128, 128),
+        (32, 128, 128),
+        (32, 64, 128),
+        (48, 64, 128),
+        (48, 128, 64),
+    ] {
         let mut bufs: Vec<super::shared::Buffer> = (0..5).map(|_| Default::default()).collect();
         let [a, b, c, d, e] = &mut bufs[..] else { panic!() };
         let f = 2.0 * (panel * keys * dim) as f64;
-        let a = a.take(keys * dim); let b = b.take(panel * dim); let c = c.take(panel * keys); let al = d.take(panel); let o = e.take(panel * dim);
-        time(&format!("{panel} {keys} {dim} score"), f, || isa.run(Product { panel, count: keys, depth: dim, a, row_step: dim, depth_step: 1, b, c, alpha: None }));
-        time(&format!("{panel} {keys} {dim} weigh"), f, || isa.run(Product { panel, count: dim, depth: keys, a, row_step: 1, depth_step: dim, b: c, c: o, alpha: Some(al) }));
-        let mut max = vec![0.0; 64]; let mut sum = vec![0.0; 64];
-        time(&format!("{panel} {keys} {dim} softmax"), 16.0 * f / dim as f64, || isa.run(Softmax { panel, scores: c, max: &mut max, sum: &mut sum, alpha: al }));
+        let a = a.take(keys * dim);
+        let b = b.take(panel * dim);
+        let c = c.take(panel * keys);
+        let al = d.take(panel);
+        let o = e.take(panel * dim);
+        time(&format!("{panel} {keys} {dim} score"), f, || {
+            isa.run(Product {
+                panel,
+                count: keys,
+                depth: dim,
+                a,
+                row_step: dim,
+                depth_step: 1,
+                b,
+                b_step: panel,
+                c,
+                c_step: panel,
+                alpha: None,
+            })
+        });
+        time(&format!("{panel} {keys} {dim} weigh"), f, || {
+            isa.run(Product {
+                panel,
+                count: dim,
+                depth: keys,
+                a,
+                row_step: 1,
+                depth_step: dim,
+                b: c,
+                b_step: panel,
+                c: o,
+                c_step: panel,
+                alpha: Some(al),
+            })
+        });
+        let mut max = vec![0.0; 64];
+        let mut sum = vec![0.0; 64];
+        time(&format!("{panel} {keys} {dim} softmax"), 16.0 * f / dim as f64, || {
+            isa.run(Softmax { panel, scores: c, max: &mut max, sum: &mut sum, alpha: al })
+        });
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::kernel::{Modify, Product, Softmax, Transpose};
+use super::narrow::Narrow;
 use super::pack::{Rows, SharedOutput, all_finite, read_row};
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
@@ -78,7 +79,8 @@ pub(super) struct Scratch {
     panels: Vec<Panel>,
     key: Buffer,
     value: Buffer,
-    pub(super) tile: Tile,
+    tile: Tile,
+    narrow: Narrow,
 }
 
 /// Scores of one panel and one block of keys, and what it takes to make them.
@@ -105,17 +107,22 @@ pub(super) enum Hiding {
     Everything,
 }
 
-/// The keys or the values of a block.
-pub(super) fn key_rows<'a>(job: &'a Job<'_>, unit: &Unit, operand: Operand, keys: &Range<usize>, scratch: &'a mut Buffer) -> Rows<'a> {
+/// The keys or the values of a block, in place if that is wanted and possible.
+pub(super) fn key_rows<'a>(
+    job: &'a Job<'_>,
+    unit: &Unit,
+    operand: Operand,
+    keys: &Range<usize>,
+    in_place: bool,
+    scratch: &'a mut Buffer,
+) -> Rows<'a> {
     let item = &job.items[unit.item];
     let shape = job.problem.shape(operand);
     let spec = job.problem.spec(operand);
     let strides = spec.strides(shape);
     let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
     let start = spec.offset + item.stored * strides.batch + unit.kv_head * strides.head + (item.first_kv + keys.start) * strides.seq;
-    // Values are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
-    let in_place = operand == Operand::Key || !strides.seq.is_multiple_of(8 * LINE);
-    Rows::read(data, start, strides, (keys.len(), shape[3]), in_place, scratch)
+    Rows::read(job.isa, data, start, strides, (keys.len(), shape[3]), in_place, scratch)
 }
 
 impl Panel {
@@ -158,7 +165,7 @@ impl Panel {
         for (r, to) in staged.chunks_exact_mut(head_dim).take(rows).enumerate() {
             let (head, i) = unit.row(problem, first + r);
             let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
-            read_row(job.inputs.query, start, strides.dim, to);
+            read_row(job.isa, job.inputs.query, start, strides.dim, to);
             to.iter_mut().for_each(|x| *x *= scale);
             let seen = item.interval(problem, i);
             self.seen.push(seen.start.max(unit.keys.start)..seen.end.min(unit.keys.end).max(seen.start.max(unit.keys.start)));
@@ -211,7 +218,8 @@ impl Tile {
             return Hiding::Nothing;
         }
         let (first, end) = self.bounds.take(2 * width).split_at_mut(width);
-        (first.fill(0.0), end.fill(keys.len() as f32));
+        first.fill(0.0);
+        end.fill(keys.len() as f32);
         for (r, seen) in panel.seen.iter().enumerate() {
             first[r] = (seen.start.clamp(keys.start, keys.end) - keys.start) as f32;
             end[r] = (seen.end.clamp(keys.start, keys.end) - keys.start) as f32;
@@ -230,7 +238,9 @@ impl Tile {
             row_step: key.step,
             depth_step: 1,
             b: panel.query.take(panel.width * head_dim),
+            b_step: panel.width,
             c: self.scores.take(panel.width * keys),
+            c_step: panel.width,
             alpha: None,
         });
     }
@@ -279,7 +289,7 @@ impl Tile {
             alpha: self.alpha.take(width),
         });
         let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(value.row(j)));
-        let used = if finite { value } else { cleaned(value, keys.len(), &mut self.clean) };
+        let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {
             panel: width,
             count: value.width,
@@ -288,7 +298,9 @@ impl Tile {
             row_step: 1,
             depth_step: used.step,
             b: self.scores.take(width * keys.len()),
+            b_step: width,
             c: panel.output.take(width * value.width),
+            c_step: width,
             alpha: panel.started.then_some(self.alpha.take(width)),
         });
         panel.started = true;
@@ -324,20 +336,12 @@ impl Tile {
     }
 }
 
-/// A copy with 0 for what is NaN or infinite.
-fn cleaned<'a>(value: Rows<'_>, count: usize, scratch: &'a mut Buffer) -> Rows<'a> {
-    let data = scratch.take(count * value.width);
-    for (j, to) in data.chunks_exact_mut(value.width).enumerate() {
-        for (to, &x) in to.iter_mut().zip(value.row(j)) {
-            *to = if x.is_finite() { x } else { 0.0 };
-        }
-    }
-    Rows { data, step: value.width, width: value.width }
-}
-
 /// Computes a unit and writes its results.
 pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
-    let Scratch { panels, key, value, tile } = scratch;
+    let Scratch { panels, key, value, tile, narrow } = scratch;
+    if unit.rows * 2 <= job.isa.lanes() && job.scores.is_none() && job.weights.is_none() {
+        return narrow.run(job, unit, key, value);
+    }
     let widest = job.isa.panel();
     let count = unit.rows.div_ceil(widest);
     while panels.len() < count {
@@ -348,10 +352,13 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
         let first = p * widest;
         panel.load(job, unit, first, widest.min(unit.rows - first), tile);
     }
+    // Values are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
+    let value_step = job.problem.value.strides(job.problem.shape(Operand::Value)).seq;
+    let value_in_place = !value_step.is_multiple_of(8 * LINE);
     for start in unit.keys.clone().step_by(KEY_BLOCK) {
         let block = start..unit.keys.end.min(start + KEY_BLOCK);
-        let key = key_rows(job, unit, Operand::Key, &block, key);
-        let value = key_rows(job, unit, Operand::Value, &block, value);
+        let key = key_rows(job, unit, Operand::Key, &block, true, key);
+        let value = key_rows(job, unit, Operand::Value, &block, value_in_place, value);
         for panel in panels.iter_mut() {
             let keys = panel.some.start.max(block.start)..panel.some.end.min(block.end);
             if !keys.is_empty() {
@@ -380,18 +387,21 @@ fn finish_panel(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) 
     }
     let (max, sum) = (panel.max.take(width), panel.sum.take(width));
     for (r, row) in rows.chunks_exact_mut(head_dim_v).take(panel.rows).enumerate() {
-        match unit.partial {
-            None => sum[r] = finish_row(job, unit, panel.first + r, row, max[r], sum[r]),
-            Some(partial) => {
-                let record = partial + (panel.first + r) * (head_dim_v + 2);
-                // SAFETY: each row of each part has a record of its own, read only after all units are done.
-                let record = unsafe { job.partials.slice(record..record + head_dim_v + 2) };
-                record[..head_dim_v].copy_from_slice(row);
-                record[head_dim_v] = max[r];
-                record[head_dim_v + 1] = sum[r];
-            }
-        }
+        sum[r] = hand_out_row(job, unit, panel.first + r, row, max[r], sum[r]);
     }
+}
+
+/// Finishes a row, or writes it to `partials` if the unit is only a part. Returns the factor that divides.
+pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
+    let Some(partial) = unit.partial else {
+        return finish_row(job, unit, r, row, max, sum);
+    };
+    let (width, at) = (row.len(), partial + r * (row.len() + 2));
+    // SAFETY: each row of each part has a record of its own, read only after all units are done.
+    let record = unsafe { job.partials.slice(at..at + width + 2) };
+    record[..width].copy_from_slice(row);
+    record[width..].copy_from_slice(&[max, sum]);
+    1.0
 }
 
 /// Writes output and lse of a row from its undivided output, maximum and sum. Returns the factor that divides.

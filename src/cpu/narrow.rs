@@ -1,0 +1,160 @@
+//! Units of few rows, as in decoding: rows lie along memory, and the lanes of a vector are dims. Reading keys and values once is
+//! what takes the time; a panel of mostly empty lanes would take longer than that.
+
+use std::ops::Range;
+
+use super::kernel::{Dots, Modify, Product, RowSoftmax};
+use super::pack::{Rows, all_finite, read_row};
+use super::shared::{Buffer, LINE};
+use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
+use super::visible::Item;
+use crate::ScoreOrder;
+use crate::problem::Operand;
+
+/// The memory of one thread for such units: all rows are whole cache lines.
+#[derive(Default)]
+pub(super) struct Narrow {
+    query: Buffer,
+    output: Buffer,
+    scores: Buffer,
+    extra: Buffer,
+    max: Buffer,
+    sum: Buffer,
+    alpha: Buffer,
+    clean: Buffer,
+}
+
+impl Narrow {
+    /// Computes a unit and writes its results.
+    pub(super) fn run(&mut self, job: &Job<'_>, unit: &Unit, key_buffer: &mut Buffer, value_buffer: &mut Buffer) {
+        let d = &job.problem.dims;
+        let output_step = d.head_dim_v.next_multiple_of(LINE);
+        self.load(job, unit);
+        self.output.take(unit.rows * output_step).fill(0.0);
+        self.max.take(unit.rows).fill(f32::MIN);
+        self.sum.take(unit.rows).fill(0.0);
+        let (key_in_place, value_in_place) = (d.head_dim.is_multiple_of(LINE), d.head_dim_v.is_multiple_of(LINE));
+        for start in unit.keys.clone().step_by(KEY_BLOCK) {
+            let keys = start..unit.keys.end.min(start + KEY_BLOCK);
+            let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key_buffer);
+            let hidden = self.score(job, unit, start, keys.len(), key);
+            let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value_buffer);
+            self.accumulate(job, unit, &keys, value, hidden);
+        }
+        let (max, sum) = (self.max.take(unit.rows), self.sum.take(unit.rows));
+        for (r, row) in self.output.take(unit.rows * output_step).chunks_exact_mut(output_step).enumerate() {
+            hand_out_row(job, unit, r, &mut row[..d.head_dim_v], max[r], sum[r]);
+        }
+    }
+
+    /// The unit's queries, scaled, with zeros up to whole lines.
+    fn load(&mut self, job: &Job<'_>, unit: &Unit) {
+        let problem = job.problem;
+        let item = &job.items[unit.item];
+        let scale = problem.effective_scale();
+        let strides = problem.query.strides(problem.shape(Operand::Query));
+        let step = problem.dims.head_dim.next_multiple_of(LINE);
+        for (r, to) in self.query.take(unit.rows * step).chunks_exact_mut(step).enumerate() {
+            let (head, i) = unit.row(problem, r);
+            let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
+            let (to, padding) = to.split_at_mut(problem.dims.head_dim);
+            read_row(job.isa, job.inputs.query, start, strides.dim, to);
+            to.iter_mut().for_each(|x| *x *= scale);
+            padding.fill(0.0);
+        }
+    }
+
+    /// The scores of `count` keys from `start` on as softmax needs them, hidden ones -inf. Returns whether there are hidden ones.
+    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>) -> bool {
+        let problem = job.problem;
+        let item = &job.items[unit.item];
+        let step = count.next_multiple_of(LINE);
+        let scores = self.scores.take(unit.rows * step);
+        job.isa.run(Dots {
+            rows: unit.rows,
+            keys: count,
+            depth: key.width,
+            query: self.query.take(unit.rows * key.width.next_multiple_of(LINE)),
+            query_step: key.width.next_multiple_of(LINE),
+            key: key.data,
+            key_step: key.step,
+            scores,
+            scores_step: step,
+        });
+        let has_extra = Item::has_extra(problem);
+        let extra = self.extra.take(unit.rows * step);
+        if has_extra {
+            for (r, row) in extra.chunks_exact_mut(step).enumerate() {
+                let (row, padding) = row.split_at_mut(count);
+                item.fill_extra(problem, job.inputs, unit.row(problem, r), start..start + count, row);
+                padding.fill(0.0);
+            }
+        }
+        if has_extra || problem.softcap.is_some() {
+            job.isa.run(Modify {
+                panel: step,
+                scores,
+                softcap: problem.softcap,
+                bias_first: problem.score_order == ScoreOrder::BiasThenSoftcap,
+                extra: has_extra.then_some(extra),
+                bounds: None,
+            });
+        }
+        let mut hidden = has_extra;
+        for (r, row) in scores.chunks_exact_mut(step).enumerate() {
+            let seen = item.interval(problem, unit.row(problem, r).1);
+            let inside = |key: usize| key.clamp(start, start + count) - start;
+            hidden |= inside(seen.start) > 0 || inside(seen.end) < count;
+            row[..inside(seen.start)].fill(f32::NEG_INFINITY);
+            row[inside(seen.end)..].fill(f32::NEG_INFINITY);
+        }
+        hidden
+    }
+
+    /// Takes the scored keys into maximum, sum and output.
+    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, keys: &Range<usize>, value: Rows<'_>, hidden: bool) {
+        let count = keys.len();
+        let step = count.next_multiple_of(LINE);
+        let output_step = value.width.next_multiple_of(LINE);
+        let alpha = self.alpha.take(unit.rows);
+        let output = self.output.take(unit.rows * output_step);
+        let has_extra = Item::has_extra(job.problem);
+        let unfinite = hidden && !(0..count).all(|j| all_finite(value.row(j)));
+        let scores = self.scores.take(unit.rows * step);
+        job.isa.run(RowSoftmax { scores, scores_step: step, max: self.max.take(unit.rows), sum: self.sum.take(unit.rows), alpha });
+        for (row, &mut alpha) in output.chunks_exact_mut(output_step).zip(alpha) {
+            if alpha != 1.0 {
+                row.iter_mut().for_each(|x| *x *= alpha);
+            }
+        }
+        let used = if unfinite { value.cleaned(count, &mut self.clean) } else { value };
+        let panel = job.isa.panel();
+        for first in (0..output_step).step_by(panel) {
+            job.isa.run(Product {
+                panel: panel.min(output_step - first),
+                count: unit.rows,
+                depth: count,
+                a: scores,
+                row_step: step,
+                depth_step: 1,
+                b: &used.data[first..],
+                b_step: used.step,
+                c: &mut output[first..],
+                c_step: output_step,
+                alpha: Some(&[1.0; 4 * LINE]),
+            });
+        }
+        if unfinite {
+            // What is NaN or infinite, for the rows that see it alone.
+            for (r, row) in output.chunks_exact_mut(output_step).enumerate() {
+                let seen = job.items[unit.item].interval(job.problem, unit.row(job.problem, r).1);
+                for (j, key) in keys.clone().enumerate() {
+                    if seen.contains(&key) && !(has_extra && self.extra.get(r * step + j) == f32::NEG_INFINITY) {
+                        let unfinite = row.iter_mut().zip(value.row(j)).filter(|(_, value)| !value.is_finite());
+                        unfinite.for_each(|(x, &value)| *x += scores[r * step + j] * value);
+                    }
+                }
+            }
+        }
+    }
+}
