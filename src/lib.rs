@@ -16,7 +16,10 @@ pub mod cpu;
 mod dtype;
 mod engine;
 mod error;
+pub mod gpu;
+pub mod plan;
 mod problem;
+mod shader;
 mod tensor;
 mod visibility;
 

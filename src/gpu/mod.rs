@@ -1,0 +1,13 @@
+//! The only place that names wgpu: adapters, devices, pipelines, buffers, dispatch.
+
+mod adapter;
+mod attention;
+mod device;
+mod host;
+mod pipeline;
+
+pub use adapter::{AdapterReport, list};
+pub use attention::{Attention, Bindings, Bound};
+pub use device::Gpu;
+
+pub(crate) use adapter::{Chosen, choose};

@@ -1,0 +1,130 @@
+//! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
+
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
+use crate::shader::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
+use crate::{Error, Problem, Result};
+
+/// Shapes from the fastest to the smallest, with the least rows for which each is meant.
+const SHAPES: &[(usize, TileShape)] = &[
+    (17, tile(128, 4, 16, 2)),
+    (17, tile(128, 4, 16, 1)),
+    (9, tile(128, 2, 16, 2)),
+    (9, tile(128, 2, 16, 1)),
+    (5, tile(128, 1, 16, 2)),
+    (5, tile(128, 1, 16, 1)),
+    (1, tile(64, 1, 16, 2)),
+    (1, tile(64, 1, 16, 1)),
+    (1, tile(32, 1, 8, 1)),
+    (1, tile(16, 1, 8, 1)),
+    (1, tile(8, 1, 4, 1)),
+    (1, tile(4, 1, 2, 1)),
+];
+
+const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
+    TileShape { threads, rows, cols, keys, subgroups: false }
+}
+
+/// Keys below which a split is not worth its merge.
+const KEYS_PER_SPLIT: usize = 256;
+
+pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
+    let d = &problem.dims;
+    let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
+    let shape = choose(problem, caps, pack * d.seq_len_q)?;
+    let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
+    let blocks = (pack * d.seq_len_q).div_ceil(shape.block_rows() as usize) * (d.num_heads / pack) * d.batch;
+    let splits = splits(problem, caps, blocks);
+    let workgroups = grid(blocks.saturating_mul(splits))?;
+
+    let mut key = KernelKey::new(Kernel::Tiles(shape), problem);
+    let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
+    let mut scratch = Vec::new();
+    let mut steps = Vec::new();
+    let in_place = |slot| match slot {
+        Slot::Query => Place::Query,
+        Slot::Key => Place::Key,
+        Slot::Value => Place::Value,
+        Slot::Output => Place::Output,
+        Slot::Lse => Place::Lse,
+        Slot::Tables => Place::Tables,
+        Slot::Bias => Place::Bias,
+        Slot::Mask => Place::Mask,
+        Slot::PartialOutput => Place::Scratch(0),
+        _ => Place::Scratch(1),
+    };
+    if splits == 1 {
+        steps.push(Step { places: places(&key, in_place), key, params, flops: d.flops() });
+    } else {
+        let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
+        let rows = problem.lse_len();
+        let merge = Step {
+            key: KernelKey::new(Kernel::Merge, problem),
+            params: Params { end_workgroup: grid((rows * (width as usize / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..params },
+            places: Vec::new(),
+            flops: 2.0 * (splits * rows * width as usize) as f64,
+        };
+        // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
+        key.output = Storage::SCRATCH;
+        params.offsets[3] = 0;
+        params.output_strides = match problem.packed {
+            Some(_) => [0, width, d.num_heads as u32 * width, 1],
+            None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
+        };
+        params.output_split_stride = rows as u32 * width;
+        params.lse_split_stride = rows as u32;
+        scratch = vec![4 * (splits * rows) as u64 * u64::from(width), 4 * (splits * rows) as u64];
+        check_bytes("partial outputs", scratch[0], caps)?;
+        let to_scratch = |slot| match slot {
+            Slot::Output => Place::Scratch(0),
+            Slot::Lse => Place::Scratch(1),
+            other => in_place(other),
+        };
+        steps.push(Step { places: places(&key, to_scratch), key, params, flops: d.flops() });
+        steps.push(Step { places: places(&merge.key, in_place), ..merge });
+    }
+    let summary = format!(
+        "fused tiles {}x{} ({} threads, {}x{} a thread), heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        shape.block_rows(),
+        shape.block_keys(),
+        shape.threads,
+        shape.rows,
+        shape.keys,
+        shape.workgroup_bytes(d.head_dim as u32, d.head_dim_v as u32),
+        scratch.iter().sum::<u64>(),
+    );
+    Ok(Plan { steps, scratch, table_words, summary })
+}
+
+pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slot, Place)> {
+    key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
+}
+
+/// The first shape meant for this many rows that fits the device.
+fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<TileShape> {
+    let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
+    let bytes = |shape: TileShape| u64::from(shape.workgroup_bytes(head_dim.min(1 << 20), head_dim_v.min(1 << 20)));
+    SHAPES
+        .iter()
+        .filter(|&&(least, _)| rows >= least)
+        .map(|&(_, shape)| TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })
+        .find(|&shape| bytes(shape) <= caps.workgroup_bytes.into() && shape.threads <= caps.workgroup_threads)
+        .ok_or_else(|| Error::Limit {
+            limit: "max_compute_workgroup_storage_size",
+            needed: SHAPES.last().map_or(0, |&(_, shape)| bytes(shape)),
+            available: caps.workgroup_bytes.into(),
+            remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
+        })
+}
+
+/// Into how many parts the keys are split: enough to fill the device, none too short.
+fn splits(problem: &Problem, caps: &DeviceCaps, blocks: usize) -> usize {
+    let v = &problem.visibility;
+    let d = &problem.dims;
+    let mut keys = d.seq_len_kv;
+    if let (Some(left), true) = (v.window_left, v.causal || v.window_right.is_some()) {
+        let right = if v.causal { 0 } else { v.window_right.unwrap_or(0) as usize };
+        keys = keys.min(d.seq_len_q.saturating_add(left as usize).saturating_add(right));
+    }
+    let wanted = caps.full_grid().div_ceil(blocks.max(1));
+    if wanted < 2 { 1 } else { wanted.min(keys / KEYS_PER_SPLIT).max(1) }
+}
