@@ -21,6 +21,8 @@ pub mod plan;
 mod problem;
 mod shader;
 mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 mod visibility;
 
 pub use control::Control;
