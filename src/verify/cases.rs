@@ -2,9 +2,9 @@
 
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::compare::compare;
-use crate::verify::suite::{Attend, Verdict, verdict_of};
-use crate::verify::{cases_model, cases_sdpa};
-use crate::{Broadcast, DType, Error, Result};
+use crate::verify::suite::{Verdict, verdict_of};
+use crate::verify::{cases_model, cases_onnx, cases_sdpa};
+use crate::{Attend, Broadcast, DType, Error, Result};
 
 /// A tensor that an operation gave.
 pub(crate) struct Given {
@@ -16,13 +16,18 @@ pub(crate) struct Given {
 /// Runs what a file asks.
 type Op = fn(&CaseFile, &Attend<'_>) -> Result<Vec<Given>>;
 
-const OPS: [(&str, Op); 6] = [
+const OPS: [(&str, Op); 11] = [
     ("sdpa", cases_sdpa::sdpa),
     ("flex", cases_sdpa::flex),
     ("varlen", cases_sdpa::varlen),
     ("sdpa_layers", cases_model::sdpa_layers),
     ("bert_attention", cases_model::bert_attention),
     ("mha", cases_model::mha),
+    ("Attention", cases_onnx::attention),
+    ("RotaryEmbedding", cases_onnx::rotary_embedding),
+    ("FlexAttention", cases_onnx::flex_attention),
+    ("ms.MultiHeadAttention", cases_onnx::multi_head_attention),
+    ("ms.GroupQueryAttention", cases_onnx::group_query_attention),
 ];
 
 /// Expected outputs that no operation here gives, and why.

@@ -5,8 +5,7 @@
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape};
-use crate::verify::suite::Attend;
-use crate::{Broadcast, Dims, HostVec, Problem, Result, Want};
+use crate::{Attend, Broadcast, Dims, HostVec, Problem, Result, Want};
 
 /// Attention of each layer of a model: q<i>, k<i>, v<i>.
 pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {

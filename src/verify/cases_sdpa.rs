@@ -3,8 +3,7 @@
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape, output_dtype};
-use crate::verify::suite::Attend;
-use crate::{Alibi, Alignment, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder};
+use crate::{Alibi, Alignment, Attend, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder};
 
 /// [batch, heads, seq, dim] tensors q, k, v with their scale, and nothing hidden.
 fn dense(file: &CaseFile) -> Result<(Problem, Data)> {

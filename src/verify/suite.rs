@@ -11,10 +11,7 @@ use crate::verify::compare::{Mismatch, compare};
 use crate::verify::expect::{Expected, ExpectedTensor, output_places};
 use crate::verify::generate::{minimise, random};
 use crate::verify::table::table;
-use crate::{Control, Error, Inputs, Outputs, Problem, Result, gather};
-
-/// Anything that computes attention: an engine, the oracle, a kernel under test.
-pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;
+use crate::{Attend, Control, Error, Outputs, Problem, Result, gather};
 
 /// What is under test, and what reports call it.
 #[derive(Clone, Copy)]

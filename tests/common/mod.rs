@@ -1,8 +1,8 @@
 //! What the test files share: the backends under test.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_attention::verify::{Attend, Candidate, oracle};
-use wgpu_attention::{Backend, Engine, EngineOptions};
+use wgpu_attention::verify::{Candidate, oracle};
+use wgpu_attention::{Attend, Backend, Engine, EngineOptions};
 
 /// A backend by name.
 pub(crate) struct Tested {
