@@ -1,6 +1,8 @@
 //! What the test files share: the backends under test.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod bugs;
+
 use wgpu_attention::verify::{Candidate, oracle};
 use wgpu_attention::{Attend, Backend, Engine, EngineOptions};
 
