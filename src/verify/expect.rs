@@ -111,19 +111,7 @@ impl Expected {
 
 /// The oracle in the shape of an engine: the right answer, rounded to what is stored.
 pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
-    let answer = naive::attention(problem, inputs)?;
-    let narrow = |data: &[f64]| data.iter().map(|&x| x as f32).collect::<Vec<_>>();
-    let dense = arrange_output(problem, inputs, &answer.output);
-    let mut output = vec![0.0f32; problem.output_len()];
-    for (place, x) in output_places(problem).zip(dense) {
-        output[place] = x as f32;
-    }
-    Ok(Outputs {
-        output: HostVec::from_f32(problem.output.dtype, &output),
-        lse: problem.want.lse.then(|| narrow(&arrange_lse(problem, inputs, &answer.lse))),
-        scores: problem.want.scores.map(|stage| narrow(stage_of(&answer, stage))),
-        weights: problem.want.weights.then(|| narrow(&answer.weights)),
-    })
+    naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
 }
 
 /// The index in the output's buffer of each of its elements, in [batch, heads, seq, dim] order.
