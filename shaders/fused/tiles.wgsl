@@ -46,7 +46,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (thread == 0u) {
         atomicStore(&non_finite, 0u);
     }
-    for (var i = thread; i < BLOCK_ROWS * HEAD_VECS; i += THREADS) {
+    for (var n = 0u; n < (BLOCK_ROWS * HEAD_VECS + THREADS - 1u) / THREADS; n++) {
+        let i = n * THREADS + thread;
+        if (i >= BLOCK_ROWS * HEAD_VECS) {
+            break;
+        }
         let row = row_of(item, block, i / HEAD_VECS);
         var q = vec4<f32>(0.0);
         if (row.row < item.rows) {
@@ -71,7 +75,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let range = key_range(item, block);
     for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
-        for (var i = thread; i < BLOCK_KEYS * HEAD_VECS; i += THREADS) {
+        for (var n = 0u; n < (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= BLOCK_KEYS * HEAD_VECS) {
+                break;
+            }
             let key = first + i / HEAD_VECS;
             var k = vec4<f32>(0.0);
             if (key < range.end) {
@@ -133,7 +141,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 acc[r * VALUE_PER + e] *= shrink;
             }
         }
-        for (var i = thread; i < BLOCK_KEYS * VALUE_VECS; i += THREADS) {
+        for (var n = 0u; n < (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= BLOCK_KEYS * VALUE_VECS) {
+                break;
+            }
             let key = first + i / VALUE_VECS;
             var v = vec4<f32>(0.0);
             if (key < range.end) {

@@ -32,7 +32,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var score: array<f32, 16>; // 4 rows x 4 keys
     for (var d = 0u; d < HEAD_VECS; d += STEP) {
         workgroupBarrier(); // between the last step's tiles being read and these being written
-        for (var i = thread; i < TILE * STEP; i += THREADS) {
+        for (var n = 0u; n < (TILE * STEP + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * STEP) {
+                break;
+            }
             let local = i / STEP;
             let dim = d + i % STEP;
             var q = vec4<f32>(0.0);

@@ -30,7 +30,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var acc: array<vec4<f32>, 4>;
     for (var first = 0u; first < item.keys; first += TILE) {
         workgroupBarrier(); // between the last step's tiles being read and these being written
-        for (var i = thread; i < TILE * TILE; i += THREADS) {
+        for (var n = 0u; n < (TILE * TILE + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * TILE) {
+                break;
+            }
             let local = first_local + i / TILE;
             let key = first + i % TILE;
             var weight = bitcast<f32>(HIDDEN_BITS);
@@ -39,7 +43,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
             weight_tile[i / TILE * (TILE + 1u) + i % TILE] = weight;
         }
-        for (var i = thread; i < TILE * COLUMNS; i += THREADS) {
+        for (var n = 0u; n < (TILE * COLUMNS + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * COLUMNS) {
+                break;
+            }
             let key = first + i / COLUMNS;
             let column = first_column + i % COLUMNS;
             var v = vec4<f32>(0.0);

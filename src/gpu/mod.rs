@@ -10,4 +10,4 @@ pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings, Bound};
 pub use device::Gpu;
 
-pub(crate) use adapter::{Chosen, choose};
+pub(crate) use adapter::choose;

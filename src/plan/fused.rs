@@ -1,11 +1,18 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
-use crate::shader::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
+use crate::plan::DeviceClass;
+use crate::shader::{Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
 use crate::{Error, Problem, Result};
 
-/// Shapes from the fastest to the smallest, with the least rows for which each is meant.
-const SHAPES: &[(usize, TileShape)] = &[
+/// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
+const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
+    (DeviceClass::Software, 257, 128, RowShape { threads: 128, rows: 2, keys: 32, step: 2 }),
+    (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
+];
+
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
+const TILES: &[(usize, TileShape)] = &[
     (17, tile(128, 4, 16, 2)),
     (17, tile(128, 4, 16, 1)),
     (9, tile(128, 2, 16, 2)),
@@ -30,13 +37,13 @@ const KEYS_PER_SPLIT: usize = 256;
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
     let d = &problem.dims;
     let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
-    let shape = choose(problem, caps, pack * d.seq_len_q)?;
+    let kernel = choose(problem, caps, pack * d.seq_len_q)?;
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
-    let blocks = (pack * d.seq_len_q).div_ceil(shape.block_rows() as usize) * (d.num_heads / pack) * d.batch;
+    let blocks = (pack * d.seq_len_q).div_ceil(kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
     let splits = splits(problem, caps, blocks);
     let workgroups = grid(blocks.saturating_mul(splits))?;
 
-    let mut key = KernelKey::new(Kernel::Tiles(shape), problem);
+    let mut key = KernelKey::new(kernel, problem);
     let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
     let mut scratch = Vec::new();
     let mut steps = Vec::new();
@@ -53,7 +60,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
         _ => Place::Scratch(1),
     };
     if splits == 1 {
-        steps.push(Step { places: places(&key, in_place), key, params, flops: d.flops() });
+        steps.push(Step { places: places(&key, in_place), key: key.clone(), params, flops: d.flops() });
     } else {
         let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
         let rows = problem.lse_len();
@@ -79,17 +86,12 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
             Slot::Lse => Place::Scratch(1),
             other => in_place(other),
         };
-        steps.push(Step { places: places(&key, to_scratch), key, params, flops: d.flops() });
+        steps.push(Step { places: places(&key, to_scratch), key: key.clone(), params, flops: d.flops() });
         steps.push(Step { places: places(&merge.key, in_place), ..merge });
     }
     let summary = format!(
-        "fused tiles {}x{} ({} threads, {}x{} a thread), heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
-        shape.block_rows(),
-        shape.block_keys(),
-        shape.threads,
-        shape.rows,
-        shape.keys,
-        shape.workgroup_bytes(d.head_dim as u32, d.head_dim_v as u32),
+        "fused {kernel}, heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        key.workgroup_bytes(),
         scratch.iter().sum::<u64>(),
     );
     Ok(Plan { steps, scratch, table_words, summary })
@@ -99,21 +101,23 @@ pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slo
     key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
 }
 
-/// The first shape meant for this many rows that fits the device.
-fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<TileShape> {
-    let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
-    let bytes = |shape: TileShape| u64::from(shape.workgroup_bytes(head_dim.min(1 << 20), head_dim_v.min(1 << 20)));
-    SHAPES
-        .iter()
-        .filter(|&&(least, _)| rows >= least)
-        .map(|&(_, shape)| TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })
-        .find(|&shape| bytes(shape) <= caps.workgroup_bytes.into() && shape.threads <= caps.workgroup_threads)
-        .ok_or_else(|| Error::Limit {
-            limit: "max_compute_workgroup_storage_size",
-            needed: SHAPES.last().map_or(0, |&(_, shape)| bytes(shape)),
-            available: caps.workgroup_bytes.into(),
-            remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
-        })
+/// The first kernel meant for this many rows on this class of device that fits it.
+fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<Kernel> {
+    let fits = |kernel: Kernel| {
+        let key = KernelKey::new(kernel, problem);
+        key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
+    };
+    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
+    let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
+    let by_rows = by_rows.map(|&(.., shape)| Kernel::Rows(shape));
+    let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
+    let by_tiles = by_tiles.map(|&(_, shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
+    by_rows.chain(by_tiles).find(|&kernel| fits(kernel)).ok_or_else(|| Error::Limit {
+        limit: "max_compute_workgroup_storage_size",
+        needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(Kernel::Tiles(shape), problem).workgroup_bytes().into()),
+        available: caps.workgroup_bytes.into(),
+        remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
+    })
 }
 
 /// Into how many parts the keys are split: enough to fill the device, none too short.

@@ -23,6 +23,8 @@ pub(crate) struct KernelKey {
 pub(crate) enum Kernel {
     /// Fused forward by register tiles.
     Tiles(TileShape),
+    /// Fused forward, whole query rows to a thread.
+    Rows(RowShape),
     /// Parts of a fused forward over disjoint keys, put together.
     Merge,
     /// Staged, first: the score matrix.
@@ -31,6 +33,33 @@ pub(crate) enum Kernel {
     Softmax,
     /// Staged, third: weights x V.
     WeightedValues,
+}
+
+impl Kernel {
+    /// Query rows of a workgroup of a fused kernel.
+    pub(crate) const fn block_rows(self) -> u32 {
+        match self {
+            Self::Tiles(shape) => shape.block_rows(),
+            Self::Rows(shape) => shape.block_rows(),
+            Self::Merge | Self::Scores | Self::Softmax | Self::WeightedValues => 0,
+        }
+    }
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tiles(s) => {
+                let by = if s.subgroups { "subgroups" } else { "workgroup memory" };
+                write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
+            }
+            Self::Rows(s) => write!(f, "rows {}x{}, {} threads of {}x{}", s.block_rows(), s.keys, s.threads, s.rows, s.step),
+            Self::Merge => f.write_str("merge"),
+            Self::Scores => f.write_str("scores"),
+            Self::Softmax => f.write_str("softmax"),
+            Self::WeightedValues => f.write_str("weighted values"),
+        }
+    }
 }
 
 /// How a workgroup of the tiles kernel shares its work: `threads / cols * rows` query rows by `cols * keys` keys.
@@ -66,6 +95,27 @@ impl TileShape {
         let weight_tile = 4 * self.block_keys() * (self.block_rows() + 4);
         let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
         query_tile + tile + weight_tile + row_partial + 4
+    }
+}
+
+/// How a workgroup of the rows kernel shares its work: `threads * rows` query rows by tiles of `keys` keys, `step` of them at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RowShape {
+    pub(crate) threads: u32,
+    /// Query rows of a thread.
+    pub(crate) rows: u32,
+    pub(crate) keys: u32,
+    pub(crate) step: u32,
+}
+
+impl RowShape {
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.threads * self.rows
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 4
     }
 }
 
@@ -194,7 +244,7 @@ impl KernelKey {
             tables,
         };
         match kernel {
-            Kernel::Tiles(_) => Self {
+            Kernel::Tiles(_) | Kernel::Rows(_) => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
@@ -222,7 +272,7 @@ impl KernelKey {
             }
         };
         let kernel = self.kernel;
-        let fused = matches!(kernel, Kernel::Tiles(_));
+        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_));
         let scores = kernel == Kernel::Scores;
         add(fused || scores, Slot::Query, Access::Read);
         add(fused || scores, Slot::Key, Access::Read);
@@ -262,6 +312,15 @@ impl KernelKey {
                 "shaders/lib/row_reduce_subgroup.wgsl",
                 "shaders/fused/tiles.wgsl"
             ),
+            Kernel::Rows(_) => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/lib/block.wgsl",
+                "shaders/fused/rows.wgsl"
+            ),
             Kernel::Merge => files!(
                 "shaders/lib/params.wgsl",
                 "shaders/io/widen.wgsl",
@@ -299,6 +358,7 @@ impl KernelKey {
     pub(crate) fn workgroup_bytes(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
+            Kernel::Rows(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
@@ -310,6 +370,7 @@ impl KernelKey {
     pub(crate) fn threads(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
+            Kernel::Rows(shape) => shape.threads,
             _ => 64,
         }
     }

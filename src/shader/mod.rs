@@ -6,8 +6,8 @@ mod prelude;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use key::{Access, Alibi, Kernel, KernelKey, ScoreKey, Slot, SoftcapPlace, Storage, TileShape};
-pub(crate) use params::{Flags, Params};
+pub(crate) use key::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
+pub(crate) use params::Params;
 
 /// The text of a kernel, and where its lines come from.
 pub(crate) struct Source {

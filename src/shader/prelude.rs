@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Access, Kernel, KernelKey, Slot, Storage, TileShape};
+use super::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
 use crate::DType;
 
 /// Renders the prelude of `key`.
@@ -31,6 +31,14 @@ fn constants(text: &mut String, key: &KernelKey) {
         }
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", shape.block_keys());
+    }
+    if let Kernel::Rows(shape) = key.kernel {
+        let RowShape { threads, rows, keys, step } = shape;
+        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("KEYS", keys), ("STEP", step)] {
+            line(name, value);
+        }
+        line("BLOCK_ROWS", shape.block_rows());
+        line("BLOCK_KEYS", keys);
     }
     line("SOFTCAP", key.score.softcap as u32);
     line("ALIBI", key.score.alibi as u32);
