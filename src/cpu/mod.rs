@@ -2,3 +2,16 @@
 
 pub mod naive;
 pub mod tiled;
+
+mod kernel;
+mod pack;
+mod shared;
+mod simd;
+mod simd_neon;
+mod simd_x86;
+mod staged;
+mod unit;
+mod visible;
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,207 @@
-//! The CPU path.
+//! Attention on the CPU, fast: one pass over the keys with a running maximum and sum, never a score matrix.
+//!
+//! The plain algorithm, for a block of query rows and each block of keys in turn: scores, their maximum, weights
+//! `exp(score - max)`, their sum, and the weighted values added to the output; where the maximum grows, sum and output are
+//! first scaled by `exp(old - new)`. At the end the output is divided by the sum.
+//!
+//! What is done for speed:
+//! - query rows are the lanes of the vectors ([`super::kernel`]): neither keys nor values need packing, no reduction crosses
+//!   lanes, and both products are one register-blocked kernel;
+//! - scale is multiplied into the queries;
+//! - the heads of a group are rows of the same unit, so that keys and values are read once for all of them;
+//! - keys that no row of a panel sees are not visited; a block that all its rows see takes no mask;
+//! - units go to the threads one by one, the longest first; if there are too few, their keys are split and the parts merged.
 
-use crate::{Control, Inputs, Outputs, Problem, Result};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Computes `problem` on the host.
-pub fn attention(problem: &Problem, inputs: &Inputs<'_>, _control: &mut Control<'_>) -> Result<Outputs> {
-    super::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
+use rayon::prelude::*;
+
+use super::pack::SharedOutput;
+use super::shared::{Buffer, Shared};
+use super::simd::Isa;
+use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
+use super::visible::Item;
+use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, ScoreStage};
+
+/// Multiply-adds below which other threads are not woken: about 20 microseconds of work.
+const SMALL: usize = 1 << 21;
+/// Units a thread should have, so that all end at about the same time.
+const UNITS_PER_THREAD: usize = 4;
+/// The fewest keys worth a part of their own.
+const SPLIT_KEYS: usize = 2 * KEY_BLOCK;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static PARTIALS: RefCell<Buffer> = RefCell::default();
+}
+
+/// Computes `problem` on the host, with the best instructions that the machine has and all threads of the current rayon pool.
+///
+/// Memory besides the outputs grows with seq_len, not its square; scores and weights grow with it if they are asked for.
+/// While `control` is watched it is told after every few units, and stops the work with [`Error::Cancelled`].
+pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+    attention_on(Isa::best(), problem, inputs, control)
+}
+
+/// As [`attention`], with these instructions.
+pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+    problem.check()?;
+    inputs.check(problem)?;
+    let d = &problem.dims;
+    let mut output = HostVec::zeros(problem.output.dtype, problem.output_len());
+    let mut lse = problem.want.lse.then(|| vec![f32::NEG_INFINITY; problem.lse_len()]);
+    let mut scores = problem.want.scores.map(|stage| Ok((stage, pairs(problem, f32::NEG_INFINITY)?))).transpose()?;
+    let mut weights = problem.want.weights.then(|| pairs(problem, 0.0)).transpose()?;
+
+    let threads = rayon::current_num_threads();
+    let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
+    let units = plan(problem, &items, isa, threads);
+    let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(&units, threads) };
+    let record = d.head_dim_v + 2;
+    let pieces = if parts > 1 { split(&units, parts, record) } else { units.clone() };
+    let work: usize = pieces.iter().map(|piece| piece.rows * piece.keys.len() * (d.head_dim + d.head_dim_v)).sum();
+    let threads = if work < SMALL { 1 } else { threads };
+
+    let mut partials = PARTIALS.take();
+    let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
+    let job = Job {
+        problem,
+        inputs,
+        isa,
+        items,
+        output: SharedOutput::new(&mut output),
+        lse: lse.as_mut().map(|lse| Shared::new(lse)),
+        scores: scores.as_mut().map(|(stage, scores)| (*stage, Shared::new(scores))),
+        weights: weights.as_mut().map(|weights| Shared::new(weights)),
+        partials: Shared::new(partials.take(partials_len)),
+    };
+    let done = for_each(&pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
+    if parts > 1 && done.is_ok() {
+        units.iter().zip(pieces.chunks_exact(parts)).for_each(|(unit, pieces)| merge(&job, unit, pieces, record));
+    }
+    drop(job);
+    PARTIALS.set(partials);
+    done?;
+    Ok(Outputs { output, lse, scores: scores.map(|(_, scores): (ScoreStage, _)| scores), weights })
+}
+
+/// [batch, num_heads, seq_len_q, seq_len_kv] of `x`, if memory has room for it.
+fn pairs(problem: &Problem, x: f32) -> Result<Vec<f32>> {
+    let len = problem.scores_len();
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|_| Error::Limit {
+        limit: "memory",
+        needed: 4 * len as u64,
+        available: 0,
+        remedy: "do not ask for scores or weights, or ask for fewer rows at a time".into(),
+    })?;
+    data.resize(len, x);
+    Ok(data)
+}
+
+/// The units of a problem, the longest first.
+fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize) -> Vec<Unit> {
+    let d = &problem.dims;
+    let group = d.group();
+    let panel = isa.panel();
+    let in_panels = |panels: usize| items.iter().map(|item| (item.rows * group).div_ceil(panels * panel)).sum::<usize>() * d.num_kv_heads;
+    let most = UNIT_PANELS * 64usize.div_ceil(panel);
+    let panels = (1..=most).rev().find(|&panels| in_panels(panels) >= UNITS_PER_THREAD * threads).unwrap_or(1);
+    let mut units = Vec::with_capacity(in_panels(panels));
+    for (index, item) in items.iter().enumerate() {
+        let rows = item.rows * group;
+        for kv_head in 0..d.num_kv_heads {
+            for first_row in (0..rows).step_by(panels * panel) {
+                let rows = (panels * panel).min(rows - first_row);
+                let positions = first_row / group..(first_row + rows).div_ceil(group);
+                units.push(Unit { item: index, kv_head, first_row, rows, keys: seen_by_some(problem, item, positions), partial: None });
+            }
+        }
+    }
+    units.sort_by_key(|unit| std::cmp::Reverse(unit.rows * unit.keys.len()));
+    units
+}
+
+/// From the first to the last key that one of the rows sees.
+fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -> Range<usize> {
+    rows.map(|i| item.interval(problem, i))
+        .filter(|seen| !seen.is_empty())
+        .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+        .unwrap_or(0..0)
+}
+
+/// Into how many parts the keys of every unit go.
+fn parts(units: &[Unit], threads: usize) -> usize {
+    let longest = units.first().map_or(0, |unit| unit.keys.len());
+    if threads == 1 || units.is_empty() || units.len() >= UNITS_PER_THREAD * threads {
+        return 1;
+    }
+    (UNITS_PER_THREAD * threads).div_ceil(units.len()).min(longest / SPLIT_KEYS).max(1)
+}
+
+/// Each unit as `parts` units with a share of its keys.
+fn split(units: &[Unit], parts: usize, record: usize) -> Vec<Unit> {
+    let mut pieces = Vec::with_capacity(units.len() * parts);
+    let mut partial = 0;
+    for unit in units {
+        let share = unit.keys.len().div_ceil(parts).next_multiple_of(KEY_BLOCK);
+        for part in 0..parts {
+            let cut = |part: usize| unit.keys.end.min(unit.keys.start + part * share);
+            pieces.push(Unit { keys: cut(part)..cut(part + 1), partial: Some(partial), ..unit.clone() });
+            partial += unit.rows * record;
+        }
+    }
+    pieces
+}
+
+/// Puts the parts of a unit together: each counts with `exp(its maximum - the common maximum)`.
+fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
+    for r in 0..unit.rows {
+        let parts = || {
+            pieces.iter().filter_map(|piece| piece.partial).map(|partial| {
+                let at = partial + r * record;
+                // SAFETY: all units are done; a row is merged once, and its records are visited one at a time.
+                &*unsafe { job.partials.slice(at..at + record) }
+            })
+        };
+        let max = parts().map(|part| part[record - 2]).fold(f32::MIN, f32::max);
+        let mut row = vec![0.0; record - 2];
+        let mut sum = 0.0;
+        for part in parts().filter(|part| part[record - 1] != 0.0) {
+            let factor = (part[record - 2] - max).exp();
+            sum += factor * part[record - 1];
+            row.iter_mut().zip(part).for_each(|(x, part)| *x += factor * part);
+        }
+        unit::finish_row(job, unit, r, &mut row, max, sum);
+    }
+}
+
+/// Does all units, on this thread or on those of the pool, where each takes the next one as soon as it is free.
+fn for_each(units: &[Unit], threads: usize, control: &mut Control<'_>, run: impl Fn(&Unit) + Sync) -> Result<()> {
+    let all_of = |units: &[Unit]| {
+        let threads = threads.min(units.len());
+        if threads <= 1 {
+            return units.iter().for_each(&run);
+        }
+        let next = AtomicUsize::new(0);
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+            while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+                run(unit);
+            }
+        });
+    };
+    if !control.is_watched() {
+        all_of(units);
+        return Ok(());
+    }
+    let cost = |units: &[Unit]| units.iter().map(|unit| unit.rows * unit.keys.len().max(1)).sum::<usize>() as f64;
+    let (total, mut done) = (cost(units), 0.0);
+    for chunk in units.chunks(UNITS_PER_THREAD * threads) {
+        control.report(done / total)?;
+        all_of(chunk);
+        done += cost(chunk);
+    }
+    control.report(1.0)
 }

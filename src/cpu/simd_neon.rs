@@ -1,0 +1,69 @@
+//! NEON.
+#![cfg(target_arch = "aarch64")]
+
+use std::arch::aarch64::*;
+
+use super::simd::Simd;
+
+impl Simd for float32x4_t {
+    const LANES: usize = 4;
+    const VECTORS: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's `from` is valid for 4 numbers.
+        unsafe { vld1q_f32(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's `to` is valid for 4 numbers.
+        unsafe { vst1q_f32(to, self) }
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn splat(x: f32) -> Self {
+        vdupq_n_f32(x)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn add(self, other: Self) -> Self {
+        vaddq_f32(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn sub(self, other: Self) -> Self {
+        vsubq_f32(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn mul(self, other: Self) -> Self {
+        vmulq_f32(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn div(self, other: Self) -> Self {
+        vdivq_f32(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        vfmaq_f32(addend, self, factor)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn max(self, other: Self) -> Self {
+        vmaxq_f32(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn exponent_from_low_bits(self) -> Self {
+        vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self)))
+    }
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
+        vbslq_f32(vcltq_f32(self, than), yes, no)
+    }
+}

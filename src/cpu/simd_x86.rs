@@ -1,0 +1,169 @@
+//! AVX2 with FMA, and AVX-512F.
+#![cfg(target_arch = "x86_64")]
+
+use std::arch::x86_64::*;
+
+use super::simd::Simd;
+
+impl Simd for __m512 {
+    const LANES: usize = 16;
+    const VECTORS: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's `from` is valid for 16 numbers.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's `to` is valid for 16 numbers.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(x: f32) -> Self {
+        _mm512_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(self, other: Self) -> Self {
+        _mm512_add_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sub(self, other: Self) -> Self {
+        _mm512_sub_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul(self, other: Self) -> Self {
+        _mm512_mul_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn div(self, other: Self) -> Self {
+        _mm512_div_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        _mm512_fmadd_ps(self, factor, addend)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn max(self, other: Self) -> Self {
+        _mm512_max_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn exponent_from_low_bits(self) -> Self {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, than), no, yes)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
+        let mut rows = [_mm512_setzero_ps(); 16];
+        for (i, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller's `from` is valid for 16 rows of 16 numbers.
+            *row = unsafe { Self::load(from.add(i * from_step)) };
+        }
+        // 4x4 blocks inside the 128-bit parts: column 4q + i of rows 4g.. is part q of quads[4g + i].
+        let mut quads = rows;
+        for g in 0..4 {
+            let [a, b, c, d] = [rows[4 * g], rows[4 * g + 1], rows[4 * g + 2], rows[4 * g + 3]];
+            let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            quads[4 * g] = _mm512_shuffle_ps::<0x44>(ab_low, cd_low);
+            quads[4 * g + 1] = _mm512_shuffle_ps::<0xee>(ab_low, cd_low);
+            quads[4 * g + 2] = _mm512_shuffle_ps::<0x44>(ab_high, cd_high);
+            quads[4 * g + 3] = _mm512_shuffle_ps::<0xee>(ab_high, cd_high);
+        }
+        // Then the 128-bit parts among the four groups of rows.
+        for i in 0..4 {
+            let [a, b, c, d] = [quads[i], quads[4 + i], quads[8 + i], quads[12 + i]];
+            let (ab_even, ab_odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            let (cd_even, cd_odd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+            let columns = [
+                _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even),
+                _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd),
+                _mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even),
+                _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd),
+            ];
+            for (q, column) in columns.into_iter().enumerate() {
+                // SAFETY: the caller's `to` is valid for 16 rows of 16 numbers.
+                unsafe { column.store(to.add((4 * q + i) * to_step)) };
+            }
+        }
+    }
+}
+
+impl Simd for __m256 {
+    const LANES: usize = 8;
+    const VECTORS: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's `from` is valid for 8 numbers.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's `to` is valid for 8 numbers.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn splat(x: f32) -> Self {
+        _mm256_set1_ps(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add(self, other: Self) -> Self {
+        _mm256_add_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sub(self, other: Self) -> Self {
+        _mm256_sub_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn mul(self, other: Self) -> Self {
+        _mm256_mul_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn div(self, other: Self) -> Self {
+        _mm256_div_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        _mm256_fmadd_ps(self, factor, addend)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn max(self, other: Self) -> Self {
+        _mm256_max_ps(self, other)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn exponent_from_low_bits(self) -> Self {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
+        _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(self, than))
+    }
+}

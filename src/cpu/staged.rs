@@ -1,0 +1,61 @@
+//! Scores and weights written out, once the rows' maxima and sums are known: a second pass over the keys.
+
+use super::kernel::{Transpose, Weights};
+use super::shared::{Buffer, Shared};
+use super::unit::{Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
+use crate::ScoreStage;
+use crate::problem::Operand;
+
+/// Writes the scores and weights that are asked for, of all keys, hidden ones too.
+/// `panel` is finished: its weights are `exp(score - max) * factor`.
+pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, key_buffer: &mut Buffer) {
+    let width = panel.width;
+    for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
+        let keys = start..job.items[unit.item].keys.min(start + KEY_BLOCK);
+        let key = key_rows(job, unit, Operand::Key, &keys, key_buffer);
+        let stage = job.scores.as_ref().map(|(stage, _)| *stage);
+        if let Some((ScoreStage::Raw | ScoreStage::Capped, scores)) = &job.scores {
+            tile.score(job, panel, key, keys.len());
+            if stage == Some(ScoreStage::Capped) {
+                tile.cap(job, panel, keys.len());
+            }
+            write_rows(job, unit, panel, tile, start, keys.len(), scores);
+            if job.weights.is_none() {
+                continue;
+            }
+        }
+        tile.score(job, panel, key, keys.len());
+        let hiding = tile.hide(job, unit, panel, &keys);
+        tile.modify(job, panel, keys.len(), hiding);
+        if let Some((ScoreStage::Masked, scores)) = &job.scores {
+            write_rows(job, unit, panel, tile, start, keys.len(), scores);
+        }
+        if let Some(weights) = &job.weights {
+            let (max, factor) = panel.weighing();
+            job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
+            // In a row whose sum is NaN so is every visible weight, whatever its score.
+            for lane in 0..panel.rows {
+                for j in 0..if panel.weighing().1[lane].is_nan() { keys.len() } else { 0 } {
+                    if tile.sees(panel, &keys, hiding, lane, j) {
+                        tile.scores.take(width * keys.len())[j * width + lane] = f32::NAN;
+                    }
+                }
+            }
+            write_rows(job, unit, panel, tile, start, keys.len(), weights);
+        }
+    }
+}
+
+/// Writes the tile's numbers to rows of [batch, num_heads, seq_len_q, seq_len_kv], from key `start` on.
+fn write_rows(job: &Job<'_>, unit: &Unit, panel: &Panel, tile: &mut Tile, start: usize, keys: usize, to: &Shared<'_, f32>) {
+    let d = &job.problem.dims;
+    let from = &*tile.scores.take(panel.width * keys);
+    let rows = tile.rows.take(panel.width * keys);
+    job.isa.run(Transpose { rows: keys, columns: panel.width, from, from_step: panel.width, to: rows, to_step: keys });
+    for (r, row) in rows.chunks_exact(keys).take(panel.rows).enumerate() {
+        let (head, i) = unit.row(job.problem, panel.first + r);
+        let at = ((job.items[unit.item].batch * d.num_heads + head) * d.seq_len_q + i) * d.seq_len_kv + start;
+        // SAFETY: each row belongs to one unit.
+        unsafe { to.slice(at..at + keys) }.copy_from_slice(row);
+    }
+}

@@ -1,0 +1,427 @@
+//! One unit of work: some query rows of one key/value head against a range of keys.
+
+use std::ops::Range;
+
+use super::kernel::{Modify, Product, Softmax, Transpose};
+use super::pack::{Rows, SharedOutput, all_finite, read_row};
+use super::shared::{Buffer, Shared};
+use super::simd::Isa;
+use super::visible::Item;
+use crate::problem::Operand;
+use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
+
+/// Keys between two rescalings of the output.
+pub(super) const KEY_BLOCK: usize = 128;
+/// Panels of a unit: they share the conversion of a block of keys.
+pub(super) const UNIT_PANELS: usize = 2;
+
+/// What all units share.
+pub(super) struct Job<'a> {
+    pub(super) problem: &'a Problem,
+    pub(super) inputs: &'a Inputs<'a>,
+    pub(super) isa: Isa,
+    pub(super) items: Vec<Item>,
+    pub(super) output: SharedOutput<'a>,
+    pub(super) lse: Option<Shared<'a, f32>>,
+    pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,
+    pub(super) weights: Option<Shared<'a, f32>>,
+    /// Of each part of a split unit and each of its rows: output before division, maximum, sum.
+    pub(super) partials: Shared<'a, f32>,
+}
+
+/// Rows `first_row..first_row + rows` of the query heads that share `kv_head`, counted position by position:
+/// row r is position r / group of head r % group. So the rows of a unit see much the same keys.
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    pub(super) item: usize,
+    pub(super) kv_head: usize,
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    /// All that some row sees, or a part of it.
+    pub(super) keys: Range<usize>,
+    /// Where in `partials` the result goes, if the keys are only a part.
+    pub(super) partial: Option<usize>,
+}
+
+impl Unit {
+    /// Query head and position of row `r`, counted from the unit's first.
+    pub(super) fn row(&self, problem: &Problem, r: usize) -> (usize, usize) {
+        let group = problem.dims.group();
+        let row = self.first_row + r;
+        (self.kv_head * group + row % group, row / group)
+    }
+}
+
+/// Rows of a unit that are computed side by side, one a lane.
+pub(super) struct Panel {
+    /// Counted from the unit's first row.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// Lanes: `rows` and what it takes to fill the last vector.
+    pub(super) width: usize,
+    /// Keys that some row sees.
+    some: Range<usize>,
+    /// Keys that every row sees.
+    all: Range<usize>,
+    /// Of each lane.
+    seen: Vec<Range<usize>>,
+    started: bool,
+    pub(super) query: Buffer,
+    output: Buffer,
+    pub(super) max: Buffer,
+    sum: Buffer,
+}
+
+/// The memory of one thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    panels: Vec<Panel>,
+    key: Buffer,
+    value: Buffer,
+    pub(super) tile: Tile,
+}
+
+/// Scores of one panel and one block of keys, and what it takes to make them.
+#[derive(Default)]
+pub(super) struct Tile {
+    pub(super) scores: Buffer,
+    extra: Buffer,
+    pub(super) rows: Buffer,
+    bounds: Buffer,
+    alpha: Buffer,
+    clean: Buffer,
+}
+
+/// What softmax needs besides the scores.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hiding {
+    /// Every pair is visible, nothing is added.
+    Nothing,
+    /// Keys are hidden by the rows' intervals.
+    Bounds,
+    /// There is an additive part, which hides too.
+    Extra,
+    /// No pair is visible.
+    Everything,
+}
+
+/// The keys or the values of a block.
+pub(super) fn key_rows<'a>(job: &'a Job<'_>, unit: &Unit, operand: Operand, keys: &Range<usize>, scratch: &'a mut Buffer) -> Rows<'a> {
+    let item = &job.items[unit.item];
+    let shape = job.problem.shape(operand);
+    let spec = job.problem.spec(operand);
+    let strides = spec.strides(shape);
+    let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
+    let start = spec.offset + item.stored * strides.batch + unit.kv_head * strides.head + (item.first_kv + keys.start) * strides.seq;
+    Rows::read(data, start, strides, keys.len(), shape[3], scratch.take(keys.len() * shape[3]))
+}
+
+impl Panel {
+    fn new() -> Self {
+        Self {
+            first: 0,
+            rows: 0,
+            width: 0,
+            some: 0..0,
+            all: 0..0,
+            seen: Vec::new(),
+            started: false,
+            query: Buffer::default(),
+            output: Buffer::default(),
+            max: Buffer::default(),
+            sum: Buffer::default(),
+        }
+    }
+
+    /// Once finished: the maximum, and the factor that makes weights of `exp(score - max)`.
+    pub(super) fn weighing(&mut self) -> (&[f32], &[f32]) {
+        (self.max.take(self.width), self.sum.take(self.width))
+    }
+
+    /// Takes rows `first..first + rows` of the unit: their intervals, and their queries, scaled, as [dim][lane].
+    fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, rows: usize, tile: &mut Tile) {
+        let problem = job.problem;
+        let item = &job.items[unit.item];
+        let head_dim = problem.dims.head_dim;
+        (self.first, self.rows, self.started) = (first, rows, false);
+        self.width = rows.next_multiple_of(job.isa.lanes());
+        self.max.take(self.width).fill(f32::MIN);
+        self.sum.take(self.width).fill(0.0);
+
+        let scale = problem.effective_scale();
+        let strides = problem.query.strides(problem.shape(Operand::Query));
+        let staged = tile.rows.take(self.width * head_dim);
+        staged[rows * head_dim..].fill(0.0);
+        self.seen.clear();
+        for (r, to) in staged.chunks_exact_mut(head_dim).take(rows).enumerate() {
+            let (head, i) = unit.row(problem, first + r);
+            let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
+            read_row(job.inputs.query, start, strides.dim, to);
+            to.iter_mut().for_each(|x| *x *= scale);
+            let seen = item.interval(problem, i);
+            self.seen.push(seen.start.max(unit.keys.start)..seen.end.min(unit.keys.end).max(seen.start.max(unit.keys.start)));
+        }
+        let seeing = || self.seen.iter().filter(|seen| !seen.is_empty());
+        self.some = seeing().map(|s| s.start).min().unwrap_or(0)..seeing().map(|s| s.end).max().unwrap_or(0);
+        self.all = self.seen.iter().map(|s| s.start).max().unwrap_or(0)..self.seen.iter().map(|s| s.end).min().unwrap_or(0);
+        job.isa.run(Transpose {
+            rows: self.width,
+            columns: head_dim,
+            from: staged,
+            from_step: head_dim,
+            to: self.query.take(self.width * head_dim),
+            to_step: self.width,
+        });
+    }
+}
+
+impl Tile {
+    /// Finds out what is hidden of a panel and these keys, and lays out the additive part.
+    pub(super) fn hide(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Hiding {
+        let width = panel.width;
+        if Item::has_extra(job.problem) {
+            let rows = self.rows.take(width * keys.len());
+            rows[panel.rows * keys.len()..].fill(0.0);
+            let mut hides = [true, true];
+            for (r, row) in rows.chunks_exact_mut(keys.len()).take(panel.rows).enumerate() {
+                let at = unit.row(job.problem, panel.first + r);
+                job.items[unit.item].fill_extra(job.problem, job.inputs, at, keys.clone(), row);
+                hides[0] &= row.iter().fold(true, |all, &x| all & (x == 0.0));
+                hides[1] &= row.iter().fold(true, |all, &x| all & (x == f32::NEG_INFINITY));
+            }
+            return match hides {
+                [true, _] => Hiding::Nothing,
+                [_, true] => Hiding::Everything,
+                _ => {
+                    job.isa.run(Transpose {
+                        rows: width,
+                        columns: keys.len(),
+                        from: rows,
+                        from_step: keys.len(),
+                        to: self.extra.take(width * keys.len()),
+                        to_step: width,
+                    });
+                    Hiding::Extra
+                }
+            };
+        }
+        if panel.all.start <= keys.start && keys.end <= panel.all.end {
+            return Hiding::Nothing;
+        }
+        let (first, end) = self.bounds.take(2 * width).split_at_mut(width);
+        (first.fill(0.0), end.fill(keys.len() as f32));
+        for (r, seen) in panel.seen.iter().enumerate() {
+            first[r] = (seen.start.clamp(keys.start, keys.end) - keys.start) as f32;
+            end[r] = (seen.end.clamp(keys.start, keys.end) - keys.start) as f32;
+        }
+        Hiding::Bounds
+    }
+
+    /// Scores as [key][lane] before softcap and biases.
+    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>, keys: usize) {
+        let head_dim = job.problem.dims.head_dim;
+        job.isa.run(Product {
+            panel: panel.width,
+            count: keys,
+            depth: head_dim,
+            a: key.data,
+            row_step: key.step,
+            depth_step: 1,
+            b: panel.query.take(panel.width * head_dim),
+            c: self.scores.take(panel.width * keys),
+            alpha: None,
+        });
+    }
+
+    /// Softcap, biases, and -inf where hidden.
+    pub(super) fn modify(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
+        let width = panel.width;
+        if hiding == Hiding::Everything {
+            return self.scores.take(width * keys).fill(f32::NEG_INFINITY);
+        }
+        if hiding == Hiding::Nothing && job.problem.softcap.is_none() {
+            return;
+        }
+        let bounds = self.bounds.take(2 * width).split_at(width);
+        job.isa.run(Modify {
+            panel: width,
+            scores: self.scores.take(width * keys),
+            softcap: job.problem.softcap,
+            bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
+            extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
+            bounds: (hiding == Hiding::Bounds).then_some(bounds),
+        });
+    }
+
+    /// Softcap alone, where it comes before the biases.
+    pub(super) fn cap(&mut self, job: &Job<'_>, panel: &Panel, keys: usize) {
+        if job.problem.score_order == ScoreOrder::SoftcapThenBias && job.problem.softcap.is_some() {
+            self.modify(job, panel, keys, Hiding::Nothing);
+        }
+    }
+
+    /// Takes these keys into the panel's maximum, sum and output.
+    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, key: Rows<'_>, value: Rows<'_>) {
+        let hiding = self.hide(job, unit, panel, keys);
+        if hiding == Hiding::Everything {
+            return;
+        }
+        self.score(job, panel, key, keys.len());
+        self.modify(job, panel, keys.len(), hiding);
+        let width = panel.width;
+        job.isa.run(Softmax {
+            panel: width,
+            scores: self.scores.take(width * keys.len()),
+            max: panel.max.take(width),
+            sum: panel.sum.take(width),
+            alpha: self.alpha.take(width),
+        });
+        let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(value.row(j)));
+        let used = if finite { value } else { cleaned(value, keys.len(), &mut self.clean) };
+        job.isa.run(Product {
+            panel: width,
+            count: value.width,
+            depth: keys.len(),
+            a: used.data,
+            row_step: 1,
+            depth_step: used.step,
+            b: self.scores.take(width * keys.len()),
+            c: panel.output.take(width * value.width),
+            alpha: panel.started.then_some(self.alpha.take(width)),
+        });
+        panel.started = true;
+        if !finite {
+            self.add_not_finite(panel, keys, value, hiding);
+        }
+    }
+
+    /// The share of values that are NaN or infinite, in the rows that see them and only there: a weight of 0 times
+    /// infinity must not get into the others.
+    fn add_not_finite(&mut self, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>, hiding: Hiding) {
+        let width = panel.width;
+        for j in 0..keys.len() {
+            for (e, &x) in value.row(j).iter().enumerate().filter(|(_, x)| !x.is_finite()) {
+                for lane in 0..panel.rows {
+                    if self.sees(panel, keys, hiding, lane, j) {
+                        let weight = self.scores.get(j * width + lane);
+                        panel.output.take(width * value.width)[e * width + lane] += weight * x;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the row in this lane sees the j-th of these keys; after [`Self::hide`] for them.
+    pub(super) fn sees(&self, panel: &Panel, keys: &Range<usize>, hiding: Hiding, lane: usize, j: usize) -> bool {
+        match hiding {
+            Hiding::Nothing => true,
+            Hiding::Everything => false,
+            Hiding::Bounds => panel.seen[lane].contains(&(keys.start + j)),
+            Hiding::Extra => self.extra.get(j * panel.width + lane) != f32::NEG_INFINITY,
+        }
+    }
+}
+
+/// A copy with 0 for what is NaN or infinite.
+fn cleaned<'a>(value: Rows<'_>, count: usize, scratch: &'a mut Buffer) -> Rows<'a> {
+    let data = scratch.take(count * value.width);
+    for (j, to) in data.chunks_exact_mut(value.width).enumerate() {
+        for (to, &x) in to.iter_mut().zip(value.row(j)) {
+            *to = if x.is_finite() { x } else { 0.0 };
+        }
+    }
+    Rows { data, step: value.width, width: value.width }
+}
+
+/// Computes a unit and writes its results.
+pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
+    let Scratch { panels, key, value, tile } = scratch;
+    let widest = job.isa.panel();
+    let count = unit.rows.div_ceil(widest);
+    while panels.len() < count {
+        panels.push(Panel::new());
+    }
+    let panels = &mut panels[..count];
+    for (p, panel) in panels.iter_mut().enumerate() {
+        let first = p * widest;
+        panel.load(job, unit, first, widest.min(unit.rows - first), tile);
+    }
+    for start in unit.keys.clone().step_by(KEY_BLOCK) {
+        let block = start..unit.keys.end.min(start + KEY_BLOCK);
+        let key = key_rows(job, unit, Operand::Key, &block, key);
+        let value = key_rows(job, unit, Operand::Value, &block, value);
+        for panel in panels.iter_mut() {
+            let keys = panel.some.start.max(block.start)..panel.some.end.min(block.end);
+            if !keys.is_empty() {
+                let skipped = keys.start - block.start;
+                tile.accumulate(job, unit, panel, &keys, key.from(skipped), value.from(skipped));
+            }
+        }
+    }
+    for panel in panels.iter_mut() {
+        finish_panel(job, unit, panel, tile);
+        if job.scores.is_some() || job.weights.is_some() {
+            super::staged::write(job, unit, panel, tile, key);
+        }
+    }
+}
+
+/// Hands out the rows of a panel. Leaves the dividing factors in `sum`.
+fn finish_panel(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) {
+    let (width, head_dim_v) = (panel.width, job.problem.dims.head_dim_v);
+    let rows = tile.rows.take(width * head_dim_v);
+    if panel.started {
+        let from = &*panel.output.take(width * head_dim_v);
+        job.isa.run(Transpose { rows: head_dim_v, columns: width, from, from_step: width, to: rows, to_step: head_dim_v });
+    } else {
+        rows.fill(0.0);
+    }
+    let (max, sum) = (panel.max.take(width), panel.sum.take(width));
+    for (r, row) in rows.chunks_exact_mut(head_dim_v).take(panel.rows).enumerate() {
+        match unit.partial {
+            None => sum[r] = finish_row(job, unit, panel.first + r, row, max[r], sum[r]),
+            Some(partial) => {
+                let record = partial + (panel.first + r) * (head_dim_v + 2);
+                // SAFETY: each row of each part has a record of its own, read only after all units are done.
+                let record = unsafe { job.partials.slice(record..record + head_dim_v + 2) };
+                record[..head_dim_v].copy_from_slice(row);
+                record[head_dim_v] = max[r];
+                record[head_dim_v + 1] = sum[r];
+            }
+        }
+    }
+}
+
+/// Writes output and lse of a row from its undivided output, maximum and sum. Returns the factor that divides.
+pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
+    let problem = job.problem;
+    let d = &problem.dims;
+    let item = &job.items[unit.item];
+    let (head, i) = unit.row(problem, r);
+    let (mut top, mut rescale, mut total) = (max, 1.0, sum);
+    if problem.sinks {
+        let sink = job.inputs.sinks[head];
+        top = max.max(sink);
+        rescale = (max - top).exp();
+        total = sum * rescale + (sink - top).exp();
+    }
+    let factor = if total == 0.0 { 0.0 } else { rescale / total };
+    if total == 0.0 {
+        row.fill(0.0);
+    } else {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
+    let strides = problem.output.strides(problem.shape(Operand::Output));
+    let start = problem.output.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
+    // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
+    unsafe { job.output.write_row(start, strides.dim, row) };
+    if let Some(lse) = &job.lse {
+        let at = match problem.packed {
+            Some(_) => (item.first_q + i) * d.num_heads + head,
+            None => (item.batch * d.num_heads + head) * d.seq_len_q + i,
+        };
+        // SAFETY: each row has a place of its own.
+        unsafe { lse.scatter(at, 1, &[top + total.ln()], |x| x) };
+    }
+    factor
+}
