@@ -529,3 +529,6 @@ pub struct Outputs {
     /// If asked for.
     pub weights: Option<Vec<f32>>,
 }
+
+/// Anything that computes attention: an engine, the oracle, a kernel under test.
+pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;
