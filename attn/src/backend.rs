@@ -1,0 +1,22 @@
+//! Which engine a command works on.
+
+use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
+
+use crate::failure::Failure;
+
+/// What every command with a `--backend` says about it.
+pub(crate) const BACKEND_HELP: &str = "Where to compute: auto, cpu, oracle, a wgpu backend (vulkan, gl, metal, dx12) or part of an adapter's name; auto is a real GPU if there is one, else the CPU";
+
+/// For clap: [`Backend`]'s own parser.
+pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
+    text.parse()
+}
+
+/// Makes the engine ready.
+pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
+    let options = EngineOptions { backend: backend.clone(), algorithm, checked, ..EngineOptions::default() };
+    Engine::new(options).map_err(|error| match Failure::from(error) {
+        Failure::Input(why) => Failure::Input(format!("--backend {backend}: {why}")),
+        other => other,
+    })
+}
