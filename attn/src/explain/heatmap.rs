@@ -98,6 +98,6 @@ pub(super) fn heatmap(
 }
 
 /// At most `most` characters.
-fn shorten(label: &str, most: usize) -> String {
+pub(super) fn shorten(label: &str, most: usize) -> String {
     if label.chars().count() <= most { label.to_string() } else { label.chars().take(most - 1).chain(['~']).collect() }
 }

@@ -296,7 +296,7 @@ fn matrix(values: &[f32], columns: usize) -> Value {
 
 fn picture(example: &Example, steps: &Steps, engine: &Engine) -> String {
     let count = example.tokens.len();
-    let whole = Panel { title: format!("one head of {}", example.width), weights: &steps.scaled.weights };
+    let whole = Panel { title: format!("one head of width {}", example.width), weights: &steps.scaled.weights };
     let heads = steps.heads.weights.chunks(count * count).enumerate();
     let heads = heads.map(|(head, weights)| Panel { title: format!("head {} of {}", head + 1, example.heads), weights });
     let footer = format!(

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
+use super::heatmap::shorten;
+
 /// One heat map.
+#[derive(Clone)]
 pub(super) struct Panel<'a> {
     pub(super) title: String,
     /// [tokens, tokens], each 0 to 1.
@@ -86,8 +89,10 @@ impl Sheet {
 
 /// Draws it.
 pub(super) fn draw(picture: &Picture<'_>) -> String {
+    let tokens: Vec<String> = picture.tokens.iter().map(|token| shorten(token, 16)).collect();
+    let title = &shorten(picture.title, 90);
+    let picture = &Picture { title, tokens: &tokens, panels: picture.panels.clone(), ..*picture };
     let count = picture.tokens.len() as f32;
-    let several = picture.panels.len() > 1;
     let cell = (520.0 / count).clamp(12.0, 72.0);
     let size = (cell * 0.3).clamp(9.0, 15.0);
     let small = (230.0 / count).clamp(6.0, 40.0);
@@ -99,20 +104,19 @@ pub(super) fn draw(picture: &Picture<'_>) -> String {
     let [wide, high] = block(cell, size);
     let [small_wide, small_high] = block(small, small_size);
     let heads = picture.panels.len() - 1;
-    let columns = match heads {
-        0..=4 => heads,
-        5..=8 => 4,
-        _ => heads.div_ceil(3).min(6),
-    };
-    let rows = if several { heads.div_ceil(columns) } else { 0 };
     let (gap, head) = (24.0, 96.0);
+    // A few heads fit beside the large panel, more go below it.
+    let beside = heads <= 4;
+    let columns = if beside { heads.min(2) } else { heads.div_ceil(heads.div_ceil(6)) };
+    let rows = if heads == 0 { 0 } else { heads.div_ceil(columns) };
+    let [grid_wide, grid_high] = [columns as f32 * (small_wide + gap), rows as f32 * (small_high + gap)];
+    let [left, top] = if beside { [MARGIN + wide + gap, head] } else { [MARGIN, head + high + gap] };
     let text_wide = [(picture.title, 22.0), (picture.subtitle, 13.0), (picture.footer, 11.0)]
         .map(|(text, size)| text.chars().count() as f32 * size * ADVANCE)
         .into_iter()
         .fold(0.0, f32::max);
-    let width = wide.max(columns as f32 * (small_wide + gap) - gap).max(text_wide) + 2.0 * MARGIN;
-    let grid = head + high + 40.0;
-    let bottom = grid + rows as f32 * (small_high + gap);
+    let width = (left + grid_wide).max(MARGIN + wide.max(text_wide)) + MARGIN;
+    let bottom = (head + high + gap).max(top + grid_high) + 8.0;
     let height = bottom + 84.0;
 
     let mut sheet = Sheet { svg: String::new() };
@@ -135,7 +139,7 @@ pub(super) fn draw(picture: &Picture<'_>) -> String {
             sheet.panel(panel, picture.tokens, [MARGIN, head], cell, size, true);
         } else {
             let (row, column) = ((at - 1) / columns, (at - 1) % columns);
-            let corner = [MARGIN + column as f32 * (small_wide + gap), grid + row as f32 * (small_high + gap)];
+            let corner = [left + column as f32 * (small_wide + gap), top + row as f32 * (small_high + gap)];
             sheet.panel(panel, picture.tokens, corner, small, small_size, false);
         }
     }
@@ -162,7 +166,7 @@ fn colour(weight: f32) -> (String, bool) {
     let low = (at as usize).min(RAMP.len() - 2);
     let share = at - low as f32;
     let [r, g, b] = std::array::from_fn(|channel| (RAMP[low][channel] * (1.0 - share) + RAMP[low + 1][channel] * share).round() as u8);
-    (format!("#{r:02x}{g:02x}{b:02x}"), at > 2.6)
+    (format!("#{r:02x}{g:02x}{b:02x}"), at > 2.8)
 }
 
 /// Text that no XML reader trips over.
