@@ -56,10 +56,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = parse_alignment, allow_negative_numbers = true, conflicts_with = "causal", requires = "window")]
     align: Option<Alignment>,
     /// Factor on the dot products [default: 1/sqrt(head_dim)]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     scale: Option<f32>,
     /// Bound the scores by softcap * tanh(score / softcap)
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     softcap: Option<f32>,
     /// A bool array, true = may attend; broadcasts from the right to [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "M.npy")]
