@@ -14,7 +14,7 @@ pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
 
 /// Makes the engine ready.
 pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
-    let options = EngineOptions { backend: backend.clone(), algorithm, checked, ..EngineOptions::default() };
+    let options = EngineOptions { backend: backend.clone(), algorithm, checked };
     Engine::new(options).map_err(|error| match Failure::from(error) {
         Failure::Input(why) => Failure::Input(format!("--backend {backend}: {why}")),
         other => other,
