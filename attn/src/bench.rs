@@ -5,12 +5,12 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, Alignment, Backend, DType, Dims, Engine, HostSlice, HostVec, Inputs, Problem, cpu};
+use wgpu_attention::{Algorithm, Alignment, Backend, DType, Dims, Engine, Error, HostSlice, HostVec, Inputs, Problem, cpu};
 
 use crate::backend;
 use crate::failure::Failure;
 use crate::random::Random;
-use crate::terminal::{Progress, Terminal};
+use crate::terminal::{Progress, Terminal, note};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -124,11 +124,8 @@ fn candidates(backends: &[Backend]) -> Result<Vec<Candidate>, Failure> {
         if found.iter().any(|candidate| candidate.engine.chosen() == engine.chosen()) {
             continue;
         }
-        let op = match engine.chosen() {
-            "oracle" => "oracle",
-            _ => "fused",
-        };
-        if !matches!(engine.chosen(), "cpu" | "oracle") {
+        let op = if *backend == Backend::Oracle { "naive" } else { "fused" };
+        if engine.gpu().is_some() {
             let staged = engine.clone().with_algorithm(Algorithm::Staged);
             found.push(Candidate { engine: staged, op: "staged", times: Vec::new() });
         }
@@ -137,22 +134,25 @@ fn candidates(backends: &[Backend]) -> Result<Vec<Candidate>, Failure> {
     Ok(found)
 }
 
-fn time(problem: &Problem, mut candidates: Vec<Candidate>, seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+fn time(problem: &Problem, candidates: Vec<Candidate>, seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let tensors = tensors(problem)?;
     let inputs = tensors.inputs();
     let name = shape_text(&problem.dims);
     let mut round = 0.0;
-    for candidate in &candidates {
-        let (chosen, op) = (candidate.engine.chosen(), candidate.op);
-        let mut progress = Progress::new(format!("{name}: checking {op} on {chosen}"));
-        progress.report(0.0);
-        let outputs = candidate.engine.attention(problem, &inputs)?;
-        check(problem, &tensors, &outputs.output, &mut progress)
-            .map_err(|why| Failure::Check(format!("{name}: {op} on {chosen} is wrong: {why}")))?;
-        // A first call makes pipelines and buffers; the second is what a call costs.
-        let started = Instant::now();
-        candidate.engine.attention(problem, &inputs)?;
-        round += started.elapsed().as_secs_f64();
+    let mut warm = Vec::new();
+    for candidate in candidates {
+        match warm_up(problem, &tensors, &candidate)? {
+            Ok(seconds) => {
+                round += seconds;
+                warm.push(candidate);
+            }
+            // A path that cannot do this shape leaves the others their turn.
+            Err(error) => note(format_args!("{name}: {} on {} left out: {error}", candidate.op, candidate.engine.chosen())),
+        }
+    }
+    let mut candidates = warm;
+    if candidates.is_empty() {
+        return Err(Failure::input(format!("--shape {name}: nothing can compute it")));
     }
     let rounds = (seconds / round.max(1e-6)).clamp(3.0, 1000.0) as usize;
     let mut progress = Progress::new(format!("{name}: timing"));
@@ -180,24 +180,42 @@ fn time(problem: &Problem, mut candidates: Vec<Candidate>, seconds: f64, json: b
     Ok(())
 }
 
+/// Checks the answer, then times one call: the first makes pipelines and buffers, the second is what a call costs. The inner error
+/// says that this path does not do the problem.
+fn warm_up(problem: &Problem, tensors: &Tensors, candidate: &Candidate) -> Result<Result<f64, Error>, Failure> {
+    let (engine, name) = (&candidate.engine, shape_text(&problem.dims));
+    let mut progress = Progress::new(format!("{name}: checking {} on {}", candidate.op, engine.chosen()));
+    progress.report(0.0);
+    let outputs = match engine.attention(problem, &tensors.inputs()) {
+        Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => return Ok(Err(error)),
+        other => other?,
+    };
+    check(problem, tensors, &outputs.output, &mut progress)
+        .map_err(|why| Failure::Check(format!("{name}: {} on {} is wrong: {why}", candidate.op, engine.chosen())))?;
+    let started = Instant::now();
+    engine.attention(problem, &tensors.inputs())?;
+    Ok(Ok(started.elapsed().as_secs_f64()))
+}
+
 fn report(problem: &Problem, candidate: &Candidate, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let times = &candidate.times;
     let (Some(min), Some(max)) = (times.first(), times.last()) else { return Ok(()) };
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
     let flops = problem.dims.flops() * if problem.visibility.causal { 0.5 } else { 1.0 };
     let gflops = flops / (median * 1e6);
-    let chosen = candidate.engine.chosen();
+    let (chosen, kernel) = (candidate.engine.chosen(), candidate.engine.explain(problem)?);
     if json {
         let d = &problem.dims;
         let line: Value = json!({
             "adapter": chosen, "op": candidate.op, "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
             "causal": problem.visibility.causal, "dtype": problem.query.dtype.name(), "ms_median": median, "ms_min": min, "ms_max": max,
-            "n": times.len(), "gflops": gflops, "bytes": bytes(problem), "checked": true,
+            "n": times.len(), "gflops": gflops, "bytes": bytes(problem), "checked": true, "kernel": kernel,
         });
         terminal.json(&line, false)?;
     } else {
         let spread = format!("{min:.3}..{max:.3}");
         writeln!(terminal, "    {:<8}{median:>11.3}{spread:>23}{:>6}{gflops:>11.2}  {chosen}", candidate.op, times.len())?;
+        writeln!(terminal, "            {kernel}")?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod arrays;
 mod backend;
 mod bench;
+mod devices;
 mod explain;
 mod failure;
 mod random;
@@ -23,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   attn                                      a tour in under a minute
   attn explain                              attention step by step, on six words
+  attn devices                              what there is to compute on
   attn run --query q.npy --key k.npy --value v.npy --out o.npy
   attn bench --shape 1,32,8,1024,1024,128 --causal
 
@@ -42,6 +44,8 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// List what there is to compute on, and what would be taken
+    Devices(devices::Args),
     /// Show attention step by step on a sentence, as text, JSON or a picture
     Explain(explain::Args),
     /// Compute attention on arrays from .npy or .safetensors files
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         None => tour::run(&mut terminal),
         Some(Command::Explain(args)) => explain::run(args, &mut terminal),
+        Some(Command::Devices(args)) => devices::run(args, &mut terminal),
         Some(Command::Run(args)) => run::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
     };
