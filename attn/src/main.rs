@@ -55,6 +55,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    quiet_wayland();
     let cli = Cli::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("wgpu_attention=warn")).init();
     let mut terminal = Terminal::new(cli.color);
@@ -72,5 +73,14 @@ fn main() -> ExitCode {
             note(format_args!("error: {failure}"));
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+/// Where there is no desktop session, Mesa's Vulkan layer looks for a Wayland display all the same, and libwayland complains about
+/// that on standard error each time. With a folder to look in it finds none and says nothing.
+fn quiet_wayland() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the first thing that main does: there is no other thread that could read the environment.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
 }
