@@ -132,6 +132,11 @@ fn refusal(info: &wgpu::AdapterInfo, wishes: &Wishes) -> Option<String> {
 
 /// The adapter for `backend`; `None` means the CPU path.
 pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
+    let asked_for = match backend {
+        Backend::Cpu | Backend::Oracle => return Ok(None),
+        Backend::Auto => None,
+        Backend::Adapter(text) => Some(text),
+    };
     let wishes = Wishes::from_env();
     let mut adapters = adapters().await;
     adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
@@ -140,9 +145,8 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
         if names.is_empty() { "none".to_string() } else { names.join(", ") }
     };
     let found = names(&adapters);
-    let chosen = match backend {
-        Backend::Cpu | Backend::Oracle => None,
-        Backend::Auto => {
+    let chosen = match asked_for {
+        None => {
             let adapter = adapters.into_iter().find(|adapter| refusal(&adapter.get_info(), &wishes).is_none());
             if adapter.is_none() && wishes.is_explicit() {
                 return Err(Error::NoAdapter { why: format!("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME; found: {found}") });
@@ -152,7 +156,7 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
                 Chosen { adapter, why: why.into() }
             })
         }
-        Backend::Adapter(text) => {
+        Some(text) => {
             let wanted = text.to_lowercase();
             let fits = |info: &wgpu::AdapterInfo| info.backend.to_str() == wanted || info.name.to_lowercase().contains(&wanted);
             let adapter = adapters.into_iter().find(|adapter| fits(&adapter.get_info()));
