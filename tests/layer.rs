@@ -10,6 +10,19 @@ fn cpu() -> Engine {
     Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
 }
 
+/// Every backend of this machine: CPU, oracle, each adapter.
+fn engines() -> Vec<Engine> {
+    let adapters = pollster::block_on(wgpu_attention::gpu::list());
+    if adapters.is_empty() {
+        let message = "NO GPU ADAPTER: the layer was tested on the CPU alone; install a (software) Vulkan or GL driver";
+        assert!(std::env::var_os("CI").is_none(), "{message}");
+        eprintln!("{message}");
+    }
+    let adapters = adapters.into_iter().map(|adapter| Backend::Adapter(adapter.backend));
+    let open = |backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("a backend that was found");
+    [Backend::Cpu, Backend::Oracle].into_iter().chain(adapters).map(open).collect()
+}
+
 fn draw(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
@@ -109,16 +122,19 @@ fn reproduces_a_real_model() {
     let hidden = case.floats("in.hidden");
     let mut problem = layer.problem(1, 9, 9).with_lse();
     problem.want.weights = true;
-    let outputs = layer.forward_with_steps(&cpu(), &problem, &Inputs::new(&hidden, &hidden, &hidden)).expect("a valid problem");
-    let steps = outputs.steps.expect("asked for");
-    for (name, step) in [("q", &steps.query), ("k", &steps.key), ("v", &steps.value), ("context", &steps.context)] {
-        case.compare(name, &heads_first(step, [1, 12, 9, 32]));
-    }
-    case.compare("probs", &outputs.weights.expect("asked for"));
-    case.compare("lse", &outputs.lse.expect("asked for"));
-    case.compare("proj", &outputs.output);
     let (weight, bias) = (case.floats("in.ln_weight"), case.floats("in.ln_bias"));
-    case.compare("block_out", &residual_norm(&hidden, &outputs.output, &weight, &bias, case.number("attr.layer_norm_eps")));
+    for engine in engines() {
+        println!("{}", engine.chosen());
+        let outputs = layer.forward_with_steps(&engine, &problem, &Inputs::new(&hidden, &hidden, &hidden)).expect("a valid problem");
+        let steps = outputs.steps.expect("asked for");
+        for (name, step) in [("q", &steps.query), ("k", &steps.key), ("v", &steps.value), ("context", &steps.context)] {
+            case.compare(name, &heads_first(step, [1, 12, 9, 32]));
+        }
+        case.compare("probs", &outputs.weights.expect("asked for"));
+        case.compare("lse", &outputs.lse.expect("asked for"));
+        case.compare("proj", &outputs.output);
+        case.compare("block_out", &residual_norm(&hidden, &outputs.output, &weight, &bias, case.number("attr.layer_norm_eps")));
+    }
 }
 
 /// A tensor of [L, B, E] as [B, L, E], or as it is.
@@ -130,7 +146,7 @@ fn batch_first(data: Vec<f32>, seq: usize, batch: usize, already: bool) -> Vec<f
     (0..batch).flat_map(|b| (0..seq).flat_map(move |i| (i * batch + b) * width..(i * batch + b + 1) * width)).map(|at| data[at]).collect()
 }
 
-fn torch_case(name: &str) {
+fn torch_case(name: &str, engine: &Engine) {
     let case = Case::open(&format!("torch/{name}.safetensors"));
     let flag = |name: &str| case.attribute(&format!("attr.{name}")) == "1";
     let heads: usize = case.number("attr.num_heads");
@@ -175,7 +191,7 @@ fn torch_case(name: &str) {
         problem.bias = Some(*shape);
         inputs.bias = bias;
     }
-    let outputs = layer.forward(&cpu(), &problem, &inputs).expect("a valid problem");
+    let outputs = layer.forward(engine, &problem, &inputs).expect("a valid problem");
     let expected_order = if already { outputs.output.clone() } else { batch_first(outputs.output.clone(), batch, seq_q, false) };
     case.compare("output", &expected_order);
     if let Some(weights) = outputs.weights {
@@ -190,6 +206,7 @@ fn torch_case(name: &str) {
 
 #[test]
 fn agrees_with_pytorch() {
+    let engines = engines();
     for name in [
         "mha_bias_kv_zero_attn",
         "mha_bool_mask_and_kpm",
@@ -202,7 +219,7 @@ fn agrees_with_pytorch() {
         "mha_self_small",
         "mha_unbatched",
     ] {
-        torch_case(name);
+        engines.iter().for_each(|engine| torch_case(name, engine));
     }
 }
 
@@ -224,6 +241,7 @@ fn agrees_with_its_reference() {
     .expect("the shapes fit");
     let (x_q, x_k, x_v) = (draw(11, 2 * 9 * 10), draw(12, 2 * 20 * 7), draw(13, 2 * 20 * 11));
     let mask: Vec<bool> = (0..9 * 20).map(|at| at % 7 != 0 && at / 20 != 4).collect();
+    let engines = engines();
     let plain = layer.problem(2, 9, 20);
     let mut masked = plain.causal(Alignment::BottomRight);
     masked.visibility.mask = Some(Broadcast([1, 1, 9, 20]));
@@ -234,21 +252,46 @@ fn agrees_with_its_reference() {
         if problem.visibility.mask.is_some() {
             inputs.mask = &mask;
         }
-        let outputs = layer.forward_with_steps(&cpu(), &problem.with_lse(), &inputs).expect("a valid problem");
         let expected = naive::forward(&layer, &problem, &inputs).expect("a valid problem");
-        assert_eq!(outputs.output.len(), 2 * 9 * 13);
         let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
-        let steps = outputs.steps.expect("asked for");
-        for (name, got, expected) in [
-            ("query", &steps.query, &expected.query),
-            ("key", &steps.key, &expected.key),
-            ("value", &steps.value, &expected.value),
-            ("context", &steps.context, &narrow(&expected.context)),
-            ("lse", &outputs.lse.expect("asked for"), &narrow(&expected.attention.lse)),
-            ("scores", &outputs.scores.expect("asked for"), &narrow(&expected.attention.raw)),
-            ("output", &outputs.output, &narrow(&expected.output)),
-        ] {
-            assert_eq!(mismatch(got, expected, 1e-5, 1e-5), None, "{name}");
+        for engine in &engines {
+            let outputs = layer.forward_with_steps(engine, &problem.with_lse(), &inputs).expect("a valid problem");
+            assert_eq!(outputs.output.len(), 2 * 9 * 13);
+            let steps = outputs.steps.expect("asked for");
+            for (name, got, expected) in [
+                ("query", &steps.query, &expected.query),
+                ("key", &steps.key, &expected.key),
+                ("value", &steps.value, &expected.value),
+                ("context", &steps.context, &narrow(&expected.context)),
+                ("lse", &outputs.lse.expect("asked for"), &narrow(&expected.attention.lse)),
+                ("scores", &outputs.scores.expect("asked for"), &narrow(&expected.attention.raw)),
+                ("output", &outputs.output, &narrow(&expected.output)),
+            ] {
+                assert_eq!(mismatch(got, expected, 1e-5, 1e-5), None, "{name} on {}", engine.chosen());
+            }
+        }
+    }
+}
+
+/// Sizes past every tile of the projections, with and without whole vec4s.
+#[test]
+fn large_layers_agree_with_their_reference() {
+    for (embed, width, seq) in [(132, 96, 70), (67, 70, 130)] {
+        let layer = MultiHead::new(
+            linear(1, width, embed, true),
+            linear(3, width, embed, true),
+            linear(5, width, embed, true),
+            linear(7, embed, width, true),
+            2,
+            2,
+        )
+        .expect("the shapes fit");
+        let x: Vec<f32> = draw(11, seq * embed).iter().map(|x| x / 8.0).collect();
+        let (problem, inputs) = (layer.problem(1, seq, seq), Inputs::new(&x, &x, &x));
+        let expected: Vec<f32> = naive::forward(&layer, &problem, &inputs).expect("valid").output.iter().map(|&x| x as f32).collect();
+        for engine in engines() {
+            let output = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
+            assert_eq!(mismatch(&output, &expected, 1e-5, 2e-5), None, "{}", engine.chosen());
         }
     }
 }
@@ -261,11 +304,14 @@ fn packed_sequences_are_the_items_one_by_one() {
     let mut problem = layer.problem(2, 4, 4).causal(Alignment::TopLeft);
     problem.packed = Some(wgpu_attention::Packed { tokens_q: 7, tokens_kv: 7 });
     let inputs = Inputs { cu_seqlens_q: &[0, 3, 7], cu_seqlens_kv: &[0, 3, 7], ..Inputs::new(&x, &x, &x) };
-    let together = layer.forward(&cpu(), &problem, &inputs).expect("a valid problem").output;
-    for (start, len) in [(0, 3), (3, 4)] {
-        let x = &x[start * 6..(start + len) * 6];
-        let alone = layer.forward(&cpu(), &layer.problem(1, len, len).causal(Alignment::TopLeft), &Inputs::new(x, x, x));
-        assert_eq!(mismatch(&alone.expect("a valid problem").output, &together[start * 6..(start + len) * 6], 1e-6, 1e-6), None);
+    for engine in engines() {
+        let together = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
+        for (start, len) in [(0, 3), (3, 4)] {
+            let x = &x[start * 6..(start + len) * 6];
+            let alone = layer.forward(&engine, &layer.problem(1, len, len).causal(Alignment::TopLeft), &Inputs::new(x, x, x));
+            let alone = alone.expect("a valid problem").output;
+            assert_eq!(mismatch(&alone, &together[start * 6..(start + len) * 6], 1e-6, 1e-6), None, "{}", engine.chosen());
+        }
     }
 }
 

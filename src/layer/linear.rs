@@ -1,6 +1,7 @@
 //! One projection.
 
 use super::matmul::matmul;
+use crate::gpu::Projection;
 use crate::{Error, Result};
 
 /// Y = X·Wᵀ + b with W [out_features, in_features] and b [out_features], as in PyTorch's `nn.Linear`.
@@ -44,6 +45,11 @@ impl Linear {
     /// Rows of W: the width of Y.
     pub fn out_features(&self) -> usize {
         self.weight.len() / self.in_features
+    }
+
+    /// As the GPU takes it.
+    pub(super) fn projection(&self) -> Projection<'_> {
+        Projection { weight: &self.weight, bias: self.bias(), in_features: self.in_features }
     }
 
     /// Y for X [rows, in_features], on every core.

@@ -12,7 +12,8 @@ pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]
 pub use weights::{Naming, WeightFile};
 
-use crate::{DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Problem, Result, TensorSpec};
+use crate::gpu::{self, Gpu};
+use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Problem, Result, TensorSpec};
 
 /// A multi-head attention layer:
 ///
@@ -202,15 +203,20 @@ impl MultiHead {
     }
 
     fn compute(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, steps: bool) -> Result<LayerOutputs> {
-        let [x_q, x_k, x_v] = self.check(problem, inputs)?;
-        let query = self.query.forward(x_q)?;
-        let mut key = self.key.forward(x_k)?;
-        let mut value = self.value.forward(x_v)?;
-        if self.appended.count() > 0 {
-            let bias = self.appended.bias_kv.as_ref();
-            key = append(key, problem.dims.batch, bias.map(|(key, _)| &key[..]), self.appended.zero, self.key.out_features());
-            value = append(value, problem.dims.batch, bias.map(|(_, value)| &value[..]), self.appended.zero, self.value.out_features());
+        let x = self.check(problem, inputs)?;
+        match engine.gpu() {
+            // Buffers of no size cannot be bound.
+            Some(gpu) if x.iter().all(|x| !x.is_empty()) => self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps),
+            _ => self.on_host(engine, problem, inputs, x, steps),
         }
+    }
+
+    fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3], steps: bool) -> Result<LayerOutputs> {
+        let [x_q, x_k, x_v] = x;
+        let [extra_k, extra_v] = self.appended_rows();
+        let query = self.query.forward(x_q)?;
+        let key = append(self.key.forward(x_k)?, problem.dims.batch, &extra_k);
+        let value = append(self.value.forward(x_v)?, problem.dims.batch, &extra_v);
         let projected = Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs };
         let attention = engine.attention(problem, &projected)?;
         let context = attention.output.into_f32();
@@ -224,9 +230,46 @@ impl MultiHead {
         })
     }
 
+    fn on_gpu(
+        &self,
+        gpu: &Gpu,
+        algorithm: Algorithm,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        [x_q, x_k, x_v]: [&[f32]; 3],
+        steps: bool,
+    ) -> Result<LayerOutputs> {
+        let self_attention = std::ptr::eq(x_q, x_k) && std::ptr::eq(x_q, x_v);
+        let parts = gpu::LayerParts {
+            projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
+            appended: self.appended_rows(),
+            appended_rows: self.appended.count(),
+        };
+        let layer = gpu::Layer::new(gpu, problem, algorithm, &parts, self_attention, steps)?;
+        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Control::default()))?;
+        let mut results = results.into_iter();
+        let output = results.next().unwrap_or_default();
+        let steps = match (results.next(), results.next(), results.next()) {
+            (Some(query), Some(key), Some(value)) => Some(Steps { query, key, value, context: attention.output.into_f32() }),
+            _ => None,
+        };
+        Ok(LayerOutputs { output, lse: attention.lse, scores: attention.scores, weights: attention.weights, steps })
+    }
+
+    /// The rows that every item of K and of V gets after its own.
+    fn appended_rows(&self) -> [Vec<f32>; 2] {
+        let Appended { bias_kv, zero } = &self.appended;
+        let (key, value) = bias_kv.clone().unwrap_or_default();
+        [(key, &self.key), (value, &self.value)].map(|(mut rows, linear)| {
+            rows.resize(rows.len() + if *zero { linear.out_features() } else { 0 }, 0.0);
+            rows
+        })
+    }
+
     /// Finds every contradiction between layer, problem and inputs; X_q, X_k, X_v as slices.
     fn check<'a>(&self, problem: &Problem, inputs: &Inputs<'a>) -> Result<[&'a [f32]; 3]> {
         problem.check()?;
+        inputs.check_options(problem)?;
         let d = &problem.dims;
         let expected = [self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim_v];
         if [d.num_heads, d.num_kv_heads, d.head_dim, d.head_dim_v] != expected {
@@ -275,14 +318,16 @@ impl MultiHead {
     }
 }
 
-/// Each item's rows, then `bias`, then a row of zeros.
-fn append(rows: Vec<f32>, batch: usize, bias: Option<&[f32]>, zero: bool, width: usize) -> Vec<f32> {
+/// Each item's rows, then `extra`.
+fn append(rows: Vec<f32>, batch: usize, extra: &[f32]) -> Vec<f32> {
+    if extra.is_empty() {
+        return rows;
+    }
     let item = rows.len() / batch;
-    let mut out = Vec::with_capacity(rows.len() + 2 * batch * width);
+    let mut out = Vec::with_capacity(rows.len() + batch * extra.len());
     for b in 0..batch {
         out.extend_from_slice(&rows[b * item..][..item]);
-        out.extend_from_slice(bias.unwrap_or_default());
-        out.resize(out.len() + if zero { width } else { 0 }, 0.0);
+        out.extend_from_slice(extra);
     }
     out
 }
