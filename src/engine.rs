@@ -136,6 +136,11 @@ impl Engine {
         }
     }
 
+    /// Which way to compute.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// The same engine, computing the other way.
     #[must_use]
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {

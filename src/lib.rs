@@ -17,6 +17,7 @@ mod dtype;
 mod engine;
 mod error;
 pub mod gpu;
+pub mod layer;
 pub mod onnx;
 pub mod plan;
 mod problem;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, PipelineKey};
 use crate::plan::{Place, Plan};
 use crate::problem::Operand;
 use crate::shader::{Params, Slot};
@@ -72,22 +72,24 @@ impl<'a> Bindings<'a> {
 
 /// An [`Attention`] bound to buffers.
 pub struct Bound {
-    steps: Vec<BoundStep>,
+    pub(super) steps: Vec<BoundStep>,
 }
 
-struct BoundStep {
-    pipeline: Arc<Pipeline>,
-    bind_group: wgpu::BindGroup,
-    params_offset: u32,
-    grid: [u32; 2],
-    flops: f64,
+/// One dispatch.
+pub(super) struct BoundStep {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: wgpu::BindGroup,
+    pub(super) params_offset: u32,
+    pub(super) grid: [u32; 2],
+    pub(super) flops: f64,
 }
 
 impl Attention {
     /// Plans `problem` for the device and compiles what is not compiled yet.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         let plan = Plan::new(problem, gpu.caps(), algorithm)?;
-        let pipelines = plan.steps.iter().map(|step| gpu.pipelines().get(gpu, &step.key)).collect::<Result<Vec<_>>>()?;
+        let pipelines =
+            plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let device = gpu.device();
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let params_stride = (size_of::<Params>() as u32).next_multiple_of(gpu.caps().uniform_alignment);

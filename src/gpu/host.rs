@@ -16,13 +16,13 @@ const KEPT_BYTES: u64 = 512 << 20;
 
 /// A problem with buffers of its own.
 pub(super) struct Prepared {
-    problem: Problem,
+    pub(super) problem: Problem,
     algorithm: Algorithm,
-    bound: Bound,
-    query: wgpu::Buffer,
-    key: wgpu::Buffer,
-    value: wgpu::Buffer,
-    output: wgpu::Buffer,
+    pub(super) bound: Bound,
+    pub(super) query: wgpu::Buffer,
+    pub(super) key: wgpu::Buffer,
+    pub(super) value: wgpu::Buffer,
+    pub(super) output: wgpu::Buffer,
     tables: Option<wgpu::Buffer>,
     bias: Option<wgpu::Buffer>,
     mask: Option<wgpu::Buffer>,
@@ -58,7 +58,8 @@ impl Gpu {
             Some(ready) => ready,
             None => Prepared::new(self, problem, algorithm)?,
         };
-        let result = ready.run(self, inputs, control).await;
+        ready.upload(self, inputs);
+        let result = ready.run(self, &ready.bound, control, |_| {}).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let mut prepared = self.prepared();
             prepared.push(ready);
@@ -77,7 +78,7 @@ impl Gpu {
 }
 
 impl Prepared {
-    fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         let attention = Attention::new(gpu, problem, algorithm)?;
         let device = gpu.device();
         let mut bytes = attention.plan().scratch_bytes();
@@ -89,11 +90,13 @@ impl Prepared {
             device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false })
         };
         let input = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        // A layer reads its queries, keys and values back too.
+        let operand = input | wgpu::BufferUsages::COPY_SRC;
         let result = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
         let size = |operand| (problem.operand_len(operand) * problem.spec(operand).dtype.size()) as u64;
-        let query = buffer("query", size(Operand::Query), input);
-        let key = buffer("key", size(Operand::Key), input);
-        let value = buffer("value", size(Operand::Value), input);
+        let query = buffer("query", size(Operand::Query), operand);
+        let key = buffer("key", size(Operand::Key), operand);
+        let value = buffer("value", size(Operand::Value), operand);
         let output_bytes = size(Operand::Output);
         let output = buffer("output", output_bytes, result);
         let table_bytes = 4 * u64::from(attention.plan().table_words());
@@ -145,20 +148,27 @@ impl Prepared {
         })
     }
 
-    async fn run(&self, gpu: &Gpu, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
-        self.upload(gpu, inputs);
+    /// Runs `bound`, which ends in this problem's output, and reads the outputs back; `copy` may record more copies.
+    pub(super) async fn run(
+        &self,
+        gpu: &Gpu,
+        bound: &Bound,
+        control: &mut Control<'_>,
+        copy: impl Fn(&mut wgpu::CommandEncoder),
+    ) -> Result<Outputs> {
         let device = gpu.device();
-        let pieces = self.pieces(gpu);
+        let pieces = pieces(gpu, bound);
         let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
             {
                 let mut pass =
                     encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
-                self.bound.record_steps(piece.clone(), &mut pass);
+                bound.record_steps(piece.clone(), &mut pass);
             }
             if index + 1 == pieces.len() {
                 self.copy_out(&mut encoder);
+                copy(&mut encoder);
             }
             submitted.push(gpu.queue().submit([encoder.finish()]));
             // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
@@ -172,48 +182,28 @@ impl Prepared {
         Ok(outputs)
     }
 
-    /// Dispatches that go into one submit: one submit for all of them, unless that would keep the device busy for long.
-    fn pieces(&self, gpu: &Gpu) -> Vec<Range<usize>> {
-        let budget = gpu.caps().dispatch_flops();
-        let mut pieces = Vec::new();
-        let (mut first, mut flops) = (0, 0.0);
-        for step in 0..self.bound.dispatches() {
-            if step > first && flops + self.bound.flops(step) > budget {
-                pieces.push(first..step);
-                (first, flops) = (step, 0.0);
-            }
-            flops += self.bound.flops(step);
-        }
-        pieces.push(first..self.bound.dispatches());
-        pieces
-    }
-
     fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
-        let write = |buffer: &wgpu::Buffer, bytes: &[u8]| {
-            let whole = bytes.len() / 4 * 4;
-            gpu.queue().write_buffer(buffer, 0, &bytes[..whole]);
-            if whole < bytes.len() {
-                let mut word = [0; 4];
-                word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                gpu.queue().write_buffer(buffer, whole as u64, &word);
-            }
-        };
         for (operand, buffer, slice) in [
             (Operand::Query, &self.query, inputs.query),
             (Operand::Key, &self.key, inputs.key),
             (Operand::Value, &self.value, inputs.value),
         ] {
             let used = self.problem.operand_len(operand) * self.problem.spec(operand).dtype.size();
-            write(buffer, &HostSlice::bytes(&slice)[..used]);
+            write(gpu, buffer, &HostSlice::bytes(&slice)[..used]);
         }
+        self.upload_options(gpu, inputs);
+    }
+
+    /// All but query, key and value.
+    pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
         if let Some(buffer) = &self.tables {
-            write(buffer, &table_bytes(inputs));
+            write(gpu, buffer, &table_bytes(inputs));
         }
         if let Some(buffer) = &self.bias {
-            write(buffer, bytemuck::cast_slice(inputs.bias));
+            write(gpu, buffer, bytemuck::cast_slice(inputs.bias));
         }
         if let Some(buffer) = &self.mask {
-            write(buffer, bytemuck::cast_slice(inputs.mask));
+            write(gpu, buffer, bytemuck::cast_slice(inputs.mask));
         }
     }
 
@@ -225,16 +215,7 @@ impl Prepared {
     }
 
     async fn read_back(&self, device: &wgpu::Device, submission: Option<wgpu::SubmissionIndex>) -> Result<Outputs> {
-        let (sender, receiver) = oneshot_channel();
-        self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let _ = sender.send(result); // nobody listens any more: the call was dropped
-        });
-        drive(device, submission)?;
-        match receiver.receive().await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(Error::Lost { why: error.to_string() }),
-            None => return Err(Error::Lost { why: "the read-back never ended".into() }),
-        }
+        map(device, &self.staging, submission).await?;
         let outputs = {
             let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
             let f32s = |wanted: Extra| {
@@ -250,6 +231,47 @@ impl Prepared {
         };
         self.staging.unmap();
         Ok(outputs)
+    }
+}
+
+/// Dispatches that go into one submit: one submit for all of them, unless that would keep the device busy for long.
+fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
+    let budget = gpu.caps().dispatch_flops();
+    let mut pieces = Vec::new();
+    let (mut first, mut flops) = (0, 0.0);
+    for step in 0..bound.dispatches() {
+        if step > first && flops + bound.flops(step) > budget {
+            pieces.push(first..step);
+            (first, flops) = (step, 0.0);
+        }
+        flops += bound.flops(step);
+    }
+    pieces.push(first..bound.dispatches());
+    pieces
+}
+
+/// Writes bytes of any number; the last word is filled up with zeros.
+fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
+    let whole = bytes.len() / 4 * 4;
+    gpu.queue().write_buffer(buffer, 0, &bytes[..whole]);
+    if whole < bytes.len() {
+        let mut word = [0; 4];
+        word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        gpu.queue().write_buffer(buffer, whole as u64, &word);
+    }
+}
+
+/// Maps a buffer for reading, once `submission` is done.
+pub(super) async fn map(device: &wgpu::Device, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    let (sender, receiver) = oneshot_channel();
+    buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+        let _ = sender.send(result); // nobody listens any more: the call was dropped
+    });
+    drive(device, submission)?;
+    match receiver.receive().await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(Error::Lost { why: error.to_string() }),
+        None => Err(Error::Lost { why: "the read-back never ended".into() }),
     }
 }
 

@@ -4,6 +4,8 @@ mod adapter;
 mod attention;
 mod device;
 mod host;
+mod layer;
+mod linear;
 mod pipeline;
 
 pub use adapter::{AdapterReport, list};
@@ -11,3 +13,5 @@ pub use attention::{Attention, Bindings, Bound};
 pub use device::Gpu;
 
 pub(crate) use adapter::choose;
+pub(crate) use layer::{Layer, LayerParts};
+pub(crate) use linear::Projection;

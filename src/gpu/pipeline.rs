@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
-use crate::shader::{Access, KernelKey, Params, Slot, compose};
+use crate::shader::{Access, KernelKey, LinearKey, LinearParams, Params, Slot, Source, compose, compose_linear};
 use crate::{Error, Result};
 
 /// A compiled kernel.
@@ -14,18 +14,25 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
+/// What pipelines are kept by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PipelineKey {
+    Attention(KernelKey),
+    Linear(LinearKey),
+}
+
 #[derive(Default)]
-pub(super) struct PipelineCache(Mutex<HashMap<KernelKey, Arc<Pipeline>>>);
+pub(super) struct PipelineCache(Mutex<HashMap<PipelineKey, Arc<Pipeline>>>);
 
 impl PipelineCache {
     /// The pipeline of `key`, compiled now if it was not before.
-    pub(super) fn get(&self, gpu: &Gpu, key: &KernelKey) -> Result<Arc<Pipeline>> {
+    pub(super) fn get(&self, gpu: &Gpu, key: PipelineKey) -> Result<Arc<Pipeline>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = lock().get(key) {
+        if let Some(pipeline) = lock().get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(compile(gpu, key)?);
-        Ok(Arc::clone(lock().entry(key.clone()).or_insert(pipeline)))
+        let pipeline = Arc::new(compile(gpu, &key)?);
+        Ok(Arc::clone(lock().entry(key).or_insert(pipeline)))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -33,11 +40,41 @@ impl PipelineCache {
     }
 }
 
-fn compile(gpu: &Gpu, key: &KernelKey) -> Result<Pipeline> {
+impl PipelineKey {
+    fn label(&self) -> String {
+        match self {
+            Self::Attention(key) => format!("{:?}", key.kernel),
+            Self::Linear(_) => "linear".into(),
+        }
+    }
+
+    fn source(&self) -> Source {
+        match self {
+            Self::Attention(key) => compose(key),
+            Self::Linear(key) => compose_linear(*key),
+        }
+    }
+
+    fn layout_entries(&self) -> Vec<wgpu::BindGroupLayoutEntry> {
+        match self {
+            Self::Attention(key) => {
+                let entry = |(slot, access): (Slot, Access)| layout_entry(slot as u32, access, size_of::<Params>());
+                key.bindings().into_iter().map(entry).collect()
+            }
+            Self::Linear(key) => {
+                let accesses = [Access::Uniform, Access::Read, Access::Read, Access::ReadWrite, Access::Read];
+                let entry = |(number, &access)| layout_entry(number as u32, access, size_of::<LinearParams>());
+                accesses[..if key.bias { 5 } else { 4 }].iter().enumerate().map(entry).collect()
+            }
+        }
+    }
+}
+
+fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     let device = gpu.device();
     let started = std::time::Instant::now();
-    let label = format!("{:?}", key.kernel);
-    let source = compose(key);
+    let label = key.label();
+    let source = key.source();
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
 
@@ -48,7 +85,7 @@ fn compile(gpu: &Gpu, key: &KernelKey) -> Result<Pipeline> {
     // and kv_lengths are checked on the host or promised by the caller of `record`, and the driver's own robustness stays on.
     // Every loop ends: bounds are constants or lengths. The suite runs the same kernels with all checks on too.
     let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
-    let entries: Vec<wgpu::BindGroupLayoutEntry> = key.bindings().into_iter().map(|(slot, access)| layout_entry(slot, access)).collect();
+    let entries = key.layout_entries();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(&label),
@@ -75,14 +112,14 @@ fn compile(gpu: &Gpu, key: &KernelKey) -> Result<Pipeline> {
     Ok(Pipeline { pipeline, layout })
 }
 
-fn layout_entry(slot: Slot, access: Access) -> wgpu::BindGroupLayoutEntry {
+fn layout_entry(binding: u32, access: Access, uniform_bytes: usize) -> wgpu::BindGroupLayoutEntry {
     let (ty, has_dynamic_offset, min_binding_size) = match access {
-        Access::Uniform => (wgpu::BufferBindingType::Uniform, true, wgpu::BufferSize::new(size_of::<Params>() as u64)),
+        Access::Uniform => (wgpu::BufferBindingType::Uniform, true, wgpu::BufferSize::new(uniform_bytes as u64)),
         Access::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false, None),
         Access::ReadWrite => (wgpu::BufferBindingType::Storage { read_only: false }, false, None),
     };
     wgpu::BindGroupLayoutEntry {
-        binding: slot as u32,
+        binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size },
         count: None,

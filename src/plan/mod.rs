@@ -185,10 +185,36 @@ fn check_kernel(key: &KernelKey, caps: &DeviceCaps) -> Result<()> {
     Ok(())
 }
 
-/// Cuts a step into dispatches that are short enough, and lays each grid out in lines of at most the device's width.
+/// Cuts a step into dispatches that are short enough.
 fn cut(step: Step, caps: &DeviceCaps) -> Vec<Step> {
-    let total = u64::from(step.params.end_workgroup);
-    let by_time = (step.flops / caps.dispatch_flops()).ceil().clamp(1.0, total.max(1) as f64) as u64;
+    let total = step.params.end_workgroup;
+    pieces(total, step.flops, caps)
+        .into_iter()
+        .map(|Piece { first, end, width }| {
+            let params = Params { first_workgroup: first, end_workgroup: end, grid_width: width, ..step.params };
+            Step { params, flops: step.flops * f64::from(end - first) / f64::from(total), ..step.clone() }
+        })
+        .collect()
+}
+
+/// The workgroups of one dispatch, in lines of `width`.
+pub(crate) struct Piece {
+    pub(crate) first: u32,
+    pub(crate) end: u32,
+    pub(crate) width: u32,
+}
+
+impl Piece {
+    /// Workgroups along x and y.
+    pub(crate) fn grid(&self) -> [u32; 2] {
+        [self.width, (self.end - self.first).div_ceil(self.width)]
+    }
+}
+
+/// Cuts `total` workgroups of `flops` in all into dispatches that are short enough, each a grid in lines of at most the device's width.
+pub(crate) fn pieces(total: u32, flops: f64, caps: &DeviceCaps) -> Vec<Piece> {
+    let total = u64::from(total);
+    let by_time = (flops / caps.dispatch_flops()).ceil().clamp(1.0, total.max(1) as f64) as u64;
     let width = u64::from(caps.workgroups_per_dimension);
     let by_size = total.div_ceil(width * width);
     let count = total.div_ceil(by_time.max(by_size)).max(1);
@@ -197,13 +223,7 @@ fn cut(step: Step, caps: &DeviceCaps) -> Vec<Step> {
             let first = part * count;
             let end = (first + count).min(total);
             let lines = (end - first).div_ceil(width);
-            let params = Params {
-                first_workgroup: first as u32,
-                end_workgroup: end as u32,
-                grid_width: (end - first).div_ceil(lines) as u32,
-                ..step.params
-            };
-            Step { params, flops: step.flops * (end - first) as f64 / total as f64, ..step.clone() }
+            Piece { first: first as u32, end: end as u32, width: (end - first).div_ceil(lines) as u32 }
         })
         .collect()
 }

@@ -1,12 +1,14 @@
 //! From a [`KernelKey`] to WGSL text: a generated prelude and the chosen files, in a row.
 
 mod key;
+mod linear;
 mod params;
 mod prelude;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use key::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
+pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear};
 pub(crate) use params::Params;
 
 /// The text of a kernel, and where its lines come from.
