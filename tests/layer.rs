@@ -124,7 +124,7 @@ fn reproduces_a_real_model() {
     problem.want.weights = true;
     let (weight, bias) = (case.floats("in.ln_weight"), case.floats("in.ln_bias"));
     for engine in engines() {
-        println!("{}", engine.chosen());
+        eprintln!("{}", engine.chosen());
         let outputs = layer.forward_with_steps(&engine, &problem, &Inputs::new(&hidden, &hidden, &hidden)).expect("a valid problem");
         let steps = outputs.steps.expect("asked for");
         for (name, step) in [("q", &steps.query), ("k", &steps.key), ("v", &steps.value), ("context", &steps.context)] {

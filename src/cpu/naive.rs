@@ -199,7 +199,7 @@ impl Reference {
 }
 
 /// Index of [b, h, i, j] in a tensor of which some axes are 1.
-fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
+pub(super) fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
     let mut at = 0;
     for (extent, index) in shape.0.into_iter().zip(index) {
         at = at * extent + if extent == 1 { 0 } else { index };
