@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::gpu::{self, Gpu};
+use crate::plan::Plan;
 use crate::{Control, Error, Inputs, Outputs, Problem, Result, cpu};
 
 /// Where to run.
@@ -73,12 +75,20 @@ pub struct EngineOptions {
     pub checked: bool,
 }
 
-/// Computes attention where it was told to.
+/// Computes attention where it was told to. Cheap to clone; clones share the device.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    options: EngineOptions,
+    place: Place,
+    algorithm: Algorithm,
     chosen: String,
     why: String,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Cpu,
+    Oracle,
+    Gpu(Gpu),
 }
 
 impl Engine {
@@ -89,10 +99,26 @@ impl Engine {
 
     /// As [`Self::new`], without blocking.
     pub async fn new_async(options: EngineOptions) -> Result<Self> {
-        Ok(Self { chosen: options.backend.to_string(), why: "skeleton".into(), options })
+        let (place, chosen, why) = match (gpu::choose(&options.backend).await?, &options.backend) {
+            (Some(chosen), _) => {
+                let gpu = Gpu::open(&chosen, options.checked).await?;
+                let name = gpu.name().to_string();
+                (Place::Gpu(gpu), name, chosen.why)
+            }
+            (None, Backend::Oracle) => (Place::Oracle, "oracle (f64)".into(), "it was asked for".into()),
+            (None, Backend::Auto) => (Place::Cpu, "cpu".into(), "there is no GPU; software adapters are taken only when asked for".into()),
+            (None, _) => (Place::Cpu, "cpu".into(), "it was asked for".into()),
+        };
+        log::info!("running on {chosen}: {why}");
+        Ok(Self { place, algorithm: options.algorithm, chosen, why })
     }
 
-    /// What runs the work: `cpu`, `oracle`, or the adapter's name and backend.
+    /// Runs on an app's own device.
+    pub fn on_gpu(gpu: Gpu) -> Self {
+        Self { chosen: gpu.name().to_string(), why: "the app's own device".into(), algorithm: Algorithm::Auto, place: Place::Gpu(gpu) }
+    }
+
+    /// What runs the work: `cpu`, `oracle`, or the adapter's name, backend and driver.
     pub fn chosen(&self) -> &str {
         &self.chosen
     }
@@ -102,11 +128,34 @@ impl Engine {
         &self.why
     }
 
+    /// The device, where it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.place {
+            Place::Gpu(gpu) => Some(gpu),
+            Place::Cpu | Place::Oracle => None,
+        }
+    }
+
+    /// Which way to compute.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// The same engine, computing the other way.
     #[must_use]
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
-        self.options.algorithm = algorithm;
+        self.algorithm = algorithm;
         self
+    }
+
+    /// What would be done for `problem`: kernel, tiles, grid, memory.
+    pub fn explain(&self, problem: &Problem) -> Result<String> {
+        problem.check()?;
+        Ok(match &self.place {
+            Place::Oracle => "naive f64, every matrix written out".into(),
+            Place::Cpu => "cpu path".into(),
+            Place::Gpu(gpu) => Plan::new(problem, gpu.caps(), self.algorithm)?.summary().into(),
+        })
     }
 
     /// Computes `problem`, blocking until the answer is there.
@@ -116,8 +165,20 @@ impl Engine {
 
     /// As [`Self::attention`], with progress and cancellation.
     pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+        pollster::block_on(self.attention_async(problem, inputs, control))
+    }
+
+    /// As [`Self::attention_controlled`], without blocking where the platform allows it: in a browser the event loop drives the device.
+    /// Elsewhere the device is waited for inside the first poll.
+    pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
         problem.check()?;
         inputs.check(problem)?;
-        cpu::tiled::attention(problem, inputs, control)
+        match &self.place {
+            Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
+            Place::Cpu => cpu::tiled::attention(problem, inputs, control),
+            // Buffers of no size cannot be bound, and there is nothing to compute.
+            Place::Gpu(_) if [problem.query_len(), problem.key_len()].contains(&0) => cpu::tiled::attention(problem, inputs, control),
+            Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, control).await,
+        }
     }
 }

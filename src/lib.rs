@@ -16,8 +16,16 @@ pub mod cpu;
 mod dtype;
 mod engine;
 mod error;
+pub mod gpu;
+pub mod layer;
+pub mod onnx;
+pub mod plan;
 mod problem;
+pub mod rotary;
+mod shader;
 mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 mod visibility;
 
 pub use control::Control;
@@ -25,6 +33,6 @@ pub use dtype::{DType, HostSlice, HostVec};
 pub use engine::{Algorithm, Backend, Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use problem::{Alibi, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
+pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
 pub use visibility::{Alignment, Broadcast, Visibility};

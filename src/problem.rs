@@ -456,7 +456,6 @@ impl<'a> Inputs<'a> {
 
     /// Finds every contradiction between the data and the problem. `problem` has passed [`Problem::check`].
     pub fn check(&self, problem: &Problem) -> Result<()> {
-        let d = &problem.dims;
         for (operand, slice) in [(Operand::Query, self.query), (Operand::Key, self.key), (Operand::Value, self.value)] {
             let spec = problem.spec(operand);
             if slice.dtype() != spec.dtype {
@@ -470,6 +469,12 @@ impl<'a> Inputs<'a> {
                 ));
             }
         }
+        self.check_options(problem)
+    }
+
+    /// The same for all but query, key and value.
+    pub(crate) fn check_options(&self, problem: &Problem) -> Result<()> {
+        let d = &problem.dims;
         let v = &problem.visibility;
         let table = problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
@@ -529,3 +534,6 @@ pub struct Outputs {
     /// If asked for.
     pub weights: Option<Vec<f32>>,
 }
+
+/// Anything that computes attention: an engine, the oracle, a kernel under test.
+pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;

@@ -1,2 +1,86 @@
-//! x
-fn main() {}
+//! `attn`: explain, run, verify and benchmark attention from a shell.
+//!
+//! Answers go to standard output, everything else to standard error. Exit code 0: fine; 1: a check failed, or the device did;
+//! 2: what was asked for is wrong or cannot be done.
+
+mod arrays;
+mod backend;
+mod bench;
+mod devices;
+mod explain;
+mod failure;
+mod random;
+mod run;
+mod terminal;
+mod tour;
+
+use std::process::ExitCode;
+
+use clap::{ColorChoice, Parser, Subcommand};
+
+use terminal::{Terminal, note};
+
+const EXAMPLES: &str = "\
+Examples:
+  attn                                      a tour in under a minute
+  attn explain                              attention step by step, on six words
+  attn devices                              what there is to compute on
+  attn run --query q.npy --key k.npy --value v.npy --out o.npy
+  attn bench --shape 1,32,8,1024,1024,128 --causal
+
+Exit code: 0 fine, 1 a check or the device failed, 2 the request is wrong or cannot be done.
+Environment: WGPU_BACKEND, WGPU_ADAPTER_NAME and WGPU_POWER_PREF choose the adapter; NO_COLOR; RUST_LOG.";
+
+/// Attention on any GPU that wgpu reaches, and on the CPU
+#[derive(Parser, Debug)]
+#[command(name = "attn", version, after_help = EXAMPLES, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Colours in the output
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// List what there is to compute on, and what would be taken
+    Devices(devices::Args),
+    /// Show attention step by step on a sentence, as text, JSON or a picture
+    Explain(explain::Args),
+    /// Compute attention on arrays from .npy or .safetensors files
+    Run(run::Args),
+    /// Time attention: fused against staged against CPU, each answer checked first
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    quiet_wayland();
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("wgpu_attention=warn")).init();
+    let mut terminal = Terminal::new(cli.color);
+    let outcome = match &cli.command {
+        None => tour::run(&mut terminal),
+        Some(Command::Explain(args)) => explain::run(args, &mut terminal),
+        Some(Command::Devices(args)) => devices::run(args, &mut terminal),
+        Some(Command::Run(args)) => run::run(args, &mut terminal),
+        Some(Command::Bench(args)) => bench::run(args, &mut terminal),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            note(format_args!("error: {failure}"));
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Where there is no desktop session, Mesa's Vulkan layer looks for a Wayland display all the same, and libwayland complains about
+/// that on standard error each time. With a folder to look in it finds none and says nothing.
+fn quiet_wayland() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the first thing that main does: there is no other thread that could read the environment.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}

@@ -1,6 +1,7 @@
 //! The CPU: the oracle, and the fast path.
 
 pub mod naive;
+pub mod naive_backward;
 pub mod tiled;
 
 mod kernel;

@@ -3,7 +3,7 @@
 //! It is meant to be checked by reading. It shares nothing with the fast paths: no visibility arithmetic, no tiling, no tables.
 
 use crate::tensor::gather;
-use crate::{Alibi, Alignment, Broadcast, Inputs, Problem, Result, ScoreOrder};
+use crate::{Alibi, Alignment, Broadcast, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
 /// What the oracle gives: everything, dense, in f64.
 ///
@@ -157,8 +157,49 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     Ok(out)
 }
 
+impl Reference {
+    /// The same numbers, rounded and laid out as the problem says.
+    pub fn into_outputs(self, problem: &Problem, inputs: &Inputs<'_>) -> Outputs {
+        let d = problem.dims;
+        let packed = problem.packed.is_some();
+        let tokens = problem.packed.map_or(d.seq_len_q, |p| p.tokens_q);
+        let items = if packed { 1 } else { d.batch };
+        let strides = problem.output.strides([items, d.num_heads, tokens, d.head_dim_v]);
+        let mut output = vec![0.0f32; problem.output_len()];
+        let mut lse = vec![f32::NEG_INFINITY; problem.lse_len()];
+        for b in 0..d.batch {
+            let (item, first, rows) = if packed {
+                (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize)
+            } else {
+                (b, 0, d.seq_len_q)
+            };
+            for h in 0..d.num_heads {
+                for i in 0..rows {
+                    let row = (b * d.num_heads + h) * d.seq_len_q + i;
+                    let at = problem.output.offset + item * strides.batch + h * strides.head + (first + i) * strides.seq;
+                    for e in 0..d.head_dim_v {
+                        output[at + e * strides.dim] = self.output[row * d.head_dim_v + e] as f32;
+                    }
+                    lse[if packed { (first + i) * d.num_heads + h } else { row }] = self.lse[row] as f32;
+                }
+            }
+        }
+        let narrow = |data: &[f64]| data.iter().map(|&x| x as f32).collect::<Vec<_>>();
+        Outputs {
+            output: HostVec::from_f32(problem.output.dtype, &output),
+            lse: problem.want.lse.then_some(lse),
+            scores: problem.want.scores.map(|stage| match stage {
+                ScoreStage::Raw => narrow(&self.raw),
+                ScoreStage::Capped => narrow(&self.capped),
+                ScoreStage::Masked => narrow(&self.masked),
+            }),
+            weights: problem.want.weights.then(|| narrow(&self.weights)),
+        }
+    }
+}
+
 /// Index of [b, h, i, j] in a tensor of which some axes are 1.
-fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
+pub(super) fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
     let mut at = 0;
     for (extent, index) in shape.0.into_iter().zip(index) {
         at = at * extent + if extent == 1 { 0 } else { index };

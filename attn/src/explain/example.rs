@@ -1,0 +1,169 @@
+//! What is explained: the words, their embeddings and the weight matrices.
+
+use crate::failure::Failure;
+use crate::random::Random;
+
+/// The sentence with an embedding of its own for each word.
+pub(crate) const SENTENCE: &str = "She wants to deadlift heavy weights";
+
+const EMBEDDINGS: [(&str, [f32; 3]); 5] = [
+    ("She", [1.0, 0.0, 0.0]),
+    ("wants", [0.0, 1.0, 0.0]),
+    ("deadlift", [1.0, 1.0, 1.0]),
+    ("heavy", [0.0, 0.0, 1.0]),
+    ("weights", [1.0, 0.0, 1.0]),
+];
+
+/// Made-up embeddings are this wide ...
+const WIDTH: usize = 8;
+/// ... and split over so many heads.
+const HEADS: usize = 2;
+/// A table of more words than this helps nobody.
+const MOST_WORDS: usize = 64;
+
+/// A sentence as attention sees it. Matrices are row by row; weights are [width, width] and multiply from the right.
+pub(super) struct Example {
+    /// As it was given.
+    pub(super) sentence: String,
+    /// The words that have an embedding.
+    pub(super) tokens: Vec<String>,
+    /// The words that have none.
+    pub(super) omitted: Vec<String>,
+    /// Where the numbers come from.
+    pub(super) origin: &'static str,
+    /// Whether this is the worked example with W_Q = W_K = W_V = W_O = identity.
+    pub(super) worked: bool,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    /// [tokens, width], as are query, key and value.
+    pub(super) embeddings: Vec<f32>,
+    pub(super) query: Vec<f32>,
+    pub(super) key: Vec<f32>,
+    pub(super) value: Vec<f32>,
+    pub(super) output_weight: Vec<f32>,
+}
+
+impl Example {
+    pub(super) fn new(sentence: &str) -> Result<Self, Failure> {
+        let words: Vec<String> = sentence.split_whitespace().map(word).filter(|word| !word.is_empty()).collect();
+        if words.is_empty() {
+            return Err(Failure::input("the sentence has no words"));
+        }
+        if words.len() > MOST_WORDS {
+            return Err(Failure::input(format!("the sentence has {} words; explain shows up to {MOST_WORDS}", words.len())));
+        }
+        let known = SENTENCE.split(' ').collect::<Vec<_>>();
+        if words.len() == known.len() && words.iter().zip(&known).all(|(word, known)| word.eq_ignore_ascii_case(known)) {
+            return Ok(Self::worked(sentence));
+        }
+        Ok(Self::made_up(sentence, words))
+    }
+
+    fn worked(sentence: &str) -> Self {
+        let embeddings: Vec<f32> = EMBEDDINGS.iter().flat_map(|(_, row)| *row).collect();
+        Self {
+            sentence: sentence.to_string(),
+            tokens: EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect(),
+            omitted: vec!["to".to_string()],
+            origin: "Three numbers a word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.",
+            worked: true,
+            width: 3,
+            heads: 3,
+            query: embeddings.clone(),
+            key: embeddings.clone(),
+            value: embeddings.clone(),
+            embeddings,
+            output_weight: vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        }
+    }
+
+    fn made_up(sentence: &str, tokens: Vec<String>) -> Self {
+        let embeddings: Vec<f32> = tokens
+            .iter()
+            .flat_map(|token| {
+                let mut random = Random::of_text(&token.to_lowercase());
+                std::array::from_fn::<_, WIDTH, _>(|_| (random.unit() * 10.0).round() / 10.0)
+            })
+            .collect();
+        let weight = |name: &str| {
+            let mut random = Random::of_text(name);
+            (0..WIDTH * WIDTH).map(|_| random.unit()).collect::<Vec<_>>()
+        };
+        let project = |name: &str| times(&embeddings, &weight(name), WIDTH);
+        Self {
+            sentence: sentence.to_string(),
+            tokens,
+            omitted: Vec::new(),
+            origin: "Made up: eight numbers from a hash of each word and fixed pseudo-random W_Q, W_K, W_V, W_O. They show the arithmetic \
+                     and mean nothing; nothing was learned, and no position is encoded, so equal words get equal rows.",
+            worked: false,
+            width: WIDTH,
+            heads: HEADS,
+            query: project("W_Q"),
+            key: project("W_K"),
+            value: project("W_V"),
+            output_weight: weight("W_O"),
+            embeddings,
+        }
+    }
+
+    /// The row that is followed: the one asked for, else the longest word.
+    pub(super) fn focus(&self, wanted: Option<&str>) -> Result<usize, Failure> {
+        if let Some(wanted) = wanted {
+            return self
+                .tokens
+                .iter()
+                .position(|token| token.eq_ignore_ascii_case(wanted))
+                .ok_or_else(|| Failure::input(format!("--focus: no token `{}` here; there are {}", word(wanted), self.tokens.join(", "))));
+        }
+        let longest = self.tokens.iter().map(|token| token.chars().count()).max();
+        Ok(self.tokens.iter().position(|token| Some(token.chars().count()) == longest).unwrap_or(0))
+    }
+}
+
+/// Without punctuation around it, and without anything a terminal would act upon.
+fn word(text: &str) -> String {
+    text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()).chars().filter(|c| !c.is_control()).collect()
+}
+
+/// `rows . weight`: [n, width] times [width, width].
+pub(super) fn times(rows: &[f32], weight: &[f32], width: usize) -> Vec<f32> {
+    let mut product = Vec::with_capacity(rows.len());
+    for row in rows.chunks_exact(width) {
+        product.extend((0..width).map(|column| row.iter().zip(weight.chunks_exact(width)).map(|(x, w)| x * w[column]).sum::<f32>()));
+    }
+    product
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worked_example_is_known_by_its_words() {
+        let example = Example::new("she wants to deadlift, heavy weights!").expect("words");
+        assert!(example.worked);
+        assert_eq!(example.tokens[example.focus(None).expect("some")], "deadlift");
+        assert!(!Example::new("She wants to lift heavy weights").expect("words").worked);
+    }
+
+    #[test]
+    fn made_up_embeddings_depend_on_the_word_alone() {
+        let example = Example::new("to be or not to be").expect("words");
+        assert_eq!(example.query[..WIDTH], example.query[4 * WIDTH..5 * WIDTH]);
+        assert_ne!(example.query[..WIDTH], example.query[WIDTH..2 * WIDTH]);
+    }
+
+    #[test]
+    fn hostile_sentences() {
+        assert!(Example::new("").is_err());
+        assert!(Example::new(" ... !").is_err());
+        assert!(Example::new(&"word ".repeat(65)).is_err());
+        assert_eq!(Example::new("a\u{1b}[31mb").expect("words").tokens, ["a[31mb"]);
+    }
+
+    #[test]
+    fn product() {
+        assert_eq!(times(&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2), [19.0, 22.0, 43.0, 50.0]);
+    }
+}

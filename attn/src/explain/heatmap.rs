@@ -1,0 +1,103 @@
+//! Matrices in the terminal: figures, and heat maps.
+
+use std::io::{self, Write};
+
+use crate::terminal::Terminal;
+
+/// Low to high in the 256-colour palette, and whether black is the readable ink on it.
+const RAMP: [(u8, bool); 12] = [
+    (17, false),
+    (18, false),
+    (19, false),
+    (25, false),
+    (31, false),
+    (37, false),
+    (43, true),
+    (79, true),
+    (115, true),
+    (151, true),
+    (187, true),
+    (229, true),
+];
+const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
+const PLAIN_SHADES: [&str; 5] = [" ", ".", ":", "*", "#"];
+/// Columns a figure takes.
+const CELL: usize = 9;
+/// With more columns than this, shades alone are shown.
+const MOST_FIGURES: usize = 14;
+
+/// A matrix of figures, a row a label.
+pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32], columns: usize) -> io::Result<()> {
+    let margin = margin(labels);
+    let decimals = decimals(values);
+    for (label, row) in labels.iter().zip(values.chunks(columns.max(1))) {
+        write!(terminal, "     {label:<margin$}")?;
+        for value in row {
+            write!(terminal, "{:>CELL$.decimals$}", value + 0.0)?;
+        }
+        writeln!(terminal)?;
+    }
+    Ok(())
+}
+
+/// One row of a matrix, as text.
+pub(super) fn row_text(values: &[f32]) -> String {
+    let decimals = decimals(values);
+    let figures: Vec<String> = values.iter().map(|value| format!("{:.decimals$}", value + 0.0)).collect();
+    format!("[{}]", figures.join(", "))
+}
+
+fn decimals(values: &[f32]) -> usize {
+    if values.iter().all(|value| value.fract() == 0.0) { 0 } else { 4 }
+}
+
+fn margin(labels: &[String]) -> usize {
+    labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) + 2
+}
+
+/// A heat map: query tokens down, key tokens across; `focus` marks a row. The shade runs from `low` to `high`, by the square root,
+/// which spreads the small weights.
+pub(super) fn heatmap(
+    terminal: &mut Terminal,
+    labels: &[String],
+    values: &[f32],
+    [low, high]: [f32; 2],
+    focus: Option<usize>,
+) -> io::Result<()> {
+    let columns = labels.len();
+    let narrow = columns > MOST_FIGURES;
+    let (margin, decimals) = (margin(labels), decimals(values));
+    if !narrow {
+        write!(terminal, "     {:margin$}", "")?;
+        for label in labels {
+            write!(terminal, "{:>CELL$}", shorten(label, CELL - 1))?;
+        }
+        writeln!(terminal)?;
+    }
+    let arrow = if terminal.unicode { "›" } else { ">" };
+    for (i, (label, row)) in labels.iter().zip(values.chunks(columns)).enumerate() {
+        write!(terminal, "   {} {label:<margin$}", if focus == Some(i) { arrow } else { " " })?;
+        for &value in row {
+            let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0).sqrt() } else { 0.0 };
+            let text = if narrow { "  ".to_string() } else { format!("{:>1$.decimals$} ", value + 0.0, CELL - 1) };
+            if terminal.colour {
+                let (colour, black) = RAMP[(share * (RAMP.len() - 1) as f32).round() as usize];
+                write!(terminal, "\x1b[48;5;{colour};38;5;{}m{text}\x1b[0m", if black { 16 } else { 255 })?;
+            } else {
+                let shades = if terminal.unicode { SHADES } else { PLAIN_SHADES };
+                let shade = shades[(share * (shades.len() - 1) as f32).round() as usize];
+                if !narrow {
+                    write!(terminal, "{}", &text[1..text.len() - 1])?;
+                }
+                write!(terminal, "{shade}{shade}")?;
+            }
+        }
+        writeln!(terminal)?;
+    }
+    Ok(())
+}
+
+/// At most `most` characters.
+pub(super) fn shorten(label: &str, most: usize) -> String {
+    if label.chars().count() <= most { label.to_string() } else { label.chars().take(most - 1).chain(['~']).collect() }
+}

@@ -1,0 +1,314 @@
+//! `attn explain`: attention step by step, on words.
+
+mod example;
+mod heatmap;
+mod svg;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, ScoreStage, Want, cpu};
+
+use crate::arrays::write_file;
+use crate::backend;
+use crate::failure::Failure;
+use crate::terminal::{Terminal, note, number};
+use example::{Example, SENTENCE, times};
+use heatmap::{figures, heatmap, row_text};
+use svg::{Panel, Picture};
+
+const EXAMPLES: &str = "\
+Examples:
+  attn explain                                      the worked example, small enough to check by hand
+  attn explain --focus weights                      follow another word's row
+  attn explain \"the cat sat on the mat\"             any sentence, with made-up embeddings
+  attn explain --svg attention.svg                  a picture of every head
+  attn explain --backend vulkan                     the same numbers from a GPU
+  attn explain --json | jq .weights                 for programs";
+
+/// Scores are sums of at most 8 products of numbers up to 8: f32 errs by at most 8 * 8 * 8 * 8 * epsilon / 2 there, and by less in
+/// weights and outputs.
+const MOST_DIFFERENCE: f64 = 4096.0 * f32::EPSILON as f64 / 2.0;
+
+/// The arguments.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The sentence. Any but this one gets made-up embeddings: they show the arithmetic and mean nothing
+    #[arg(default_value = SENTENCE)]
+    sentence: String,
+    /// The word whose row is followed [default: the longest]
+    #[arg(long, value_name = "WORD")]
+    focus: Option<String>,
+    /// Write a picture too: a heat map of the whole and of each head
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
+    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = backend::parse, help = backend::BACKEND_HELP)]
+    backend: Backend,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What attention over `heads` heads gives; query, key, value and output are [tokens, width], heads side by side.
+struct Attended {
+    scale: f32,
+    /// [heads, tokens, tokens].
+    scores: Vec<f32>,
+    /// [heads, tokens, tokens].
+    weights: Vec<f32>,
+    output: Vec<f32>,
+}
+
+/// Everything that is shown.
+struct Steps {
+    /// One head over the whole width, with scale 1.
+    unscaled: Attended,
+    /// One head over the whole width.
+    scaled: Attended,
+    heads: Attended,
+    layer_output: Vec<f32>,
+    /// Largest difference from the oracle anywhere above.
+    difference: f64,
+}
+
+pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
+    let example = Example::new(&args.sentence)?;
+    let focus = example.focus(args.focus.as_deref())?;
+    let engine = backend::open(&args.backend, Algorithm::Auto, false)?;
+    let steps = compute(&engine, &example)?;
+    if let Some(path) = &args.svg {
+        write_file(path, picture(&example, &steps, &engine).as_bytes())?;
+        note(format_args!("wrote {}", path.display()));
+    }
+    if args.json {
+        terminal.json(&as_json(&example, &steps, &engine, focus), true)?;
+        return Ok(());
+    }
+    tell(terminal, &example, &steps, &engine, focus)
+}
+
+/// The worked example in a few lines, for `attn` alone.
+pub(crate) fn brief(terminal: &mut Terminal, engine: &Engine) -> Result<(), Failure> {
+    let example = Example::new(SENTENCE)?;
+    let focus = example.focus(None)?;
+    let steps = compute(engine, &example)?;
+    writeln!(terminal, "  Who attends to whom in \"{SENTENCE}\" (each row sums to 1):\n")?;
+    heatmap(terminal, &example.tokens, &steps.scaled.weights, [0.0, 1.0], Some(focus))?;
+    writeln!(terminal, "\n  computed on {}; largest difference from the f64 oracle {:.0e}", engine.chosen(), steps.difference)?;
+    Ok(())
+}
+
+fn compute(engine: &Engine, example: &Example) -> Result<Steps, Failure> {
+    let mut difference = 0.0f64;
+    let mut run = |heads, scale| attend(engine, example, heads, scale, &mut difference);
+    let (unscaled, scaled, heads) = (run(1, Some(1.0))?, run(1, None)?, run(example.heads, None)?);
+    let layer_output = times(&heads.output, &example.output_weight, example.width);
+    Ok(Steps { unscaled, scaled, heads, layer_output, difference })
+}
+
+/// One attention on the engine, held against the oracle.
+fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, worst: &mut f64) -> Result<Attended, Failure> {
+    let dims = Dims::square(1, heads, example.tokens.len(), example.width / heads);
+    let mut problem = Problem::new(dims).stored(DType::F32, Layout::Bshd);
+    problem.scale = scale;
+    problem.want = Want { scores: Some(ScoreStage::Raw), weights: true, ..Want::default() };
+    let inputs = Inputs::new(&example.query, &example.key, &example.value);
+    let outputs = engine.attention(&problem, &inputs)?;
+    let (Some(scores), Some(weights)) = (outputs.scores, outputs.weights) else {
+        return Err(Failure::Check(format!("{} gave no scores and weights", engine.chosen())));
+    };
+    let attended = Attended { scale: problem.effective_scale(), scores, weights, output: outputs.output.into_f32() };
+
+    let oracle = cpu::naive::attention(&problem, &inputs)?;
+    // The oracle's output is [heads, tokens, head_dim]; ours has the heads side by side.
+    let side_by_side = |at: usize| {
+        let (token, head, dim) = (at / example.width, at % example.width / dims.head_dim, at % dims.head_dim);
+        oracle.output[(head * dims.seq_len_q + token) * dims.head_dim + dim]
+    };
+    let pairs = attended.scores.iter().zip(oracle.raw).chain(attended.weights.iter().zip(oracle.weights));
+    let pairs = pairs.chain(attended.output.iter().enumerate().map(|(at, x)| (x, side_by_side(at))));
+    for (&got, expected) in pairs {
+        let difference = (f64::from(got) - expected).abs();
+        if difference.is_nan() || difference > MOST_DIFFERENCE {
+            return Err(Failure::Check(format!("{} computed {got} where the oracle has {expected}", engine.chosen())));
+        }
+        *worst = worst.max(difference);
+    }
+    Ok(attended)
+}
+
+fn tell(terminal: &mut Terminal, example: &Example, steps: &Steps, engine: &Engine, focus: usize) -> Result<(), Failure> {
+    let (tokens, width) = (&example.tokens, example.width);
+    let count = tokens.len();
+    let row = |values: &[f32]| row_text(&values[focus * count..][..count]);
+    let word = &tokens[focus];
+    let title = terminal.bold(&format!("\"{}\"", example.sentence));
+    writeln!(terminal, "{title}\ncomputed on {} ({})", engine.chosen(), engine.why())?;
+
+    heading(terminal, "1. Embeddings X: a row of numbers for each token")?;
+    for line in wrapped(example.origin, 100) {
+        writeln!(terminal, "   {line}")?;
+    }
+    for omitted in &example.omitted {
+        writeln!(terminal, "   \"{omitted}\" has no embedding in this example and is left out.")?;
+    }
+    figures(terminal, tokens, &example.embeddings, width)?;
+
+    heading(terminal, "2. Queries, keys and values: Q = X·W_Q, K = X·W_K, V = X·W_V")?;
+    if example.worked {
+        writeln!(terminal, "   The weights are the identity, so Q = K = V = X.")?;
+    } else {
+        for (name, values) in [("Q", &example.query), ("K", &example.key), ("V", &example.value)] {
+            writeln!(terminal, "   {name}: what each token {}", asks(name))?;
+            figures(terminal, tokens, values, width)?;
+        }
+    }
+
+    heading(terminal, "3. Scores: Q·Kᵀ, how well each query (row) matches each key (column)")?;
+    let range = |values: &[f32]| values.iter().fold([f32::MAX, f32::MIN], |[low, high], &x| [low.min(x), high.max(x)]);
+    heatmap(terminal, tokens, &steps.unscaled.scores, range(&steps.unscaled.scores), Some(focus))?;
+    writeln!(terminal, "   the row of \"{word}\": {}", row(&steps.unscaled.scores))?;
+
+    heading(terminal, "4. Scaled: divided by the square root of the width of a head, so that wide heads do not drown softmax")?;
+    writeln!(terminal, "   1/sqrt({width}) = {:.4}; the row of \"{word}\": {}", steps.scaled.scale, row(&steps.scaled.scores))?;
+
+    heading(terminal, "5. Softmax: exp of each score over the sum of its row; weights that sum to 1")?;
+    heatmap(terminal, tokens, &steps.scaled.weights, [0.0, 1.0], Some(focus))?;
+    writeln!(terminal, "   the row of \"{word}\": {}", row(&steps.scaled.weights))?;
+    writeln!(terminal, "   without the scale:  {} (sharper)", row(&steps.unscaled.weights))?;
+    if example.worked {
+        writeln!(terminal, "   A popular text prints [0.04, 0.04, 0.66, 0.04, 0.22] for the row of \"deadlift\". No scale gives that.")?;
+    }
+
+    heading(terminal, "6. Weighted sum: each token's output is the values, weighted by its row")?;
+    let output = &steps.scaled.output[focus * width..][..width];
+    if count <= 8 {
+        let weights = &steps.scaled.weights[focus * count..][..count];
+        let terms: Vec<String> = weights.iter().zip(tokens).map(|(weight, token)| format!("{weight:.4}·V({token})")).collect();
+        writeln!(terminal, "   {word} = {}", terms.join(" + "))?;
+    }
+    writeln!(terminal, "   {word} = {}", row_text(output))?;
+    figures(terminal, tokens, &steps.scaled.output, width)?;
+
+    let (heads, head_dim) = (example.heads, width / example.heads);
+    heading(
+        terminal,
+        &format!("7. Heads: the {width} numbers split over {heads} heads of {head_dim}, each with its own scores and softmax"),
+    )?;
+    for (head, weights) in steps.heads.weights.chunks(count * count).enumerate() {
+        let from = head * head_dim;
+        writeln!(terminal, "   head {}: {} of each row", head + 1, span(from, from + head_dim))?;
+        heatmap(terminal, tokens, weights, [0.0, 1.0], Some(focus))?;
+    }
+
+    heading(terminal, "8. W_O: the heads side by side, times W_O, are the layer's output")?;
+    if example.worked {
+        writeln!(terminal, "   W_O is the identity: the output is the heads side by side.")?;
+    }
+    figures(terminal, tokens, &steps.layer_output, width)?;
+    writeln!(
+        terminal,
+        "\nEvery score, weight and output was checked against the f64 oracle: largest difference {:.0e}.",
+        steps.difference
+    )?;
+    Ok(())
+}
+
+fn heading(terminal: &mut Terminal, text: &str) -> Result<(), Failure> {
+    let text = terminal.bold(text);
+    writeln!(terminal, "\n{text}")?;
+    Ok(())
+}
+
+/// `text` in lines of at most `width` characters, words kept whole.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
+fn asks(name: &str) -> &'static str {
+    match name {
+        "Q" => "looks for",
+        "K" => "offers to be found by",
+        _ => "hands over",
+    }
+}
+
+fn span(from: usize, to: usize) -> String {
+    if to - from == 1 { format!("number {to}") } else { format!("numbers {} to {to}", from + 1) }
+}
+
+fn as_json(example: &Example, steps: &Steps, engine: &Engine, focus: usize) -> Value {
+    let (width, count, heads) = (example.width, example.tokens.len(), example.heads);
+    let row = |values: &[f32]| values[focus * count..][..count].iter().map(|&x| number(x)).collect::<Vec<_>>();
+    let per_head: Vec<Value> = (0..heads)
+        .map(|head| {
+            let part = |values: &[f32]| matrix(&values[head * count * count..][..count * count], count);
+            json!({ "scores": part(&steps.heads.scores), "weights": part(&steps.heads.weights) })
+        })
+        .collect();
+    json!({
+        "sentence": example.sentence,
+        "tokens": example.tokens,
+        "without_embedding": example.omitted,
+        "origin": example.origin,
+        "backend": engine.chosen(),
+        "why": engine.why(),
+        "embeddings": matrix(&example.embeddings, width),
+        "query": matrix(&example.query, width),
+        "key": matrix(&example.key, width),
+        "value": matrix(&example.value, width),
+        "scores_unscaled": matrix(&steps.unscaled.scores, count),
+        "weights_unscaled": matrix(&steps.unscaled.weights, count),
+        "scale": number(steps.scaled.scale),
+        "scores": matrix(&steps.scaled.scores, count),
+        "weights": matrix(&steps.scaled.weights, count),
+        "output": matrix(&steps.scaled.output, width),
+        "heads": per_head,
+        "heads_output": matrix(&steps.heads.output, width),
+        "layer_output": matrix(&steps.layer_output, width),
+        "focus": {
+            "token": example.tokens[focus],
+            "scores_unscaled": row(&steps.unscaled.scores),
+            "weights_unscaled": row(&steps.unscaled.weights),
+            "scores": row(&steps.scaled.scores),
+            "weights": row(&steps.scaled.weights),
+        },
+        "oracle_largest_difference": steps.difference,
+    })
+}
+
+/// Rows of numbers.
+fn matrix(values: &[f32], columns: usize) -> Value {
+    values.chunks(columns.max(1)).map(|row| row.iter().map(|&x| number(x)).collect::<Value>()).collect()
+}
+
+fn picture(example: &Example, steps: &Steps, engine: &Engine) -> String {
+    let count = example.tokens.len();
+    let whole = Panel { title: format!("one head of width {}", example.width), weights: &steps.scaled.weights };
+    let heads = steps.heads.weights.chunks(count * count).enumerate();
+    let heads = heads.map(|(head, weights)| Panel { title: format!("head {} of {}", head + 1, example.heads), weights });
+    let footer = format!(
+        "{} Computed on {}.",
+        if example.worked { example.origin } else { "Made-up embeddings: they show the arithmetic and mean nothing." },
+        engine.chosen()
+    );
+    svg::draw(&Picture {
+        title: &example.sentence,
+        subtitle: "Attention weights: how much each token (row) takes from each token (column). Rows sum to 1.",
+        footer: &footer,
+        tokens: &example.tokens,
+        panels: std::iter::once(whole).chain(heads).collect(),
+    })
+}

@@ -1,0 +1,108 @@
+//! Standard output as it is (colours or not, Unicode or not), and progress on standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use anstream::AutoStream;
+use serde_json::Value;
+
+/// Standard output.
+pub(crate) struct Terminal {
+    out: AutoStream<io::Stdout>,
+    /// Whether 256 colours will be seen.
+    pub(crate) colour: bool,
+    /// Whether block characters will be seen.
+    pub(crate) unicode: bool,
+}
+
+impl Terminal {
+    /// `NO_COLOR`, `CLICOLOR_FORCE` and `TERM` are obeyed unless `choice` overrules them.
+    pub(crate) fn new(choice: clap::ColorChoice) -> Self {
+        let choice = match choice {
+            clap::ColorChoice::Auto => anstream::ColorChoice::Auto,
+            clap::ColorChoice::Always => anstream::ColorChoice::Always,
+            clap::ColorChoice::Never => anstream::ColorChoice::Never,
+        };
+        let out = AutoStream::new(io::stdout(), choice);
+        let colour = out.current_choice() != anstream::ColorChoice::Never;
+        Self { out, colour, unicode: unicode_locale() }
+    }
+
+    /// Writes one JSON value, `pretty` or on one line.
+    pub(crate) fn json(&mut self, value: &Value, pretty: bool) -> io::Result<()> {
+        if pretty { writeln!(self, "{value:#}") } else { writeln!(self, "{value}") }
+    }
+
+    /// `text` in bold, where there are colours.
+    pub(crate) fn bold(&self, text: &str) -> String {
+        if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_string() }
+    }
+}
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// The locale decides; where none is set the bytes go out as UTF-8, which is what today's terminals and pipes expect.
+fn unicode_locale() -> bool {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        .map(|l| l.to_lowercase());
+    !dumb && locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+}
+
+/// A number as the shortest text that reads back as the same f32.
+pub(crate) fn number(x: f32) -> Value {
+    x.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
+}
+
+/// What goes on, on standard error, for work that lasts over a second: one line rewritten on a terminal, a line now and then elsewhere.
+pub(crate) struct Progress {
+    label: String,
+    started: Instant,
+    shown: Option<Instant>,
+    rewrite: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(label: impl Into<String>) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { label: label.into(), started: Instant::now(), shown: None, rewrite: io::stderr().is_terminal() && !dumb }
+    }
+
+    /// `done` of the work, 0 to 1.
+    pub(crate) fn report(&mut self, done: f64) {
+        let (first, between) = if self.rewrite { (1.0, 0.1) } else { (5.0, 10.0) };
+        let wait = self
+            .shown
+            .map_or(Duration::from_secs_f64(first), |shown| shown.duration_since(self.started) + Duration::from_secs_f64(between));
+        if self.started.elapsed() >= wait {
+            self.shown = Some(Instant::now());
+            let line = format!("{} {:3.0} %", self.label, 100.0 * done.clamp(0.0, 1.0));
+            // Progress that cannot be shown is no reason to stop.
+            let mut err = io::stderr().lock();
+            let _ = if self.rewrite { write!(err, "\r{line}\x1b[K") } else { writeln!(err, "{line}") };
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.rewrite && self.shown.is_some() {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+}
+
+/// One line on standard error, for what is not the answer itself.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

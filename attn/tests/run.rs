@@ -1,0 +1,232 @@
+//! `attn run` on arrays in files, held against the oracle.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{assert_close, attn, folder, npy, npy_f32, numbers, read_npy, text, tuple};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorView};
+use wgpu_attention::cpu::naive::{self, Reference};
+use wgpu_attention::{Alignment, Broadcast, Dims, Inputs, Layout, Problem};
+
+const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
+
+struct Files {
+    folder: PathBuf,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// query.npy, key.npy and value.npy in a folder of this name.
+fn files(name: &str) -> Files {
+    let folder = folder(name);
+    let [query, key, value] = [(2 * 4 * 5 * 8, 1), (2 * 2 * 7 * 8, 2), (2 * 2 * 7 * 6, 3)].map(|(count, seed)| numbers(count, seed));
+    for (name, shape, data) in [("query", [2, 4, 5, 8], &query), ("key", [2, 2, 7, 8], &key), ("value", [2, 2, 7, 6], &value)] {
+        std::fs::write(folder.join(format!("{name}.npy")), npy_f32(&shape, data)).expect("written");
+    }
+    Files { folder, query, key, value }
+}
+
+impl Files {
+    fn path(&self, name: &str) -> String {
+        text(&self.folder.join(name)).to_string()
+    }
+
+    fn run(&self, more: &[&str]) -> common::Ran {
+        let [query, key, value, out] = ["query.npy", "key.npy", "value.npy", "out.npy"].map(|name| self.path(name));
+        let base = ["run", "--query", &query, "--key", &key, "--value", &value, "--out", &out, "--backend", "cpu"];
+        attn(&[&base[..], more].concat())
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs::new(&self.query, &self.key, &self.value)
+    }
+
+    fn oracle(&self, problem: &Problem) -> Reference {
+        naive::attention(problem, &self.inputs()).expect("a valid problem")
+    }
+
+    fn out(&self) -> (Vec<usize>, String, Vec<f32>) {
+        read_npy(&self.folder.join("out.npy"))
+    }
+}
+
+#[test]
+fn grouped_heads_lse_and_weights() {
+    let files = files("grouped");
+    let (lse, weights) = (files.path("lse.npy"), files.path("weights.npy"));
+    let told = files.run(&["--lse", &lse, "--weights", &weights, "--json"]).ok();
+    assert!(told.err.contains("cpu") && told.err.contains("ms") && told.err.contains("out.npy"), "{}", told.err);
+    assert_eq!(told.json()["shape"], serde_json::json!([2, 4, 5, 6]));
+    let oracle = files.oracle(&Problem::new(DIMS));
+    let (shape, descr, output) = files.out();
+    assert_eq!((&shape[..], &descr[..]), (&[2, 4, 5, 6][..], "'<f4'"));
+    assert_close(&output, &oracle.output, 1e-5);
+    let (shape, _, lse) = read_npy(Path::new(&lse));
+    assert_eq!(shape, [2, 4, 5]);
+    assert_close(&lse, &oracle.lse, 1e-5);
+    let (shape, _, weights) = read_npy(Path::new(&weights));
+    assert_eq!(shape, [2, 4, 5, 7]);
+    assert_close(&weights, &oracle.weights, 1e-5);
+}
+
+#[test]
+fn options() {
+    let files = files("options");
+    let plain = Problem::new(DIMS);
+    let with = |change: &dyn Fn(&mut Problem)| {
+        let mut problem = plain;
+        change(&mut problem);
+        problem
+    };
+    let cases: [(&[&str], Problem); 8] = [
+        (&["--causal", "top-left"], plain.causal(Alignment::TopLeft)),
+        (&["--causal", "bottom-right"], plain.causal(Alignment::BottomRight)),
+        (&["--causal", "-2"], plain.causal(Alignment::Offset(-2))),
+        (&["--causal=3", "--window", "1,-"], plain.causal(Alignment::Offset(3)).window(Alignment::Offset(3), Some(1), None)),
+        (&["--window", "1,2", "--align", "bottom-right"], plain.window(Alignment::BottomRight, Some(1), Some(2))),
+        (&["--window", "-,0", "--align", "top-left"], plain.window(Alignment::TopLeft, None, Some(0))),
+        (&["--scale", "0.7", "--softcap", "0.5"], with(&|problem| (problem.scale, problem.softcap) = (Some(0.7), Some(0.5)))),
+        (&["--scale", "-1"], with(&|problem| problem.scale = Some(-1.0))),
+    ];
+    for (arguments, problem) in cases {
+        files.run(arguments).ok();
+        assert_close(&files.out().2, &files.oracle(&problem).output, 1e-5);
+    }
+}
+
+#[test]
+fn masks_and_biases_broadcast() {
+    let files = files("masks");
+    let (mask, bias) = (files.path("mask.npy"), files.path("bias.npy"));
+    let seen: Vec<bool> = (0..5 * 7).map(|at| at % 3 != 0 && at / 7 != 2).collect();
+    let bytes: Vec<u8> = seen.iter().map(|&seen| u8::from(seen)).collect();
+    std::fs::write(&mask, npy("|b1", false, "(5, 7)", &bytes)).expect("written");
+    let mut added = numbers(4 * 7, 9);
+    added[3] = f32::NEG_INFINITY;
+    std::fs::write(&bias, npy_f32(&[4, 1, 7], &added)).expect("written");
+    files.run(&["--mask", &mask, "--bias", &bias]).ok();
+    let mut problem = Problem::new(DIMS);
+    problem.visibility.mask = Some(Broadcast([1, 1, 5, 7]));
+    problem.bias = Some(Broadcast([1, 4, 1, 7]));
+    let oracle = naive::attention(&problem, &Inputs { mask: &seen, bias: &added, ..files.inputs() }).expect("a valid problem");
+    let output = files.out().2;
+    assert_close(&output, &oracle.output, 1e-5);
+    assert!(output[2 * 6..3 * 6].iter().all(|&x| x == 0.0), "row 2 sees nothing");
+}
+
+#[test]
+fn other_orders_and_types() {
+    let files = files("orders");
+    let problem = Problem::new(DIMS);
+    let oracle = files.oracle(&problem);
+    files.run(&[]).ok();
+    let plain = files.out();
+
+    // Fortran order: the first index runs fastest.
+    let fortran: Vec<u8> = (0..2 * 4 * 5 * 8)
+        .flat_map(|at| {
+            let (b, h, i, d) = (at % 2, at / 2 % 4, at / 8 % 5, at / 40);
+            files.query[((b * 4 + h) * 5 + i) * 8 + d].to_le_bytes()
+        })
+        .collect();
+    std::fs::write(files.folder.join("query.npy"), npy("<f4", true, "(2, 4, 5, 8)", &fortran)).expect("written");
+    files.run(&[]).ok();
+    assert_eq!(files.out(), plain);
+
+    // Big-endian.
+    let swapped: Vec<u8> = files.query.iter().flat_map(|x| x.to_be_bytes()).collect();
+    std::fs::write(files.folder.join("query.npy"), npy(">f4", false, "(2, 4, 5, 8)", &swapped)).expect("written");
+    files.run(&[]).ok();
+    assert_eq!(files.out(), plain);
+
+    // float16 in, float16 out.
+    for (name, shape, data) in
+        [("query", [2, 4, 5, 8], &files.query), ("key", [2, 2, 7, 8], &files.key), ("value", [2, 2, 7, 6], &files.value)]
+    {
+        let bytes: Vec<u8> = data.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        std::fs::write(files.folder.join(format!("{name}.npy")), npy("<f2", false, &tuple(&shape), &bytes)).expect("written");
+    }
+    files.run(&[]).ok();
+    let (_, descr, output) = files.out();
+    assert_eq!(descr, "'<f2'");
+    assert_close(&output, &oracle.output, 4e-3);
+}
+
+#[test]
+fn unbatched_and_heads_inside() {
+    let files = files("unbatched");
+    let first = |data: &[f32], len: usize| data[..len].to_vec();
+    let (query, key, value) = (first(&files.query, 4 * 5 * 8), first(&files.key, 2 * 7 * 8), first(&files.value, 2 * 7 * 6));
+    for (name, shape, data) in [("query", [4, 5, 8], &query), ("key", [2, 7, 8], &key), ("value", [2, 7, 6], &value)] {
+        std::fs::write(files.folder.join(format!("{name}.npy")), npy_f32(&shape, data)).expect("written");
+    }
+    let lse = files.path("lse.npy");
+    files.run(&["--lse", &lse]).ok();
+    let (shape, _, output) = files.out();
+    assert_eq!((shape, read_npy(Path::new(&lse)).0), (vec![4, 5, 6], vec![4, 5]));
+    let one = Problem::new(Dims { batch: 1, ..DIMS });
+    assert_close(&output, &naive::attention(&one, &Inputs::new(&query, &key, &value)).expect("valid").output, 1e-5);
+
+    // The same numbers read as [seq, heads, dim]: 5 heads over 4 rows would not divide, so the shapes are swapped.
+    for (name, shape, data) in [("query", [5, 4, 8], &query), ("key", [7, 2, 8], &key), ("value", [7, 2, 6], &value)] {
+        std::fs::write(files.folder.join(format!("{name}.npy")), npy_f32(&shape, data)).expect("written");
+    }
+    files.run(&["--layout", "bshd"]).ok();
+    let (shape, _, output) = files.out();
+    assert_eq!(shape, [5, 4, 6]);
+    let inside = one.stored(wgpu_attention::DType::F32, Layout::Bshd);
+    let oracle = naive::attention(&inside, &Inputs::new(&query, &key, &value)).expect("valid").output;
+    let turned: Vec<f64> = (0..5 * 4 * 6).map(|at| oracle[(at / 6 % 4 * 5 + at / 24) * 6 + at % 6]).collect();
+    assert_close(&output, &turned, 1e-5);
+}
+
+#[test]
+fn safetensors_in_and_out() {
+    let files = files("safetensors");
+    let (input, out) = (files.path("qkv.safetensors"), files.path("out.safetensors"));
+    let bytes = |data: &[f32]| data.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
+    let (query, key, value) = (bytes(&files.query), bytes(&files.key), bytes(&files.value));
+    let view = |shape: &[usize], data| TensorView::new(Dtype::BF16, shape.to_vec(), data).expect("a whole tensor");
+    let mask = vec![1u8, 1, 1, 0, 1, 1, 0];
+    let tensors = [
+        ("query", view(&[2, 4, 5, 8], &query)),
+        ("key", view(&[2, 2, 7, 8], &key)),
+        ("value", view(&[2, 2, 7, 6], &value)),
+        ("mask", TensorView::new(Dtype::BOOL, vec![7], &mask).expect("a whole tensor")),
+    ];
+    std::fs::write(&input, safetensors::serialize(tensors, None).expect("serialised")).expect("written");
+    attn(&["run", "--input", &input, "--out", &out, "--backend", "cpu"]).ok();
+    let written = std::fs::read(&out).expect("written");
+    let written = safetensors::SafeTensors::deserialize(&written).expect("a whole file");
+    let output = written.tensor("output").expect("there");
+    assert_eq!((output.dtype(), output.shape()), (Dtype::BF16, &[2, 4, 5, 6][..]));
+    let output: Vec<f32> = output.data().chunks_exact(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect();
+    let seen: Vec<bool> = mask.iter().map(|&x| x != 0).collect();
+    let mut problem = Problem::new(DIMS);
+    problem.visibility.mask = Some(Broadcast([1, 1, 1, 7]));
+    let oracle = naive::attention(&problem, &Inputs { mask: &seen, ..files.inputs() }).expect("a valid problem");
+    assert_close(&output, &oracle.output, 3e-2);
+    attn(&["run", "--input", &input, "--out", &files.path("o.npy")]).refused(&["o.npy", "bfloat16", ".safetensors"]);
+}
+
+#[test]
+fn nothing_to_see_is_no_error() {
+    let files = files("nothing");
+    std::fs::write(files.folder.join("key.npy"), npy_f32(&[2, 2, 0, 8], &[])).expect("written");
+    std::fs::write(files.folder.join("value.npy"), npy_f32(&[2, 2, 0, 6], &[])).expect("written");
+    let lse = files.path("lse.npy");
+    files.run(&["--lse", &lse]).ok();
+    assert!(files.out().2.iter().all(|&x| x == 0.0));
+    assert!(read_npy(Path::new(&lse)).2.iter().all(|&x| x == f32::NEG_INFINITY));
+}
+
+#[test]
+fn what_was_there_stays_when_nothing_is_computed() {
+    let files = files("stays");
+    std::fs::write(files.folder.join("out.npy"), "precious").expect("written");
+    files.run(&["--scale", "nan"]).refused(&["scale"]);
+    assert_eq!(std::fs::read(files.folder.join("out.npy")).expect("still there"), b"precious");
+}

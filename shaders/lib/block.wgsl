@@ -1,0 +1,79 @@
+// Defines: Block, locate: which rows of which head and batch item a workgroup of a fused kernel computes; Row, row_of; KeyRange, key_range;
+//          store_row_end: normalisation, sink and lse of a finished row.
+// Expects: params, Item, Interval, lse_at, store_lse; const BLOCK_ROWS, BLOCK_KEYS.
+// Twin: src/plan/fused.rs (the size of the grid).
+
+// The rows of `pack` query heads that read the same keys are rows of one block: virtual row r is row r / pack of head r % pack.
+struct Block {
+    batch: u32,
+    first_head: u32,
+    first_row: u32,
+    split: u32,
+}
+
+struct Row {
+    head: u32,
+    row: u32,
+    keys: Interval,
+}
+
+struct KeyRange {
+    start: u32,
+    end: u32,
+    // Keys in here are visible to every row of the block, as far as arithmetic tells.
+    clear_start: u32,
+    clear_end: u32,
+}
+
+// Blocks of a head run from the last to the first: under a causal mask the long ones start early.
+fn locate(index: u32) -> Block {
+    let blocks = (params.pack * params.seq_len_q + BLOCK_ROWS - 1u) / BLOCK_ROWS;
+    let heads = params.num_heads / params.pack;
+    let split = (index / blocks) % params.splits;
+    let head = (index / (blocks * params.splits)) % heads;
+    return Block(index / (blocks * params.splits * heads), head * params.pack, (blocks - 1u - index % blocks) * BLOCK_ROWS, split);
+}
+
+fn row_of(item: Item, block: Block, local: u32) -> Row {
+    let virtual_row = block.first_row + local;
+    let row = virtual_row / params.pack;
+    var keys = Interval(0u, 0u);
+    if (row < item.rows) {
+        keys = interval_of(item, row);
+    }
+    return Row(block.first_head + virtual_row % params.pack, row, keys);
+}
+
+// The keys that any row of the block may see, cut down to this workgroup's split.
+fn key_range(item: Item, block: Block) -> KeyRange {
+    let first = interval_of(item, block.first_row / params.pack);
+    let last = interval_of(item, min((block.first_row + BLOCK_ROWS - 1u) / params.pack, item.rows - 1u));
+    var range = KeyRange(first.start, last.end, last.start, first.end);
+    if (params.splits > 1u) {
+        let tiles = (max(range.end, range.start) - range.start + BLOCK_KEYS - 1u) / BLOCK_KEYS;
+        let size = (tiles + params.splits - 1u) / params.splits * BLOCK_KEYS;
+        range.start = range.start + block.split * size;
+        range.end = min(range.end, range.start + size);
+    }
+    return range;
+}
+
+var<private> negative_infinity_bits: u32 = 0xff800000u;
+
+// Takes a row's running maximum and sum; writes its lse and returns the factor on its unnormalised output.
+fn store_row_end(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes_lse: bool) -> f32 {
+    var top = maximum;
+    var total = sum;
+    var factor = 1.0;
+    if (params.splits == 1u && has_flag(FLAG_SINKS)) {
+        let sink = bitcast<f32>(table(params.table_sinks + row.head));
+        top = max(maximum, sink);
+        factor = exp(maximum - top);
+        total = sum * factor + exp(sink - top);
+    }
+    if (writes_lse) {
+        let lse = select(top + log(total), bitcast<f32>(negative_infinity_bits), total == 0.0);
+        store_lse(block.split * params.lse_split_stride + lse_at(item, row.head, row.row), lse);
+    }
+    return select(factor / total, 0.0, sum == 0.0);
+}

@@ -1,0 +1,59 @@
+// Defines: score_of: softcap and biases on a scaled dot product, and the element-wise part of visibility.
+// Expects: params, table, bias_at, mask_at; consts SOFTCAP (0 none, 1 before the biases, 2 after), BIAS, ALIBI (0 none, 1 signed, 2 symmetric), RELATIVE_BIAS, DOCUMENTS, MASK.
+// Twin: src/cpu/naive.rs has the formulas.
+
+const LOWEST: f32 = -3.4028234e38;
+
+struct Scored {
+    score: f32,
+    visible: bool,
+}
+
+// tanh without overflow for any argument and without cancellation near 0; NaN stays NaN.
+fn tanh_exact(x: f32) -> f32 {
+    let t = exp(-2.0 * abs(x));
+    let far = (1.0 - t) / (1.0 + t);
+    let square = x * x;
+    let near = x + x * square * (-0.33333334 + square * (0.13333334 + square * (-0.053968254 + square * 0.021869488)));
+    return select(select(far, -far, x < 0.0), near, abs(x) < 0.3);
+}
+
+fn is_negative_infinity(x: f32) -> bool {
+    return bitcast<u32>(x) == 0xff800000u;
+}
+
+fn score_of(scaled: f32, item: Item, head: u32, row: u32, key: u32) -> Scored {
+    var result = Scored(scaled, true);
+    if (SOFTCAP == 1u) {
+        result.score = params.softcap * tanh_exact(result.score / params.softcap);
+    }
+    if (BIAS) {
+        let bias = bias_at(item.batch * params.bias_strides.x + head * params.bias_strides.y + row * params.bias_strides.z + key * params.bias_strides.w);
+        result.score += bias;
+        result.visible = !is_negative_infinity(bias);
+    }
+    if (ALIBI != 0u || RELATIVE_BIAS) {
+        let distance = i32(key) - (i32(row) + item.offset);
+        if (ALIBI == 1u) {
+            result.score += bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(distance);
+        }
+        if (ALIBI == 2u) {
+            result.score -= bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(abs(distance));
+        }
+        if (RELATIVE_BIAS) {
+            let column = clamp(-distance, -params.max_distance, params.max_distance) + params.max_distance;
+            result.score += bitcast<f32>(table(params.table_relative_bias + head * u32(2 * params.max_distance + 1) + u32(column)));
+        }
+    }
+    if (SOFTCAP == 2u) {
+        result.score = params.softcap * tanh_exact(result.score / params.softcap);
+    }
+    if (DOCUMENTS) {
+        let own = table(params.table_documents_q + item.batch * params.seq_len_q + row);
+        result.visible = result.visible && own == table(params.table_documents_kv + item.batch * params.seq_len_kv + key);
+    }
+    if (MASK) {
+        result.visible = result.visible && mask_at(item.batch * params.mask_strides.x + head * params.mask_strides.y + row * params.mask_strides.z + key * params.mask_strides.w);
+    }
+    return result;
+}

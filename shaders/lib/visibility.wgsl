@@ -1,0 +1,65 @@
+// Defines: Item, item_of; Interval, interval_of: which keys a row may see, as arithmetic.
+// Expects: params, table(index) -> u32.
+// Twin: src/visibility.rs (Visibility::interval, Alignment::offset).
+
+// One batch item: where its rows and keys lie, how many there are, where row 0 stands.
+struct Item {
+    batch: u32,
+    first_row: u32,
+    rows: u32,
+    first_key: u32,
+    // Keys in memory, and those of them that are not padding.
+    stored_keys: u32,
+    keys: u32,
+    offset: i32,
+    prefix: i32,
+}
+
+struct Interval {
+    start: u32,
+    end: u32,
+}
+
+fn has_flag(flag: u32) -> bool {
+    return (params.flags & flag) != 0u;
+}
+
+fn item_of(batch: u32) -> Item {
+    var item = Item(batch, 0u, params.seq_len_q, 0u, params.seq_len_kv, params.seq_len_kv, params.position_offset, 0);
+    if (has_flag(FLAG_PACKED)) {
+        item.first_row = table(params.table_cu_seqlens_q + batch);
+        item.rows = table(params.table_cu_seqlens_q + batch + 1u) - item.first_row;
+        item.first_key = table(params.table_cu_seqlens_kv + batch);
+        item.stored_keys = table(params.table_cu_seqlens_kv + batch + 1u) - item.first_key;
+        item.keys = item.stored_keys;
+    }
+    if (has_flag(FLAG_KV_LENGTHS)) {
+        item.keys = min(item.keys, table(params.table_kv_lengths + batch));
+    }
+    if (has_flag(FLAG_BOTTOM_RIGHT)) {
+        item.offset = i32(item.keys) - i32(item.rows);
+    }
+    if (has_flag(FLAG_PREFIX)) {
+        item.prefix = i32(min(table(params.table_prefix_lengths + batch), item.keys));
+    }
+    return item;
+}
+
+// Start and end never decrease from one row to the next.
+fn interval_of(item: Item, row: u32) -> Interval {
+    let position = i32(row) + item.offset;
+    var start = 0;
+    var end = i32(item.keys);
+    if (has_flag(FLAG_CAUSAL)) {
+        end = min(end, max(position + 1, item.prefix));
+    }
+    if (has_flag(FLAG_WINDOW_RIGHT)) {
+        end = min(end, position + 1 + params.window_right);
+    }
+    if (has_flag(FLAG_WINDOW_LEFT)) {
+        start = max(start, position - params.window_left);
+    }
+    end = max(end, 0);
+    start = min(start, end);
+    return Interval(u32(start), u32(end));
+}

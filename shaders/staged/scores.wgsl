@@ -1,0 +1,88 @@
+// Defines: main: the scores of a part of the score matrix, scale * Q K^T, then softcap, biases and visibility as far as `score_stage` says.
+// Expects: lib/*, load_query, load_key, scores (read_write); consts HEAD_VECS, MODIFIED.
+// Twin: src/cpu/naive.rs has the formulas.
+//
+// A workgroup computes 32 rows x 32 keys; a thread 4 x 4 of them. Queries and keys go through workgroup memory 32 numbers at a time.
+
+const TILE: u32 = 32u; // rows, and keys, of a workgroup
+const STEP: u32 = 8u; // vec4s of head_dim at a time
+const STRIDE: u32 = STEP + 1u; // odd: neighbouring rows in different banks
+const THREADS: u32 = 64u;
+
+var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 numbers
+var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 numbers
+
+var<private> negative_infinity_bits: u32 = 0xff800000u;
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let key_tiles = (params.seq_len_kv + TILE - 1u) / TILE;
+    let row_tiles = (params.row_count + TILE - 1u) / TILE;
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let pair = params.first_pair + index / (key_tiles * row_tiles);
+    let head = pair % params.num_heads;
+    let item = item_of(pair / params.num_heads);
+    let first_row = params.first_row + (index / key_tiles % row_tiles) * TILE;
+    let first_key = (index % key_tiles) * TILE;
+    let end_row = min(params.first_row + params.row_count, item.rows);
+
+    var score: array<f32, 16>; // 4 rows x 4 keys
+    for (var d = 0u; d < HEAD_VECS; d += STEP) {
+        workgroupBarrier(); // between the last step's tiles being read and these being written
+        for (var n = 0u; n < (TILE * STEP + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * STEP) {
+                break;
+            }
+            let local = i / STEP;
+            let dim = d + i % STEP;
+            var q = vec4<f32>(0.0);
+            if (first_row + local < end_row && dim < HEAD_VECS) {
+                q = load_query(query_row(item, head, first_row + local), dim * 4u) * params.scale;
+            }
+            query_tile[local * STRIDE + i % STEP] = q;
+            var k = vec4<f32>(0.0);
+            if (first_key + local < item.stored_keys && dim < HEAD_VECS) {
+                k = load_key(key_row(item, head / params.group, first_key + local), dim * 4u);
+            }
+            key_tile[local * STRIDE + i % STEP] = k;
+        }
+        workgroupBarrier(); // between tiles written and read
+        for (var s = 0u; s < STEP; s++) {
+            for (var r = 0u; r < 4u; r++) {
+                let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s];
+                for (var c = 0u; c < 4u; c++) {
+                    score[r * 4u + c] += dot(q, key_tile[(thread % 8u + c * 8u) * STRIDE + s]);
+                }
+            }
+        }
+    }
+
+    for (var r = 0u; r < 4u; r++) {
+        let row = first_row + thread / 8u * 4u + r;
+        if (row >= params.first_row + params.row_count) {
+            continue;
+        }
+        let visible_keys = interval_of(item, row);
+        let line = ((pair - params.first_pair) * params.row_count + row - params.first_row) * params.seq_len_kv;
+        for (var c = 0u; c < 4u; c++) {
+            let key = first_key + thread % 8u + c * 8u;
+            if (key >= params.seq_len_kv) {
+                continue;
+            }
+            let is_there = row < item.rows && key < item.stored_keys;
+            var scored = Scored(score[r * 4u + c], is_there);
+            if (is_there && params.score_stage == 1u && SOFTCAP == 1u) {
+                scored.score = params.softcap * tanh_exact(scored.score / params.softcap);
+            }
+            if (is_there && params.score_stage == 2u) {
+                scored = score_of(scored.score, item, head, row, key);
+                scored.visible = scored.visible && key >= visible_keys.start && key < visible_keys.end;
+            }
+            scores[line + key] = select(bitcast<f32>(negative_infinity_bits), scored.score, scored.visible);
+        }
+    }
+}

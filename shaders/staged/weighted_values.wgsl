@@ -1,0 +1,76 @@
+// Defines: main: output = weights x V for a part of the score matrix. A weight of -0 is a hidden key: its value is not touched.
+// Expects: lib/*, load_value, store_output, scores (read); const VALUE_VECS.
+// Twin: src/cpu/naive.rs has the formulas.
+//
+// A workgroup computes 32 rows x 32 columns; a thread 4 rows x one vec4. Weights and values go through workgroup memory 32 keys at a time.
+
+const TILE: u32 = 32u; // rows and keys of a tile
+const COLUMNS: u32 = 8u; // vec4 columns of a workgroup
+const THREADS: u32 = 64u;
+const HIDDEN_BITS: u32 = 0x80000000u;
+
+var<workgroup> weight_tile: array<f32, TILE * (TILE + 1u)>; // 32 rows x 32 keys, padded: neighbouring rows in different banks
+var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 columns
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let column_tiles = (VALUE_VECS + COLUMNS - 1u) / COLUMNS;
+    let row_tiles = (params.row_count + TILE - 1u) / TILE;
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let pair = params.first_pair + index / (column_tiles * row_tiles);
+    let head = pair % params.num_heads;
+    let item = item_of(pair / params.num_heads);
+    let first_local = (index / column_tiles % row_tiles) * TILE;
+    let first_column = (index % column_tiles) * COLUMNS;
+    let matrix_row = (pair - params.first_pair) * params.row_count;
+
+    var acc: array<vec4<f32>, 4>;
+    for (var first = 0u; first < item.keys; first += TILE) {
+        workgroupBarrier(); // between the last step's tiles being read and these being written
+        for (var n = 0u; n < (TILE * TILE + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * TILE) {
+                break;
+            }
+            let local = first_local + i / TILE;
+            let key = first + i % TILE;
+            var weight = bitcast<f32>(HIDDEN_BITS);
+            if (local < params.row_count && key < item.keys) {
+                weight = scores[(matrix_row + local) * params.seq_len_kv + key];
+            }
+            weight_tile[i / TILE * (TILE + 1u) + i % TILE] = weight;
+        }
+        for (var n = 0u; n < (TILE * COLUMNS + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (i >= TILE * COLUMNS) {
+                break;
+            }
+            let key = first + i / COLUMNS;
+            let column = first_column + i % COLUMNS;
+            var v = vec4<f32>(0.0);
+            if (key < item.keys && column < VALUE_VECS) {
+                v = load_value(value_row(item, head / params.group, key), column * 4u);
+            }
+            value_tile[i] = v;
+        }
+        workgroupBarrier(); // between tiles written and read
+        for (var j = 0u; j < TILE; j++) {
+            let v = value_tile[j * COLUMNS + thread % COLUMNS];
+            for (var r = 0u; r < 4u; r++) {
+                let weight = weight_tile[(thread / COLUMNS * 4u + r) * (TILE + 1u) + j];
+                acc[r] = select(fma(vec4<f32>(weight), v, acc[r]), acc[r], bitcast<u32>(weight) == HIDDEN_BITS);
+            }
+        }
+    }
+    let column = first_column + thread % COLUMNS;
+    for (var r = 0u; r < 4u; r++) {
+        let local = first_local + thread / COLUMNS * 4u + r;
+        let row = params.first_row + local;
+        if (local < params.row_count && row < item.rows && column < VALUE_VECS) {
+            store_output(output_row(item, head, row), column * 4u, acc[r]);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which adapters there are, and which one is taken.
+
+use std::fmt;
+
+use crate::plan::{DeviceCaps, DeviceClass};
+use crate::{Backend, Error, Result};
+
+/// What there is to know about an adapter before a device is made of it.
+#[derive(Clone, Debug)]
+pub struct AdapterReport {
+    /// The adapter's name.
+    pub name: String,
+    /// wgpu's backend: `vulkan`, `metal`, `dx12`, `gl`, `browser-webgpu`.
+    pub backend: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// What the planner would work with.
+    pub caps: DeviceCaps,
+    /// Features that matter here, by their wgpu names.
+    pub features: Vec<&'static str>,
+    /// Whether [`Backend::Auto`] would take it, and why (not).
+    pub verdict: String,
+    /// Whether [`Backend::Auto`] would take it.
+    pub would_be_chosen: bool,
+}
+
+impl fmt::Display for AdapterReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.backend, self.driver)
+    }
+}
+
+/// An adapter, and why it was taken.
+pub(crate) struct Chosen {
+    pub(crate) adapter: wgpu::Adapter,
+    pub(crate) why: String,
+}
+
+/// What the environment asks for, by wgpu's own variables.
+struct Wishes {
+    backends: Option<wgpu::Backends>,
+    name: Option<String>,
+    low_power: bool,
+}
+
+impl Wishes {
+    fn from_env() -> Self {
+        Self {
+            backends: wgpu::Backends::from_env(),
+            name: std::env::var("WGPU_ADAPTER_NAME").ok().filter(|name| !name.is_empty()).map(|name| name.to_lowercase()),
+            low_power: wgpu::PowerPreference::from_env() == Some(wgpu::PowerPreference::LowPower),
+        }
+    }
+
+    /// Whether a software adapter is asked for.
+    fn is_explicit(&self) -> bool {
+        self.backends.is_some() || self.name.is_some()
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // Validation is the caller's choice (WGPU_VALIDATION, WGPU_DEBUG), not the build profile's.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
+    wgpu::Instance::new(descriptor)
+}
+
+async fn adapters() -> Vec<wgpu::Adapter> {
+    instance().enumerate_adapters(wgpu::Backends::all()).await.into_iter().filter(can_compute).collect()
+}
+
+fn can_compute(adapter: &wgpu::Adapter) -> bool {
+    adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        && adapter.limits().max_storage_buffers_per_shader_stage >= 4
+}
+
+/// Lower is better.
+fn rank(info: &wgpu::AdapterInfo, low_power: bool) -> (u8, u8) {
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => u8::from(low_power),
+        wgpu::DeviceType::IntegratedGpu => u8::from(!low_power),
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    (kind, u8::from(info.backend == wgpu::Backend::Gl))
+}
+
+/// Every adapter that can compute, the best first.
+pub async fn list() -> Vec<AdapterReport> {
+    let wishes = Wishes::from_env();
+    let mut adapters = adapters().await;
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
+    let mut taken = false;
+    adapters
+        .iter()
+        .map(|adapter| {
+            let info = adapter.get_info();
+            let refusal = refusal(&info, &wishes);
+            let would_be_chosen = refusal.is_none() && !taken;
+            taken |= would_be_chosen;
+            AdapterReport {
+                name: info.name.clone(),
+                backend: info.backend.to_str().to_string(),
+                driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+                caps: caps(adapter.features(), &adapter.limits(), &info),
+                features: notable(adapter.features()),
+                would_be_chosen,
+                verdict: refusal
+                    .unwrap_or_else(|| if would_be_chosen { "the best there is".into() } else { "a better one is there".into() }),
+            }
+        })
+        .collect()
+}
+
+/// Why [`Backend::Auto`] does not take an adapter.
+fn refusal(info: &wgpu::AdapterInfo, wishes: &Wishes) -> Option<String> {
+    if let Some(name) = &wishes.name
+        && !info.name.to_lowercase().contains(name)
+    {
+        return Some(format!("WGPU_ADAPTER_NAME asks for `{name}`"));
+    }
+    if let Some(backends) = wishes.backends
+        && !backends.contains(info.backend.into())
+    {
+        return Some("WGPU_BACKEND asks for another backend".into());
+    }
+    (info.device_type == wgpu::DeviceType::Cpu && !wishes.is_explicit())
+        .then(|| "a software adapter is taken only when asked for: the CPU path is faster".into())
+}
+
+/// The adapter for `backend`; `None` means the CPU path.
+pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
+    let asked_for = match backend {
+        Backend::Cpu | Backend::Oracle => return Ok(None),
+        Backend::Auto => None,
+        Backend::Adapter(text) => Some(text),
+    };
+    let wishes = Wishes::from_env();
+    let mut adapters = adapters().await;
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
+    let names = |adapters: &[wgpu::Adapter]| {
+        let names: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.get_info().name, a.get_info().backend.to_str())).collect();
+        if names.is_empty() { "none".to_string() } else { names.join(", ") }
+    };
+    let found = names(&adapters);
+    let chosen = match asked_for {
+        None => {
+            let adapter = adapters.into_iter().find(|adapter| refusal(&adapter.get_info(), &wishes).is_none());
+            if adapter.is_none() && wishes.is_explicit() {
+                return Err(Error::NoAdapter { why: format!("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME; found: {found}") });
+            }
+            adapter.map(|adapter| {
+                let why = if wishes.is_explicit() { "the environment asks for it" } else { "the best GPU there is" };
+                Chosen { adapter, why: why.into() }
+            })
+        }
+        Some(text) => {
+            let wanted = text.to_lowercase();
+            let fits = |info: &wgpu::AdapterInfo| info.backend.to_str() == wanted || info.name.to_lowercase().contains(&wanted);
+            let adapter = adapters.into_iter().find(|adapter| fits(&adapter.get_info()));
+            let adapter = adapter.ok_or_else(|| Error::NoAdapter { why: format!("none matches `{text}`; found: {found}") })?;
+            Some(Chosen { adapter, why: format!("`{text}` was asked for") })
+        }
+    };
+    Ok(chosen)
+}
+
+/// Features that a kernel may use.
+pub(crate) fn wanted_features() -> wgpu::Features {
+    wgpu::Features::SUBGROUP
+}
+
+fn notable(features: wgpu::Features) -> Vec<&'static str> {
+    [
+        (wgpu::Features::SUBGROUP, "SUBGROUP"),
+        (wgpu::Features::SHADER_F16, "SHADER_F16"),
+        (wgpu::Features::TIMESTAMP_QUERY, "TIMESTAMP_QUERY"),
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "EXPERIMENTAL_COOPERATIVE_MATRIX"),
+        (wgpu::Features::PIPELINE_CACHE, "PIPELINE_CACHE"),
+    ]
+    .into_iter()
+    .filter_map(|(feature, name)| features.contains(feature).then_some(name))
+    .collect()
+}
+
+/// What the planner needs, of an adapter or of a device.
+pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> DeviceCaps {
+    DeviceCaps {
+        class: match info.device_type {
+            wgpu::DeviceType::Cpu => DeviceClass::Software,
+            wgpu::DeviceType::DiscreteGpu => DeviceClass::Discrete,
+            // llvmpipe's GL calls itself `Other`.
+            _ if info.name.to_lowercase().contains("llvmpipe") => DeviceClass::Software,
+            _ => DeviceClass::Integrated,
+        },
+        subgroup_size: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 },
+        workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+        workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+        binding_bytes: limits.max_storage_buffer_binding_size,
+        buffer_bytes: limits.max_buffer_size,
+        storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        storage_alignment: limits.min_storage_buffer_offset_alignment,
+        uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+    }
+}

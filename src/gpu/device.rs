@@ -1,0 +1,99 @@
+//! A device with what is kept for it: capabilities, pipelines, prepared problems.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::adapter::{Chosen, caps, wanted_features};
+use super::host::Prepared;
+use super::pipeline::PipelineCache;
+use crate::plan::DeviceCaps;
+use crate::{Error, Result};
+
+/// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
+#[derive(Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    caps: DeviceCaps,
+    name: String,
+    checked: bool,
+    pipelines: PipelineCache,
+    prepared: Mutex<Vec<Prepared>>,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("name", &self.shared.name).field("checked", &self.shared.checked).finish()
+    }
+}
+
+impl Gpu {
+    /// Uses an app's own device and queue. Its limits and features are taken as they are; none of its hooks is replaced.
+    ///
+    /// Ask for `adapter.limits()` and [`wgpu::Features::SUBGROUP`] when you make the device: WebGPU's defaults are small.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::new(device, queue, false)
+    }
+
+    /// As [`Self::from_device`], with every runtime check of the shaders on: slow; to find bugs.
+    pub fn from_device_checked(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::new(device, queue, true)
+    }
+
+    fn new(device: wgpu::Device, queue: wgpu::Queue, checked: bool) -> Self {
+        let info = device.adapter_info();
+        let caps = caps(device.features(), &device.limits(), &info);
+        let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
+        let pipelines = PipelineCache::default();
+        Self { shared: Arc::new(Shared { device, queue, caps, name, checked, pipelines, prepared: Mutex::default() }) }
+    }
+
+    /// Makes a device of the adapter, with all of its limits.
+    pub(crate) async fn open(chosen: &Chosen, checked: bool) -> Result<Self> {
+        let adapter = &chosen.adapter;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wgpu-attention"),
+            required_features: adapter.features() & wanted_features(),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|error| Error::Device { why: error.to_string() })?;
+        Ok(Self::new(device, queue, checked))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.shared.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.shared.queue
+    }
+
+    /// What the planner works with.
+    pub fn caps(&self) -> &DeviceCaps {
+        &self.shared.caps
+    }
+
+    /// Adapter, backend and driver.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    pub(crate) fn is_checked(&self) -> bool {
+        self.shared.checked
+    }
+
+    pub(super) fn pipelines(&self) -> &PipelineCache {
+        &self.shared.pipelines
+    }
+
+    /// Problems made ready for host calls, least recently used first.
+    pub(super) fn prepared(&self) -> MutexGuard<'_, Vec<Prepared>> {
+        self.shared.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,131 @@
+//! A multi-head layer on a device: its weights stay there, and a run is one upload and one submit.
+
+use std::ops::Range;
+
+use super::host::{Prepared, map};
+use super::linear::{DeviceLinear, Projection, Rows, storage_buffer};
+use super::{Bound, Gpu};
+use crate::{Algorithm, Control, Error, Inputs, Outputs, Problem, Result};
+
+/// What a layer is made of, as plain data that has been checked.
+pub(crate) struct LayerParts<'a> {
+    /// W_Q, W_K, W_V, W_O.
+    pub(crate) projections: [Projection<'a>; 4],
+    /// The rows that every item of K, and of V, gets after its own: whole rows, as many of each.
+    pub(crate) appended: [Vec<f32>; 2],
+    /// How many they are.
+    pub(crate) appended_rows: usize,
+}
+
+/// A layer for one problem, ready to run.
+pub(crate) struct Layer {
+    gpu: Gpu,
+    prepared: Prepared,
+    bound: Bound,
+    /// X_q, X_k, X_v; only the first if all three are the same.
+    x: Vec<wgpu::Buffer>,
+    /// What is read back after the attention's own outputs, with its place in `staging`: Y, and with steps Q, K, V.
+    results: Vec<(wgpu::Buffer, Range<u64>)>,
+    staging: wgpu::Buffer,
+}
+
+impl Layer {
+    /// Uploads the weights and compiles what is not compiled yet. With `self_attention` X_k and X_v are X_q; with `steps` Q, K and V
+    /// are read back too.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        algorithm: Algorithm,
+        parts: &LayerParts<'_>,
+        self_attention: bool,
+        steps: bool,
+    ) -> Result<Self> {
+        let prepared = Prepared::new(gpu, problem, algorithm)?;
+        let d = &problem.dims;
+        let own_keys = d.seq_len_kv - parts.appended_rows;
+        let (rows_q, rows_kv) = match problem.packed {
+            Some(packed) => (packed.tokens_q, packed.tokens_kv),
+            None => (d.batch * d.seq_len_q, d.batch * own_keys),
+        };
+        let plain = |rows| Rows { rows, item_rows: rows, item_stride: rows };
+        let keys = match problem.packed {
+            Some(_) => plain(rows_kv),
+            None => Rows { rows: rows_kv, item_rows: own_keys, item_stride: d.seq_len_kv },
+        };
+        let [query, key, value, output] = parts.projections;
+        let mut x = vec![storage_buffer(gpu, "query", rows_q * query.in_features, wgpu::BufferUsages::COPY_DST)?];
+        if !self_attention {
+            x.push(storage_buffer(gpu, "key", rows_kv * key.in_features, wgpu::BufferUsages::COPY_DST)?);
+            x.push(storage_buffer(gpu, "value", rows_kv * value.in_features, wgpu::BufferUsages::COPY_DST)?);
+        }
+        let columns = output.weight.len() / output.in_features;
+        let y = storage_buffer(gpu, "output", rows_q * columns, wgpu::BufferUsages::COPY_SRC)?;
+
+        let mut bound = Bound { steps: Vec::new() };
+        for (index, (name, projection, rows, to)) in
+            [("w_q", query, plain(rows_q), &prepared.query), ("w_k", key, keys, &prepared.key), ("w_v", value, keys, &prepared.value)]
+                .into_iter()
+                .enumerate()
+        {
+            let from = if self_attention { &x[0] } else { &x[index] };
+            bound.steps.extend(DeviceLinear::new(gpu, name, projection)?.bind(gpu, rows, from, to)?);
+        }
+        for (buffer, rows) in [(&prepared.key, &parts.appended[0]), (&prepared.value, &parts.appended[1])] {
+            let width = rows.len() / parts.appended_rows.max(1);
+            for item in 0..if rows.is_empty() { 0 } else { d.batch } {
+                let at = 4 * ((item * d.seq_len_kv + own_keys) * width) as u64;
+                gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows));
+            }
+        }
+        let mut prepared = prepared;
+        bound.steps.append(&mut prepared.bound.steps);
+        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &prepared.output, &y)?);
+
+        let mut results = vec![(y, rows_q * columns)];
+        if steps {
+            results.push((prepared.query.clone(), problem.query_len()));
+            results.push((prepared.key.clone(), problem.key_len()));
+            results.push((prepared.value.clone(), problem.value_len()));
+        }
+        let mut end = 0;
+        let mut place = |(buffer, len): (wgpu::Buffer, usize)| {
+            let start = end;
+            end += 4 * len as u64;
+            (buffer, start..end)
+        };
+        let results: Vec<_> = results.into_iter().map(&mut place).collect();
+        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("layer read back"),
+            size: end.next_multiple_of(8),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(Error::Device { why: error.to_string() });
+        }
+        Ok(Self { gpu: gpu.clone(), prepared, bound, x, results, staging })
+    }
+
+    /// What the attention gives, and Y, and with steps Q, K, V. `inputs` has been checked.
+    pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
+        for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
+            self.gpu.queue().write_buffer(buffer, 0, x.bytes());
+        }
+        self.prepared.upload_options(&self.gpu, inputs);
+        let copy = |encoder: &mut wgpu::CommandEncoder| {
+            for (buffer, place) in &self.results {
+                encoder.copy_buffer_to_buffer(buffer, 0, &self.staging, place.start, place.end - place.start);
+            }
+        };
+        let attention = self.prepared.run(&self.gpu, &self.bound, control, copy).await?;
+        map(self.gpu.device(), &self.staging, None).await?;
+        let results = {
+            let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
+            let numbers = |place: &Range<u64>| bytemuck::pod_collect_to_vec::<u8, f32>(&view[place.start as usize..place.end as usize]);
+            self.results.iter().map(|(_, place)| numbers(place)).collect()
+        };
+        self.staging.unmap();
+        Ok((attention, results))
+    }
+}

@@ -1,0 +1,17 @@
+//! The only place that names wgpu: adapters, devices, pipelines, buffers, dispatch.
+
+mod adapter;
+mod attention;
+mod device;
+mod host;
+mod layer;
+mod linear;
+mod pipeline;
+
+pub use adapter::{AdapterReport, list};
+pub use attention::{Attention, Bindings, Bound};
+pub use device::Gpu;
+
+pub(crate) use adapter::choose;
+pub(crate) use layer::{Layer, LayerParts};
+pub(crate) use linear::Projection;

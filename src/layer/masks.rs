@@ -1,0 +1,111 @@
+//! PyTorch's two masks as the one mask and one bias of a problem, and the mean over heads.
+
+use crate::{Broadcast, Dims, Error, Result};
+
+/// A mask of `nn.MultiheadAttention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TorchMask<'a> {
+    /// true = **hidden**: the opposite of [`crate::Visibility::mask`].
+    Bool(&'a [bool]),
+    /// Added to the scores; -inf hides.
+    Float(&'a [f32]),
+}
+
+impl TorchMask<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bool(mask) => mask.len(),
+            Self::Float(bias) => bias.len(),
+        }
+    }
+}
+
+/// A problem's mask and bias with their data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MergedMasks {
+    /// For [`crate::Visibility::mask`] and [`crate::Inputs::mask`].
+    pub mask: Option<(Broadcast, Vec<bool>)>,
+    /// For [`crate::Problem::bias`] and [`crate::Inputs::bias`].
+    pub bias: Option<(Broadcast, Vec<f32>)>,
+}
+
+/// `key_padding_mask` [batch, S] and `attn_mask` [seq_len_q, S] or [batch * num_heads, seq_len_q, S] together.
+/// S is `dims.seq_len_kv` less the `appended` keys at the end, which the masks do not cover: they stay visible, unbiased.
+pub fn merge_torch_masks(
+    dims: &Dims,
+    appended: usize,
+    key_padding_mask: Option<TorchMask<'_>>,
+    attn_mask: Option<TorchMask<'_>>,
+) -> Result<MergedMasks> {
+    let [batch, heads, rows, keys] = dims.scores_shape();
+    let Some(own_keys) = keys.checked_sub(appended) else {
+        return Err(Error::invalid("appended", format!("{appended} keys appended, but seq_len_kv is {keys}")));
+    };
+    let mut parts = Vec::new();
+    if let Some(mask) = key_padding_mask {
+        parts.push(("key_padding_mask", mask, [batch, 1, 1, own_keys]));
+    }
+    if let Some(mask) = attn_mask {
+        let full = [batch, heads, rows, own_keys];
+        parts.push(("attn_mask", mask, if elements(full) == Some(mask.len()) { full } else { [1, 1, rows, own_keys] }));
+    }
+    for (argument, mask, shape) in &parts {
+        if elements(*shape) != Some(mask.len()) {
+            return Err(Error::invalid(argument, format!("has {} elements, must have {shape:?} (or one per head)", mask.len())));
+        }
+    }
+    let mut merged = MergedMasks::default();
+    let hidden: Vec<_> =
+        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Bool(m) = mask { Some((m, shape)) } else { None }).collect();
+    let added: Vec<_> =
+        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Float(m) = mask { Some((m, shape)) } else { None }).collect();
+    if !hidden.is_empty() {
+        merged.mask = Some(merge(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
+    }
+    if !added.is_empty() {
+        merged.bias = Some(merge(&added, keys, 0.0, |sum, bias| sum + bias)?);
+    }
+    Ok(merged)
+}
+
+fn elements(shape: [usize; 4]) -> Option<usize> {
+    Broadcast(shape).elements()
+}
+
+/// Folds tensors of broadcasting shapes into one over `keys` keys; where they have no key, `start` stays.
+fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(Broadcast, Vec<T>)> {
+    let mut shape = [1, 1, 1, keys];
+    for (_, part) in parts {
+        for axis in 0..3 {
+            shape[axis] = shape[axis].max(part[axis]);
+        }
+    }
+    let Some(len) = elements(shape) else { return Err(Error::invalid("mask", format!("shape {shape:?} overflows"))) };
+    let mut merged = vec![start; len];
+    for &(part, part_shape) in parts {
+        if part.is_empty() {
+            continue;
+        }
+        let own_keys = part_shape[3];
+        for (row, merged) in merged.chunks_exact_mut(keys).enumerate() {
+            let index = [row / (shape[1] * shape[2]), row / shape[2] % shape[1], row % shape[2]];
+            let part_row = (0..3).fold(0, |at, axis| at * part_shape[axis] + if part_shape[axis] == 1 { 0 } else { index[axis] });
+            for (merged, &part) in merged.iter_mut().zip(&part[part_row * own_keys..][..own_keys]) {
+                *merged = fold(*merged, part);
+            }
+        }
+    }
+    Ok((Broadcast(shape), merged))
+}
+
+/// The mean over heads of weights [batch, num_heads, seq_len_q, seq_len_kv]: [batch, seq_len_q, seq_len_kv], as PyTorch's
+/// `average_attn_weights` gives.
+pub fn average_heads(weights: &[f32], dims: &Dims) -> Result<Vec<f32>> {
+    let [batch, heads, rows, keys] = dims.scores_shape();
+    if elements([batch, heads, rows, keys]) != Some(weights.len()) {
+        return Err(Error::invalid("weights", format!("has {} elements, must have {:?}", weights.len(), dims.scores_shape())));
+    }
+    let plane = rows * keys;
+    let mean = |b: usize, at: usize| (0..heads).map(|h| weights[(b * heads + h) * plane + at]).sum::<f32>() / heads as f32;
+    Ok((0..batch).flat_map(|b| (0..plane).map(move |at| mean(b, at))).collect())
+}

@@ -1,0 +1,333 @@
+//! The multi-head layer: attention between its projections.
+
+mod linear;
+mod masks;
+mod matmul;
+pub mod naive;
+#[cfg(feature = "safetensors")]
+mod weights;
+
+pub use linear::Linear;
+pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
+#[cfg(feature = "safetensors")]
+pub use weights::{Naming, WeightFile};
+
+use crate::gpu::{self, Gpu};
+use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Problem, Result, TensorSpec};
+
+/// A multi-head attention layer:
+///
+/// ```text
+/// Q = X_q·W_Qᵀ + b_Q    [batch, seq_len_q, num_heads, head_dim]
+/// K = X_k·W_Kᵀ + b_K    [batch, seq_len_kv, num_kv_heads, head_dim]
+/// V = X_v·W_Vᵀ + b_V    [batch, seq_len_kv, num_kv_heads, head_dim_v]
+/// context = attention(Q, K, V)
+/// output  = Concat(heads of context)·W_Oᵀ + b_O    [batch, seq_len_q, embed_dim_out]
+/// ```
+///
+/// Heads lie side by side in the columns of a projection; attention reads them there by strides. Self attention is
+/// X_q = X_k = X_v. The three may have different widths.
+///
+/// ```
+/// use wgpu_attention::layer::{Linear, MultiHead};
+/// use wgpu_attention::{Alignment, Backend, Engine, EngineOptions, Inputs};
+///
+/// let identity = |n: usize| Linear::new((0..n * n).map(|i| f32::from(i % (n + 1) == 0)).collect(), None, n);
+/// let layer = MultiHead::new(identity(4)?, identity(4)?, identity(4)?, identity(4)?, 2, 2)?;
+/// let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
+/// let x = vec![0.5f32; 3 * 4];
+/// let problem = layer.problem(1, 3, 3).causal(Alignment::TopLeft);
+/// let outputs = layer.forward(&engine, &problem, &Inputs::new(&x, &x, &x))?;
+/// assert_eq!(outputs.output, x);
+/// # Ok::<(), wgpu_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct MultiHead {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    appended: Appended,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    head_dim_v: usize,
+}
+
+/// Keys and values that every item gets after its own; PyTorch's `add_bias_kv` and `add_zero_attn`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Appended {
+    /// One learned key [num_kv_heads * head_dim] and value [num_kv_heads * head_dim_v].
+    pub bias_kv: Option<(Vec<f32>, Vec<f32>)>,
+    /// One key and value of zeros, after that.
+    pub zero: bool,
+}
+
+impl Appended {
+    /// How many there are: 0, 1 or 2.
+    pub fn count(&self) -> usize {
+        usize::from(self.bias_kv.is_some()) + usize::from(self.zero)
+    }
+}
+
+/// What the layer gives, in host memory, contiguous.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerOutputs {
+    /// [batch, seq_len_q, embed_dim_out].
+    pub output: Vec<f32>,
+    /// If [`Problem::want`] asks for it.
+    pub lse: Option<Vec<f32>>,
+    /// If [`Problem::want`] asks for them.
+    pub scores: Option<Vec<f32>>,
+    /// If [`Problem::want`] asks for them: of every head. [`average_heads`] gives their mean.
+    pub weights: Option<Vec<f32>>,
+    /// From [`MultiHead::forward_with_steps`].
+    pub steps: Option<Steps>,
+}
+
+/// What lies between the input of a layer and its output, f32, contiguous.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Steps {
+    /// Q: [batch, seq_len_q, num_heads, head_dim].
+    pub query: Vec<f32>,
+    /// K, with the appended keys: [batch, seq_len_kv, num_kv_heads, head_dim].
+    pub key: Vec<f32>,
+    /// V, with the appended values: [batch, seq_len_kv, num_kv_heads, head_dim_v].
+    pub value: Vec<f32>,
+    /// The heads' outputs side by side: [batch, seq_len_q, num_heads, head_dim_v].
+    pub context: Vec<f32>,
+}
+
+impl MultiHead {
+    /// From the four projections. `num_kv_heads` is `num_heads` unless heads are grouped. The widths of a head follow from
+    /// the shapes: W_Q [num_heads * head_dim, _], W_K [num_kv_heads * head_dim, _], W_V [num_kv_heads * head_dim_v, _],
+    /// W_O [_, num_heads * head_dim_v]. Any other shape is an error.
+    pub fn new(query: Linear, key: Linear, value: Linear, output: Linear, num_heads: usize, num_kv_heads: usize) -> Result<Self> {
+        for (argument, heads) in [("num_heads", num_heads), ("num_kv_heads", num_kv_heads)] {
+            if heads == 0 {
+                return Err(Error::invalid(argument, "is 0; it must be at least 1"));
+            }
+        }
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(Error::invalid(
+                "num_kv_heads",
+                format!("num_heads = {num_heads} is not a multiple of num_kv_heads = {num_kv_heads}"),
+            ));
+        }
+        for (argument, linear, heads) in [("w_q", &query, num_heads), ("w_v", &value, num_kv_heads)] {
+            if !linear.out_features().is_multiple_of(heads) {
+                return Err(Error::invalid(argument, format!("{} rows do not divide into {heads} heads", linear.out_features())));
+            }
+        }
+        let (head_dim, head_dim_v) = (query.out_features() / num_heads, value.out_features() / num_kv_heads);
+        let expect = |argument, what, found: usize, expected: usize, of| {
+            if found == expected {
+                return Ok(());
+            }
+            Err(Error::invalid(argument, format!("has {found} {what}, must have {expected}: {of}")))
+        };
+        expect("w_k", "rows", key.out_features(), num_kv_heads.saturating_mul(head_dim), "num_kv_heads x the head_dim of w_q")?;
+        expect("w_o", "columns", output.in_features(), num_heads.saturating_mul(head_dim_v), "num_heads x the head_dim_v of w_v")?;
+        Ok(Self { query, key, value, output, appended: Appended::default(), num_heads, num_kv_heads, head_dim, head_dim_v })
+    }
+
+    /// The same layer with keys and values appended. They count in `seq_len_kv` of the problem, of masks and of biases
+    /// ([`merge_torch_masks`] leaves them visible), and have no rows in the inputs.
+    pub fn with_appended(mut self, appended: Appended) -> Result<Self> {
+        if let Some((key, value)) = &appended.bias_kv {
+            for (argument, found, linear) in [("bias_k", key.len(), &self.key), ("bias_v", value.len(), &self.value)] {
+                if found != linear.out_features() {
+                    return Err(Error::invalid(argument, format!("has {found} numbers, must have {}", linear.out_features())));
+                }
+            }
+        }
+        self.appended = appended;
+        Ok(self)
+    }
+
+    /// X_q -> Q.
+    pub fn query(&self) -> &Linear {
+        &self.query
+    }
+
+    /// X_k -> K.
+    pub fn key(&self) -> &Linear {
+        &self.key
+    }
+
+    /// X_v -> V.
+    pub fn value(&self) -> &Linear {
+        &self.value
+    }
+
+    /// context -> output.
+    pub fn output(&self) -> &Linear {
+        &self.output
+    }
+
+    /// Keys and values that every item gets after its own.
+    pub fn appended(&self) -> &Appended {
+        &self.appended
+    }
+
+    /// Query heads.
+    pub fn num_heads(&self) -> usize {
+        self.num_heads
+    }
+
+    /// The attention of this layer, every key visible: to be given causality, masks, biases and wants, and handed to
+    /// [`Self::forward`]. `seq_len_kv` counts the keys of the input; the problem's counts the appended ones too.
+    pub fn problem(&self, batch: usize, seq_len_q: usize, seq_len_kv: usize) -> Problem {
+        Problem::new(Dims {
+            batch,
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            seq_len_q,
+            seq_len_kv: seq_len_kv.saturating_add(self.appended.count()),
+            head_dim: self.head_dim,
+            head_dim_v: self.head_dim_v,
+        })
+        .stored(DType::F32, Layout::Bshd)
+    }
+
+    /// Computes the layer on `engine`. `inputs` holds X_q [batch, seq_len_q, embed_dim_q], X_k and X_v
+    /// [batch, seq_len_kv, embed_dim] in place of query, key and value, f32 and contiguous, and whatever else `problem` asks
+    /// for; of packed sequences X is [tokens, embed_dim]. How `problem` stores its tensors must be as [`Self::problem`] says.
+    pub fn forward(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+        self.compute(engine, problem, inputs, false)
+    }
+
+    /// As [`Self::forward`], and hands out Q, K, V and the heads' outputs.
+    pub fn forward_with_steps(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+        self.compute(engine, problem, inputs, true)
+    }
+
+    fn compute(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, steps: bool) -> Result<LayerOutputs> {
+        let x = self.check(problem, inputs)?;
+        match engine.gpu() {
+            // Buffers of no size cannot be bound.
+            Some(gpu) if x.iter().all(|x| !x.is_empty()) => self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps),
+            _ => self.on_host(engine, problem, inputs, x, steps),
+        }
+    }
+
+    fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3], steps: bool) -> Result<LayerOutputs> {
+        let [x_q, x_k, x_v] = x;
+        let [extra_k, extra_v] = self.appended_rows();
+        let query = self.query.forward(x_q)?;
+        let key = append(self.key.forward(x_k)?, problem.dims.batch, &extra_k);
+        let value = append(self.value.forward(x_v)?, problem.dims.batch, &extra_v);
+        let projected = Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs };
+        let attention = engine.attention(problem, &projected)?;
+        let context = attention.output.into_f32();
+        let output = self.output.forward(&context)?;
+        Ok(LayerOutputs {
+            output,
+            lse: attention.lse,
+            scores: attention.scores,
+            weights: attention.weights,
+            steps: steps.then_some(Steps { query, key, value, context }),
+        })
+    }
+
+    fn on_gpu(
+        &self,
+        gpu: &Gpu,
+        algorithm: Algorithm,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        [x_q, x_k, x_v]: [&[f32]; 3],
+        steps: bool,
+    ) -> Result<LayerOutputs> {
+        let self_attention = std::ptr::eq(x_q, x_k) && std::ptr::eq(x_q, x_v);
+        let parts = gpu::LayerParts {
+            projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
+            appended: self.appended_rows(),
+            appended_rows: self.appended.count(),
+        };
+        let layer = gpu::Layer::new(gpu, problem, algorithm, &parts, self_attention, steps)?;
+        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Control::default()))?;
+        let mut results = results.into_iter();
+        let output = results.next().unwrap_or_default();
+        let steps = match (results.next(), results.next(), results.next()) {
+            (Some(query), Some(key), Some(value)) => Some(Steps { query, key, value, context: attention.output.into_f32() }),
+            _ => None,
+        };
+        Ok(LayerOutputs { output, lse: attention.lse, scores: attention.scores, weights: attention.weights, steps })
+    }
+
+    /// The rows that every item of K and of V gets after its own.
+    fn appended_rows(&self) -> [Vec<f32>; 2] {
+        let Appended { bias_kv, zero } = &self.appended;
+        let (key, value) = bias_kv.clone().unwrap_or_default();
+        [(key, &self.key), (value, &self.value)].map(|(mut rows, linear)| {
+            rows.resize(rows.len() + if *zero { linear.out_features() } else { 0 }, 0.0);
+            rows
+        })
+    }
+
+    /// Finds every contradiction between layer, problem and inputs; X_q, X_k, X_v as slices.
+    fn check<'a>(&self, problem: &Problem, inputs: &Inputs<'a>) -> Result<[&'a [f32]; 3]> {
+        problem.check()?;
+        inputs.check_options(problem)?;
+        let d = &problem.dims;
+        let expected = [self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim_v];
+        if [d.num_heads, d.num_kv_heads, d.head_dim, d.head_dim_v] != expected {
+            return Err(Error::invalid(
+                "problem",
+                format!(
+                    "its heads are not the layer's: num_heads, num_kv_heads, head_dim, head_dim_v must be {expected:?}; start from MultiHead::problem"
+                ),
+            ));
+        }
+        let side_by_side = TensorSpec::new(DType::F32, Layout::Bshd);
+        if [problem.query, problem.key, problem.value, problem.output] != [side_by_side; 4] {
+            return Err(Error::invalid("problem", "a layer's tensors are f32, heads side by side: start from MultiHead::problem"));
+        }
+        let appended = self.appended.count();
+        if d.seq_len_kv < appended {
+            return Err(Error::invalid("seq_len_kv", format!("is {}, less than the {appended} appended keys", d.seq_len_kv)));
+        }
+        if appended > 0 && (problem.packed.is_some() || problem.visibility.kv_lengths) {
+            return Err(Error::unsupported(
+                "appended keys with packed sequences or kv_lengths",
+                "give the lengths as a boolean mask that leaves the appended keys visible",
+            ));
+        }
+        let (rows_q, rows_kv) = match problem.packed {
+            Some(packed) => (packed.tokens_q, packed.tokens_kv),
+            None => (d.batch * d.seq_len_q, d.batch * (d.seq_len_kv - appended)),
+        };
+        let slices = [
+            ("query", inputs.query, &self.query, rows_q),
+            ("key", inputs.key, &self.key, rows_kv),
+            ("value", inputs.value, &self.value, rows_kv),
+        ];
+        let mut x: [&[f32]; 3] = [&[]; 3];
+        for (x, (argument, slice, linear, rows)) in x.iter_mut().zip(slices) {
+            let HostSlice::F32(data) = slice else {
+                return Err(Error::invalid(argument, format!("the data is {}, the layer takes f32", slice.dtype())));
+            };
+            if rows.checked_mul(linear.in_features()) != Some(data.len()) {
+                let columns = linear.in_features();
+                return Err(Error::invalid(argument, format!("has {} numbers, must have {rows} rows of {columns}", data.len())));
+            }
+            *x = data;
+        }
+        Ok(x)
+    }
+}
+
+/// Each item's rows, then `extra`.
+fn append(rows: Vec<f32>, batch: usize, extra: &[f32]) -> Vec<f32> {
+    if extra.is_empty() {
+        return rows;
+    }
+    let item = rows.len() / batch;
+    let mut out = Vec::with_capacity(rows.len() + batch * extra.len());
+    for b in 0..batch {
+        out.extend_from_slice(&rows[b * item..][..item]);
+        out.extend_from_slice(extra);
+    }
+    out
+}

@@ -1,0 +1,291 @@
+//! ONNX `Attention`.
+
+use super::{OwnedTensor, Tensor, check_shape, four_axes};
+use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, ScoreStage, TensorSpec, Visibility};
+
+/// The attributes of ONNX `Attention`, opsets 23 to 25.
+///
+/// ```text
+/// Y = softmax(softcap(scale * Q K^T) + attn_mask, over the visible keys) V
+/// ```
+///
+/// Row i stands at position i + past_sequence_length; with `nonpad_kv_seqlen` and no past at
+/// i + nonpad_kv_seqlen\[batch\] - q_sequence_length. `is_causal` and the windows count from there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Hide the keys after a row's position.
+    pub is_causal: bool,
+    /// Query heads, needed for inputs of 3 axes.
+    pub q_num_heads: Option<usize>,
+    /// Key and value heads, needed for inputs of 3 axes.
+    pub kv_num_heads: Option<usize>,
+    /// Factor on the dot products; `None` is 1/sqrt(head_dim).
+    pub scale: Option<f32>,
+    /// Bound on the scores; 0 is none.
+    pub softcap: f32,
+    /// What `qk_matmul_output` holds: 0 the scaled dot products, 1 after softcap, 2 after the mask, 3 the softmax weights.
+    pub qk_matmul_output_mode: u8,
+    /// The ONNX data type of the softmax: 1 (f32), 10 (f16), 11 (f64) or 16 (bf16). It is always computed in f32.
+    pub softmax_precision: Option<i32>,
+    /// Hide the keys more than this far before the position; `None` (ONNX: -1) is open.
+    pub left_window_size: Option<u32>,
+    /// Hide the keys more than this far after the position; `None` (ONNX: -1) is open.
+    pub right_window_size: Option<u32>,
+}
+
+impl Default for Attention {
+    /// ONNX's defaults.
+    fn default() -> Self {
+        Self {
+            is_causal: false,
+            q_num_heads: None,
+            kv_num_heads: None,
+            scale: None,
+            softcap: 0.0,
+            qk_matmul_output_mode: 0,
+            softmax_precision: None,
+            left_window_size: None,
+            right_window_size: None,
+        }
+    }
+}
+
+/// `attn_mask`: 1 to 4 axes that broadcast from the right to [batch, q_num_heads, q_sequence_length, total_sequence_length]. A last
+/// axis that is shorter hides the keys past it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mask<'a> {
+    /// true = may attend.
+    Bool {
+        /// Its shape.
+        shape: &'a [usize],
+        /// Its elements.
+        data: &'a [bool],
+    },
+    /// Added to the scores; -inf hides.
+    Float(Tensor<'a>),
+}
+
+/// The inputs of `Attention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionInputs<'a> {
+    /// Q: [batch, q_num_heads, q_sequence_length, head_size] or [batch, q_sequence_length, q_num_heads * head_size].
+    pub query: Tensor<'a>,
+    /// K, alike.
+    pub key: Tensor<'a>,
+    /// V, alike; its head size may differ.
+    pub value: Tensor<'a>,
+    /// Hides keys or adds to scores.
+    pub attn_mask: Option<Mask<'a>>,
+    /// Keys before K: [batch, kv_num_heads, past_sequence_length, head_size].
+    pub past_key: Option<Tensor<'a>>,
+    /// Values before V.
+    pub past_value: Option<Tensor<'a>>,
+    /// [batch]: how many keys of each item are no padding.
+    pub nonpad_kv_seqlen: Option<&'a [i64]>,
+}
+
+impl<'a> AttentionInputs<'a> {
+    /// Q, K and V; nothing else.
+    pub fn new(query: Tensor<'a>, key: Tensor<'a>, value: Tensor<'a>) -> Self {
+        Self { query, key, value, attn_mask: None, past_key: None, past_value: None, nonpad_kv_seqlen: None }
+    }
+}
+
+/// The optional outputs that somebody reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// present_key and present_value.
+    pub present: bool,
+    /// qk_matmul_output.
+    pub qk_matmul_output: bool,
+}
+
+/// The outputs of `Attention` and of its relatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionOutputs {
+    /// Y, with as many axes as Q.
+    pub output: OwnedTensor,
+    /// past_key and K together: [batch, kv_num_heads, total_sequence_length, head_size].
+    pub present_key: Option<OwnedTensor>,
+    /// past_value and V together.
+    pub present_value: Option<OwnedTensor>,
+    /// [batch, q_num_heads, q_sequence_length, total_sequence_length], stored as Q is.
+    pub qk_matmul_output: Option<OwnedTensor>,
+}
+
+impl Attention {
+    /// Computes the node with `attend`.
+    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+        self.check()?;
+        let (q, q_layout) = inputs.query.heads("Q", self.q_num_heads)?;
+        let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
+        let (v, v_layout) = inputs.value.heads("V", self.kv_num_heads)?;
+        check_alike(q, k, v)?;
+        let past = inputs.past_key.map_or(0, |past| past.shape.get(2).copied().unwrap_or(0));
+        let together = wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some();
+        let present_key = together.then(|| join("past_key", inputs.past_key, inputs.key, k, k_layout)).transpose()?;
+        let present_value = together.then(|| join("past_value", inputs.past_value, inputs.value, v, v_layout)).transpose()?;
+        let total = past + k[2];
+        if present_value.as_ref().is_some_and(|value| value.shape[2] != total) {
+            return Err(Error::invalid("past_value", "must be as long as past_key"));
+        }
+
+        let dims =
+            Dims { batch: q[0], num_heads: q[1], num_kv_heads: k[1], seq_len_q: q[2], seq_len_kv: total, head_dim: q[3], head_dim_v: v[3] };
+        let mut problem = Problem { scale: self.scale, softcap: (self.softcap != 0.0).then_some(self.softcap), ..Problem::new(dims) };
+        let spec = |tensor: Tensor<'_>, layout| TensorSpec::new(tensor.data.dtype(), layout);
+        problem.query = spec(inputs.query, q_layout);
+        problem.output = problem.query;
+        problem.key = spec(inputs.key, if together { Layout::Bhsd } else { k_layout });
+        problem.value = spec(inputs.value, if together { Layout::Bhsd } else { v_layout });
+        let lengths = lengths(inputs.nonpad_kv_seqlen, dims.batch)?;
+        // The keys of an external cache end at its length, and so do the rows; those of a past end where K does.
+        let aligned = if lengths.is_some() && inputs.past_key.is_none() { Alignment::BottomRight } else { offset(past)? };
+        problem.visibility = Visibility {
+            causal: self.is_causal,
+            window_left: self.left_window_size,
+            window_right: self.right_window_size,
+            kv_lengths: lengths.is_some(),
+            ..Visibility::default()
+        };
+        problem.visibility.alignment = problem.uses_position().then_some(aligned);
+        if wanted.qk_matmul_output {
+            match self.qk_matmul_output_mode {
+                0 => problem.want.scores = Some(ScoreStage::Raw),
+                1 => problem.want.scores = Some(ScoreStage::Capped),
+                2 => problem.want.scores = Some(ScoreStage::Masked),
+                _ => problem.want.weights = true,
+            }
+        }
+        let (mut mask, mut bias) = (vec![], vec![]);
+        match inputs.attn_mask {
+            None => {}
+            Some(Mask::Bool { shape, data }) => {
+                check_shape("attn_mask", shape, data.len())?;
+                let padded = pad_last("attn_mask", shape, data, total, false)?;
+                (problem.visibility.mask, mask) = (Some(padded.0), padded.1);
+            }
+            Some(Mask::Float(tensor)) => {
+                tensor.check("attn_mask")?;
+                let padded = pad_last("attn_mask", tensor.shape, &tensor.to_f32(), total, f32::NEG_INFINITY)?;
+                (problem.bias, bias) = (Some(padded.0), padded.1);
+            }
+        }
+
+        let key = present_key.as_ref().map_or(inputs.key.data, |key| key.data.as_slice());
+        let value = present_value.as_ref().map_or(inputs.value.data, |value| value.data.as_slice());
+        let lent = Inputs {
+            mask: &mask,
+            bias: &bias,
+            kv_lengths: lengths.as_deref().unwrap_or(&[]),
+            ..Inputs::new(inputs.query.data, key, value)
+        };
+        let outputs = attend(&problem, &lent)?;
+        let qk = outputs.scores.or(outputs.weights).filter(|_| wanted.qk_matmul_output);
+        Ok(AttentionOutputs {
+            output: OwnedTensor { shape: output_shape(&dims, q_layout), data: outputs.output },
+            present_key: present_key.filter(|_| wanted.present),
+            present_value: present_value.filter(|_| wanted.present),
+            qk_matmul_output: qk
+                .map(|data| OwnedTensor { shape: dims.scores_shape().to_vec(), data: HostVec::from_f32(problem.query.dtype, &data) }),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(self.softcap.is_finite() && self.softcap >= 0.0) {
+            return Err(Error::invalid("softcap", format!("{} is not a finite number from 0 on", self.softcap)));
+        }
+        if self.qk_matmul_output_mode > 3 {
+            return Err(Error::invalid("qk_matmul_output_mode", format!("{} is none of 0, 1, 2, 3", self.qk_matmul_output_mode)));
+        }
+        match self.softmax_precision {
+            None | Some(1 | 10 | 11 | 16) => Ok(()),
+            Some(other) => Err(Error::invalid("softmax_precision", format!("{other} is no floating-point type: 1, 10, 11 or 16"))),
+        }
+    }
+}
+
+/// Refuses Q, K, V of different batches, key lengths or widths.
+pub(super) fn check_alike(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<()> {
+    if k[0] != q[0] || k[3] != q[3] {
+        return Err(Error::invalid("K", format!("[batch, heads, seq, dim] = {k:?} does not fit Q's {q:?}")));
+    }
+    if v[..3] != k[..3] {
+        return Err(Error::invalid("V", format!("[batch, heads, seq, dim] = {v:?} does not fit K's {k:?}")));
+    }
+    Ok(())
+}
+
+pub(super) fn offset(past: usize) -> Result<Alignment> {
+    i32::try_from(past).map(Alignment::Offset).map_err(|_| Error::invalid("past_key", format!("a past of {past} keys is too long")))
+}
+
+/// The shape of an output in the layout of the query.
+pub(super) fn output_shape(dims: &Dims, layout: Layout) -> Vec<usize> {
+    match layout {
+        Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
+        _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
+    }
+}
+
+/// `past` and then `new`, as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
+pub(super) fn join(
+    argument: &'static str,
+    past: Option<Tensor<'_>>,
+    new: Tensor<'_>,
+    shape: [usize; 4],
+    layout: Layout,
+) -> Result<OwnedTensor> {
+    let [batch, heads, seq, dim] = shape;
+    let dense = new.dense(shape, layout);
+    let (past_len, before) = match past {
+        None => (0, vec![]),
+        Some(past) => {
+            past.check(argument)?;
+            let [b, h, past_len, d] = *past.shape else {
+                return Err(Error::invalid(argument, format!("has shape {:?}; 4 axes are needed", past.shape)));
+            };
+            if [b, h, d] != [batch, heads, dim] || past.data.dtype() != new.data.dtype() {
+                return Err(Error::invalid(
+                    argument,
+                    format!(
+                        "{} {:?} does not fit [batch, heads, seq, dim] = {shape:?} in {}",
+                        past.data.dtype(),
+                        past.shape,
+                        new.data.dtype()
+                    ),
+                ));
+            }
+            (past_len, past.to_f32())
+        }
+    };
+    let mut all = Vec::with_capacity(before.len() + dense.len());
+    for head in 0..batch * heads {
+        all.extend_from_slice(&before[head * past_len * dim..(head + 1) * past_len * dim]);
+        all.extend_from_slice(&dense[head * seq * dim..(head + 1) * seq * dim]);
+    }
+    Ok(OwnedTensor { shape: vec![batch, heads, past_len + seq, dim], data: HostVec::from_f32(new.data.dtype(), &all) })
+}
+
+/// The lengths of the items' keys, in the engine's type.
+fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
+    let Some(lengths) = nonpad else { return Ok(None) };
+    if lengths.len() != batch {
+        return Err(Error::invalid("nonpad_kv_seqlen", format!("has {} numbers for {batch} items", lengths.len())));
+    }
+    let narrow = |&length: &i64| u32::try_from(length).map_err(|_| Error::invalid("nonpad_kv_seqlen", format!("{length} is no length")));
+    lengths.iter().map(narrow).collect::<Result<_>>().map(Some)
+}
+
+/// A mask with its last axis padded to `total` by `hidden`.
+fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(Broadcast, Vec<T>)> {
+    let mut full = four_axes(argument, shape)?;
+    let last = full[3];
+    if last >= total {
+        return Ok((Broadcast(full), data.to_vec()));
+    }
+    full[3] = total;
+    let rows = data.len().checked_div(last).unwrap_or_else(|| full[..3].iter().product());
+    let row = |at: usize| data[at * last..(at + 1) * last].iter().copied().chain(std::iter::repeat_n(hidden, total - last));
+    Ok((Broadcast(full), (0..rows).flat_map(row).collect()))
+}

@@ -1,0 +1,345 @@
+//! ONNX Runtime's com.microsoft `MultiHeadAttention` and `GroupQueryAttention`.
+
+use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
+use super::{OwnedTensor, Tensor, four_axes};
+use crate::rotary::{Pairing, Rotary};
+use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec};
+
+/// The attributes of com.microsoft `MultiHeadAttention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MultiHeadAttention {
+    /// Heads of query, key and value alike.
+    pub num_heads: usize,
+    /// Factor on the dot products; `None` or 0 is 1/sqrt(head_dim).
+    pub scale: Option<f32>,
+    /// Causal: row i sees the past and the keys up to i.
+    pub unidirectional: bool,
+    /// Added to the scores of keys that `key_padding_mask` marks with 0; -10000 by default. It does not hide them.
+    pub mask_filter_value: f32,
+}
+
+impl MultiHeadAttention {
+    /// Everything but the number of heads as ONNX Runtime has it by default.
+    pub const fn new(num_heads: usize) -> Self {
+        Self { num_heads, scale: None, unidirectional: false, mask_filter_value: -10000.0 }
+    }
+}
+
+/// The inputs of `MultiHeadAttention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MultiHeadAttentionInputs<'a> {
+    /// [batch, sequence_length, hidden].
+    pub query: Tensor<'a>,
+    /// [batch, kv_sequence_length, hidden].
+    pub key: Tensor<'a>,
+    /// [batch, kv_sequence_length, v_hidden].
+    pub value: Tensor<'a>,
+    /// [hidden + hidden + v_hidden], added to query, key and value.
+    pub bias: Option<Tensor<'a>>,
+    /// [batch, total_sequence_length]: 0 = padding.
+    pub key_padding_mask: Option<&'a [i32]>,
+    /// [batch or 1, num_heads or 1, sequence_length, total_sequence_length], added to the scores.
+    pub attention_bias: Option<Tensor<'a>>,
+    /// [batch, num_heads, past_sequence_length, head_size].
+    pub past_key: Option<Tensor<'a>>,
+    /// [batch, num_heads, past_sequence_length, v_head_size].
+    pub past_value: Option<Tensor<'a>>,
+}
+
+impl<'a> MultiHeadAttentionInputs<'a> {
+    /// Query, key and value; nothing else.
+    pub fn new(query: Tensor<'a>, key: Tensor<'a>, value: Tensor<'a>) -> Self {
+        Self { query, key, value, bias: None, key_padding_mask: None, attention_bias: None, past_key: None, past_value: None }
+    }
+}
+
+impl MultiHeadAttention {
+    /// Computes the node with `attend`. The present key and value are always given.
+    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+        let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
+        let (q, k, v) = (heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?);
+        check_alike(q, k, v)?;
+        let width = |shape: [usize; 4]| shape[1] * shape[3];
+        let bias = match inputs.bias {
+            None => vec![],
+            Some(bias) => {
+                bias.check("bias")?;
+                if bias.data.len() != width(q) + width(k) + width(v) {
+                    return Err(Error::invalid("bias", format!("has {} numbers for query, key and value", bias.data.len())));
+                }
+                bias.to_f32()
+            }
+        };
+        let part = |from: usize, len: usize| if bias.is_empty() { &[][..] } else { &bias[from..from + len] };
+        let query = add_to_rows(inputs.query, part(0, width(q)));
+        let key = add_to_rows(inputs.key, part(width(q), width(k)));
+        let value = add_to_rows(inputs.value, part(width(q) + width(k), width(v)));
+        let present_key = join("past_key", inputs.past_key, key.view(), k, Layout::Bshd)?;
+        let present_value = join("past_value", inputs.past_value, value.view(), v, Layout::Bshd)?;
+        let (total, past) = (present_key.shape[2], present_key.shape[2] - k[2]);
+        if present_value.shape[2] != total {
+            return Err(Error::invalid("past_value", "must be as long as past_key"));
+        }
+        let dims = dims(q, k[1], total, v[3]);
+        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]);
+        if self.unidirectional {
+            problem = problem.causal(offset(past)?);
+        }
+        let mut added = attention_bias(&mut problem, inputs.attention_bias)?;
+        if let Some(mask) = inputs.key_padding_mask {
+            if mask.len() != dims.batch * total {
+                return Err(Error::unsupported(
+                    format!("a key_padding_mask of {} numbers for {} items of {total} keys", mask.len(), dims.batch),
+                    "give one of shape [batch, total_sequence_length]",
+                ));
+            }
+            let from = problem.bias.unwrap_or(Broadcast([1; 4])).0;
+            let to = [dims.batch, from[1], from[2], total];
+            added = expand(&added, from, to);
+            for (at, sum) in added.iter_mut().enumerate() {
+                let (item, key) = (at / (to[1] * to[2] * total), at % total);
+                *sum += if mask[item * total + key] == 0 { self.mask_filter_value } else { 0.0 };
+            }
+            problem.bias = Some(Broadcast(to));
+        }
+        let lent =
+            Inputs { bias: &added, ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice()) };
+        let output = attend(&problem, &lent)?.output;
+        Ok(outputs(&dims, output, present_key, present_value))
+    }
+}
+
+/// The attributes of com.microsoft `GroupQueryAttention`. It is always causal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupQueryAttention {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub kv_num_heads: usize,
+    /// Factor on the dot products; `None` or 0 is 1/sqrt(head_dim).
+    pub scale: Option<f32>,
+    /// Bound on the scores; 0 is none.
+    pub softcap: f32,
+    /// How many keys a row sees, itself included; `None` (ONNX Runtime: -1) is all.
+    pub local_window_size: Option<u32>,
+    /// Rotate query and key by the caches.
+    pub do_rotary: bool,
+    /// The pairs of the rotation are neighbours instead of the two halves.
+    pub rotary_interleaved: bool,
+    /// A sink of logit 0 for every head.
+    pub smooth_softmax: bool,
+}
+
+impl GroupQueryAttention {
+    /// Everything but the numbers of heads as ONNX Runtime has it by default.
+    pub const fn new(num_heads: usize, kv_num_heads: usize) -> Self {
+        Self {
+            num_heads,
+            kv_num_heads,
+            scale: None,
+            softcap: 0.0,
+            local_window_size: None,
+            do_rotary: false,
+            rotary_interleaved: false,
+            smooth_softmax: false,
+        }
+    }
+}
+
+/// The inputs of `GroupQueryAttention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupQueryAttentionInputs<'a> {
+    /// [batch, sequence_length, num_heads * head_size].
+    pub query: Tensor<'a>,
+    /// [batch, sequence_length, kv_num_heads * head_size].
+    pub key: Tensor<'a>,
+    /// As key.
+    pub value: Tensor<'a>,
+    /// [batch, kv_num_heads, past capacity, head_size]; item b's first `seqlens_k[b] + 1 - sequence_length` rows count.
+    pub past_key: Option<Tensor<'a>>,
+    /// As past_key.
+    pub past_value: Option<Tensor<'a>>,
+    /// [batch]: the length of past and key together, less one.
+    pub seqlens_k: &'a [i32],
+    /// [positions, head_size / 2], with `do_rotary`.
+    pub cos_cache: Option<Tensor<'a>>,
+    /// As cos_cache.
+    pub sin_cache: Option<Tensor<'a>>,
+    /// [batch or 1, num_heads or 1, sequence_length, total_sequence_length], added to the scores.
+    pub attention_bias: Option<Tensor<'a>>,
+    /// [num_heads]: one more logit in the denominator.
+    pub head_sink: Option<Tensor<'a>>,
+}
+
+impl GroupQueryAttention {
+    /// Computes the node with `attend`. The present key and value are always given, as long as the longest item.
+    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+        let q = three_axes("query", inputs.query, self.num_heads)?;
+        let k = three_axes("key", inputs.key, self.kv_num_heads)?;
+        let v = three_axes("value", inputs.value, self.kv_num_heads)?;
+        check_alike(q, k, v)?;
+        let [batch, _, seq, dim] = q;
+        if k[2] != seq {
+            return Err(Error::invalid("key", format!("has {} rows, the query has {seq}", k[2])));
+        }
+        let lengths = self.lengths(inputs.seqlens_k, batch, seq)?;
+        let rotary = self.rotary(inputs, dim / 2)?;
+        let positions: Vec<usize> = lengths.iter().flat_map(|&length| length as usize - seq..length as usize).collect();
+        let rotate = |tensor: Tensor<'_>, heads: usize| -> Result<OwnedTensor> {
+            let mut data = tensor.to_f32();
+            if let Some(rotary) = &rotary {
+                rotary.apply_tokens(&mut data, heads, dim, &positions)?;
+            }
+            Ok(OwnedTensor { shape: tensor.shape.to_vec(), data: HostVec::from_f32(tensor.data.dtype(), &data) })
+        };
+        let (query, key) = (rotate(inputs.query, q[1])?, rotate(inputs.key, k[1])?);
+        let present_key = join_ragged("past_key", inputs.past_key, key.view(), k, &lengths)?;
+        let present_value = join_ragged("past_value", inputs.past_value, inputs.value, v, &lengths)?;
+        let dims = dims(q, k[1], present_key.shape[2], v[3]);
+        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]).causal(Alignment::BottomRight);
+        problem.visibility.kv_lengths = true;
+        problem.visibility.window_left = self.local_window_size.map(|size| size.saturating_sub(1));
+        problem.softcap = (self.softcap != 0.0).then_some(self.softcap);
+        let sinks = match inputs.head_sink {
+            Some(sinks) => sinks.to_f32(),
+            None if self.smooth_softmax => vec![0.0; self.num_heads],
+            None => vec![],
+        };
+        problem.sinks = !sinks.is_empty();
+        let bias = attention_bias(&mut problem, inputs.attention_bias)?;
+        let lent = Inputs {
+            bias: &bias,
+            sinks: &sinks,
+            kv_lengths: &lengths,
+            ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice())
+        };
+        let output = attend(&problem, &lent)?.output;
+        Ok(outputs(&dims, output, present_key, present_value))
+    }
+
+    /// Each item's keys in all.
+    fn lengths(&self, seqlens_k: &[i32], batch: usize, seq: usize) -> Result<Vec<u32>> {
+        if seqlens_k.len() != batch {
+            return Err(Error::invalid("seqlens_k", format!("has {} numbers for {batch} items", seqlens_k.len())));
+        }
+        let length = |&last: &i32| match u32::try_from(i64::from(last) + 1) {
+            Ok(length) if length as usize >= seq => Ok(length),
+            Ok(length) => Err(Error::unsupported(
+                format!("an item of {length} keys for {seq} rows: a prompt padded on its right"),
+                "run items of different prompt lengths one by one, or as packed sequences",
+            )),
+            Err(_) => Err(Error::invalid("seqlens_k", format!("{last} is no length less one"))),
+        };
+        seqlens_k.iter().map(length).collect()
+    }
+
+    fn rotary(&self, inputs: &GroupQueryAttentionInputs<'_>, pairs: usize) -> Result<Option<Rotary>> {
+        if !self.do_rotary {
+            return Ok(None);
+        }
+        let (Some(cos), Some(sin)) = (inputs.cos_cache, inputs.sin_cache) else {
+            return Err(Error::invalid("cos_cache", "do_rotary needs cos_cache and sin_cache"));
+        };
+        let width = cos.shape.last().copied().unwrap_or(0);
+        if width > pairs {
+            return Err(Error::invalid("cos_cache", format!("has shape {:?}, but a head has {pairs} pairs", cos.shape)));
+        }
+        let pairing = if self.rotary_interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        Rotary::from_tables(pairing, width, cos.to_f32(), sin.to_f32()).map(Some)
+    }
+}
+
+/// [batch, seq, heads * dim] as [batch, heads, seq, dim].
+fn three_axes(argument: &'static str, tensor: Tensor<'_>, heads: usize) -> Result<[usize; 4]> {
+    if tensor.shape.len() != 3 {
+        return Err(Error::unsupported(
+            format!("`{argument}` of shape {:?}", tensor.shape),
+            "give query, key and value as [batch, sequence, hidden] each",
+        ));
+    }
+    tensor.heads(argument, Some(heads)).map(|(shape, _)| shape)
+}
+
+fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Dims {
+    Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
+}
+
+/// Query [batch, seq, heads, dim], key and value [batch, heads, seq, dim], output as the query.
+fn plain(dims: Dims, scale: Option<f32>, [query, key, value]: [&OwnedTensor; 3]) -> Problem {
+    let spec = |tensor: &OwnedTensor, layout| TensorSpec::new(tensor.data.as_slice().dtype(), layout);
+    let query = spec(query, Layout::Bshd);
+    Problem {
+        scale: scale.filter(|&scale| scale != 0.0),
+        query,
+        key: spec(key, Layout::Bhsd),
+        value: spec(value, Layout::Bhsd),
+        output: query,
+        ..Problem::new(dims)
+    }
+}
+
+fn outputs(dims: &Dims, output: HostVec, present_key: OwnedTensor, present_value: OwnedTensor) -> AttentionOutputs {
+    AttentionOutputs {
+        output: OwnedTensor { shape: output_shape(dims, Layout::Bshd), data: output },
+        present_key: Some(present_key),
+        present_value: Some(present_value),
+        qk_matmul_output: None,
+    }
+}
+
+/// Adds `bias` to every row of the last axis; nothing if it is empty.
+fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
+    let mut data = tensor.to_f32();
+    if !bias.is_empty() {
+        data.chunks_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+    }
+    OwnedTensor { shape: tensor.shape.to_vec(), data: HostVec::from_f32(tensor.data.dtype(), &data) }
+}
+
+/// Makes an attention bias the problem's.
+fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec<f32>> {
+    let Some(bias) = bias else { return Ok(vec![]) };
+    bias.check("attention_bias")?;
+    problem.bias = Some(Broadcast(four_axes("attention_bias", bias.shape)?));
+    problem.check()?;
+    Ok(bias.to_f32())
+}
+
+/// Repeats axes of extent 1; no data is all zeros.
+fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
+    let steps = Broadcast(from).strides();
+    let index = |at: usize| [at / (to[1] * to[2] * to[3]), at / (to[2] * to[3]) % to[1], at / to[3] % to[2], at % to[3]];
+    let place = |at: usize| index(at).iter().zip(steps).map(|(at, step)| at * step).sum::<usize>();
+    (0..to.iter().product()).map(|at| data.get(place(at)).copied().unwrap_or(0.0)).collect()
+}
+
+/// For each item the part of `past` that counts, then `new`, then zeros up to the longest item: [batch, heads, longest, dim].
+fn join_ragged(
+    argument: &'static str,
+    past: Option<Tensor<'_>>,
+    new: Tensor<'_>,
+    shape: [usize; 4],
+    lengths: &[u32],
+) -> Result<OwnedTensor> {
+    let [_, heads, seq, dim] = shape;
+    // Everything joined: the rows of an item stand at 0.. and at capacity..capacity + seq.
+    let all = join(argument, past, new, shape, Layout::Bshd)?;
+    let rows = all.shape[2];
+    let capacity = rows - seq;
+    let longest = lengths.iter().max().map_or(0, |&length| length as usize);
+    if longest - seq.min(longest) > capacity {
+        return Err(Error::invalid(argument, format!("has room for {capacity} keys; seqlens_k needs {}", longest - seq)));
+    }
+    let data = all.data.to_f32();
+    let mut ragged = Vec::with_capacity(lengths.len() * heads * longest * dim);
+    for (item, &length) in lengths.iter().enumerate() {
+        for head in 0..heads {
+            let from = (item * heads + head) * rows;
+            let row = |at: usize| (from + at) * dim;
+            ragged.extend_from_slice(&data[row(0)..row(length as usize - seq)]);
+            ragged.extend_from_slice(&data[row(capacity)..row(rows)]);
+            ragged.extend(std::iter::repeat_n(0.0, (longest - length as usize) * dim));
+        }
+    }
+    Ok(OwnedTensor { shape: vec![lengths.len(), heads, longest, dim], data: HostVec::from_f32(new.data.dtype(), &ragged) })
+}

@@ -1,0 +1,74 @@
+//! What a device can do, as plain numbers: plans are made and tested without one.
+
+/// What the planner needs to know of a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceCaps {
+    /// What kind of device it is; first choices differ.
+    pub class: DeviceClass,
+    /// Smallest subgroup, where subgroup operations can be used; 0 where not.
+    pub subgroup_size: u32,
+    /// `max_compute_workgroup_storage_size`.
+    pub workgroup_bytes: u32,
+    /// `max_compute_invocations_per_workgroup`, and `max_compute_workgroup_size_x` if that is smaller.
+    pub workgroup_threads: u32,
+    /// `max_compute_workgroups_per_dimension`.
+    pub workgroups_per_dimension: u32,
+    /// `max_storage_buffer_binding_size`.
+    pub binding_bytes: u64,
+    /// `max_buffer_size`.
+    pub buffer_bytes: u64,
+    /// `max_storage_buffers_per_shader_stage`.
+    pub storage_buffers: u32,
+    /// `min_storage_buffer_offset_alignment`.
+    pub storage_alignment: u32,
+    /// `min_uniform_buffer_offset_alignment`.
+    pub uniform_alignment: u32,
+}
+
+/// Kinds of devices between which first choices differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceClass {
+    /// A CPU that plays a GPU: lavapipe, llvmpipe, SwiftShader, WARP.
+    Software,
+    /// An integrated GPU, or one of which nothing is known.
+    Integrated,
+    /// A discrete GPU.
+    Discrete,
+}
+
+impl DeviceCaps {
+    /// The WebGPU default limits, without subgroups.
+    pub const fn webgpu_defaults() -> Self {
+        Self {
+            class: DeviceClass::Integrated,
+            subgroup_size: 0,
+            workgroup_bytes: 16384,
+            workgroup_threads: 256,
+            workgroups_per_dimension: 65535,
+            binding_bytes: 128 << 20,
+            buffer_bytes: 256 << 20,
+            storage_buffers: 8,
+            storage_alignment: 256,
+            uniform_alignment: 256,
+        }
+    }
+
+    /// Floating-point operations that one dispatch may take, so that it ends well before a driver loses patience (one to two
+    /// seconds): about a quarter of a second on the slowest device of the class that we know of.
+    pub(crate) const fn dispatch_flops(&self) -> f64 {
+        match self.class {
+            DeviceClass::Software => 2e9,    // 10 GFLOP/s
+            DeviceClass::Integrated => 25e9, // 100 GFLOP/s
+            DeviceClass::Discrete => 250e9,  // 1 TFLOP/s
+        }
+    }
+
+    /// Workgroups that keep the whole device busy.
+    pub(crate) const fn full_grid(&self) -> usize {
+        match self.class {
+            DeviceClass::Software => 16,
+            DeviceClass::Integrated => 64,
+            DeviceClass::Discrete => 256,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
+
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
+use crate::plan::DeviceClass;
+use crate::shader::{Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
+use crate::{Error, Problem, Result};
+
+/// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
+const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
+    (DeviceClass::Software, 257, 128, RowShape { threads: 128, rows: 2, keys: 32, step: 2 }),
+    (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
+];
+
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
+const TILES: &[(usize, TileShape)] = &[
+    (17, tile(128, 4, 16, 2)),
+    (17, tile(128, 4, 16, 1)),
+    (9, tile(128, 2, 16, 2)),
+    (9, tile(128, 2, 16, 1)),
+    (5, tile(128, 1, 16, 2)),
+    (5, tile(128, 1, 16, 1)),
+    (1, tile(64, 1, 16, 2)),
+    (1, tile(64, 1, 16, 1)),
+    (1, tile(32, 1, 8, 1)),
+    (1, tile(16, 1, 8, 1)),
+    (1, tile(8, 1, 4, 1)),
+    (1, tile(4, 1, 2, 1)),
+];
+
+const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
+    TileShape { threads, rows, cols, keys, subgroups: false }
+}
+
+/// Keys below which a split is not worth its merge.
+const KEYS_PER_SPLIT: usize = 256;
+
+pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
+    let d = &problem.dims;
+    let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
+    let kernel = choose(problem, caps, pack * d.seq_len_q)?;
+    let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
+    let blocks = (pack * d.seq_len_q).div_ceil(kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
+    let splits = splits(problem, caps, blocks);
+    let workgroups = grid(blocks.saturating_mul(splits))?;
+
+    let mut key = KernelKey::new(kernel, problem);
+    let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
+    let mut scratch = Vec::new();
+    let mut steps = Vec::new();
+    let in_place = |slot| match slot {
+        Slot::Query => Place::Query,
+        Slot::Key => Place::Key,
+        Slot::Value => Place::Value,
+        Slot::Output => Place::Output,
+        Slot::Lse => Place::Lse,
+        Slot::Tables => Place::Tables,
+        Slot::Bias => Place::Bias,
+        Slot::Mask => Place::Mask,
+        Slot::PartialOutput => Place::Scratch(0),
+        _ => Place::Scratch(1),
+    };
+    if splits == 1 {
+        steps.push(Step { places: places(&key, in_place), key: key.clone(), params, flops: d.flops() });
+    } else {
+        let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
+        let rows = problem.lse_len();
+        let merge = Step {
+            key: KernelKey::new(Kernel::Merge, problem),
+            params: Params { end_workgroup: grid((rows * (width as usize / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..params },
+            places: Vec::new(),
+            flops: 2.0 * (splits * rows * width as usize) as f64,
+        };
+        // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
+        key.output = Storage::SCRATCH;
+        params.offsets[3] = 0;
+        params.output_strides = match problem.packed {
+            Some(_) => [0, width, d.num_heads as u32 * width, 1],
+            None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
+        };
+        params.output_split_stride = rows as u32 * width;
+        params.lse_split_stride = rows as u32;
+        scratch = vec![4 * (splits * rows) as u64 * u64::from(width), 4 * (splits * rows) as u64];
+        check_bytes("partial outputs", scratch[0], caps)?;
+        let to_scratch = |slot| match slot {
+            Slot::Output => Place::Scratch(0),
+            Slot::Lse => Place::Scratch(1),
+            other => in_place(other),
+        };
+        steps.push(Step { places: places(&key, to_scratch), key: key.clone(), params, flops: d.flops() });
+        steps.push(Step { places: places(&merge.key, in_place), ..merge });
+    }
+    let summary = format!(
+        "fused {kernel}, heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        key.workgroup_bytes(),
+        scratch.iter().sum::<u64>(),
+    );
+    Ok(Plan { steps, scratch, table_words, summary })
+}
+
+pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slot, Place)> {
+    key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
+}
+
+/// The first kernel meant for this many rows on this class of device that fits it.
+fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<Kernel> {
+    let fits = |kernel: Kernel| {
+        let key = KernelKey::new(kernel, problem);
+        key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
+    };
+    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
+    let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
+    let by_rows = by_rows.map(|&(.., shape)| Kernel::Rows(shape));
+    let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
+    let by_tiles = by_tiles.map(|&(_, shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
+    by_rows.chain(by_tiles).find(|&kernel| fits(kernel)).ok_or_else(|| Error::Limit {
+        limit: "max_compute_workgroup_storage_size",
+        needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(Kernel::Tiles(shape), problem).workgroup_bytes().into()),
+        available: caps.workgroup_bytes.into(),
+        remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
+    })
+}
+
+/// Into how many parts the keys are split: enough to fill the device, none too short.
+fn splits(problem: &Problem, caps: &DeviceCaps, blocks: usize) -> usize {
+    let v = &problem.visibility;
+    let d = &problem.dims;
+    let mut keys = d.seq_len_kv;
+    if let (Some(left), true) = (v.window_left, v.causal || v.window_right.is_some()) {
+        let right = if v.causal { 0 } else { v.window_right.unwrap_or(0) as usize };
+        keys = keys.min(d.seq_len_q.saturating_add(left as usize).saturating_add(right));
+    }
+    let wanted = caps.full_grid().div_ceil(blocks.max(1));
+    if wanted < 2 { 1 } else { wanted.min(keys / KEYS_PER_SPLIT).max(1) }
+}

@@ -1,0 +1,247 @@
+//! (problem, device) -> plan: which kernels run, how they are tiled, what they need. Pure: no device is touched.
+
+mod caps;
+mod fused;
+mod staged;
+mod tables;
+
+pub use caps::{DeviceCaps, DeviceClass};
+pub use tables::{TableLayout, table_bytes};
+
+use crate::problem::Operand;
+use crate::shader::{KernelKey, Params, Slot};
+use crate::{Algorithm, Error, Problem, Result};
+
+/// What a binding of a step refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Query,
+    Key,
+    Value,
+    Output,
+    Lse,
+    Tables,
+    Bias,
+    Mask,
+    /// What [`crate::Want::scores`] asks for.
+    Scores,
+    /// What [`crate::Want::weights`] asks for.
+    Weights,
+    /// A buffer of the plan's own.
+    Scratch(usize),
+}
+
+/// One kernel over one grid.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) key: KernelKey,
+    /// With the whole grid in first_workgroup..end_workgroup.
+    pub(crate) params: Params,
+    /// Of each binding but the params, in the order of [`KernelKey::bindings`].
+    pub(crate) places: Vec<(Slot, Place)>,
+    /// Floating-point operations, to cut long work.
+    pub(crate) flops: f64,
+}
+
+/// What will be done for a problem on a device.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) steps: Vec<Step>,
+    /// Sizes in bytes of the plan's own buffers.
+    pub(crate) scratch: Vec<u64>,
+    pub(crate) table_words: u32,
+    pub(crate) summary: String,
+}
+
+impl Plan {
+    /// Plans `problem` for a device with `caps`.
+    ///
+    /// Errors name the limit that the problem is over, what it needs and what would help.
+    pub fn new(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Self> {
+        problem.check()?;
+        check_addressing(problem, caps)?;
+        let wants_matrix = problem.want.scores.is_some() || problem.want.weights;
+        let mut plan = match algorithm {
+            Algorithm::Fused if wants_matrix => {
+                return Err(Error::unsupported(
+                    "scores or weights from the fused algorithm, which never has them in memory",
+                    "ask for Algorithm::Staged or Auto",
+                ));
+            }
+            Algorithm::Staged => staged::plan(problem, caps, "asked for")?,
+            Algorithm::Auto if wants_matrix => staged::plan(problem, caps, "scores or weights are wanted")?,
+            Algorithm::Fused => fused::plan(problem, caps)?,
+            Algorithm::Auto => match fused::plan(problem, caps) {
+                Err(Error::Limit { limit: "max_compute_workgroup_storage_size", .. }) => {
+                    staged::plan(problem, caps, "the head is too wide for the fused kernel's workgroup memory")?
+                }
+                other => other?,
+            },
+        };
+        for step in &plan.steps {
+            check_kernel(&step.key, caps)?;
+        }
+        plan.steps = plan.steps.into_iter().flat_map(|step| cut(step, caps)).collect();
+        Ok(plan)
+    }
+
+    /// In words: the kernel, its tiles, the grid, the bytes of workgroup memory and scratch.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    /// Bytes of the plan's own buffers.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().sum()
+    }
+
+    /// How many dispatches it takes.
+    pub fn dispatches(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Words of four bytes in the tables buffer; 0 where the problem has no tables.
+    pub fn table_words(&self) -> u32 {
+        self.table_words
+    }
+}
+
+/// Shaders count elements in u32 and positions in i32, and bind whole tensors.
+fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
+    let mut buffers: Vec<(&'static str, u64, u64)> = Operand::ALL
+        .map(|operand| (operand.name(), problem.operand_len(operand) as u64, problem.spec(operand).dtype.size() as u64))
+        .to_vec();
+    buffers.push(("lse", problem.lse_len() as u64, 4));
+    let (_, table_words) = TableLayout::new(problem).ok_or_else(|| too_many("tables", u64::MAX))?;
+    buffers.push(("tables", table_words.into(), 4));
+    buffers.push(("mask", problem.visibility.mask.and_then(|shape| shape.elements()).unwrap_or(0) as u64, 1));
+    buffers.push(("bias", problem.bias.and_then(|shape| shape.elements()).unwrap_or(0) as u64, 4));
+    if problem.want.weights || problem.want.scores.is_some() {
+        buffers.push(("weights or scores", problem.scores_len() as u64, 4));
+    }
+    for (name, elements, size) in buffers {
+        if elements > u32::MAX.into() {
+            return Err(too_many(name, elements));
+        }
+        check_bytes(name, elements * size, caps)?;
+    }
+    const FARTHEST: u64 = 1 << 29;
+    let offset = if let Some(crate::Alignment::Offset(offset)) = problem.visibility.alignment { offset.unsigned_abs().into() } else { 0 };
+    let longest = offset.max(problem.dims.seq_len_q as u64).max(problem.dims.seq_len_kv as u64);
+    if longest > FARTHEST {
+        return Err(Error::Limit {
+            limit: "positions in a shader",
+            needed: longest,
+            available: FARTHEST,
+            remedy: "use shorter sequences or a smaller alignment offset".into(),
+        });
+    }
+    Ok(())
+}
+
+fn too_many(name: &str, elements: u64) -> Error {
+    Error::Limit {
+        limit: "elements that a shader can count",
+        needed: elements,
+        available: u32::MAX.into(),
+        remedy: format!("split the batch or the heads so that `{name}` gets smaller, or use Backend::Cpu"),
+    }
+}
+
+/// Whether one buffer of `bytes` can be made and bound.
+pub(crate) fn check_bytes(name: &str, bytes: u64, caps: &DeviceCaps) -> Result<()> {
+    for (limit, available) in [("max_storage_buffer_binding_size", caps.binding_bytes), ("max_buffer_size", caps.buffer_bytes)] {
+        if bytes > available {
+            return Err(Error::Limit {
+                limit,
+                needed: bytes,
+                available,
+                remedy: format!(
+                    "`{name}` does not fit one binding: split the batch, the heads or the keys, store it as f16, or use Backend::Cpu"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What wgpu 30 does not check, and what it reports late.
+fn check_kernel(key: &KernelKey, caps: &DeviceCaps) -> Result<()> {
+    let storage_buffers = key.bindings().len() as u64 - 1;
+    for (limit, needed, available, remedy) in [
+        ("max_compute_workgroup_storage_size", key.workgroup_bytes().into(), u64::from(caps.workgroup_bytes), "use a smaller head_dim"),
+        ("max_compute_invocations_per_workgroup", key.threads().into(), caps.workgroup_threads.into(), "request the adapter's own limits"),
+        (
+            "max_storage_buffers_per_shader_stage",
+            storage_buffers,
+            caps.storage_buffers.into(),
+            "request the adapter's own limits, or drop the mask by putting it in the bias as -inf",
+        ),
+    ] {
+        if needed > available {
+            return Err(Error::Limit { limit, needed, available, remedy: format!("{remedy}, or use Backend::Cpu") });
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a step into dispatches that are short enough.
+fn cut(step: Step, caps: &DeviceCaps) -> Vec<Step> {
+    let total = step.params.end_workgroup;
+    pieces(total, step.flops, caps)
+        .into_iter()
+        .map(|Piece { first, end, width }| {
+            let params = Params { first_workgroup: first, end_workgroup: end, grid_width: width, ..step.params };
+            Step { params, flops: step.flops * f64::from(end - first) / f64::from(total), ..step.clone() }
+        })
+        .collect()
+}
+
+/// The workgroups of one dispatch, in lines of `width`.
+pub(crate) struct Piece {
+    pub(crate) first: u32,
+    pub(crate) end: u32,
+    pub(crate) width: u32,
+}
+
+impl Piece {
+    /// Workgroups along x and y.
+    pub(crate) fn grid(&self) -> [u32; 2] {
+        [self.width, (self.end - self.first).div_ceil(self.width)]
+    }
+}
+
+/// Cuts `total` workgroups of `flops` in all into dispatches that are short enough, each a grid in lines of at most the device's width.
+pub(crate) fn pieces(total: u32, flops: f64, caps: &DeviceCaps) -> Vec<Piece> {
+    let total = u64::from(total);
+    let by_time = (flops / caps.dispatch_flops()).ceil().clamp(1.0, total.max(1) as f64) as u64;
+    let width = u64::from(caps.workgroups_per_dimension);
+    let by_size = total.div_ceil(width * width);
+    let count = total.div_ceil(by_time.max(by_size)).max(1);
+    (0..total.div_ceil(count))
+        .map(|part| {
+            let first = part * count;
+            let end = (first + count).min(total);
+            let lines = (end - first).div_ceil(width);
+            Piece { first: first as u32, end: end as u32, width: (end - first).div_ceil(lines) as u32 }
+        })
+        .collect()
+}
+
+impl Step {
+    /// Workgroups along x and y.
+    pub(crate) fn grid(&self) -> [u32; 2] {
+        let count = self.params.end_workgroup - self.params.first_workgroup;
+        [self.params.grid_width, count.div_ceil(self.params.grid_width)]
+    }
+}
+
+/// `workgroups` as the grid of a step; an error where they are more than can be counted.
+pub(crate) fn grid(workgroups: usize) -> Result<u32> {
+    u32::try_from(workgroups).ok().filter(|&count| count < u32::MAX).ok_or(Error::Limit {
+        limit: "workgroups that a shader can count",
+        needed: workgroups as u64,
+        available: u64::from(u32::MAX) - 1,
+        remedy: "split the batch or the heads".into(),
+    })
+}

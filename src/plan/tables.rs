@@ -1,0 +1,76 @@
+//! The small vectors of a problem, side by side in one buffer: a shader stage has eight storage buffers, and they are many.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Inputs, Problem};
+
+/// Where each vector starts in the tables buffer, in words of four bytes. A vector that the problem does not have starts at 0.
+///
+/// Lengths and borders are u32, documents i32, the others f32; shapes as in [`Inputs`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TableLayout {
+    /// `kv_lengths`.
+    pub kv_lengths: u32,
+    /// `prefix_lengths`.
+    pub prefix_lengths: u32,
+    /// `documents_q`.
+    pub documents_q: u32,
+    /// `documents_kv`.
+    pub documents_kv: u32,
+    /// `cu_seqlens_q`.
+    pub cu_seqlens_q: u32,
+    /// `cu_seqlens_kv`.
+    pub cu_seqlens_kv: u32,
+    /// `alibi_slopes`.
+    pub alibi_slopes: u32,
+    /// `relative_bias`.
+    pub relative_bias: u32,
+    /// `sinks`.
+    pub sinks: u32,
+}
+
+impl TableLayout {
+    /// The layout for `problem`, and the words in all. `None` when that overflows.
+    pub fn new(problem: &Problem) -> Option<(Self, u32)> {
+        let d = &problem.dims;
+        let v = &problem.visibility;
+        let mut layout = Self::default();
+        let mut end = 0u32;
+        let mut place = |start: &mut u32, wanted: bool, words: Option<usize>| -> Option<()> {
+            if wanted {
+                *start = end;
+                end = end.checked_add(u32::try_from(words?).ok()?)?;
+            }
+            Some(())
+        };
+        let packed = problem.packed.is_some();
+        place(&mut layout.kv_lengths, v.kv_lengths, Some(d.batch))?;
+        place(&mut layout.prefix_lengths, v.prefix_lengths, Some(d.batch))?;
+        place(&mut layout.documents_q, v.documents, d.batch.checked_mul(d.seq_len_q))?;
+        place(&mut layout.documents_kv, v.documents, d.batch.checked_mul(d.seq_len_kv))?;
+        place(&mut layout.cu_seqlens_q, packed, d.batch.checked_add(1))?;
+        place(&mut layout.cu_seqlens_kv, packed, d.batch.checked_add(1))?;
+        place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
+        let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+        place(&mut layout.relative_bias, problem.relative_bias.is_some(), d.num_heads.checked_mul(columns))?;
+        place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
+        Some((layout, end))
+    }
+}
+
+/// The contents of the tables buffer, in the order of [`TableLayout`].
+pub fn table_bytes(inputs: &Inputs<'_>) -> Vec<u8> {
+    let parts: [&[u8]; 9] = [
+        bytemuck::cast_slice(inputs.kv_lengths),
+        bytemuck::cast_slice(inputs.prefix_lengths),
+        bytemuck::cast_slice(inputs.documents_q),
+        bytemuck::cast_slice(inputs.documents_kv),
+        bytemuck::cast_slice(inputs.cu_seqlens_q),
+        bytemuck::cast_slice(inputs.cu_seqlens_kv),
+        bytemuck::cast_slice(inputs.alibi_slopes),
+        bytemuck::cast_slice(inputs.relative_bias),
+        bytemuck::cast_slice(inputs.sinks),
+    ];
+    parts.concat()
+}

@@ -1,0 +1,382 @@
+//! What makes one kernel differ from another: the key of the pipeline cache.
+
+use crate::problem::Operand;
+use crate::{Broadcast, DType, Problem, ScoreOrder};
+
+/// A kernel in one of its variants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct KernelKey {
+    pub(crate) kernel: Kernel,
+    /// Numbers of a query row and of a value row; 0 where the kernel does not touch them.
+    pub(crate) head_dim: u32,
+    pub(crate) head_dim_v: u32,
+    pub(crate) query: Storage,
+    pub(crate) key: Storage,
+    pub(crate) value: Storage,
+    pub(crate) output: Storage,
+    pub(crate) score: ScoreKey,
+    /// Whether there is anything in `tables`.
+    pub(crate) tables: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    /// Fused forward by register tiles.
+    Tiles(TileShape),
+    /// Fused forward, whole query rows to a thread.
+    Rows(RowShape),
+    /// Parts of a fused forward over disjoint keys, put together.
+    Merge,
+    /// Staged, first: the score matrix.
+    Scores,
+    /// Staged, second: softmax of its rows.
+    Softmax,
+    /// Staged, third: weights x V.
+    WeightedValues,
+}
+
+impl Kernel {
+    /// Query rows of a workgroup of a fused kernel.
+    pub(crate) const fn block_rows(self) -> u32 {
+        match self {
+            Self::Tiles(shape) => shape.block_rows(),
+            Self::Rows(shape) => shape.block_rows(),
+            Self::Merge | Self::Scores | Self::Softmax | Self::WeightedValues => 0,
+        }
+    }
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tiles(s) => {
+                let by = if s.subgroups { "subgroups" } else { "workgroup memory" };
+                write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
+            }
+            Self::Rows(s) => write!(f, "rows {}x{}, {} threads of {}x{}", s.block_rows(), s.keys, s.threads, s.rows, s.step),
+            Self::Merge => f.write_str("merge"),
+            Self::Scores => f.write_str("scores"),
+            Self::Softmax => f.write_str("softmax"),
+            Self::WeightedValues => f.write_str("weighted values"),
+        }
+    }
+}
+
+/// How a workgroup of the tiles kernel shares its work: `threads / cols * rows` query rows by `cols * keys` keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TileShape {
+    pub(crate) threads: u32,
+    /// Query rows of a thread.
+    pub(crate) rows: u32,
+    /// Threads that share a query row.
+    pub(crate) cols: u32,
+    /// Keys of a thread, of each tile.
+    pub(crate) keys: u32,
+    /// Rows are reduced by subgroup shuffles instead of through workgroup memory.
+    pub(crate) subgroups: bool,
+}
+
+impl TileShape {
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.threads / self.cols * self.rows
+    }
+
+    pub(crate) const fn block_keys(self) -> u32 {
+        self.cols * self.keys
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/tiles.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        let head_vecs = head_dim.div_ceil(4);
+        let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
+        let stride = if head_vecs > value_vecs { head_vecs } else { value_vecs } + 1;
+        let query_tile = 16 * self.block_rows() * head_vecs;
+        let tile = 16 * self.block_keys() * stride;
+        let weight_tile = 4 * self.block_keys() * (self.block_rows() + 4);
+        let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
+        query_tile + tile + weight_tile + row_partial + 4
+    }
+}
+
+/// How a workgroup of the rows kernel shares its work: `threads * rows` query rows by tiles of `keys` keys, `step` of them at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RowShape {
+    pub(crate) threads: u32,
+    /// Query rows of a thread.
+    pub(crate) rows: u32,
+    pub(crate) keys: u32,
+    pub(crate) step: u32,
+}
+
+impl RowShape {
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.threads * self.rows
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 4
+    }
+}
+
+/// How a tensor is read or written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Storage {
+    pub(crate) dtype: DType,
+    /// Four numbers at a time; else one by one.
+    pub(crate) vectors: bool,
+}
+
+impl Storage {
+    /// Dense f32 in whole vec4s: scratch.
+    pub(crate) const SCRATCH: Self = Self { dtype: DType::F32, vectors: true };
+
+    fn of(problem: &Problem, operand: Operand) -> Self {
+        let spec = problem.spec(operand);
+        let shape = problem.shape(operand);
+        let strides = spec.strides(shape);
+        let steps = [spec.offset, strides.batch, strides.head, strides.seq, shape[3]];
+        Self { dtype: spec.dtype, vectors: strides.dim == 1 && steps.iter().all(|step| step.is_multiple_of(4)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum SoftcapPlace {
+    #[default]
+    None = 0,
+    BeforeBias = 1,
+    AfterBias = 2,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Alibi {
+    #[default]
+    None = 0,
+    Signed = 1,
+    Symmetric = 2,
+}
+
+/// What happens to a scaled dot product before softmax.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ScoreKey {
+    pub(crate) softcap: SoftcapPlace,
+    pub(crate) bias: bool,
+    pub(crate) alibi: Alibi,
+    pub(crate) relative_bias: bool,
+    pub(crate) documents: bool,
+    pub(crate) mask: bool,
+}
+
+impl ScoreKey {
+    fn of(problem: &Problem) -> Self {
+        Self {
+            softcap: match (problem.softcap, problem.score_order) {
+                (None, _) => SoftcapPlace::None,
+                (Some(_), ScoreOrder::SoftcapThenBias) => SoftcapPlace::BeforeBias,
+                (Some(_), ScoreOrder::BiasThenSoftcap) => SoftcapPlace::AfterBias,
+            },
+            bias: problem.bias.is_some(),
+            alibi: match problem.alibi {
+                None => Alibi::None,
+                Some(crate::Alibi::Signed) => Alibi::Signed,
+                Some(crate::Alibi::Symmetric) => Alibi::Symmetric,
+            },
+            relative_bias: problem.relative_bias.is_some(),
+            documents: problem.visibility.documents,
+            mask: problem.visibility.mask.is_some(),
+        }
+    }
+
+    /// Whether anything happens at all.
+    pub(crate) fn is_modified(self) -> bool {
+        self != Self::default()
+    }
+}
+
+/// A binding of a kernel; its number is its place in the enumeration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    Params,
+    Query,
+    Key,
+    Value,
+    Output,
+    Lse,
+    Tables,
+    Bias,
+    Mask,
+    Scores,
+    PartialOutput,
+    PartialLse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    Uniform,
+    Read,
+    ReadWrite,
+}
+
+/// Shader files by name, as they lie under `shaders/`.
+macro_rules! files {
+    ($($name:literal),*) => { &[$(($name, include_str!(concat!("../../", $name)))),*] };
+}
+
+type Files = &'static [(&'static str, &'static str)];
+
+impl KernelKey {
+    /// The variant of `kernel` that `problem` needs. What the kernel does not touch is left at its default, so that variants stay few.
+    pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
+        let v = &problem.visibility;
+        let tables = problem.packed.is_some() || v.kv_lengths || v.prefix_lengths || v.documents;
+        let tables = tables || problem.alibi.is_some() || problem.relative_bias.is_some() || problem.sinks;
+        let storage = |operand| Storage::of(problem, operand);
+        let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
+        let unused = Self {
+            kernel,
+            head_dim: 0,
+            head_dim_v: 0,
+            query: Storage::default(),
+            key: Storage::default(),
+            value: Storage::default(),
+            output: Storage::default(),
+            score: ScoreKey::default(),
+            tables,
+        };
+        match kernel {
+            Kernel::Tiles(_) | Kernel::Rows(_) => Self {
+                head_dim,
+                head_dim_v,
+                query: storage(Operand::Query),
+                key: storage(Operand::Key),
+                value: storage(Operand::Value),
+                output: storage(Operand::Output),
+                score: ScoreKey::of(problem),
+                ..unused
+            },
+            Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), ..unused },
+            Kernel::Scores => {
+                Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), score: ScoreKey::of(problem), ..unused }
+            }
+            Kernel::Softmax => unused,
+            Kernel::WeightedValues => Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), ..unused },
+        }
+    }
+
+    /// The bindings, in the order of their numbers.
+    pub(crate) fn bindings(&self) -> Vec<(Slot, Access)> {
+        let mut bindings = vec![(Slot::Params, Access::Uniform)];
+        let mut add = |wanted: bool, slot, access| {
+            if wanted {
+                bindings.push((slot, access));
+            }
+        };
+        let kernel = self.kernel;
+        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_));
+        let scores = kernel == Kernel::Scores;
+        add(fused || scores, Slot::Query, Access::Read);
+        add(fused || scores, Slot::Key, Access::Read);
+        add(fused || kernel == Kernel::WeightedValues, Slot::Value, Access::Read);
+        add(fused || matches!(kernel, Kernel::WeightedValues | Kernel::Merge), Slot::Output, Access::ReadWrite);
+        add(fused || matches!(kernel, Kernel::Softmax | Kernel::Merge), Slot::Lse, Access::ReadWrite);
+        add(self.tables, Slot::Tables, Access::Read);
+        add(self.score.bias, Slot::Bias, Access::Read);
+        add(self.score.mask, Slot::Mask, Access::Read);
+        add(scores || kernel == Kernel::Softmax, Slot::Scores, Access::ReadWrite);
+        add(kernel == Kernel::WeightedValues, Slot::Scores, Access::Read);
+        add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
+        add(kernel == Kernel::Merge, Slot::PartialLse, Access::Read);
+        bindings
+    }
+
+    /// The files after the prelude, in order.
+    pub(super) fn files(&self) -> Files {
+        match self.kernel {
+            Kernel::Tiles(TileShape { subgroups: false, .. }) => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/lib/block.wgsl",
+                "shaders/lib/row_reduce_workgroup.wgsl",
+                "shaders/fused/tiles.wgsl"
+            ),
+            Kernel::Tiles(TileShape { subgroups: true, .. }) => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/lib/block.wgsl",
+                "shaders/lib/row_reduce_subgroup.wgsl",
+                "shaders/fused/tiles.wgsl"
+            ),
+            Kernel::Rows(_) => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/lib/block.wgsl",
+                "shaders/fused/rows.wgsl"
+            ),
+            Kernel::Merge => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/fused/merge.wgsl"
+            ),
+            Kernel::Scores => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/staged/scores.wgsl"
+            ),
+            Kernel::Softmax => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/score.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/staged/softmax.wgsl"
+            ),
+            Kernel::WeightedValues => files!(
+                "shaders/lib/params.wgsl",
+                "shaders/io/widen.wgsl",
+                "shaders/lib/visibility.wgsl",
+                "shaders/lib/addressing.wgsl",
+                "shaders/staged/weighted_values.wgsl"
+            ),
+        }
+    }
+
+    /// Bytes of workgroup memory. wgpu does not check them: the planner does.
+    pub(crate) fn workgroup_bytes(&self) -> u32 {
+        match self.kernel {
+            Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
+            Kernel::Rows(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
+            Kernel::Merge => 0,
+            Kernel::Scores => 2 * 32 * 9 * 16,
+            Kernel::Softmax => 64 * 4,
+            Kernel::WeightedValues => 32 * 33 * 4 + 32 * 8 * 16,
+        }
+    }
+
+    /// Threads of a workgroup.
+    pub(crate) fn threads(&self) -> u32 {
+        match self.kernel {
+            Kernel::Tiles(shape) => shape.threads,
+            Kernel::Rows(shape) => shape.threads,
+            _ => 64,
+        }
+    }
+}
+
+/// Elements of a mask or bias along each axis, as the params hold them.
+pub(super) fn broadcast_strides(shape: Option<Broadcast>) -> [u32; 4] {
+    shape.map_or([0; 4], |shape| shape.strides().map(|step| step as u32))
+}

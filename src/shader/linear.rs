@@ -1,0 +1,138 @@
+//! The projections of a multi-head layer: shaders/linear.wgsl behind a generated prelude.
+
+use std::fmt::Write;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Source;
+use crate::plan::{DeviceCaps, DeviceClass};
+
+/// A variant of shaders/linear.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LinearKey {
+    pub(crate) tile: LinearTile,
+    pub(crate) bias: bool,
+    /// Rows of X and W are read four numbers at a time; else one by one.
+    pub(crate) vectors: bool,
+}
+
+/// How a workgroup shares its work: TILE_M x TILE_N sums, ROWS x COLS of them a thread, TILE_K numbers of each row at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LinearTile {
+    pub(crate) tile_m: u32,
+    pub(crate) tile_n: u32,
+    pub(crate) tile_k: u32,
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+}
+
+impl LinearTile {
+    const LARGE: Self = Self { tile_m: 64, tile_n: 64, tile_k: 16, rows: 4, cols: 4 };
+    /// Few rows, or a device with small workgroups: more of them, and less waste.
+    const SMALL: Self = Self { tile_m: 16, tile_n: 32, tile_k: 32, rows: 2, cols: 4 };
+
+    /// The first choice for `rows` rows of X.
+    pub(crate) fn choose(rows: usize, caps: &DeviceCaps) -> Self {
+        let large_fits = Self::LARGE.threads() <= caps.workgroup_threads && Self::LARGE.workgroup_bytes() <= caps.workgroup_bytes;
+        if rows <= 32 || caps.class == DeviceClass::Software || !large_fits { Self::SMALL } else { Self::LARGE }
+    }
+
+    pub(crate) const fn threads(self) -> u32 {
+        self.tile_m / self.rows * (self.tile_n / self.cols)
+    }
+
+    /// The two arrays of shaders/linear.wgsl.
+    pub(crate) const fn workgroup_bytes(self) -> u32 {
+        16 * (self.tile_m + self.tile_n) * (self.tile_k / 4 + 1)
+    }
+}
+
+/// Runtime quantities of one dispatch: LinearParams of shaders/linear.wgsl, field by field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub(crate) struct LinearParams {
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+    pub(crate) depth: u32,
+    pub(crate) item_rows: u32,
+    pub(crate) item_stride: u32,
+    pub(crate) grid_width: u32,
+    pub(crate) first_workgroup: u32,
+    pub(crate) end_workgroup: u32,
+}
+
+/// Composes the text of a projection kernel. Its bindings: 0 params, 1 X, 2 W, 3 Y, and 4 b if there is one.
+pub(crate) fn compose_linear(key: LinearKey) -> Source {
+    let prelude = prelude(key);
+    let first = prelude.lines().count() + 1;
+    let file = include_str!("../../shaders/linear.wgsl");
+    Source { text: prelude + file, parts: vec![(1, "prelude"), (first, "shaders/linear.wgsl")] }
+}
+
+fn prelude(key: LinearKey) -> String {
+    let LinearTile { tile_m, tile_n, tile_k, rows, cols } = key.tile;
+    let mut text = String::new();
+    let mut line = |line: String| {
+        let _ = writeln!(text, "{line}"); // writing to a String does not fail
+    };
+    for (name, value) in [("TILE_M", tile_m), ("TILE_N", tile_n), ("TILE_K", tile_k), ("ROWS", rows), ("COLS", cols)] {
+        line(format!("const {name}: u32 = {value}u;"));
+    }
+    line(format!("const HAS_BIAS: bool = {};", key.bias));
+    line("@group(0) @binding(0) var<uniform> linear: LinearParams;".into());
+    for (name, number) in [("x", 1), ("w", 2)] {
+        let word = if key.vectors { "vec4<f32>" } else { "f32" };
+        line(format!("@group(0) @binding({number}) var<storage, read> {name}_words: array<{word}>;"));
+        line(format!("fn load_{name}(row: u32, k: u32) -> vec4<f32> {{"));
+        if key.vectors {
+            line(format!("    return {name}_words[(row * linear.depth + k) / 4u];\n}}"));
+        } else {
+            line("    var numbers = vec4<f32>(0.0);".into());
+            line("    for (var c = 0u; c < 4u && k + c < linear.depth; c++) {".into());
+            line(format!("        numbers[c] = {name}_words[row * linear.depth + k + c];\n    }}\n    return numbers;\n}}"));
+        }
+    }
+    line("@group(0) @binding(3) var<storage, read_write> y: array<f32>;".into());
+    if key.bias {
+        line("@group(0) @binding(4) var<storage, read> bias_words: array<f32>;".into());
+        line("fn bias_at(column: u32) -> f32 { return bias_words[column]; }".into());
+    } else {
+        line("fn bias_at(column: u32) -> f32 { return 0.0; }".into());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every variant parses and validates, in all that naga checks and can write, and uses the workgroup memory it says.
+    #[test]
+    fn variants_are_valid() {
+        for tile in [LinearTile::LARGE, LinearTile::SMALL] {
+            for (bias, vectors) in [(false, false), (false, true), (true, false), (true, true)] {
+                let key = LinearKey { tile, bias, vectors };
+                let source = compose_linear(key);
+                let module = naga::front::wgsl::parse_str(&source.text)
+                    .unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+                let flags = naga::valid::ValidationFlags::all();
+                let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module);
+                let info = info.unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+                assert_eq!(module.entry_points[0].workgroup_size, [tile.threads(), 1, 1]);
+                let mut layouter = naga::proc::Layouter::default();
+                layouter.update(module.to_ctx()).expect("a valid module has a layout");
+                let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+                assert_eq!(shared.map(|(_, v)| layouter[v.ty].size).sum::<u32>(), tile.workgroup_bytes());
+                let options = naga::back::spv::Options::default();
+                naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
+                assert_eq!(layouter[struct_type(&module, "LinearParams")].size as usize, size_of::<LinearParams>());
+                let first = source.text.lines().position(|line| line.starts_with("// Defines")).expect("the file's first line");
+                assert_eq!(source.locate(first + 1), "shaders/linear.wgsl:1");
+            }
+        }
+    }
+
+    fn struct_type(module: &naga::Module, name: &str) -> naga::Handle<naga::Type> {
+        module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).expect("the shader has it").0
+    }
+}

@@ -1,0 +1,105 @@
+//! The uniform of every attention kernel: shaders/lib/params.wgsl, field by field.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::key::broadcast_strides;
+use crate::plan::TableLayout;
+use crate::problem::Operand;
+use crate::{Alignment, Problem};
+
+/// Bits of `Params::flags`.
+pub(crate) struct Flags;
+
+impl Flags {
+    pub(crate) const CAUSAL: u32 = 1;
+    pub(crate) const WINDOW_LEFT: u32 = 2;
+    pub(crate) const WINDOW_RIGHT: u32 = 4;
+    pub(crate) const KV_LENGTHS: u32 = 8;
+    pub(crate) const PREFIX: u32 = 16;
+    pub(crate) const BOTTOM_RIGHT: u32 = 32;
+    pub(crate) const PACKED: u32 = 64;
+    pub(crate) const SINKS: u32 = 128;
+}
+
+/// Runtime quantities of one dispatch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub(crate) struct Params {
+    pub(crate) query_strides: [u32; 4],
+    pub(crate) key_strides: [u32; 4],
+    pub(crate) value_strides: [u32; 4],
+    pub(crate) output_strides: [u32; 4],
+    pub(crate) bias_strides: [u32; 4],
+    pub(crate) mask_strides: [u32; 4],
+    pub(crate) offsets: [u32; 4],
+    pub(crate) tables: TableLayout,
+    pub(crate) flags: u32,
+    pub(crate) batch: u32,
+    pub(crate) num_heads: u32,
+    pub(crate) group: u32,
+    pub(crate) pack: u32,
+    pub(crate) seq_len_q: u32,
+    pub(crate) seq_len_kv: u32,
+    pub(crate) position_offset: i32,
+    pub(crate) window_left: i32,
+    pub(crate) window_right: i32,
+    pub(crate) max_distance: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+    pub(crate) grid_width: u32,
+    pub(crate) first_workgroup: u32,
+    pub(crate) end_workgroup: u32,
+    pub(crate) splits: u32,
+    pub(crate) output_split_stride: u32,
+    pub(crate) lse_split_stride: u32,
+    pub(crate) first_pair: u32,
+    pub(crate) first_row: u32,
+    pub(crate) row_count: u32,
+    pub(crate) score_stage: u32,
+}
+
+impl Params {
+    /// What the problem alone says; the planner has checked that everything fits.
+    pub(crate) fn new(problem: &Problem, tables: TableLayout) -> Self {
+        let strides = |operand| {
+            let strides = problem.spec(operand).strides(problem.shape(operand));
+            let batch = if problem.packed.is_some() { 0 } else { strides.batch };
+            [batch, strides.head, strides.seq, strides.dim].map(|step| step as u32)
+        };
+        let v = &problem.visibility;
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        let window = |width: Option<u32>| width.map_or(0, |width| width.min(i32::MAX as u32 / 4) as i32);
+        Self {
+            query_strides: strides(Operand::Query),
+            key_strides: strides(Operand::Key),
+            value_strides: strides(Operand::Value),
+            output_strides: strides(Operand::Output),
+            bias_strides: broadcast_strides(problem.bias),
+            mask_strides: broadcast_strides(v.mask),
+            offsets: Operand::ALL.map(|operand| problem.spec(operand).offset as u32),
+            tables,
+            flags: flag(v.causal, Flags::CAUSAL)
+                | flag(v.window_left.is_some(), Flags::WINDOW_LEFT)
+                | flag(v.window_right.is_some(), Flags::WINDOW_RIGHT)
+                | flag(v.kv_lengths, Flags::KV_LENGTHS)
+                | flag(v.prefix_lengths, Flags::PREFIX)
+                | flag(v.alignment == Some(Alignment::BottomRight), Flags::BOTTOM_RIGHT)
+                | flag(problem.packed.is_some(), Flags::PACKED)
+                | flag(problem.sinks, Flags::SINKS),
+            batch: problem.dims.batch as u32,
+            num_heads: problem.dims.num_heads as u32,
+            group: problem.dims.group() as u32,
+            pack: 1,
+            seq_len_q: problem.dims.seq_len_q as u32,
+            seq_len_kv: problem.dims.seq_len_kv as u32,
+            position_offset: if let Some(Alignment::Offset(offset)) = v.alignment { offset } else { 0 },
+            window_left: window(v.window_left),
+            window_right: window(v.window_right),
+            max_distance: problem.relative_bias.map_or(0, |max| max as i32),
+            scale: problem.effective_scale(),
+            softcap: problem.softcap.unwrap_or(0.0),
+            splits: 1,
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The generated head of every kernel: constants, bindings, and the functions that read and write them.
+
+use std::fmt::Write;
+
+use super::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
+use crate::DType;
+
+/// Renders the prelude of `key`.
+pub(super) fn render(key: &KernelKey) -> String {
+    let mut text = String::new();
+    constants(&mut text, key);
+    for (slot, access) in key.bindings() {
+        binding(&mut text, key, slot, access);
+    }
+    missing(&mut text, key);
+    text
+}
+
+fn constants(text: &mut String, key: &KernelKey) {
+    let mut line = |name: &str, value: u32| {
+        let _ = writeln!(text, "const {name}: u32 = {value}u;"); // writing to a String does not fail
+    };
+    line("HEAD_DIM", key.head_dim);
+    line("HEAD_VECS", key.head_dim.div_ceil(4));
+    line("VALUE_DIM", key.head_dim_v);
+    line("VALUE_VECS", key.head_dim_v.div_ceil(4));
+    if let Kernel::Tiles(shape) = key.kernel {
+        let TileShape { threads, rows, cols, keys, .. } = shape;
+        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("COLS", cols), ("KEYS", keys)] {
+            line(name, value);
+        }
+        line("BLOCK_ROWS", shape.block_rows());
+        line("BLOCK_KEYS", shape.block_keys());
+    }
+    if let Kernel::Rows(shape) = key.kernel {
+        let RowShape { threads, rows, keys, step } = shape;
+        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("KEYS", keys), ("STEP", step)] {
+            line(name, value);
+        }
+        line("BLOCK_ROWS", shape.block_rows());
+        line("BLOCK_KEYS", keys);
+    }
+    line("SOFTCAP", key.score.softcap as u32);
+    line("ALIBI", key.score.alibi as u32);
+    for (name, value) in [
+        ("MODIFIED", key.score.is_modified()),
+        ("BIAS", key.score.bias),
+        ("RELATIVE_BIAS", key.score.relative_bias),
+        ("DOCUMENTS", key.score.documents),
+        ("MASK", key.score.mask),
+    ] {
+        let _ = writeln!(text, "const {name}: bool = {value};");
+    }
+}
+
+fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
+    let number = slot as u32;
+    let mut declare = |name: &str, word: &str| {
+        let space = match access {
+            Access::Uniform => "uniform",
+            Access::Read => "storage, read",
+            Access::ReadWrite => "storage, read_write",
+        };
+        let _ = writeln!(text, "@group(0) @binding({number}) var<{space}> {name}: {word};");
+    };
+    match slot {
+        Slot::Params => declare("params", "Params"),
+        Slot::Query => reader(text, number, "query", key.query, "HEAD_DIM"),
+        Slot::Key => reader(text, number, "key", key.key, "HEAD_DIM"),
+        Slot::Value => reader(text, number, "value", key.value, "VALUE_DIM"),
+        Slot::Output => writer(text, number, key.output),
+        Slot::Lse => {
+            declare("lse_words", "array<f32>");
+            text.push_str("fn store_lse(at: u32, value: f32) { lse_words[at] = value; }\n");
+        }
+        Slot::Tables => {
+            declare("table_words", "array<u32>");
+            text.push_str("fn table(at: u32) -> u32 { return table_words[at]; }\n");
+        }
+        Slot::Bias => {
+            declare("bias_words", "array<f32>");
+            text.push_str("fn bias_at(at: u32) -> f32 { return bias_words[at]; }\n");
+        }
+        Slot::Mask => {
+            declare("mask_words", "array<u32>");
+            text.push_str("fn mask_at(at: u32) -> bool { return ((mask_words[at / 4u] >> (at % 4u * 8u)) & 0xffu) != 0u; }\n");
+        }
+        Slot::Scores => declare("scores", "array<f32>"),
+        Slot::PartialOutput => declare("partial_output", "array<vec4<f32>>"),
+        Slot::PartialLse => declare("partial_lse", "array<f32>"),
+    }
+}
+
+/// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end.
+fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &str) {
+    let (word, one, four) = match storage.dtype {
+        DType::F32 => ("f32", format!("{name}_words[i]"), format!("{name}_words[(at + dim) / 4u]")),
+        DType::F16 => ("u32", format!("widen_f16_at({name}_words[i / 2u], i)"), format!("widen_f16({name}_words[(at + dim) / 4u])")),
+        DType::BF16 => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)"), format!("widen_bf16({name}_words[(at + dim) / 4u])")),
+    };
+    let word = match (storage.vectors, storage.dtype) {
+        (false, _) => word,
+        (true, DType::F32) => "vec4<f32>",
+        (true, DType::F16 | DType::BF16) => "vec2<u32>",
+    };
+    let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read> {name}_words: array<{word}>;");
+    let _ = if storage.vectors {
+        writeln!(text, "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{ return {four}; }}")
+    } else {
+        writeln!(
+            text,
+            "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
+                 var numbers = vec4<f32>(0.0);\n    \
+                 for (var c = 0u; c < 4u && dim + c < {width}; c++) {{\n        \
+                     let i = at + (dim + c) * params.{name}_strides.w;\n        \
+                     numbers[c] = {one};\n    \
+                 }}\n    \
+                 return numbers;\n\
+             }}"
+        )
+    };
+}
+
+/// `store_output(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
+/// Half words that two threads share are put together by atomics.
+fn writer(text: &mut String, number: u32, storage: Storage) {
+    let narrow = if storage.dtype == DType::BF16 { "narrow_bf16" } else { "narrow_f16" };
+    let (word, body) = match (storage.vectors, storage.dtype) {
+        (true, DType::F32) => ("vec4<f32>", "    output_words[(at + dim) / 4u] = numbers;\n".to_string()),
+        (true, _) => ("vec2<u32>", format!("    output_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n")),
+        (false, DType::F32) => ("f32", "        output_words[i] = numbers[c];\n".to_string()),
+        (false, _) => (
+            "atomic<u32>",
+            format!(
+                "        let shift = (i & 1u) * 16u;\n        \
+                     atomicAnd(&output_words[i / 2u], 0xffff0000u >> shift);\n        \
+                     atomicOr(&output_words[i / 2u], ({narrow}(vec2<f32>(numbers[c], 0.0)) & 0xffffu) << shift);\n"
+            ),
+        ),
+    };
+    let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read_write> output_words: array<{word}>;");
+    let body = if storage.vectors {
+        body
+    } else {
+        format!(
+            "    for (var c = 0u; c < 4u && dim + c < VALUE_DIM; c++) {{\n        \
+                 let i = at + (dim + c) * params.output_strides.w;\n{body}    \
+             }}\n"
+        )
+    };
+    let _ = writeln!(text, "fn store_output(at: u32, dim: u32, numbers: vec4<f32>) {{\n{body}}}");
+}
+
+/// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named.
+fn missing(text: &mut String, key: &KernelKey) {
+    if !key.tables {
+        text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
+    }
+    if !key.score.bias {
+        text.push_str("fn bias_at(at: u32) -> f32 { return 0.0; }\n");
+    }
+    if !key.score.mask {
+        text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
+    }
+}

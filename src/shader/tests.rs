@@ -1,0 +1,145 @@
+//! Every variant that the planner can ask for is composed, parsed and validated, and compared with what the Rust side believes of it.
+
+use std::collections::HashSet;
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess};
+
+use super::{Access, KernelKey, Params, compose};
+use crate::plan::{DeviceCaps, DeviceClass, Plan};
+use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want};
+
+/// Problems that between them turn every switch of the key.
+fn problems() -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for head_dim in [1, 3, 8, 30, 64, 80, 128, 256, 576] {
+        for seq_len_q in [1, 7, 12, 300] {
+            problems.push(Problem::new(Dims { seq_len_q, ..Dims::square(1, 2, 300, head_dim) }));
+        }
+    }
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 40, head_dim_v: 24, ..Dims::square(2, 4, 2000, 32) };
+    let plain = Problem::new(dims);
+    for dtype in DType::ALL {
+        problems.push(plain.stored(dtype, Layout::Bshd));
+        let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
+        problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
+    }
+    let full = Broadcast(dims.scores_shape());
+    let mut visibility = plain.causal(Alignment::BottomRight).visibility;
+    visibility.mask = Some(full);
+    visibility.documents = true;
+    problems.push(Problem { visibility, ..plain });
+    for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
+        for alibi in [Alibi::Signed, Alibi::Symmetric] {
+            let all = Problem { score_order, alibi: Some(alibi), softcap: Some(5.0), bias: Some(full), visibility, ..plain };
+            problems.push(Problem { relative_bias: Some(4), sinks: true, ..all });
+        }
+    }
+    problems.push(Problem { want: Want { lse: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
+    problems
+}
+
+fn devices() -> [DeviceCaps; 3] {
+    let defaults = DeviceCaps::webgpu_defaults();
+    [
+        defaults.clone(),
+        DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, workgroup_bytes: 32768, ..defaults.clone() },
+        DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, workgroup_bytes: 49152, ..defaults },
+    ]
+}
+
+/// The keys of all kernels that these problems need on these devices.
+fn keys() -> HashSet<KernelKey> {
+    let mut keys = HashSet::new();
+    for problem in problems() {
+        for caps in devices() {
+            for algorithm in [Algorithm::Auto, Algorithm::Fused, Algorithm::Staged] {
+                if let Ok(plan) = Plan::new(&problem, &caps, algorithm) {
+                    keys.extend(plan.steps.into_iter().map(|step| step.key));
+                }
+            }
+        }
+    }
+    keys
+}
+
+fn parse(key: &KernelKey) -> (naga::Module, naga::valid::ModuleInfo) {
+    let source = compose(key);
+    let options = naga::front::wgsl::Options { parse_doc_comments: false, capabilities: Capabilities::all() };
+    let module = naga::front::wgsl::Frontend::new_with_options(options)
+        .parse(&source.text)
+        .unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+    (module, info)
+}
+
+#[test]
+fn every_variant_is_valid_and_as_the_planner_believes() {
+    let keys = keys();
+    assert!(keys.len() > 100, "only {} variants", keys.len());
+    for key in &keys {
+        let (module, info) = parse(key);
+        let layouter = {
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).expect("layout");
+            layouter
+        };
+        let entry = info.get_entry_point(0);
+        let mut bindings = Vec::new();
+        let mut workgroup_bytes = 0;
+        for (handle, variable) in module.global_variables.iter() {
+            if entry[handle].is_empty() {
+                continue; // declared, not used
+            }
+            let size = layouter[variable.ty].size;
+            match variable.space {
+                AddressSpace::WorkGroup => workgroup_bytes += size,
+                AddressSpace::Uniform => {
+                    assert_eq!(size as usize, size_of::<Params>(), "params");
+                    bindings.push((variable.binding.expect("bound").binding, Access::Uniform));
+                }
+                AddressSpace::Storage { access } => {
+                    let access = if access.contains(StorageAccess::STORE) { Access::ReadWrite } else { Access::Read };
+                    bindings.push((variable.binding.expect("bound").binding, access));
+                }
+                _ => {}
+            }
+        }
+        let believed: Vec<_> = key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect();
+        for (number, access) in &bindings {
+            assert!(believed.contains(&(*number, *access)), "{key:?}: binding {number} {access:?} not in {believed:?}");
+        }
+        assert_eq!(workgroup_bytes, key.workgroup_bytes(), "workgroup bytes of {key:?}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.threads(), 1, 1]);
+    }
+}
+
+#[test]
+fn every_variant_translates_to_msl_hlsl_and_spirv() {
+    use naga::back::{hlsl, msl, spv};
+    for key in &keys() {
+        let (module, info) = parse(key);
+        let entry = Some((naga::ShaderStage::Compute, "main".to_string()));
+        let options = msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
+        let pipeline = msl::PipelineOptions { entry_point: entry, ..Default::default() };
+        msl::write_string(&module, &info, &options, &pipeline).unwrap_or_else(|error| panic!("{key:?}: msl: {error}"));
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, fake_missing_bindings: true, ..Default::default() };
+        let mut text = String::new();
+        hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .unwrap_or_else(|error| panic!("{key:?}: hlsl: {error}"));
+        let options = spv::Options { lang_version: (1, 3), capabilities: None, ..Default::default() };
+        spv::write_vec(&module, &info, &options, None).unwrap_or_else(|error| panic!("{key:?}: spirv: {error}"));
+    }
+}
+
+#[test]
+fn lines_are_found_in_their_files() {
+    let key = keys().into_iter().find(|key| matches!(key.kernel, super::Kernel::Tiles(_))).expect("a tiles kernel");
+    let source = compose(&key);
+    let line = source.text.lines().position(|line| line.starts_with("fn main(")).expect("an entry point") + 1;
+    assert!(source.locate(line).starts_with("shaders/fused/tiles.wgsl:"), "{}", source.locate(line));
+    assert_eq!(source.locate(1), "prelude:1");
+}

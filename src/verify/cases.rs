@@ -1,0 +1,102 @@
+//! What a case file asks, as problems: one function an operation, and the comparison of what they give with the file.
+
+use crate::verify::case_file::{CaseFile, FileData};
+use crate::verify::compare::compare;
+use crate::verify::suite::{Verdict, verdict_of};
+use crate::verify::{cases_model, cases_onnx, cases_sdpa};
+use crate::{Attend, Broadcast, DType, Error, Result};
+
+/// A tensor that an operation gave.
+pub(crate) struct Given {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+/// Runs what a file asks.
+type Op = fn(&CaseFile, &Attend<'_>) -> Result<Vec<Given>>;
+
+const OPS: [(&str, Op); 11] = [
+    ("sdpa", cases_sdpa::sdpa),
+    ("flex", cases_sdpa::flex),
+    ("varlen", cases_sdpa::varlen),
+    ("sdpa_layers", cases_model::sdpa_layers),
+    ("bert_attention", cases_model::bert_attention),
+    ("mha", cases_model::mha),
+    ("Attention", cases_onnx::attention),
+    ("RotaryEmbedding", cases_onnx::rotary_embedding),
+    ("FlexAttention", cases_onnx::flex_attention),
+    ("ms.MultiHeadAttention", cases_onnx::multi_head_attention),
+    ("ms.GroupQueryAttention", cases_onnx::group_query_attention),
+];
+
+/// Expected outputs that no operation here gives, and why.
+fn not_compared(file: &CaseFile, output: &str) -> Option<&'static str> {
+    match (file.op(), output) {
+        (_, "sentence_embedding") => Some("needs the whole model"),
+        ("bert_attention", "proj" | "block_out") => Some("needs the multi-head layer"),
+        // Gradients are called d<input>.
+        _ => output.strip_prefix('d').filter(|input| file.optional(input).is_some()).map(|_| "needs the backward pass"),
+    }
+}
+
+/// Runs a case file on `attend`. Also gives what was not compared and why, as text.
+pub fn check_file(file: &CaseFile, attend: &Attend<'_>) -> (Verdict, String) {
+    let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
+        return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
+    };
+    let given = match op(file, attend) {
+        Ok(given) => given,
+        Err(error) => return (verdict_of(&error), String::new()),
+    };
+    let (mut reports, mut notes, mut compared) = (Vec::new(), Vec::new(), 0);
+    for (name, expected) in file.outputs() {
+        if let Some(why) = not_compared(file, name) {
+            notes.push(format!("{name} ({why})"));
+            continue;
+        }
+        compared += 1;
+        let Some(got) = given.iter().find(|given| given.name == name) else {
+            reports.push(format!("{name} was not given"));
+            continue;
+        };
+        match file.tolerance(name) {
+            Ok(tolerance) => {
+                if let Err(mismatch) = compare(&got.shape, &got.values, &expected.shape, &expected.to_f64(), &tolerance) {
+                    reports.push(format!("{name} {mismatch}"));
+                }
+            }
+            Err(error) => reports.push(error.to_string()),
+        }
+    }
+    if compared == 0 {
+        reports.push("nothing to compare".into());
+    }
+    let note = if notes.is_empty() { String::new() } else { format!("not compared: {}", notes.join(", ")) };
+    if reports.is_empty() { (Verdict::Passed, note) } else { (Verdict::Failed(reports.join("; ")), note) }
+}
+
+/// A shape with 1s put before it until it has four axes.
+pub(crate) fn broadcast_shape(file: &CaseFile, name: &str, shape: &[usize]) -> Result<Broadcast> {
+    if shape.len() > 4 {
+        return Err(file.error(format!("tensor `in.{name}` has more than four axes: {shape:?}")));
+    }
+    let mut full = [1; 4];
+    full[4 - shape.len()..].copy_from_slice(shape);
+    Ok(Broadcast(full))
+}
+
+/// The storage type in which the file expects `output`: what the engine is asked to store.
+pub(crate) fn output_dtype(file: &CaseFile, output: &str) -> Result<DType> {
+    let expected = file.expected(output).ok_or_else(|| file.error(format!("has no tensor `out.{output}`")))?;
+    match (expected.dtype(), &expected.data) {
+        (Some(dtype), _) => Ok(dtype),
+        (None, FileData::Double(_)) => Ok(DType::F32),
+        _ => Err(file.error(format!("tensor `out.{output}` is not of floating-point numbers"))),
+    }
+}
+
+/// What an engine handed out beside the output, as the error that it should not be if it is missing.
+pub(crate) fn asked_for(values: Option<Vec<f32>>, what: &'static str) -> Result<Vec<f32>> {
+    values.ok_or_else(|| Error::invalid(what, "was asked for and is not there"))
+}

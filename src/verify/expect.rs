@@ -1,0 +1,213 @@
+//! The right answer to a problem, in the layout of [`Outputs`], and how far an answer in f32 arithmetic may be from it.
+//!
+//! The tolerance is an error bound of the computation, made from the data. With u = 2^-23 (the epsilon of f32, in which all
+//! arithmetic is done), e the epsilon of the output's storage type and S the safety factor:
+//!
+//! ```text
+//! magnitude(i,j) = |scale| * sum_d |q_d| |k_d| + |biases|              what rounding in a score is relative to
+//! score error    = S u ((sqrt(head_dim) + 4) * magnitude + 4 softcap)     the errors of a long sum grow like a random walk
+//! weight error   = exp(2 * the row's largest score error) - 1 + S u (sqrt(seq_len_kv) + 16)           relative
+//! output error   = weight error * sum_j weight(i,j) |value_j| + e |output|
+//! lse error      = the row's largest score error + S u (sqrt(seq_len_kv) + 16 + |lse|)
+//! ```
+//!
+//! 16 stands for exp, which a GPU may get wrong by some units in the last place, and for the rescaling of a running sum.
+
+use crate::cpu::naive::{self, Reference};
+use crate::problem::Operand;
+use crate::verify::compare::Tolerance;
+use crate::{Alibi, DType, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
+
+/// Factor on every bound.
+const SAFETY: f64 = 2.0;
+/// Below this a number may be flushed to zero.
+const TINY: f64 = f32::MIN_POSITIVE as f64;
+
+/// A tensor that is expected, and how far from it an answer may be.
+#[derive(Clone, Debug)]
+pub struct ExpectedTensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, contiguous.
+    pub values: Vec<f64>,
+    /// How far an answer may be off.
+    pub tolerance: Tolerance,
+}
+
+/// All that is expected of an answer. What the problem does not ask for is `None`.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// [batch, num_heads, seq_len_q, head_dim_v]; packed: [1, num_heads, tokens, head_dim_v].
+    pub output: ExpectedTensor,
+    /// [batch, num_heads, seq_len_q]; packed: [tokens, num_heads].
+    pub lse: Option<ExpectedTensor>,
+    /// [batch, num_heads, seq_len_q, seq_len_kv].
+    pub scores: Option<ExpectedTensor>,
+    /// [batch, num_heads, seq_len_q, seq_len_kv].
+    pub weights: Option<ExpectedTensor>,
+}
+
+impl Expected {
+    /// Asks the oracle, three times: for the answer, for the magnitudes of the scores, and for the weighted sum of |value|.
+    pub fn of(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
+        let answer = naive::attention(problem, inputs)?;
+        let magnitudes = magnitudes(problem, inputs)?;
+        let value = absolute(inputs.value);
+        let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
+
+        let d = &problem.dims;
+        let unit = SAFETY * DType::F32.epsilon();
+        let score_error = |at: usize| {
+            let capped = 4.0 * f64::from(problem.softcap.unwrap_or(0.0));
+            unit * (((d.head_dim as f64).sqrt() + 4.0) * magnitudes[at] + capped)
+        };
+        // The largest error among the keys that a row sees; a score that is infinite or NaN is no matter of tolerance.
+        let row_error: Vec<f64> = (0..d.batch * d.num_heads * d.seq_len_q)
+            .map(|row| {
+                let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
+                keys.filter(|&at| answer.masked[at].is_finite()).map(score_error).fold(0.0, f64::max)
+            })
+            .collect();
+        let summing = unit * ((d.seq_len_kv as f64).sqrt() + 16.0);
+        let weight_error: Vec<f64> = row_error.iter().map(|&error| (2.0 * error).exp_m1() + summing).collect();
+
+        let output_error: Vec<f64> = weighted_values
+            .iter()
+            .enumerate()
+            .map(|(at, &sum)| weight_error[at / d.head_dim_v] * sum + storage_floor(problem.output.dtype))
+            .collect();
+        let scores_shape = d.scores_shape().to_vec();
+        let scores = |stage| {
+            let values = stage_of(&answer, stage).to_vec();
+            let absolute = (0..values.len()).map(|at| finite(score_error(at)) + TINY).collect();
+            ExpectedTensor { shape: scores_shape.clone(), values, tolerance: per_element(absolute, 0.0) }
+        };
+        let weights = || {
+            let values = answer.weights.clone();
+            let absolute = values.iter().enumerate().map(|(at, &w)| weight_error[at / d.seq_len_kv] * w + TINY).collect();
+            ExpectedTensor { shape: scores_shape.clone(), values, tolerance: per_element(absolute, 0.0) }
+        };
+        let lse_error: Vec<f64> = row_error.iter().map(|&error| error + summing).collect();
+        let lse_shape = match problem.packed {
+            Some(packed) => vec![packed.tokens_q, d.num_heads],
+            None => vec![d.batch, d.num_heads, d.seq_len_q],
+        };
+        Ok(Self {
+            output: ExpectedTensor {
+                shape: problem.shape(Operand::Output).to_vec(),
+                values: arrange_output(problem, inputs, &answer.output),
+                tolerance: per_element(arrange_output(problem, inputs, &output_error), problem.output.dtype.epsilon()),
+            },
+            lse: problem.want.lse.then(|| ExpectedTensor {
+                shape: lse_shape,
+                values: arrange_lse(problem, inputs, &answer.lse),
+                tolerance: per_element(arrange_lse(problem, inputs, &lse_error), unit),
+            }),
+            scores: problem.want.scores.map(scores),
+            weights: problem.want.weights.then(weights),
+        })
+    }
+}
+
+/// The oracle in the shape of an engine: the right answer, rounded to what is stored.
+pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
+    naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
+}
+
+/// The index in the output's buffer of each of its elements, in [batch, heads, seq, dim] order.
+pub(crate) fn output_places(problem: &Problem) -> impl Iterator<Item = usize> {
+    let shape = problem.shape(Operand::Output);
+    let strides = problem.output.strides(shape);
+    let offset = problem.output.offset;
+    let [batch, heads, seq, dim] = shape;
+    (0..batch * heads * seq * dim).map(move |flat| {
+        let (e, i, h, b) = (flat % dim, flat / dim % seq, flat / (dim * seq) % heads, flat / (dim * seq * heads));
+        offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim
+    })
+}
+
+fn stage_of(answer: &Reference, stage: ScoreStage) -> &[f64] {
+    match stage {
+        ScoreStage::Raw => &answer.raw,
+        ScoreStage::Capped => &answer.capped,
+        ScoreStage::Masked => &answer.masked,
+    }
+}
+
+/// `|scale| * sum_d |q_d| |k_d| + |biases|` for each pair: the oracle's score of the problem without signs and softcap.
+fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
+    let mut unsigned = *problem;
+    unsigned.scale = Some(problem.effective_scale().abs());
+    unsigned.softcap = None;
+    unsigned.score_order = ScoreOrder::SoftcapThenBias;
+    unsigned.alibi = problem.alibi.map(|_| Alibi::Symmetric);
+    let (query, key) = (absolute(inputs.query), absolute(inputs.key));
+    let bias: Vec<f32> = inputs.bias.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect();
+    let slopes: Vec<f32> = inputs.alibi_slopes.iter().map(|x| -x.abs()).collect();
+    let relative: Vec<f32> = inputs.relative_bias.iter().map(|x| x.abs()).collect();
+    let unsigned_inputs =
+        Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
+    let answer = naive::attention(&unsigned, &unsigned_inputs)?;
+    // A hidden pair has no biased score; its raw one is handed out all the same.
+    Ok(answer.masked.iter().zip(answer.raw).map(|(&masked, raw)| if masked == f64::NEG_INFINITY { raw } else { masked }).collect())
+}
+
+fn absolute(data: HostSlice<'_>) -> HostVec {
+    let unsigned: Vec<f32> = (0..data.len()).map(|at| data.get(at).abs()).collect();
+    HostVec::from_f32(data.dtype(), &unsigned)
+}
+
+fn finite(error: f64) -> f64 {
+    if error.is_finite() { error } else { 0.0 }
+}
+
+fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
+    Tolerance { absolute, relative, minus_infinity: f64::NEG_INFINITY }
+}
+
+/// The spacing of the smallest numbers of a storage type, where rounding is no longer relative.
+fn storage_floor(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-24),
+        DType::F32 | DType::BF16 => TINY,
+    }
+}
+
+/// For each row that exists: its index in the oracle's [batch, num_heads, seq_len_q], and its item, head and token.
+fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize; 3])> {
+    let d = problem.dims;
+    let mut rows = Vec::with_capacity(problem.lse_len());
+    for b in 0..d.batch {
+        let (item, first, count) = match problem.packed {
+            Some(_) => (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize),
+            None => (b, 0, d.seq_len_q),
+        };
+        for h in 0..d.num_heads {
+            rows.extend((0..count).map(|i| ((b * d.num_heads + h) * d.seq_len_q + i, [item, h, first + i])));
+        }
+    }
+    rows
+}
+
+/// From the oracle's [batch, num_heads, seq_len_q, head_dim_v] to the shape in which the output's layout is read.
+fn arrange_output(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f64> {
+    let [items, heads, seq, dim] = problem.shape(Operand::Output);
+    let mut to = vec![0.0; items * heads * seq * dim];
+    for (row, [item, head, token]) in rows(problem, inputs) {
+        let at = ((item * heads + head) * seq + token) * dim;
+        to[at..at + dim].copy_from_slice(&from[row * dim..(row + 1) * dim]);
+    }
+    to
+}
+
+/// From the oracle's [batch, num_heads, seq_len_q] to the order of [`Outputs::lse`].
+fn arrange_lse(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f64> {
+    if problem.packed.is_none() {
+        return from.to_vec();
+    }
+    let mut to = vec![0.0; problem.lse_len()];
+    for (row, [_, head, token]) in rows(problem, inputs) {
+        to[token * problem.dims.num_heads + head] = from[row];
+    }
+    to
+}

@@ -1,0 +1,223 @@
+//! Random cases over every option of [`Problem`], and the way from a failing one to a small one.
+
+use crate::problem::Operand;
+use crate::verify::case::{Case, Fill};
+use crate::verify::random::Random;
+use crate::{
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Visibility,
+    Want,
+};
+
+/// A random case, small enough for the oracle. The same seed gives the same case.
+pub fn random(seed: u64) -> Result<Case> {
+    let mut r = Random::new(seed ^ 0x5eed);
+    let kv_heads = r.pick(&[1, 1, 2, 3]);
+    let head_dim = r.pick(&[1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 24, 32, 40, 64, 72]);
+    let lengths = [1, 1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 23, 31, 32, 33, 47, 63, 64, 65];
+    let dims = Dims {
+        batch: r.pick(&[1, 1, 2, 3]),
+        num_heads: kv_heads * r.pick(&[1, 1, 2, 3, 4]),
+        num_kv_heads: kv_heads,
+        seq_len_q: if r.one_in(40) { 0 } else { r.pick(&lengths) },
+        seq_len_kv: if r.one_in(40) { 0 } else { r.pick(&lengths) },
+        head_dim,
+        head_dim_v: if r.one_in(3) { r.pick(&[1, 3, 8, 20, 32, 64]) } else { head_dim },
+    };
+    let mut p = Problem::new(dims);
+    p.packed =
+        r.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, &mut r), tokens_kv: tokens(&dims, dims.seq_len_kv, &mut r) });
+    p.scale = r.one_in(4).then(|| r.pick(&[0.0, 0.1, 1.0, -0.3]));
+    p.softcap = r.one_in(4).then(|| r.pick(&[0.5, 5.0, 30.0]));
+    p.score_order = if r.one_in(3) { ScoreOrder::BiasThenSoftcap } else { ScoreOrder::SoftcapThenBias };
+    p.bias = r.one_in(4).then(|| broadcast(&dims, &mut r));
+    p.alibi = r.one_in(5).then(|| r.pick(&[Alibi::Signed, Alibi::Symmetric]));
+    p.relative_bias = r.one_in(6).then(|| r.pick(&[0, 1, 4, 16]));
+    p.sinks = r.one_in(5);
+    p.visibility = visibility(&p, &mut r);
+    let dtype = r.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
+    let mixed = r.one_in(12);
+    for operand in Operand::ALL {
+        let shape = p.shape(operand);
+        let dtype = if mixed { r.pick(&DType::ALL) } else { dtype };
+        let spec = TensorSpec { dtype, layout: layout(shape, &mut r), offset: if r.one_in(4) { r.below(9) } else { 0 } };
+        set_spec(&mut p, operand, spec);
+    }
+    p.want = Want {
+        lse: r.one_in(2),
+        scores: r.one_in(6).then(|| r.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
+        weights: r.one_in(6),
+    };
+    let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
+    Case::new(format!("random-{seed}"), p, Fill { seed, amplitude, poison: !r.one_in(4) })
+}
+
+/// A count of packed tokens of which the longest sequence may have `longest`.
+fn tokens(dims: &Dims, longest: usize, r: &mut Random) -> usize {
+    longest + r.below((dims.batch - 1) * longest + 1)
+}
+
+fn broadcast(dims: &Dims, r: &mut Random) -> Broadcast {
+    Broadcast(dims.scores_shape().map(|extent| if r.one_in(2) { 1 } else { extent }))
+}
+
+fn visibility(p: &Problem, r: &mut Random) -> Visibility {
+    let d = &p.dims;
+    let causal = r.one_in(3);
+    let (left, right) = (r.one_in(5), r.one_in(8));
+    let mut window = |there: bool| there.then(|| r.below(d.seq_len_kv + 2) as u32);
+    let (window_left, window_right) = (window(left), window(right));
+    let mut v = Visibility {
+        alignment: None,
+        causal,
+        window_left,
+        window_right,
+        kv_lengths: p.packed.is_none() && r.one_in(4),
+        prefix_lengths: causal && r.one_in(5),
+        documents: p.packed.is_none() && r.one_in(8),
+        mask: r.one_in(4).then(|| broadcast(d, r)),
+    };
+    let positioned = Problem { visibility: v, ..*p }.uses_position();
+    let offset = r.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
+    v.alignment = positioned.then(|| r.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
+    v
+}
+
+/// Contiguous in either order, in any other order, with gaps, or a view of packed QKV.
+fn layout(shape: [usize; 4], r: &mut Random) -> Layout {
+    let [batch, heads, seq, dim] = shape;
+    match r.below(6) {
+        0 | 1 => Layout::Bhsd,
+        2 => Layout::Bshd,
+        3 => packed_qkv(shape),
+        _ => {
+            let mut order = [(0, batch), (1, heads), (2, seq), (3, dim)];
+            for last in (1..4).rev() {
+                order.swap(last, r.below(last + 1));
+            }
+            let gaps = r.one_in(2);
+            let mut steps = [0; 4];
+            let mut step = 1;
+            for (axis, extent) in order {
+                steps[axis] = step;
+                step = (step * extent.max(1)) + if gaps { r.below(3) } else { 0 };
+            }
+            let [batch, head, seq, dim] = steps;
+            Layout::Strided(Strides { batch, head, seq, dim })
+        }
+    }
+}
+
+/// One of three equal parts of each token's row, as a projection to packed QKV leaves it.
+pub(crate) const fn packed_qkv([_, heads, seq, dim]: [usize; 4]) -> Layout {
+    let row = 3 * heads * dim;
+    Layout::Strided(Strides { batch: seq * row, head: dim, seq: row, dim: 1 })
+}
+
+fn set_spec(p: &mut Problem, operand: Operand, spec: TensorSpec) {
+    match operand {
+        Operand::Query => p.query = spec,
+        Operand::Key => p.key = spec,
+        Operand::Value => p.value = spec,
+        Operand::Output => p.output = spec,
+    }
+}
+
+/// Cases simpler than this one by one step, the largest steps first: an option less, half a length, a plainer layout.
+pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
+    let (name, fill, p) = (case.name.clone(), case.fill, case.problem);
+    let mut simpler: Vec<(Problem, Fill)> = Vec::new();
+    for change in PLAINER {
+        let mut q = p;
+        change(&mut q);
+        simpler.push((q, fill));
+    }
+    for set in DIMS {
+        let mut q = p;
+        let now = *set(&mut q.dims);
+        for next in [1, now / 2, now.saturating_sub(1)] {
+            let mut q = p;
+            *set(&mut q.dims) = next;
+            simpler.push((q, fill));
+        }
+    }
+    let mut same_group = p;
+    same_group.dims.num_heads = p.dims.group();
+    same_group.dims.num_kv_heads = 1;
+    simpler.push((same_group, fill));
+    simpler.push((p, Fill { poison: false, ..fill }));
+    simpler.push((p, Fill { amplitude: 1.0, ..fill }));
+    let before = p;
+    simpler.into_iter().filter(move |(q, f)| (*q, *f) != (before, fill)).filter_map(move |(q, f)| {
+        // What does not fit together after the step is dropped: Case::new checks it.
+        Case::new(name.clone(), fit(q, &before), f).ok()
+    })
+}
+
+const PLAINER: [fn(&mut Problem); 21] = [
+    |p| p.packed = None,
+    |p| p.visibility.mask = None,
+    |p| p.bias = None,
+    |p| p.alibi = None,
+    |p| p.relative_bias = None,
+    |p| p.sinks = false,
+    |p| p.visibility.documents = false,
+    |p| p.visibility.prefix_lengths = false,
+    |p| p.visibility.causal = false,
+    |p| p.visibility.window_left = None,
+    |p| p.visibility.window_right = None,
+    |p| p.visibility.kv_lengths = false,
+    |p| p.visibility.alignment = None,
+    |p| p.softcap = None,
+    |p| p.score_order = ScoreOrder::SoftcapThenBias,
+    |p| p.scale = None,
+    |p| p.want = Want { lse: false, ..p.want },
+    |p| p.want = Want { scores: None, ..p.want },
+    |p| p.want = Want { weights: false, ..p.want },
+    |p| [&mut p.query, &mut p.key, &mut p.value, &mut p.output].into_iter().for_each(|spec| spec.dtype = DType::F32),
+    |p| {
+        for spec in [&mut p.query, &mut p.key, &mut p.value, &mut p.output] {
+            (spec.layout, spec.offset) = (Layout::Bhsd, 0);
+        }
+    },
+];
+
+const DIMS: [fn(&mut Dims) -> &mut usize; 7] = [
+    |d| &mut d.batch,
+    |d| &mut d.seq_len_kv,
+    |d| &mut d.seq_len_q,
+    |d| &mut d.num_heads,
+    |d| &mut d.num_kv_heads,
+    |d| &mut d.head_dim,
+    |d| &mut d.head_dim_v,
+];
+
+/// Makes broadcast shapes and token counts follow the sizes.
+fn fit(mut p: Problem, before: &Problem) -> Problem {
+    let (old, new) = (before.dims.scores_shape(), p.dims.scores_shape());
+    for shape in [&mut p.visibility.mask, &mut p.bias].into_iter().flatten() {
+        for axis in 0..4 {
+            if shape.0[axis] == old[axis] && old[axis] != 1 {
+                shape.0[axis] = new[axis];
+            }
+        }
+    }
+    if let Some(packed) = &mut p.packed {
+        let d = p.dims;
+        packed.tokens_q = packed.tokens_q.clamp(d.seq_len_q, d.batch * d.seq_len_q);
+        packed.tokens_kv = packed.tokens_kv.clamp(d.seq_len_kv, d.batch * d.seq_len_kv);
+    }
+    p
+}
+
+/// The smallest case on the way down from `case` that still `fails`: takes the first simpler case that does, until none does.
+pub fn minimise(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
+    let mut smallest = case;
+    // Each step makes an option or a size smaller, so this ends; the bound is for a `fails` that does not always say the same.
+    for _ in 0..500 {
+        match shrink(&smallest).find(|simpler| fails(simpler)) {
+            Some(simpler) => smallest = simpler,
+            None => break,
+        }
+    }
+    smallest
+}

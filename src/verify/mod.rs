@@ -1,0 +1,42 @@
+//! Verification: problems with known answers, run on anything that computes attention (feature `verify`).
+//!
+//! [`run_generated`] holds candidates against the f64 oracle on a fixed table of problems and on random ones; [`run_dir`] holds
+//! them against case files, whose answers others computed. Both give [`Row`]s to print. A candidate is a name and a closure:
+//!
+//! ```
+//! use wgpu_attention::verify::{Candidate, check, oracle, random};
+//! use wgpu_attention::{Backend, Engine, EngineOptions};
+//!
+//! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
+//! let attend = |problem: &_, inputs: &_| engine.attention(problem, inputs);
+//! let candidates = [Candidate { name: "oracle", attend: &oracle }, Candidate { name: "cpu", attend: &attend }];
+//! let case = random(7)?;
+//! for candidate in candidates {
+//!     println!("{} on {}: {}", case.name, candidate.name, check(&case, candidate.attend));
+//! }
+//! # Ok::<(), wgpu_attention::Error>(())
+//! ```
+//!
+//! What does not run because the candidate says [`Unsupported`](crate::Error::Unsupported) is a skip with its reason, never a pass.
+
+mod case;
+mod case_file;
+mod cases;
+mod cases_model;
+mod cases_onnx;
+mod cases_sdpa;
+mod compare;
+mod expect;
+mod generate;
+mod random;
+mod suite;
+mod table;
+
+pub use case::{Case, Data, Fill};
+pub use case_file::{CaseFile, FileData, FileTensor};
+pub use cases::check_file;
+pub use compare::{Element, Mismatch, Tolerance, compare};
+pub use expect::{Expected, ExpectedTensor, oracle};
+pub use generate::{minimise, random, shrink};
+pub use suite::{Candidate, Row, Verdict, check, check_against, count, minimal_report, run_dir, run_generated};
+pub use table::table;

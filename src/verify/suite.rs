@@ -1,0 +1,198 @@
+//! Runs cases on whatever computes attention, and says what came of it.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::problem::Operand;
+use crate::verify::case::Case;
+use crate::verify::case_file::CaseFile;
+use crate::verify::cases;
+use crate::verify::compare::{Mismatch, compare};
+use crate::verify::expect::{Expected, ExpectedTensor, output_places};
+use crate::verify::generate::{minimise, random};
+use crate::verify::table::table;
+use crate::{Attend, Control, Error, Outputs, Problem, Result, gather};
+
+/// What is under test, and what reports call it.
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    /// As reports call it.
+    pub name: &'a str,
+    /// How to ask it.
+    pub attend: &'a Attend<'a>,
+}
+
+/// What came of a case.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Right.
+    Passed,
+    /// Wrong, with the report.
+    Failed(String),
+    /// Not run: what it needs that is not there.
+    Skipped(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => write!(f, "passed"),
+            Self::Failed(report) => write!(f, "FAILED: {report}"),
+            Self::Skipped(reason) => write!(f, "skipped: {reason}"),
+        }
+    }
+}
+
+/// One case on one backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Where the case is from: `table`, `random`, or the suite its file names.
+    pub suite: String,
+    /// Its name.
+    pub case: String,
+    /// The candidate's name.
+    pub backend: String,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// What of the case was not compared, and why; empty if everything was.
+    pub note: String,
+}
+
+/// Asks `attend` for `case` and compares all it gives with the oracle.
+///
+/// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
+pub fn check(case: &Case, attend: &Attend<'_>) -> Verdict {
+    match Expected::of(&case.problem, &case.data.inputs()) {
+        Ok(expected) => check_against(case, &expected, attend),
+        Err(error) => Verdict::Failed(format!("the oracle refused the case: {error}")),
+    }
+}
+
+/// As [`check`], with the oracle's answer already there: to ask several candidates.
+pub fn check_against(case: &Case, expected: &Expected, attend: &Attend<'_>) -> Verdict {
+    match attend(&case.problem, &case.data.inputs()) {
+        Ok(outputs) => match differences(&case.problem, expected, &outputs) {
+            reports if reports.is_empty() => Verdict::Passed,
+            reports => Verdict::Failed(reports.join("; ")),
+        },
+        Err(error) => verdict_of(&error),
+    }
+}
+
+/// An error as a verdict.
+pub(crate) fn verdict_of(error: &Error) -> Verdict {
+    match error {
+        Error::Unsupported { .. } => Verdict::Skipped(error.to_string()),
+        _ => Verdict::Failed(error.to_string()),
+    }
+}
+
+/// All that is wrong with an answer, one line a tensor.
+fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec<String> {
+    let mut reports = Vec::new();
+    let mut report = |name: &str, result: Result<f64, Mismatch>| {
+        if let Err(mismatch) = result {
+            reports.push(format!("{name} {mismatch}"));
+        }
+    };
+    let output = outputs.output.as_slice();
+    if output.dtype() != problem.output.dtype {
+        return vec![format!("output is {} instead of {}", output.dtype(), problem.output.dtype)];
+    }
+    if output.len() != problem.output_len() {
+        report("output", Err(Mismatch::Shape { got: vec![output.len()], expected: vec![problem.output_len()] }));
+        return reports;
+    }
+    let shape = problem.shape(Operand::Output);
+    let dense = gather(output, &problem.output, shape);
+    report("output", compare(&shape, &dense, &expected.output.shape, &expected.output.values, &expected.output.tolerance));
+    let mut gap = vec![true; output.len()];
+    output_places(problem).for_each(|place| gap[place] = false);
+    if let Some(place) = (0..output.len()).find(|&place| gap[place] && output.get(place) != 0.0) {
+        reports.push(format!("output holds {} at {place}, between its elements, instead of 0", output.get(place)));
+    }
+    let mut optional = |name: &str, got: &Option<Vec<f32>>, expected: &Option<ExpectedTensor>| match (got, expected) {
+        (Some(got), Some(expected)) => {
+            let result = compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance);
+            if let Err(mismatch) = result {
+                reports.push(format!("{name} {mismatch}"));
+            }
+        }
+        (None, None) => {}
+        (None, Some(_)) => reports.push(format!("{name} was asked for and is not there")),
+        (Some(_), None) => reports.push(format!("{name} is there and was not asked for")),
+    };
+    optional("lse", &outputs.lse, &expected.lse);
+    optional("scores", &outputs.scores, &expected.scores);
+    optional("weights", &outputs.weights, &expected.weights);
+    reports
+}
+
+/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate. A random case that fails is
+/// reported with the smallest case that still does.
+pub fn run_generated(candidates: &[Candidate<'_>], seed: u64, random_cases: u64, control: &mut Control<'_>) -> Result<Vec<Row>> {
+    let table = table()?;
+    let total = table.len() as u64 + random_cases;
+    let fixed = table.into_iter().map(|case| ("table", Ok(case)));
+    let drawn = (0..random_cases).map(|at| ("random", random(seed.wrapping_add(at))));
+    let mut rows = Vec::new();
+    for (at, (suite, case)) in fixed.chain(drawn).enumerate() {
+        let case = case?;
+        let expected = Expected::of(&case.problem, &case.data.inputs())?;
+        for candidate in candidates {
+            let mut verdict = check_against(&case, &expected, candidate.attend);
+            if suite == "random" && matches!(verdict, Verdict::Failed(_)) {
+                verdict = Verdict::Failed(minimal_report(case.clone(), candidate.attend));
+            }
+            rows.push(Row { suite: suite.into(), case: case.name.clone(), backend: candidate.name.into(), verdict, note: String::new() });
+        }
+        control.report((at + 1) as f64 / total as f64)?;
+    }
+    Ok(rows)
+}
+
+/// The smallest failing case below a failing one, as text.
+pub fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
+    let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
+    format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
+}
+
+/// Runs every case file under `dir`, in the order of their paths, on every candidate.
+///
+/// A file that cannot be read is a failure of every candidate; only a directory that cannot be read, or holds no case, is an error.
+pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], control: &mut Control<'_>) -> Result<Vec<Row>> {
+    let paths = CaseFile::find(dir)?;
+    let mut rows = Vec::new();
+    for (at, path) in paths.iter().enumerate() {
+        match CaseFile::read(path) {
+            Ok(file) => {
+                for candidate in candidates {
+                    let (verdict, note) = cases::check_file(&file, candidate.attend);
+                    rows.push(Row { suite: file.suite().into(), case: file.name().into(), backend: candidate.name.into(), verdict, note });
+                }
+            }
+            Err(error) => rows.extend(candidates.iter().map(|candidate| Row {
+                suite: "unreadable".into(),
+                case: path.display().to_string(),
+                backend: candidate.name.into(),
+                verdict: Verdict::Failed(error.to_string()),
+                note: String::new(),
+            })),
+        }
+        control.report((at + 1) as f64 / paths.len() as f64)?;
+    }
+    Ok(rows)
+}
+
+/// How many passed, failed, were skipped.
+pub fn count<'a>(rows: impl IntoIterator<Item = &'a Row>) -> [usize; 3] {
+    let mut counts = [0; 3];
+    for row in rows {
+        counts[match row.verdict {
+            Verdict::Passed => 0,
+            Verdict::Failed(_) => 1,
+            Verdict::Skipped(_) => 2,
+        }] += 1;
+    }
+    counts
+}

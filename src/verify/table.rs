@@ -1,0 +1,287 @@
+//! The fixed suite: named problems that hold every option, alone and with others, and the lengths at which tiled code breaks.
+
+use crate::verify::case::{Case, Fill};
+use crate::verify::generate::packed_qkv;
+use crate::{Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want};
+use Alignment::{BottomRight, Offset, TopLeft};
+
+/// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and a prime.
+const EDGES: [usize; 12] = [1, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129];
+
+/// Most problems of the table: 2 items, 4 query heads on 2 key heads, 13 rows, 21 keys, width 16.
+const BASE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 13, seq_len_kv: 21, head_dim: 16, head_dim_v: 16 };
+/// Equal sizes, so that a transposed broadcast or a swapped axis still fits and shows only in the numbers.
+const SQUARE: Dims = Dims { batch: 3, num_heads: 3, num_kv_heads: 3, seq_len_q: 17, seq_len_kv: 17, head_dim: 17, head_dim_v: 17 };
+
+/// The whole table.
+pub fn table() -> Result<Vec<Case>> {
+    let mut rows: Vec<(String, Problem, f32)> = Vec::new();
+    lengths(&mut rows);
+    visibility(&mut rows);
+    scores(&mut rows);
+    storage(&mut rows);
+    together(&mut rows);
+    rows.into_iter()
+        .enumerate()
+        .map(|(at, (name, problem, amplitude))| Case::new(name, problem, Fill { amplitude, ..Fill::seed(1000 + at as u64) }))
+        .collect()
+}
+
+type Rows = Vec<(String, Problem, f32)>;
+
+fn base() -> Problem {
+    Problem::new(BASE).with_lse()
+}
+
+fn with(change: impl FnOnce(&mut Problem)) -> Problem {
+    let mut problem = base();
+    change(&mut problem);
+    problem
+}
+
+fn push(rows: &mut Rows, name: impl Into<String>, problem: Problem) {
+    rows.push((name.into(), problem, 1.0));
+}
+
+fn lengths(rows: &mut Rows) {
+    for n in EDGES {
+        push(rows, format!("square-{n}-d32"), Problem::new(Dims::square(1, 2, n, 32)).with_lse());
+        push(rows, format!("causal-{n}-d64"), Problem::new(Dims::square(1, 1, n, 64)).causal(TopLeft).with_lse());
+        let decode = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 1, ..Dims::square(2, 4, n, 32) };
+        push(rows, format!("decode-{n}"), Problem::new(decode).with_lse());
+        let rows_only = Dims { seq_len_kv: 16, seq_len_q: n, ..Dims::square(1, 1, n, 16) };
+        push(rows, format!("queries-{n}-keys-16"), Problem::new(rows_only).causal(BottomRight).with_lse());
+    }
+    for head_dim in [1, 2, 3, 4, 5, 8, 12, 24, 40, 64, 80, 96, 128, 160, 256] {
+        push(rows, format!("head-dim-{head_dim}"), Problem::new(Dims::square(1, 2, 19, head_dim)).with_lse());
+    }
+    for (head_dim, head_dim_v) in [(8, 40), (64, 1), (33, 128), (1, 64)] {
+        push(rows, format!("widths-{head_dim}-{head_dim_v}"), Problem::new(Dims { head_dim, head_dim_v, ..BASE }).with_lse());
+    }
+    for (num_heads, num_kv_heads) in [(1, 1), (2, 1), (3, 1), (8, 1), (4, 2), (6, 3), (8, 2), (12, 4)] {
+        push(rows, format!("heads-{num_heads}-on-{num_kv_heads}"), Problem::new(Dims { num_heads, num_kv_heads, ..BASE }).with_lse());
+    }
+    push(rows, "no-keys", Problem::new(Dims { seq_len_kv: 0, ..BASE }).with_lse());
+    push(rows, "no-queries", Problem::new(Dims { seq_len_q: 0, ..BASE }).with_lse());
+    push(rows, "no-keys-but-sinks", Problem { sinks: true, ..Problem::new(Dims { seq_len_kv: 0, ..BASE }).with_lse() });
+    push(rows, "long-keys", Problem::new(Dims { seq_len_q: 3, seq_len_kv: 1031, ..Dims::square(1, 2, 0, 8) }).with_lse());
+    push(rows, "long-causal", Problem::new(Dims::square(1, 1, 257, 8)).causal(TopLeft).with_lse());
+}
+
+fn visibility(rows: &mut Rows) {
+    let tall = Dims { seq_len_q: 21, seq_len_kv: 13, ..BASE };
+    for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right"), (Offset(3), "offset-3"), (Offset(-4), "offset-minus-4")]
+    {
+        push(rows, format!("causal-{name}"), base().causal(alignment));
+        push(rows, format!("causal-{name}-tall"), Problem::new(tall).with_lse().causal(alignment));
+        for (left, right) in [(Some(3), Some(2)), (Some(0), Some(0)), (Some(5), None), (None, Some(1)), (Some(40), Some(40))] {
+            let text = |side: Option<u32>| side.map_or("open".into(), |n| n.to_string());
+            let window = base().window(alignment, left, right);
+            push(rows, format!("window-{}-{}-{name}", text(left), text(right)), window);
+        }
+        push(rows, format!("causal-window-{name}"), base().window(alignment, Some(4), None).causal(alignment));
+        push(rows, format!("causal-lengths-{name}"), {
+            let mut p = base().causal(alignment);
+            p.visibility.kv_lengths = true;
+            p
+        });
+        push(rows, format!("causal-prefix-{name}"), {
+            let mut p = base().causal(alignment);
+            p.visibility.prefix_lengths = true;
+            p
+        });
+    }
+    push(rows, "nothing-visible", base().causal(Offset(-100)));
+    push(rows, "nothing-visible-but-sinks", Problem { sinks: true, ..base().causal(Offset(-100)) });
+    push(rows, "lengths", with(|p| p.visibility.kv_lengths = true));
+    push(rows, "lengths-of-6-items", Problem { dims: Dims { batch: 6, ..BASE }, ..with(|p| p.visibility.kv_lengths = true) });
+    push(rows, "documents", with(|p| p.visibility.documents = true));
+    push(rows, "documents-causal", {
+        let mut p = base().causal(TopLeft);
+        p.visibility.documents = true;
+        p
+    });
+    for shape in broadcasts(BASE) {
+        push(rows, format!("mask-{:?}", shape.0), with(|p| p.visibility.mask = Some(shape)));
+    }
+    for shape in broadcasts(SQUARE) {
+        push(rows, format!("mask-{:?}", shape.0), {
+            let mut p = Problem::new(SQUARE).with_lse();
+            p.visibility.mask = Some(shape);
+            p
+        });
+    }
+    for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right")] {
+        let packed = Problem { packed: Some(Packed { tokens_q: 31, tokens_kv: 50 }), dims: Dims { batch: 4, ..BASE }, ..base() };
+        push(rows, format!("packed-causal-{name}"), packed.causal(alignment));
+        push(rows, format!("packed-window-{name}"), packed.window(alignment, Some(3), Some(1)));
+        push(rows, format!("packed-tokens-first-{name}"), packed.stored(DType::F32, Layout::Bshd).causal(alignment));
+    }
+    push(rows, "packed", Problem { packed: Some(Packed { tokens_q: 20, tokens_kv: 36 }), ..base() }.stored(DType::F32, Layout::Bshd));
+}
+
+/// Every way to broadcast to [batch, num_heads, seq_len_q, seq_len_kv].
+fn broadcasts(dims: Dims) -> impl Iterator<Item = Broadcast> {
+    let full = dims.scores_shape();
+    (0..16u32).map(move |bits| Broadcast(std::array::from_fn(|axis| if bits >> axis & 1 == 1 { full[axis] } else { 1 })))
+}
+
+fn scores(rows: &mut Rows) {
+    for scale in [0.0, 1.0, -0.5, 1e-6] {
+        push(rows, format!("scale-{scale}"), with(|p| p.scale = Some(scale)));
+    }
+    for softcap in [0.5, 5.0, 50.0] {
+        push(rows, format!("softcap-{softcap}"), with(|p| p.softcap = Some(softcap)));
+    }
+    for shape in broadcasts(BASE) {
+        push(rows, format!("bias-{:?}", shape.0), with(|p| p.bias = Some(shape)));
+    }
+    for shape in broadcasts(SQUARE) {
+        push(rows, format!("bias-{:?}", shape.0), Problem { bias: Some(shape), ..Problem::new(SQUARE).with_lse() });
+    }
+    let full_bias = Some(Broadcast(BASE.scores_shape()));
+    for (order, name) in [(ScoreOrder::SoftcapThenBias, "softcap-then-bias"), (ScoreOrder::BiasThenSoftcap, "bias-then-softcap")] {
+        let mut p = Problem { softcap: Some(1.5), score_order: order, bias: full_bias, ..base() };
+        push(rows, name, p);
+        p.alibi = Some(Alibi::Signed);
+        p.visibility.alignment = Some(BottomRight);
+        push(rows, format!("{name}-alibi"), p);
+        for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
+            p.want = Want { lse: true, scores: Some(stage), weights: true };
+            p.visibility.causal = true;
+            push(rows, format!("{name}-hand-out-{stage:?}"), p);
+        }
+    }
+    for alignment in [TopLeft, BottomRight, Offset(5)] {
+        for alibi in [Alibi::Signed, Alibi::Symmetric] {
+            push(
+                rows,
+                format!("alibi-{alibi:?}-{alignment:?}"),
+                with(|p| (p.alibi, p.visibility.alignment) = (Some(alibi), Some(alignment))),
+            );
+        }
+        push(
+            rows,
+            format!("relative-bias-{alignment:?}"),
+            with(|p| {
+                (p.relative_bias, p.visibility.alignment) = (Some(4), Some(alignment));
+            }),
+        );
+    }
+    push(rows, "relative-bias-0", with(|p| (p.relative_bias, p.visibility.alignment) = (Some(0), Some(TopLeft))));
+    push(rows, "relative-bias-wide", with(|p| (p.relative_bias, p.visibility.alignment) = (Some(64), Some(TopLeft))));
+    push(rows, "sinks", with(|p| p.sinks = true));
+    push(rows, "sinks-softcap-causal", Problem { sinks: true, softcap: Some(2.0), ..base().causal(BottomRight) });
+    for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
+        let want = Want { lse: true, scores: Some(stage), weights: false };
+        push(rows, format!("hand-out-{stage:?}"), Problem { want, softcap: Some(3.0), ..base() });
+    }
+    push(rows, "hand-out-weights", with(|p| p.want.weights = true));
+    push(rows, "hand-out-weights-with-sinks", with(|p| (p.want.weights, p.sinks) = (true, true)));
+    push(rows, "hand-out-weights-causal", Problem { want: Want { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
+    // Scores of hundreds and of thousands, where exp without a maximum taken off would overflow.
+    rows.push(("large-logits".into(), base(), 12.0));
+    rows.push(("very-large-logits-causal".into(), base().causal(BottomRight), 60.0));
+    rows.push(("large-logits-softcap".into(), with(|p| p.softcap = Some(20.0)), 12.0));
+    rows.push(("small-logits".into(), base(), 1e-3));
+}
+
+fn storage(rows: &mut Rows) {
+    for dtype in DType::ALL {
+        for (layout, name) in [(Layout::Bhsd, "bhsd"), (Layout::Bshd, "bshd")] {
+            push(rows, format!("{dtype}-{name}"), base().stored(dtype, layout));
+            push(rows, format!("{dtype}-{name}-causal-odd-width"), {
+                Problem::new(Dims { head_dim: 23, head_dim_v: 9, ..BASE }).with_lse().causal(BottomRight).stored(dtype, layout)
+            });
+        }
+        push(rows, format!("{dtype}-decode"), Problem::new(Dims { seq_len_q: 1, seq_len_kv: 67, ..BASE }).stored(dtype, Layout::Bshd));
+        push(rows, format!("{dtype}-in-f32-out"), {
+            let mut p = base().stored(dtype, Layout::Bhsd);
+            p.output.dtype = DType::F32;
+            p
+        });
+    }
+    push(rows, "packed-qkv-view", {
+        let part = BASE.num_kv_heads * BASE.head_dim; // all heads alike: num_heads == num_kv_heads
+        let dims = Dims { num_heads: BASE.num_kv_heads, seq_len_q: BASE.seq_len_kv, ..BASE };
+        let view = |at: usize| TensorSpec {
+            dtype: DType::F32,
+            layout: packed_qkv([dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim]),
+            offset: at * part,
+        };
+        Problem { query: view(0), key: view(1), value: view(2), ..Problem::new(dims).with_lse() }
+    });
+    push(rows, "offsets", with(|p| (p.query.offset, p.key.offset, p.value.offset, p.output.offset) = (1, 3, 5, 7)));
+    push(rows, "f16-odd-offsets", {
+        let mut p = base().stored(DType::F16, Layout::Bshd);
+        (p.query.offset, p.key.offset, p.value.offset, p.output.offset) = (1, 3, 5, 7);
+        p
+    });
+    // [dim, seq, batch, heads] and a gap after every axis.
+    let permuted = |heads: usize, seq: usize, batch: usize| {
+        let head = 2;
+        let item = head * heads + 1;
+        let step = item * batch + 2;
+        Layout::Strided(Strides { batch: item, head, seq: step, dim: step * seq + 3 })
+    };
+    push(
+        rows,
+        "permuted-with-gaps",
+        with(|p| {
+            p.query.layout = permuted(BASE.num_heads, BASE.seq_len_q, BASE.batch);
+            p.key.layout = permuted(BASE.num_kv_heads, BASE.seq_len_kv, BASE.batch);
+            p.value.layout = p.key.layout;
+            p.output.layout = p.query.layout;
+        }),
+    );
+    push(
+        rows,
+        "shared-keys",
+        with(|p| {
+            // One set of keys and values for all items and heads: strides of 0.
+            p.key.layout = Layout::Strided(Strides { batch: 0, head: 0, seq: BASE.head_dim, dim: 1 });
+            p.value.layout = p.key.layout;
+        }),
+    );
+    push(rows, "mixed-layouts", with(|p| (p.key.layout, p.output.layout) = (Layout::Bshd, Layout::Bshd)));
+}
+
+fn together(rows: &mut Rows) {
+    let full = Broadcast(BASE.scores_shape());
+    let per_item = Broadcast([BASE.batch, 1, 1, BASE.seq_len_kv]);
+    push(
+        rows,
+        "all-biases",
+        with(|p| {
+            (p.bias, p.alibi, p.relative_bias) = (Some(full), Some(Alibi::Symmetric), Some(3));
+            p.visibility.alignment = Some(BottomRight);
+        }),
+    );
+    push(rows, "mask-and-bias", with(|p| (p.visibility.mask, p.bias) = (Some(per_item), Some(full))));
+    push(rows, "mask-and-causal", {
+        let mut p = base().causal(TopLeft);
+        p.visibility.mask = Some(per_item);
+        p
+    });
+    push(rows, "all-that-hides", {
+        let mut p = base().window(BottomRight, Some(9), Some(3)).causal(BottomRight);
+        p.visibility.kv_lengths = true;
+        p.visibility.prefix_lengths = true;
+        p.visibility.documents = true;
+        p.visibility.mask = Some(full);
+        p
+    });
+    push(rows, "decoder-of-a-serving-engine", {
+        let dims = Dims { batch: 3, num_heads: 8, num_kv_heads: 2, seq_len_q: 1, seq_len_kv: 70, head_dim: 32, head_dim_v: 32 };
+        let mut p = Problem::new(dims).with_lse().window(BottomRight, Some(31), None).causal(BottomRight).stored(DType::F16, Layout::Bshd);
+        p.visibility.kv_lengths = true;
+        p.sinks = true;
+        p
+    });
+    push(rows, "packed-everything", {
+        let mut p = Problem { packed: Some(Packed { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
+        p = p.stored(DType::BF16, Layout::Bshd).window(BottomRight, Some(6), None).causal(BottomRight);
+        (p.softcap, p.sinks, p.alibi) = (Some(8.0), true, Some(Alibi::Symmetric));
+        p
+    });
+}

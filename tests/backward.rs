@@ -1,0 +1,256 @@
+//! The gradients' oracle against central differences of the forward oracle.
+
+use wgpu_attention::cpu::{naive, naive_backward};
+use wgpu_attention::{
+    Alibi, Alignment, Broadcast, DType, Dims, Inputs, Layout, Packed, Problem, ScoreOrder, Strides, TensorSpec, Visibility, gather,
+};
+
+/// A problem with data of its own.
+#[derive(Clone)]
+struct Case {
+    name: &'static str,
+    problem: Problem,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    mask: Vec<bool>,
+    bias: Vec<f32>,
+    alibi_slopes: Vec<f32>,
+    relative_bias: Vec<f32>,
+    sinks: Vec<f32>,
+    kv_lengths: Vec<u32>,
+    prefix_lengths: Vec<u32>,
+    documents_q: Vec<i32>,
+    documents_kv: Vec<i32>,
+    cu_seqlens: [Vec<u32>; 2],
+    output_gradient: Vec<f32>,
+}
+
+fn draw(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+impl Case {
+    fn new(name: &'static str, problem: Problem) -> Self {
+        let d = problem.dims;
+        let v = &problem.visibility;
+        let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+        let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let table = problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
+        let documents = |len: usize| (0..when(v.documents, d.batch * len)).map(|at| (at % len / 2) as i32).collect::<Vec<_>>();
+        Self {
+            name,
+            problem,
+            query: draw(1, problem.query_len()),
+            key: draw(2, problem.key_len()),
+            value: draw(3, problem.value_len()),
+            mask: (0..elements(v.mask)).map(|at| at % 3 != 1).collect(),
+            bias: draw(4, elements(problem.bias)),
+            alibi_slopes: draw(5, when(problem.alibi.is_some(), d.num_heads)),
+            relative_bias: draw(6, table),
+            sinks: draw(7, when(problem.sinks, d.num_heads)),
+            kv_lengths: (0..when(v.kv_lengths, d.batch)).map(|b| (d.seq_len_kv - 2 * b - 1) as u32).collect(),
+            prefix_lengths: vec![2; when(v.prefix_lengths, d.batch)],
+            documents_q: documents(d.seq_len_q),
+            documents_kv: documents(d.seq_len_kv),
+            cu_seqlens: if problem.packed.is_some() { [vec![0, 1, 1, 5], vec![0, 3, 4, 9]] } else { Default::default() },
+            output_gradient: draw(8, problem.output_len()),
+        }
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            mask: &self.mask,
+            bias: &self.bias,
+            alibi_slopes: &self.alibi_slopes,
+            relative_bias: &self.relative_bias,
+            sinks: &self.sinks,
+            kv_lengths: &self.kv_lengths,
+            prefix_lengths: &self.prefix_lengths,
+            documents_q: &self.documents_q,
+            documents_kv: &self.documents_kv,
+            cu_seqlens_q: &self.cu_seqlens[0],
+            cu_seqlens_kv: &self.cu_seqlens[1],
+            ..Inputs::new(&self.query, &self.key, &self.value)
+        }
+    }
+
+    /// sum(output * output_gradient), in f64.
+    fn loss(&self) -> f64 {
+        let d = self.problem.dims;
+        let output = naive::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
+        let (items, tokens) = self.problem.packed.map_or((d.batch, d.seq_len_q), |packed| (1, packed.tokens_q));
+        let gradient = gather((&self.output_gradient).into(), &self.problem.output, [items, d.num_heads, tokens, d.head_dim_v]);
+        let mut loss = 0.0;
+        for b in 0..d.batch {
+            let cu = &self.cu_seqlens[0];
+            let (item, first, rows) = if cu.is_empty() { (b, 0, d.seq_len_q) } else { (0, cu[b] as usize, (cu[b + 1] - cu[b]) as usize) };
+            for h in 0..d.num_heads {
+                for at in 0..rows * d.head_dim_v {
+                    let place = ((item * d.num_heads + h) * tokens + first) * d.head_dim_v + at;
+                    loss += output[(b * d.num_heads + h) * d.seq_len_q * d.head_dim_v + at] * f64::from(gradient[place]);
+                }
+            }
+        }
+        loss
+    }
+
+    /// The derivative of the loss by one number, from both sides.
+    fn difference(&self, at: usize, of: impl Fn(&mut Case) -> &mut Vec<f32>) -> f64 {
+        let mut moved = self.clone();
+        let x = of(&mut moved)[at];
+        let (above, below) = (x + 1.0 / 1024.0, x - 1.0 / 1024.0);
+        of(&mut moved)[at] = above;
+        let loss_above = moved.loss();
+        of(&mut moved)[at] = below;
+        (loss_above - moved.loss()) / (f64::from(above) - f64::from(below))
+    }
+
+    /// Compares a whole gradient; `index` says where element n of it lies in the stored tensor.
+    fn compare(&self, what: &str, gradient: &[f64], index: &[usize], of: impl Fn(&mut Case) -> &mut Vec<f32>) {
+        assert_eq!(gradient.len(), index.len(), "{}: {what}", self.name);
+        for (n, (&got, &at)) in gradient.iter().zip(index).enumerate() {
+            // The third derivative times h²/6, with h = 2^-10, and f64 roundings divided by h.
+            let expected = self.difference(at, &of);
+            assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences give {expected}", self.name);
+        }
+    }
+
+    fn check(&self) {
+        let gradients = naive_backward::attention(&self.problem, &self.inputs(), (&self.output_gradient).into()).expect("a valid problem");
+        let d = self.problem.dims;
+        let (items, tokens_q, tokens_kv) =
+            self.problem.packed.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |packed| (1, packed.tokens_q, packed.tokens_kv));
+        let places = |spec: &TensorSpec, shape: [usize; 4]| -> Vec<usize> {
+            let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
+            gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
+        };
+        let query = places(&self.problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
+        let key = places(&self.problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim]);
+        let value = places(&self.problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v]);
+        self.compare("query", &gradients.query, &query, |case| &mut case.query);
+        self.compare("key", &gradients.key, &key, |case| &mut case.key);
+        self.compare("value", &gradients.value, &value, |case| &mut case.value);
+        let all = |len: usize| (0..len).collect::<Vec<_>>();
+        self.compare("bias", &gradients.bias, &all(self.bias.len()), |case| &mut case.bias);
+        self.compare("relative_bias", &gradients.relative_bias, &all(self.relative_bias.len()), |case| &mut case.relative_bias);
+        self.compare("sinks", &gradients.sinks, &all(self.sinks.len()), |case| &mut case.sinks);
+    }
+}
+
+/// Grouped heads, other lengths and widths everywhere.
+const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 4, seq_len_kv: 6, head_dim: 3, head_dim_v: 2 };
+
+fn cases() -> Vec<Case> {
+    let plain = Problem::new(DIMS);
+    let mut cases = vec![
+        Case::new("plain", plain),
+        Case::new("scale", Problem { scale: Some(-1.5), ..plain }),
+        Case::new("causal, with empty rows", plain.causal(Alignment::Offset(-2))),
+        Case::new("causal bottom-right", plain.causal(Alignment::BottomRight)),
+        Case::new("window", plain.window(Alignment::BottomRight, Some(1), Some(0))),
+        Case::new("softcap", Problem { softcap: Some(0.7), ..plain }),
+        Case::new("sinks", Problem { sinks: true, ..plain.causal(Alignment::Offset(-2)) }),
+        Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.causal(Alignment::BottomRight) }),
+        Case::new("layout", plain.stored(DType::F32, Layout::Bshd)),
+    ];
+    for shape in [[2, 4, 4, 6], [1, 4, 1, 6], [2, 1, 4, 1], [1, 1, 1, 1]] {
+        cases.push(Case::new("bias", Problem { bias: Some(Broadcast(shape)), ..plain }));
+    }
+    for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
+        let position = Visibility { alignment: Some(Alignment::BottomRight), ..Default::default() };
+        let everything = Problem {
+            softcap: Some(1.5),
+            score_order,
+            bias: Some(Broadcast([1, 4, 4, 6])),
+            alibi: Some(Alibi::Signed),
+            relative_bias: Some(2),
+            sinks: true,
+            visibility: Visibility {
+                causal: true,
+                prefix_lengths: true,
+                kv_lengths: true,
+                documents: true,
+                mask: Some(Broadcast([2, 1, 1, 6])),
+                ..position
+            },
+            ..plain
+        };
+        cases.push(Case::new("relative bias", Problem { relative_bias: Some(1), visibility: position, score_order, ..plain }));
+        cases.push(Case::new("everything", everything));
+    }
+    let packed_dims = Dims { batch: 3, seq_len_kv: 5, ..DIMS };
+    let packed =
+        Problem { packed: Some(Packed { tokens_q: 5, tokens_kv: 9 }), dims: packed_dims, ..plain.stored(DType::F32, Layout::Bshd) };
+    cases.push(Case::new("packed", packed));
+    cases.push(Case::new("packed causal", Problem { sinks: true, relative_bias: Some(1), ..packed.causal(Alignment::BottomRight) }));
+    let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
+    cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain }));
+    let mut hidden = Case::new("bias that hides", Problem { bias: Some(Broadcast([1, 1, 4, 6])), ..plain });
+    hidden.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
+    cases.push(hidden);
+    cases
+}
+
+#[test]
+fn gradients_are_central_differences() {
+    cases().iter().filter(|case| case.name != "bias that hides").for_each(Case::check);
+    // -inf cannot be moved: a number takes its place in the differences, but not in the gradient.
+    let mut case = cases().pop().expect("the last case");
+    let gradients = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    for (at, bias) in case.bias.clone().into_iter().enumerate() {
+        if bias == f32::NEG_INFINITY {
+            assert_eq!(gradients.bias[at], 0.0, "{at}");
+        } else {
+            let expected = case.difference(at, |case| &mut case.bias);
+            assert!((gradients.bias[at] - expected).abs() < 2e-5, "{at}: {} is not {expected}", gradients.bias[at]);
+        }
+    }
+    // The bias is checked; the rest of the case without its gradient.
+    let finite = case.bias.clone();
+    case.problem.bias = None;
+    case.bias = Vec::new();
+    case.problem.visibility.mask = Some(Broadcast([1, 1, 4, 6]));
+    case.mask = finite.iter().map(|&bias| bias != f32::NEG_INFINITY).collect();
+    case.check();
+}
+
+/// NaN in a hidden key, value or bias reaches no gradient; rows that see nothing have gradient 0.
+#[test]
+fn hidden_numbers_are_never_read() {
+    let mut problem = Problem::new(DIMS).causal(Alignment::TopLeft);
+    problem.visibility.mask = Some(Broadcast([1, 1, 1, 6]));
+    problem.bias = Some(Broadcast([1, 1, 1, 6]));
+    let mut case = Case::new("poison", problem);
+    case.mask = vec![false, true, true, true, true, false];
+    let clean = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    for key in [0, 4, 5] {
+        case.bias[key] = f32::NAN;
+        for head in 0..4 {
+            case.key[(head * 6 + key) * 3..][..3].fill(f32::NAN);
+            case.value[(head * 6 + key) * 2..][..2].fill(f32::INFINITY);
+        }
+    }
+    let poisoned = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    assert_eq!(clean, poisoned);
+    assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 sees nothing");
+}
+
+/// Planted mistakes: the differences must notice them.
+#[test]
+fn the_differences_notice_what_is_wrong() {
+    let case = Case::new("softcap", Problem { softcap: Some(0.7), scale: Some(2.0), ..Problem::new(DIMS) });
+    let uncapped = Case { problem: Problem { softcap: None, ..case.problem }, ..case.clone() };
+    let scaled_twice = Case { problem: Problem { scale: Some(4.0), ..case.problem }, ..case.clone() };
+    for wrong in [uncapped, scaled_twice] {
+        let gradients =
+            naive_backward::attention(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into()).expect("a valid problem");
+        let off = |at: usize| (gradients.query[at] - case.difference(at, |case| &mut case.query)).abs() > 2e-4;
+        assert!((0..10).any(off), "a wrong gradient passed");
+    }
+}

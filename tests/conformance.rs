@@ -1,0 +1,31 @@
+//! Every case file on every backend.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use wgpu_attention::Control;
+use wgpu_attention::verify::{Verdict, count, run_dir};
+
+#[test]
+fn case_files() {
+    let backends = common::backends();
+    let candidates: Vec<_> = backends.iter().map(common::Tested::candidate).collect();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let rows = run_dir(&dir, &candidates, &mut Control::default()).expect("tests/data is there");
+
+    let mut table: BTreeMap<(&str, &str), Vec<_>> = BTreeMap::new();
+    for row in &rows {
+        table.entry((&row.suite, &row.backend)).or_default().push(row);
+    }
+    println!("{:<12} {:<24} {:>7} {:>7} {:>8}", "suite", "backend", "passed", "failed", "skipped");
+    for ((suite, backend), rows) in table {
+        let [passed, failed, skipped] = count(rows);
+        println!("{suite:<12} {backend:<24} {passed:>7} {failed:>7} {skipped:>8}");
+    }
+    for row in rows.iter().filter(|row| row.verdict != Verdict::Passed) {
+        println!("{}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict);
+    }
+    assert_eq!(count(&rows)[1], 0, "case files failed; they are listed above");
+}
