@@ -113,6 +113,19 @@ impl Engine {
         Ok(Self { place, algorithm: options.algorithm, chosen, why })
     }
 
+    /// The CPU path, and every adapter that can compute, each once; and why an adapter is left out.
+    pub fn every(checked: bool) -> (Vec<Self>, Vec<String>) {
+        let cpu = Self { place: Place::Cpu, algorithm: Algorithm::Auto, chosen: "cpu".into(), why: "every backend was asked for".into() };
+        let (mut engines, mut left_out) = (vec![cpu], Vec::new());
+        for chosen in pollster::block_on(gpu::choose_every()) {
+            match pollster::block_on(Gpu::open(&chosen, checked)) {
+                Ok(gpu) => engines.push(Self { why: chosen.why, ..Self::on_gpu(gpu) }),
+                Err(error) => left_out.push(error.to_string()),
+            }
+        }
+        (engines, left_out)
+    }
+
     /// Runs on an app's own device.
     pub fn on_gpu(gpu: Gpu) -> Self {
         Self { chosen: gpu.name().to_string(), why: "the app's own device".into(), algorithm: Algorithm::Auto, place: Place::Gpu(gpu) }

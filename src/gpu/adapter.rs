@@ -167,6 +167,13 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
     Ok(chosen)
 }
 
+/// Every adapter, the best first.
+pub(crate) async fn choose_every() -> Vec<Chosen> {
+    let mut adapters = adapters().await;
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), Wishes::from_env().low_power));
+    adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
+}
+
 /// Features that a kernel may use.
 pub(crate) fn wanted_features() -> wgpu::Features {
     wgpu::Features::SUBGROUP

@@ -12,6 +12,6 @@ pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings, Bound};
 pub use device::Gpu;
 
-pub(crate) use adapter::choose;
+pub(crate) use adapter::{choose, choose_every};
 pub(crate) use layer::{Layer, LayerParts};
 pub(crate) use linear::Projection;

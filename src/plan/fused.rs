@@ -7,9 +7,13 @@ use crate::{Error, Problem, Result};
 
 /// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
 const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
-    (DeviceClass::Software, 257, 128, RowShape { threads: 128, rows: 2, keys: 32, step: 2 }),
+    (DeviceClass::Software, 65, 128, RowShape { threads: 64, rows: 2, keys: 32, step: 2 }),
     (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
 ];
+
+/// On a software adapter compiling costs more than computing below this many floating-point operations: about a second of
+/// compiling for each kernel, ten times what the small tiles below need.
+const WORTH_COMPILING: f64 = 2e8;
 
 /// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
 const TILES: &[(usize, TileShape)] = &[
@@ -21,11 +25,14 @@ const TILES: &[(usize, TileShape)] = &[
     (5, tile(128, 1, 16, 1)),
     (1, tile(64, 1, 16, 2)),
     (1, tile(64, 1, 16, 1)),
-    (1, tile(32, 1, 8, 1)),
+    (1, SMALL),
     (1, tile(16, 1, 8, 1)),
     (1, tile(8, 1, 4, 1)),
     (1, tile(4, 1, 2, 1)),
 ];
+
+/// The shape that compiles fastest.
+const SMALL: TileShape = tile(32, 1, 8, 1);
 
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
     TileShape { threads, rows, cols, keys, subgroups: false }
@@ -110,9 +117,11 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<Kernel> {
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
     let by_rows = by_rows.map(|&(.., shape)| Kernel::Rows(shape));
+    let in_a_hurry = caps.class == DeviceClass::Software && problem.dims.flops() < WORTH_COMPILING;
+    let first = in_a_hurry.then_some(&(1, SMALL));
     let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
-    let by_tiles = by_tiles.map(|&(_, shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
-    by_rows.chain(by_tiles).find(|&kernel| fits(kernel)).ok_or_else(|| Error::Limit {
+    let tiles = |&(_, shape): &(usize, TileShape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
+    first.into_iter().map(tiles).chain(by_rows).chain(by_tiles.map(tiles)).find(|&kernel| fits(kernel)).ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
         needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(Kernel::Tiles(shape), problem).workgroup_bytes().into()),
         available: caps.workgroup_bytes.into(),

@@ -4,7 +4,7 @@
 pub(crate) mod bugs;
 
 use wgpu_attention::verify::{Candidate, oracle};
-use wgpu_attention::{Attend, Backend, Engine, EngineOptions};
+use wgpu_attention::{Algorithm, Attend, Engine};
 
 /// A backend by name.
 pub(crate) struct Tested {
@@ -26,7 +26,29 @@ pub(crate) fn backends() -> Vec<Tested> {
 }
 
 /// The backends without the oracle: what is held against it.
+///
+/// Without any GPU adapter this says so loudly, and fails where `CI` is set. `ATTENTION_CHECKED=1` runs the shaders with every check on.
 pub(crate) fn engines() -> Vec<Tested> {
-    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU path is always there");
-    vec![Tested { name: "cpu".into(), attend: Box::new(move |problem, inputs| cpu.attention(problem, inputs)) }]
+    let checked = std::env::var_os("ATTENTION_CHECKED").is_some();
+    let (engines, left_out) = Engine::every(checked);
+    assert!(left_out.is_empty(), "adapters that give no device: {left_out:?}");
+    if engines.iter().all(|engine| engine.gpu().is_none()) {
+        let message = "NO GPU ADAPTER: nothing that runs on a GPU is tested. scripts/test.sh installs a software one.";
+        assert!(std::env::var_os("CI").is_none(), "{message}");
+        eprintln!("\n*** {message} ***\n");
+    }
+    engines.into_iter().flat_map(tested).collect()
+}
+
+/// An engine, each way that it can compute.
+fn tested(engine: Engine) -> Vec<Tested> {
+    let Some(gpu) = engine.gpu() else { return vec![attend("cpu".into(), engine)] };
+    let backend = gpu.device().adapter_info().backend;
+    [(Algorithm::Fused, "fused"), (Algorithm::Staged, "staged")]
+        .map(|(algorithm, way)| attend(format!("{backend} {way}"), engine.clone().with_algorithm(algorithm)))
+        .into()
+}
+
+fn attend(name: String, engine: Engine) -> Tested {
+    Tested { name, attend: Box::new(move |problem, inputs| engine.attention(problem, inputs)) }
 }
