@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, ShaderOptions};
 use crate::plan::Plan;
 use crate::{Control, Error, Inputs, Outputs, Problem, Result, cpu};
 
@@ -71,8 +71,8 @@ pub struct EngineOptions {
     pub backend: Backend,
     /// Which way to compute.
     pub algorithm: Algorithm,
-    /// Run the shaders with every runtime check on (bounds, loops, divisions): slow; to find bugs.
-    pub checked: bool,
+    /// How shaders are made.
+    pub shaders: ShaderOptions,
 }
 
 /// Computes attention where it was told to. Cheap to clone; clones share the device.
@@ -101,7 +101,7 @@ impl Engine {
     pub async fn new_async(options: EngineOptions) -> Result<Self> {
         let (place, chosen, why) = match (gpu::choose(&options.backend).await?, &options.backend) {
             (Some(chosen), _) => {
-                let gpu = Gpu::open(&chosen, options.checked).await?;
+                let gpu = Gpu::open(&chosen, options.shaders).await?;
                 let name = gpu.name().to_string();
                 (Place::Gpu(gpu), name, chosen.why)
             }
@@ -114,11 +114,11 @@ impl Engine {
     }
 
     /// The CPU path, and every adapter that can compute, each once; and why an adapter is left out.
-    pub fn every(checked: bool) -> (Vec<Self>, Vec<String>) {
+    pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
         let cpu = Self { place: Place::Cpu, algorithm: Algorithm::Auto, chosen: "cpu".into(), why: "every backend was asked for".into() };
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
         for chosen in pollster::block_on(gpu::choose_every()) {
-            match pollster::block_on(Gpu::open(&chosen, checked)) {
+            match pollster::block_on(Gpu::open(&chosen, shaders)) {
                 Ok(gpu) => engines.push(Self { why: chosen.why, ..Self::on_gpu(gpu) }),
                 Err(error) => left_out.push(error.to_string()),
             }

@@ -36,3 +36,4 @@ pub use half::{bf16, f16};
 pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
 pub use visibility::{Alignment, Broadcast, Visibility};
+pub use wgpu;

@@ -1,6 +1,6 @@
 //! Which engine a command works on.
 
-use wgpu_attention::gpu;
+use wgpu_attention::gpu::{self, ShaderOptions};
 use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
 
 use crate::failure::Failure;
@@ -15,7 +15,7 @@ pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
 
 /// Makes the engine ready.
 pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
-    let options = EngineOptions { backend: backend.clone(), algorithm, checked };
+    let options = EngineOptions { backend: backend.clone(), algorithm, shaders: ShaderOptions { checked, ..Default::default() } };
     Engine::new(options).map_err(|error| match Failure::from(error) {
         Failure::Input(why) => Failure::Input(format!("--backend {backend}: {why}")),
         other => other,

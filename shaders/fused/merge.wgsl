@@ -1,5 +1,5 @@
 // Defines: main: partial results over disjoint keys merged into one: lse = ln(sum of exp(lse_s)), output = sum of exp(lse_s - lse) output_s.
-// Expects: lib/*, partial_output, partial_lse (read), store_output, store_lse; const VALUE_VECS.
+// Expects: lib/*, partial_output, partial_lse (read), store_output, store_lse; value_vecs.
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // A thread takes one vec4 of one row. Each part is normalised by its own sum; a part that saw nothing has lse -inf and joins with
@@ -16,9 +16,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let index = workgroup * THREADS + thread;
-    let column = index % VALUE_VECS;
-    let row = index / VALUE_VECS % params.seq_len_q;
-    let pair = index / VALUE_VECS / params.seq_len_q;
+    let column = index % value_vecs();
+    let row = index / value_vecs() % params.seq_len_q;
+    let pair = index / value_vecs() / params.seq_len_q;
     if (pair >= params.batch * params.num_heads) {
         return;
     }
@@ -43,7 +43,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (!is_negative_infinity(lse)) {
             let weight = exp(lse - top);
             total += weight;
-            acc = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * VALUE_VECS + column], acc);
+            acc = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], acc);
         }
     }
     let seen = total;

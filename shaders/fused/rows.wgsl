@@ -111,7 +111,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     if (!clear) {
                         sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
                     }
-                    if (MODIFIED) {
+                    if (is_modified()) {
                         if (sees) {
                             let scored = score_of(score[r * STEP + c], item, rows[r].head, rows[r].row, key);
                             score[r * STEP + c] = scored.score;

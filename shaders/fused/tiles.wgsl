@@ -1,5 +1,5 @@
 // Defines: main: flash attention forward by register tiles, scores exchanged through workgroup memory. Any head_dim that fits.
-// Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
+// Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): for each tile of keys: scores s = scale * Q K^T; m' = max(m, rowmax s);
@@ -13,6 +13,11 @@ const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) + 1u;
 const WEIGHT_STRIDE: u32 = BLOCK_ROWS + 4u;
 // Vec4 columns of the output that a thread owns.
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
+
+// The same, of which the loops run.
+fn value_per() -> u32 {
+    return (value_vecs() + COLS - 1u) / COLS;
+}
 
 const_assert BLOCK_ROWS == THREADS / COLS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;
@@ -46,17 +51,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (thread == 0u) {
         atomicStore(&non_finite, 0u);
     }
-    for (var n = 0u; n < (BLOCK_ROWS * HEAD_VECS + THREADS - 1u) / THREADS; n++) {
+    for (var n = 0u; n < (BLOCK_ROWS * head_vecs() + THREADS - 1u) / THREADS; n++) {
         let i = n * THREADS + thread;
-        if (i >= BLOCK_ROWS * HEAD_VECS) {
+        if (i >= BLOCK_ROWS * head_vecs()) {
             break;
         }
-        let row = row_of(item, block, i / HEAD_VECS);
+        let row = row_of(item, block, i / head_vecs());
         var q = vec4<f32>(0.0);
         if (row.row < item.rows) {
-            q = load_query(query_row(item, row.head, row.row), (i % HEAD_VECS) * 4u) * params.scale;
+            q = load_query(query_row(item, row.head, row.row), (i % head_vecs()) * 4u) * params.scale;
         }
-        query_tile[i] = q;
+        query_tile[i / head_vecs() * QUERY_STRIDE + i % head_vecs()] = q;
     }
 
     var rows: array<Row, ROWS>;
@@ -75,17 +80,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let range = key_range(item, block);
     for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
-        for (var n = 0u; n < (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS; n++) {
+        for (var n = 0u; n < (BLOCK_KEYS * head_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= BLOCK_KEYS * HEAD_VECS) {
+            if (i >= BLOCK_KEYS * head_vecs()) {
                 break;
             }
-            let key = first + i / HEAD_VECS;
+            let key = first + i / head_vecs();
             var k = vec4<f32>(0.0);
             if (key < range.end) {
-                k = load_key(key_row(item, kv_head, key), (i % HEAD_VECS) * 4u);
+                k = load_key(key_row(item, kv_head, key), (i % head_vecs()) * 4u);
             }
-            tile[i / HEAD_VECS * TILE_STRIDE + i % HEAD_VECS] = k;
+            tile[i / head_vecs() * TILE_STRIDE + i % head_vecs()] = k;
         }
         workgroupBarrier(); // between keys written and read
 
@@ -93,7 +98,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var i = 0u; i < ROWS * KEYS; i++) {
             score[i] = 0.0;
         }
-        for (var d = 0u; d < HEAD_VECS; d++) {
+        for (var d = 0u; d < head_vecs(); d++) {
             var k: array<vec4<f32>, KEYS>;
             for (var c = 0u; c < KEYS; c++) {
                 k[c] = tile[(thread_col + c * COLS) * TILE_STRIDE + d];
@@ -116,7 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 if (!clear) {
                     sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
                 }
-                if (MODIFIED) {
+                if (is_modified()) {
                     if (sees) {
                         let scored = score_of(score[r * KEYS + c], item, rows[r].head, rows[r].row, key);
                         score[r * KEYS + c] = scored.score;
@@ -137,31 +142,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 sum[r] += p;
                 weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROWS + r] = p;
             }
-            for (var e = 0u; e < VALUE_PER; e++) {
+            for (var e = 0u; e < value_per(); e++) {
                 acc[r * VALUE_PER + e] *= shrink;
             }
         }
-        for (var n = 0u; n < (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS; n++) {
+        for (var n = 0u; n < (BLOCK_KEYS * value_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= BLOCK_KEYS * VALUE_VECS) {
+            if (i >= BLOCK_KEYS * value_vecs()) {
                 break;
             }
-            let key = first + i / VALUE_VECS;
+            let key = first + i / value_vecs();
             var v = vec4<f32>(0.0);
             if (key < range.end) {
-                v = load_value(value_row(item, kv_head, key), (i % VALUE_VECS) * 4u);
+                v = load_value(value_row(item, kv_head, key), (i % value_vecs()) * 4u);
                 if (!is_finite(v)) {
                     atomicStore(&non_finite, 1u);
                 }
             }
-            tile[i / VALUE_VECS * TILE_STRIDE + i % VALUE_VECS] = v;
+            tile[i / value_vecs() * TILE_STRIDE + i % value_vecs()] = v;
         }
         workgroupBarrier(); // between values and weights written and read
 
         let careful = atomicLoad(&non_finite) != 0u;
-        for (var j = 0u; j < BLOCK_KEYS; j++) {
+        for (var j = 0u; j < rolled(BLOCK_KEYS); j++) {
             var v: array<vec4<f32>, VALUE_PER>;
-            for (var e = 0u; e < VALUE_PER; e++) {
+            for (var e = 0u; e < value_per(); e++) {
                 v[e] = tile[j * TILE_STRIDE + thread_col + e * COLS];
             }
             for (var r = 0u; r < ROWS; r++) {
@@ -169,7 +174,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 if (careful && bitcast<u32>(p) == HIDDEN_BITS) {
                     continue; // 0 * NaN must not reach a row that does not see it
                 }
-                for (var e = 0u; e < VALUE_PER; e++) {
+                for (var e = 0u; e < value_per(); e++) {
                     acc[r * VALUE_PER + e] = fma(vec4<f32>(p), v[e], acc[r * VALUE_PER + e]);
                 }
             }
@@ -181,8 +186,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (rows[r].row < item.rows) {
             let factor = store_row_end(item, block, rows[r], top[r], sum[r], thread_col == 0u);
             let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
-            for (var e = 0u; e < VALUE_PER; e++) {
-                if (thread_col + e * COLS < VALUE_VECS) {
+            for (var e = 0u; e < value_per(); e++) {
+                if (thread_col + e * COLS < value_vecs()) {
                     store_output(at, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e] * factor);
                 }
             }

@@ -10,6 +10,14 @@ const FLAG_PREFIX: u32 = 16u;
 const FLAG_BOTTOM_RIGHT: u32 = 32u;
 const FLAG_PACKED: u32 = 64u;
 const FLAG_SINKS: u32 = 128u;
+const FLAG_BIAS: u32 = 256u;
+const FLAG_MASK: u32 = 512u;
+const FLAG_DOCUMENTS: u32 = 1024u;
+const FLAG_RELATIVE_BIAS: u32 = 2048u;
+const FLAG_ALIBI_SIGNED: u32 = 4096u;
+const FLAG_ALIBI_SYMMETRIC: u32 = 8192u;
+const FLAG_SOFTCAP_FIRST: u32 = 16384u;
+const FLAG_SOFTCAP_LAST: u32 = 32768u;
 
 struct Params {
     // Strides of [batch, head, seq, dim] in elements; 0 along a broadcast axis.
@@ -62,6 +70,12 @@ struct Params {
     first_pair: u32,
     first_row: u32,
     row_count: u32,
+    // Numbers of a query row and of a value row; general variants read them, special ones have them as constants.
+    head_dim: u32,
+    head_dim_v: u32,
+    // Always 0, and no compiler knows: what keeps the loops of general variants from being unrolled.
+    zero: u32,
+    padding: u32,
     // Staged: which stage `scores` writes: 0 raw, 1 capped, 2 masked.
     score_stage: u32,
 }

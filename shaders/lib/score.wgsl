@@ -1,5 +1,6 @@
 // Defines: score_of: softcap and biases on a scaled dot product, and the element-wise part of visibility.
-// Expects: params, table, bias_at, mask_at; consts SOFTCAP (0 none, 1 before the biases, 2 after), BIAS, ALIBI (0 none, 1 signed, 2 symmetric), RELATIVE_BIAS, DOCUMENTS, MASK.
+// Expects: params, table, bias_at, mask_at; switches is_modified, softcap_first, softcap_last, has_bias, alibi_signed, alibi_symmetric,
+//          has_relative_bias, has_documents, has_mask: constant in special variants, flags in general ones.
 // Twin: src/cpu/naive.rs has the formulas.
 
 const LOWEST: f32 = -3.4028234e38;
@@ -24,35 +25,35 @@ fn is_negative_infinity(x: f32) -> bool {
 
 fn score_of(scaled: f32, item: Item, head: u32, row: u32, key: u32) -> Scored {
     var result = Scored(scaled, true);
-    if (SOFTCAP == 1u) {
+    if (softcap_first()) {
         result.score = params.softcap * tanh_exact(result.score / params.softcap);
     }
-    if (BIAS) {
+    if (has_bias()) {
         let bias = bias_at(item.batch * params.bias_strides.x + head * params.bias_strides.y + row * params.bias_strides.z + key * params.bias_strides.w);
         result.score += bias;
         result.visible = !is_negative_infinity(bias);
     }
-    if (ALIBI != 0u || RELATIVE_BIAS) {
+    if (alibi_signed() || alibi_symmetric() || has_relative_bias()) {
         let distance = i32(key) - (i32(row) + item.offset);
-        if (ALIBI == 1u) {
+        if (alibi_signed()) {
             result.score += bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(distance);
         }
-        if (ALIBI == 2u) {
+        if (alibi_symmetric()) {
             result.score -= bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(abs(distance));
         }
-        if (RELATIVE_BIAS) {
+        if (has_relative_bias()) {
             let column = clamp(-distance, -params.max_distance, params.max_distance) + params.max_distance;
             result.score += bitcast<f32>(table(params.table_relative_bias + head * u32(2 * params.max_distance + 1) + u32(column)));
         }
     }
-    if (SOFTCAP == 2u) {
+    if (softcap_last()) {
         result.score = params.softcap * tanh_exact(result.score / params.softcap);
     }
-    if (DOCUMENTS) {
+    if (has_documents()) {
         let own = table(params.table_documents_q + item.batch * params.seq_len_q + row);
         result.visible = result.visible && own == table(params.table_documents_kv + item.batch * params.seq_len_kv + key);
     }
-    if (MASK) {
+    if (has_mask()) {
         result.visible = result.visible && mask_at(item.batch * params.mask_strides.x + head * params.mask_strides.y + row * params.mask_strides.z + key * params.mask_strides.w);
     }
     return result;

@@ -1,5 +1,5 @@
 // Defines: main: the scores of a part of the score matrix, scale * Q K^T, then softcap, biases and visibility as far as `score_stage` says.
-// Expects: lib/*, load_query, load_key, scores (read_write); consts HEAD_VECS, MODIFIED.
+// Expects: lib/*, load_query, load_key, scores (read_write); head_vecs, rolled.
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 keys; a thread 4 x 4 of them. Queries and keys go through workgroup memory 32 numbers at a time.
@@ -30,7 +30,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let end_row = min(params.first_row + params.row_count, item.rows);
 
     var score: array<f32, 16>; // 4 rows x 4 keys
-    for (var d = 0u; d < HEAD_VECS; d += STEP) {
+    for (var d = 0u; d < head_vecs(); d += STEP) {
         workgroupBarrier(); // between the last step's tiles being read and these being written
         for (var n = 0u; n < (TILE * STEP + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
@@ -40,18 +40,18 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let local = i / STEP;
             let dim = d + i % STEP;
             var q = vec4<f32>(0.0);
-            if (first_row + local < end_row && dim < HEAD_VECS) {
+            if (first_row + local < end_row && dim < head_vecs()) {
                 q = load_query(query_row(item, head, first_row + local), dim * 4u) * params.scale;
             }
             query_tile[local * STRIDE + i % STEP] = q;
             var k = vec4<f32>(0.0);
-            if (first_key + local < item.stored_keys && dim < HEAD_VECS) {
+            if (first_key + local < item.stored_keys && dim < head_vecs()) {
                 k = load_key(key_row(item, head / params.group, first_key + local), dim * 4u);
             }
             key_tile[local * STRIDE + i % STEP] = k;
         }
         workgroupBarrier(); // between tiles written and read
-        for (var s = 0u; s < STEP; s++) {
+        for (var s = 0u; s < rolled(STEP); s++) {
             for (var r = 0u; r < 4u; r++) {
                 let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s];
                 for (var c = 0u; c < 4u; c++) {
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
             let is_there = row < item.rows && key < item.stored_keys;
             var scored = Scored(score[r * 4u + c], is_there);
-            if (is_there && params.score_stage == 1u && SOFTCAP == 1u) {
+            if (is_there && params.score_stage == 1u && softcap_first()) {
                 scored.score = params.softcap * tanh_exact(scored.score / params.softcap);
             }
             if (is_there && params.score_stage == 2u) {

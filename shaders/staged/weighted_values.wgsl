@@ -1,5 +1,5 @@
 // Defines: main: output = weights x V for a part of the score matrix. A weight of -0 is a hidden key: its value is not touched.
-// Expects: lib/*, load_value, store_output, scores (read); const VALUE_VECS.
+// Expects: lib/*, load_value, store_output, scores (read); value_vecs, rolled.
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 columns; a thread 4 rows x one vec4. Weights and values go through workgroup memory 32 keys at a time.
@@ -14,7 +14,7 @@ var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 col
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let column_tiles = (VALUE_VECS + COLUMNS - 1u) / COLUMNS;
+    let column_tiles = (value_vecs() + COLUMNS - 1u) / COLUMNS;
     let row_tiles = (params.row_count + TILE - 1u) / TILE;
     let index = workgroup_index(id);
     if (index == NO_WORK) {
@@ -51,13 +51,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let key = first + i / COLUMNS;
             let column = first_column + i % COLUMNS;
             var v = vec4<f32>(0.0);
-            if (key < item.keys && column < VALUE_VECS) {
+            if (key < item.keys && column < value_vecs()) {
                 v = load_value(value_row(item, head / params.group, key), column * 4u);
             }
             value_tile[i] = v;
         }
         workgroupBarrier(); // between tiles written and read
-        for (var j = 0u; j < TILE; j++) {
+        for (var j = 0u; j < rolled(TILE); j++) {
             let v = value_tile[j * COLUMNS + thread % COLUMNS];
             for (var r = 0u; r < 4u; r++) {
                 let weight = weight_tile[(thread / COLUMNS * 4u + r) * (TILE + 1u) + j];
@@ -69,7 +69,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     for (var r = 0u; r < 4u; r++) {
         let local = first_local + thread / COLUMNS * 4u + r;
         let row = params.first_row + local;
-        if (local < params.row_count && row < item.rows && column < VALUE_VECS) {
+        if (local < params.row_count && row < item.rows && column < value_vecs()) {
             store_output(output_row(item, head, row), column * 4u, acc[r]);
         }
     }

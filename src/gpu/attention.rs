@@ -23,6 +23,8 @@ pub struct Attention {
     scratch: Vec<wgpu::Buffer>,
     /// Where the lse goes when the app does not want it.
     spare_lse: wgpu::Buffer,
+    /// What general variants read of tables, bias and mask that the problem does not have: nothing.
+    spare: wgpu::Buffer,
 }
 
 /// The buffers of an attention. Each must have `BufferUsages::STORAGE`; offsets must be multiples of the device's
@@ -118,10 +120,11 @@ impl Attention {
         };
         let scratch = plan.scratch.iter().map(|&size| storage("attention scratch", size)).collect();
         let spare_lse = storage("attention lse", if problem.want.lse { 0 } else { 4 * problem.lse_len() as u64 });
+        let spare = storage("attention spare", 16);
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(Error::Device { why: error.to_string() });
         }
-        Ok(Self { gpu: gpu.clone(), problem: *problem, plan, pipelines, params, params_stride, scratch, spare_lse })
+        Ok(Self { gpu: gpu.clone(), problem: *problem, plan, pipelines, params, params_stride, scratch, spare_lse, spare })
     }
 
     /// What was planned.
@@ -163,9 +166,9 @@ impl Attention {
                 Place::Value => Some(bindings.value.clone()),
                 Place::Output => Some(bindings.output.clone()),
                 Place::Lse => bindings.lse.clone().or(Some(self.spare_lse.as_entire_buffer_binding())),
-                Place::Tables => bindings.tables.clone(),
-                Place::Bias => bindings.bias.clone(),
-                Place::Mask => bindings.mask.clone(),
+                Place::Tables => bindings.tables.clone().or(Some(self.spare.as_entire_buffer_binding())),
+                Place::Bias => bindings.bias.clone().or(Some(self.spare.as_entire_buffer_binding())),
+                Place::Mask => bindings.mask.clone().or(Some(self.spare.as_entire_buffer_binding())),
                 Place::Scores => bindings.scores.clone(),
                 Place::Weights => bindings.weights.clone(),
                 Place::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),

@@ -5,8 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::adapter::{Chosen, caps, wanted_features};
 use super::host::Prepared;
 use super::pipeline::PipelineCache;
-use crate::plan::DeviceCaps;
+use crate::plan::{DeviceCaps, Specialise};
 use crate::{Error, Result};
+
+/// How shaders are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShaderOptions {
+    /// With every runtime check on (bounds, loops, divisions): slow; to find bugs.
+    pub checked: bool,
+    /// When a kernel is made for one problem only.
+    pub specialise: Specialise,
+}
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
 #[derive(Clone)]
@@ -19,14 +28,14 @@ struct Shared {
     queue: wgpu::Queue,
     caps: DeviceCaps,
     name: String,
-    checked: bool,
+    options: ShaderOptions,
     pipelines: PipelineCache,
     prepared: Mutex<Vec<Prepared>>,
 }
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu").field("name", &self.shared.name).field("checked", &self.shared.checked).finish()
+        f.debug_struct("Gpu").field("name", &self.shared.name).field("options", &self.shared.options).finish()
     }
 }
 
@@ -35,24 +44,24 @@ impl Gpu {
     ///
     /// Ask for `adapter.limits()` and [`wgpu::Features::SUBGROUP`] when you make the device: WebGPU's defaults are small.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::new(device, queue, false)
+        Self::new(device, queue, ShaderOptions::default())
     }
 
-    /// As [`Self::from_device`], with every runtime check of the shaders on: slow; to find bugs.
-    pub fn from_device_checked(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::new(device, queue, true)
+    /// As [`Self::from_device`], with a say in how shaders are made.
+    pub fn from_device_with(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
+        Self::new(device, queue, options)
     }
 
-    fn new(device: wgpu::Device, queue: wgpu::Queue, checked: bool) -> Self {
+    fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
-        let caps = caps(device.features(), &device.limits(), &info);
+        let caps = caps(device.features(), &device.limits(), &info, options.specialise);
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
-        Self { shared: Arc::new(Shared { device, queue, caps, name, checked, pipelines, prepared: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { device, queue, caps, name, options, pipelines, prepared: Mutex::default() }) }
     }
 
     /// Makes a device of the adapter, with all of its limits.
-    pub(crate) async fn open(chosen: &Chosen, checked: bool) -> Result<Self> {
+    pub(crate) async fn open(chosen: &Chosen, options: ShaderOptions) -> Result<Self> {
         let adapter = &chosen.adapter;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgpu-attention"),
@@ -61,7 +70,7 @@ impl Gpu {
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|error| Error::Device { why: error.to_string() })?;
-        Ok(Self::new(device, queue, checked))
+        Ok(Self::new(device, queue, options))
     }
 
     /// The device.
@@ -85,7 +94,7 @@ impl Gpu {
     }
 
     pub(crate) fn is_checked(&self) -> bool {
-        self.shared.checked
+        self.shared.options.checked
     }
 
     pub(super) fn pipelines(&self) -> &PipelineCache {

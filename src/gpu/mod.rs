@@ -10,7 +10,7 @@ mod pipeline;
 
 pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings, Bound};
-pub use device::Gpu;
+pub use device::{Gpu, ShaderOptions};
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use layer::{Layer, LayerParts};

@@ -23,6 +23,20 @@ pub struct DeviceCaps {
     pub storage_alignment: u32,
     /// `min_uniform_buffer_offset_alignment`.
     pub uniform_alignment: u32,
+    /// When kernels are made for one problem only. A choice, not read off the device.
+    pub specialise: Specialise,
+}
+
+/// When a kernel is compiled for one head_dim and one set of options, instead of taking them at run time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Specialise {
+    /// Where it pays: always on a GPU; on a software adapter for problems that run longer than a kernel compiles.
+    #[default]
+    Auto,
+    /// Never: few kernels, each quick to compile, slow to run.
+    Never,
+    /// Always.
+    Always,
 }
 
 /// Kinds of devices between which first choices differ.
@@ -50,6 +64,7 @@ impl DeviceCaps {
             storage_buffers: 8,
             storage_alignment: 256,
             uniform_alignment: 256,
+            specialise: Specialise::Auto,
         }
     }
 
@@ -60,6 +75,16 @@ impl DeviceCaps {
             DeviceClass::Software => 2e9,    // 10 GFLOP/s
             DeviceClass::Integrated => 25e9, // 100 GFLOP/s
             DeviceClass::Discrete => 250e9,  // 1 TFLOP/s
+        }
+    }
+
+    /// Whether `flops` of work are worth a kernel of their own. On a software adapter that takes about a second to compile, and
+    /// runs at tens of GFLOP/s where a general one reaches one.
+    pub(crate) fn specialises(&self, flops: f64) -> bool {
+        match self.specialise {
+            Specialise::Auto => self.class != DeviceClass::Software || flops > 2e8,
+            Specialise::Never => false,
+            Specialise::Always => true,
         }
     }
 

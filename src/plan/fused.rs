@@ -11,10 +11,6 @@ const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
     (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
 ];
 
-/// On a software adapter compiling costs more than computing below this many floating-point operations: about a second of
-/// compiling for each kernel, ten times what the small tiles below need.
-const WORTH_COMPILING: f64 = 2e8;
-
 /// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
 const TILES: &[(usize, TileShape)] = &[
     (17, tile(128, 4, 16, 2)),
@@ -25,18 +21,18 @@ const TILES: &[(usize, TileShape)] = &[
     (5, tile(128, 1, 16, 1)),
     (1, tile(64, 1, 16, 2)),
     (1, tile(64, 1, 16, 1)),
-    (1, SMALL),
+    (1, tile(32, 1, 8, 1)),
     (1, tile(16, 1, 8, 1)),
     (1, tile(8, 1, 4, 1)),
     (1, tile(4, 1, 2, 1)),
 ];
 
-/// The shape that compiles fastest.
-const SMALL: TileShape = tile(32, 1, 8, 1);
-
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
     TileShape { threads, rows, cols, keys, subgroups: false }
 }
+
+/// Shapes of the tiles kernel's general variants.
+const GENERAL: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
 
 /// Keys below which a split is not worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
@@ -44,13 +40,12 @@ const KEYS_PER_SPLIT: usize = 256;
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
     let d = &problem.dims;
     let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
-    let kernel = choose(problem, caps, pack * d.seq_len_q)?;
+    let mut key = choose(problem, caps, pack * d.seq_len_q)?;
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
-    let blocks = (pack * d.seq_len_q).div_ceil(kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
+    let blocks = (pack * d.seq_len_q).div_ceil(key.kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
     let splits = splits(problem, caps, blocks);
     let workgroups = grid(blocks.saturating_mul(splits))?;
 
-    let mut key = KernelKey::new(kernel, problem);
     let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
     let mut scratch = Vec::new();
     let mut steps = Vec::new();
@@ -72,13 +67,13 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
         let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
         let rows = problem.lse_len();
         let merge = Step {
-            key: KernelKey::new(Kernel::Merge, problem),
+            key: variant(key.general, Kernel::Merge, problem),
             params: Params { end_workgroup: grid((rows * (width as usize / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..params },
             places: Vec::new(),
             flops: 2.0 * (splits * rows * width as usize) as f64,
         };
         // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
-        key.output = Storage::SCRATCH;
+        key.output = Storage { vectors: !key.general, ..Storage::SCRATCH };
         params.offsets[3] = 0;
         params.output_strides = match problem.packed {
             Some(_) => [0, width, d.num_heads as u32 * width, 1],
@@ -97,11 +92,18 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
         steps.push(Step { places: places(&merge.key, in_place), ..merge });
     }
     let summary = format!(
-        "fused {kernel}, heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        "fused {}{}, heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        if key.general { "general " } else { "" },
+        key.kernel,
         key.workgroup_bytes(),
         scratch.iter().sum::<u64>(),
     );
     Ok(Plan { steps, scratch, table_words, summary })
+}
+
+/// The variant of `kernel` for `problem`.
+pub(super) fn variant(general: bool, kernel: Kernel, problem: &Problem) -> KernelKey {
+    if general { KernelKey::general(kernel, problem) } else { KernelKey::new(kernel, problem) }
 }
 
 pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slot, Place)> {
@@ -109,21 +111,20 @@ pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slo
 }
 
 /// The first kernel meant for this many rows on this class of device that fits it.
-fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<Kernel> {
-    let fits = |kernel: Kernel| {
-        let key = KernelKey::new(kernel, problem);
-        key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
-    };
+fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
+    let fits = |key: &KernelKey| key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads;
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
+    let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
+    let special = caps.specialises(problem.dims.flops());
     let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
-    let by_rows = by_rows.map(|&(.., shape)| Kernel::Rows(shape));
-    let in_a_hurry = caps.class == DeviceClass::Software && problem.dims.flops() < WORTH_COMPILING;
-    let first = in_a_hurry.then_some(&(1, SMALL));
+    let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
     let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
-    let tiles = |&(_, shape): &(usize, TileShape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
-    first.into_iter().map(tiles).chain(by_rows).chain(by_tiles.map(tiles)).find(|&kernel| fits(kernel)).ok_or_else(|| Error::Limit {
+    let by_tiles = by_tiles.map(|&(_, shape)| KernelKey::new(tiles(shape), problem));
+    let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
+    let found = if special { by_rows.chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
+    found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
-        needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(Kernel::Tiles(shape), problem).workgroup_bytes().into()),
+        needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),
         available: caps.workgroup_bytes.into(),
         remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
     })

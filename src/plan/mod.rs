@@ -5,11 +5,11 @@ mod fused;
 mod staged;
 mod tables;
 
-pub use caps::{DeviceCaps, DeviceClass};
+pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use tables::{TableLayout, table_bytes};
 
 use crate::problem::Operand;
-use crate::shader::{KernelKey, Params, Slot};
+use crate::shader::{KernelKey, Params, Slot, compose};
 use crate::{Algorithm, Error, Problem, Result};
 
 /// What a binding of a step refers to.
@@ -90,6 +90,19 @@ impl Plan {
         &self.summary
     }
 
+    /// The kernels it runs, each once, with their WGSL.
+    pub fn shaders(&self) -> Vec<Shader> {
+        let mut keys: Vec<&KernelKey> = Vec::new();
+        for step in &self.steps {
+            if !keys.contains(&&step.key) {
+                keys.push(&step.key);
+            }
+        }
+        keys.into_iter()
+            .map(|key| Shader { name: key.kernel.to_string(), text: compose(key).text, workgroup_bytes: key.workgroup_bytes() })
+            .collect()
+    }
+
     /// Bytes of the plan's own buffers.
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch.iter().sum()
@@ -104,6 +117,17 @@ impl Plan {
     pub fn table_words(&self) -> u32 {
         self.table_words
     }
+}
+
+/// A kernel as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shader {
+    /// Which kernel, and its shape.
+    pub name: String,
+    /// WGSL, complete.
+    pub text: String,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
 }
 
 /// Shaders count elements in u32 and positions in i32, and bind whole tensors.

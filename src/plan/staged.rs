@@ -1,8 +1,8 @@
 //! The staged algorithm: scores, softmax, weighted values, over as much of the score matrix as fits.
 
-use super::fused::places;
+use super::fused::{places, variant};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
-use crate::shader::{Kernel, KernelKey, Params, Slot};
+use crate::shader::{Kernel, Params, Slot};
 use crate::{Error, Problem, Result, ScoreStage};
 
 /// Rows and keys of a workgroup's tile, and vec4 columns, in shaders/staged.
@@ -36,9 +36,10 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Pl
         Slot::Mask => Place::Mask,
         _ => matrix,
     };
+    let general = !caps.specialises(d.flops());
     let mut steps = Vec::new();
     let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: Option<Place>| -> Result<()> {
-        let key = KernelKey::new(kernel, problem);
+        let key = variant(general, kernel, problem);
         let places = places(&key, |slot| if slot == Slot::Scores { scores.unwrap_or(matrix) } else { place(slot) });
         steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops });
         Ok(())
@@ -61,9 +62,10 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Pl
         vec![parts.iter().map(|part| 4 * (part.pairs * part.rows * d.seq_len_kv) as u64).max().unwrap_or(0).max(16)]
     };
     let summary = format!(
-        "staged scores, softmax, weighted values ({why}) in {} part(s), tiles {TILE}x{TILE}, {} B workgroup memory, {} B scratch",
+        "staged {}scores, softmax, weighted values ({why}) in {} part(s), tiles {TILE}x{TILE}, {} B workgroup memory, {} B scratch",
+        if general { "general " } else { "" },
         parts.len(),
-        KernelKey::new(Kernel::Scores, problem).workgroup_bytes(),
+        variant(general, Kernel::Scores, problem).workgroup_bytes(),
         scratch.iter().sum::<u64>(),
     );
     Ok(Plan { steps, scratch, table_words, summary })

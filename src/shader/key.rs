@@ -7,7 +7,10 @@ use crate::{Broadcast, DType, Problem, ScoreOrder};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelKey {
     pub(crate) kernel: Kernel,
-    /// Numbers of a query row and of a value row; 0 where the kernel does not touch them.
+    /// A general variant takes head_dim and every switch of the score at run time, with rolled loops: few variants, quick to
+    /// compile, slow to run. A special one has them as constants.
+    pub(crate) general: bool,
+    /// Numbers of a query row and of a value row, of general variants the most; 0 where the kernel does not touch them.
     pub(crate) head_dim: u32,
     pub(crate) head_dim_v: u32,
     pub(crate) query: Storage,
@@ -234,6 +237,7 @@ impl KernelKey {
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {
             kernel,
+            general: false,
             head_dim: 0,
             head_dim_v: 0,
             query: Storage::default(),
@@ -260,6 +264,26 @@ impl KernelKey {
             }
             Kernel::Softmax => unused,
             Kernel::WeightedValues => Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), ..unused },
+        }
+    }
+
+    /// The general variant of `kernel` that `problem` fits.
+    pub(crate) fn general(kernel: Kernel, problem: &Problem) -> Self {
+        let special = Self::new(kernel, problem);
+        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores);
+        let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
+        let scalar = |storage: Storage| Storage { vectors: false, ..storage };
+        Self {
+            general: true,
+            head_dim: roomy(special.head_dim),
+            head_dim_v: roomy(special.head_dim_v),
+            query: scalar(special.query),
+            key: scalar(special.key),
+            value: scalar(special.value),
+            output: scalar(special.output),
+            score: ScoreKey { bias: scores, mask: scores, ..ScoreKey::default() },
+            tables: true,
+            ..special
         }
     }
 

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::key::broadcast_strides;
 use crate::plan::TableLayout;
 use crate::problem::Operand;
-use crate::{Alignment, Problem};
+use crate::{Alibi, Alignment, Problem, ScoreOrder};
 
 /// Bits of `Params::flags`.
 pub(crate) struct Flags;
@@ -19,6 +19,14 @@ impl Flags {
     pub(crate) const BOTTOM_RIGHT: u32 = 32;
     pub(crate) const PACKED: u32 = 64;
     pub(crate) const SINKS: u32 = 128;
+    pub(crate) const BIAS: u32 = 256;
+    pub(crate) const MASK: u32 = 512;
+    pub(crate) const DOCUMENTS: u32 = 1024;
+    pub(crate) const RELATIVE_BIAS: u32 = 2048;
+    pub(crate) const ALIBI_SIGNED: u32 = 4096;
+    pub(crate) const ALIBI_SYMMETRIC: u32 = 8192;
+    pub(crate) const SOFTCAP_FIRST: u32 = 16384;
+    pub(crate) const SOFTCAP_LAST: u32 = 32768;
 }
 
 /// Runtime quantities of one dispatch.
@@ -55,6 +63,10 @@ pub(crate) struct Params {
     pub(crate) first_pair: u32,
     pub(crate) first_row: u32,
     pub(crate) row_count: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) head_dim_v: u32,
+    pub(crate) zero: u32,
+    pub(crate) padding: u32,
     pub(crate) score_stage: u32,
 }
 
@@ -85,7 +97,15 @@ impl Params {
                 | flag(v.prefix_lengths, Flags::PREFIX)
                 | flag(v.alignment == Some(Alignment::BottomRight), Flags::BOTTOM_RIGHT)
                 | flag(problem.packed.is_some(), Flags::PACKED)
-                | flag(problem.sinks, Flags::SINKS),
+                | flag(problem.sinks, Flags::SINKS)
+                | flag(problem.bias.is_some(), Flags::BIAS)
+                | flag(v.mask.is_some(), Flags::MASK)
+                | flag(v.documents, Flags::DOCUMENTS)
+                | flag(problem.relative_bias.is_some(), Flags::RELATIVE_BIAS)
+                | flag(problem.alibi == Some(Alibi::Signed), Flags::ALIBI_SIGNED)
+                | flag(problem.alibi == Some(Alibi::Symmetric), Flags::ALIBI_SYMMETRIC)
+                | flag(problem.softcap.is_some() && problem.score_order == ScoreOrder::SoftcapThenBias, Flags::SOFTCAP_FIRST)
+                | flag(problem.softcap.is_some() && problem.score_order == ScoreOrder::BiasThenSoftcap, Flags::SOFTCAP_LAST),
             batch: problem.dims.batch as u32,
             num_heads: problem.dims.num_heads as u32,
             group: problem.dims.group() as u32,
@@ -99,6 +119,8 @@ impl Params {
             scale: problem.effective_scale(),
             softcap: problem.softcap.unwrap_or(0.0),
             splits: 1,
+            head_dim: problem.dims.head_dim as u32,
+            head_dim_v: problem.dims.head_dim_v as u32,
             ..Self::default()
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::key::{Alibi, SoftcapPlace};
 use super::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
 use crate::DType;
 
@@ -40,17 +41,41 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
     }
-    line("SOFTCAP", key.score.softcap as u32);
-    line("ALIBI", key.score.alibi as u32);
-    for (name, value) in [
-        ("MODIFIED", key.score.is_modified()),
-        ("BIAS", key.score.bias),
-        ("RELATIVE_BIAS", key.score.relative_bias),
-        ("DOCUMENTS", key.score.documents),
-        ("MASK", key.score.mask),
+    sizes(text, key);
+    switches(text, key);
+}
+
+/// How far loops over a row run: constants in special variants, params in general ones.
+fn sizes(text: &mut String, key: &KernelKey) {
+    for (name, special, general) in [
+        ("head_dim()", "HEAD_DIM", "params.head_dim"),
+        ("head_vecs()", "HEAD_VECS", "(params.head_dim + 3u) / 4u"),
+        ("value_dim()", "VALUE_DIM", "params.head_dim_v"),
+        ("value_vecs()", "VALUE_VECS", "(params.head_dim_v + 3u) / 4u"),
+        ("rolled(n: u32)", "n", "n + params.zero"),
     ] {
-        let _ = writeln!(text, "const {name}: bool = {value};");
+        let _ = writeln!(text, "fn {name} -> u32 {{ return {}; }}", if key.general { general } else { special });
     }
+}
+
+/// What happens to a score: constants in special variants, flags in general ones.
+fn switches(text: &mut String, key: &KernelKey) {
+    let score = &key.score;
+    for (name, special, flag) in [
+        ("softcap_first", score.softcap == SoftcapPlace::BeforeBias, "FLAG_SOFTCAP_FIRST"),
+        ("softcap_last", score.softcap == SoftcapPlace::AfterBias, "FLAG_SOFTCAP_LAST"),
+        ("has_bias", score.bias, "FLAG_BIAS"),
+        ("alibi_signed", score.alibi == Alibi::Signed, "FLAG_ALIBI_SIGNED"),
+        ("alibi_symmetric", score.alibi == Alibi::Symmetric, "FLAG_ALIBI_SYMMETRIC"),
+        ("has_relative_bias", score.relative_bias, "FLAG_RELATIVE_BIAS"),
+        ("has_documents", score.documents, "FLAG_DOCUMENTS"),
+        ("has_mask", score.mask, "FLAG_MASK"),
+    ] {
+        let special = special.to_string();
+        let general = format!("(params.flags & {flag}) != 0u");
+        let _ = writeln!(text, "fn {name}() -> bool {{ return {}; }}", if key.general { &general } else { &special });
+    }
+    let _ = writeln!(text, "fn is_modified() -> bool {{ return {}; }}", key.general || score.is_modified());
 }
 
 fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
@@ -65,9 +90,9 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
     };
     match slot {
         Slot::Params => declare("params", "Params"),
-        Slot::Query => reader(text, number, "query", key.query, "HEAD_DIM"),
-        Slot::Key => reader(text, number, "key", key.key, "HEAD_DIM"),
-        Slot::Value => reader(text, number, "value", key.value, "VALUE_DIM"),
+        Slot::Query => reader(text, number, "query", key.query, "head_dim"),
+        Slot::Key => reader(text, number, "key", key.key, "head_dim"),
+        Slot::Value => reader(text, number, "value", key.value, "value_dim"),
         Slot::Output => writer(text, number, key.output),
         Slot::Lse => {
             declare("lse_words", "array<f32>");
@@ -111,7 +136,7 @@ fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &
             text,
             "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
                  var numbers = vec4<f32>(0.0);\n    \
-                 for (var c = 0u; c < 4u && dim + c < {width}; c++) {{\n        \
+                 for (var c = 0u; c < 4u && dim + c < {width}(); c++) {{\n        \
                      let i = at + (dim + c) * params.{name}_strides.w;\n        \
                      numbers[c] = {one};\n    \
                  }}\n    \
@@ -143,7 +168,7 @@ fn writer(text: &mut String, number: u32, storage: Storage) {
         body
     } else {
         format!(
-            "    for (var c = 0u; c < 4u && dim + c < VALUE_DIM; c++) {{\n        \
+            "    for (var c = 0u; c < 4u && dim + c < value_dim(); c++) {{\n        \
                  let i = at + (dim + c) * params.output_strides.w;\n{body}    \
              }}\n"
         )
@@ -156,10 +181,10 @@ fn missing(text: &mut String, key: &KernelKey) {
     if !key.tables {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }
-    if !key.score.bias {
+    if !key.score.bias && !key.general {
         text.push_str("fn bias_at(at: u32) -> f32 { return 0.0; }\n");
     }
-    if !key.score.mask {
+    if !key.score.mask && !key.general {
         text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
     }
 }

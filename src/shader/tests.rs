@@ -6,7 +6,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 
 use super::{Access, KernelKey, Params, compose};
-use crate::plan::{DeviceCaps, DeviceClass, Plan};
+use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
 use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want};
 
 /// Problems that between them turn every switch of the key.
@@ -39,11 +39,13 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-fn devices() -> [DeviceCaps; 3] {
+fn devices() -> [DeviceCaps; 4] {
     let defaults = DeviceCaps::webgpu_defaults();
+    let software = DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, workgroup_bytes: 32768, ..defaults.clone() };
     [
         defaults.clone(),
-        DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, workgroup_bytes: 32768, ..defaults.clone() },
+        DeviceCaps { specialise: Specialise::Never, ..software.clone() },
+        DeviceCaps { specialise: Specialise::Always, ..software },
         DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, workgroup_bytes: 49152, ..defaults },
     ]
 }

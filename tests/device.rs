@@ -1,0 +1,196 @@
+//! An app with a device of its own: record only, in its own encoder, on its own buffers.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use wgpu_attention::gpu::{Attention, Bindings, Gpu};
+use wgpu_attention::wgpu::{self, BufferUsages};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Inputs, Layout, Problem, TensorSpec, cpu};
+
+/// The app's devices: one of each adapter, with the limits that `limits` picks.
+fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(wgpu::Device, wgpu::Queue)> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    common::insist_on_adapters(adapters.len());
+    adapters
+        .iter()
+        .map(|adapter| {
+            let descriptor = wgpu::DeviceDescriptor {
+                required_features: adapter.features() & wgpu::Features::SUBGROUP,
+                required_limits: limits(adapter),
+                ..Default::default()
+            };
+            pollster::block_on(adapter.request_device(&descriptor)).expect("a device")
+        })
+        .collect()
+}
+
+fn numbers(len: usize, seed: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 + seed * 104729) % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+fn upload(device: &wgpu::Device, queue: &wgpu::Queue, data: &[f32]) -> wgpu::Buffer {
+    let buffer = empty(device, data.len());
+    queue.write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+    buffer
+}
+
+fn empty(device: &wgpu::Device, len: usize) -> wgpu::Buffer {
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+    device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 4 * len as u64, usage, mapped_at_creation: false })
+}
+
+fn read(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer) -> Vec<f32> {
+    let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+    let staging = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: buffer.size(), usage, mapped_at_creation: false });
+    let mut encoder = device.create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+    queue.submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("mapped"));
+    device.poll(wgpu::PollType::wait_indefinitely()).expect("polled");
+    bytemuck::pod_collect_to_vec(&staging.get_mapped_range(..).expect("a view"))
+}
+
+/// The app's own work between two attentions: every number times -2.
+fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
+    let source = "@group(0) @binding(0) var<storage, read> a: array<f32>;
+        @group(0) @binding(1) var<storage, read_write> b: array<f32>;
+        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+            if (id.x < arrayLength(&a)) { b[id.x] = a[id.x] * -2.0; }
+        }";
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
+    let entries = [from, to].map(wgpu::Buffer::as_entire_binding);
+    let entries: Vec<_> =
+        entries.into_iter().enumerate().map(|(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource }).collect();
+    let layout = pipeline.get_bind_group_layout(0);
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
+    pass.set_pipeline(&pipeline);
+    pass.set_bind_group(0, &group, &[]);
+    pass.dispatch_workgroups((len as u32).div_ceil(64), 1, 1);
+}
+
+#[test]
+fn two_attentions_and_an_own_dispatch_in_one_encoder() {
+    let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::square(2, 2, 37, 16) };
+    let mut first = Problem::new(dims).causal(Alignment::BottomRight);
+    // Key and value lie in one buffer: the value at an aligned offset, the key's own start at an odd one.
+    first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
+    let second = Problem { scale: Some(0.7), ..first };
+    let (query, shared) = (numbers(first.query_len(), 1), numbers(4096 + first.value_len(), 2));
+    let oracle = |problem: &Problem, query: &[f32]| {
+        let inputs = Inputs::new(query, &shared[..2048], &shared[4096..]);
+        cpu::naive::attention(problem, &inputs).expect("valid").into_outputs(problem, &inputs).output.to_f32()
+    };
+    let between: Vec<f32> = oracle(&first, &query).into_iter().map(|x| x * -2.0).collect();
+    let expected = oracle(&second, &between);
+
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let errors = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&errors);
+        device.on_uncaptured_error(Arc::new(move |error| {
+            eprintln!("uncaptured: {error}");
+            seen.fetch_add(1, Ordering::SeqCst);
+        }));
+        let gpu = Gpu::from_device(device.clone(), queue.clone());
+        let query = upload(&device, &queue, &query);
+        let shared = upload(&device, &queue, &shared);
+        let [out, scaled, result] = [(); 3].map(|()| empty(&device, first.output_len()));
+        let value = wgpu::BufferBinding { buffer: &shared, offset: 4 * 4096, size: None };
+
+        let [first, second] = [&first, &second].map(|problem| Attention::new(&gpu, problem, Algorithm::Auto).expect("planned"));
+        let bindings = Bindings { value: value.clone(), ..Bindings::new(&query, &shared, &shared, &out) };
+        let first = first.bind(&bindings).expect("bound");
+        let second = second.bind(&Bindings { value, ..Bindings::new(&scaled, &shared, &shared, &result) }).expect("bound");
+
+        let mut encoder = device.create_command_encoder(&Default::default());
+        first.record(&mut encoder);
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            app_dispatch(&device, &mut pass, &out, &scaled, expected.len());
+            second.record_in(&mut pass);
+        }
+        assert!(read(&device, &queue, &result).iter().all(|&x| x == 0.0), "something ran before the app submitted");
+        queue.submit([encoder.finish()]);
+        let got = read(&device, &queue, &result);
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!((got - expected).abs() < 1e-5, "{}: element {at}: {got} instead of {expected}", gpu.name());
+        }
+        // The app's hook is still the app's.
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 16,
+            usage: BufferUsages::MAP_READ | BufferUsages::MAP_WRITE | BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        assert_eq!(errors.load(Ordering::SeqCst), 1, "{}: only the app's own mistake is reported to it", gpu.name());
+    }
+}
+
+#[test]
+fn wrong_buffers_are_refused() {
+    let problem = Problem::new(Dims::square(1, 1, 8, 8)).with_lse();
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let gpu = Gpu::from_device(device.clone(), queue);
+        let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
+        let right = empty(&device, 64);
+        let lse = empty(&device, 8);
+        let whole = Bindings { lse: Some(lse.as_entire_buffer_binding()), ..Bindings::new(&right, &right, &right, &right) };
+        let argument = |bindings: &Bindings<'_>| match attention.bind(bindings) {
+            Err(Error::Invalid { argument, .. }) => argument,
+            other => panic!("{:?}", other.map(|_| ())),
+        };
+        let short = empty(&device, 63);
+        assert_eq!(argument(&Bindings { key: short.as_entire_buffer_binding(), ..whole.clone() }), "key");
+        assert_eq!(argument(&Bindings { lse: None, ..whole.clone() }), "lse");
+        assert_eq!(argument(&Bindings { bias: Some(lse.as_entire_buffer_binding()), ..whole.clone() }), "bias");
+        let shifted = wgpu::BufferBinding { buffer: &right, offset: 4, size: None };
+        assert_eq!(argument(&Bindings { value: shifted, ..whole.clone() }), "value");
+        let usage = BufferUsages::COPY_DST;
+        let dumb = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
+        assert_eq!(argument(&Bindings { query: dumb.as_entire_buffer_binding(), ..whole }), "query");
+    }
+}
+
+#[test]
+fn small_limits_are_kept_or_named() {
+    let small = |adapter: &wgpu::Adapter| wgpu::Limits {
+        max_storage_buffer_binding_size: 1 << 20,
+        max_buffer_size: 1 << 20,
+        max_compute_workgroup_storage_size: 16384.min(adapter.limits().max_compute_workgroup_storage_size),
+        max_compute_workgroups_per_dimension: 64,
+        ..adapter.limits()
+    };
+    for (device, queue) in devices(small) {
+        let engine = wgpu_attention::Engine::on_gpu(Gpu::from_device(device, queue));
+        // 150 workgroups or more in lines of at most 64; a head too wide for the fused kernel's workgroup memory goes the staged way.
+        for (dims, way) in [(Dims::square(1, 150, 8, 8), "fused"), (Dims::square(1, 1, 40, 2000), "staged")] {
+            let problem = Problem::new(dims);
+            let plan = engine.explain(&problem).expect("planned");
+            assert!(plan.starts_with(way), "{plan}");
+            let data = numbers(problem.query_len(), 3);
+            let inputs = Inputs::new(&data, &data, &data);
+            let got = engine.attention(&problem, &inputs).expect("computed").output.to_f32();
+            let expected = cpu::naive::attention(&problem, &inputs).expect("valid").output;
+            let worst = got.iter().zip(&expected).map(|(&got, expected)| (f64::from(got) - expected).abs()).fold(0.0, f64::max);
+            assert!(worst < 1e-4, "{}: off by {worst}", engine.chosen());
+        }
+        let large = Problem::new(Dims::square(1, 8, 1024, 64));
+        match engine.explain(&large) {
+            Err(Error::Limit { limit: "max_storage_buffer_binding_size", needed, available, remedy }) => {
+                assert_eq!((needed, available), (8 * 1024 * 64 * 4, 1 << 20));
+                assert!(remedy.contains("split"), "{remedy}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
