@@ -117,7 +117,7 @@ impl Prepared {
             }
         }
         let staging = buffer("read back", end, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-        for error in [pollster::block_on(validation.pop()), pollster::block_on(scope.pop())].into_iter().flatten() {
+        if let Some(error) = [pollster::block_on(validation.pop()), pollster::block_on(scope.pop())].into_iter().flatten().next() {
             return Err(Error::Device { why: error.to_string() });
         }
         let of = |wanted: Extra| extras.iter().find(|(extra, ..)| *extra == wanted).map(|(_, buffer, _)| buffer.as_entire_buffer_binding());

@@ -49,7 +49,10 @@ impl DeviceLinear {
 
     /// The dispatches that compute Y from X. The buffers are large enough: a layer makes them.
     pub(super) fn bind(&self, gpu: &Gpu, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
-        let tile = LinearTile::choose(rows.rows, gpu.caps());
+        self.bind_tiles(gpu, LinearTile::choose(rows.rows, gpu.caps()), rows, x, y)
+    }
+
+    fn bind_tiles(&self, gpu: &Gpu, tile: LinearTile, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
         let vectors = self.in_features.is_multiple_of(4);
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
         let workgroups = grid(rows.rows.div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
@@ -118,5 +121,62 @@ pub(super) fn storage_buffer(gpu: &Gpu, name: &str, len: usize, usage: wgpu::Buf
     match pollster::block_on(scope.pop()) {
         Some(error) => Err(Error::Device { why: error.to_string() }),
         None => Ok(buffer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::map;
+    use super::super::{Bound, choose, list};
+    use super::*;
+    use crate::Backend;
+
+    /// Y on the device, `item_stride` rows an item.
+    fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: Rows, x: &[f32]) -> Vec<f32> {
+        let len = rows.rows.div_ceil(rows.item_rows) * rows.item_stride * linear.out_features;
+        let from = storage_buffer(gpu, "x", x.len(), wgpu::BufferUsages::COPY_DST).expect("it fits");
+        let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
+        gpu.queue().write_buffer(&from, 0, bytemuck::cast_slice(x));
+        let bound = Bound { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
+        let size = to.size();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        bound.record(&mut encoder);
+        encoder.copy_buffer_to_buffer(&to, 0, &staging, 0, size);
+        let submission = gpu.queue().submit([encoder.finish()]);
+        pollster::block_on(map(gpu.device(), &staging, Some(submission))).expect("the device is there");
+        let view = staging.get_mapped_range(..).expect("it is mapped");
+        bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
+    }
+
+    /// Every kernel, with tails, on every adapter: rows of whole vec4s with a bias and room after each item, and neither.
+    #[test]
+    fn every_tile_agrees_with_three_loops() {
+        let adapters = pollster::block_on(list());
+        assert!(!adapters.is_empty() || std::env::var_os("CI").is_none(), "NO GPU ADAPTER: install a (software) driver");
+        let number = |at: usize| (at * 7 % 23) as f32 / 16.0 - 0.6875; // products and sums of these are exact in f32
+        for adapter in &adapters {
+            let chosen = pollster::block_on(choose(&Backend::Adapter(adapter.backend.clone()))).expect("it was found").expect("an adapter");
+            let gpu = pollster::block_on(Gpu::open(&chosen, false)).expect("it opens");
+            for (m, n, k, biased) in [(17, 33, 5, false), (67, 131, 36, true)] {
+                let weight: Vec<f32> = (0..n * k).map(number).collect();
+                let bias: Vec<f32> = (0..n).map(number).collect();
+                let x: Vec<f32> = (0..m * k).map(|at| number(at + 5)).collect();
+                let item_rows = if biased { m.div_ceil(2) } else { m };
+                for tile in LinearTile::ALL {
+                    let projection = Projection { weight: &weight, bias: biased.then_some(&bias), in_features: k };
+                    let linear = DeviceLinear::new(&gpu, "w", projection).expect("it fits");
+                    let rows = Rows { rows: m, item_rows, item_stride: item_rows + usize::from(biased) };
+                    let y = run(&gpu, tile, &linear, rows, &x);
+                    for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+                        let products = (0..k).map(|i| x[row * k + i] * weight[column * k + i]);
+                        let expected = products.sum::<f32>() + if biased { bias[column] } else { 0.0 };
+                        let got = y[(row / item_rows * rows.item_stride + row % item_rows) * n + column];
+                        assert_eq!(got, expected, "{tile:?} {m}x{n}x{k} at {row}, {column} on {adapter}");
+                    }
+                }
+            }
+        }
     }
 }
