@@ -158,7 +158,7 @@ mod tests {
         let number = |at: usize| (at * 7 % 23) as f32 / 16.0 - 0.6875; // products and sums of these are exact in f32
         for adapter in &adapters {
             let chosen = pollster::block_on(choose(&Backend::Adapter(adapter.backend.clone()))).expect("it was found").expect("an adapter");
-            let gpu = pollster::block_on(Gpu::open(&chosen, false)).expect("it opens");
+            let gpu = pollster::block_on(Gpu::open(&chosen, crate::gpu::ShaderOptions::default())).expect("it opens");
             for (m, n, k, biased) in [(17, 33, 5, false), (67, 131, 36, true)] {
                 let weight: Vec<f32> = (0..n * k).map(number).collect();
                 let bias: Vec<f32> = (0..n).map(number).collect();
