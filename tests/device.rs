@@ -126,7 +126,7 @@ fn two_attentions_and_an_own_dispatch_in_one_encoder() {
             assert!((got - expected).abs() < 1e-5, "{}: element {at}: {got} instead of {expected}", gpu.name());
         }
         // The app's hook is still the app's.
-        device.create_buffer(&wgpu::BufferDescriptor {
+        let _ = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: 16,
             usage: BufferUsages::MAP_READ | BufferUsages::MAP_WRITE | BufferUsages::STORAGE,

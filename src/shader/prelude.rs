@@ -181,10 +181,10 @@ fn missing(text: &mut String, key: &KernelKey) {
     if !key.tables {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }
-    if !key.score.bias && !key.general {
+    if !key.score.bias {
         text.push_str("fn bias_at(at: u32) -> f32 { return 0.0; }\n");
     }
-    if !key.score.mask && !key.general {
+    if !key.score.mask {
         text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
     }
 }
