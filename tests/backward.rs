@@ -1,6 +1,10 @@
-//! The gradients' oracle against central differences of the forward oracle.
+//! The gradients' oracle against central differences of the forward oracle, and against PyTorch's in float64.
 
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
 use wgpu_attention::cpu::{naive, naive_backward};
+use wgpu_attention::verify::{CaseFile, check_file};
 use wgpu_attention::{
     Alibi, Alignment, Broadcast, DType, Dims, Inputs, Layout, Packed, Problem, ScoreOrder, Strides, TensorSpec, Visibility, gather,
 };
@@ -126,10 +130,6 @@ impl Case {
         let d = self.problem.dims;
         let (items, tokens_q, tokens_kv) =
             self.problem.packed.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |packed| (1, packed.tokens_q, packed.tokens_kv));
-        let places = |spec: &TensorSpec, shape: [usize; 4]| -> Vec<usize> {
-            let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
-            gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
-        };
         let query = places(&self.problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
         let key = places(&self.problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim]);
         let value = places(&self.problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v]);
@@ -253,4 +253,92 @@ fn the_differences_notice_what_is_wrong() {
         let off = |at: usize| (gradients.query[at] - case.difference(at, |case| &mut case.query)).abs() > 2e-4;
         assert!((0..10).any(off), "a wrong gradient passed");
     }
+}
+
+/// Elements of `spec` in [batch, heads, seq, dim] order: where each lies.
+fn places(spec: &TensorSpec, shape: [usize; 4]) -> Vec<usize> {
+    let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
+    gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
+}
+
+/// A tensor of a case file, widened.
+fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f64>> {
+    let view = tensors.tensor(name).ok()?;
+    let bytes = view.data();
+    Some(match view.dtype() {
+        Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b).into()).collect(),
+        Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| wgpu_attention::f16::from_le_bytes(b).into()).collect(),
+        Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| wgpu_attention::bf16::from_le_bytes(b).into()).collect(),
+        other => panic!("{name} is stored as {other:?}"),
+    })
+}
+
+/// Compares the gradients of a problem that a case file describes with the file's; how many tensors there were.
+fn compare_with_file(path: &Path, problem: &Problem, inputs: &Inputs<'_>) -> usize {
+    let bytes = std::fs::read(path).expect("the case file is in the repository");
+    let tensors = SafeTensors::deserialize(&bytes).expect("the case file is sound");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("the case file is sound");
+    let tolerance = |name: &str| -> Option<f64> { header.metadata().as_ref()?.get(&format!("tol.{name}"))?.parse().ok() };
+    let output_gradient: Vec<f32> = numbers(&tensors, "in.dout").expect("a case with gradients").iter().map(|&x| x as f32).collect();
+    let problem = Problem { output: TensorSpec { dtype: DType::F32, ..problem.output }, ..*problem };
+    let gradients = naive_backward::attention(&problem, inputs, (&output_gradient).into()).expect("a valid problem");
+
+    let d = problem.dims;
+    let (items, tokens_q, tokens_kv) =
+        problem.packed.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |packed| (1, packed.tokens_q, packed.tokens_kv));
+    let stored = |gradient: &[f64], spec: &TensorSpec, shape: [usize; 4]| {
+        let mut out = vec![0.0; gradient.len()];
+        places(spec, shape).into_iter().zip(gradient).for_each(|(at, &gradient)| out[at] = gradient);
+        out
+    };
+    let mut compared = 0;
+    for (name, got) in [
+        ("dq", stored(&gradients.query, &problem.query, [items, d.num_heads, tokens_q, d.head_dim])),
+        ("dk", stored(&gradients.key, &problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim])),
+        ("dv", stored(&gradients.value, &problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v])),
+        ("dmask", gradients.bias.clone()),
+        ("dhead_bias", gradients.bias),
+        ("drel_bias", gradients.relative_bias),
+        ("dsinks", gradients.sinks),
+    ] {
+        let Some(expected) = numbers(&tensors, &format!("out.{name}")) else { continue };
+        let (atol, rtol) = (tolerance(name).expect("a tolerance"), tolerance("rtol").expect("a tolerance"));
+        assert_eq!(got.len(), expected.len(), "{}: {name}", path.display());
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let close = (got - expected).abs() <= atol + rtol * expected.abs() || (got.is_nan() && expected.is_nan());
+            assert!(close, "{}: {name}[{at}] is {got} instead of {expected}", path.display());
+        }
+        compared += 1;
+    }
+    compared
+}
+
+#[test]
+fn gradients_are_pytorchs() {
+    let mut compared = 0;
+    for suite in ["torch", "serving"] {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(suite);
+        for path in CaseFile::find(&folder).expect("the folder is there") {
+            let file = CaseFile::read(&path).expect("the case file is sound");
+            let bytes = std::fs::read(&path).expect("the case file is there");
+            let tensors = SafeTensors::deserialize(&bytes).expect("it is sound");
+            let has_gradients = tensors.tensor("in.dout").is_ok();
+            let has_sinks = tensors.tensor("in.sinks").is_ok();
+            if !has_gradients {
+                continue;
+            }
+            let seen = std::cell::Cell::new(0);
+            let (verdict, _) = check_file(&file, &|problem, inputs| {
+                // A case with sinks asks for the lse without them too; its gradients are those with them.
+                if problem.sinks == has_sinks {
+                    seen.set(seen.get() + compare_with_file(&path, problem, inputs));
+                }
+                Ok(naive::attention(problem, inputs)?.into_outputs(problem, inputs))
+            });
+            assert!(seen.get() >= 3, "{}: no gradient was compared: {verdict:?}", path.display());
+            compared += seen.get();
+        }
+    }
+    assert!(compared > 150, "only {compared} gradients were compared");
 }

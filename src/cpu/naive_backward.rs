@@ -20,7 +20,7 @@ pub struct Gradients {
     pub bias: Vec<f64>,
     /// [num_heads, 2 * max_distance + 1]; empty if there is none.
     pub relative_bias: Vec<f64>,
-    /// [num_heads]; empty if there are none.
+    /// `[num_heads]`; empty if there are none.
     pub sinks: Vec<f64>,
 }
 

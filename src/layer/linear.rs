@@ -4,7 +4,7 @@ use super::matmul::matmul;
 use crate::gpu::Projection;
 use crate::{Error, Result};
 
-/// Y = X·Wᵀ + b with W [out_features, in_features] and b [out_features], as in PyTorch's `nn.Linear`.
+/// Y = X·Wᵀ + b with W `[out_features, in_features]` and b `[out_features]`, as in PyTorch's `nn.Linear`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     weight: Vec<f32>,
