@@ -40,6 +40,12 @@ fn problems() -> Vec<(&'static str, Problem)> {
         ("1x1x512x256", square(1, 1, 512, 256)),
         ("1x1x1024x128", square(1, 1, 1024, 128)),
         ("1x12x128x64", square(1, 12, 128, 64)),
+        ("decode 1x32:8x4096x128", Problem::new(decode)),
+        ("decode 1x32:8x4096x128 f16", Problem::new(decode).stored(DType::F16, Layout::Bhsd)),
+        (
+            "decode 1x4:1x4096x128 f16",
+            Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 4096, 128) }).stored(DType::F16, Layout::Bhsd),
+        ),
         ("decode 1x4:1x4096x128", Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 4096, 128) })),
     ]
 }

@@ -212,6 +212,8 @@ pub(super) struct Dots<'a> {
     pub(super) query_step: usize,
     pub(super) key: &'a [f32],
     pub(super) key_step: usize,
+    /// Rows that are read next, and their steps: as many and as wide as the keys. They come to the cache meanwhile.
+    pub(super) next: &'a [(*const f32, usize)],
     pub(super) scores: &'a mut [f32],
     pub(super) scores_step: usize,
 }
@@ -253,6 +255,15 @@ impl Dots<'_> {
                 let key = self.key.as_ptr();
                 // Past the last key, that one again: its scores go where there is room, and are not used.
                 let at = [0, 1, 2, 3].map(|i| (j + i).min(self.keys - 1) * self.key_step);
+                if r == 0 {
+                    for i in 0..4 {
+                        for &(next, step) in self.next {
+                            for k in (0..self.depth).step_by(16) {
+                                V::prefetch(next.wrapping_add((j + i) * step + k));
+                            }
+                        }
+                    }
+                }
                 let mut sum = [[V::splat(0.0); 4]; R];
                 for k in (0..self.depth).step_by(V::LANES) {
                     let mut keys = [V::splat(0.0); 4];
@@ -458,31 +469,44 @@ impl Kernel for Weights<'_> {
     }
 }
 
-/// Numbers of 16 bits as f32, exactly.
+/// Rows of 16-bit numbers as f32, exactly: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
 pub(super) struct Widen<'a, T> {
+    pub(super) rows: usize,
+    pub(super) width: usize,
     pub(super) from: &'a [T],
+    pub(super) from_step: usize,
     pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
 }
 
 impl Kernel for Widen<'_, f16> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let (from, to) = (self.from.chunks_exact(V::LANES), self.to.chunks_exact_mut(V::LANES));
-        let rest = from.remainder();
-        let at = self.from.len() - rest.len();
-        for (from, to) in from.zip(to) {
-            // SAFETY: the machine has V's instructions by contract; both chunks are a vector long.
-            unsafe { V::widen_f16(from.as_ptr()).store(to.as_mut_ptr()) };
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            let whole = self.width - self.width % V::LANES;
+            for c in (0..whole).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
+                unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
+            }
+            for c in whole..self.width {
+                to[c] = from[c].to_f32();
+            }
         }
-        self.to[at..].iter_mut().zip(rest).for_each(|(to, from)| *to = from.to_f32());
     }
 }
 
 impl Kernel for Widen<'_, bf16> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        // The compiler makes vectors of this.
-        self.to.iter_mut().zip(self.from).for_each(|(to, from)| *to = f32::from_bits(u32::from(from.to_bits()) << 16));
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            for c in 0..self.width {
+                to[c] = f32::from_bits(u32::from(from[c].to_bits()) << 16);
+            }
+        }
     }
 }
 
@@ -518,19 +542,23 @@ impl Kernel for Transpose<'_> {
     }
 }
 
-/// e^x for x <= 0, to within 2 units in the last place; exactly 0 below -88 (where the result would be subnormal). NaN stays.
+/// e^x for x <= 0, with a relative error of at most 2^-23; exactly 0 from -88 down, where the result is subnormal. NaN stays.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial of degree 6, minimax in the relative error (3e-9).
 /// n is rounded, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are n + 127.
 #[inline(always)]
 unsafe fn exp<V: Simd>(x: V) -> V {
     const ROUND: f32 = 12_582_912.0 + 127.0;
+    // The high part has 9 bits: its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
     // SAFETY: passed on from the caller.
     unsafe {
         let x = V::splat(-88.0).max(x);
         let shifted = x.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(ROUND));
         let n = shifted.sub(V::splat(ROUND));
-        let r = n.mul_add(V::splat(-std::f32::consts::LN_2), x);
+        let r = n.mul_add(V::splat(-LN_2_HIGH), x);
+        let r = n.mul_add(V::splat(-LN_2_LOW), r);
         let mut power = V::splat(0.001_381_453_6);
         for coefficient in [0.008_368_745, 0.041_668_393, 0.166_665_21, 0.499_999_94, 1.0, 1.0] {
             power = power.mul_add(r, V::splat(coefficient));
@@ -557,5 +585,57 @@ unsafe fn tanh<V: Simd>(x: V) -> V {
         let near = near.mul(square).mul_add(size, size);
         let result = size.select_less(V::splat(0.625), near, far);
         x.select_less(zero, zero.sub(result), result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Applies exp or tanh to whole vectors.
+    struct Map<'a>(&'a mut [f32], bool);
+
+    impl Kernel for Map<'_> {
+        #[inline(always)]
+        unsafe fn run<V: Simd>(self) {
+            for chunk in self.0.chunks_exact_mut(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the chunk is a vector long.
+                unsafe {
+                    let x = V::load(chunk.as_ptr());
+                    if self.1 { exp(x) } else { tanh(x) }.store(chunk.as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_right() {
+        let x: Vec<f32> = (0..1 << 20).map(|i| -87.3 * (i as f32 / (1 << 20) as f32)).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            isa.run(Map(&mut y, true));
+            let error = |(&x, &y): (&f32, &f32)| (f64::from(y) / f64::from(x).exp() - 1.0).abs();
+            let worst = x.iter().zip(&y).map(error).fold(0.0, f64::max);
+            assert!(worst <= f64::from(f32::EPSILON), "{isa:?}: {worst:e}");
+            let mut special = [0.0, -88.0, -1e30, f32::NEG_INFINITY, f32::NAN, -0.0, f32::MIN, -500.0].repeat(2);
+            isa.run(Map(&mut special, true));
+            assert_eq!(special[..4], [1.0, 0.0, 0.0, 0.0], "{isa:?}");
+            assert!(special[4].is_nan() && special[5..8] == [1.0, 0.0, 0.0], "{isa:?}: {special:?}");
+        }
+    }
+
+    #[test]
+    fn tanh_is_right() {
+        let x: Vec<f32> = (0..1 << 18).map(|i| (i as f32 / (1 << 18) as f32 - 0.5) * 40.0).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            isa.run(Map(&mut y, false));
+            let worst = x.iter().zip(&y).map(|(&x, &y)| (f64::from(y) - f64::from(x).tanh()).abs()).fold(0.0, f64::max);
+            assert!(worst <= 2e-7, "{isa:?}: {worst:e}");
+            let mut special = [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30, 1e-30, 0.0].repeat(2);
+            isa.run(Map(&mut special, false));
+            assert_eq!(special[..3], [0.0, 1.0, -1.0], "{isa:?}");
+            assert!(special[3].is_nan() && special[4..8] == [1.0, -1.0, 1e-30, 0.0], "{isa:?}: {special:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kernel::{Modify, Product, Softmax, Transpose};
 use super::narrow::Narrow;
-use super::pack::{Rows, SharedOutput, all_finite, read_row};
+use super::pack::{Place, Rows, SharedOutput, all_finite, read_rows};
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::visible::Item;
@@ -116,13 +116,30 @@ pub(super) fn key_rows<'a>(
     in_place: bool,
     scratch: &'a mut Buffer,
 ) -> Rows<'a> {
-    let item = &job.items[unit.item];
-    let shape = job.problem.shape(operand);
-    let spec = job.problem.spec(operand);
-    let strides = spec.strides(shape);
     let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
-    let start = spec.offset + item.stored * strides.batch + unit.kv_head * strides.head + (item.first_kv + keys.start) * strides.seq;
-    Rows::read(job.isa, data, start, strides, (keys.len(), shape[3]), in_place, scratch)
+    let place = job.place(unit, operand, unit.kv_head, keys.start);
+    let width = job.problem.shape(operand)[3];
+    Rows::read(job.isa, data, place, (keys.len(), width), in_place, scratch)
+}
+
+impl Job<'_> {
+    /// Where the rows of an operand's head lie, from position `seq` of the unit's item on.
+    pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> Place {
+        let item = &self.items[unit.item];
+        let spec = self.problem.spec(operand);
+        let strides = spec.strides(self.problem.shape(operand));
+        let first = if matches!(operand, Operand::Key | Operand::Value) { item.first_kv } else { item.first_q };
+        let start = spec.offset + item.stored * strides.batch + head * strides.head + (first + seq) * strides.seq;
+        Place { start, row_step: strides.seq, step: strides.dim }
+    }
+
+    /// Reads the scaled query of row `r` of a unit.
+    pub(super) fn read_query(&self, unit: &Unit, r: usize, to: &mut [f32]) {
+        let (head, i) = unit.row(self.problem, r);
+        let (width, scale) = (to.len(), self.problem.effective_scale());
+        read_rows(self.isa, self.inputs.query, self.place(unit, Operand::Query, head, i), (1, width), to, width);
+        to.iter_mut().for_each(|x| *x *= scale);
+    }
 }
 
 impl Panel {
@@ -157,16 +174,12 @@ impl Panel {
         self.max.take(self.width).fill(f32::MIN);
         self.sum.take(self.width).fill(0.0);
 
-        let scale = problem.effective_scale();
-        let strides = problem.query.strides(problem.shape(Operand::Query));
         let staged = tile.rows.take(self.width * head_dim);
         staged[rows * head_dim..].fill(0.0);
         self.seen.clear();
         for (r, to) in staged.chunks_exact_mut(head_dim).take(rows).enumerate() {
-            let (head, i) = unit.row(problem, first + r);
-            let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
-            read_row(job.isa, job.inputs.query, start, strides.dim, to);
-            to.iter_mut().for_each(|x| *x *= scale);
+            job.read_query(unit, first + r, to);
+            let (_, i) = unit.row(problem, first + r);
             let seen = item.interval(problem, i);
             self.seen.push(seen.start.max(unit.keys.start)..seen.end.min(unit.keys.end).max(seen.start.max(unit.keys.start)));
         }
@@ -423,10 +436,9 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
     } else {
         row.iter_mut().for_each(|x| *x *= factor);
     }
-    let strides = problem.output.strides(problem.shape(Operand::Output));
-    let start = problem.output.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
+    let place = job.place(unit, Operand::Output, head, i);
     // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
-    unsafe { job.output.write_row(start, strides.dim, row) };
+    unsafe { job.output.write_row(place.start, place.step, row) };
     if let Some(lse) = &job.lse {
         let at = match problem.packed {
             Some(_) => (item.first_q + i) * d.num_heads + head,
