@@ -61,7 +61,7 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let mut check = 0.0;
     let start = Instant::now();
     let mut runs = 0;
-    while runs < 5 || start.elapsed() < Duration::from_millis(700) {
+    while runs < 5 || start.elapsed() < Duration::from_millis(3000) {
         let before = Instant::now();
         let outputs = tiled::attention(problem, &inputs, &mut Control::default()).expect("the problem is valid");
         least = least.min(before.elapsed());

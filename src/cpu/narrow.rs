@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use super::kernel::{Dots, Modify, Product, RowSoftmax};
 use super::pack::{Rows, all_finite};
+use super::product::{Dots, Product};
 use super::shared::{Buffer, LINE};
+use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
 use super::visible::Item;
 use crate::problem::Operand;

@@ -1,12 +1,53 @@
-//! Rows of an operand as f32, whatever their storage; and rows of f32 into an output.
+//! Rows of an operand as f32, whatever their storage; rows of f32 into an output; transposition.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::kernel::Widen;
+use super::kernel::Kernel;
 use super::shared::{Buffer, LINE, Shared};
-use super::simd::Isa;
+use super::simd::{Isa, Simd};
 use crate::{HostSlice, HostVec};
+
+/// Rows of 16-bit numbers as f32, exactly: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
+pub(super) struct Widen<'a, T> {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) from: &'a [T],
+    pub(super) from_step: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
+}
+
+impl Kernel for Widen<'_, f16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            let whole = self.width - self.width % V::LANES;
+            for c in (0..whole).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
+                unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
+            }
+            for c in whole..self.width {
+                to[c] = from[c].to_f32();
+            }
+        }
+    }
+}
+
+impl Kernel for Widen<'_, bf16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            for c in 0..self.width {
+                to[c] = f32::from_bits(u32::from(from[c].to_bits()) << 16);
+            }
+        }
+    }
+}
 
 /// Where rows lie in an operand: the first number, and the steps from row to row and from number to number.
 #[derive(Clone, Copy)]
@@ -127,6 +168,38 @@ impl<'a> SharedOutput<'a> {
                 Self::F32(data) => data.scatter(start, step, row, |x| x),
                 Self::F16(data) => data.scatter(start, step, row, f16::from_f32),
                 Self::BF16(data) => data.scatter(start, step, row, bf16::from_f32),
+            }
+        }
+    }
+}
+
+/// `to[c * to_step + r] = from[r * from_step + c]` for r < rows, c < columns.
+pub(super) struct Transpose<'a> {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) from: &'a [f32],
+    pub(super) from_step: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
+}
+
+impl Kernel for Transpose<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { rows, columns, from, from_step, to, to_step } = self;
+        assert!(rows > 0 && columns > 0);
+        assert!(from.len() >= (rows - 1) * from_step + columns && to.len() >= (columns - 1) * to_step + rows);
+        let (whole_rows, whole_columns) = (rows - rows % V::LANES, columns - columns % V::LANES);
+        for r in (0..whole_rows).step_by(V::LANES) {
+            for c in (0..whole_columns).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the block ends inside what was checked.
+                unsafe { V::transpose(from.as_ptr().add(r * from_step + c), from_step, to.as_mut_ptr().add(c * to_step + r), to_step) };
+            }
+        }
+        for r in 0..rows {
+            let first = if r < whole_rows { whole_columns } else { 0 };
+            for c in first..columns {
+                to[c * to_step + r] = from[r * from_step + c];
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Scores and weights written out, once the rows' maxima and sums are known: a second pass over the keys.
 
-use super::kernel::{Transpose, Weights};
+use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
+use super::softmax::Weights;
 use super::unit::{Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
 use crate::ScoreStage;
 use crate::problem::Operand;

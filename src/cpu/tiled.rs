@@ -158,6 +158,7 @@ fn split(units: &[Unit], parts: usize, record: usize) -> Vec<Unit> {
 
 /// Puts the parts of a unit together: each counts with `exp(its maximum - the common maximum)`.
 fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
+    let mut row = vec![0.0; record - 2];
     for r in 0..unit.rows {
         let parts = || {
             pieces.iter().filter_map(|piece| piece.partial).map(|partial| {
@@ -167,7 +168,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
             })
         };
         let max = parts().map(|part| part[record - 2]).fold(f32::MIN, f32::max);
-        let mut row = vec![0.0; record - 2];
+        row.fill(0.0);
         let mut sum = 0.0;
         for part in parts().filter(|part| part[record - 1] != 0.0) {
             let factor = (part[record - 2] - max).exp();

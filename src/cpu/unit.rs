@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::kernel::{Modify, Product, Softmax, Transpose};
 use super::narrow::Narrow;
-use super::pack::{Place, Rows, SharedOutput, all_finite, read_rows};
+use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
+use super::product::Product;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
+use super::softmax::{Modify, Softmax};
 use super::visible::Item;
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
