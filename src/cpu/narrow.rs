@@ -8,7 +8,7 @@ use super::product::{Dots, Product};
 use super::shared::{Buffer, LINE};
 use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
-use super::visible::Item;
+use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{DType, ScoreOrder};
 
@@ -82,11 +82,8 @@ impl Narrow {
         let has_extra = Item::has_extra(problem);
         let extra = self.extra.take(unit.rows * step);
         if has_extra {
-            for (r, row) in extra.chunks_exact_mut(step).enumerate() {
-                let (row, padding) = row.split_at_mut(count);
-                item.fill_extra(problem, job.inputs, unit.row(problem, r), start..start + count, row);
-                padding.fill(0.0);
-            }
+            let keys = start..start + count;
+            job.isa.run(Extra { job, unit, rows: 0..unit.rows, keys, to: extra, step, kind: &mut ExtraKind::Mixed });
         }
         if has_extra || problem.softcap.is_some() {
             job.isa.run(Modify {

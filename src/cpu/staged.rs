@@ -14,10 +14,9 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
     for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
         let keys = start..job.items[unit.item].keys.min(start + KEY_BLOCK);
         let key = key_rows(job, unit, Operand::Key, &keys, true, key_buffer);
-        let stage = job.scores.as_ref().map(|(stage, _)| *stage);
-        if let Some((ScoreStage::Raw | ScoreStage::Capped, scores)) = &job.scores {
+        if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
             tile.score(job, panel, key, keys.len());
-            if stage == Some(ScoreStage::Capped) {
+            if *stage == ScoreStage::Capped {
                 tile.cap(job, panel, keys.len());
             }
             write_rows(job, unit, panel, tile, start, keys.len(), scores);

@@ -1,5 +1,6 @@
 //! One unit of work: some query rows of one key/value head against a range of keys.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::narrow::Narrow;
@@ -8,7 +9,7 @@ use super::product::Product;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::softmax::{Modify, Softmax};
-use super::visible::Item;
+use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
 
@@ -68,9 +69,9 @@ pub(super) struct Panel {
     /// Of each lane.
     seen: Vec<Range<usize>>,
     started: bool,
-    pub(super) query: Buffer,
+    query: Buffer,
     output: Buffer,
-    pub(super) max: Buffer,
+    max: Buffer,
     sum: Buffer,
 }
 
@@ -93,6 +94,21 @@ pub(super) struct Tile {
     bounds: Buffer,
     alpha: Buffer,
     clean: Buffer,
+}
+
+/// A block of keys and their values.
+struct Block<'a> {
+    keys: Range<usize>,
+    key: Rows<'a>,
+    value: Rows<'a>,
+    finite: OnceCell<bool>,
+}
+
+impl Block<'_> {
+    /// Whether no value is NaN or infinite.
+    fn is_finite(&self) -> bool {
+        *self.finite.get_or_init(|| (0..self.keys.len()).all(|j| all_finite(self.value.row(j))))
+    }
 }
 
 /// What softmax needs besides the scores.
@@ -205,28 +221,30 @@ impl Tile {
         if Item::has_extra(job.problem) {
             let rows = self.rows.take(width * keys.len());
             rows[panel.rows * keys.len()..].fill(0.0);
-            let mut hides = [true, true];
-            for (r, row) in rows.chunks_exact_mut(keys.len()).take(panel.rows).enumerate() {
-                let at = unit.row(job.problem, panel.first + r);
-                job.items[unit.item].fill_extra(job.problem, job.inputs, at, keys.clone(), row);
-                hides[0] &= row.iter().fold(true, |all, &x| all & (x == 0.0));
-                hides[1] &= row.iter().fold(true, |all, &x| all & (x == f32::NEG_INFINITY));
+            let mut kind = ExtraKind::Mixed;
+            job.isa.run(Extra {
+                job,
+                unit,
+                rows: panel.first..panel.first + panel.rows,
+                keys: keys.clone(),
+                to: rows,
+                step: keys.len(),
+                kind: &mut kind,
+            });
+            match kind {
+                ExtraKind::Zero => return Hiding::Nothing,
+                ExtraKind::AllHidden => return Hiding::Everything,
+                ExtraKind::Mixed => {}
             }
-            return match hides {
-                [true, _] => Hiding::Nothing,
-                [_, true] => Hiding::Everything,
-                _ => {
-                    job.isa.run(Transpose {
-                        rows: width,
-                        columns: keys.len(),
-                        from: rows,
-                        from_step: keys.len(),
-                        to: self.extra.take(width * keys.len()),
-                        to_step: width,
-                    });
-                    Hiding::Extra
-                }
-            };
+            job.isa.run(Transpose {
+                rows: width,
+                columns: keys.len(),
+                from: rows,
+                from_step: keys.len(),
+                to: self.extra.take(width * keys.len()),
+                to_step: width,
+            });
+            return Hiding::Extra;
         }
         if panel.all.start <= keys.start && keys.end <= panel.all.end {
             return Hiding::Nothing;
@@ -286,8 +304,14 @@ impl Tile {
         }
     }
 
-    /// Takes these keys into the panel's maximum, sum and output.
-    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, key: Rows<'_>, value: Rows<'_>) {
+    /// Takes the block's keys into the panel's maximum, sum and output, as far as some row sees them.
+    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>) {
+        let keys = &(panel.some.start.max(block.keys.start)..panel.some.end.min(block.keys.end));
+        if keys.is_empty() {
+            return;
+        }
+        let skipped = keys.start - block.keys.start;
+        let (key, value) = (block.key.from(skipped), block.value.from(skipped));
         let hiding = self.hide(job, unit, panel, keys);
         if hiding == Hiding::Everything {
             return;
@@ -302,7 +326,7 @@ impl Tile {
             sum: panel.sum.take(width),
             alpha: self.alpha.take(width),
         });
-        let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(value.row(j)));
+        let finite = hiding == Hiding::Nothing || block.is_finite();
         let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {
             panel: width,
@@ -370,15 +394,12 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let value_step = job.problem.value.strides(job.problem.shape(Operand::Value)).seq;
     let value_in_place = !value_step.is_multiple_of(8 * LINE);
     for start in unit.keys.clone().step_by(KEY_BLOCK) {
-        let block = start..unit.keys.end.min(start + KEY_BLOCK);
-        let key = key_rows(job, unit, Operand::Key, &block, true, key);
-        let value = key_rows(job, unit, Operand::Value, &block, value_in_place, value);
+        let keys = start..unit.keys.end.min(start + KEY_BLOCK);
+        let key = key_rows(job, unit, Operand::Key, &keys, true, key);
+        let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value);
+        let block = Block { keys, key, value, finite: OnceCell::new() };
         for panel in panels.iter_mut() {
-            let keys = panel.some.start.max(block.start)..panel.some.end.min(block.end);
-            if !keys.is_empty() {
-                let skipped = keys.start - block.start;
-                tile.accumulate(job, unit, panel, &keys, key.from(skipped), value.from(skipped));
-            }
+            tile.accumulate(job, unit, panel, &block);
         }
     }
     for panel in panels.iter_mut() {
@@ -432,11 +453,8 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
         total = sum * rescale + (sink - top).exp();
     }
     let factor = if total == 0.0 { 0.0 } else { rescale / total };
-    if total == 0.0 {
-        row.fill(0.0);
-    } else {
-        row.iter_mut().for_each(|x| *x *= factor);
-    }
+    // Nothing visible is 0, even if what was seen with weight 0 has left a NaN.
+    row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * factor });
     let place = job.place(unit, Operand::Output, head, i);
     // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
     unsafe { job.output.write_row(place.start, place.step, row) };
