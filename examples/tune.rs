@@ -17,7 +17,7 @@ fn main() {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }
-        for threads in if all > 1 { vec![1] } else { vec![1] } {
+        for threads in if all > 1 { vec![1, all] } else { vec![1] } {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
             let (time, check) = pool.install(|| measure(&problem));
             let share = if problem.visibility.causal { 0.5 } else { 1.0 };
@@ -32,18 +32,15 @@ fn problems() -> Vec<(&'static str, Problem)> {
     let decode = Dims { num_kv_heads: 8, seq_len_q: 1, ..Dims::square(1, 32, 4096, 128) };
     let long = square(1, 8, 2048, 64);
     let _ = (decode, long);
-    let one = square(1, 1, 1024, 64);
     vec![
-        ("1x1x1024x64", square(1, 1, 1024, 64)),
-        ("1x1x1024x64 causal", square(1, 1, 1024, 64).causal(Alignment::TopLeft)),
-        ("1x1x1024x64 f16", square(1, 1, 1024, 64).stored(DType::F16, Layout::Bhsd)),
-        ("1x1x1024x64 bias", Problem { bias: Some(Broadcast([1, 1, 1024, 1024])), ..one }),
-        ("1x1x1024x64 alibi", Problem { alibi: Some(Alibi::Signed), ..one.window(Alignment::TopLeft, None, None) }),
-        ("1x1x1024x64 softcap", Problem { softcap: Some(20.0), ..one }),
-        ("1x1x1024x128", square(1, 1, 1024, 128)),
-        ("1x12x128x64", square(1, 12, 128, 64)),
-        ("decode 1x32:8x4096x128 f16", Problem::new(decode).stored(DType::F16, Layout::Bhsd)),
-        ("decode 1x4:1x4096x128", Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 4096, 128) })),
+        ("2x8x128x64", square(2, 8, 128, 64)),
+        ("1x8x256x64", square(1, 8, 256, 64)),
+        ("1x8x512x64", square(1, 8, 512, 64)),
+        ("1x8x512x64 causal", square(1, 8, 512, 64).causal(Alignment::TopLeft)),
+        ("1x4x512x128", square(1, 4, 512, 128)),
+        ("1x4x512x128 causal", square(1, 4, 512, 128).causal(Alignment::TopLeft)),
+        ("decode 1x32:8x4096x128", Problem::new(decode)),
+        ("decode 1x32:8x1024x128", Problem::new(Dims { seq_len_kv: 1024, ..decode })),
     ]
 }
 
@@ -60,7 +57,7 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let mut check = 0.0;
     let start = Instant::now();
     let mut runs = 0;
-    while runs < 5 || start.elapsed() < Duration::from_millis(700) {
+    while runs < 5 || start.elapsed() < Duration::from_millis(2500) {
         let before = Instant::now();
         let outputs = tiled::attention(problem, &inputs, &mut Control::default()).expect("the problem is valid");
         least = least.min(before.elapsed());

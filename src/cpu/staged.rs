@@ -35,7 +35,10 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
             job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
             // In a row whose sum is NaN so is every visible weight, whatever its score.
             for lane in 0..panel.rows {
-                for j in 0..if panel.weighing().1[lane].is_nan() { keys.len() } else { 0 } {
+                if !panel.weighing().1[lane].is_nan() {
+                    continue;
+                }
+                for j in 0..keys.len() {
                     if tile.sees(panel, &keys, hiding, lane, j) {
                         tile.scores.take(width * keys.len())[j * width + lane] = f32::NAN;
                     }

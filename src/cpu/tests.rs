@@ -197,8 +197,8 @@ const WIDE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 70
 
 #[test]
 fn lengths() {
-    for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 131] {
-        for seq_len_kv in [0, 1, 3, 13, 127, 128, 129, 257] {
+    for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257] {
+        for seq_len_kv in [0, 1, 3, 13, 63, 64, 65, 127, 128, 129, 257] {
             let dims = Dims { seq_len_q, seq_len_kv, ..Dims::square(1, 2, 0, 16) };
             check(Problem::new(dims).with_lse());
             check(Problem::new(dims).with_lse().causal(Alignment::BottomRight));
@@ -224,6 +224,28 @@ fn grouped_heads_and_split_keys() {
         }
     }
     check(Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 5000, 64) }).with_lse());
+}
+
+/// In a pool of any size the answer is right; with many threads the keys are split.
+#[test]
+fn threads() {
+    let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::square(1, 4, 9000, 64) };
+    let few = Dims { seq_len_q: 20, ..Dims::square(1, 1, 9000, 32) };
+    for threads in [1, 2, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
+        pool.install(|| {
+            for dims in [decode, few, Dims::square(2, 3, 300, 64)] {
+                let problem = Problem { sinks: true, ..Problem::new(dims).with_lse() };
+                check(problem);
+                let mut problem = problem.causal(Alignment::BottomRight);
+                problem.visibility.window_left = Some(7000);
+                let rng = &mut Rng::with_seed(5);
+                let mut data = Data::new(&problem, rng);
+                data.poison(rng, f32::NAN);
+                compare(&problem, &data);
+            }
+        });
+    }
 }
 
 #[test]

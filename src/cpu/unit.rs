@@ -13,9 +13,10 @@ use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
 
-/// Keys between two rescalings of the output.
+/// Keys between two rescalings of the output. Ice Lake with AVX-512, one thread, 1x1x1024x64, GFLOP/s: 64 keys 140, 96 139,
+/// 128 132, 192 130, 256 133. Weights and queries of a panel then leave room in a first-level cache of 48 KiB.
 pub(super) const KEY_BLOCK: usize = 64;
-/// Panels of a unit: they share the conversion of a block of keys.
+/// Panels of 64 rows in a unit; they share the conversion of a block of keys. The same in f16: 1 panel 105, 2 panels 120, 4 130.
 pub(super) const UNIT_PANELS: usize = 4;
 
 /// What all units share.
