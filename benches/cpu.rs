@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::cpu::tiled;
-use wgpu_attention::{Alignment, Control, DType, Dims, HostVec, Inputs, Layout, Problem};
+use wgpu_attention::{Alibi, Alignment, Broadcast, Control, DType, Dims, HostVec, Inputs, Layout, Problem};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -39,6 +39,8 @@ fn problems() -> Vec<(&'static str, Problem)> {
         ("1x8x2048x64 [b,s,h,d]", long.stored(DType::F32, Layout::Bshd)),
         ("1x8x2048x64 softcap", Problem { softcap: Some(30.0), ..long }),
         ("1x8x2048x64 window 256", long.window(Alignment::TopLeft, Some(255), Some(0))),
+        ("1x8x2048x64 alibi", Problem { alibi: Some(Alibi::Signed), ..long.causal(Alignment::TopLeft) }),
+        ("1x8x2048x64 bias", Problem { bias: Some(Broadcast([1, 8, 2048, 2048])), ..long }),
         ("1x4x4096x128", square(1, 4, 4096, 128)),
         ("1x4x4096x128 causal", square(1, 4, 4096, 128).causal(Alignment::TopLeft)),
         ("8x12x128x64", square(8, 12, 128, 64)),
@@ -56,7 +58,9 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let query = data(problem.query_len(), problem.query.dtype, 0.0);
     let key = data(problem.key_len(), problem.key.dtype, 0.0);
     let value = data(problem.value_len(), problem.value.dtype, 1.0);
-    let inputs = Inputs::new(query.as_slice(), key.as_slice(), value.as_slice());
+    let bias: Vec<f32> = noise(problem.bias.and_then(Broadcast::elements).unwrap_or(0)).collect();
+    let slopes = vec![0.01; problem.alibi.map_or(0, |_| problem.dims.num_heads)];
+    let inputs = Inputs { bias: &bias, alibi_slopes: &slopes, ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice()) };
     let mut least = Duration::MAX;
     let mut check = 0.0;
     let start = Instant::now();

@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 
-use super::kernel::{Dots, Modify, Product, RowSoftmax};
-use super::pack::{Rows, all_finite, read_row};
+use super::pack::{Rows, all_finite};
+use super::product::{Dots, Product};
 use super::shared::{Buffer, LINE};
+use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
-use super::visible::Item;
-use crate::ScoreOrder;
+use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
+use crate::{DType, ScoreOrder};
 
 /// The memory of one thread for such units: all rows are whole cache lines.
 #[derive(Default)]
@@ -37,8 +38,8 @@ impl Narrow {
         for start in unit.keys.clone().step_by(KEY_BLOCK) {
             let keys = start..unit.keys.end.min(start + KEY_BLOCK);
             let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key_buffer);
-            let hidden = self.score(job, unit, start, keys.len(), key);
             let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value_buffer);
+            let hidden = self.score(job, unit, start, keys.len(), key, value);
             self.accumulate(job, unit, &keys, value, hidden);
         }
         let (max, sum) = (self.max.take(unit.rows), self.sum.take(unit.rows));
@@ -49,27 +50,23 @@ impl Narrow {
 
     /// The unit's queries, scaled, with zeros up to whole lines.
     fn load(&mut self, job: &Job<'_>, unit: &Unit) {
-        let problem = job.problem;
-        let item = &job.items[unit.item];
-        let scale = problem.effective_scale();
-        let strides = problem.query.strides(problem.shape(Operand::Query));
-        let step = problem.dims.head_dim.next_multiple_of(LINE);
+        let head_dim = job.problem.dims.head_dim;
+        let step = head_dim.next_multiple_of(LINE);
         for (r, to) in self.query.take(unit.rows * step).chunks_exact_mut(step).enumerate() {
-            let (head, i) = unit.row(problem, r);
-            let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
-            let (to, padding) = to.split_at_mut(problem.dims.head_dim);
-            read_row(job.isa, job.inputs.query, start, strides.dim, to);
-            to.iter_mut().for_each(|x| *x *= scale);
+            let (to, padding) = to.split_at_mut(head_dim);
+            job.read_query(unit, r, to);
             padding.fill(0.0);
         }
     }
 
     /// The scores of `count` keys from `start` on as softmax needs them, hidden ones -inf. Returns whether there are hidden ones.
-    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>) -> bool {
+    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>, value: Rows<'_>) -> bool {
         let problem = job.problem;
         let item = &job.items[unit.item];
         let step = count.next_multiple_of(LINE);
         let scores = self.scores.take(unit.rows * step);
+        // In place, the values of this block come next, then the keys of the following one.
+        let next = [(value.data.as_ptr(), value.step), (key.data.as_ptr().wrapping_add(KEY_BLOCK * key.step), key.step)];
         job.isa.run(Dots {
             rows: unit.rows,
             keys: count,
@@ -78,17 +75,15 @@ impl Narrow {
             query_step: key.width.next_multiple_of(LINE),
             key: key.data,
             key_step: key.step,
+            next: if problem.key.dtype == DType::F32 { &next } else { &[] },
             scores,
             scores_step: step,
         });
         let has_extra = Item::has_extra(problem);
         let extra = self.extra.take(unit.rows * step);
         if has_extra {
-            for (r, row) in extra.chunks_exact_mut(step).enumerate() {
-                let (row, padding) = row.split_at_mut(count);
-                item.fill_extra(problem, job.inputs, unit.row(problem, r), start..start + count, row);
-                padding.fill(0.0);
-            }
+            let keys = start..start + count;
+            job.isa.run(Extra { job, unit, rows: 0..unit.rows, keys, to: extra, step, kind: &mut ExtraKind::Mixed });
         }
         if has_extra || problem.softcap.is_some() {
             job.isa.run(Modify {

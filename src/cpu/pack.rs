@@ -1,24 +1,75 @@
-//! Rows of an operand as f32, whatever their storage; and rows of f32 into an output.
+//! Rows of an operand as f32, whatever their storage; rows of f32 into an output; transposition.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::kernel::Widen;
+use super::kernel::Kernel;
 use super::shared::{Buffer, LINE, Shared};
-use super::simd::Isa;
-use crate::tensor::Strides;
+use super::simd::{Isa, Simd};
 use crate::{HostSlice, HostVec};
 
-/// Reads `to.len()` numbers, `step` apart, from `start` on.
-pub(super) fn read_row(isa: Isa, data: HostSlice<'_>, start: usize, step: usize, to: &mut [f32]) {
-    let len = to.len();
+/// Rows of 16-bit numbers as f32, exactly: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
+pub(super) struct Widen<'a, T> {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) from: &'a [T],
+    pub(super) from_step: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
+}
+
+impl Kernel for Widen<'_, f16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            let whole = self.width - self.width % V::LANES;
+            for c in (0..whole).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
+                unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
+            }
+            for c in whole..self.width {
+                to[c] = from[c].to_f32();
+            }
+        }
+    }
+}
+
+impl Kernel for Widen<'_, bf16> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        for r in 0..self.rows {
+            let from = &self.from[r * self.from_step..][..self.width];
+            let to = &mut self.to[r * self.to_step..][..self.width];
+            for c in 0..self.width {
+                to[c] = f32::from_bits(u32::from(from[c].to_bits()) << 16);
+            }
+        }
+    }
+}
+
+/// Where rows lie in an operand: the first number, and the steps from row to row and from number to number.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) start: usize,
+    pub(super) row_step: usize,
+    pub(super) step: usize,
+}
+
+/// Reads `rows` rows of `width` numbers to rows of `to`, which are `to_step` apart.
+pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: Place, (rows, width): (usize, usize), to: &mut [f32], to_step: usize) {
+    let Place { start, row_step: from_step, step } = at;
     match data {
-        HostSlice::F32(data) if step == 1 => to.copy_from_slice(&data[start..start + len]),
-        HostSlice::F16(data) if step == 1 => isa.run(Widen { from: &data[start..start + len], to }),
-        HostSlice::BF16(data) if step == 1 => isa.run(Widen { from: &data[start..start + len], to }),
+        HostSlice::F16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
+        HostSlice::BF16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
         data => {
-            for (i, x) in to.iter_mut().enumerate() {
-                *x = data.get(start + i * step);
+            for (r, to) in to.chunks_mut(to_step).take(rows).enumerate() {
+                let start = start + r * from_step;
+                match data {
+                    HostSlice::F32(data) if step == 1 => to[..width].copy_from_slice(&data[start..start + width]),
+                    data => to[..width].iter_mut().enumerate().for_each(|(i, x)| *x = data.get(start + i * step)),
+                }
             }
         }
     }
@@ -34,39 +85,40 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// `count` rows of `width` numbers, the first at `start`: in place if that is wanted and they are contiguous f32, else a copy.
+    /// `count` rows of `width` numbers: in place if that is wanted and they are contiguous f32, else a copy.
     pub(super) fn read(
         isa: Isa,
         data: HostSlice<'a>,
-        start: usize,
-        strides: Strides,
+        at: Place,
         (count, width): (usize, usize),
         in_place: bool,
         scratch: &'a mut Buffer,
     ) -> Self {
-        if let (HostSlice::F32(data), 1, true) = (data, strides.dim, in_place) {
-            let end = start + (count - 1) * strides.seq + width;
-            return Self { data: &data[start..end], step: strides.seq, width };
+        if let (HostSlice::F32(data), 1, true) = (data, at.step, in_place) {
+            let end = at.start + (count - 1) * at.row_step + width;
+            return Self { data: &data[at.start..end], step: at.row_step, width };
         }
-        Self::copy(count, width, scratch, |row, to| read_row(isa, data, start + row * strides.seq, strides.dim, to))
+        Self::copy(count, width, scratch, |to, step| read_rows(isa, data, at, (count, width), to, step))
     }
 
-    /// Rows that `fill` fills. They are an odd number of cache lines apart, so that a column of them goes to all sets of a cache,
-    /// and have zeros up to a whole number of lines.
-    pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl Fn(usize, &mut [f32])) -> Self {
+    /// Rows that `fill` fills, given the step between them. That is an odd number of cache lines, so that a column of them goes
+    /// to all sets of a cache. They have zeros up to a whole number of lines.
+    fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
         let step = LINE * (width.div_ceil(LINE) | 1);
         let data = scratch.take(count * step);
-        for (row, to) in data.chunks_exact_mut(step).enumerate() {
-            fill(row, &mut to[..width]);
-            to[width..width.next_multiple_of(LINE)].fill(0.0);
+        fill(data, step);
+        if !width.is_multiple_of(LINE) {
+            data.chunks_exact_mut(step).for_each(|row| row[width..width.next_multiple_of(LINE)].fill(0.0));
         }
         Self { data, step, width }
     }
 
     /// A copy with 0 for what is NaN or infinite.
     pub(super) fn cleaned(self, count: usize, scratch: &mut Buffer) -> Rows<'_> {
-        Rows::copy(count, self.width, scratch, |row, to| {
-            to.iter_mut().zip(self.row(row)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
+        Rows::copy(count, self.width, scratch, |to, step| {
+            for (r, to) in to.chunks_exact_mut(step).enumerate() {
+                to.iter_mut().zip(self.row(r)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
+            }
         })
     }
 
@@ -116,6 +168,38 @@ impl<'a> SharedOutput<'a> {
                 Self::F32(data) => data.scatter(start, step, row, |x| x),
                 Self::F16(data) => data.scatter(start, step, row, f16::from_f32),
                 Self::BF16(data) => data.scatter(start, step, row, bf16::from_f32),
+            }
+        }
+    }
+}
+
+/// `to[c * to_step + r] = from[r * from_step + c]` for r < rows, c < columns.
+pub(super) struct Transpose<'a> {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) from: &'a [f32],
+    pub(super) from_step: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
+}
+
+impl Kernel for Transpose<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { rows, columns, from, from_step, to, to_step } = self;
+        assert!(rows > 0 && columns > 0);
+        assert!(from.len() >= (rows - 1) * from_step + columns && to.len() >= (columns - 1) * to_step + rows);
+        let (whole_rows, whole_columns) = (rows - rows % V::LANES, columns - columns % V::LANES);
+        for r in (0..whole_rows).step_by(V::LANES) {
+            for c in (0..whole_columns).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the block ends inside what was checked.
+                unsafe { V::transpose(from.as_ptr().add(r * from_step + c), from_step, to.as_mut_ptr().add(c * to_step + r), to_step) };
+            }
+        }
+        for r in 0..rows {
+            let first = if r < whole_rows { whole_columns } else { 0 };
+            for c in first..columns {
+                to[c * to_step + r] = from[r * from_step + c];
             }
         }
     }

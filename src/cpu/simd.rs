@@ -45,6 +45,10 @@ pub(super) trait Simd: Copy {
         unsafe { Self::load(wide.as_ptr()) }
     }
 
+    /// Asks for the cache line at `at`, which need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
+
     /// Stores the sum of each vector's lanes to `to`.
     #[inline(always)]
     unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {

@@ -77,6 +77,13 @@ impl Simd for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
+    #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
+    unsafe fn prefetch(at: *const f32) {
+        // SAFETY: a prefetch of any address does no harm.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
         let [a, b, c, d] = vectors;
         let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -192,6 +199,13 @@ impl Simd for __m256 {
     unsafe fn widen_f16(from: *const f16) -> Self {
         // SAFETY: the caller's `from` is valid for 8 numbers of 16 bits.
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
+    unsafe fn prefetch(at: *const f32) {
+        // SAFETY: a prefetch of any address does no harm.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,7 +1,8 @@
 //! Scores and weights written out, once the rows' maxima and sums are known: a second pass over the keys.
 
-use super::kernel::{Transpose, Weights};
+use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
+use super::softmax::Weights;
 use super::unit::{Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
 use crate::ScoreStage;
 use crate::problem::Operand;
@@ -13,10 +14,9 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
     for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
         let keys = start..job.items[unit.item].keys.min(start + KEY_BLOCK);
         let key = key_rows(job, unit, Operand::Key, &keys, true, key_buffer);
-        let stage = job.scores.as_ref().map(|(stage, _)| *stage);
-        if let Some((ScoreStage::Raw | ScoreStage::Capped, scores)) = &job.scores {
+        if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
             tile.score(job, panel, key, keys.len());
-            if stage == Some(ScoreStage::Capped) {
+            if *stage == ScoreStage::Capped {
                 tile.cap(job, panel, keys.len());
             }
             write_rows(job, unit, panel, tile, start, keys.len(), scores);
@@ -35,7 +35,10 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
             job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
             // In a row whose sum is NaN so is every visible weight, whatever its score.
             for lane in 0..panel.rows {
-                for j in 0..if panel.weighing().1[lane].is_nan() { keys.len() } else { 0 } {
+                if !panel.weighing().1[lane].is_nan() {
+                    continue;
+                }
+                for j in 0..keys.len() {
                     if tile.sees(panel, &keys, hiding, lane, j) {
                         tile.scores.take(width * keys.len())[j * width + lane] = f32::NAN;
                     }

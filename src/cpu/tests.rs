@@ -197,8 +197,8 @@ const WIDE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 70
 
 #[test]
 fn lengths() {
-    for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 131] {
-        for seq_len_kv in [0, 1, 3, 13, 127, 128, 129, 257] {
+    for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257] {
+        for seq_len_kv in [0, 1, 3, 13, 63, 64, 65, 127, 128, 129, 257] {
             let dims = Dims { seq_len_q, seq_len_kv, ..Dims::square(1, 2, 0, 16) };
             check(Problem::new(dims).with_lse());
             check(Problem::new(dims).with_lse().causal(Alignment::BottomRight));
@@ -224,6 +224,28 @@ fn grouped_heads_and_split_keys() {
         }
     }
     check(Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 5000, 64) }).with_lse());
+}
+
+/// In a pool of any size the answer is right; with many threads the keys are split.
+#[test]
+fn threads() {
+    let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::square(1, 4, 9000, 64) };
+    let few = Dims { seq_len_q: 20, ..Dims::square(1, 1, 9000, 32) };
+    for threads in [1, 2, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
+        pool.install(|| {
+            for dims in [decode, few, Dims::square(2, 3, 300, 64)] {
+                let problem = Problem { sinks: true, ..Problem::new(dims).with_lse() };
+                check(problem);
+                let mut problem = problem.causal(Alignment::BottomRight);
+                problem.visibility.window_left = Some(7000);
+                let rng = &mut Rng::with_seed(5);
+                let mut data = Data::new(&problem, rng);
+                data.poison(rng, f32::NAN);
+                compare(&problem, &data);
+            }
+        });
+    }
 }
 
 #[test]
@@ -430,77 +452,4 @@ fn bad_input_is_refused() {
     let short = [0.0f32; 3];
     let slice = HostSlice::from(&short[..]);
     assert!(attention_on(Isa::best(), &problem, &Inputs::new(slice, slice, slice), &mut Control::default()).is_err());
-}
-#[test]
-#[ignore]
-fn tmp_speed() {
-    use super::kernel::*;
-    fn time(name: &str, flops: f64, mut f: impl FnMut()) {
-        let reps = (1e8 / flops) as usize;
-        let mut best = f64::MAX;
-        for _ in 0..300 {
-            let t = std::time::Instant::now();
-            for _ in 0..reps {
-                f();
-            }
-            best = best.min(t.elapsed().as_nanos() as f64 / reps as f64);
-        }
-        eprintln!("{name}: {:.2} us {:.1} GFLOP/s", best / 1e3, flops / best);
-    }
-    let isa = Isa::best();
-    for (panel, keys, dim) in [
-        (64, 64, 64),
-        (64, 128, 64),
-        (64, 96, 64),
-        (64, 64, 128),
-        (64, 128, 128),
-        (32, 128, 128),
-        (32, 64, 128),
-        (48, 64, 128),
-        (48, 128, 64),
-    ] {
-        let mut bufs: Vec<super::shared::Buffer> = (0..5).map(|_| Default::default()).collect();
-        let [a, b, c, d, e] = &mut bufs[..] else { panic!() };
-        let f = 2.0 * (panel * keys * dim) as f64;
-        let a = a.take(keys * dim);
-        let b = b.take(panel * dim);
-        let c = c.take(panel * keys);
-        let al = d.take(panel);
-        let o = e.take(panel * dim);
-        time(&format!("{panel} {keys} {dim} score"), f, || {
-            isa.run(Product {
-                panel,
-                count: keys,
-                depth: dim,
-                a,
-                row_step: dim,
-                depth_step: 1,
-                b,
-                b_step: panel,
-                c,
-                c_step: panel,
-                alpha: None,
-            })
-        });
-        time(&format!("{panel} {keys} {dim} weigh"), f, || {
-            isa.run(Product {
-                panel,
-                count: dim,
-                depth: keys,
-                a,
-                row_step: 1,
-                depth_step: dim,
-                b: c,
-                b_step: panel,
-                c: o,
-                c_step: panel,
-                alpha: Some(al),
-            })
-        });
-        let mut max = vec![0.0; 64];
-        let mut sum = vec![0.0; 64];
-        time(&format!("{panel} {keys} {dim} softmax"), 16.0 * f / dim as f64, || {
-            isa.run(Softmax { panel, scores: c, max: &mut max, sum: &mut sum, alpha: al })
-        });
-    }
 }

@@ -25,8 +25,10 @@ use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
 use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, ScoreStage};
 
-/// Multiply-adds below which other threads are not woken: about 20 microseconds of work.
+/// Multiply-adds below which other threads are not woken: 10 to 20 microseconds of work.
 const SMALL: usize = 1 << 21;
+/// With fewer rows than this, it is reading the keys that takes the time.
+const FEW_ROWS: usize = 8;
 /// Units a thread should have, so that all end at about the same time.
 const UNITS_PER_THREAD: usize = 4;
 /// The fewest keys worth a part of their own.
@@ -55,14 +57,14 @@ pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, con
     let mut scores = problem.want.scores.map(|stage| Ok((stage, pairs(problem, f32::NEG_INFINITY)?))).transpose()?;
     let mut weights = problem.want.weights.then(|| pairs(problem, 0.0)).transpose()?;
 
-    let threads = rayon::current_num_threads();
     let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
+    let pairs: usize = items.iter().map(|item| seen_by_some(problem, item, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
+    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
+    let threads = if is_small { 1 } else { rayon::current_num_threads() };
     let units = plan(problem, &items, isa, threads);
     let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(&units, threads) };
     let record = d.head_dim_v + 2;
     let pieces = if parts > 1 { split(&units, parts, record) } else { units.clone() };
-    let work: usize = pieces.iter().map(|piece| piece.rows * piece.keys.len() * (d.head_dim + d.head_dim_v)).sum();
-    let threads = if work < SMALL { 1 } else { threads };
 
     let mut partials = PARTIALS.take();
     let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
@@ -158,6 +160,7 @@ fn split(units: &[Unit], parts: usize, record: usize) -> Vec<Unit> {
 
 /// Puts the parts of a unit together: each counts with `exp(its maximum - the common maximum)`.
 fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
+    let mut row = vec![0.0; record - 2];
     for r in 0..unit.rows {
         let parts = || {
             pieces.iter().filter_map(|piece| piece.partial).map(|partial| {
@@ -167,7 +170,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
             })
         };
         let max = parts().map(|part| part[record - 2]).fold(f32::MIN, f32::max);
-        let mut row = vec![0.0; record - 2];
+        row.fill(0.0);
         let mut sum = 0.0;
         for part in parts().filter(|part| part[record - 1] != 0.0) {
             let factor = (part[record - 2] - max).exp();

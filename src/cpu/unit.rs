@@ -1,19 +1,22 @@
 //! One unit of work: some query rows of one key/value head against a range of keys.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
-use super::kernel::{Modify, Product, Softmax, Transpose};
 use super::narrow::Narrow;
-use super::pack::{Rows, SharedOutput, all_finite, read_row};
+use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
+use super::product::Product;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
-use super::visible::Item;
+use super::softmax::{Modify, Softmax};
+use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
 
-/// Keys between two rescalings of the output.
+/// Keys between two rescalings of the output. Ice Lake with AVX-512, one thread, 1x1x1024x64, GFLOP/s: 64 keys 140, 96 139,
+/// 128 132, 192 130, 256 133. Weights and queries of a panel then leave room in a first-level cache of 48 KiB.
 pub(super) const KEY_BLOCK: usize = 64;
-/// Panels of a unit: they share the conversion of a block of keys.
+/// Panels of 64 rows in a unit; they share the conversion of a block of keys. The same in f16: 1 panel 105, 2 panels 120, 4 130.
 pub(super) const UNIT_PANELS: usize = 4;
 
 /// What all units share.
@@ -67,9 +70,9 @@ pub(super) struct Panel {
     /// Of each lane.
     seen: Vec<Range<usize>>,
     started: bool,
-    pub(super) query: Buffer,
+    query: Buffer,
     output: Buffer,
-    pub(super) max: Buffer,
+    max: Buffer,
     sum: Buffer,
 }
 
@@ -94,6 +97,21 @@ pub(super) struct Tile {
     clean: Buffer,
 }
 
+/// A block of keys and their values.
+struct Block<'a> {
+    keys: Range<usize>,
+    key: Rows<'a>,
+    value: Rows<'a>,
+    finite: OnceCell<bool>,
+}
+
+impl Block<'_> {
+    /// Whether no value is NaN or infinite.
+    fn is_finite(&self) -> bool {
+        *self.finite.get_or_init(|| (0..self.keys.len()).all(|j| all_finite(self.value.row(j))))
+    }
+}
+
 /// What softmax needs besides the scores.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hiding {
@@ -116,13 +134,30 @@ pub(super) fn key_rows<'a>(
     in_place: bool,
     scratch: &'a mut Buffer,
 ) -> Rows<'a> {
-    let item = &job.items[unit.item];
-    let shape = job.problem.shape(operand);
-    let spec = job.problem.spec(operand);
-    let strides = spec.strides(shape);
     let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
-    let start = spec.offset + item.stored * strides.batch + unit.kv_head * strides.head + (item.first_kv + keys.start) * strides.seq;
-    Rows::read(job.isa, data, start, strides, (keys.len(), shape[3]), in_place, scratch)
+    let place = job.place(unit, operand, unit.kv_head, keys.start);
+    let width = job.problem.shape(operand)[3];
+    Rows::read(job.isa, data, place, (keys.len(), width), in_place, scratch)
+}
+
+impl Job<'_> {
+    /// Where the rows of an operand's head lie, from position `seq` of the unit's item on.
+    pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> Place {
+        let item = &self.items[unit.item];
+        let spec = self.problem.spec(operand);
+        let strides = spec.strides(self.problem.shape(operand));
+        let first = if matches!(operand, Operand::Key | Operand::Value) { item.first_kv } else { item.first_q };
+        let start = spec.offset + item.stored * strides.batch + head * strides.head + (first + seq) * strides.seq;
+        Place { start, row_step: strides.seq, step: strides.dim }
+    }
+
+    /// Reads the scaled query of row `r` of a unit.
+    pub(super) fn read_query(&self, unit: &Unit, r: usize, to: &mut [f32]) {
+        let (head, i) = unit.row(self.problem, r);
+        let (width, scale) = (to.len(), self.problem.effective_scale());
+        read_rows(self.isa, self.inputs.query, self.place(unit, Operand::Query, head, i), (1, width), to, width);
+        to.iter_mut().for_each(|x| *x *= scale);
+    }
 }
 
 impl Panel {
@@ -157,16 +192,12 @@ impl Panel {
         self.max.take(self.width).fill(f32::MIN);
         self.sum.take(self.width).fill(0.0);
 
-        let scale = problem.effective_scale();
-        let strides = problem.query.strides(problem.shape(Operand::Query));
         let staged = tile.rows.take(self.width * head_dim);
         staged[rows * head_dim..].fill(0.0);
         self.seen.clear();
         for (r, to) in staged.chunks_exact_mut(head_dim).take(rows).enumerate() {
-            let (head, i) = unit.row(problem, first + r);
-            let start = problem.query.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
-            read_row(job.isa, job.inputs.query, start, strides.dim, to);
-            to.iter_mut().for_each(|x| *x *= scale);
+            job.read_query(unit, first + r, to);
+            let (_, i) = unit.row(problem, first + r);
             let seen = item.interval(problem, i);
             self.seen.push(seen.start.max(unit.keys.start)..seen.end.min(unit.keys.end).max(seen.start.max(unit.keys.start)));
         }
@@ -191,28 +222,30 @@ impl Tile {
         if Item::has_extra(job.problem) {
             let rows = self.rows.take(width * keys.len());
             rows[panel.rows * keys.len()..].fill(0.0);
-            let mut hides = [true, true];
-            for (r, row) in rows.chunks_exact_mut(keys.len()).take(panel.rows).enumerate() {
-                let at = unit.row(job.problem, panel.first + r);
-                job.items[unit.item].fill_extra(job.problem, job.inputs, at, keys.clone(), row);
-                hides[0] &= row.iter().fold(true, |all, &x| all & (x == 0.0));
-                hides[1] &= row.iter().fold(true, |all, &x| all & (x == f32::NEG_INFINITY));
+            let mut kind = ExtraKind::Mixed;
+            job.isa.run(Extra {
+                job,
+                unit,
+                rows: panel.first..panel.first + panel.rows,
+                keys: keys.clone(),
+                to: rows,
+                step: keys.len(),
+                kind: &mut kind,
+            });
+            match kind {
+                ExtraKind::Zero => return Hiding::Nothing,
+                ExtraKind::AllHidden => return Hiding::Everything,
+                ExtraKind::Mixed => {}
             }
-            return match hides {
-                [true, _] => Hiding::Nothing,
-                [_, true] => Hiding::Everything,
-                _ => {
-                    job.isa.run(Transpose {
-                        rows: width,
-                        columns: keys.len(),
-                        from: rows,
-                        from_step: keys.len(),
-                        to: self.extra.take(width * keys.len()),
-                        to_step: width,
-                    });
-                    Hiding::Extra
-                }
-            };
+            job.isa.run(Transpose {
+                rows: width,
+                columns: keys.len(),
+                from: rows,
+                from_step: keys.len(),
+                to: self.extra.take(width * keys.len()),
+                to_step: width,
+            });
+            return Hiding::Extra;
         }
         if panel.all.start <= keys.start && keys.end <= panel.all.end {
             return Hiding::Nothing;
@@ -272,8 +305,14 @@ impl Tile {
         }
     }
 
-    /// Takes these keys into the panel's maximum, sum and output.
-    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, key: Rows<'_>, value: Rows<'_>) {
+    /// Takes the block's keys into the panel's maximum, sum and output, as far as some row sees them.
+    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>) {
+        let keys = &(panel.some.start.max(block.keys.start)..panel.some.end.min(block.keys.end));
+        if keys.is_empty() {
+            return;
+        }
+        let skipped = keys.start - block.keys.start;
+        let (key, value) = (block.key.from(skipped), block.value.from(skipped));
         let hiding = self.hide(job, unit, panel, keys);
         if hiding == Hiding::Everything {
             return;
@@ -288,7 +327,7 @@ impl Tile {
             sum: panel.sum.take(width),
             alpha: self.alpha.take(width),
         });
-        let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(value.row(j)));
+        let finite = hiding == Hiding::Nothing || block.is_finite();
         let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {
             panel: width,
@@ -356,15 +395,12 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let value_step = job.problem.value.strides(job.problem.shape(Operand::Value)).seq;
     let value_in_place = !value_step.is_multiple_of(8 * LINE);
     for start in unit.keys.clone().step_by(KEY_BLOCK) {
-        let block = start..unit.keys.end.min(start + KEY_BLOCK);
-        let key = key_rows(job, unit, Operand::Key, &block, true, key);
-        let value = key_rows(job, unit, Operand::Value, &block, value_in_place, value);
+        let keys = start..unit.keys.end.min(start + KEY_BLOCK);
+        let key = key_rows(job, unit, Operand::Key, &keys, true, key);
+        let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value);
+        let block = Block { keys, key, value, finite: OnceCell::new() };
         for panel in panels.iter_mut() {
-            let keys = panel.some.start.max(block.start)..panel.some.end.min(block.end);
-            if !keys.is_empty() {
-                let skipped = keys.start - block.start;
-                tile.accumulate(job, unit, panel, &keys, key.from(skipped), value.from(skipped));
-            }
+            tile.accumulate(job, unit, panel, &block);
         }
     }
     for panel in panels.iter_mut() {
@@ -418,15 +454,11 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
         total = sum * rescale + (sink - top).exp();
     }
     let factor = if total == 0.0 { 0.0 } else { rescale / total };
-    if total == 0.0 {
-        row.fill(0.0);
-    } else {
-        row.iter_mut().for_each(|x| *x *= factor);
-    }
-    let strides = problem.output.strides(problem.shape(Operand::Output));
-    let start = problem.output.offset + item.stored * strides.batch + head * strides.head + (item.first_q + i) * strides.seq;
+    // Nothing visible is 0, even if what was seen with weight 0 has left a NaN.
+    row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * factor });
+    let place = job.place(unit, Operand::Output, head, i);
     // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
-    unsafe { job.output.write_row(start, strides.dim, row) };
+    unsafe { job.output.write_row(place.start, place.step, row) };
     if let Some(lse) = &job.lse {
         let at = match problem.packed {
             Some(_) => (item.first_q + i) * d.num_heads + head,

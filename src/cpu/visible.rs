@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use super::kernel::Kernel;
+use super::shared::LINE;
+use super::simd::Simd;
+use super::unit::{Job, Unit};
 use crate::{Alibi, Alignment, Broadcast, Inputs, Problem};
 
 /// One item of the batch, padded or packed.
@@ -54,6 +58,7 @@ impl Item {
     }
 
     /// What is added to the scores of row i and these keys: all biases; -inf where the key is hidden, for whatever reason.
+    #[inline(always)]
     pub(super) fn fill_extra(&self, problem: &Problem, inputs: &Inputs<'_>, (head, i): (usize, usize), keys: Range<usize>, to: &mut [f32]) {
         let d = &problem.dims;
         let v = &problem.visibility;
@@ -66,11 +71,12 @@ impl Item {
                 (at, _) => to.copy_from_slice(&inputs.bias[at..at + keys.len()]),
             },
         }
+        // Of key keys.start, from the row's position.
+        let distance = keys.start as i64 - position;
         if let Some(alibi) = problem.alibi {
             let slope = inputs.alibi_slopes[head];
-            // Distances are whole numbers below 2^32: exact in f64, rounded once in f32.
-            for (x, j) in to.iter_mut().zip(keys.start as i64..) {
-                let distance = (j - position) as f32;
+            for (j, x) in to.iter_mut().enumerate() {
+                let distance = distance as f32 + j as i32 as f32;
                 *x += match alibi {
                     Alibi::Signed => slope * distance,
                     Alibi::Symmetric => -slope * distance.abs(),
@@ -80,26 +86,86 @@ impl Item {
         if let Some(max) = problem.relative_bias {
             let max = i64::from(max);
             let table = &inputs.relative_bias[head * (2 * max as usize + 1)..][..2 * max as usize + 1];
-            for (x, j) in to.iter_mut().zip(keys.start as i64..) {
-                *x += table[((position - j).clamp(-max, max) + max) as usize];
+            for (j, x) in to.iter_mut().enumerate() {
+                *x += table[((-distance - j as i64).clamp(-max, max) + max) as usize];
             }
         }
-        let hide = |x: &mut f32, hidden: bool| *x = if hidden { f32::NEG_INFINITY } else { *x };
         if v.documents {
             let own = inputs.documents_q[self.batch * d.seq_len_q + i];
             let documents = &inputs.documents_kv[self.batch * d.seq_len_kv + keys.start..][..keys.len()];
-            to.iter_mut().zip(documents).for_each(|(x, &document)| hide(x, document != own));
+            for (x, &document) in to.iter_mut().zip(documents) {
+                *x = if document == own { *x } else { f32::NEG_INFINITY };
+            }
         }
         if let Some(shape) = v.mask {
             match along_keys(shape, index) {
-                (at, 0) => to.iter_mut().for_each(|x| hide(x, !inputs.mask[at])),
-                (at, _) => to.iter_mut().zip(&inputs.mask[at..]).for_each(|(x, &seen)| hide(x, !seen)),
+                (at, 0) if inputs.mask[at] => {}
+                (_, 0) => to.fill(f32::NEG_INFINITY),
+                (at, _) => {
+                    for (x, &seen) in to.iter_mut().zip(&inputs.mask[at..at + keys.len()]) {
+                        *x = if seen { *x } else { f32::NEG_INFINITY };
+                    }
+                }
             }
         }
         let seen = self.interval(problem, i);
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
         to[..inside(seen.start)].fill(f32::NEG_INFINITY);
         to[inside(seen.end)..].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// [`Item::fill_extra`] for some rows of a unit, which are `step` apart in `to`, with zeros between them and `step`.
+pub(super) struct Extra<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) unit: &'a Unit,
+    /// Counted from the unit's first.
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Range<usize>,
+    pub(super) to: &'a mut [f32],
+    pub(super) step: usize,
+    /// What has been found out about the result.
+    pub(super) kind: &'a mut ExtraKind,
+}
+
+/// What an additive part does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ExtraKind {
+    Zero,
+    Mixed,
+    AllHidden,
+}
+
+impl Kernel for Extra<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let (job, keys) = (self.job, self.keys);
+        let item = &job.items[self.unit.item];
+        // All are -inf if both their `or` and their `and` are; all are 0 if no bit but the sign is in their `or`.
+        let (mut or, mut and) = (0, u32::MAX);
+        for (r, row) in self.rows.zip(self.to.chunks_exact_mut(self.step)) {
+            let at = self.unit.row(job.problem, r);
+            let (row, padding) = row.split_at_mut(keys.len());
+            padding.fill(0.0);
+            item.fill_extra(job.problem, job.inputs, at, keys.clone(), row);
+            if let Some((bias, 1)) = job.problem.bias.map(|shape| along_keys(shape, [item.batch, at.0, at.1, keys.end])) {
+                // The next block of this row is too far from this one for the hardware to expect it.
+                for ahead in (0..keys.len()).step_by(LINE) {
+                    // SAFETY: the machine has V's instructions by contract.
+                    unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
+                }
+            }
+            for x in row {
+                or |= x.to_bits();
+                and &= x.to_bits();
+            }
+        }
+        const HIDDEN: u32 = f32::NEG_INFINITY.to_bits();
+        *self.kind = match (or, and) {
+            (HIDDEN, HIDDEN) => ExtraKind::AllHidden,
+            (or, _) if or << 1 == 0 => ExtraKind::Zero,
+            _ => ExtraKind::Mixed,
+        };
     }
 }
 

@@ -1,0 +1,287 @@
+//! From scores to weights: softcap, biases, hiding, and the running softmax.
+
+use super::kernel::Kernel;
+use super::simd::Simd;
+
+/// What happens to scores before softmax, in place: softcap, the additive part, and hiding.
+pub(super) struct Modify<'a> {
+    pub(super) panel: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) softcap: Option<f32>,
+    pub(super) bias_first: bool,
+    /// Like scores; -inf hides.
+    pub(super) extra: Option<&'a [f32]>,
+    /// Of each lane the first visible key and one past the last, as whole numbers, counted from the scores' first.
+    pub(super) bounds: Option<(&'a [f32], &'a [f32])>,
+}
+
+impl Kernel for Modify<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let len = self.scores.len();
+        assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES));
+        assert!(self.extra.is_none_or(|extra| extra.len() >= len));
+        assert!(self.bounds.is_none_or(|(first, end)| first.len() >= self.panel && end.len() >= self.panel));
+        // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
+        unsafe {
+            let hidden = V::splat(f32::NEG_INFINITY);
+            let lowest = V::splat(f32::MIN);
+            for at in (0..len).step_by(V::LANES) {
+                let place = self.scores.as_mut_ptr().add(at);
+                let extra = self.extra.map(|extra| V::load(extra.as_ptr().add(at)));
+                let mut score = V::load(place);
+                if let (true, Some(extra)) = (self.bias_first, extra) {
+                    score = score.add(extra);
+                }
+                if let Some(softcap) = self.softcap {
+                    let softcap = V::splat(softcap);
+                    score = softcap.mul(tanh(score.div(softcap)));
+                }
+                if let (false, Some(extra)) = (self.bias_first, extra) {
+                    score = score.add(extra);
+                }
+                if let Some(extra) = extra {
+                    score = extra.select_less(lowest, hidden, score);
+                }
+                if let Some((first, end)) = self.bounds {
+                    let lane = at % self.panel;
+                    let key = V::splat((at / self.panel) as f32);
+                    score = key.select_less(V::load(first.as_ptr().add(lane)), hidden, score);
+                    score = key.select_less(V::load(end.as_ptr().add(lane)), score, hidden);
+                }
+                score.store(place);
+            }
+        }
+    }
+}
+
+/// One step of the running softmax: `max` and `sum` take in the scores, which become `exp(score - max)`;
+/// `alpha` is the factor on what was summed before. `max` starts at `f32::MIN`, `sum` at 0.
+pub(super) struct Softmax<'a> {
+    pub(super) panel: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) alpha: &'a mut [f32],
+}
+
+impl Kernel for Softmax<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        assert!(self.scores.len().is_multiple_of(self.panel));
+        assert!(self.max.len() >= self.panel && self.sum.len() >= self.panel && self.alpha.len() >= self.panel);
+        // SAFETY: the machine has V's instructions by contract; the lengths were checked.
+        unsafe {
+            match self.panel / V::LANES {
+                1 => self.vectors::<V, 1>(),
+                2 => self.vectors::<V, 2>(),
+                3 => self.vectors::<V, 3>(),
+                4 => self.vectors::<V, 4>(),
+                vectors => unreachable!("a panel of {vectors} vectors"),
+            }
+        }
+    }
+}
+
+impl Softmax<'_> {
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "max and sum stay in registers only if every index is a constant")]
+    unsafe fn vectors<V: Simd, const N: usize>(self) {
+        // SAFETY: every place is below the lengths that `run` checked.
+        unsafe {
+            let keys = self.scores.len() / self.panel;
+            let scores = self.scores.as_mut_ptr();
+            let mut max = [V::splat(f32::MIN); N];
+            for v in 0..N {
+                max[v] = V::load(self.max.as_ptr().add(v * V::LANES));
+            }
+            for k in 0..keys {
+                for v in 0..N {
+                    // A NaN score does not get into max; it shows in the sum.
+                    max[v] = V::load(scores.add((k * N + v) * V::LANES)).max(max[v]);
+                }
+            }
+            let mut sum = [V::splat(0.0); N];
+            for k in 0..keys {
+                for v in 0..N {
+                    let place = scores.add((k * N + v) * V::LANES);
+                    let weight = exp(V::load(place).sub(max[v]));
+                    weight.store(place);
+                    sum[v] = sum[v].add(weight);
+                }
+            }
+            for v in 0..N {
+                let at = v * V::LANES;
+                let alpha = exp(V::load(self.max.as_ptr().add(at)).sub(max[v]));
+                alpha.store(self.alpha.as_mut_ptr().add(at));
+                max[v].store(self.max.as_mut_ptr().add(at));
+                V::load(self.sum.as_ptr().add(at)).mul_add(alpha, sum[v]).store(self.sum.as_mut_ptr().add(at));
+            }
+        }
+    }
+}
+
+/// As [`Softmax`], for scores of which each row lies along the lanes; -inf fills the rows up to whole vectors.
+pub(super) struct RowSoftmax<'a> {
+    pub(super) scores: &'a mut [f32],
+    pub(super) scores_step: usize,
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) alpha: &'a mut [f32],
+}
+
+impl Kernel for RowSoftmax<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        assert!(self.scores_step.is_multiple_of(V::LANES));
+        let rows = self.scores.chunks_exact_mut(self.scores_step).zip(self.max).zip(self.sum).zip(self.alpha);
+        for (((row, max), sum), alpha) in rows {
+            // SAFETY: the machine has V's instructions by contract; a row is whole vectors, and so is `lanes`.
+            unsafe {
+                let mut lanes = [0.0f32; 16];
+                let mut vector = V::splat(*max);
+                for at in (0..row.len()).step_by(V::LANES) {
+                    vector = V::load(row.as_ptr().add(at)).max(vector);
+                }
+                vector.store(lanes.as_mut_ptr());
+                let new = lanes[..V::LANES].iter().fold(*max, |a, &b| a.max(b));
+                let mut vector = V::splat(0.0);
+                for at in (0..row.len()).step_by(V::LANES) {
+                    let place = row.as_mut_ptr().add(at);
+                    let weight = exp(V::load(place).sub(V::splat(new)));
+                    weight.store(place);
+                    vector = vector.add(weight);
+                }
+                vector.store(lanes.as_mut_ptr());
+                *alpha = (*max - new).exp();
+                *sum = *sum * *alpha + lanes[..V::LANES].iter().sum::<f32>();
+                *max = new;
+            }
+        }
+    }
+}
+
+/// Final weights in place of scores: `exp(score - max) * factor`, 0 where hidden.
+pub(super) struct Weights<'a> {
+    pub(super) panel: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) max: &'a [f32],
+    pub(super) factor: &'a [f32],
+}
+
+impl Kernel for Weights<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        assert!(self.scores.len().is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES));
+        assert!(self.max.len() >= self.panel && self.factor.len() >= self.panel);
+        // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
+        unsafe {
+            for at in (0..self.scores.len()).step_by(V::LANES) {
+                let lane = at % self.panel;
+                let place = self.scores.as_mut_ptr().add(at);
+                let score = V::load(place);
+                let weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(V::load(self.factor.as_ptr().add(lane)));
+                score.select_less(V::splat(f32::MIN), V::splat(0.0), weight).store(place);
+            }
+        }
+    }
+}
+
+/// e^x for x <= 0, with a relative error of at most 2^-23; exactly 0 from -88 down, where the result is subnormal. NaN stays.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial of degree 6, minimax in the relative error (3e-9).
+/// n is rounded, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are n + 127.
+#[inline(always)]
+unsafe fn exp<V: Simd>(x: V) -> V {
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    // The high part has 9 bits: its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let x = V::splat(-88.0).max(x);
+        let shifted = x.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(ROUND));
+        let n = shifted.sub(V::splat(ROUND));
+        let r = n.mul_add(V::splat(-LN_2_HIGH), x);
+        let r = n.mul_add(V::splat(-LN_2_LOW), r);
+        let mut power = V::splat(0.001_381_453_6);
+        for coefficient in [0.008_368_745, 0.041_668_393, 0.166_665_21, 0.499_999_94, 1.0, 1.0] {
+            power = power.mul_add(r, V::splat(coefficient));
+        }
+        power.mul(shifted.exponent_from_low_bits())
+    }
+}
+
+/// tanh(x), to within 2e-7: near 0 by the odd polynomial of Cephes, else by (1 - e^-2|x|) / (1 + e^-2|x|).
+#[inline(always)]
+unsafe fn tanh<V: Simd>(x: V) -> V {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let zero = V::splat(0.0);
+        let one = V::splat(1.0);
+        let size = x.max(zero.sub(x));
+        let e = exp(size.mul(V::splat(-2.0)));
+        let far = one.sub(e).div(one.add(e));
+        let square = size.mul(size);
+        let mut near = V::splat(-5.704_988_7e-3);
+        for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+            near = near.mul_add(square, V::splat(coefficient));
+        }
+        let near = near.mul(square).mul_add(size, size);
+        let result = size.select_less(V::splat(0.625), near, far);
+        x.select_less(zero, zero.sub(result), result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Isa;
+    use super::*;
+
+    /// Applies exp or tanh to whole vectors.
+    struct Map<'a>(&'a mut [f32], bool);
+
+    impl Kernel for Map<'_> {
+        #[inline(always)]
+        unsafe fn run<V: Simd>(self) {
+            for chunk in self.0.chunks_exact_mut(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the chunk is a vector long.
+                unsafe {
+                    let x = V::load(chunk.as_ptr());
+                    if self.1 { exp(x) } else { tanh(x) }.store(chunk.as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_right() {
+        let x: Vec<f32> = (0..1 << 20).map(|i| -87.3 * (i as f32 / (1 << 20) as f32)).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            isa.run(Map(&mut y, true));
+            let error = |(&x, &y): (&f32, &f32)| (f64::from(y) / f64::from(x).exp() - 1.0).abs();
+            let worst = x.iter().zip(&y).map(error).fold(0.0, f64::max);
+            assert!(worst <= f64::from(f32::EPSILON), "{isa:?}: {worst:e}");
+            let mut special = [0.0, -88.0, -1e30, f32::NEG_INFINITY, f32::NAN, -0.0, f32::MIN, -500.0].repeat(2);
+            isa.run(Map(&mut special, true));
+            assert_eq!(special[..4], [1.0, 0.0, 0.0, 0.0], "{isa:?}");
+            assert!(special[4].is_nan() && special[5..8] == [1.0, 0.0, 0.0], "{isa:?}: {special:?}");
+        }
+    }
+
+    #[test]
+    fn tanh_is_right() {
+        let x: Vec<f32> = (0..1 << 18).map(|i| (i as f32 / (1 << 18) as f32 - 0.5) * 40.0).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            isa.run(Map(&mut y, false));
+            let worst = x.iter().zip(&y).map(|(&x, &y)| (f64::from(y) - f64::from(x).tanh()).abs()).fold(0.0, f64::max);
+            assert!(worst <= 2e-7, "{isa:?}: {worst:e}");
+            let mut special = [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30, 1e-30, 0.0].repeat(2);
+            isa.run(Map(&mut special, false));
+            assert_eq!(special[..3], [0.0, 1.0, -1.0], "{isa:?}");
+            assert!(special[3].is_nan() && special[4..8] == [1.0, -1.0, 1e-30, 0.0], "{isa:?}: {special:?}");
+        }
+    }
+}
