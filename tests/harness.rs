@@ -78,6 +78,9 @@ fn one_element_off_by_three_tolerances_is_noticed() {
         let missed = unnoticed(|_, expected, output| {
             let Some(last) = output.len().checked_sub(1) else { return false };
             let at = (last as f64 * share) as usize;
+            if expected.output.values[at].is_nan() {
+                return false;
+            }
             output[at] += 3.0 * expected.output.tolerance.allowed(at, expected.output.values[at]) as f32;
             true
         });
@@ -88,7 +91,7 @@ fn one_element_off_by_three_tolerances_is_noticed() {
 #[test]
 fn one_nan_or_infinity_is_noticed() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let missed = unnoticed(|_, _, output| output.last_mut().map(|last| *last = bad).is_some());
+        let missed = unnoticed(|_, _, output| output.iter_mut().rfind(|x| x.is_finite()).map(|x| *x = bad).is_some());
         assert_eq!(missed, Vec::<String>::new());
     }
 }

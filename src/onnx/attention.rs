@@ -80,7 +80,7 @@ pub struct AttentionInputs<'a> {
     pub past_key: Option<Tensor<'a>>,
     /// Values before V.
     pub past_value: Option<Tensor<'a>>,
-    /// [batch]: how many keys of each item are no padding.
+    /// `[batch]`: how many keys of each item are no padding.
     pub nonpad_kv_seqlen: Option<&'a [i64]>,
 }
 

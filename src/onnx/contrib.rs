@@ -159,7 +159,7 @@ pub struct GroupQueryAttentionInputs<'a> {
     pub past_key: Option<Tensor<'a>>,
     /// As past_key.
     pub past_value: Option<Tensor<'a>>,
-    /// [batch]: the length of past and key together, less one.
+    /// `[batch]`: the length of past and key together, less one.
     pub seqlens_k: &'a [i32],
     /// [positions, head_size / 2], with `do_rotary`.
     pub cos_cache: Option<Tensor<'a>>,
@@ -167,7 +167,7 @@ pub struct GroupQueryAttentionInputs<'a> {
     pub sin_cache: Option<Tensor<'a>>,
     /// [batch or 1, num_heads or 1, sequence_length, total_sequence_length], added to the scores.
     pub attention_bias: Option<Tensor<'a>>,
-    /// [num_heads]: one more logit in the denominator.
+    /// `[num_heads]`: one more logit in the denominator.
     pub head_sink: Option<Tensor<'a>>,
 }
 

@@ -15,12 +15,14 @@ pub struct Fill {
     /// Write NaN and infinity where nothing may be read into a result: hidden keys and values, queries that see nothing,
     /// gaps between strided elements.
     pub poison: bool,
+    /// Write one NaN into query, key or value, to be seen by whoever sees it.
+    pub nan: bool,
 }
 
 impl Fill {
-    /// Spread 1, poisoned.
+    /// Spread 1, poisoned, without a NaN that may be seen.
     pub const fn seed(seed: u64) -> Self {
-        Self { seed, amplitude: 1.0, poison: true }
+        Self { seed, amplitude: 1.0, poison: true, nan: false }
     }
 }
 
@@ -112,6 +114,12 @@ impl Case {
         let mut query = dense(Operand::Query, fill.amplitude, &mut random);
         let mut key = dense(Operand::Key, fill.amplitude, &mut random);
         let mut value = dense(Operand::Value, 1.0, &mut random);
+        if fill.nan {
+            let tensors = [&mut query, &mut key, &mut value];
+            let tensor = random.below(tensors.len());
+            let at = random.below(tensors[tensor].len());
+            tensors[tensor].get_mut(at).into_iter().for_each(|x| *x = f32::NAN);
+        }
         let store = |data: &mut Data, query: &[f32], key: &[f32], value: &[f32], gap: f32| {
             data.query = scatter(&problem.query, problem.shape(Operand::Query), query, gap);
             data.key = scatter(&problem.key, problem.shape(Operand::Key), key, gap);
@@ -223,7 +231,8 @@ pub(crate) fn scatter(spec: &TensorSpec, shape: [usize; 4], dense: &[f32], gap: 
 fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, value]: [&mut Vec<f32>; 3]) -> Result<()> {
     let d = problem.dims;
     let masked = naive::attention(problem, &data.inputs())?.masked;
-    let sees = |b: usize, h: usize, i: usize, j: usize| masked[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j].is_finite();
+    let sees =
+        |b: usize, h: usize, i: usize, j: usize| masked[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j] != f64::NEG_INFINITY;
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);
     // Raw scores are handed out for hidden pairs too.
     let keep_raw = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));

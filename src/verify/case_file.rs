@@ -98,6 +98,11 @@ impl CaseFile {
         let mut tensors = BTreeMap::new();
         for (name, view) in SafeTensors::deserialize(bytes).map_err(broken)?.iter() {
             let (shape, data) = (view.shape().to_vec(), view.data());
+            // An axis of 0 makes room for absurd sizes along the others.
+            let extent = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent.max(1)));
+            if extent.is_none_or(|extent| extent as u64 > MAX_BYTES) {
+                return Err(file_error(format!("tensor `{name}` has the absurd shape {shape:?}")));
+            }
             let data = match view.dtype() {
                 Dtype::F32 => FileData::Float(HostVec::from_bytes(DType::F32, data)),
                 Dtype::F16 => FileData::Float(HostVec::from_bytes(DType::F16, data)),

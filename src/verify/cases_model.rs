@@ -46,8 +46,11 @@ fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
 /// The attention of a BERT block, from its input and weights on. What follows the attention (proj, block_out) is not done.
 pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let [batch, seq_len, width] = file.shape("hidden")?;
-    let heads: usize = file.required_attr("num_heads")?;
+    let heads = heads_of(file, width)?;
     let hidden = file.f32s("hidden")?;
+    if hidden.is_empty() {
+        return Err(file.error("has an empty tensor `in.hidden`"));
+    }
     let mut outputs = Vec::new();
     for name in ["q", "k", "v"] {
         let projected = linear(file, &hidden, width, &format!("w{name}"), 0..width, Some((&format!("b{name}"), 0)))?;
@@ -61,14 +64,27 @@ pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     Ok(outputs)
 }
 
+/// The number of heads, into which `width` divides.
+fn heads_of(file: &CaseFile, width: usize) -> Result<usize> {
+    let heads: usize = file.required_attr("num_heads")?;
+    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+        return Err(file.error(format!("width {width} does not divide into {heads} heads")));
+    }
+    Ok(heads)
+}
+
 /// PyTorch's nn.MultiheadAttention.
 pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let width: usize = file.required_attr("embed_dim")?;
-    let heads: usize = file.required_attr("num_heads")?;
+    let heads = heads_of(file, width)?;
     let (query, batch, seq_len_q, _) = batch_first(file, "query")?;
     let own = |name: &'static str| if file.optional(name).is_some() { name } else { "query" };
     let (key, _, tokens, key_width) = batch_first(file, own("key"))?;
     let (value, .., value_width) = batch_first(file, own("value"))?;
+
+    if batch == 0 || seq_len_q == 0 || tokens == 0 {
+        return Err(file.error("has an empty query or key"));
+    }
 
     let mut projected = Vec::new();
     for (at, (x, x_width, name)) in [(&query, width, "q"), (&key, key_width, "k"), (&value, value_width, "v")].into_iter().enumerate() {

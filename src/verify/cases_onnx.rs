@@ -103,8 +103,8 @@ pub(crate) fn flex_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     let mut problem = Problem::new(dims).stored(query.as_slice().dtype(), Layout::Bhsd);
     problem.scale = file.attr("scale")?;
     let mut inputs = Inputs::new(query.as_slice(), key.as_slice(), value.as_slice());
-    let (scalar, slopes) = (file.optional("score_mod.bias").map(|_| file.f32s("score_mod.bias")), vec![-1.0; num_heads]);
-    let scalar = scalar.transpose()?.unwrap_or_default();
+    let scalar = if file.optional("score_mod.bias").is_some() { file.f32s("score_mod.bias")? } else { vec![] };
+    let slopes = vec![-1.0; num_heads];
     match file.required_attr::<String>("score_mod_kind")?.as_str() {
         "none" => {}
         "causal_top_left" => problem = problem.causal(Alignment::TopLeft),

@@ -48,7 +48,7 @@ pub fn random(seed: u64) -> Result<Case> {
         weights: r.one_in(6),
     };
     let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
-    Case::new(format!("random-{seed}"), p, Fill { seed, amplitude, poison: !r.one_in(4) })
+    Case::new(format!("random-{seed}"), p, Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16) })
 }
 
 /// A count of packed tokens of which the longest sequence may have `longest`.
@@ -145,6 +145,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     same_group.dims.num_kv_heads = 1;
     simpler.push((same_group, fill));
     simpler.push((p, Fill { poison: false, ..fill }));
+    simpler.push((p, Fill { nan: false, ..fill }));
     simpler.push((p, Fill { amplitude: 1.0, ..fill }));
     let before = p;
     simpler.into_iter().filter(move |(q, f)| (*q, *f) != (before, fill)).filter_map(move |(q, f)| {

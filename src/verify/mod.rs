@@ -5,10 +5,10 @@
 //!
 //! ```
 //! use wgpu_attention::verify::{Candidate, check, oracle, random};
-//! use wgpu_attention::{Backend, Engine, EngineOptions};
+//! use wgpu_attention::{Backend, Engine, EngineOptions, Inputs, Problem};
 //!
 //! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
-//! let attend = |problem: &_, inputs: &_| engine.attention(problem, inputs);
+//! let attend = |problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs);
 //! let candidates = [Candidate { name: "oracle", attend: &oracle }, Candidate { name: "cpu", attend: &attend }];
 //! let case = random(7)?;
 //! for candidate in candidates {
@@ -38,5 +38,5 @@ pub use cases::check_file;
 pub use compare::{Element, Mismatch, Tolerance, compare};
 pub use expect::{Expected, ExpectedTensor, oracle};
 pub use generate::{minimise, random, shrink};
-pub use suite::{Candidate, Row, Verdict, check, check_against, count, minimal_report, run_dir, run_generated};
+pub use suite::{Candidate, Row, Verdict, check, check_against, count, run_case, run_dir, run_generated};
 pub use table::table;

@@ -128,31 +128,37 @@ fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec
     reports
 }
 
-/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate. A random case that fails is
-/// reported with the smallest case that still does.
+/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate.
 pub fn run_generated(candidates: &[Candidate<'_>], seed: u64, random_cases: u64, control: &mut Control<'_>) -> Result<Vec<Row>> {
-    let table = table()?;
-    let total = table.len() as u64 + random_cases;
-    let fixed = table.into_iter().map(|case| ("table", Ok(case)));
-    let drawn = (0..random_cases).map(|at| ("random", random(seed.wrapping_add(at))));
+    let fixed = table()?;
+    let total = fixed.len() + random_cases as usize;
     let mut rows = Vec::new();
-    for (at, (suite, case)) in fixed.chain(drawn).enumerate() {
-        let case = case?;
-        let expected = Expected::of(&case.problem, &case.data.inputs())?;
-        for candidate in candidates {
-            let mut verdict = check_against(&case, &expected, candidate.attend);
-            if suite == "random" && matches!(verdict, Verdict::Failed(_)) {
-                verdict = Verdict::Failed(minimal_report(case.clone(), candidate.attend));
-            }
-            rows.push(Row { suite: suite.into(), case: case.name.clone(), backend: candidate.name.into(), verdict, note: String::new() });
-        }
-        control.report((at + 1) as f64 / total as f64)?;
+    for case in fixed {
+        rows.extend(run_case("table", &case, candidates)?);
+        control.report(rows.len() as f64 / (total * candidates.len()) as f64)?;
+    }
+    for at in 0..random_cases {
+        rows.extend(run_case("random", &random(seed.wrapping_add(at))?, candidates)?);
+        control.report(rows.len() as f64 / (total * candidates.len()) as f64)?;
     }
     Ok(rows)
 }
 
+/// One case on every candidate. A random case that fails is reported with the smallest case that still does.
+pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
+    let expected = Expected::of(&case.problem, &case.data.inputs())?;
+    let run = |candidate: &Candidate<'_>| {
+        let mut verdict = check_against(case, &expected, candidate.attend);
+        if suite == "random" && matches!(verdict, Verdict::Failed(_)) {
+            verdict = Verdict::Failed(minimal_report(case.clone(), candidate.attend));
+        }
+        Row { suite: suite.into(), case: case.name.clone(), backend: candidate.name.into(), verdict, note: String::new() }
+    };
+    Ok(candidates.iter().map(run).collect())
+}
+
 /// The smallest failing case below a failing one, as text.
-pub fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
+fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
     let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
     format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
 }

@@ -15,7 +15,7 @@ const SQUARE: Dims = Dims { batch: 3, num_heads: 3, num_kv_heads: 3, seq_len_q: 
 
 /// The whole table.
 pub fn table() -> Result<Vec<Case>> {
-    let mut rows: Vec<(String, Problem, f32)> = Vec::new();
+    let mut rows = Rows::new();
     lengths(&mut rows);
     visibility(&mut rows);
     scores(&mut rows);
@@ -23,11 +23,12 @@ pub fn table() -> Result<Vec<Case>> {
     together(&mut rows);
     rows.into_iter()
         .enumerate()
-        .map(|(at, (name, problem, amplitude))| Case::new(name, problem, Fill { amplitude, ..Fill::seed(1000 + at as u64) }))
+        .map(|(at, (name, problem, fill))| Case::new(name, problem, Fill { seed: 1000 + at as u64, ..fill }))
         .collect()
 }
 
-type Rows = Vec<(String, Problem, f32)>;
+/// Seeds are their places in the table.
+type Rows = Vec<(String, Problem, Fill)>;
 
 fn base() -> Problem {
     Problem::new(BASE).with_lse()
@@ -40,7 +41,7 @@ fn with(change: impl FnOnce(&mut Problem)) -> Problem {
 }
 
 fn push(rows: &mut Rows, name: impl Into<String>, problem: Problem) {
-    rows.push((name.into(), problem, 1.0));
+    rows.push((name.into(), problem, Fill::seed(0)));
 }
 
 fn lengths(rows: &mut Rows) {
@@ -180,10 +181,21 @@ fn scores(rows: &mut Rows) {
     push(rows, "hand-out-weights-with-sinks", with(|p| (p.want.weights, p.sinks) = (true, true)));
     push(rows, "hand-out-weights-causal", Problem { want: Want { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
     // Scores of hundreds and of thousands, where exp without a maximum taken off would overflow.
-    rows.push(("large-logits".into(), base(), 12.0));
-    rows.push(("very-large-logits-causal".into(), base().causal(BottomRight), 60.0));
-    rows.push(("large-logits-softcap".into(), with(|p| p.softcap = Some(20.0)), 12.0));
-    rows.push(("small-logits".into(), base(), 1e-3));
+    for (name, problem, amplitude) in [
+        ("large-logits", base(), 12.0),
+        ("very-large-logits-causal", base().causal(BottomRight), 60.0),
+        ("large-logits-softcap", with(|p| p.softcap = Some(20.0)), 12.0),
+        ("small-logits", base(), 1e-3),
+    ] {
+        rows.push((name.into(), problem, Fill { amplitude, ..Fill::seed(0) }));
+    }
+    // One NaN in query, key or value reaches the rows that see it and no others.
+    let nan = Fill { nan: true, ..Fill::seed(0) };
+    for number in 0..6 {
+        rows.push((format!("nan-{number}"), base(), nan));
+        rows.push((format!("nan-causal-{number}"), base().causal(BottomRight), nan));
+        rows.push((format!("nan-window-sinks-{number}"), Problem { sinks: true, ..base().window(TopLeft, Some(2), Some(2)) }, nan));
+    }
 }
 
 fn storage(rows: &mut Rows) {

@@ -13,7 +13,7 @@ pub(crate) struct Bug {
 }
 
 /// All of them.
-pub(crate) const BUGS: [Bug; 43] = [
+pub(crate) const BUGS: [Bug; 44] = [
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -89,6 +89,10 @@ pub(crate) const BUGS: [Bug; 43] = [
     Bug { name: "lse of an empty row is -1e30", attend: |p, x| edited(p, x, |_, _, lse| *lse = lse.max(-1e30)) },
     Bug { name: "lse in base 2", attend: |p, x| edited(p, x, |_, _, lse| *lse *= std::f32::consts::LOG2_E) },
     Bug { name: "hidden NaN leaks through a weight of 0", attend: hidden_leaks },
+    Bug {
+        name: "visible NaN swallowed",
+        attend: |p, x| edited(p, x, |_, row, _| row.iter_mut().filter(|y| y.is_nan()).for_each(|y| *y = 0.0)),
+    },
     Bug {
         name: "no maximum taken off before exp",
         attend: |p, x| {
