@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::gpu::{self, Gpu, ShaderOptions};
+use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
 use crate::plan::Plan;
 use crate::{Control, Error, Inputs, Outputs, Problem, Result, cpu};
 
@@ -178,12 +178,16 @@ impl Engine {
 
     /// As [`Self::attention`], with progress and cancellation.
     pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
-        pollster::block_on(self.attention_async(problem, inputs, control))
+        pollster::block_on(self.run(problem, inputs, Waiting::Blocking, control))
     }
 
-    /// As [`Self::attention_controlled`], without blocking where the platform allows it: in a browser the event loop drives the device.
-    /// Elsewhere the device is waited for inside the first poll.
+    /// As [`Self::attention_controlled`], without blocking: a thread of its own polls the device, in a browser the event loop does.
+    /// The CPU path computes inside the first poll.
     pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+        self.run(problem, inputs, Waiting::Async, control).await
+    }
+
+    async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Control<'_>) -> Result<Outputs> {
         problem.check()?;
         inputs.check(problem)?;
         match &self.place {
@@ -191,7 +195,7 @@ impl Engine {
             Place::Cpu => cpu::tiled::attention(problem, inputs, control),
             // Buffers of no size cannot be bound, and there is nothing to compute.
             Place::Gpu(_) if [problem.query_len(), problem.key_len()].contains(&0) => cpu::tiled::attention(problem, inputs, control),
-            Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, control).await,
+            Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, waiting, control).await,
         }
     }
 }

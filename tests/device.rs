@@ -194,3 +194,27 @@ fn small_limits_are_kept_or_named() {
         }
     }
 }
+
+#[test]
+fn long_work_can_be_cancelled_and_the_engine_goes_on() {
+    let (engines, _) = wgpu_attention::Engine::every(Default::default());
+    for engine in engines {
+        let long = Problem::new(Dims::square(1, 16, 1024, 64));
+        let data = numbers(long.query_len(), 5);
+        let mut calls = 0;
+        let mut stop = |_| {
+            calls += 1;
+            std::ops::ControlFlow::Break(())
+        };
+        let result = engine.attention_controlled(&long, &Inputs::new(&data, &data, &data), &mut wgpu_attention::Control::new(&mut stop));
+        assert_eq!(result, Err(Error::Cancelled), "{}", engine.chosen());
+        assert_eq!(calls, 1, "{}", engine.chosen());
+
+        let short = Problem::new(Dims::square(1, 1, 20, 8));
+        let inputs = Inputs::new(&data[..160], &data[160..320], &data[320..480]);
+        let expected = engine.attention(&short, &inputs).expect("computed");
+        let mut control = Default::default();
+        let got = pollster::block_on(engine.attention_async(&short, &inputs, &mut control));
+        assert_eq!(got.expect("computed"), expected, "{}", engine.chosen());
+    }
+}

@@ -79,6 +79,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     let range = key_range(item, block);
     for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
+        if (!tile_shows_any(item, block, first, range.end, thread)) {
+            continue;
+        }
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
         for (var n = 0u; n < (BLOCK_KEYS * head_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;

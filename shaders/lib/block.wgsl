@@ -1,6 +1,6 @@
 // Defines: Block, locate: which rows of which head and batch item a workgroup of a fused kernel computes; Row, row_of; KeyRange, key_range;
-//          store_row_end: normalisation, sink and lse of a finished row.
-// Expects: params, Item, Interval, lse_at, store_lse; const BLOCK_ROWS, BLOCK_KEYS.
+//          tile_shows_any: whether a tile has anything to see, where that is not arithmetic; store_row_end: normalisation, sink and lse of a finished row.
+// Expects: params, Item, Interval, lse_at, store_lse, mask_at; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // Twin: src/plan/fused.rs (the size of the grid).
 
 // The rows of `pack` query heads that read the same keys are rows of one block: virtual row r is row r / pack of head r % pack.
@@ -56,6 +56,34 @@ fn key_range(item: Item, block: Block) -> KeyRange {
         range.end = min(range.end, range.start + size);
     }
     return range;
+}
+
+var<workgroup> pairs_seen: atomic<u32>; // whether any thread saw a visible pair
+var<workgroup> shows_any: u32; // the same, as all threads read it
+
+// Whether mask and documents let any row of the block see any key of the tile. A tile that shows nothing is skipped whole.
+// Every thread of the workgroup calls, in uniform control flow, and all get the same answer.
+fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread: u32) -> bool {
+    if (!has_mask() && !has_documents()) {
+        return true;
+    }
+    if (thread == 0u) {
+        atomicStore(&pairs_seen, 0u);
+    }
+    workgroupBarrier(); // between clearing and setting pairs_seen
+    for (var i = thread; i < BLOCK_ROWS * BLOCK_KEYS; i += THREADS) {
+        let row = row_of(item, block, i / BLOCK_KEYS);
+        let key = first_key + i % BLOCK_KEYS;
+        if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end) && is_shown(item, row.head, row.row, key)) {
+            atomicStore(&pairs_seen, 1u);
+            break;
+        }
+    }
+    workgroupBarrier(); // between setting and reading pairs_seen
+    if (thread == 0u) {
+        shows_any = atomicLoad(&pairs_seen);
+    }
+    return workgroupUniformLoad(&shows_any) != 0u;
 }
 
 var<private> negative_infinity_bits: u32 = 0xff800000u;

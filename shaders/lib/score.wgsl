@@ -1,4 +1,4 @@
-// Defines: score_of: softcap and biases on a scaled dot product, and the element-wise part of visibility.
+// Defines: is_shown: the element-wise part of visibility; score_of: that, and softcap and biases on a scaled dot product.
 // Expects: params, table, bias_at, mask_at; switches is_modified, softcap_first, softcap_last, has_bias, alibi_signed, alibi_symmetric,
 //          has_relative_bias, has_documents, has_mask: constant in special variants, flags in general ones.
 // Twin: src/cpu/naive.rs has the formulas.
@@ -21,6 +21,19 @@ fn tanh_exact(x: f32) -> f32 {
 
 fn is_negative_infinity(x: f32) -> bool {
     return bitcast<u32>(x) == 0xff800000u;
+}
+
+// The part of visibility that is not arithmetic: documents and the mask.
+fn is_shown(item: Item, head: u32, row: u32, key: u32) -> bool {
+    var shown = true;
+    if (has_documents()) {
+        let own = table(params.table_documents_q + item.batch * params.seq_len_q + row);
+        shown = own == table(params.table_documents_kv + item.batch * params.seq_len_kv + key);
+    }
+    if (has_mask()) {
+        shown = shown && mask_at(item.batch * params.mask_strides.x + head * params.mask_strides.y + row * params.mask_strides.z + key * params.mask_strides.w);
+    }
+    return shown;
 }
 
 fn score_of(scaled: f32, item: Item, head: u32, row: u32, key: u32) -> Scored {
@@ -49,12 +62,6 @@ fn score_of(scaled: f32, item: Item, head: u32, row: u32, key: u32) -> Scored {
     if (softcap_last()) {
         result.score = params.softcap * tanh_exact(result.score / params.softcap);
     }
-    if (has_documents()) {
-        let own = table(params.table_documents_q + item.batch * params.seq_len_q + row);
-        result.visible = result.visible && own == table(params.table_documents_kv + item.batch * params.seq_len_kv + key);
-    }
-    if (has_mask()) {
-        result.visible = result.visible && mask_at(item.batch * params.mask_strides.x + head * params.mask_strides.y + row * params.mask_strides.z + key * params.mask_strides.w);
-    }
+    result.visible = result.visible && is_shown(item, head, row, key);
     return result;
 }

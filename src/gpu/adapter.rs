@@ -104,7 +104,7 @@ pub async fn list() -> Vec<AdapterReport> {
                 name: info.name.clone(),
                 backend: info.backend.to_str().to_string(),
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-                caps: caps(adapter.features(), &adapter.limits(), &info, Specialise::Auto),
+                caps: caps(adapter.features(), &adapter.limits(), &info),
                 features: notable(adapter.features()),
                 would_be_chosen,
                 verdict: refusal
@@ -193,7 +193,7 @@ fn notable(features: wgpu::Features) -> Vec<&'static str> {
 }
 
 /// What the planner needs, of an adapter or of a device.
-pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo, specialise: Specialise) -> DeviceCaps {
+pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> DeviceCaps {
     DeviceCaps {
         class: match info.device_type {
             wgpu::DeviceType::Cpu => DeviceClass::Software,
@@ -211,6 +211,6 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-        specialise,
+        specialise: Specialise::Auto,
     }
 }

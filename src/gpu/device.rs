@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::adapter::{Chosen, caps, wanted_features};
 use super::host::Prepared;
 use super::pipeline::PipelineCache;
-use crate::plan::{DeviceCaps, Specialise};
+use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::{Error, Result};
 
 /// How shaders are made.
@@ -15,6 +15,8 @@ pub struct ShaderOptions {
     pub checked: bool,
     /// When a kernel is made for one problem only.
     pub specialise: Specialise,
+    /// Plan as for this class of device, not the one that it is: to test one device's kernels on another.
+    pub pretend: Option<DeviceClass>,
 }
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
@@ -54,7 +56,8 @@ impl Gpu {
 
     fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
-        let caps = caps(device.features(), &device.limits(), &info, options.specialise);
+        let caps = caps(device.features(), &device.limits(), &info);
+        let caps = DeviceCaps { specialise: options.specialise, class: options.pretend.unwrap_or(caps.class), ..caps };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
         Self { shared: Arc::new(Shared { device, queue, caps, name, options, pipelines, prepared: Mutex::default() }) }

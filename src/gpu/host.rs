@@ -47,6 +47,7 @@ impl Gpu {
         problem: &Problem,
         inputs: &Inputs<'_>,
         algorithm: Algorithm,
+        waiting: Waiting,
         control: &mut Control<'_>,
     ) -> Result<Outputs> {
         let kept = {
@@ -59,7 +60,7 @@ impl Gpu {
             None => Prepared::new(self, problem, algorithm)?,
         };
         ready.upload(self, inputs);
-        let result = ready.run(self, &ready.bound, control, |_| {}).await;
+        let result = ready.run(self, &ready.bound, control, waiting, |_| {}).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let mut prepared = self.prepared();
             prepared.push(ready);
@@ -154,6 +155,7 @@ impl Prepared {
         gpu: &Gpu,
         bound: &Bound,
         control: &mut Control<'_>,
+        waiting: Waiting,
         copy: impl Fn(&mut wgpu::CommandEncoder),
     ) -> Result<Outputs> {
         let device = gpu.device();
@@ -173,11 +175,11 @@ impl Prepared {
             submitted.push(gpu.queue().submit([encoder.finish()]));
             // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
             if let Some(before) = index.checked_sub(1) {
-                wait(device, submitted[before].clone())?;
+                finished(gpu, submitted[before].clone(), waiting).await?;
                 control.report(index as f64 / pieces.len() as f64)?;
             }
         }
-        let outputs = self.read_back(device, submitted.pop()).await?;
+        let outputs = self.read_back(gpu, submitted.pop(), waiting).await?;
         control.report(1.0)?;
         Ok(outputs)
     }
@@ -214,8 +216,8 @@ impl Prepared {
         }
     }
 
-    async fn read_back(&self, device: &wgpu::Device, submission: Option<wgpu::SubmissionIndex>) -> Result<Outputs> {
-        map(device, &self.staging, submission).await?;
+    async fn read_back(&self, gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<Outputs> {
+        map(gpu, &self.staging, submission, waiting).await?;
         let outputs = {
             let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
             let f32s = |wanted: Extra| {
@@ -262,12 +264,12 @@ fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
 }
 
 /// Maps a buffer for reading, once `submission` is done.
-pub(super) async fn map(device: &wgpu::Device, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+pub(super) async fn map(gpu: &Gpu, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
     let (sender, receiver) = oneshot_channel();
     buffer.map_async(wgpu::MapMode::Read, .., move |result| {
         let _ = sender.send(result); // nobody listens any more: the call was dropped
     });
-    drive(device, submission)?;
+    poll(gpu, submission, waiting)?;
     match receiver.receive().await {
         Some(Ok(())) => Ok(()),
         Some(Err(error)) => Err(Error::Lost { why: error.to_string() }),
@@ -275,19 +277,45 @@ pub(super) async fn map(device: &wgpu::Device, buffer: &wgpu::Buffer, submission
     }
 }
 
-fn wait(device: &wgpu::Device, submission: wgpu::SubmissionIndex) -> Result<()> {
-    let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-    device.poll(wait).map(|_| ()).map_err(|error| Error::Lost { why: error.to_string() })
+/// Waits until `submission` is done.
+async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
+    let (sender, receiver) = oneshot_channel();
+    gpu.queue().on_submitted_work_done(move || {
+        let _ = sender.send(()); // nobody listens any more: the call was dropped
+    });
+    // What was submitted later is waited for too only where the callback is the only way to know.
+    poll(gpu, Some(submission), waiting)?;
+    if waiting == Waiting::Blocking {
+        return Ok(());
+    }
+    receiver.receive().await.ok_or_else(|| Error::Lost { why: "the queue never finished".into() })
 }
 
-/// Makes sure that somebody polls the device until `submission` is done; in a browser the event loop does.
+/// How a call waits for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// On the calling thread.
+    Blocking,
+    /// On a thread of its own, while the future is pending; in a browser the event loop drives the device.
+    Async,
+}
+
+/// Makes sure that somebody polls the device until `submission` is done.
 #[cfg(not(target_family = "wasm"))]
-fn drive(device: &wgpu::Device, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
     let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
-    device.poll(wait).map(|_| ()).map_err(|error| Error::Lost { why: error.to_string() })
+    match waiting {
+        Waiting::Blocking => gpu.device().poll(wait).map(|_| ()).map_err(|error| Error::Lost { why: error.to_string() }),
+        Waiting::Async => {
+            let device = gpu.device().clone();
+            // A poll that fails leaves its callbacks dropped, which the receiver reports.
+            std::thread::spawn(move || device.poll(wait).map(|_| ()));
+            Ok(())
+        }
+    }
 }
 
 #[cfg(target_family = "wasm")]
-fn drive(_: &wgpu::Device, _: Option<wgpu::SubmissionIndex>) -> Result<()> {
+fn poll(_: &Gpu, _: Option<wgpu::SubmissionIndex>, _: Waiting) -> Result<()> {
     Ok(())
 }

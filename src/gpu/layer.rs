@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::host::{Prepared, map};
+use super::host::{Prepared, Waiting, map};
 use super::linear::{DeviceLinear, Projection, Rows, storage_buffer};
 use super::{Bound, Gpu};
 use crate::{Algorithm, Control, Error, Inputs, Outputs, Problem, Result};
@@ -118,8 +118,8 @@ impl Layer {
                 encoder.copy_buffer_to_buffer(buffer, 0, &self.staging, place.start, place.end - place.start);
             }
         };
-        let attention = self.prepared.run(&self.gpu, &self.bound, control, copy).await?;
-        map(self.gpu.device(), &self.staging, None).await?;
+        let attention = self.prepared.run(&self.gpu, &self.bound, control, Waiting::Blocking, copy).await?;
+        map(&self.gpu, &self.staging, None, Waiting::Blocking).await?;
         let results = {
             let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
             let numbers = |place: &Range<u64>| bytemuck::pod_collect_to_vec::<u8, f32>(&view[place.start as usize..place.end as usize]);

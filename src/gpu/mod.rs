@@ -13,5 +13,6 @@ pub use attention::{Attention, Bindings, Bound};
 pub use device::{Gpu, ShaderOptions};
 
 pub(crate) use adapter::{choose, choose_every};
+pub(crate) use host::Waiting;
 pub(crate) use layer::{Layer, LayerParts};
 pub(crate) use linear::Projection;

@@ -88,7 +88,7 @@ impl TileShape {
         self.cols * self.keys
     }
 
-    /// Bytes of workgroup memory: the arrays of shaders/fused/tiles.wgsl.
+    /// Bytes of workgroup memory: the arrays of shaders/fused/tiles.wgsl and shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
         let head_vecs = head_dim.div_ceil(4);
         let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
@@ -97,7 +97,7 @@ impl TileShape {
         let tile = 16 * self.block_keys() * stride;
         let weight_tile = 4 * self.block_keys() * (self.block_rows() + 4);
         let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
-        query_tile + tile + weight_tile + row_partial + 4
+        query_tile + tile + weight_tile + row_partial + 12
     }
 }
 
@@ -116,9 +116,9 @@ impl RowShape {
         self.threads * self.rows
     }
 
-    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl.
+    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl and shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
-        16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 4
+        16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 12
     }
 }
 

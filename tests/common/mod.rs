@@ -5,7 +5,7 @@ pub(crate) mod bugs;
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Candidate, oracle};
-use wgpu_attention::{Algorithm, Attend, Engine};
+use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want};
 
 /// A backend by name.
 pub(crate) struct Tested {
@@ -27,14 +27,19 @@ pub(crate) fn backends() -> Vec<Tested> {
 }
 
 /// The backends without the oracle: what is held against it.
-///
-/// `ATTENTION_CHECKED=1` runs the shaders with every check on.
 pub(crate) fn engines() -> Vec<Tested> {
+    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU path is always there");
+    std::iter::once(attend("cpu".into(), cpu)).chain(gpus(ShaderOptions::default())).collect()
+}
+
+/// Each way to compute on each GPU adapter. `ATTENTION_CHECKED=1` runs the shaders with every check on.
+pub(crate) fn gpus(shaders: ShaderOptions) -> Vec<Tested> {
     let checked = std::env::var_os("ATTENTION_CHECKED").is_some();
-    let (engines, left_out) = Engine::every(ShaderOptions { checked, ..Default::default() });
+    let (engines, left_out) = Engine::every(ShaderOptions { checked, ..shaders });
     assert!(left_out.is_empty(), "adapters that give no device: {left_out:?}");
-    insist_on_adapters(engines.iter().filter(|engine| engine.gpu().is_some()).count());
-    engines.into_iter().flat_map(tested).collect()
+    let gpus: Vec<Engine> = engines.into_iter().filter(|engine| engine.gpu().is_some()).collect();
+    insist_on_adapters(gpus.len());
+    gpus.into_iter().flat_map(ways).collect()
 }
 
 /// Says loudly when there is no GPU adapter, and fails then where `CI` is set.
@@ -46,13 +51,22 @@ pub(crate) fn insist_on_adapters(found: usize) {
     }
 }
 
-/// An engine, each way that it can compute.
-fn tested(engine: Engine) -> Vec<Tested> {
-    let Some(gpu) = engine.gpu() else { return vec![attend("cpu".into(), engine)] };
-    let backend = gpu.device().adapter_info().backend;
-    [(Algorithm::Fused, "fused"), (Algorithm::Staged, "staged")]
-        .map(|(algorithm, way)| attend(format!("{backend} {way}"), engine.clone().with_algorithm(algorithm)))
-        .into()
+/// A GPU engine, each way that it can compute.
+fn ways(engine: Engine) -> [Tested; 2] {
+    let backend = engine.gpu().map(|gpu| gpu.device().adapter_info().backend.to_string()).unwrap_or_default();
+    let staged = engine.clone().with_algorithm(Algorithm::Staged);
+    let fused = engine.with_algorithm(Algorithm::Fused);
+    let matrices = staged.clone();
+    // The fused algorithm never has scores or weights: those come from the staged one.
+    let fused = move |problem: &Problem, inputs: &Inputs<'_>| {
+        let outputs = fused.attention(&Problem { want: Want { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
+        if problem.want.scores.is_none() && !problem.want.weights {
+            return Ok(outputs);
+        }
+        let Outputs { scores, weights, .. } = matrices.attention(problem, inputs)?;
+        Ok(Outputs { scores, weights, ..outputs })
+    };
+    [Tested { name: format!("{backend} fused"), attend: Box::new(fused) }, attend(format!("{backend} staged"), staged)]
 }
 
 fn attend(name: String, engine: Engine) -> Tested {
