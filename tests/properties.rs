@@ -17,7 +17,7 @@ fn table_and_random_cases() {
     let engines = common::engines();
     let candidates: Vec<_> = engines.iter().map(common::Tested::candidate).collect();
     let (seed, cases) = (variable("ATTN_SEED", 1), variable("ATTN_RANDOM_CASES", RANDOM_CASES));
-    let rows = run_generated(&candidates, seed, cases, &mut Control::default()).expect("every generated problem is valid");
+    let rows = run_generated(&candidates, seed, cases, "", &mut Control::default()).expect("every generated problem is valid");
     for candidate in &candidates {
         let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == candidate.name));
         println!("{:<24} {passed} passed, {failed} failed, {skipped} skipped", candidate.name);
