@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::verify::{Candidate, Expected, Row, Verdict, check_against, count, random, run_dir, run_generated};
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Run the shaders with every runtime check on: slow
     #[arg(long)]
     checked: bool,
+    /// Which kernels: fused, except where scores or weights are wanted (auto); only fused; only staged
+    #[arg(long, value_enum, default_value_t = Way::Auto)]
+    algorithm: Way,
     /// Only cases with this in their names, or in the paths of their files
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -53,10 +57,22 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// An engine, and what the table calls it.
-struct Named {
-    name: String,
-    engine: Engine,
+/// [`Algorithm`], for clap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    Auto,
+    Fused,
+    Staged,
+}
+
+impl Way {
+    fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Auto => Algorithm::Auto,
+            Self::Fused => Algorithm::Fused,
+            Self::Staged => Algorithm::Staged,
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -69,7 +85,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if args.cases.is_some() && args.backend.is_empty() {
         engines.insert(0, backend::open(&Backend::Oracle, Algorithm::Auto, false)?);
     }
-    let engines = both_ways(engines);
+    let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.algorithm())).collect();
     let mut rows = with_candidates(&engines, |candidates| {
         let mut progress = Progress::new("verifying");
         let mut report = |done| {
@@ -102,25 +118,36 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     conclude(terminal, &rows, args.json)
 }
 
-/// A dozen random problems on every backend, for `attn` alone.
+/// How long `attn` alone verifies: compiling shaders takes a software adapter a second or so each.
+const BRIEF: Duration = Duration::from_secs(20);
+
+/// A dozen random problems on every backend, as far as [`BRIEF`] lasts, for `attn` alone.
 pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
     let (engines, left_out) = backend::every(false);
-    let engines = both_ways(engines);
+    let started = Instant::now();
+    let mut progress = Progress::new("verifying");
     let rows = with_candidates(&engines, |candidates| {
         let mut rows = Vec::new();
         for seed in 1..=12 {
+            progress.report((seed - 1) as f64 / 12.0);
             let case = random(seed)?;
             let expected = Expected::of(&case.problem, &case.data.inputs())?;
             rows.extend(candidates.iter().map(|candidate| Row {
                 suite: "random".into(),
                 case: case.name.clone(),
                 backend: candidate.name.into(),
-                verdict: check_against(&case, &expected, candidate.attend),
+                verdict: match started.elapsed() < BRIEF {
+                    true => check_against(&case, &expected, candidate.attend),
+                    false => {
+                        Verdict::Skipped(format!("the {} seconds of this tour were over; `attn verify` takes its time", BRIEF.as_secs()))
+                    }
+                },
                 note: String::new(),
             }));
         }
         Ok(rows)
     })?;
+    drop(progress);
     tell(terminal, &rows, false)?;
     for why in left_out {
         writeln!(terminal, "  left out: {why}")?;
@@ -128,23 +155,10 @@ pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
     conclude(terminal, &rows, false)
 }
 
-/// Each engine, and each GPU once more by the staged kernels.
-fn both_ways(engines: Vec<Engine>) -> Vec<Named> {
-    let staged =
-        |engine: &Engine| Named { name: format!("{}, staged", engine.chosen()), engine: engine.clone().with_algorithm(Algorithm::Staged) };
-    let mut named = Vec::new();
-    for engine in engines {
-        let again = engine.gpu().is_some().then(|| staged(&engine));
-        named.push(Named { name: engine.chosen().to_string(), engine });
-        named.extend(again);
-    }
-    named
-}
-
-fn with_candidates<T>(engines: &[Named], run: impl FnOnce(&[Candidate<'_>]) -> wgpu_attention::Result<T>) -> Result<T, Failure> {
+fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> wgpu_attention::Result<T>) -> Result<T, Failure> {
     let ask = |engine| move |problem: &Problem, inputs: &Inputs<'_>| Engine::attention(engine, problem, inputs);
-    let asked: Vec<_> = engines.iter().map(|named| ask(&named.engine)).collect();
-    let candidates: Vec<_> = engines.iter().zip(&asked).map(|(named, attend)| Candidate { name: &named.name, attend }).collect();
+    let asked: Vec<_> = engines.iter().map(ask).collect();
+    let candidates: Vec<_> = engines.iter().zip(&asked).map(|(engine, attend)| Candidate { name: engine.chosen(), attend }).collect();
     Ok(run(&candidates)?)
 }
 
