@@ -87,12 +87,11 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     let outputs = layer.forward(engine, &problem, &inputs)?;
     let reference = naive::forward(&layer, &problem, &inputs)?;
     let weights = outputs.weights.ok_or_else(|| Failure::Check(format!("{} gave no weights", engine.chosen())))?;
-    let difference =
-        weights
-            .iter()
-            .zip(&reference.attention.weights)
-            .map(|(&got, expected)| (f64::from(got) - expected).abs())
-            .fold(0.0, |most, x| if x.is_nan() || x > most { x } else { most });
+    let difference = weights
+        .iter()
+        .zip(&reference.attention.weights)
+        .map(|(&got, expected)| (f64::from(got) - expected).abs())
+        .fold(0.0, |most, x| if x.is_nan() || x > most { x } else { most });
     if difference.is_nan() || difference > MOST_DIFFERENCE {
         return Err(Failure::Check(format!("{} is off by {difference:e} from the f64 reference", engine.chosen())));
     }
