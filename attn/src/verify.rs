@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wgpu_attention::verify::{Candidate, Expected, Row, Verdict, check_against, count, random, run_dir, run_generated};
+use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
 use wgpu_attention::{Algorithm, Backend, Control, Engine, Inputs, Problem};
 
 use crate::backend;
@@ -131,17 +131,16 @@ pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
         for seed in 1..=12 {
             progress.report((seed - 1) as f64 / 12.0);
             let case = random(seed)?;
-            let expected = Expected::of(&case.problem, &case.data.inputs())?;
+            if started.elapsed() < BRIEF {
+                rows.extend(run_case("random", &case, candidates)?);
+                continue;
+            }
+            let why = format!("the {} seconds of this tour were over; `attn verify` takes its time", BRIEF.as_secs());
             rows.extend(candidates.iter().map(|candidate| Row {
                 suite: "random".into(),
                 case: case.name.clone(),
                 backend: candidate.name.into(),
-                verdict: match started.elapsed() < BRIEF {
-                    true => check_against(&case, &expected, candidate.attend),
-                    false => {
-                        Verdict::Skipped(format!("the {} seconds of this tour were over; `attn verify` takes its time", BRIEF.as_secs()))
-                    }
-                },
+                verdict: Verdict::Skipped(why.clone()),
                 note: String::new(),
             }));
         }
