@@ -37,3 +37,8 @@ pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOr
 pub use tensor::{Layout, Strides, TensorSpec, gather};
 pub use visibility::{Alignment, Broadcast, Visibility};
 pub use wgpu;
+
+/// The examples of the README, run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -129,11 +129,11 @@ pub struct Problem {
     pub visibility: Visibility,
     /// An additive bias, f32; -inf hides.
     pub bias: Option<Broadcast>,
-    /// A linear bias with slopes f32 [num_heads].
+    /// A linear bias with slopes f32 `[num_heads]`.
     pub alibi: Option<Alibi>,
     /// A learned bias by distance: `table[h, clamp(p - j, -max, max) + max]`, f32 [num_heads, 2 * max + 1]; this is the max.
     pub relative_bias: Option<u32>,
-    /// One more logit a head, f32 [num_heads], in the denominator only.
+    /// One more logit a head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
     /// Packed sequences instead of a padded batch.
     pub packed: Option<Packed>,
@@ -413,15 +413,15 @@ pub struct Inputs<'a> {
     pub mask: &'a [bool],
     /// As [`Problem::bias`] describes.
     pub bias: &'a [f32],
-    /// Slopes [num_heads].
+    /// Slopes `[num_heads]`.
     pub alibi_slopes: &'a [f32],
     /// [num_heads, 2 * max_distance + 1].
     pub relative_bias: &'a [f32],
-    /// [num_heads].
+    /// `[num_heads]`.
     pub sinks: &'a [f32],
-    /// [batch], each at most seq_len_kv.
+    /// `[batch]`, each at most seq_len_kv.
     pub kv_lengths: &'a [u32],
-    /// [batch].
+    /// `[batch]`.
     pub prefix_lengths: &'a [u32],
     /// [batch, seq_len_q].
     pub documents_q: &'a [i32],

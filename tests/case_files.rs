@@ -149,7 +149,7 @@ fn headers_changed_at_random_never_panic() {
 #[test]
 fn directories_without_cases_are_errors() {
     for path in ["nowhere", "minilm/INDEX.tsv"] {
-        let rows = wgpu_attention::verify::run_dir(&data(path), &[], &mut Control::default());
+        let rows = wgpu_attention::verify::run_dir(&data(path), &[], "", &mut Control::default());
         assert!(matches!(rows, Err(Error::File { .. })), "{path}: {rows:?}");
     }
 }

@@ -28,7 +28,7 @@ fn report(backends: &[Tested], rows: &[Row]) {
 fn table_and_random(backends: &[Tested], cases: u64) {
     let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
     let (seed, cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", cases));
-    let rows = run_generated(&candidates, seed, cases, &mut Control::default()).expect("every generated problem is valid");
+    let rows = run_generated(&candidates, seed, cases, "", &mut Control::default()).expect("every generated problem is valid");
     report(backends, &rows);
 }
 

@@ -1,6 +1,6 @@
 //! Arrays in files: NumPy's `.npy` and `.safetensors`, in and out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -168,6 +168,15 @@ pub(crate) fn read_safetensors(path: &Path, names: &[&'static str]) -> Result<BT
         arrays.insert(name, Array { source, shape: tensor.shape().to_vec(), data });
     }
     Ok(arrays)
+}
+
+/// The names of a `.safetensors` file's tensors, and its metadata.
+pub(crate) fn safetensors_header(path: &Path) -> Result<(Vec<String>, HashMap<String, String>), Failure> {
+    let at = path.display();
+    let bytes = read(path)?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(&bytes).map_err(|error| complain(&at, format!("is no whole .safetensors file: {error}")))?;
+    Ok((metadata.offset_keys(), metadata.metadata().clone().unwrap_or_default()))
 }
 
 /// Where an answer goes, checked before it is computed.

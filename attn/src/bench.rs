@@ -5,7 +5,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, Alignment, Backend, DType, Dims, Engine, Error, HostSlice, HostVec, Inputs, Problem, cpu};
+use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::{Algorithm, Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem};
 
 use crate::backend;
 use crate::failure::Failure;
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BACKEND", value_parser = backend::parse, help = concat!("May be repeated [default: auto and cpu]. ", "Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name"))]
     backend: Vec<Backend>,
     /// Seconds to spend on each shape, besides checking
-    #[arg(long, default_value_t = 4.0, value_parser = parse_seconds)]
+    #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
     /// Print one JSON object a line
     #[arg(long)]
@@ -101,7 +102,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         if args.shape.is_empty() { default.into_iter().collect::<Result<_, _>>().map_err(Failure::Input)? } else { args.shape.clone() };
     let backends = if args.backend.is_empty() { vec![Backend::Auto, Backend::Cpu] } else { args.backend.clone() };
     for Shape(dims) in shapes {
-        let mut problem = Problem::new(dims).stored(args.dtype, wgpu_attention::Layout::Bhsd);
+        let mut problem = Problem::new(dims).stored(args.dtype, Layout::Bhsd);
         if args.causal {
             problem = problem.causal(Alignment::BottomRight);
         }
@@ -284,6 +285,7 @@ fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut 
         let kv_head = head / d.num_heads * d.num_kv_heads + head % d.num_heads / d.group();
         let mut one = Problem::new(Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d });
         one.scale = problem.scale;
+        one.output.dtype = problem.output.dtype;
         if problem.visibility.causal {
             let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
             one = one.causal(Alignment::Offset(i32::try_from(position).map_err(|error| error.to_string())?));
@@ -292,26 +294,12 @@ fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut 
         let keys = d.seq_len_kv * d.head_dim;
         let query = part(&tensors.query, row * d.head_dim, d.head_dim);
         let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
-        let oracle = cpu::naive::attention(&one, &Inputs::new(&query, &key, &value)).map_err(|error| error.to_string())?;
-        let tolerance = tolerance(problem);
-        let got: HostSlice<'_> = output.as_slice();
-        for (dim, &expected) in oracle.output.iter().enumerate() {
-            let got = f64::from(got.get(row * d.head_dim + dim));
-            let difference = (got - expected).abs();
-            if difference.is_nan() || difference > tolerance {
-                return Err(format!("row {row}, number {dim} is {got}, the oracle has {expected}; {tolerance:.1e} is allowed"));
-            }
-        }
+        let expected = Expected::of(&one, &Inputs::new(&query, &key, &value)).map_err(|error| error.to_string())?.output;
+        let got = part(output, row * d.head_dim, d.head_dim);
+        compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance)
+            .map_err(|mismatch| format!("query {i} of head {head}, counted over the batch: {mismatch}"))?;
     }
     Ok(())
-}
-
-/// Inputs are in [-1, 1). A score is a sum of head_dim products, rounded in f32: it errs by up to head_dim * epsilon / 2, and weights
-/// by twice that, relatively; the sums over the keys add the square root of their count, rounding being as often up as down. The
-/// answer is rounded once more into its storage type. Twice all that is allowed.
-fn tolerance(problem: &Problem) -> f64 {
-    let (dim, keys) = (problem.dims.head_dim as f64, problem.dims.seq_len_kv as f64);
-    2.0 * (DType::F32.epsilon() * (dim + keys.sqrt()) + problem.output.dtype.epsilon() / 2.0)
 }
 
 #[cfg(test)]
@@ -332,12 +320,11 @@ mod tests {
         let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::square(2, 4, 40, 8) }).causal(Alignment::BottomRight);
         let tensors = tensors(&problem).expect("small");
         let mut progress = Progress::new("");
-        let oracle = cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");
+        let oracle = wgpu_attention::cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");
         let right: Vec<f32> = oracle.output.iter().map(|&x| x as f32).collect();
         let mut verdict = |output: Vec<f32>| check(&problem, &tensors, &HostVec::F32(output), &mut progress);
         assert_eq!(verdict(right.clone()), Ok(()));
-        let allowed = tolerance(&problem) as f32;
-        for wrong in [right[7] + 3.0 * allowed, f32::NAN] {
+        for wrong in [right[7] * 1.001 + 1e-4, f32::NAN] {
             let mut output = right.clone();
             output[7] = wrong;
             assert!(verdict(output).is_err());

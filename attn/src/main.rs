@@ -13,6 +13,7 @@ mod random;
 mod run;
 mod terminal;
 mod tour;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,7 @@ Examples:
   attn explain                              attention step by step, on six words
   attn devices                              what there is to compute on
   attn run --query q.npy --key k.npy --value v.npy --out o.npy
+  attn verify                               every backend against the oracle
   attn bench --shape 1,32,8,1024,1024,128 --causal
 
 Exit code: 0 fine, 1 a check or the device failed, 2 the request is wrong or cannot be done.
@@ -50,6 +52,8 @@ enum Command {
     Explain(explain::Args),
     /// Compute attention on arrays from .npy or .safetensors files
     Run(run::Args),
+    /// Run problems with known answers on every backend found
+    Verify(verify::Args),
     /// Time attention: fused against staged against CPU, each answer checked first
     Bench(bench::Args),
 }
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Some(Command::Explain(args)) => explain::run(args, &mut terminal),
         Some(Command::Devices(args)) => devices::run(args, &mut terminal),
         Some(Command::Run(args)) => run::run(args, &mut terminal),
+        Some(Command::Verify(args)) => verify::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
     };
     match outcome {

@@ -110,6 +110,38 @@ fn pictures_are_well_formed() {
 }
 
 #[test]
+fn the_heads_of_a_real_model() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/minilm/minilm_layer0_block.safetensors");
+    let told = attn(&["explain", "--model", path, "--backend", "cpu", "--json"]).ok().json();
+    assert_eq!(told["tokens"], json!(["[CLS]", "she", "wants", "to", "dead", "##lift", "heavy", "weights", "[SEP]"]));
+    // The probabilities that came with the model's layer.
+    let bytes = std::fs::read(path).expect("there");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+    let expected = file.tensor("out.probs").expect("there");
+    let expected = expected.data().chunks_exact(4).map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]])));
+    let got = told["heads"].as_array().expect("heads").iter();
+    let got = got.flat_map(|head| head["weights"].as_array().expect("rows").iter().flat_map(floats)).collect::<Vec<f64>>();
+    assert_eq!(got.len(), 12 * 9 * 9);
+    for (got, expected) in got.into_iter().zip(expected) {
+        assert!((got - expected).abs() <= 2e-5 + 1e-4 * expected.abs(), "{got} instead of {expected}");
+    }
+
+    let picture = folder("model").join("heads.svg");
+    let text = attn(&["explain", "--model", path, "--backend", "cpu", "--focus", "dead", "--svg", text(&picture)]).ok().out;
+    assert!(text.contains("Head 12 of 12") && text.contains("› dead"), "{text}");
+    let svg = std::fs::read_to_string(&picture).expect("it was written");
+    roxmltree::Document::parse(&svg).expect("well-formed");
+
+    let refused = |more: &[&str], culprits: &[&str]| attn(&[&["explain", "--backend", "cpu"], more].concat()).refused(culprits);
+    refused(&["--model", path, "--num-heads", "7"], &["minilm_layer0_block", "7 heads"]);
+    refused(&["--model", path, "--num-heads", "0"], &["num_heads"]);
+    refused(&["--model", path, "--focus", "lift"], &["--focus", "##lift"]);
+    refused(&["--model", path, "a sentence"], &["--model"]);
+    refused(&["--model", "nowhere.safetensors"], &["nowhere.safetensors"]);
+    refused(&["--layer", "1"], &["--model"]);
+}
+
+#[test]
 fn bad_input() {
     attn(&["explain", ""]).refused(&["no words"]);
     attn(&["explain", &"word ".repeat(65)]).refused(&["65 words"]);

@@ -9,7 +9,9 @@ use common::{attn, command, ran};
 
 #[test]
 fn help_teaches_by_examples() {
-    for arguments in [&["--help"][..], &["explain", "--help"], &["run", "--help"], &["bench", "--help"]] {
+    for command in ["", "explain", "devices", "run", "verify", "bench"] {
+        let arguments = [command, "--help"];
+        let arguments = &arguments[usize::from(command.is_empty())..];
         let help = attn(arguments).ok().out;
         let example = if arguments.len() == 1 { "attn run".to_string() } else { format!("attn {} ", arguments[0]) };
         assert!(help.contains("Examples:") && help.contains(&example), "{arguments:?}: {help}");

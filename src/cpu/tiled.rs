@@ -5,7 +5,7 @@
 //! first scaled by `exp(old - new)`. At the end the output is divided by the sum.
 //!
 //! What is done for speed:
-//! - query rows are the lanes of the vectors ([`super::kernel`]): neither keys nor values need packing, no reduction crosses
+//! - query rows are the lanes of the vectors (`kernel.rs`): neither keys nor values need packing, no reduction crosses
 //!   lanes, and both products are one register-blocked kernel;
 //! - scale is multiplied into the queries;
 //! - the heads of a group are rows of the same unit, so that keys and values are read once for all of them;

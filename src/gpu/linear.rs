@@ -145,7 +145,7 @@ mod tests {
         bound.record(&mut encoder);
         encoder.copy_buffer_to_buffer(&to, 0, &staging, 0, size);
         let submission = gpu.queue().submit([encoder.finish()]);
-        pollster::block_on(map(gpu.device(), &staging, Some(submission))).expect("the device is there");
+        pollster::block_on(map(gpu, &staging, Some(submission), super::super::host::Waiting::Blocking)).expect("the device is there");
         let view = staging.get_mapped_range(..).expect("it is mapped");
         bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
     }

@@ -128,18 +128,26 @@ fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec
     reports
 }
 
-/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate.
-pub fn run_generated(candidates: &[Candidate<'_>], seed: u64, random_cases: u64, control: &mut Control<'_>) -> Result<Vec<Row>> {
+/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate. Only cases with `filter` in their
+/// names; an empty one is in all.
+pub fn run_generated(
+    candidates: &[Candidate<'_>],
+    seed: u64,
+    random_cases: u64,
+    filter: &str,
+    control: &mut Control<'_>,
+) -> Result<Vec<Row>> {
     let fixed = table()?;
-    let total = fixed.len() + random_cases as usize;
+    let total = fixed.len() as u64 + random_cases;
+    let fixed = fixed.into_iter().map(|case| ("table", Ok(case)));
+    let drawn = (0..random_cases).map(|at| ("random", random(seed.wrapping_add(at))));
     let mut rows = Vec::new();
-    for case in fixed {
-        rows.extend(run_case("table", &case, candidates)?);
-        control.report(rows.len() as f64 / (total * candidates.len()) as f64)?;
-    }
-    for at in 0..random_cases {
-        rows.extend(run_case("random", &random(seed.wrapping_add(at))?, candidates)?);
-        control.report(rows.len() as f64 / (total * candidates.len()) as f64)?;
+    for (at, (suite, case)) in fixed.chain(drawn).enumerate() {
+        let case = case?;
+        if case.name.contains(filter) {
+            rows.extend(run_case(suite, &case, candidates)?);
+        }
+        control.report((at + 1) as f64 / total as f64)?;
     }
     Ok(rows)
 }
@@ -163,11 +171,12 @@ fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
     format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
 }
 
-/// Runs every case file under `dir`, in the order of their paths, on every candidate.
+/// Runs every case file under `dir` that has `filter` in its path, in the order of their paths, on every candidate.
 ///
 /// A file that cannot be read is a failure of every candidate; only a directory that cannot be read, or holds no case, is an error.
-pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], control: &mut Control<'_>) -> Result<Vec<Row>> {
-    let paths = CaseFile::find(dir)?;
+pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: &mut Control<'_>) -> Result<Vec<Row>> {
+    let mut paths = CaseFile::find(dir)?;
+    paths.retain(|path| path.display().to_string().contains(filter));
     let mut rows = Vec::new();
     for (at, path) in paths.iter().enumerate() {
         match CaseFile::read(path) {

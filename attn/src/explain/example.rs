@@ -19,7 +19,7 @@ const WIDTH: usize = 8;
 /// ... and split over so many heads.
 const HEADS: usize = 2;
 /// A table of more words than this helps nobody.
-const MOST_WORDS: usize = 64;
+pub(super) const MOST_WORDS: usize = 64;
 
 /// A sentence as attention sees it. Matrices are row by row; weights are [width, width] and multiply from the right.
 pub(super) struct Example {

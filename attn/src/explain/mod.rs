@@ -2,6 +2,7 @@
 
 mod example;
 mod heatmap;
+mod model;
 mod svg;
 
 use std::io::Write;
@@ -25,6 +26,8 @@ Examples:
   attn explain \"the cat sat on the mat\"             any sentence, with made-up embeddings
   attn explain --svg attention.svg                  a picture of every head
   attn explain --backend vulkan                     the same numbers from a GPU
+  attn explain --model tests/data/minilm/minilm_layer0_block.safetensors    a real model's heads
+  attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy
   attn explain --json | jq .weights                 for programs";
 
 /// Scores are sums of at most 8 products of numbers up to 8: f32 errs by at most 8 * 8 * 8 * 8 * epsilon / 2 there, and by less in
@@ -41,6 +44,18 @@ pub(crate) struct Args {
     /// The word whose row is followed [default: the longest]
     #[arg(long, value_name = "WORD")]
     focus: Option<String>,
+    /// Show the heads of this model's layer instead: its weights under the names of Hugging Face BERT or PyTorch, or wq, wk, wv, wo
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "sentence")]
+    model: Option<PathBuf>,
+    /// Which layer of the model, from 0
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "model")]
+    layer: usize,
+    /// How many heads it has, where the file does not say
+    #[arg(long, value_name = "N", requires = "model")]
+    num_heads: Option<usize>,
+    /// The layer's input, [tokens, embed_dim] [default: the file's tensor `hidden`]
+    #[arg(long, value_name = "H.npy", requires = "model")]
+    hidden: Option<PathBuf>,
     /// Write a picture too: a heat map of the whole and of each head
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -74,6 +89,9 @@ struct Steps {
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
+    if let Some(path) = &args.model {
+        return model::run(args, path, terminal);
+    }
     let example = Example::new(&args.sentence)?;
     let focus = example.focus(args.focus.as_deref())?;
     let engine = backend::open(&args.backend, Algorithm::Auto, false)?;

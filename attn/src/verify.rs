@@ -1,0 +1,230 @@
+//! `attn verify`: problems with known answers, on every backend.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
+use wgpu_attention::{Algorithm, Backend, Control, Engine, Inputs, Problem};
+
+use crate::backend;
+use crate::failure::Failure;
+use crate::terminal::{Progress, Terminal};
+
+const EXAMPLES: &str = "\
+Examples:
+  attn verify                                        the fixed table and 50 random problems, on every backend found
+  attn verify --backend vulkan --checked             with every runtime check of the shaders on
+  attn verify --cases tests/data                     case files: answers that others computed
+  attn verify --count 1000 --seed 7                  more random problems, other ones
+  attn verify --filter causal --verbose              only these, each with its verdict
+
+Generated problems are held against the f64 oracle, within error bounds made from their data; case files against the answers in
+them. What a backend does not do is skipped with its reason, never passed. Exit code 1 if anything failed.";
+
+/// The arguments.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[arg(long, value_name = "BACKEND", value_parser = backend::parse, help = "May be repeated [default: the CPU path and every adapter]; as for `attn run`")]
+    backend: Vec<Backend>,
+    /// Run the case files under this folder instead of generated problems
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "count"])]
+    cases: Option<PathBuf>,
+    /// Run the shaders with every runtime check on: slow
+    #[arg(long)]
+    checked: bool,
+    /// Which kernels: fused, except where scores or weights are wanted (auto); only fused; only staged
+    #[arg(long, value_enum, default_value_t = Way::Auto)]
+    algorithm: Way,
+    /// Only cases with this in their names, or in the paths of their files
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// The first random problem
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true)]
+    seed: u64,
+    /// How many random problems there are besides the fixed table
+    #[arg(long, default_value_t = 50, allow_hyphen_values = true)]
+    count: u64,
+    /// Show every case
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print one JSON object a case, and one with the counts at the end
+    #[arg(long)]
+    json: bool,
+}
+
+/// [`Algorithm`], for clap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    Auto,
+    Fused,
+    Staged,
+}
+
+impl Way {
+    fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Auto => Algorithm::Auto,
+            Self::Fused => Algorithm::Fused,
+            Self::Staged => Algorithm::Staged,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
+    let (mut engines, left_out) = if args.backend.is_empty() {
+        backend::every(args.checked)
+    } else {
+        let open = |backend| backend::open(backend, Algorithm::Auto, args.checked);
+        (args.backend.iter().map(open).collect::<Result<Vec<_>, _>>()?, Vec::new())
+    };
+    if args.cases.is_some() && args.backend.is_empty() {
+        engines.insert(0, backend::open(&Backend::Oracle, Algorithm::Auto, false)?);
+    }
+    let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.algorithm())).collect();
+    let mut rows = with_candidates(&engines, |candidates| {
+        let mut progress = Progress::new("verifying");
+        let mut report = |done| {
+            progress.report(done);
+            ControlFlow::Continue(())
+        };
+        let control = &mut Control::new(&mut report);
+        match &args.cases {
+            Some(folder) => run_dir(folder, candidates, &args.filter, control),
+            None => run_generated(candidates, args.seed, args.count, &args.filter, control),
+        }
+    })?;
+    if rows.is_empty() {
+        return Err(Failure::input(format!("--filter: no case has `{}` in its name", args.filter)));
+    }
+    rows.extend(left_out.into_iter().map(|why| Row {
+        suite: "adapters".into(),
+        case: "open".into(),
+        backend: "-".into(),
+        verdict: Verdict::Skipped(why),
+        note: String::new(),
+    }));
+    if args.json {
+        for row in &rows {
+            terminal.json(&as_json(row), false)?;
+        }
+    } else {
+        tell(terminal, &rows, args.verbose)?;
+    }
+    conclude(terminal, &rows, args.json)
+}
+
+/// How long `attn` alone verifies: compiling shaders takes a software adapter a second or so each.
+const BRIEF: Duration = Duration::from_secs(20);
+
+/// A dozen random problems on every backend, on adapters as far as [`BRIEF`] lasts, for `attn` alone.
+pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
+    let (engines, left_out) = backend::every(false);
+    let started = Instant::now();
+    let mut progress = Progress::new("verifying");
+    let rows = with_candidates(&engines, |candidates| {
+        let mut rows = Vec::new();
+        for seed in 1..=12 {
+            progress.report((seed - 1) as f64 / 12.0);
+            let case = random(seed)?;
+            // The first is the CPU path, which needs no compiler.
+            let in_time = if started.elapsed() < BRIEF { candidates.len() } else { 1 };
+            rows.extend(run_case("random", &case, &candidates[..in_time])?);
+            let why = format!("the {} seconds of this tour were over; `attn verify` takes its time", BRIEF.as_secs());
+            rows.extend(candidates[in_time..].iter().map(|candidate| Row {
+                suite: "random".into(),
+                case: case.name.clone(),
+                backend: candidate.name.into(),
+                verdict: Verdict::Skipped(why.clone()),
+                note: String::new(),
+            }));
+        }
+        Ok(rows)
+    })?;
+    drop(progress);
+    tell(terminal, &rows, false)?;
+    for why in left_out {
+        writeln!(terminal, "  left out: {why}")?;
+    }
+    conclude(terminal, &rows, false)
+}
+
+fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> wgpu_attention::Result<T>) -> Result<T, Failure> {
+    let ask = |engine| move |problem: &Problem, inputs: &Inputs<'_>| Engine::attention(engine, problem, inputs);
+    let asked: Vec<_> = engines.iter().map(ask).collect();
+    let candidates: Vec<_> = engines.iter().zip(&asked).map(|(engine, attend)| Candidate { name: engine.chosen(), attend }).collect();
+    Ok(run(&candidates)?)
+}
+
+/// Counts by suite and backend; then what failed, and why what was skipped was.
+fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Failure> {
+    if verbose {
+        for row in rows {
+            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
+        }
+        writeln!(terminal)?;
+    }
+    // In the order in which they came.
+    let mut groups: Vec<(&str, &str)> = Vec::new();
+    for row in rows {
+        let group = (&row.suite[..], &row.backend[..]);
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    groups.sort_by_key(|&(suite, _)| rows.iter().position(|row| row.suite == suite));
+    writeln!(terminal, "  {:<10}{:>8}{:>8}{:>9}  on", "suite", "passed", "failed", "skipped")?;
+    for (suite, backend) in groups {
+        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.suite == suite && row.backend == backend));
+        writeln!(terminal, "  {suite:<10}{passed:>8}{failed:>8}{skipped:>9}  {backend}")?;
+    }
+    writeln!(terminal)?;
+    if !verbose {
+        for row in rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))) {
+            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
+        }
+    }
+    let skipped = rows.iter().filter_map(|row| match &row.verdict {
+        Verdict::Skipped(reason) => Some(&reason[..]),
+        _ => None,
+    });
+    grouped(terminal, "skipped", skipped)?;
+    grouped(terminal, "compared in part", rows.iter().map(|row| &row.note[..]).filter(|note| !note.is_empty()))
+}
+
+/// Equal reasons once, with how often they were given.
+fn grouped<'a>(terminal: &mut Terminal, what: &str, reasons: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    reasons.for_each(|reason| *counts.entry(reason).or_default() += 1);
+    for (reason, count) in counts {
+        writeln!(terminal, "  {what} {count} x: {reason}")?;
+    }
+    Ok(())
+}
+
+/// The last line, and whether anything failed.
+fn conclude(terminal: &mut Terminal, rows: &[Row], json: bool) -> Result<(), Failure> {
+    let [passed, failed, skipped] = count(rows);
+    if json {
+        terminal.json(&json!({ "passed": passed, "failed": failed, "skipped": skipped }), false)?;
+    } else {
+        writeln!(terminal, "{passed} passed, {failed} failed, {skipped} skipped")?;
+    }
+    if failed > 0 {
+        return Err(Failure::Check(format!("{failed} of {} checks failed", rows.len())));
+    }
+    Ok(())
+}
+
+fn as_json(row: &Row) -> serde_json::Value {
+    let (verdict, why) = match &row.verdict {
+        Verdict::Passed => ("passed", ""),
+        Verdict::Failed(why) => ("failed", &why[..]),
+        Verdict::Skipped(why) => ("skipped", &why[..]),
+    };
+    json!({ "suite": row.suite, "case": row.case, "backend": row.backend, "verdict": verdict, "why": why, "note": row.note })
+}

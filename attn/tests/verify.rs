@@ -1,0 +1,91 @@
+//! `attn verify`, `attn devices` and `attn` alone.
+
+mod common;
+
+use common::{attn, command, folder, ran, text};
+use serde_json::{Value, json};
+
+fn lines(out: &str) -> Vec<Value> {
+    out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Case files that come with the project.
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data");
+
+#[test]
+fn generated_problems_pass_on_the_cpu() {
+    let told = attn(&["verify", "--backend", "cpu", "--count", "20", "--seed", "3"]).ok();
+    let last = told.out.lines().last().expect("a last line");
+    assert!(last.ends_with(" passed, 0 failed, 0 skipped"), "{last}");
+    let told = lines(&attn(&["verify", "--backend", "cpu", "--count", "20", "--filter", "random", "--json"]).ok().out);
+    assert_eq!(told.len(), 21, "twenty cases and the counts");
+    assert!(told[..20].iter().all(|row| row["verdict"] == "passed" && row["backend"] == "cpu" && row["suite"] == "random"));
+    assert_eq!(told[20], json!({ "passed": 20, "failed": 0, "skipped": 0 }));
+}
+
+#[test]
+fn case_files_pass_on_the_cpu_and_the_skipped_say_why() {
+    let told = lines(&attn(&["verify", "--backend", "cpu", "--backend", "oracle", "--cases", DATA, "--json"]).ok().out);
+    let (counts, rows) = told.split_last().expect("the counts");
+    assert_eq!(counts["failed"], 0);
+    assert!(counts["passed"].as_u64().expect("a number") > 0);
+    for row in rows.iter().filter(|row| row["verdict"] == "skipped") {
+        assert_ne!(row["why"], "", "{row}");
+    }
+}
+
+#[test]
+fn a_wrong_answer_in_a_case_file_fails() {
+    let folder = folder("wrong_case");
+    let path = folder.join("minilm.safetensors");
+    let mut bytes = std::fs::read(format!("{DATA}/minilm/minilm_layer0_block.safetensors")).expect("there");
+    // The last tensor is an expected one, f32: its last number gets another exponent.
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x02;
+    std::fs::write(&path, &bytes).expect("written");
+    let told = attn(&["verify", "--backend", "cpu", "--cases", text(&folder)]);
+    assert_eq!(told.code, Some(1), "{}", told.out);
+    assert!(told.out.contains("FAILED") && told.out.ends_with("0 passed, 1 failed, 0 skipped\n"), "{}", told.out);
+    assert!(told.err.contains("1 of 1 checks failed"), "{}", told.err);
+
+    std::fs::write(&path, &bytes[..1000]).expect("written");
+    assert_eq!(attn(&["verify", "--backend", "cpu", "--cases", text(&folder)]).code, Some(1), "a file cut short is a failure");
+}
+
+#[test]
+fn bad_input() {
+    let folder = folder("no_cases");
+    attn(&["verify", "--backend", "cpu", "--cases", text(&folder)]).refused(&["no_cases"]);
+    attn(&["verify", "--backend", "cpu", "--cases", "/nowhere/at/all"]).refused(&["/nowhere/at/all"]);
+    attn(&["verify", "--backend", "cpu", "--filter", "no such case"]).refused(&["--filter", "no such case"]);
+    attn(&["verify", "--backend", "no-such-adapter"]).refused(&["no-such-adapter"]);
+    attn(&["verify", "--count", "-1"]).refused(&["--count"]);
+}
+
+#[test]
+fn devices_say_what_would_be_chosen() {
+    let told = attn(&["devices", "--json"]).ok().json();
+    let adapters = told["adapters"].as_array().expect("a list");
+    let chosen: Vec<_> = adapters.iter().filter(|adapter| adapter["would_be_chosen"] == true).collect();
+    assert!(chosen.len() <= 1);
+    assert!(adapters.iter().all(|adapter| adapter["verdict"] != "" && adapter["limits"]["max_buffer_size"].as_u64() > Some(0)));
+    let name = told["chosen"]["name"].as_str().expect("something is always chosen");
+    match &chosen[..] {
+        [adapter] => assert!(name.starts_with(adapter["name"].as_str().expect("a name"))),
+        _ => assert_eq!(name, "cpu"),
+    }
+    let text = attn(&["devices"]).ok().out;
+    assert!(text.contains("CPU path") && text.contains(&format!("By default: {name}")), "{text}");
+
+    let told = ran(command(&["devices"]).env("WGPU_ADAPTER_NAME", "no such adapter").output().expect("the program starts"));
+    assert_eq!(told.code, Some(2), "{}", told.err);
+    assert!(told.err.contains("WGPU_ADAPTER_NAME"), "{}", told.err);
+}
+
+#[test]
+fn the_tour_ends_well() {
+    let told = attn(&[]).ok().out;
+    for part in ["0.3989", "A dozen random problems", " 0 failed", "GFLOP/s", "Where to go next"] {
+        assert!(told.contains(part), "`{part}` is not in: {told}");
+    }
+}
