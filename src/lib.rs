@@ -11,6 +11,7 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+mod choice;
 mod control;
 pub mod cpu;
 mod dtype;
@@ -28,9 +29,10 @@ mod tensor;
 pub mod verify;
 mod visibility;
 
+pub use choice::{Algorithm, Backend};
 pub use control::Control;
 pub use dtype::{DType, HostSlice, HostVec};
-pub use engine::{Algorithm, Backend, Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
 pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};

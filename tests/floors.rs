@@ -5,7 +5,7 @@ use std::path::Path;
 /// Modules by floor, lowest first, as docs/architecture.md draws them.
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype"],
-    &["tensor", "visibility", "problem", "control"],
+    &["tensor", "visibility", "problem", "control", "choice"],
     &["cpu", "shader", "plan"],
     &["gpu"],
     &["engine"],
@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
 
 /// Names that lib.rs re-exports from the two lowest floors and from above them: a `use crate::{..}` of a lower floor may name only
 /// these of its own or lower floors.
-const EXPORTS: &[(&str, &str)] = &[("Engine", "engine"), ("EngineOptions", "engine"), ("Backend", "engine"), ("Attend", "engine")];
+const EXPORTS: &[(&str, &str)] = &[("Engine", "engine"), ("EngineOptions", "engine"), ("Attend", "engine")];
 
 fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&module))
