@@ -156,7 +156,8 @@ pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
 fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> wgpu_attention::Result<T>) -> Result<T, Failure> {
     let ask = |engine| move |problem: &Problem, inputs: &Inputs<'_>| Engine::attention(engine, problem, inputs);
     let asked: Vec<_> = engines.iter().map(ask).collect();
-    let candidates: Vec<_> = engines.iter().zip(&asked).map(|(engine, attend)| Candidate { name: engine.chosen(), attend }).collect();
+    let candidates: Vec<_> =
+        engines.iter().zip(&asked).map(|(engine, attend)| Candidate { name: engine.chosen(), attend, engine: Some(engine) }).collect();
     Ok(run(&candidates)?)
 }
 

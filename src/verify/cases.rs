@@ -2,7 +2,7 @@
 
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::compare::compare;
-use crate::verify::suite::{Verdict, verdict_of};
+use crate::verify::suite::{Candidate, Verdict, verdict_of};
 use crate::verify::{cases_model, cases_onnx, cases_sdpa};
 use crate::{Attend, Broadcast, DType, Error, Result};
 
@@ -34,7 +34,6 @@ const OPS: [(&str, Op); 11] = [
 fn not_compared(file: &CaseFile, output: &str) -> Option<&'static str> {
     match (file.op(), output) {
         (_, "sentence_embedding") => Some("needs the whole model"),
-        ("bert_attention", "proj" | "block_out") => Some("needs the multi-head layer"),
         // Gradients are called d<input>.
         _ => output.strip_prefix('d').filter(|input| file.optional(input).is_some()).map(|_| "needs the backward pass"),
     }
@@ -42,10 +41,19 @@ fn not_compared(file: &CaseFile, output: &str) -> Option<&'static str> {
 
 /// Runs a case file on `attend`. Also gives what was not compared and why, as text.
 pub fn check_file(file: &CaseFile, attend: &Attend<'_>) -> (Verdict, String) {
+    check_on(file, &Candidate { name: "", attend, engine: None })
+}
+
+/// As [`check_file`], on an engine's own multi-head layer where the file is one and the candidate has an engine.
+pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
     let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
         return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
     };
-    let given = match op(file, attend) {
+    let given = match (file.op(), candidate.engine) {
+        ("bert_attention", Some(engine)) => cases_model::bert_layer(file, engine),
+        _ => op(file, candidate.attend),
+    };
+    let given = match given {
         Ok(given) => given,
         Err(error) => return (verdict_of(&error), String::new()),
     };

@@ -1,11 +1,12 @@
 //! Operations with projections around the attention: `sdpa_layers`, `bert_attention`, `mha`.
 //!
-//! The projections here are plain sums in f64, so that only the attention is under test.
+//! The projections here are plain sums in f64, so that only the attention is under test; but of an engine its own multi-head layer is.
 
+use crate::layer::{Linear, MultiHead};
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape};
-use crate::{Attend, Broadcast, Dims, HostVec, Problem, Result, Want};
+use crate::{Attend, Broadcast, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Want};
 
 /// Attention of each layer of a model: q<i>, k<i>, v<i>.
 pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
@@ -43,17 +44,13 @@ fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
     Given { name: name.into(), shape: shape.to_vec(), values }
 }
 
-/// The attention of a BERT block, from its input and weights on. What follows the attention (proj, block_out) is not done.
+/// The attention block of BERT, from its input and weights on: projections, attention, output projection, residual and layer norm.
 pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
-    let [batch, seq_len, width] = file.shape("hidden")?;
-    let heads = heads_of(file, width)?;
-    let hidden = file.f32s("hidden")?;
-    if hidden.is_empty() {
-        return Err(file.error("has an empty tensor `in.hidden`"));
-    }
+    let block = BertBlock::read(file)?;
+    let BertBlock { batch, seq_len, width, heads, .. } = block;
     let mut outputs = Vec::new();
     for name in ["q", "k", "v"] {
-        let projected = linear(file, &hidden, width, &format!("w{name}"), 0..width, Some((&format!("b{name}"), 0)))?;
+        let projected = linear(file, &block.hidden, width, &format!("w{name}"), 0..width, Some((&format!("b{name}"), 0)))?;
         outputs.push(given(name, &[batch, heads, seq_len, width / heads], split_heads(&projected, batch, seq_len, heads)));
     }
     let mut problem = Problem::new(Dims::square(batch, heads, seq_len, width / heads));
@@ -61,7 +58,77 @@ pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     let stored = |at: usize| HostVec::F32(outputs[at].values.clone());
     let data = Data::new(stored(0), stored(1), stored(2));
     outputs.extend(with_weights(problem, &data, attend, ["context", "lse", "probs"])?);
+    let context = merge_heads(&outputs[3].values, batch, seq_len, heads);
+    let projected = linear(file, &context, width, "wo", 0..width, Some(("bo", 0)))?;
+    outputs.extend(block.end(file, projected)?);
     Ok(outputs)
+}
+
+/// The same with the engine's own multi-head layer, loaded from the file's weights.
+pub(crate) fn bert_layer(file: &CaseFile, engine: &Engine) -> Result<Vec<Given>> {
+    let block = BertBlock::read(file)?;
+    let BertBlock { batch, seq_len, width, heads, .. } = block;
+    let part = |name: &str| Linear::new(file.f32s(&format!("w{name}"))?, Some(file.f32s(&format!("b{name}"))?), width);
+    let layer = MultiHead::new(part("q")?, part("k")?, part("v")?, part("o")?, heads, heads)?;
+    let mut problem = layer.problem(batch, seq_len, seq_len);
+    problem.scale = file.attr("scale")?;
+    problem.want = Want { lse: true, weights: true, scores: None };
+    let inputs = Inputs::new(&block.hidden, &block.hidden, &block.hidden);
+    let got = layer.forward_with_steps(engine, &problem, &inputs)?;
+    let steps = got.steps.ok_or_else(|| Error::invalid("steps", "were asked for and are not there"))?;
+    let rows = [batch, heads, seq_len, width / heads];
+    let per_head = |name, data: &[f32]| given(name, &rows, split_heads(data, batch, seq_len, heads));
+    let mut outputs = vec![
+        per_head("q", &steps.query),
+        per_head("k", &steps.key),
+        per_head("v", &steps.value),
+        per_head("context", &steps.context),
+        given("lse", &rows[..3], asked_for(got.lse, "lse")?),
+        given("probs", &problem.dims.scores_shape(), asked_for(got.weights, "weights")?),
+    ];
+    outputs.extend(block.end(file, got.output)?);
+    Ok(outputs)
+}
+
+/// What a BERT block's file says of it.
+struct BertBlock {
+    batch: usize,
+    seq_len: usize,
+    width: usize,
+    heads: usize,
+    hidden: Vec<f32>,
+}
+
+impl BertBlock {
+    fn read(file: &CaseFile) -> Result<Self> {
+        let [batch, seq_len, width] = file.shape("hidden")?;
+        let heads = heads_of(file, width)?;
+        let hidden = file.f32s("hidden")?;
+        if hidden.is_empty() {
+            return Err(file.error("has an empty tensor `in.hidden`"));
+        }
+        Ok(Self { batch, seq_len, width, heads, hidden })
+    }
+
+    /// `proj`, and `block_out` = LayerNorm(hidden + proj).
+    fn end(&self, file: &CaseFile, projected: Vec<f32>) -> Result<[Given; 2]> {
+        let (weight, bias) = (file.f32s("ln_weight")?, file.f32s("ln_bias")?);
+        let epsilon: f32 = file.required_attr("layer_norm_eps")?;
+        if weight.len() != self.width || bias.len() != self.width {
+            return Err(file.error(format!("its layer norm is not of width {}", self.width)));
+        }
+        let mut block_out = Vec::with_capacity(projected.len());
+        for (x, y) in self.hidden.chunks(self.width).zip(projected.chunks(self.width)) {
+            let sum: Vec<f64> = x.iter().zip(y).map(|(&x, &y)| f64::from(x) + f64::from(y)).collect();
+            let mean = sum.iter().sum::<f64>() / self.width as f64;
+            let variance = sum.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / self.width as f64;
+            let scale = 1.0 / (variance + f64::from(epsilon)).sqrt();
+            let normed = sum.iter().zip(&weight).zip(&bias).map(|((x, &w), &b)| ((x - mean) * scale * f64::from(w) + f64::from(b)) as f32);
+            block_out.extend(normed);
+        }
+        let shape = [self.batch, self.seq_len, self.width];
+        Ok([given("proj", &shape, projected), given("block_out", &shape, block_out)])
+    }
 }
 
 /// The number of heads, into which `width` divides.

@@ -9,7 +9,8 @@
 //!
 //! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
 //! let attend = |problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs);
-//! let candidates = [Candidate { name: "oracle", attend: &oracle }, Candidate { name: "cpu", attend: &attend }];
+//! let candidates = [Candidate { name: "oracle", attend: &oracle, engine: None },
+//!     Candidate { name: "cpu", attend: &attend, engine: Some(&engine) }];
 //! let case = random(7)?;
 //! for candidate in candidates {
 //!     println!("{} on {}: {}", case.name, candidate.name, check(&case, candidate.attend));

@@ -11,7 +11,7 @@ use crate::verify::compare::{Mismatch, compare};
 use crate::verify::expect::{Expected, ExpectedTensor, output_places};
 use crate::verify::generate::{minimise, random};
 use crate::verify::table::table;
-use crate::{Attend, Control, Error, Outputs, Problem, Result, gather};
+use crate::{Attend, Control, Engine, Error, Outputs, Problem, Result, gather};
 
 /// What is under test, and what reports call it.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// How to ask it.
     pub attend: &'a Attend<'a>,
+    /// The engine behind it, if there is one: then layers run on it whole.
+    pub engine: Option<&'a Engine>,
 }
 
 /// What came of a case.
@@ -192,7 +194,7 @@ pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: 
         match CaseFile::read(path) {
             Ok(file) => {
                 for candidate in candidates {
-                    let (verdict, note) = cases::check_file(&file, candidate.attend);
+                    let (verdict, note) = cases::check_on(&file, candidate);
                     rows.push(Row { suite: file.suite().into(), case: file.name().into(), backend: candidate.name.into(), verdict, note });
                 }
             }

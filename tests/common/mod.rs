@@ -11,17 +11,18 @@ use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, 
 pub(crate) struct Tested {
     pub(crate) name: String,
     pub(crate) attend: Box<Attend<'static>>,
+    pub(crate) engine: Option<Engine>,
 }
 
 impl Tested {
     pub(crate) fn candidate(&self) -> Candidate<'_> {
-        Candidate { name: &self.name, attend: &*self.attend }
+        Candidate { name: &self.name, attend: &*self.attend, engine: self.engine.as_ref() }
     }
 }
 
 /// Every backend of this machine, by name: the oracle, the CPU path, and each way to compute on each GPU adapter.
 pub(crate) fn backends() -> Vec<Tested> {
-    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle) }];
+    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: None }];
     backends.extend(engines());
     backends
 }
@@ -66,9 +67,10 @@ fn ways(engine: Engine) -> [Tested; 2] {
         let Outputs { scores, weights, .. } = matrices.attention(problem, inputs)?;
         Ok(Outputs { scores, weights, ..outputs })
     };
-    [Tested { name: format!("{backend} fused"), attend: Box::new(fused) }, attend(format!("{backend} staged"), staged)]
+    [Tested { name: format!("{backend} fused"), attend: Box::new(fused), engine: None }, attend(format!("{backend} staged"), staged)]
 }
 
 fn attend(name: String, engine: Engine) -> Tested {
-    Tested { name, attend: Box::new(move |problem, inputs| engine.attention(problem, inputs)) }
+    let own = engine.clone();
+    Tested { name, attend: Box::new(move |problem, inputs| own.attention(problem, inputs)), engine: Some(engine) }
 }
