@@ -1,5 +1,7 @@
 //! Random problems over every option, and the fixed table, on every engine against the oracle.
 
+#![expect(clippy::print_stdout, reason = "a table of what ran on what")]
+
 mod common;
 
 use common::Tested;
