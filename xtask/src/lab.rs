@@ -81,7 +81,7 @@ fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), Stri
                 Answer::Kernel(entry) => {
                     done += 1;
                     eprint!("\r{} {done}/{} {:60.60}", target.name, kernels.len(), entry.case);
-                    record.entries.push(entry);
+                    record.entries.push(*entry);
                 }
             }
         }

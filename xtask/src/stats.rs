@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let driver = Driver::open(!args.fragile)?;
     say(&Answer::Driver(driver.name.clone()))?;
     for kernel in kernels.iter().skip(args.skip) {
-        say(&Answer::Kernel(compile(target, &driver, kernel, args)?))?;
+        say(&Answer::Kernel(Box::new(compile(target, &driver, kernel, args)?)))?;
     }
     Ok(())
 }
