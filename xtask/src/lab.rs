@@ -29,6 +29,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         names => names.iter().map(|name| Target::find(name)).collect::<Result<_, _>>()?,
     };
 
+    let ready = Command::new(root.join(LAB)).args(["run", "lavapipe", "--", "true"]).current_dir(root).status();
+    if !ready.map_err(|error| format!("{LAB}: {error}"))?.success() {
+        return Err(format!("no lab: `{LAB} setup` makes it and needs root and Debian, as does running in it"));
+    }
     let mut record = Record::default();
     for target in &chosen {
         measure(root, target, &mut record)?;
@@ -61,14 +65,14 @@ fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), Stri
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut done = 0;
     while done < kernels.len() {
-        let mut child = Command::new(root.join("scripts/gpulab.sh"))
+        let mut child = Command::new(root.join(LAB))
             .args(["run", target.name, "--"])
             .arg(&program)
             .args(["stats", target.name, "--skip", &done.to_string()])
             .current_dir(root)
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|error| format!("scripts/gpulab.sh: {error}"))?;
+            .map_err(|error| format!("{LAB}: {error}"))?;
         let mut opened = false;
         for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
             let line = line.map_err(|error| error.to_string())?;
@@ -100,6 +104,7 @@ fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), Stri
     Ok(())
 }
 
+const LAB: &str = "scripts/gpulab.sh";
 const MISSING: &str = "not in this lab";
 
 fn read(path: &Path) -> Result<String, String> {
