@@ -1,0 +1,99 @@
+//! How much of AMD machine code is multiply-adds: what the rest of a loop costs.
+
+use std::collections::HashMap;
+
+/// Multiply-adds among the vector instructions of a loop, each instruction counted once however often it runs.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Shares {
+    /// Of the loop with the most vector instructions, with the loops within it: a pass over a tile of keys. Of the whole shader
+    /// where nothing loops.
+    pub(crate) largest_loop: f64,
+    /// Of the loop without a loop in it that has the most multiply-adds.
+    pub(crate) inner_loop: f64,
+    /// Whether matrix instructions (WMMA) are there.
+    pub(crate) matrix: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    vector: u32,
+    multiply_add: u32,
+}
+
+impl Count {
+    fn share(self) -> f64 {
+        f64::from(self.multiply_add) / f64::from(self.vector.max(1))
+    }
+}
+
+/// Reads the driver's assembly: blocks `BB7:`, a loop wherever a branch goes back to an earlier or the same block.
+pub(crate) fn shares(assembly: &str) -> Shares {
+    let lines: Vec<&str> = assembly.lines().map(|line| line.split(';').next().unwrap_or_default().trim()).collect();
+    let mut blocks: HashMap<&str, usize> = HashMap::new();
+    let mut loops: Vec<(usize, usize)> = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        if let Some(label) = line.strip_suffix(':') {
+            blocks.insert(label, at);
+        } else if let Some((operation, label)) = line.split_once(' ')
+            && (operation == "s_branch" || operation.starts_with("s_cbranch"))
+            && let Some(&start) = blocks.get(label.trim())
+        {
+            loops.push((start, at));
+        }
+    }
+    let count = |&(start, end): &(usize, usize)| lines[start..=end].iter().fold(Count::default(), |sum, line| add(sum, line));
+    let has_inner = |&(start, end): &(usize, usize)| loops.iter().any(|&(s, e)| (s, e) != (start, end) && s >= start && e <= end);
+    let whole = lines.iter().fold(Count::default(), |sum, line| add(sum, line));
+    let largest = loops.iter().map(count).max_by_key(|count| count.vector).unwrap_or(whole);
+    let inner = loops.iter().filter(|range| !has_inner(range)).map(count).max_by_key(|count| count.multiply_add).unwrap_or(whole);
+    Shares {
+        largest_loop: largest.share(),
+        inner_loop: inner.share(),
+        matrix: lines.iter().any(|line| line.starts_with("v_wmma") || line.starts_with("v_swmmac")),
+    }
+}
+
+/// `sum` and a line: one vector instruction, or two that are issued together (`v_dual_x .. :: v_dual_y ..`).
+fn add(mut sum: Count, line: &str) -> Count {
+    for instruction in line.split(" :: ") {
+        if let Some(operation) = instruction.trim().strip_prefix("v_") {
+            let operation = operation.strip_prefix("dual_").unwrap_or(operation);
+            sum.vector += 1;
+            if ["fma", "pk_fma", "dot", "wmma"].iter().any(|prefix| operation.starts_with(prefix)) {
+                sum.multiply_add += 1;
+            }
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_found() {
+        let assembly = "\
+BB0:
+	v_mov_b32_e32 v0, 0                                         ; 7e000280
+	s_cbranch_scc0 BB3                                          ; forward: no loop
+BB1:
+	v_add_f32_e32 v0, v1, v2                                    ; 06000501
+	v_mul_f32_e32 v0, v1, v2                                    ; 10000501
+BB2:
+	v_fmac_f32_e32 v78, v57, v47                                ; 569c5f39
+	v_dual_fmac_f32 v1, v2, v3 :: v_dual_mov_b32 v4, v5         ; c8100101
+	s_cbranch_scc1 BB2                                          ; bfa2fffc
+	s_branch BB1                                                ; bfa0fff8
+BB3:
+	s_endpgm                                                    ; bfb00000
+";
+        let shares = shares(assembly);
+        assert_eq!(shares, Shares { largest_loop: 2.0 / 5.0, inner_loop: 2.0 / 3.0, matrix: false });
+    }
+
+    #[test]
+    fn straight_code_is_counted_whole() {
+        assert_eq!(shares("BB0:\n\tv_fma_f32 v0, v1, v2, v3\n\tv_mov_b32_e32 v0, 0\n").largest_loop, 0.5);
+    }
+}

@@ -1,0 +1,112 @@
+//! The kernels that the planner can choose on a device, each with the first problem that it is chosen for.
+
+use std::collections::HashSet;
+
+use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
+use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem};
+
+/// A kernel and what it is for.
+pub(crate) struct Kernel {
+    /// The problem in words, and which of the plan's kernels: the same from one record to the next.
+    pub(crate) case: String,
+    /// Which kernel, and its shape.
+    pub(crate) name: String,
+    /// WGSL.
+    pub(crate) text: String,
+    /// Bytes of workgroup memory.
+    pub(crate) workgroup_bytes: u32,
+}
+
+/// Every kernel, each once. A kernel is named after the first case that has it.
+pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    let mut seen = HashSet::new();
+    for (case, problem, algorithm, specialise) in cases() {
+        let caps = DeviceCaps { specialise, ..caps.clone() };
+        let plan = Plan::new(&problem, &caps, algorithm).map_err(|error| format!("{case}: {error}"))?;
+        for shader in plan.shaders() {
+            if seen.insert(shader.text.clone()) {
+                let role = shader.name.split_whitespace().next().unwrap_or_default();
+                let (name, text, workgroup_bytes) = (shader.name.clone(), shader.text, shader.workgroup_bytes);
+                kernels.push(Kernel { case: format!("{case}: {role}"), name, text, workgroup_bytes });
+            }
+        }
+    }
+    Ok(kernels)
+}
+
+type Case = (String, Problem, Algorithm, Specialise);
+
+fn cases() -> Vec<Case> {
+    const DIMS: [usize; 4] = [64, 80, 128, 256];
+    let mut cases = Vec::new();
+    for dtype in DType::ALL {
+        for dim in DIMS {
+            let stored = |(heads, seq_len_q, seq_len_kv)| problem(heads, seq_len_q, seq_len_kv, dim).stored(dtype, Layout::Bhsd);
+            let (prefill, decode) = (stored(PREFILL), stored(DECODE));
+            let mut add = |what: &str, problem, algorithm, specialise| {
+                cases.push((format!("{dtype} D={dim} {what}"), problem, algorithm, specialise));
+            };
+            add("prefill", prefill, Algorithm::Fused, Specialise::Always);
+            add("prefill, everything", everything(prefill), Algorithm::Fused, Specialise::Always);
+            add("decode", decode, Algorithm::Fused, Specialise::Always);
+            add("decode, everything", everything(decode), Algorithm::Fused, Specialise::Always);
+            if dtype == DType::F32 {
+                add("8 rows", stored(EIGHT_ROWS), Algorithm::Fused, Specialise::Always);
+                add("16 rows", stored(SIXTEEN_ROWS), Algorithm::Fused, Specialise::Always);
+                add("staged, everything", everything(prefill), Algorithm::Staged, Specialise::Always);
+            }
+            add("staged", prefill, Algorithm::Staged, Specialise::Always);
+            add("general", prefill, Algorithm::Fused, Specialise::Never);
+            add("general decode", decode, Algorithm::Fused, Specialise::Never);
+            add("general staged", prefill, Algorithm::Staged, Specialise::Never);
+        }
+    }
+    let odd = problem(PREFILL.0, PREFILL.1, PREFILL.2, 67);
+    cases.push(("f32 D=67 prefill".into(), odd, Algorithm::Fused, Specialise::Always));
+    cases.push(("f32 D=67 staged".into(), odd, Algorithm::Staged, Specialise::Always));
+    cases
+}
+
+// (num_heads, num_kv_heads), seq_len_q, seq_len_kv: one of each row of the planner's table, and one that splits the keys.
+type Lengths = ((usize, usize), usize, usize);
+const PREFILL: Lengths = ((8, 8), 1024, 1024);
+const DECODE: Lengths = ((32, 8), 1, 4096);
+const EIGHT_ROWS: Lengths = ((8, 8), 8, 1024);
+const SIXTEEN_ROWS: Lengths = ((8, 8), 16, 1024);
+
+fn problem((num_heads, num_kv_heads): (usize, usize), seq_len_q: usize, seq_len_kv: usize, head_dim: usize) -> Problem {
+    Problem::new(Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim })
+}
+
+/// With every option that can be had together.
+fn everything(problem: Problem) -> Problem {
+    let full = Broadcast(problem.dims.scores_shape());
+    let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(512), None).with_lse();
+    problem.softcap = Some(30.0);
+    problem.bias = Some(full);
+    problem.alibi = Some(Alibi::Signed);
+    problem.relative_bias = Some(128);
+    problem.sinks = true;
+    problem.visibility.mask = Some(full);
+    problem.visibility.kv_lengths = true;
+    problem.visibility.prefix_lengths = true;
+    problem.visibility.documents = true;
+    problem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::targets::TARGETS;
+
+    #[test]
+    fn every_target_has_kernels_under_names_of_their_own() {
+        for target in TARGETS {
+            let kernels = all(&target.caps()).expect("all plans can be made");
+            let cases: HashSet<_> = kernels.iter().map(|kernel| &kernel.case).collect();
+            assert_eq!(cases.len(), kernels.len(), "{}", target.name);
+            assert!(kernels.len() > 60, "{}: {}", target.name, kernels.len());
+        }
+    }
+}

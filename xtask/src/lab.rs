@@ -1,0 +1,116 @@
+//! `cargo xtask lab`: every target, from outside the lab.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+use crate::kernels;
+use crate::record::{Answer, Entry, Record};
+use crate::targets::{TARGETS, Target};
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Only these targets; nothing is written
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Compare with benches/record/lab.tsv; nothing is written. Exit code 1 on new spills, or where a kernel no longer compiles
+    #[arg(long)]
+    compare: bool,
+}
+
+/// Whether all is well.
+pub(crate) fn run(args: &Args) -> Result<bool, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
+    let folder = root.join("benches/record");
+    let tsv = folder.join("lab.tsv");
+    let last = if args.compare { Some(Record::from_tsv(&read(&tsv)?)?) } else { None };
+    let chosen: Vec<&Target> = match &args.targets[..] {
+        [] => TARGETS.iter().collect(),
+        names => names.iter().map(|name| Target::find(name)).collect::<Result<_, _>>()?,
+    };
+
+    let ready = Command::new(root.join(LAB)).args(["run", "lavapipe", "--", "true"]).current_dir(root).status();
+    if !ready.map_err(|error| format!("{LAB}: {error}"))?.success() {
+        return Err(format!("no lab: `{LAB} setup` makes it and needs root and Debian, as does running in it"));
+    }
+    let mut record = Record::default();
+    for target in &chosen {
+        measure(root, target, &mut record)?;
+    }
+    if record.entries.is_empty() {
+        return Err("no target could be measured".into());
+    }
+    if let Some(last) = last {
+        let worse = record.worse_than(&last, &chosen);
+        worse.iter().for_each(|line| eprintln!("worse: {line}"));
+        eprintln!("{} kernels compared with {}, {} worse", record.entries.len(), tsv.display(), worse.len());
+        return Ok(worse.is_empty());
+    }
+    let failed = record.entries.iter().filter(|entry| entry.error.is_some()).count();
+    if args.targets.is_empty() {
+        let dated = folder.join(format!("lab-{}.md", jiff::Timestamp::now().strftime("%Y-%m-%d")));
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        write(&tsv, &record.tsv())?;
+        write(&dated, &record.markdown())?;
+        eprintln!("wrote {} and {}", dated.display(), tsv.display());
+    } else {
+        eprintln!("{}", record.markdown());
+    }
+    Ok(failed == 0)
+}
+
+/// Runs `xtask stats` in the lab. A compiler that crashes takes the program with it: it is started again behind that kernel.
+fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), String> {
+    let kernels = kernels::all(&target.caps())?;
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut done = 0;
+    while done < kernels.len() {
+        let mut child = Command::new(root.join(LAB))
+            .args(["run", target.name, "--"])
+            .arg(&program)
+            .args(["stats", target.name, "--skip", &done.to_string()])
+            .current_dir(root)
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{LAB}: {error}"))?;
+        let mut opened = false;
+        for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+            let line = line.map_err(|error| error.to_string())?;
+            let Ok(answer) = serde_json::from_str(&line) else { continue }; // a driver's own chatter
+            match answer {
+                Answer::Driver(name) => {
+                    opened = true;
+                    record.drivers.insert(target.name.into(), name);
+                }
+                Answer::Kernel(entry) => {
+                    done += 1;
+                    eprint!("\r{} {done}/{} {:60.60}", target.name, kernels.len(), entry.case);
+                    record.entries.push(*entry);
+                }
+            }
+        }
+        let status: ExitStatus = child.wait().map_err(|error| error.to_string())?;
+        eprintln!();
+        if !opened {
+            record.drivers.insert(target.name.into(), MISSING.into());
+            eprintln!("{}: {MISSING} ({status})", target.name);
+            return Ok(());
+        }
+        if let Some(kernel) = kernels.get(done) {
+            done += 1;
+            record.entries.push(Entry { error: Some(format!("the compiler ended with {status}")), ..Entry::new(target.name, kernel) });
+        }
+    }
+    Ok(())
+}
+
+const LAB: &str = "scripts/gpulab.sh";
+const MISSING: &str = "not in this lab";
+
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}; `cargo xtask lab` writes it", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}

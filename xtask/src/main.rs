@@ -1,0 +1,55 @@
+//! The project's own chores.
+//!
+//! `cargo xtask lab` compiles every kernel that the planner can choose on a GPU through Mesa's true AMD, NVIDIA, Apple and Adreno
+//! compilers, on virtual GPUs, and writes down what they say: registers, spills, occupancy, instructions. It runs itself inside the
+//! lab of `scripts/gpulab.sh`, once a target. The lab needs root and Debian; `scripts/gpulab.sh setup` makes it.
+//!
+//! `cargo xtask lab --compare` writes nothing: it exits with 1 where a kernel spills more than in `benches/record/lab.tsv` or no
+//! longer compiles.
+//!
+//! `cargo xtask stats TARGET FILE.wgsl..` is the inner half: one target, any shader, one JSON object a line. In the lab:
+//! `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
+
+mod driver;
+mod isa;
+mod kernels;
+mod lab;
+mod record;
+mod spirv;
+mod stats;
+mod targets;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own chores
+#[derive(Parser, Debug)]
+#[command(name = "cargo xtask", max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Compile every kernel for GPUs that are not here; write or compare benches/record/lab.tsv
+    Lab(lab::Args),
+    /// Compile for one target, from inside the lab; JSON lines
+    Stats(stats::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Lab(args) => lab::run(&args),
+        Command::Stats(args) => stats::run(&args).map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
