@@ -5,7 +5,7 @@ use std::path::Path;
 /// Modules by floor, lowest first, as docs/architecture.md draws them.
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype"],
-    &["tensor", "visibility", "problem", "control", "choice"],
+    &["tensor", "visibility", "paged", "problem", "control", "choice"],
     &["cpu", "shader", "plan"],
     &["gpu"],
     &["engine"],
