@@ -6,7 +6,7 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype"],
     &["tensor", "visibility", "paged", "problem", "control", "choice"],
-    &["cpu", "shader", "plan"],
+    &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
     &["engine"],
     &["rotary", "layer", "onnx"],

@@ -4,8 +4,8 @@ use crate::problem::Operand;
 use crate::verify::case::{Case, Fill};
 use crate::verify::random::Random;
 use crate::{
-    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Visibility,
-    Want,
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
+    Visibility, Want,
 };
 
 /// A random case, small enough for the oracle. The same seed gives the same case.

@@ -2,7 +2,9 @@
 
 use crate::verify::case::{Case, Fill};
 use crate::verify::generate::packed_qkv;
-use crate::{Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want};
+use crate::{
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
+};
 use Alignment::{BottomRight, Offset, TopLeft};
 
 /// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and a prime.
@@ -304,7 +306,8 @@ fn paged(rows: &mut Rows) {
     let dims = Dims { batch: 3, seq_len_kv: 70, ..BASE };
     let pool = |page_size: usize, dims: Dims| {
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + 1;
-        let mut p = Problem { paged: Some(Paged { page_size, pages: 3 * pages_per_item, pages_per_item }), ..Problem::new(dims).with_lse() };
+        let mut p =
+            Problem { paged: Some(Paged { page_size, pages: 3 * pages_per_item, pages_per_item }), ..Problem::new(dims).with_lse() };
         p.visibility.kv_lengths = true;
         p
     };

@@ -335,7 +335,9 @@ fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 /// All tokens as one sequence.
 fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let Some(packed) = p.packed.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths) else {
+    let Some(packed) =
+        p.packed.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths)
+    else {
         return oracle(p, x);
     };
     let mut problem = *p;
