@@ -1,5 +1,8 @@
 //! Storage types. Arithmetic is always f32; these say how numbers lie in memory.
 
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// How the numbers of a tensor are stored.
@@ -106,6 +109,15 @@ impl<'a> HostSlice<'a> {
         }
     }
 
+    /// Some of the numbers. Panics past the end, as a slice does.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::F16(data) => Self::F16(&data[range]),
+            Self::BF16(data) => Self::BF16(&data[range]),
+        }
+    }
+
     /// The bytes as they lie in memory.
     pub fn bytes(&self) -> &'a [u8] {
         match self {
@@ -173,6 +185,39 @@ impl HostVec {
             DType::F32 => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
             DType::F16 => Self::F16(bytemuck::pod_collect_to_vec(bytes)),
             DType::BF16 => Self::BF16(bytemuck::pod_collect_to_vec(bytes)),
+        }
+    }
+
+    /// Cuts off, or fills up with zeros.
+    pub(crate) fn resize(&mut self, len: usize) {
+        match self {
+            Self::F32(data) => data.resize(len, 0.0),
+            Self::F16(data) => data.resize(len, f16::ZERO),
+            Self::BF16(data) => data.resize(len, bf16::ZERO),
+        }
+    }
+
+    /// Writes `from` over the numbers from `at` on, rounded to nearest even. Panics past the end.
+    pub(crate) fn write(&mut self, at: usize, from: HostSlice<'_>) {
+        let range = at..at + from.len();
+        match (self, from) {
+            (Self::F32(to), HostSlice::F32(from)) => to[range].copy_from_slice(from),
+            (Self::F16(to), HostSlice::F16(from)) => to[range].copy_from_slice(from),
+            (Self::BF16(to), HostSlice::BF16(from)) => to[range].copy_from_slice(from),
+            (Self::F16(to), HostSlice::F32(from)) => to[range].convert_from_f32_slice(from),
+            (Self::BF16(to), HostSlice::F32(from)) => to[range].convert_from_f32_slice(from),
+            (Self::F32(to), from) => to[range].iter_mut().enumerate().for_each(|(i, x)| *x = from.get(i)),
+            (Self::F16(to), from) => to[range].iter_mut().enumerate().for_each(|(i, x)| *x = f16::from_f32(from.get(i))),
+            (Self::BF16(to), from) => to[range].iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(from.get(i))),
+        }
+    }
+
+    /// Copies numbers to another place. Panics past the end.
+    pub(crate) fn copy_within(&mut self, from: Range<usize>, to: usize) {
+        match self {
+            Self::F32(data) => data.copy_within(from, to),
+            Self::F16(data) => data.copy_within(from, to),
+            Self::BF16(data) => data.copy_within(from, to),
         }
     }
 

@@ -134,7 +134,9 @@ impl Engine {
             Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Place::Cpu => cpu::tiled::attention(problem, inputs, control),
             // Buffers of no size cannot be bound, and there is nothing to compute.
-            Place::Gpu(_) if [problem.query_len(), problem.key_len()].contains(&0) => cpu::tiled::attention(problem, inputs, control),
+            Place::Gpu(_) if [problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0) => {
+                cpu::tiled::attention(problem, inputs, control)
+            }
             Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, waiting, control).await,
         }
     }

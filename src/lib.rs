@@ -11,6 +11,7 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+pub mod cache;
 mod choice;
 mod control;
 pub mod cpu;
@@ -19,7 +20,9 @@ mod engine;
 mod error;
 pub mod gpu;
 pub mod layer;
+mod merge;
 pub mod onnx;
+mod paged;
 pub mod plan;
 mod problem;
 pub mod rotary;
@@ -35,6 +38,8 @@ pub use dtype::{DType, HostSlice, HostVec};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
+pub use merge::{Merged, Part, merge};
+pub use paged::{PageTable, Paged};
 pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
 pub use visibility::{Alignment, Broadcast, Visibility};

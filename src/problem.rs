@@ -1,6 +1,6 @@
 //! The problem as a value: what is asked, with no data, no device and no arithmetic.
 
-use crate::{Alignment, Broadcast, DType, Error, HostSlice, HostVec, Layout, Result, TensorSpec, Visibility};
+use crate::{Alignment, Broadcast, DType, Error, HostSlice, HostVec, Layout, Paged, Result, TensorSpec, Visibility};
 
 /// The sizes of one attention.
 ///
@@ -96,7 +96,7 @@ pub struct Want {
 pub struct Packed {
     /// Query tokens in all.
     pub tokens_q: usize,
-    /// Key tokens in all.
+    /// Key tokens in all; 0 with paged keys, which `cu_seqlens_kv` says nothing about.
     pub tokens_kv: usize,
 }
 
@@ -135,8 +135,10 @@ pub struct Problem {
     pub relative_bias: Option<u32>,
     /// One more logit a head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
-    /// Packed sequences instead of a padded batch.
+    /// Packed sequences instead of a padded batch; with paged keys only the queries are.
     pub packed: Option<Packed>,
+    /// Keys and values in the pages of a pool. Needs [`Visibility::kv_lengths`].
+    pub paged: Option<Paged>,
     /// How the query is stored.
     pub query: TensorSpec,
     /// How the key is stored.
@@ -195,6 +197,7 @@ impl Problem {
             relative_bias: None,
             sinks: false,
             packed: None,
+            paged: None,
             query: PLAIN,
             key: PLAIN,
             value: PLAIN,
@@ -243,7 +246,8 @@ impl Problem {
         self.scale.unwrap_or_else(|| (1.0 / (self.dims.head_dim as f64).sqrt()) as f32)
     }
 
-    /// The shape [batch, heads, seq, dim] under which an operand's layout is read; packed sequences are one item of all tokens.
+    /// The shape [batch, heads, seq, dim] under which an operand's layout is read; packed sequences are one item of all tokens,
+    /// paged keys one item a page.
     pub(crate) fn shape(&self, operand: Operand) -> [usize; 4] {
         let d = &self.dims;
         let (heads, seq, dim) = match operand {
@@ -252,10 +256,14 @@ impl Problem {
             Operand::Value => (d.num_kv_heads, d.seq_len_kv, d.head_dim_v),
             Operand::Output => (d.num_heads, d.seq_len_q, d.head_dim_v),
         };
+        let of_keys = matches!(operand, Operand::Key | Operand::Value);
+        if let Some(paged) = self.paged.filter(|_| of_keys) {
+            return [paged.pages, heads, paged.page_size, dim];
+        }
         match self.packed {
             None => [d.batch, heads, seq, dim],
             Some(packed) => {
-                let tokens = if matches!(operand, Operand::Query | Operand::Output) { packed.tokens_q } else { packed.tokens_kv };
+                let tokens = if of_keys { packed.tokens_kv } else { packed.tokens_q };
                 [1, heads, tokens, dim]
             }
         }
@@ -379,14 +387,18 @@ impl Problem {
                 format!("{:?} is more than can be counted: lengths go up to {}", d.scores_shape(), i32::MAX),
             ));
         }
+        if let Some(paged) = self.paged {
+            paged.check(self)?;
+        }
         if let Some(packed) = self.packed {
-            if v.kv_lengths || v.documents {
+            let is_paged = self.paged.is_some();
+            if (v.kv_lengths && !is_paged) || v.documents {
                 return Err(Error::invalid(
                     "packed",
                     "packed sequences have their lengths and borders in cu_seqlens; leave kv_lengths and documents out",
                 ));
             }
-            if packed.tokens_q < d.seq_len_q || packed.tokens_kv < d.seq_len_kv {
+            if packed.tokens_q < d.seq_len_q || (packed.tokens_kv < d.seq_len_kv && !is_paged) {
                 return Err(Error::invalid(
                     "packed",
                     format!(
@@ -429,8 +441,10 @@ pub struct Inputs<'a> {
     pub documents_kv: &'a [i32],
     /// [batch + 1], not decreasing, from 0 to tokens_q.
     pub cu_seqlens_q: &'a [u32],
-    /// [batch + 1], not decreasing, from 0 to tokens_kv.
+    /// [batch + 1], not decreasing, from 0 to tokens_kv; empty with paged keys.
     pub cu_seqlens_kv: &'a [u32],
+    /// [batch, pages_per_item], as [`Paged`] describes.
+    pub page_table: &'a [u32],
 }
 
 impl<'a> Inputs<'a> {
@@ -451,6 +465,7 @@ impl<'a> Inputs<'a> {
             documents_kv: &[],
             cu_seqlens_q: &[],
             cu_seqlens_kv: &[],
+            page_table: &[],
         }
     }
 
@@ -490,7 +505,8 @@ impl<'a> Inputs<'a> {
             ("documents_q", self.documents_q.len(), when(v.documents, d.batch * d.seq_len_q)),
             ("documents_kv", self.documents_kv.len(), when(v.documents, d.batch * d.seq_len_kv)),
             ("cu_seqlens_q", self.cu_seqlens_q.len(), when(packed, d.batch + 1)),
-            ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(packed, d.batch + 1)),
+            ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(packed && problem.paged.is_none(), d.batch + 1)),
+            ("page_table", self.page_table.len(), problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item)),
         ] {
             if len != expected {
                 return Err(Error::invalid(argument, format!("has {len} elements, the problem needs {expected}")));
@@ -501,9 +517,11 @@ impl<'a> Inputs<'a> {
         }
         if let Some(tokens) = problem.packed {
             check_cu_seqlens("cu_seqlens_q", self.cu_seqlens_q, tokens.tokens_q, d.seq_len_q)?;
-            check_cu_seqlens("cu_seqlens_kv", self.cu_seqlens_kv, tokens.tokens_kv, d.seq_len_kv)?;
+            if problem.paged.is_none() {
+                check_cu_seqlens("cu_seqlens_kv", self.cu_seqlens_kv, tokens.tokens_kv, d.seq_len_kv)?;
+            }
         }
-        Ok(())
+        problem.paged.map_or(Ok(()), |paged| paged.check_table(self))
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 /// Modules by floor, lowest first, as docs/architecture.md draws them.
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype"],
-    &["tensor", "visibility", "problem", "control", "choice"],
-    &["cpu", "shader", "plan"],
+    &["tensor", "visibility", "paged", "problem", "control", "choice"],
+    &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
     &["engine"],
     &["rotary", "layer", "onnx"],

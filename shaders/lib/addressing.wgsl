@@ -1,6 +1,6 @@
 // Defines: where rows lie: query_row, key_row, value_row, output_row, lse_at; the linear grid: workgroup_index.
-// Expects: params, Item.
-// Twin: src/tensor.rs (Strides).
+// Expects: params, Item, has_flag, table(index) -> u32.
+// Twin: src/tensor.rs (Strides), src/paged.rs (Paged).
 
 // The grid's last line may be longer than the work: those workgroups get an index that every kernel turns away.
 const NO_WORK: u32 = 0xffffffffu;
@@ -18,12 +18,23 @@ fn query_row(item: Item, head: u32, row: u32) -> u32 {
     return row_start(params.offsets.x, params.query_strides, item.batch, head, item.first_row + row);
 }
 
+// Where a key lies along the first and the third axis of key and value: item and token, or page and slot.
+fn place_of(item: Item, key: u32) -> vec2<u32> {
+    if (has_flag(FLAG_PAGED)) {
+        let page = table(params.table_page_table + item.batch * params.pages_per_item + key / params.page_size);
+        return vec2<u32>(page, key % params.page_size);
+    }
+    return vec2<u32>(item.batch, item.first_key + key);
+}
+
 fn key_row(item: Item, kv_head: u32, key: u32) -> u32 {
-    return row_start(params.offsets.y, params.key_strides, item.batch, kv_head, item.first_key + key);
+    let place = place_of(item, key);
+    return row_start(params.offsets.y, params.key_strides, place.x, kv_head, place.y);
 }
 
 fn value_row(item: Item, kv_head: u32, key: u32) -> u32 {
-    return row_start(params.offsets.z, params.value_strides, item.batch, kv_head, item.first_key + key);
+    let place = place_of(item, key);
+    return row_start(params.offsets.z, params.value_strides, place.x, kv_head, place.y);
 }
 
 fn output_row(item: Item, head: u32, row: u32) -> u32 {

@@ -18,6 +18,7 @@ const FLAG_ALIBI_SIGNED: u32 = 4096u;
 const FLAG_ALIBI_SYMMETRIC: u32 = 8192u;
 const FLAG_SOFTCAP_FIRST: u32 = 16384u;
 const FLAG_SOFTCAP_LAST: u32 = 32768u;
+const FLAG_PAGED: u32 = 65536u;
 
 struct Params {
     // Strides of [batch, head, seq, dim] in elements; 0 along a broadcast axis.
@@ -40,6 +41,7 @@ struct Params {
     table_alibi_slopes: u32,
     table_relative_bias: u32,
     table_sinks: u32,
+    table_page_table: u32,
 
     flags: u32,
     batch: u32,
@@ -75,7 +77,9 @@ struct Params {
     head_dim_v: u32,
     // Always 0, and no compiler knows: what keeps the loops of general variants from being unrolled.
     zero: u32,
-    padding: u32,
     // Staged: which stage `scores` writes: 0 raw, 1 capped, 2 masked.
     score_stage: u32,
+    // Keys of a page, and width of the page table.
+    page_size: u32,
+    pages_per_item: u32,
 }

@@ -32,11 +32,15 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     let v = &problem.visibility;
     let packed = problem.packed.is_some();
     let tokens_q = problem.packed.map_or(d.seq_len_q, |p| p.tokens_q);
-    let tokens_kv = problem.packed.map_or(d.seq_len_kv, |p| p.tokens_kv);
     let items = if packed { 1 } else { d.batch };
     let query = gather(inputs.query, &problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
-    let key = gather(inputs.key, &problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim]);
-    let value = gather(inputs.value, &problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v]);
+    let [stored, tokens_kv] = match (problem.paged, problem.packed) {
+        (Some(paged), _) => [paged.pages, paged.page_size],
+        (None, Some(packed)) => [1, packed.tokens_kv],
+        (None, None) => [d.batch, d.seq_len_kv],
+    };
+    let key = gather(inputs.key, &problem.key, [stored, d.num_kv_heads, tokens_kv, d.head_dim]);
+    let value = gather(inputs.value, &problem.value, [stored, d.num_kv_heads, tokens_kv, d.head_dim_v]);
     let scale = f64::from(problem.effective_scale());
 
     let pairs = problem.scores_len();
@@ -51,12 +55,18 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
 
     for b in 0..d.batch {
         // Where item b's rows and keys lie, and how many there are.
-        let (item, first_q, rows, first_k, keys) = if packed {
+        let (item, first_q, rows) = if packed {
             let (q0, q1) = (inputs.cu_seqlens_q[b] as usize, inputs.cu_seqlens_q[b + 1] as usize);
-            let (k0, k1) = (inputs.cu_seqlens_kv[b] as usize, inputs.cu_seqlens_kv[b + 1] as usize);
-            (0, q0, q1 - q0, k0, k1 - k0)
+            (0, q0, q1 - q0)
         } else {
-            (b, 0, d.seq_len_q, 0, d.seq_len_kv)
+            (b, 0, d.seq_len_q)
+        };
+        let keys = if problem.paged.is_some() {
+            inputs.kv_lengths[b] as usize
+        } else if packed {
+            (inputs.cu_seqlens_kv[b + 1] - inputs.cu_seqlens_kv[b]) as usize
+        } else {
+            d.seq_len_kv
         };
         let length = if v.kv_lengths { inputs.kv_lengths[b] as usize } else { keys };
         let offset = match v.alignment {
@@ -72,7 +82,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                 let q = &query[((item * d.num_heads + h) * tokens_q + first_q + i) * d.head_dim..][..d.head_dim];
                 for j in 0..keys {
                     let at = row * d.seq_len_kv + j;
-                    let k = &key[((item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j) * d.head_dim..][..d.head_dim];
+                    let k = &key[key_row(problem, inputs, b, kv_head, j) * d.head_dim..][..d.head_dim];
                     let dot: f64 = q.iter().zip(k).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
                     let distance = j as i64 - p;
 
@@ -146,7 +156,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     let weight = (out.masked[at] - max).exp() / sum;
                     out.weights[at] = weight;
                     let j = at - row * d.seq_len_kv;
-                    let from = ((item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j) * d.head_dim_v;
+                    let from = key_row(problem, inputs, b, kv_head, j) * d.head_dim_v;
                     for e in 0..d.head_dim_v {
                         out.output[row * d.head_dim_v + e] += weight * f64::from(value[from + e]);
                     }
@@ -195,6 +205,19 @@ impl Reference {
             }),
             weights: problem.want.weights.then(|| narrow(&self.weights)),
         }
+    }
+}
+
+/// Which row of the gathered keys, and of the values, is key j of item b.
+pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head: usize, j: usize) -> usize {
+    let heads = problem.dims.num_kv_heads;
+    if let Some(paged) = problem.paged {
+        let page = inputs.page_table[b * paged.pages_per_item + j / paged.page_size] as usize;
+        return (page * heads + kv_head) * paged.page_size + j % paged.page_size;
+    }
+    match problem.packed {
+        Some(packed) => kv_head * packed.tokens_kv + inputs.cu_seqlens_kv[b] as usize + j,
+        None => (b * heads + kv_head) * problem.dims.seq_len_kv + j,
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{Alignment, Error, HostSlice, Inputs, Problem, Result, ScoreOrder};
 pub struct Gradients {
     /// [batch, num_heads, seq_len_q, head_dim]; of packed sequences [1, num_heads, tokens_q, head_dim].
     pub query: Vec<f64>,
-    /// [batch, num_kv_heads, seq_len_kv, head_dim], summed over the query heads that share a key; packed: [1, .., tokens_kv, ..].
+    /// [batch, num_kv_heads, seq_len_kv, head_dim], summed over the query heads that share a key; packed: [1, .., tokens_kv, ..];
+    /// paged: [pages, .., page_size, ..], summed over the items that share a page.
     pub key: Vec<f64>,
     /// [batch, num_kv_heads, seq_len_kv, head_dim_v], likewise.
     pub value: Vec<f64>,
@@ -47,7 +48,6 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
     }
     let d = problem.dims;
     let [items, _, tokens_q, _] = problem.shape(Operand::Query);
-    let [_, _, tokens_kv, _] = problem.shape(Operand::Key);
     let query = gather(inputs.query, &problem.query, problem.shape(Operand::Query));
     let key = gather(inputs.key, &problem.key, problem.shape(Operand::Key));
     let value = gather(inputs.value, &problem.value, problem.shape(Operand::Value));
@@ -57,8 +57,8 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
 
     let mut gradients = Gradients {
         query: vec![0.0; items * d.num_heads * tokens_q * d.head_dim],
-        key: vec![0.0; items * d.num_kv_heads * tokens_kv * d.head_dim],
-        value: vec![0.0; items * d.num_kv_heads * tokens_kv * d.head_dim_v],
+        key: vec![0.0; key.len()],
+        value: vec![0.0; value.len()],
         bias: vec![0.0; inputs.bias.len()],
         relative_bias: vec![0.0; d.num_heads * columns],
         sinks: vec![0.0; inputs.sinks.len()],
@@ -66,9 +66,15 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
     for b in 0..d.batch {
         // Where item b lies, and the position of its row 0.
         let packed = problem.packed.is_some();
-        let (first_q, first_k) = if packed { (inputs.cu_seqlens_q[b] as usize, inputs.cu_seqlens_kv[b] as usize) } else { (0, 0) };
+        let first_q = if packed { inputs.cu_seqlens_q[b] as usize } else { 0 };
         let rows = if packed { inputs.cu_seqlens_q[b + 1] as usize - first_q } else { d.seq_len_q };
-        let keys = if packed { inputs.cu_seqlens_kv[b + 1] as usize - first_k } else { d.seq_len_kv };
+        let keys = if problem.paged.is_some() {
+            inputs.kv_lengths[b] as usize
+        } else if packed {
+            (inputs.cu_seqlens_kv[b + 1] - inputs.cu_seqlens_kv[b]) as usize
+        } else {
+            d.seq_len_kv
+        };
         let length = if problem.visibility.kv_lengths { inputs.kv_lengths[b] as usize } else { keys };
         let offset = match problem.visibility.alignment {
             None | Some(Alignment::TopLeft) => 0,
@@ -81,7 +87,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
             for i in 0..rows {
                 let row = (b * d.num_heads + h) * d.seq_len_q + i;
                 let q_row = (item * d.num_heads + h) * tokens_q + first_q + i;
-                let kv_row = |j: usize| (item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j;
+                let kv_row = |j: usize| naive::key_row(problem, inputs, b, kv_head, j);
                 let d_output = &output_gradient[q_row * d.head_dim_v..][..d.head_dim_v];
                 let seen: Vec<usize> = (0..keys).filter(|j| forward.masked[row * d.seq_len_kv + j] != f64::NEG_INFINITY).collect();
 

@@ -103,7 +103,7 @@ impl<'a> Rows<'a> {
 
     /// Rows that `fill` fills, given the step between them. That is an odd number of cache lines, so that a column of them goes
     /// to all sets of a cache. They have zeros up to a whole number of lines.
-    fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
+    pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
         let step = LINE * (width.div_ceil(LINE) | 1);
         let data = scratch.take(count * step);
         fill(data, step);

@@ -135,9 +135,20 @@ pub(super) fn key_rows<'a>(
     scratch: &'a mut Buffer,
 ) -> Rows<'a> {
     let data: HostSlice<'a> = if operand == Operand::Key { job.inputs.key } else { job.inputs.value };
-    let place = job.place(unit, operand, unit.kv_head, keys.start);
+    let place = |key| job.place(unit, operand, unit.kv_head, key);
     let width = job.problem.shape(operand)[3];
-    Rows::read(job.isa, data, place, (keys.len(), width), in_place, scratch)
+    let run_end = |key: usize| job.problem.paged.map_or(keys.end, |paged| keys.end.min((key / paged.page_size + 1) * paged.page_size));
+    if run_end(keys.start) == keys.end {
+        return Rows::read(job.isa, data, place(keys.start), (keys.len(), width), in_place, scratch);
+    }
+    Rows::copy(keys.len(), width, scratch, |to, step| {
+        let mut key = keys.start;
+        while key < keys.end {
+            let end = run_end(key);
+            read_rows(job.isa, data, place(key), (end - key, width), &mut to[(key - keys.start) * step..], step);
+            key = end;
+        }
+    })
 }
 
 impl Job<'_> {
@@ -146,8 +157,15 @@ impl Job<'_> {
         let item = &self.items[unit.item];
         let spec = self.problem.spec(operand);
         let strides = spec.strides(self.problem.shape(operand));
-        let first = if matches!(operand, Operand::Key | Operand::Value) { item.first_kv } else { item.first_q };
-        let start = spec.offset + item.stored * strides.batch + head * strides.head + (first + seq) * strides.seq;
+        let (stored, seq) = match (operand, self.problem.paged) {
+            (Operand::Query | Operand::Output, _) => (item.stored, item.first_q + seq),
+            (Operand::Key | Operand::Value, None) => (item.stored, item.first_kv + seq),
+            (Operand::Key | Operand::Value, Some(paged)) => {
+                let page = self.inputs.page_table[item.batch * paged.pages_per_item + seq / paged.page_size];
+                (page as usize, seq % paged.page_size)
+            }
+        };
+        let start = spec.offset + stored * strides.batch + head * strides.head + seq * strides.seq;
         Place { start, row_step: strides.seq, step: strides.dim }
     }
 

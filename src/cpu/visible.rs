@@ -35,10 +35,12 @@ impl Item {
             Some(_) => {
                 let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
                 let (first_q, rows) = tokens(inputs.cu_seqlens_q);
-                let (first_kv, keys) = tokens(inputs.cu_seqlens_kv);
+                let (first_kv, keys) = if problem.paged.is_some() { (0, 0) } else { tokens(inputs.cu_seqlens_kv) };
                 (0, first_q, rows, first_kv, keys)
             }
         };
+        // Of paged keys only those up to the length are anywhere.
+        let keys = if problem.paged.is_some() { inputs.kv_lengths[batch] as usize } else { keys };
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
         let prefix = if v.prefix_lengths { inputs.prefix_lengths[batch] as usize } else { 0 };

@@ -288,6 +288,9 @@ impl MultiHead {
         if d.seq_len_kv < appended {
             return Err(Error::invalid("seq_len_kv", format!("is {}, less than the {appended} appended keys", d.seq_len_kv)));
         }
+        if problem.paged.is_some() {
+            return Err(Error::unsupported("paged keys in a layer, which makes its keys itself", "run the attention alone"));
+        }
         if appended > 0 && (problem.packed.is_some() || problem.visibility.kv_lengths) {
             return Err(Error::unsupported(
                 "appended keys with packed sequences or kv_lengths",

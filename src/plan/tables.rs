@@ -28,6 +28,8 @@ pub struct TableLayout {
     pub relative_bias: u32,
     /// `sinks`.
     pub sinks: u32,
+    /// `page_table`.
+    pub page_table: u32,
 }
 
 impl TableLayout {
@@ -44,24 +46,25 @@ impl TableLayout {
             }
             Some(())
         };
-        let packed = problem.packed.is_some();
+        let (packed, paged) = (problem.packed.is_some(), problem.paged);
         place(&mut layout.kv_lengths, v.kv_lengths, Some(d.batch))?;
         place(&mut layout.prefix_lengths, v.prefix_lengths, Some(d.batch))?;
         place(&mut layout.documents_q, v.documents, d.batch.checked_mul(d.seq_len_q))?;
         place(&mut layout.documents_kv, v.documents, d.batch.checked_mul(d.seq_len_kv))?;
         place(&mut layout.cu_seqlens_q, packed, d.batch.checked_add(1))?;
-        place(&mut layout.cu_seqlens_kv, packed, d.batch.checked_add(1))?;
+        place(&mut layout.cu_seqlens_kv, packed && paged.is_none(), d.batch.checked_add(1))?;
         place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
         let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
         place(&mut layout.relative_bias, problem.relative_bias.is_some(), d.num_heads.checked_mul(columns))?;
         place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
+        place(&mut layout.page_table, paged.is_some(), d.batch.checked_mul(paged.map_or(0, |paged| paged.pages_per_item)))?;
         Some((layout, end))
     }
 }
 
 /// The contents of the tables buffer, in the order of [`TableLayout`].
 pub fn table_bytes(inputs: &Inputs<'_>) -> Vec<u8> {
-    let parts: [&[u8]; 9] = [
+    let parts: [&[u8]; 10] = [
         bytemuck::cast_slice(inputs.kv_lengths),
         bytemuck::cast_slice(inputs.prefix_lengths),
         bytemuck::cast_slice(inputs.documents_q),
@@ -71,6 +74,7 @@ pub fn table_bytes(inputs: &Inputs<'_>) -> Vec<u8> {
         bytemuck::cast_slice(inputs.alibi_slopes),
         bytemuck::cast_slice(inputs.relative_bias),
         bytemuck::cast_slice(inputs.sinks),
+        bytemuck::cast_slice(inputs.page_table),
     ];
     parts.concat()
 }

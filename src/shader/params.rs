@@ -27,6 +27,7 @@ impl Flags {
     pub(crate) const ALIBI_SYMMETRIC: u32 = 8192;
     pub(crate) const SOFTCAP_FIRST: u32 = 16384;
     pub(crate) const SOFTCAP_LAST: u32 = 32768;
+    pub(crate) const PAGED: u32 = 65536;
 }
 
 /// Runtime quantities of one dispatch.
@@ -66,8 +67,11 @@ pub(crate) struct Params {
     pub(crate) head_dim: u32,
     pub(crate) head_dim_v: u32,
     pub(crate) zero: u32,
-    pub(crate) padding: u32,
     pub(crate) score_stage: u32,
+    pub(crate) page_size: u32,
+    pub(crate) pages_per_item: u32,
+    /// A uniform's size is a multiple of 16 bytes.
+    pub(crate) padding: [u32; 2],
 }
 
 impl Params {
@@ -75,7 +79,8 @@ impl Params {
     pub(crate) fn new(problem: &Problem, tables: TableLayout) -> Self {
         let strides = |operand| {
             let strides = problem.spec(operand).strides(problem.shape(operand));
-            let batch = if problem.packed.is_some() { 0 } else { strides.batch };
+            let is_pool = problem.paged.is_some() && matches!(operand, Operand::Key | Operand::Value);
+            let batch = if problem.packed.is_some() && !is_pool { 0 } else { strides.batch };
             [batch, strides.head, strides.seq, strides.dim].map(|step| step as u32)
         };
         let v = &problem.visibility;
@@ -97,6 +102,7 @@ impl Params {
                 | flag(v.prefix_lengths, Flags::PREFIX)
                 | flag(v.alignment == Some(Alignment::BottomRight), Flags::BOTTOM_RIGHT)
                 | flag(problem.packed.is_some(), Flags::PACKED)
+                | flag(problem.paged.is_some(), Flags::PAGED)
                 | flag(problem.sinks, Flags::SINKS)
                 | flag(problem.bias.is_some(), Flags::BIAS)
                 | flag(v.mask.is_some(), Flags::MASK)
@@ -121,6 +127,8 @@ impl Params {
             splits: 1,
             head_dim: problem.dims.head_dim as u32,
             head_dim_v: problem.dims.head_dim_v as u32,
+            page_size: problem.paged.map_or(0, |paged| paged.page_size as u32),
+            pages_per_item: problem.paged.map_or(0, |paged| paged.pages_per_item as u32),
             ..Self::default()
         }
     }

@@ -3,7 +3,7 @@
 use crate::cpu::naive;
 use crate::problem::Operand;
 use crate::verify::random::Random;
-use crate::{Broadcast, HostVec, Inputs, Problem, Result, ScoreStage, TensorSpec};
+use crate::{Broadcast, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
 
 /// How the data of a case is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +44,7 @@ pub struct Data {
     pub documents_kv: Vec<i32>,
     pub cu_seqlens_q: Vec<u32>,
     pub cu_seqlens_kv: Vec<u32>,
+    pub page_table: Vec<u32>,
 }
 
 impl Data {
@@ -64,6 +65,7 @@ impl Data {
             documents_kv: vec![],
             cu_seqlens_q: vec![],
             cu_seqlens_kv: vec![],
+            page_table: vec![],
         }
     }
 
@@ -84,6 +86,7 @@ impl Data {
             documents_kv: &self.documents_kv,
             cu_seqlens_q: &self.cu_seqlens_q,
             cu_seqlens_kv: &self.cu_seqlens_kv,
+            page_table: &self.page_table,
         }
     }
 }
@@ -190,9 +193,36 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     }
     if let Some(packed) = problem.packed {
         data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, packed.tokens_q, random);
-        data.cu_seqlens_kv = cu_seqlens(d.batch, d.seq_len_kv, packed.tokens_kv, random);
+        if problem.paged.is_none() {
+            data.cu_seqlens_kv = cu_seqlens(d.batch, d.seq_len_kv, packed.tokens_kv, random);
+        }
+    }
+    if let Some(paged) = problem.paged {
+        data.page_table = page_table(&paged, &mut data.kv_lengths, random);
     }
     data
+}
+
+/// Pages in any order for items of these lengths, some of which share their first page with item 0; an item that the pool has no
+/// pages left for is cut down to none. Entries that are not used hold what is no page.
+fn page_table(paged: &Paged, kv_lengths: &mut [u32], random: &mut Random) -> Vec<u32> {
+    let mut free: Vec<u32> = (0..paged.pages as u32).collect();
+    let mut table = Vec::new();
+    for (item, length) in kv_lengths.iter_mut().enumerate() {
+        let pages = (*length as usize).div_ceil(paged.page_size);
+        if pages > free.len() {
+            *length = 0;
+        }
+        for at in 0..paged.pages_per_item {
+            let shared = table.first().copied().filter(|&page| item > 0 && at == 0 && page != PageTable::UNUSED && random.one_in(3));
+            table.push(match shared {
+                _ if at * paged.page_size >= *length as usize => PageTable::UNUSED,
+                Some(page) => page,
+                None => free.swap_remove(random.below(free.len())),
+            });
+        }
+    }
+    table
 }
 
 /// Borders of `batch` sequences, none longer than `longest`, of `tokens` tokens in all.
@@ -236,35 +266,34 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);
     // Raw scores are handed out for hidden pairs too.
     let keep_raw = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
-    let tokens_kv = problem.shape(Operand::Key)[2];
     let tokens_q = problem.shape(Operand::Query)[2];
+    let mut seen = vec![false; problem.shape(Operand::Key)[..3].iter().product()];
     for b in 0..d.batch {
-        let (item, first_q, rows, first_k, keys) = match problem.packed {
-            None => (b, 0, d.seq_len_q, 0, d.seq_len_kv),
+        let (item, first_q, rows) = match problem.packed {
+            None => (b, 0, d.seq_len_q),
             Some(_) => {
-                let (q, k) = (&data.cu_seqlens_q[b..], &data.cu_seqlens_kv[b..]);
-                (0, q[0] as usize, (q[1] - q[0]) as usize, k[0] as usize, (k[1] - k[0]) as usize)
+                let q = &data.cu_seqlens_q[b..];
+                (0, q[0] as usize, (q[1] - q[0]) as usize)
             }
         };
-        for kv_head in 0..d.num_kv_heads {
-            let heads = kv_head * d.group()..(kv_head + 1) * d.group();
-            for j in 0..keys {
-                if heads.clone().any(|h| (0..rows).any(|i| sees(b, h, i, j))) {
-                    continue;
+        for h in 0..d.num_heads {
+            for i in 0..rows {
+                let sees: Vec<usize> = (0..d.seq_len_kv).filter(|&j| sees(b, h, i, j)).collect();
+                for &j in &sees {
+                    seen[naive::key_row(problem, &data.inputs(), b, h / d.group(), j)] = true;
                 }
-                let at = (item * d.num_kv_heads + kv_head) * tokens_kv + first_k + j;
-                if !keep_raw {
-                    key[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
+                if sees.is_empty() && !keep_raw {
+                    let at = (item * d.num_heads + h) * tokens_q + first_q + i;
+                    query[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
                 }
-                value[at * d.head_dim_v..(at + 1) * d.head_dim_v].fill(bad());
             }
         }
-        for h in (0..d.num_heads).filter(|_| !keep_raw) {
-            for i in (0..rows).filter(|&i| (0..keys).all(|j| !sees(b, h, i, j))) {
-                let at = (item * d.num_heads + h) * tokens_q + first_q + i;
-                query[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
-            }
+    }
+    for at in (0..seen.len()).filter(|&at| !seen[at]) {
+        if !keep_raw {
+            key[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
         }
+        value[at * d.head_dim_v..(at + 1) * d.head_dim_v].fill(bad());
     }
     Ok(())
 }

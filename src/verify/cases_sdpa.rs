@@ -1,9 +1,9 @@
-//! Operations that are one attention each: `sdpa`, `flex`, `varlen`.
+//! Operations that are one attention each: `sdpa`, `flex`.
 
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape, output_dtype};
-use crate::{Alibi, Alignment, Attend, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder};
+use crate::{Alibi, Alignment, Attend, DType, Dims, Layout, Problem, Result, ScoreOrder};
 
 /// [batch, heads, seq, dim] tensors q, k, v with their scale, and nothing hidden.
 fn dense(file: &CaseFile) -> Result<(Problem, Data)> {
@@ -19,7 +19,7 @@ fn dense(file: &CaseFile) -> Result<(Problem, Data)> {
 }
 
 /// Takes the storage types from the data.
-fn store(problem: &mut Problem, data: &Data, output: DType, layout: Layout) {
+pub(super) fn store(problem: &mut Problem, data: &Data, output: DType, layout: Layout) {
     let inputs = data.inputs();
     *problem = problem.stored(output, layout);
     problem.query.dtype = inputs.query.dtype();
@@ -27,7 +27,7 @@ fn store(problem: &mut Problem, data: &Data, output: DType, layout: Layout) {
     problem.value.dtype = inputs.value.dtype();
 }
 
-fn run(file: &CaseFile, problem: &Problem, data: &Data, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(super) fn run(file: &CaseFile, problem: &Problem, data: &Data, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let outputs = attend(problem, &data.inputs())?;
     let d = &problem.dims;
     let (shape, lse_shape) = match problem.packed {
@@ -104,50 +104,4 @@ pub(crate) fn flex(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     }
     problem.visibility.alignment = problem.uses_position().then_some(alignment);
     run(file, &problem, &data, attend)
-}
-
-/// Packed sequences, as FlashAttention's varlen entry takes them.
-pub(crate) fn varlen(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
-    let [tokens_q, num_heads, head_dim] = file.shape("q")?;
-    let [tokens_kv, num_kv_heads, _] = file.shape("k")?;
-    let [.., head_dim_v] = file.shape::<3>("v")?;
-    let mut data = Data::new(file.floats("q")?, file.floats("k")?, file.floats("v")?);
-    data.cu_seqlens_q = file.ints("cu_seqlens_q")?;
-    data.cu_seqlens_kv = file.ints("cu_seqlens_k")?;
-    let longest = |borders: &[u32]| borders.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as usize).max().unwrap_or(0);
-    let dims = Dims {
-        batch: data.cu_seqlens_q.len().saturating_sub(1),
-        num_heads,
-        num_kv_heads,
-        seq_len_q: longest(&data.cu_seqlens_q),
-        seq_len_kv: longest(&data.cu_seqlens_kv),
-        head_dim,
-        head_dim_v,
-    };
-    let mut problem = Problem { packed: Some(Packed { tokens_q, tokens_kv }), ..Problem::new(dims) };
-    store(&mut problem, &data, output_dtype(file, "o")?, Layout::Bshd);
-    problem.scale = file.attr("scale")?;
-    problem.softcap = file.attr("softcap")?.filter(|&softcap: &f32| softcap != 0.0);
-    problem.want.lse = file.expected("lse").is_some();
-    problem.visibility.window_left = file.size("window_left")?;
-    problem.visibility.window_right = file.size("window_right")?;
-    match file.required_attr::<String>("causal")?.as_str() {
-        "none" => {}
-        "bottom_right" => problem.visibility.causal = true,
-        other => return Err(file.error(format!("causal = `{other}` is unknown here"))),
-    }
-    if file.optional("alibi_slopes").is_some() {
-        (problem.alibi, data.alibi_slopes) = (Some(Alibi::Symmetric), file.f32s("alibi_slopes")?);
-    }
-    problem.visibility.alignment = problem.uses_position().then_some(Alignment::BottomRight);
-    let mut given = Vec::new();
-    if file.optional("sinks").is_some() {
-        if file.expected("lse_without_sink").is_some() {
-            let mut without = run(file, &problem, &data, attend)?;
-            given.extend(without.pop().map(|lse| Given { name: "lse_without_sink".into(), ..lse }));
-        }
-        (problem.sinks, data.sinks) = (true, file.f32s("sinks")?);
-    }
-    given.extend(run(file, &problem, &data, attend)?);
-    Ok(given)
 }

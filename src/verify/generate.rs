@@ -4,8 +4,8 @@ use crate::problem::Operand;
 use crate::verify::case::{Case, Fill};
 use crate::verify::random::Random;
 use crate::{
-    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Visibility,
-    Want,
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
+    Visibility, Want,
 };
 
 /// A random case, small enough for the oracle. The same seed gives the same case.
@@ -34,6 +34,13 @@ pub fn random(seed: u64) -> Result<Case> {
     p.relative_bias = r.one_in(6).then(|| r.pick(&[0, 1, 4, 16]));
     p.sinks = r.one_in(5);
     p.visibility = visibility(&p, &mut r);
+    if !p.visibility.documents && r.one_in(6) {
+        let page_size = r.pick(&[1, 2, 4, 5, 8, 16, 32, 64]);
+        let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + r.below(2);
+        p.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item + r.below(3), pages_per_item });
+        p.visibility.kv_lengths = true;
+        p.packed = p.packed.map(|packed| Packed { tokens_kv: 0, ..packed });
+    }
     let dtype = r.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
     let mixed = r.one_in(12);
     for operand in Operand::ALL {
@@ -154,7 +161,8 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     })
 }
 
-const PLAINER: [fn(&mut Problem); 21] = [
+const PLAINER: [fn(&mut Problem); 22] = [
+    |p| p.paged = None,
     |p| p.packed = None,
     |p| p.visibility.mask = None,
     |p| p.bias = None,
@@ -206,6 +214,15 @@ fn fit(mut p: Problem, before: &Problem) -> Problem {
         let d = p.dims;
         packed.tokens_q = packed.tokens_q.clamp(d.seq_len_q, d.batch * d.seq_len_q);
         packed.tokens_kv = packed.tokens_kv.clamp(d.seq_len_kv, d.batch * d.seq_len_kv);
+        if p.paged.is_some() {
+            packed.tokens_kv = 0;
+        } else if before.paged.is_some() {
+            p.visibility.kv_lengths = false;
+        }
+    }
+    if let Some(paged) = &mut p.paged {
+        paged.pages_per_item = p.dims.seq_len_kv.div_ceil(paged.page_size);
+        paged.pages = p.dims.batch * paged.pages_per_item;
     }
     p
 }

@@ -26,6 +26,7 @@ mod cases;
 mod cases_model;
 mod cases_onnx;
 mod cases_sdpa;
+mod cases_serving;
 mod compare;
 mod expect;
 mod generate;

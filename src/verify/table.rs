@@ -2,7 +2,9 @@
 
 use crate::verify::case::{Case, Fill};
 use crate::verify::generate::packed_qkv;
-use crate::{Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want};
+use crate::{
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
+};
 use Alignment::{BottomRight, Offset, TopLeft};
 
 /// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and a prime.
@@ -21,6 +23,7 @@ pub fn table() -> Result<Vec<Case>> {
     scores(&mut rows);
     storage(&mut rows);
     together(&mut rows);
+    paged(&mut rows);
     rows.into_iter()
         .enumerate()
         .map(|(at, (name, problem, fill))| Case::new(name, problem, Fill { seed: 1000 + at as u64, ..fill }))
@@ -294,6 +297,45 @@ fn together(rows: &mut Rows) {
         let mut p = Problem { packed: Some(Packed { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
         p = p.stored(DType::BF16, Layout::Bshd).window(BottomRight, Some(6), None).causal(BottomRight);
         (p.softcap, p.sinks, p.alibi) = (Some(8.0), true, Some(Alibi::Symmetric));
+        p
+    });
+}
+
+/// 3 items in pages of 1 to 64 keys, of which the pool has some more than are used.
+fn paged(rows: &mut Rows) {
+    let dims = Dims { batch: 3, seq_len_kv: 70, ..BASE };
+    let pool = |page_size: usize, dims: Dims| {
+        let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + 1;
+        let mut p =
+            Problem { paged: Some(Paged { page_size, pages: 3 * pages_per_item, pages_per_item }), ..Problem::new(dims).with_lse() };
+        p.visibility.kv_lengths = true;
+        p
+    };
+    for page_size in [1, 3, 16, 64, 256] {
+        push(rows, format!("paged-{page_size}-nhd"), pool(page_size, dims).stored(DType::F32, Layout::Bshd));
+        push(rows, format!("paged-{page_size}-hnd-causal"), pool(page_size, dims).causal(BottomRight));
+        let decode = Dims { seq_len_q: 1, num_heads: 8, head_dim: 32, head_dim_v: 32, ..dims };
+        push(rows, format!("paged-{page_size}-decode-f16"), pool(page_size, decode).causal(BottomRight).stored(DType::F16, Layout::Bshd));
+    }
+    let packed = Problem { packed: Some(Packed { tokens_q: 20, tokens_kv: 0 }), ..pool(8, dims) };
+    push(rows, "paged-packed-queries", packed.causal(BottomRight));
+    push(rows, "paged-packed-window-sinks", {
+        let p = Problem { sinks: true, softcap: Some(4.0), ..packed.window(BottomRight, Some(20), Some(0)) };
+        p.stored(DType::BF16, Layout::Bshd)
+    });
+    push(rows, "paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).causal(BottomRight));
+    push(rows, "paged-hand-out", Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true }, ..pool(8, dims) });
+    push(rows, "paged-documents", {
+        let mut p = pool(8, dims);
+        p.visibility.documents = true;
+        p
+    });
+    // A pool in which each page holds its keys and then its values.
+    push(rows, "paged-keys-and-values-in-turns", {
+        let mut p = pool(8, dims);
+        let (row, half) = (BASE.num_kv_heads * BASE.head_dim, 8 * BASE.num_kv_heads * BASE.head_dim);
+        p.key.layout = Layout::Strided(Strides { batch: 2 * half, head: BASE.head_dim, seq: row, dim: 1 });
+        p.value = TensorSpec { offset: half, ..p.key };
         p
     });
 }

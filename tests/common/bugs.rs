@@ -2,7 +2,7 @@
 
 use wgpu_attention::verify::oracle;
 use wgpu_attention::{
-    Alibi, Alignment, Broadcast, DType, HostVec, Inputs, Layout, Outputs, Packed, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
+    Alibi, Alignment, Broadcast, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
     gather,
 };
 
@@ -13,7 +13,7 @@ pub(crate) struct Bug {
 }
 
 /// All of them.
-pub(crate) const BUGS: [Bug; 44] = [
+pub(crate) const BUGS: [Bug; 46] = [
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -106,6 +106,8 @@ pub(crate) const BUGS: [Bug; 44] = [
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
     Bug { name: "scores handed out at another stage", attend: other_stage },
     Bug { name: "packed sequences see each other", attend: packed_as_one },
+    Bug { name: "pages in the order of the pool", attend: |p, x| other_pages(p, x, |_, at| at) },
+    Bug { name: "pages of the first item for all", attend: |p, x| other_pages(p, x, |p, at| x.page_table[at % p.pages_per_item] as usize) },
 ];
 
 fn changed(p: &Problem, x: &Inputs<'_>, change: impl FnOnce(&mut Problem)) -> Result<Outputs> {
@@ -213,7 +215,11 @@ fn sink_not_in_lse(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let d = p.dims;
-    let (items, tokens) = p.packed.map_or((d.batch, d.seq_len_kv), |packed: Packed| (1, packed.tokens_kv));
+    let (items, tokens) = match (p.paged, p.packed) {
+        (Some(paged), _) => (paged.pages, paged.page_size),
+        (None, Some(packed)) => (1, packed.tokens_kv),
+        (None, None) => (d.batch, d.seq_len_kv),
+    };
     let tile = |data, spec: &TensorSpec, dim: usize| {
         let dense = gather(data, spec, [items, d.num_kv_heads, tokens, dim]);
         let head = |item: usize, h: usize| &dense[(item * d.num_kv_heads + h % d.num_kv_heads) * tokens * dim..][..tokens * dim];
@@ -249,13 +255,13 @@ fn tail_dropped(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     masked(p, x, |j| keys.is_multiple_of(16) || j + 1 != keys)
 }
 
-/// The oracle's answer with each row (its number, output and lse) edited; only of padded batches.
+/// The oracle's answer with each row (its number, output and lse) edited; only of padded batches, not paged.
 fn edited(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, &mut [f32], &mut f32)) -> Result<Outputs> {
     edited_at(p, x, |_, _, i, row, lse| edit(i, row, lse))
 }
 
 fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usize, &mut [f32], &mut f32)) -> Result<Outputs> {
-    if p.packed.is_some() {
+    if p.packed.is_some() || p.paged.is_some() {
         return oracle(p, x);
     }
     let mut outputs = oracle(&p.with_lse(), x)?;
@@ -273,6 +279,15 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
     Ok(Outputs { output: HostVec::from_f32(p.output.dtype, &output), lse: p.want.lse.then_some(lse), ..outputs })
 }
 
+/// The values of a padded batch; nothing where they are packed or paged.
+fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
+    let d = p.dims;
+    if p.packed.is_some() || p.paged.is_some() {
+        return vec![];
+    }
+    gather(x.value, &p.value, [d.batch, d.num_kv_heads, d.seq_len_kv, d.head_dim_v])
+}
+
 /// Every key's value, of one item and query head.
 fn values(p: &Problem, dense: &[f32], b: usize, h: usize) -> Vec<Vec<f32>> {
     let d = p.dims;
@@ -281,8 +296,7 @@ fn values(p: &Problem, dense: &[f32], b: usize, h: usize) -> Vec<Vec<f32>> {
 }
 
 fn mean_of_empty_rows(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let d = p.dims;
-    let dense = if p.packed.is_some() { vec![] } else { gather(x.value, &p.value, [d.batch, d.num_kv_heads, d.seq_len_kv, d.head_dim_v]) };
+    let dense = dense_values(p, x);
     edited_at(p, x, |b, h, _, row, lse| {
         if *lse == f32::NEG_INFINITY {
             let values = values(p, &dense, b, h);
@@ -292,8 +306,7 @@ fn mean_of_empty_rows(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 fn hidden_leaks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let d = p.dims;
-    let dense = if p.packed.is_some() { vec![] } else { gather(x.value, &p.value, [d.batch, d.num_kv_heads, d.seq_len_kv, d.head_dim_v]) };
+    let dense = dense_values(p, x);
     edited_at(p, x, |b, h, _, row, _| {
         let values = values(p, &dense, b, h);
         row.iter_mut().enumerate().for_each(|(e, y)| *y += values.iter().map(|v| 0.0 * v[e]).sum::<f32>());
@@ -322,7 +335,9 @@ fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 /// All tokens as one sequence.
 fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let Some(packed) = p.packed.filter(|_| p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths) else {
+    let Some(packed) =
+        p.packed.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths)
+    else {
         return oracle(p, x);
     };
     let mut problem = *p;
@@ -331,4 +346,11 @@ fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     problem.want.scores = None;
     problem.want.weights = false;
     oracle(&problem, &Inputs { cu_seqlens_q: &q, cu_seqlens_kv: &kv, ..*x })
+}
+
+/// Other pages of the pool where the table has some.
+fn other_pages(p: &Problem, x: &Inputs<'_>, page: impl Fn(&Paged, usize) -> usize) -> Result<Outputs> {
+    let Some(paged) = p.paged.filter(|paged| paged.pages > 0) else { return oracle(p, x) };
+    let table: Vec<u32> = (0..x.page_table.len()).map(|at| (page(&paged, at) % paged.pages) as u32).collect();
+    oracle(p, &Inputs { page_table: &table, ..*x })
 }

@@ -1,0 +1,371 @@
+//! Caches of keys and values in pages, for sequences that grow: who has which page, and for caches in host memory the data too.
+//!
+//! ```
+//! use wgpu_attention::cache::{CacheShape, KvCache};
+//! use wgpu_attention::{Alignment, Backend, DType, Engine, EngineOptions, Inputs, Layout};
+//!
+//! let shape = CacheShape { page_size: 4, num_kv_heads: 1, head_dim: 2, head_dim_v: 2, dtype: DType::F32, layout: Layout::Bshd };
+//! let mut cache = KvCache::new(shape, 8)?;
+//! let prompt = cache.pool_mut().start();
+//! cache.append(prompt, (&[0.5; 6][..]).into(), (&[1.0; 6][..]).into())?; // 3 tokens
+//! let other = cache.pool_mut().fork(prompt, 2)?; // shares 2 of them
+//!
+//! let table = cache.pool().table(&[prompt, other])?;
+//! let problem = cache.problem(&table, 1, 1).causal(Alignment::BottomRight);
+//! let query = [1.0f32; 4];
+//! let inputs = Inputs {
+//!     kv_lengths: &table.kv_lengths,
+//!     page_table: &table.entries,
+//!     ..Inputs::new(&query[..], cache.key(), cache.value())
+//! };
+//! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
+//! assert_eq!(engine.attention(&problem, &inputs)?.output.to_f32(), [1.0; 4]);
+//! # Ok::<(), wgpu_attention::Error>(())
+//! ```
+
+use std::collections::BTreeMap;
+
+use crate::tensor::Strides;
+use crate::{DType, Dims, Error, HostSlice, HostVec, Layout, PageTable, Problem, Result, TensorSpec};
+
+/// A sequence of a [`PagePool`]; never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(u64);
+
+/// Consecutive slots of one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The page.
+    pub page: u32,
+    /// Its first slot that is meant.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// What an append asks of whoever holds the data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Append {
+    /// To be done first: these slots copied to the same slots of another page, because the page they were on is shared.
+    pub copy: Option<(Slots, u32)>,
+    /// Where the new tokens go, in their order.
+    pub slots: Vec<Slots>,
+}
+
+/// Which sequence has which pages. Bookkeeping alone: the data may lie on a device.
+///
+/// Sequences share the pages of a common prefix. A page is written only where one sequence has it: appending to a shared last page
+/// moves to a copy of it. Whatever is refused leaves all as it was.
+#[derive(Clone, Debug)]
+pub struct PagePool {
+    page_size: usize,
+    /// How many sequences have each page.
+    references: Vec<u32>,
+    free: Vec<u32>,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    started: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sequence {
+    pages: Vec<u32>,
+    length: usize,
+}
+
+impl PagePool {
+    /// A pool of free pages.
+    pub fn new(page_size: usize, pages: usize) -> Result<Self> {
+        if page_size == 0 {
+            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
+        }
+        let mut pool = Self { page_size, references: Vec::new(), free: Vec::new(), sequences: BTreeMap::new(), started: 0 };
+        pool.grow(pages)?;
+        Ok(pool)
+    }
+
+    /// Adds free pages, numbered from the last one on.
+    pub fn grow(&mut self, more: usize) -> Result<()> {
+        let pages = self.pages().saturating_add(more);
+        if pages > PageTable::UNUSED as usize {
+            return Err(Error::invalid("pages", format!("{pages} cannot be counted in a table of u32")));
+        }
+        // The lowest numbers are taken first.
+        self.free.splice(0..0, (self.references.len() as u32..pages as u32).rev());
+        self.references.resize(pages, 0);
+        Ok(())
+    }
+
+    /// Keys of a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Pages in all.
+    pub fn pages(&self) -> usize {
+        self.references.len()
+    }
+
+    /// Pages that no sequence has.
+    pub fn free_pages(&self) -> usize {
+        self.free.len()
+    }
+
+    /// An empty sequence.
+    pub fn start(&mut self) -> SequenceId {
+        self.add(Sequence::default())
+    }
+
+    fn add(&mut self, sequence: Sequence) -> SequenceId {
+        let id = SequenceId(self.started);
+        self.started += 1;
+        self.sequences.insert(id, sequence);
+        id
+    }
+
+    fn sequence(&self, id: SequenceId) -> Result<&Sequence> {
+        self.sequences.get(&id).ok_or_else(|| Error::invalid("sequence", format!("{id:?} is not there, or no longer")))
+    }
+
+    /// Tokens of a sequence.
+    pub fn length(&self, id: SequenceId) -> Result<usize> {
+        Ok(self.sequence(id)?.length)
+    }
+
+    /// A sequence that begins with the first `prefix` tokens of another one, on the same pages.
+    pub fn fork(&mut self, id: SequenceId, prefix: usize) -> Result<SequenceId> {
+        let Sequence { pages, length } = self.sequence(id)?;
+        if prefix > *length {
+            return Err(Error::invalid("prefix", format!("is {prefix}, but the sequence has {length} tokens")));
+        }
+        let pages = pages[..prefix.div_ceil(self.page_size)].to_vec();
+        for &page in &pages {
+            self.references[page as usize] += 1;
+        }
+        Ok(self.add(Sequence { pages, length: prefix }))
+    }
+
+    /// Forgets a sequence. Gives the pages that nobody has any more.
+    pub fn free(&mut self, id: SequenceId) -> Result<Vec<u32>> {
+        self.sequence(id)?;
+        let Sequence { pages, .. } = self.sequences.remove(&id).unwrap_or_default();
+        Ok(pages.into_iter().filter(|&page| self.release(page)).collect())
+    }
+
+    /// Whether the page is free now.
+    fn release(&mut self, page: u32) -> bool {
+        let references = &mut self.references[page as usize];
+        *references -= 1;
+        let is_free = *references == 0;
+        if is_free {
+            self.free.push(page);
+        }
+        is_free
+    }
+
+    /// Makes room for `tokens` more tokens of a sequence. Refused where the pages for all of them are not there.
+    pub fn append(&mut self, id: SequenceId, tokens: usize) -> Result<Append> {
+        let Sequence { pages, length } = self.sequence(id)?;
+        let (start, filled) = (*length, *length % self.page_size);
+        let end = start.checked_add(tokens).ok_or_else(|| Error::invalid("tokens", format!("{tokens} more overflow")))?;
+        let shared = pages.last().copied().filter(|&last| tokens > 0 && filled > 0 && self.references[last as usize] > 1);
+        let needed = end.div_ceil(self.page_size) - pages.len() + usize::from(shared.is_some());
+        if needed > self.free.len() {
+            return Err(Error::Limit {
+                limit: "pages of the pool",
+                needed: needed as u64,
+                available: self.free.len() as u64,
+                remedy: "free a sequence, or let the pool grow".into(),
+            });
+        }
+        let mut pages = pages.clone();
+        let mut new = self.free.split_off(self.free.len() - needed);
+        for &page in &new {
+            self.references[page as usize] = 1;
+        }
+        let mut append = Append::default();
+        if let (Some(last), Some(own)) = (shared, if shared.is_some() { new.pop() } else { None }) {
+            self.release(last); // somebody else has it: it does not become free
+            pages.pop();
+            pages.push(own);
+            append.copy = Some((Slots { page: last, first: 0, count: filled }, own));
+        }
+        pages.extend(new.into_iter().rev());
+        append.slots = slots(&pages, self.page_size, start..end);
+        self.sequences.insert(id, Sequence { pages, length: end });
+        Ok(append)
+    }
+
+    /// The page table of a batch of sequences.
+    pub fn table(&self, batch: &[SequenceId]) -> Result<PageTable> {
+        let items = batch.iter().map(|&id| self.sequence(id).map(|sequence| (&sequence.pages[..], sequence.length)));
+        PageTable::new(self.page_size, items.collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// The slots of some tokens of a sequence that has these pages.
+pub(crate) fn slots(pages: &[u32], page_size: usize, tokens: std::ops::Range<usize>) -> Vec<Slots> {
+    let mut found = Vec::new();
+    let mut at = tokens.start;
+    while at < tokens.end {
+        let first = at % page_size;
+        let count = (page_size - first).min(tokens.end - at);
+        found.push(Slots { page: pages[at / page_size], first, count });
+        at += count;
+    }
+    found
+}
+
+/// The sizes of a [`KvCache`] and how it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Keys of a page.
+    pub page_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a key.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub head_dim_v: usize,
+    /// How keys and values are stored.
+    pub dtype: DType,
+    /// [`Layout::Bshd`]: pages of [page_size, num_kv_heads, dim]; [`Layout::Bhsd`]: of [num_kv_heads, page_size, dim].
+    pub layout: Layout,
+}
+
+/// Keys and values of sequences in host memory, in the pages of a pool.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    shape: CacheShape,
+    pool: PagePool,
+    key: HostVec,
+    value: HostVec,
+}
+
+impl KvCache {
+    /// An empty cache of so many pages. Errors: a size of 0, a strided layout.
+    pub fn new(shape: CacheShape, pages: usize) -> Result<Self> {
+        let widths = [("num_kv_heads", shape.num_kv_heads), ("head_dim", shape.head_dim), ("head_dim_v", shape.head_dim_v)];
+        if let Some((argument, _)) = widths.into_iter().find(|&(_, size)| size == 0) {
+            return Err(Error::invalid(argument, "is 0; it must be at least 1"));
+        }
+        if matches!(shape.layout, Layout::Strided(_)) {
+            return Err(Error::invalid("layout", "a cache of its own is contiguous: Bshd or Bhsd"));
+        }
+        let mut cache = Self {
+            shape,
+            pool: PagePool::new(shape.page_size, 0)?,
+            key: HostVec::zeros(shape.dtype, 0),
+            value: HostVec::zeros(shape.dtype, 0),
+        };
+        cache.grow(pages)?;
+        Ok(cache)
+    }
+
+    /// Adds free pages; what is stored stays where it is.
+    pub fn grow(&mut self, more: usize) -> Result<()> {
+        let pages = self.pool.pages().saturating_add(more);
+        let len = |dim: usize| self.spec().required_len(self.pool_shape(pages, dim)).filter(|&len| len <= isize::MAX as usize / 4);
+        let (Some(key), Some(value)) = (len(self.shape.head_dim), len(self.shape.head_dim_v)) else {
+            return Err(Error::invalid("pages", format!("{pages} pages of {:?} overflow", self.shape)));
+        };
+        self.pool.grow(more)?;
+        self.key.resize(key);
+        self.value.resize(value);
+        Ok(())
+    }
+
+    /// Who has which page.
+    pub fn pool(&self) -> &PagePool {
+        &self.pool
+    }
+
+    /// The same, to start, fork and free sequences. Tokens are appended by [`Self::append`], pages by [`Self::grow`].
+    pub fn pool_mut(&mut self) -> &mut PagePool {
+        &mut self.pool
+    }
+
+    /// All keys: what [`crate::Inputs::key`] takes.
+    pub fn key(&self) -> HostSlice<'_> {
+        self.key.as_slice()
+    }
+
+    /// All values: what [`crate::Inputs::value`] takes.
+    pub fn value(&self) -> HostSlice<'_> {
+        self.value.as_slice()
+    }
+
+    /// Keys and values, to be written in place.
+    pub fn data_mut(&mut self) -> (&mut HostVec, &mut HostVec) {
+        (&mut self.key, &mut self.value)
+    }
+
+    fn spec(&self) -> TensorSpec {
+        TensorSpec::new(self.shape.dtype, self.shape.layout)
+    }
+
+    fn pool_shape(&self, pages: usize, dim: usize) -> [usize; 4] {
+        [pages, self.shape.num_kv_heads, self.shape.page_size, dim]
+    }
+
+    /// Appends tokens to a sequence: key [tokens, num_kv_heads, head_dim], value [tokens, num_kv_heads, head_dim_v], rounded to the
+    /// cache's storage type. All of them or, with an error, none.
+    pub fn append(&mut self, id: SequenceId, key: HostSlice<'_>, value: HostSlice<'_>) -> Result<()> {
+        let row = |dim: usize| self.shape.num_kv_heads * dim;
+        let tokens = key.len() / row(self.shape.head_dim);
+        for (argument, slice, dim) in [("key", key, self.shape.head_dim), ("value", value, self.shape.head_dim_v)] {
+            if slice.len() != tokens * row(dim) {
+                let why = format!("has {} numbers, not [{tokens}, {}, {dim}]", slice.len(), self.shape.num_kv_heads);
+                return Err(Error::invalid(argument, why));
+            }
+        }
+        let append = self.pool.append(id, tokens)?;
+        let shape = |dim| self.pool_shape(self.pool.pages(), dim);
+        let (spec, shapes) = (self.spec(), [shape(self.shape.head_dim), shape(self.shape.head_dim_v)]);
+        for ((to, from), shape) in [(&mut self.key, key), (&mut self.value, value)].into_iter().zip(shapes) {
+            let strides = spec.strides(shape);
+            if let Some((slots, page)) = append.copy {
+                copy_slots(to, &strides, shape, slots, page);
+            }
+            write_slots(to, &strides, shape, &append.slots, from);
+        }
+        Ok(())
+    }
+
+    /// Attention of `seq_len_q` queries an item, f32 [batch, num_heads, seq_len_q, head_dim], to the sequences of a table: every key
+    /// visible, as [`Problem::new`] has it. [`PageTable::entries`] and [`PageTable::kv_lengths`] go into the inputs.
+    pub fn problem(&self, table: &PageTable, num_heads: usize, seq_len_q: usize) -> Problem {
+        let CacheShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
+        let (batch, seq_len_kv) = (table.kv_lengths.len(), table.longest());
+        let mut problem = Problem::new(Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v });
+        (problem.key, problem.value) = (self.spec(), self.spec());
+        problem.paged = Some(table.paged(self.pool.pages()));
+        problem.visibility.kv_lengths = true;
+        problem
+    }
+}
+
+/// Writes tokens, `from` [tokens, heads, dim], to slots of a pool of the shape [pages, heads, page_size, dim], dim contiguous.
+pub(crate) fn write_slots(to: &mut HostVec, strides: &Strides, shape: [usize; 4], slots: &[Slots], from: HostSlice<'_>) {
+    let [_, heads, _, dim] = shape;
+    let mut row = 0;
+    for slots in slots {
+        for slot in slots.first..slots.first + slots.count {
+            for head in 0..heads {
+                let at = slots.page as usize * strides.batch + head * strides.head + slot * strides.seq;
+                to.write(at, from.part(row * dim..(row + 1) * dim));
+                row += 1;
+            }
+        }
+    }
+}
+
+/// Copies slots to the same slots of another page.
+fn copy_slots(data: &mut HostVec, strides: &Strides, shape: [usize; 4], slots: Slots, page: u32) {
+    let [_, heads, _, dim] = shape;
+    for slot in slots.first..slots.first + slots.count {
+        for head in 0..heads {
+            let at = |page: u32| page as usize * strides.batch + head * strides.head + slot * strides.seq;
+            data.copy_within(at(slots.page)..at(slots.page) + dim, at(page));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Paged keys and values: a pool of pages, and for each item a table of the pages that are its own.
+
+use crate::{Error, Inputs, Problem, Result};
+
+/// Keys and values in a pool of pages, as serving engines keep them. See [`Problem::paged`].
+///
+/// Key j of item b is slot `j % page_size` of page `page_table[b, j / page_size]`. Key and value are read under the shape
+/// [pages, num_kv_heads, page_size, dim]: [`crate::Layout::Bshd`] is what FlashInfer calls NHD, [pages, page_size, num_kv_heads, dim];
+/// [`crate::Layout::Bhsd`] is HND; strides and offset reach pools in which keys and values take turns.
+///
+/// What an item has no use for is not touched: entries of the table past its length may hold anything, slots past it NaN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Paged {
+    /// Keys of a page; at least 1.
+    pub page_size: usize,
+    /// Pages of the pool.
+    pub pages: usize,
+    /// Width of the page table.
+    pub pages_per_item: usize,
+}
+
+impl Paged {
+    /// What contradicts the rest of the problem.
+    pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
+        let Self { page_size, pages, pages_per_item } = *self;
+        if page_size == 0 {
+            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
+        }
+        if pages > u32::MAX as usize {
+            return Err(Error::invalid("pages", format!("{pages} cannot be counted in a table of u32")));
+        }
+        if problem.dims.batch.checked_mul(pages_per_item).is_none() {
+            return Err(Error::invalid("pages_per_item", format!("a table of {pages_per_item} pages an item overflows")));
+        }
+        if !problem.visibility.kv_lengths {
+            return Err(Error::invalid("kv_lengths", "paged keys have no length of their own: kv_lengths must be there"));
+        }
+        if problem.dims.seq_len_kv > pages_per_item.saturating_mul(page_size) {
+            let why = format!("is {}, but {pages_per_item} pages of {page_size} hold less", problem.dims.seq_len_kv);
+            return Err(Error::invalid("seq_len_kv", why));
+        }
+        if problem.packed.is_some_and(|packed| packed.tokens_kv != 0) {
+            return Err(Error::invalid("tokens_kv", "with paged keys only the queries are packed: it must be 0"));
+        }
+        Ok(())
+    }
+
+    /// Whether all that the lengths make use of lies in the pool. Their number and the table's have been checked.
+    pub(crate) fn check_table(&self, inputs: &Inputs<'_>) -> Result<()> {
+        for (item, &length) in inputs.kv_lengths.iter().enumerate() {
+            let used = &inputs.page_table[item * self.pages_per_item..][..(length as usize).div_ceil(self.page_size)];
+            if let Some((at, page)) = used.iter().enumerate().find(|&(_, &page)| page as usize >= self.pages) {
+                let why = format!("item {item} uses page {page} at {at}, but the pool has {} pages", self.pages);
+                return Err(Error::invalid("page_table", why));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The page table of a batch, with its lengths: what [`Inputs::page_table`] and [`Inputs::kv_lengths`] take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageTable {
+    /// Keys of a page.
+    pub page_size: usize,
+    /// Width of the table.
+    pub pages_per_item: usize,
+    /// [batch, pages_per_item]; [`PageTable::UNUSED`] where an item has fewer pages.
+    pub entries: Vec<u32>,
+    /// `[batch]`.
+    pub kv_lengths: Vec<u32>,
+}
+
+impl PageTable {
+    /// The entry where an item has no page.
+    pub const UNUSED: u32 = u32::MAX;
+
+    /// The table of items that have these pages and lengths. Each item must have the pages for its length.
+    pub fn new<'a>(page_size: usize, items: impl IntoIterator<Item = (&'a [u32], usize)>) -> Result<Self> {
+        if page_size == 0 {
+            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
+        }
+        let items: Vec<(&[u32], usize)> = items.into_iter().collect();
+        let pages_per_item = items.iter().map(|(pages, _)| pages.len()).max().unwrap_or(0);
+        let mut table = Self { page_size, pages_per_item, ..Self::default() };
+        for (item, (pages, length)) in items.into_iter().enumerate() {
+            if length.div_ceil(page_size) != pages.len() {
+                let why = format!("item {item} of length {length} has {} pages of {page_size}", pages.len());
+                return Err(Error::invalid("kv_lengths", why));
+            }
+            let length = u32::try_from(length).map_err(|_| Error::invalid("kv_lengths", format!("{length} is more than u32 counts")))?;
+            table.entries.extend_from_slice(pages);
+            table.entries.resize((item + 1) * pages_per_item, Self::UNUSED);
+            table.kv_lengths.push(length);
+        }
+        Ok(table)
+    }
+
+    /// The same from FlashInfer's form: item b has the pages `indices[indptr[b]..indptr[b + 1]]`, of the last of which
+    /// `last_page_len[b]` slots are filled (1 to page_size; of an item without pages it is not looked at).
+    pub fn from_indices(page_size: usize, indptr: &[u32], indices: &[u32], last_page_len: &[u32]) -> Result<Self> {
+        if indptr.len() != last_page_len.len() + 1 {
+            let why = format!("has {} elements for {} items; it must have one more than items", indptr.len(), last_page_len.len());
+            return Err(Error::invalid("indptr", why));
+        }
+        let items = indptr.windows(2).zip(last_page_len).map(|(ends, &last)| {
+            let why = || format!("{}..{} are no places among {} indices", ends[0], ends[1], indices.len());
+            let pages = indices.get(ends[0] as usize..ends[1] as usize).ok_or_else(|| Error::invalid("indptr", why()))?;
+            if pages.is_empty() {
+                return Ok((pages, 0));
+            }
+            if last == 0 || last as usize > page_size {
+                return Err(Error::invalid("last_page_len", format!("{last} is not between 1 and the page size {page_size}")));
+            }
+            Ok((pages, (pages.len() - 1) * page_size + last as usize))
+        });
+        Self::new(page_size, items.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The longest length: the least that `seq_len_kv` may be.
+    pub fn longest(&self) -> usize {
+        self.kv_lengths.iter().max().map_or(0, |&longest| longest as usize)
+    }
+
+    /// This table's part of a problem on a pool of `pages` pages.
+    pub fn paged(&self, pages: usize) -> Paged {
+        Paged { page_size: self.page_size, pages, pages_per_item: self.pages_per_item }
+    }
+}
