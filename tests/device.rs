@@ -5,9 +5,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Gpu};
+use wgpu_attention::gpu::{Attention, Bindings, Bound, Gpu, MergeBindings};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Inputs, Layout, Problem, TensorSpec, cpu};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Inputs, Layout, Part, Problem, TensorSpec, cpu, merge};
 
 /// The app's devices: one of each adapter, with the limits that `limits` picks.
 fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(wgpu::Device, wgpu::Queue)> {
@@ -216,5 +216,56 @@ fn long_work_can_be_cancelled_and_the_engine_goes_on() {
         let mut control = Default::default();
         let got = pollster::block_on(engine.attention_async(&short, &inputs, &mut control));
         assert_eq!(got.expect("computed"), expected, "{}", engine.chosen());
+    }
+}
+
+/// Two attentions over parts of the keys write their results side by side; a third part is empty. Merged where they lie.
+#[test]
+fn parts_are_merged_on_the_device() {
+    let whole = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 5, ..Dims::square(2, 2, 48, 16) }).with_lse();
+    let (rows, output_len) = (whole.lse_len(), whole.output_len());
+    let (query, key, value) = (numbers(whole.query_len(), 1), numbers(whole.key_len(), 2), numbers(whole.value_len(), 3));
+    let inputs = Inputs::new(&query, &key, &value);
+    let expected = cpu::naive::attention(&whole, &inputs).expect("valid").into_outputs(&whole, &inputs);
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let gpu = Gpu::from_device(device.clone(), queue.clone());
+        let [q, k, v] = [&query, &key, &value].map(|data| upload(&device, &queue, data));
+        let partial_output = upload(&device, &queue, &vec![f32::NAN; 3 * output_len]);
+        let partial_lse = upload(&device, &queue, &vec![f32::NEG_INFINITY; 3 * rows]);
+        let mut encoder = device.create_command_encoder(&Default::default());
+        for (part, keys) in [(0, 0..20), (2, 20..48)] {
+            let mut problem = whole;
+            problem.dims.seq_len_kv = keys.len();
+            // Views of the same keys.
+            problem.key.layout = Layout::Strided(whole.key.strides([2, 1, 48, 16]));
+            problem.key.offset = keys.start * 16;
+            (problem.value, problem.output.offset) = (problem.key, part * output_len);
+            let lse = empty(&device, rows);
+            let bindings = Bindings { lse: Some(lse.as_entire_buffer_binding()), ..Bindings::new(&q, &k, &v, &partial_output) };
+            let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
+            attention.bind(&bindings).expect("bound").record(&mut encoder);
+            encoder.copy_buffer_to_buffer(&lse, 0, &partial_lse, 4 * (part * rows) as u64, 4 * rows as u64);
+        }
+        let [output, lse] = [output_len, rows].map(|len| empty(&device, len));
+        let whole_buffer = wgpu::Buffer::as_entire_buffer_binding;
+        let bindings = MergeBindings {
+            partial_output: whole_buffer(&partial_output),
+            partial_lse: whole_buffer(&partial_lse),
+            output: whole_buffer(&output),
+            lse: whole_buffer(&lse),
+        };
+        Bound::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
+        assert!(matches!(Bound::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
+        assert!(Bound::merge(&gpu, [0, rows, 16], &bindings).is_err());
+        queue.submit([encoder.finish()]);
+
+        let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));
+        let close = |got: &[f32], expected: &[f32]| got.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-5);
+        assert!(close(&output, &expected.output.to_f32()) && close(&lse, expected.lse.as_deref().expect("asked for")));
+        // The host merges the same parts to the same.
+        let (parts, lse_parts) = (read(&device, &queue, &partial_output), read(&device, &queue, &partial_lse));
+        let parts: Vec<_> = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, lse }).collect();
+        let merged = merge(&parts).expect("equal sizes");
+        assert!(close(&output, &merged.output) && close(&lse, &merged.lse));
     }
 }

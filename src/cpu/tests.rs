@@ -7,8 +7,8 @@ use super::simd::Isa;
 use super::tiled::attention_on;
 use crate::problem::Operand;
 use crate::{
-    Alibi, Alignment, Broadcast, Control, DType, Dims, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Packed, Problem, ScoreOrder,
-    ScoreStage, Strides, TensorSpec, gather,
+    Alibi, Alignment, Broadcast, Control, DType, Dims, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Packed, Paged, Problem,
+    ScoreOrder, ScoreStage, Strides, TensorSpec, gather,
 };
 
 /// Data for every input that a problem may have.
@@ -28,6 +28,7 @@ struct Data {
     documents_kv: Vec<i32>,
     cu_q: Vec<u32>,
     cu_kv: Vec<u32>,
+    page_table: Vec<u32>,
 }
 
 /// An operand's numbers in -1..1, with NaN in all places that its shape does not reach.
@@ -64,9 +65,13 @@ impl Data {
             ends
         };
         let (cu_q, cu_kv) = match problem.packed {
+            Some(packed) if problem.paged.is_some() => (cut(packed.tokens_q, d.seq_len_q), Vec::new()),
             Some(packed) => (cut(packed.tokens_q, d.seq_len_q), cut(packed.tokens_kv, d.seq_len_kv)),
             None => (Vec::new(), Vec::new()),
         };
+        let pages = problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item);
+        let mut page_table: Vec<u32> = (0..pages as u32).collect();
+        rng.shuffle(&mut page_table);
         Self {
             query: operand(problem, Operand::Query, rng),
             key: operand(problem, Operand::Key, rng),
@@ -82,6 +87,7 @@ impl Data {
             documents_kv: (0..when(v.documents, d.batch * d.seq_len_kv)).map(|_| rng.i32(0..3)).collect(),
             cu_q,
             cu_kv,
+            page_table,
         }
     }
 
@@ -98,6 +104,7 @@ impl Data {
             documents_kv: &self.documents_kv,
             cu_seqlens_q: &self.cu_q,
             cu_seqlens_kv: &self.cu_kv,
+            page_table: &self.page_table,
             ..Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
         }
     }
@@ -377,6 +384,13 @@ fn random(rng: &mut Rng) -> (Problem, Data) {
     } else {
         problem.visibility.kv_lengths = maybe(rng);
         problem.visibility.documents = maybe(rng);
+    }
+    if maybe(rng) && !problem.visibility.documents {
+        let page_size = rng.usize(1..=80);
+        let pages_per_item = dims.seq_len_kv.div_ceil(page_size);
+        problem.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item, pages_per_item });
+        problem.visibility.kv_lengths = true;
+        problem.packed = problem.packed.map(|packed| Packed { tokens_kv: 0, ..packed });
     }
     let spec = |rng: &mut Rng, shape: [usize; 4]| {
         let dim = rng.usize(1..=2);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Gpu;
 use super::pipeline::{Pipeline, PipelineKey};
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Step};
 use crate::problem::Operand;
 use crate::shader::{Params, Slot};
 use crate::{Algorithm, Error, Problem, Result};
@@ -94,22 +94,7 @@ impl Attention {
             plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let device = gpu.device();
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let params_stride = (size_of::<Params>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
-        // Written while it is mapped: no queue operation that the app's own submits could overtake.
-        let params = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("attention params"),
-            size: u64::from(params_stride) * plan.steps.len().max(1) as u64,
-            usage: wgpu::BufferUsages::UNIFORM,
-            mapped_at_creation: true,
-        });
-        {
-            let mut view = params.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?;
-            for (index, step) in plan.steps.iter().enumerate() {
-                let at = index * params_stride as usize;
-                view.slice(at..at + size_of::<Params>()).copy_from_slice(bytemuck::bytes_of(&step.params));
-            }
-        }
-        params.unmap();
+        let (params, params_stride) = params_buffer(gpu, &plan.steps)?;
         let storage = |label, size: u64| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
@@ -235,6 +220,27 @@ impl Attention {
         }
         Ok(())
     }
+}
+
+/// The params of all steps, and the bytes from one to the next.
+pub(super) fn params_buffer(gpu: &Gpu, steps: &[Step]) -> Result<(wgpu::Buffer, u32)> {
+    let params_stride = (size_of::<Params>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
+    // Written while it is mapped: no queue operation that the app's own submits could overtake.
+    let params = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("attention params"),
+        size: u64::from(params_stride) * steps.len().max(1) as u64,
+        usage: wgpu::BufferUsages::UNIFORM,
+        mapped_at_creation: true,
+    });
+    {
+        let mut view = params.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?;
+        for (index, step) in steps.iter().enumerate() {
+            let at = index * params_stride as usize;
+            view.slice(at..at + size_of::<Params>()).copy_from_slice(bytemuck::bytes_of(&step.params));
+        }
+    }
+    params.unmap();
+    Ok((params, params_stride))
 }
 
 impl Bound {

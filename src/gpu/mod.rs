@@ -6,11 +6,13 @@ mod device;
 mod host;
 mod layer;
 mod linear;
+mod merge;
 mod pipeline;
 
 pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings, Bound};
 pub use device::{Gpu, ShaderOptions};
+pub use merge::MergeBindings;
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use host::Waiting;

@@ -1,9 +1,9 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
-use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid};
 use crate::plan::DeviceClass;
 use crate::shader::{Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
-use crate::{Error, Problem, Result};
+use crate::{Dims, Error, Problem, Result};
 
 /// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
 const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
@@ -99,6 +99,27 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
         scratch.iter().sum::<u64>(),
     );
     Ok(Plan { steps, scratch, table_words, summary })
+}
+
+/// The steps that merge `parts` results of `rows` rows: one head of one item, f32.
+pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCaps) -> Result<Vec<Step>> {
+    let dims = Dims { seq_len_q: rows, seq_len_kv: 0, ..Dims::square(1, 1, rows, head_dim_v) };
+    let problem = Problem::new(dims);
+    problem.check()?;
+    let columns = head_dim_v.div_ceil(4);
+    let partial_bytes = [parts, rows, 16 * columns].iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64));
+    check_bytes("partial outputs", partial_bytes.unwrap_or(u64::MAX), caps)?;
+    if parts == 0 || rows == 0 {
+        return Err(Error::invalid("parts", format!("{parts} parts of {rows} rows: there is nothing to merge")));
+    }
+    let params = Params {
+        splits: parts as u32,
+        lse_split_stride: rows as u32,
+        end_workgroup: grid((rows * columns).div_ceil(64))?,
+        ..Params::new(&problem, TableLayout::default())
+    };
+    let key = KernelKey::new(Kernel::Merge, &problem);
+    Ok(cut(Step { key, params, places: Vec::new(), flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
 }
 
 /// The variant of `kernel` for `problem`.

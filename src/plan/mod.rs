@@ -5,6 +5,8 @@ mod fused;
 mod staged;
 mod tables;
 
+pub(crate) use fused::merge_steps;
+
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use tables::{TableLayout, table_bytes};
 

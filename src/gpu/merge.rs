@@ -1,0 +1,79 @@
+//! Partial results in device buffers, merged on the device.
+
+use std::sync::Arc;
+
+use super::attention::{BoundStep, params_buffer};
+use super::pipeline::PipelineKey;
+use super::{Bound, Gpu};
+use crate::plan::merge_steps;
+use crate::shader::{Params, Slot};
+use crate::{Error, Result};
+
+/// The buffers of a merge, all f32 and with `BufferUsages::STORAGE`.
+///
+/// Rows and their lse are in one order, as for [`crate::merge`], so that an attention with a lse writes its part at
+/// [`crate::TensorSpec::offset`] `part * rows * width`.
+#[derive(Clone, Debug)]
+pub struct MergeBindings<'a> {
+    /// [parts, rows, width], width being head_dim_v rounded up to a multiple of 4. A row of lse -inf is not read into a result.
+    pub partial_output: wgpu::BufferBinding<'a>,
+    /// [parts, rows], -inf where a part saw nothing.
+    pub partial_lse: wgpu::BufferBinding<'a>,
+    /// [rows, head_dim_v]. Must not overlap the others.
+    pub output: wgpu::BufferBinding<'a>,
+    /// `[rows]`. Must not overlap the others.
+    pub lse: wgpu::BufferBinding<'a>,
+}
+
+impl Bound {
+    /// The merge of `parts` attentions over disjoint keys, as [`crate::merge`] defines it, ready to be recorded.
+    ///
+    /// Errors: a size of 0, a buffer that is too small or not for storage, sizes over the device's limits.
+    pub fn merge(gpu: &Gpu, [parts, rows, head_dim_v]: [usize; 3], bindings: &MergeBindings<'_>) -> Result<Self> {
+        let steps = merge_steps([parts, rows, head_dim_v], gpu.caps())?;
+        let row_bytes = 4 * rows as u64;
+        for (argument, binding, needed) in [
+            ("partial_output", &bindings.partial_output, (parts * head_dim_v.next_multiple_of(4)) as u64 * row_bytes),
+            ("partial_lse", &bindings.partial_lse, parts as u64 * row_bytes),
+            ("output", &bindings.output, head_dim_v as u64 * row_bytes),
+            ("lse", &bindings.lse, row_bytes),
+        ] {
+            let rest = binding.buffer.size().saturating_sub(binding.offset);
+            let size = binding.size.map_or(rest, |size| size.get().min(rest));
+            if size < needed {
+                return Err(Error::invalid(argument, format!("has {size} bytes from its offset on, needs {needed}")));
+            }
+        }
+        let (params, params_stride) = params_buffer(gpu, &steps)?;
+        let uniform = wgpu::BufferBinding { buffer: &params, offset: 0, size: wgpu::BufferSize::new(size_of::<Params>() as u64) };
+        let slots = [
+            (Slot::Params, &uniform),
+            (Slot::Output, &bindings.output),
+            (Slot::Lse, &bindings.lse),
+            (Slot::PartialOutput, &bindings.partial_output),
+            (Slot::PartialLse, &bindings.partial_lse),
+        ];
+        let entries = slots
+            .map(|(slot, binding)| wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) });
+        let mut bound = Self { steps: Vec::new() };
+        let Some(first) = steps.first() else { return Ok(bound) };
+        let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
+        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("merge"),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(Error::Device { why: error.to_string() });
+        }
+        bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundStep {
+            pipeline: Arc::clone(&pipeline),
+            bind_group: bind_group.clone(),
+            params_offset: index as u32 * params_stride,
+            grid: step.grid(),
+            flops: step.flops,
+        }));
+        Ok(bound)
+    }
+}
