@@ -85,14 +85,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
         for (var n = 0u; n < (BLOCK_KEYS * head_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= BLOCK_KEYS * head_vecs()) {
+            if (BLOCK_KEYS * head_vecs() % THREADS != 0u && i >= BLOCK_KEYS * head_vecs()) {
                 break;
             }
-            let key = first + i / head_vecs();
-            var k = vec4<f32>(0.0);
-            if (key < range.end) {
-                k = load_key(key_row(item, kv_head, key), (i % head_vecs()) * 4u);
-            }
+            let key = min(first + i / head_vecs(), range.end - 1u); // no branch, so that loads overlap; what repeats is not seen
+            let k = load_key(key_row(item, kv_head, key), (i % head_vecs()) * 4u);
             tile[i / head_vecs() * TILE_STRIDE + i % head_vecs()] = k;
         }
         workgroupBarrier(); // between keys written and read
@@ -149,36 +146,46 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 acc[r * VALUE_PER + e] *= shrink;
             }
         }
+        var infinite = false;
         for (var n = 0u; n < (BLOCK_KEYS * value_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= BLOCK_KEYS * value_vecs()) {
+            if (BLOCK_KEYS * value_vecs() % THREADS != 0u && i >= BLOCK_KEYS * value_vecs()) {
                 break;
             }
-            let key = first + i / value_vecs();
-            var v = vec4<f32>(0.0);
-            if (key < range.end) {
-                v = load_value(value_row(item, kv_head, key), (i % value_vecs()) * 4u);
-                if (!is_finite(v)) {
-                    atomicStore(&non_finite, 1u);
-                }
-            }
+            let key = min(first + i / value_vecs(), range.end - 1u);
+            let v = load_value(value_row(item, kv_head, key), (i % value_vecs()) * 4u);
+            infinite = infinite || !is_finite(v);
             tile[i / value_vecs() * TILE_STRIDE + i % value_vecs()] = v;
+        }
+        if (infinite) {
+            atomicStore(&non_finite, 1u);
         }
         workgroupBarrier(); // between values and weights written and read
 
         let careful = atomicLoad(&non_finite) != 0u;
-        for (var j = 0u; j < rolled(BLOCK_KEYS); j++) {
-            var v: array<vec4<f32>, VALUE_PER>;
-            for (var e = 0u; e < value_per(); e++) {
-                v[e] = tile[j * TILE_STRIDE + thread_col + e * COLS];
-            }
-            for (var r = 0u; r < ROWS; r++) {
-                let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROWS + r];
-                if (careful && bitcast<u32>(p) == HIDDEN_BITS) {
-                    continue; // 0 * NaN must not reach a row that does not see it
+        if (careful) {
+            for (var j = 0u; j < BLOCK_KEYS + params.zero; j++) { // rolled: rarely run
+                for (var r = 0u; r < ROWS; r++) {
+                    let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROWS + r];
+                    if (bitcast<u32>(p) == HIDDEN_BITS) {
+                        continue; // 0 * NaN must not reach a row that does not see it
+                    }
+                    for (var e = 0u; e < value_per(); e++) {
+                        acc[r * VALUE_PER + e] = fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
+                    }
                 }
+            }
+        } else {
+            for (var j = 0u; j < rolled(BLOCK_KEYS); j++) {
+                var v: array<vec4<f32>, VALUE_PER>;
                 for (var e = 0u; e < value_per(); e++) {
-                    acc[r * VALUE_PER + e] = fma(vec4<f32>(p), v[e], acc[r * VALUE_PER + e]);
+                    v[e] = tile[j * TILE_STRIDE + thread_col + e * COLS];
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROWS + r];
+                    for (var e = 0u; e < value_per(); e++) {
+                        acc[r * VALUE_PER + e] = fma(vec4<f32>(p), v[e], acc[r * VALUE_PER + e]);
+                    }
                 }
             }
         }

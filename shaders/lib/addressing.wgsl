@@ -20,7 +20,7 @@ fn query_row(item: Item, head: u32, row: u32) -> u32 {
 
 // Where a key lies along the first and the third axis of key and value: item and token, or page and slot.
 fn place_of(item: Item, key: u32) -> vec2<u32> {
-    if (has_flag(FLAG_PAGED)) {
+    if (is_paged()) {
         let page = table(params.table_page_table + item.batch * params.pages_per_item + key / params.page_size);
         return vec2<u32>(page, key % params.page_size);
     }

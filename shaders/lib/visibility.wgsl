@@ -29,7 +29,7 @@ fn item_of(batch: u32) -> Item {
     if (has_flag(FLAG_PACKED)) {
         item.first_row = table(params.table_cu_seqlens_q + batch);
         item.rows = table(params.table_cu_seqlens_q + batch + 1u) - item.first_row;
-        if (!has_flag(FLAG_PAGED)) {
+        if (!is_paged()) {
             item.first_key = table(params.table_cu_seqlens_kv + batch);
             item.stored_keys = table(params.table_cu_seqlens_kv + batch + 1u) - item.first_key;
             item.keys = item.stored_keys;
@@ -38,7 +38,7 @@ fn item_of(batch: u32) -> Item {
     if (has_flag(FLAG_KV_LENGTHS)) {
         item.keys = min(item.keys, table(params.table_kv_lengths + batch));
     }
-    if (has_flag(FLAG_PAGED)) {
+    if (is_paged()) {
         item.stored_keys = item.keys;
     }
     if (has_flag(FLAG_BOTTOM_RIGHT)) {

@@ -11,20 +11,26 @@ const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
     (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
 ];
 
-/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
-const TILES: &[(usize, TileShape)] = &[
-    (17, tile(128, 4, 16, 2)),
-    (17, tile(128, 4, 16, 1)),
-    (9, tile(128, 2, 16, 2)),
-    (9, tile(128, 2, 16, 1)),
-    (5, tile(128, 1, 16, 2)),
-    (5, tile(128, 1, 16, 1)),
-    (1, tile(64, 1, 16, 2)),
-    (1, tile(64, 1, 16, 1)),
-    (1, tile(32, 1, 8, 1)),
-    (1, tile(16, 1, 8, 1)),
-    (1, tile(8, 1, 4, 1)),
-    (1, tile(4, 1, 2, 1)),
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the least head for which each is meant.
+///
+/// Chosen by what the compilers of benches/record/lab-*.md make of them: the share of multiply-adds in the loop over the keys on AMD
+/// (256 threads of 4x2: 83 % at head_dim 64, 88 % at 128; 128 threads: 75 and 78 %), static cycles on NVIDIA (256 threads of 4x2 at
+/// head_dim 64 46.6k for twice the rows that 128 threads do in 52.7k), registers on Apple (128 threads of 4x2: 207, none spilled).
+const TILES: &[(usize, usize, TileShape)] = &[
+    (33, 1, tile(256, 4, 16, 2)),
+    (33, 65, tile(256, 4, 16, 1)),
+    (17, 1, tile(128, 4, 16, 2)),
+    (17, 1, tile(128, 4, 16, 1)),
+    (9, 1, tile(128, 2, 16, 2)),
+    (9, 1, tile(128, 2, 16, 1)),
+    (5, 1, tile(128, 1, 16, 2)),
+    (5, 1, tile(128, 1, 16, 1)),
+    (1, 1, tile(64, 1, 16, 2)),
+    (1, 1, tile(64, 1, 16, 1)),
+    (1, 1, tile(32, 1, 8, 1)),
+    (1, 1, tile(16, 1, 8, 1)),
+    (1, 1, tile(8, 1, 4, 1)),
+    (1, 1, tile(4, 1, 2, 1)),
 ];
 
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
@@ -139,13 +145,13 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let special = caps.specialises(problem.dims.flops());
     let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
-    let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
-    let by_tiles = by_tiles.map(|&(_, shape)| KernelKey::new(tiles(shape), problem));
+    let by_tiles = TILES.iter().filter(|&&(least, least_dim, _)| rows >= least && widest >= least_dim);
+    let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
     let found = if special { by_rows.chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
     found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
-        needed: TILES.last().map_or(0, |&(_, shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),
+        needed: TILES.last().map_or(0, |&(.., shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),
         available: caps.workgroup_bytes.into(),
         remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
     })

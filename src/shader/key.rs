@@ -20,6 +20,8 @@ pub(crate) struct KernelKey {
     pub(crate) score: ScoreKey,
     /// Whether there is anything in `tables`.
     pub(crate) tables: bool,
+    /// Whether keys and values are found through a page table.
+    pub(crate) paged: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -246,6 +248,7 @@ impl KernelKey {
             output: Storage::default(),
             score: ScoreKey::default(),
             tables,
+            paged: problem.paged.is_some(),
         };
         match kernel {
             Kernel::Tiles(_) | Kernel::Rows(_) => Self {
@@ -283,6 +286,7 @@ impl KernelKey {
             output: scalar(special.output),
             score: ScoreKey { bias: scores, mask: scores, ..ScoreKey::default() },
             tables: true,
+            paged: false,
             ..special
         }
     }

@@ -58,7 +58,7 @@ fn sizes(text: &mut String, key: &KernelKey) {
     }
 }
 
-/// What happens to a score: constants in special variants, flags in general ones.
+/// What happens to a score, and whether keys lie in pages: constants in special variants, flags in general ones.
 fn switches(text: &mut String, key: &KernelKey) {
     let score = &key.score;
     for (name, special, flag) in [
@@ -70,6 +70,7 @@ fn switches(text: &mut String, key: &KernelKey) {
         ("has_relative_bias", score.relative_bias, "FLAG_RELATIVE_BIAS"),
         ("has_documents", score.documents, "FLAG_DOCUMENTS"),
         ("has_mask", score.mask, "FLAG_MASK"),
+        ("is_paged", key.paged, "FLAG_PAGED"),
     ] {
         let special = special.to_string();
         let general = format!("(params.flags & {flag}) != 0u");
