@@ -199,7 +199,7 @@ fn small_limits_are_kept_or_named() {
 fn long_work_can_be_cancelled_and_the_engine_goes_on() {
     let (engines, _) = wgpu_attention::Engine::every(Default::default());
     for engine in engines {
-        let long = Problem::new(Dims::square(1, 16, 1024, 64));
+        let long = Problem::new(Dims::square(1, 16, 2048, 64));
         let data = numbers(long.query_len(), 5);
         let mut calls = 0;
         let mut stop = |_| {

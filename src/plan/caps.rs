@@ -69,10 +69,11 @@ impl DeviceCaps {
     }
 
     /// Floating-point operations that one dispatch may take, so that it ends well before a driver loses patience (one to two
-    /// seconds): about a quarter of a second on the slowest device of the class that we know of.
+    /// seconds): about a quarter of a second on the slowest GPU of the class that we know of. A software adapter has no such
+    /// driver; there it is how long a cancellation may take.
     pub(crate) const fn dispatch_flops(&self) -> f64 {
         match self.class {
-            DeviceClass::Software => 2e9,    // 10 GFLOP/s
+            DeviceClass::Software => 20e9,   // 10 GFLOP/s, two seconds
             DeviceClass::Integrated => 25e9, // 100 GFLOP/s
             DeviceClass::Discrete => 250e9,  // 1 TFLOP/s
         }

@@ -157,7 +157,7 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     })
 }
 
-/// Into how many parts the keys are split: enough to fill the device, none too short.
+/// Into how many parts the keys are split: enough to fill the device and to keep workgroups short, none too short, all in one buffer.
 fn splits(problem: &Problem, caps: &DeviceCaps, blocks: usize) -> usize {
     let v = &problem.visibility;
     let d = &problem.dims;
@@ -166,6 +166,10 @@ fn splits(problem: &Problem, caps: &DeviceCaps, blocks: usize) -> usize {
         let right = if v.causal { 0 } else { v.window_right.unwrap_or(0) as usize };
         keys = keys.min(d.seq_len_q.saturating_add(left as usize).saturating_add(right));
     }
-    let wanted = caps.full_grid().div_ceil(blocks.max(1));
-    if wanted < 2 { 1 } else { wanted.min(keys / KEYS_PER_SPLIT).max(1) }
+    let to_fill = caps.full_grid().div_ceil(blocks.max(1));
+    // One workgroup of very many keys must not take as long as a dispatch may.
+    let to_be_short = (8.0 * d.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
+    let row_bytes = 16 * d.head_dim_v.div_ceil(4) as u64 * problem.lse_len().max(1) as u64;
+    let that_fit = (caps.binding_bytes.min(caps.buffer_bytes) / row_bytes) as usize;
+    to_fill.max(to_be_short).min(keys / KEYS_PER_SPLIT).min(that_fit).max(1)
 }
