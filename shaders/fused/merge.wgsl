@@ -7,8 +7,6 @@
 
 const THREADS: u32 = 64u;
 
-var<private> negative_infinity_bits: u32 = 0xff800000u;
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let workgroup = workgroup_index(id);
@@ -51,7 +49,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         total += exp(bitcast<f32>(table(params.table_sinks + head)) - top);
     }
     if (column == 0u) {
-        store_lse(at, select(top + log(total), bitcast<f32>(negative_infinity_bits), total == 0.0));
+        store_lse(at, select(top + log(total), negative_infinity(), total == 0.0));
     }
     store_output(output_row(item, head, row), column * 4u, select(acc / total, vec4<f32>(0.0), seen == 0.0));
 }

@@ -14,10 +14,6 @@ var<workgroup> key_tile: array<vec4<f32>, KEYS * HEAD_VECS>; // KEYS keys
 var<workgroup> value_tile: array<vec4<f32>, KEYS * VALUE_VECS>; // KEYS values
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
 
-fn is_finite(x: vec4<f32>) -> bool {
-    return all((bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u));
-}
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let index = workgroup_index(id);

@@ -27,12 +27,6 @@ var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS k
 var<workgroup> weight_tile: array<f32, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key; a hidden pair is -0
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
 
-const HIDDEN_BITS: u32 = 0x80000000u;
-
-fn is_finite(x: vec4<f32>) -> bool {
-    return all((bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u));
-}
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let index = workgroup_index(id);

@@ -86,8 +86,6 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     return workgroupUniformLoad(&shows_any) != 0u;
 }
 
-var<private> negative_infinity_bits: u32 = 0xff800000u;
-
 // Takes a row's running maximum and sum; writes its lse and returns the factor on its unnormalised output.
 fn store_row_end(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes_lse: bool) -> f32 {
     var top = maximum;
@@ -100,7 +98,7 @@ fn store_row_end(item: Item, block: Block, row: Row, maximum: f32, sum: f32, wri
         total = sum * factor + exp(sink - top);
     }
     if (writes_lse) {
-        let lse = select(top + log(total), bitcast<f32>(negative_infinity_bits), total == 0.0);
+        let lse = select(top + log(total), negative_infinity(), total == 0.0);
         store_lse(block.split * params.lse_split_stride + lse_at(item, row.head, row.row), lse);
     }
     return select(factor / total, 0.0, sum == 0.0);

@@ -3,8 +3,6 @@
 //          has_relative_bias, has_documents, has_mask: constant in special variants, flags in general ones.
 // Twin: src/cpu/naive.rs has the formulas.
 
-const LOWEST: f32 = -3.4028234e38;
-
 struct Scored {
     score: f32,
     visible: bool,
@@ -17,10 +15,6 @@ fn tanh_exact(x: f32) -> f32 {
     let square = x * x;
     let near = x + x * square * (-0.33333334 + square * (0.13333334 + square * (-0.053968254 + square * 0.021869488)));
     return select(select(far, -far, x < 0.0), near, abs(x) < 0.3);
-}
-
-fn is_negative_infinity(x: f32) -> bool {
-    return bitcast<u32>(x) == 0xff800000u;
 }
 
 // The part of visibility that is not arithmetic: documents and the mask.

@@ -12,8 +12,6 @@ const THREADS: u32 = 64u;
 var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 numbers
 var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 numbers
 
-var<private> negative_infinity_bits: u32 = 0xff800000u;
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let key_tiles = (params.seq_len_kv + TILE - 1u) / TILE;
@@ -82,7 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 scored = score_of(scored.score, item, head, row, key);
                 scored.visible = scored.visible && key >= visible_keys.start && key < visible_keys.end;
             }
-            scores[line + key] = select(bitcast<f32>(negative_infinity_bits), scored.score, scored.visible);
+            scores[line + key] = select(negative_infinity(), scored.score, scored.visible);
         }
     }
 }

@@ -5,11 +5,8 @@
 // A workgroup takes one row: the maximum, the sum of exp(score - maximum), the division. A sink joins the sum only.
 
 const THREADS: u32 = 64u;
-const HIDDEN_BITS: u32 = 0x80000000u;
 
 var<workgroup> partial: array<f32, THREADS>; // one number a thread, on its way through a reduction
-
-var<private> negative_infinity_bits: u32 = 0xff800000u;
 
 fn workgroup_max(value: f32, thread: u32) -> f32 {
     workgroupBarrier(); // between the last reduction being read and this one being written
@@ -75,6 +72,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         scores[line + key] = select(exp(score - top) / sum, bitcast<f32>(HIDDEN_BITS), is_negative_infinity(score));
     }
     if (thread == 0u && row < item.rows) {
-        store_lse(lse_at(item, head, row), select(top + log(sum), bitcast<f32>(negative_infinity_bits), sum == 0.0));
+        store_lse(lse_at(item, head, row), select(top + log(sum), negative_infinity(), sum == 0.0));
     }
 }

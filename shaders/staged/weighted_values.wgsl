@@ -7,7 +7,6 @@
 const TILE: u32 = 32u; // rows and keys of a tile
 const COLUMNS: u32 = 8u; // vec4 columns of a workgroup
 const THREADS: u32 = 64u;
-const HIDDEN_BITS: u32 = 0x80000000u;
 
 var<workgroup> weight_tile: array<f32, TILE * (TILE + 1u)>; // 32 rows x 32 keys, padded: neighbouring rows in different banks
 var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 columns

@@ -55,18 +55,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
     let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
     let mut scratch = Vec::new();
     let mut steps = Vec::new();
-    let in_place = |slot| match slot {
-        Slot::Query => Place::Query,
-        Slot::Key => Place::Key,
-        Slot::Value => Place::Value,
-        Slot::Output => Place::Output,
-        Slot::Lse => Place::Lse,
-        Slot::Tables => Place::Tables,
-        Slot::Bias => Place::Bias,
-        Slot::Mask => Place::Mask,
-        Slot::PartialOutput => Place::Scratch(0),
-        _ => Place::Scratch(1),
-    };
+    let in_place = |slot| Place::of(slot).unwrap_or(Place::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 }));
     if splits == 1 {
         steps.push(Step { places: places(&key, in_place), key: key.clone(), params, flops: d.flops() });
     } else {

@@ -33,6 +33,23 @@ pub(crate) enum Place {
     Scratch(usize),
 }
 
+impl Place {
+    /// Where a slot's own tensor is; `None` for what only a plan can place: scores and parts.
+    fn of(slot: Slot) -> Option<Self> {
+        match slot {
+            Slot::Query => Some(Self::Query),
+            Slot::Key => Some(Self::Key),
+            Slot::Value => Some(Self::Value),
+            Slot::Output => Some(Self::Output),
+            Slot::Lse => Some(Self::Lse),
+            Slot::Tables => Some(Self::Tables),
+            Slot::Bias => Some(Self::Bias),
+            Slot::Mask => Some(Self::Mask),
+            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialLse => None,
+        }
+    }
+}
+
 /// One kernel over one grid.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {

@@ -2,7 +2,7 @@
 
 use super::fused::{places, variant};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
-use crate::shader::{Kernel, Params, Slot};
+use crate::shader::{Kernel, Params};
 use crate::{Error, Problem, Result, ScoreStage};
 
 /// Rows and keys of a workgroup's tile, and vec4 columns, in shaders/staged.
@@ -25,22 +25,11 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Pl
     let base = Params::new(problem, layout);
     let parts = parts(problem, caps)?;
     let matrix = if problem.want.weights { Place::Weights } else { Place::Scratch(0) };
-    let place = |slot| match slot {
-        Slot::Query => Place::Query,
-        Slot::Key => Place::Key,
-        Slot::Value => Place::Value,
-        Slot::Output => Place::Output,
-        Slot::Lse => Place::Lse,
-        Slot::Tables => Place::Tables,
-        Slot::Bias => Place::Bias,
-        Slot::Mask => Place::Mask,
-        _ => matrix,
-    };
     let general = !caps.specialises(d.flops());
     let mut steps = Vec::new();
     let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: Option<Place>| -> Result<()> {
         let key = variant(general, kernel, problem);
-        let places = places(&key, |slot| if slot == Slot::Scores { scores.unwrap_or(matrix) } else { place(slot) });
+        let places = places(&key, |slot| Place::of(slot).unwrap_or(scores.unwrap_or(matrix)));
         steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops });
         Ok(())
     };

@@ -229,6 +229,15 @@ macro_rules! files {
 
 type Files = &'static [(&'static str, &'static str)];
 
+const SHARED: Files = files!(
+    "shaders/lib/numbers.wgsl",
+    "shaders/lib/params.wgsl",
+    "shaders/io/widen.wgsl",
+    "shaders/lib/visibility.wgsl",
+    "shaders/lib/score.wgsl",
+    "shaders/lib/addressing.wgsl"
+);
+
 impl KernelKey {
     /// The variant of `kernel` that `problem` needs. What the kernel does not touch is left at its default, so that variants stay few.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
@@ -317,69 +326,22 @@ impl KernelKey {
         bindings
     }
 
-    /// The files after the prelude, in order.
-    pub(super) fn files(&self) -> Files {
-        match self.kernel {
-            Kernel::Tiles(TileShape { subgroups: false, .. }) => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/lib/block.wgsl",
-                "shaders/lib/row_reduce_workgroup.wgsl",
-                "shaders/fused/tiles.wgsl"
-            ),
-            Kernel::Tiles(TileShape { subgroups: true, .. }) => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/lib/block.wgsl",
-                "shaders/lib/row_reduce_subgroup.wgsl",
-                "shaders/fused/tiles.wgsl"
-            ),
-            Kernel::Rows(_) => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/lib/block.wgsl",
-                "shaders/fused/rows.wgsl"
-            ),
-            Kernel::Merge => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/fused/merge.wgsl"
-            ),
-            Kernel::Scores => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/staged/scores.wgsl"
-            ),
-            Kernel::Softmax => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/score.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/staged/softmax.wgsl"
-            ),
-            Kernel::WeightedValues => files!(
-                "shaders/lib/params.wgsl",
-                "shaders/io/widen.wgsl",
-                "shaders/lib/visibility.wgsl",
-                "shaders/lib/addressing.wgsl",
-                "shaders/staged/weighted_values.wgsl"
-            ),
-        }
+    /// The files after the prelude: what every kernel shares, then its own.
+    pub(super) fn files(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        let own: Files = match self.kernel {
+            Kernel::Tiles(TileShape { subgroups: false, .. }) => {
+                files!("shaders/lib/block.wgsl", "shaders/lib/row_reduce_workgroup.wgsl", "shaders/fused/tiles.wgsl")
+            }
+            Kernel::Tiles(TileShape { subgroups: true, .. }) => {
+                files!("shaders/lib/block.wgsl", "shaders/lib/row_reduce_subgroup.wgsl", "shaders/fused/tiles.wgsl")
+            }
+            Kernel::Rows(_) => files!("shaders/lib/block.wgsl", "shaders/fused/rows.wgsl"),
+            Kernel::Merge => files!("shaders/fused/merge.wgsl"),
+            Kernel::Scores => files!("shaders/staged/scores.wgsl"),
+            Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
+            Kernel::WeightedValues => files!("shaders/staged/weighted_values.wgsl"),
+        };
+        SHARED.iter().chain(own)
     }
 
     /// Bytes of workgroup memory. wgpu does not check them: the planner does.
