@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a program against Mesa's newest drivers, real or virtual, on a Debian machine that has no GPU. Needs root and Debian.
 #
-#   scripts/gpulab.sh setup                      make the lab once (about a minute): a small Debian "testing" tree with Mesa 26
+#   scripts/gpulab.sh setup                      make the lab once (about a minute): a small Debian "sid" tree with the newest Mesa
 #   scripts/gpulab.sh targets                    list the targets
 #   scripts/gpulab.sh run TARGET -- CMD ARG...   run a program built on this machine against that target
 #
@@ -11,7 +11,8 @@
 #
 # The current folder is visible inside at the same path, so a test binary finds its data. As a cargo runner:
 #   export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/scripts/gpulab.sh run lavapipe --"
-# The tree lies in GPULAB_ROOT, /var/lib/gpulab where that is not set.
+# The tree lies in GPULAB_ROOT, /var/lib/gpulab where that is not set; GPULAB_SUITE takes another release of Debian. (Mesa 26.2 of "sid"
+# opens NVIDIA chips from Ada on, 26.1 does not.)
 set -eu
 root=${GPULAB_ROOT:-/var/lib/gpulab}
 targets="lavapipe navi21 navi31 gfx1201 nv162 nv172 nv192 nv1b2 m1 adreno740"
@@ -30,7 +31,7 @@ setup() {
     # shellcheck disable=SC2086 # no mirror, no argument
     debootstrap --variant=minbase \
         --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1,vulkan-tools,libegl1,libgl1-mesa-dri,spirv-tools,spirv-cross,glslang-tools,ca-certificates \
-        testing "$root" $mirror >"$log" 2>&1 || die "debootstrap failed, see $log"
+        "${GPULAB_SUITE:-sid}" "$root" $mirror >"$log" 2>&1 || die "debootstrap failed, see $log"
     touch "$root/.ready"
 }
 
