@@ -7,6 +7,7 @@ pub mod tiled;
 mod kernel;
 mod narrow;
 mod pack;
+mod peak;
 mod product;
 mod shared;
 mod simd;
@@ -16,6 +17,8 @@ mod softmax;
 mod staged;
 mod unit;
 mod visible;
+
+pub use peak::multiply_add_gflops;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,146 @@
+//! Who is timed: our paths, and peers.
+
+use std::time::{Duration, Instant};
+
+use wgpu_attention::{Algorithm, Backend, Engine, Error};
+
+use super::check::{Tensors, check};
+use super::machine;
+use super::peer::Peer;
+use super::task::Task;
+use crate::backend;
+use crate::failure::Failure;
+use crate::terminal::{Progress, note};
+
+/// One thing to time.
+pub(super) struct Candidate {
+    runner: Runner,
+    /// Where it computes, and what it calls its way.
+    pub(super) adapter: String,
+    pub(super) op: String,
+    /// What is wrong with its answer: only of peers, we stop at a wrong one of ours.
+    pub(super) wrong: Option<String>,
+    /// What was planned, of ours.
+    pub(super) kernel: String,
+    /// Milliseconds of each run.
+    pub(super) times: Vec<f64>,
+    /// Seconds that the first call took: with the compilation of what is not compiled yet.
+    pub(super) first: f64,
+    /// The most bytes of memory that the process had while this candidate computed alone.
+    pub(super) peak_bytes: Option<u64>,
+}
+
+enum Runner {
+    Engine(Engine),
+    Peer(Peer),
+}
+
+/// Fused and staged on every adapter, fused on the CPU, each once; then the peers.
+pub(super) fn all(backends: &[Backend], peers: &[String]) -> Result<Vec<Candidate>, Failure> {
+    let mut found: Vec<Candidate> = Vec::new();
+    for backend in backends {
+        let engine = backend::open(backend, Algorithm::Fused, false)?;
+        if found.iter().any(|candidate| candidate.adapter == engine.chosen().to_string()) {
+            continue;
+        }
+        if engine.gpu().is_some() {
+            found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
+        }
+        found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));
+    }
+    for (number, command) in peers.iter().enumerate() {
+        found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), String::new()));
+    }
+    Ok(found)
+}
+
+impl Candidate {
+    fn new(runner: Runner, adapter: String, op: String) -> Self {
+        Self { runner, adapter, op, wrong: None, kernel: String::new(), times: Vec::new(), first: 0.0, peak_bytes: None }
+    }
+
+    fn ours(engine: Engine, op: &str) -> Self {
+        let adapter = engine.chosen().to_string();
+        Self::new(Runner::Engine(engine), adapter, op.into())
+    }
+
+    pub(super) fn is_peer(&self) -> bool {
+        matches!(self.runner, Runner::Peer(_))
+    }
+
+    /// Checks the answer, then runs once more: the first call makes pipelines and buffers, the second is what a call costs.
+    /// False if this candidate does not do the problem.
+    pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
+        self.times.clear();
+        self.wrong = None;
+        let mut progress = Progress::new(format!("{}: checking {} on {}", task.name, self.op, self.adapter));
+        progress.report(0.0);
+        match &mut self.runner {
+            Runner::Engine(engine) => {
+                machine::reset_peak();
+                let started = Instant::now();
+                let outputs = match engine.attention(&task.problem, &tensors.inputs()) {
+                    Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => {
+                        note(format_args!("{}: {} on {} left out: {error}", task.name, self.op, self.adapter));
+                        return Ok(false);
+                    }
+                    other => other?,
+                };
+                self.first = started.elapsed().as_secs_f64();
+                self.peak_bytes = machine::peak_bytes();
+                check(&task.problem, tensors, &outputs.output, &mut progress)
+                    .map_err(|why| Failure::Check(format!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter)))?;
+                self.kernel = engine.explain(&task.problem)?;
+            }
+            Runner::Peer(peer) => {
+                let ready = match peer.prepare(task, tensors)? {
+                    Err(why) => {
+                        note(format_args!("{}: {} left out: {why}", task.name, self.adapter));
+                        return Ok(false);
+                    }
+                    Ok(ready) => ready,
+                };
+                (self.adapter, self.op) = (ready.adapter, ready.op);
+                self.wrong = check(&task.problem, tensors, &ready.output, &mut progress).err();
+                if let Some(why) = &self.wrong {
+                    note(format_args!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter));
+                }
+            }
+        }
+        self.visit(task, tensors, Duration::ZERO)?;
+        Ok(true)
+    }
+
+    /// Runs for this long, at least once.
+    pub(super) fn visit(&mut self, task: &Task, tensors: &Tensors, long: Duration) -> Result<(), Failure> {
+        match &mut self.runner {
+            Runner::Engine(engine) => {
+                let visit = Instant::now();
+                loop {
+                    let started = Instant::now();
+                    engine.attention(&task.problem, &tensors.inputs())?;
+                    self.times.push(started.elapsed().as_secs_f64() * 1e3);
+                    if visit.elapsed() >= long {
+                        return Ok(());
+                    }
+                }
+            }
+            Runner::Peer(peer) => {
+                let last = self.times.last().copied().unwrap_or(f64::INFINITY);
+                let times = (long.as_secs_f64() * 1e3 / last.max(1e-3)).clamp(1.0, 1000.0) as usize;
+                self.times.extend(peer.run(times)?);
+                // The threads of some peers spin for a while before they sleep.
+                std::thread::sleep(Duration::from_millis(50));
+                Ok(())
+            }
+        }
+    }
+
+    /// Least, median and most milliseconds.
+    pub(super) fn spread(&self) -> Option<[f64; 3]> {
+        let mut times = self.times.clone();
+        times.sort_by(f64::total_cmp);
+        let (&min, &max) = (times.first()?, times.last()?);
+        Some([min, (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0, max])
+    }
+}

@@ -1,0 +1,118 @@
+//! The numbers of a problem, and whether an answer is right.
+
+use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::{Alignment, DType, Dims, HostVec, Inputs, Problem, Visibility};
+
+use super::task::{bytes, shape_text};
+use crate::failure::Failure;
+use crate::random::Random;
+use crate::terminal::Progress;
+
+/// The numbers of a problem.
+pub(super) struct Tensors {
+    pub(super) query: HostVec,
+    pub(super) key: HostVec,
+    pub(super) value: HostVec,
+}
+
+impl Tensors {
+    pub(super) fn inputs(&self) -> Inputs<'_> {
+        Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
+    }
+}
+
+/// Uniform in [-1, 1), the same each time.
+pub(super) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
+    // Made as f32, then narrowed: both are there for a moment.
+    let needed = 2.0 * bytes(problem) * 4.0 / problem.query.dtype.size() as f64;
+    if let Some(free) = free_memory()
+        && needed > free
+    {
+        return Err(Failure::input(format!(
+            "--shape {}: needs about {:.1} GB of memory, {:.1} GB are free",
+            shape_text(&problem.dims),
+            needed / 1e9,
+            free / 1e9
+        )));
+    }
+    let mut random = Random::new(1);
+    let mut tensor = |len: usize| {
+        let mut numbers = Vec::new();
+        numbers.try_reserve_exact(len).map_err(|_| Failure::input(format!("{}: does not fit in memory", shape_text(&problem.dims))))?;
+        numbers.extend((0..len).map(|_| random.unit()));
+        Ok::<_, Failure>(match problem.query.dtype {
+            DType::F32 => HostVec::F32(numbers),
+            other => HostVec::from_f32(other, &numbers),
+        })
+    };
+    Ok(Tensors { query: tensor(problem.query_len())?, key: tensor(problem.key_len())?, value: tensor(problem.value_len())? })
+}
+
+/// Bytes that can still be had, where the system says.
+fn free_memory() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
+}
+
+/// Rows of a large shape that are held against the oracle.
+const SAMPLED_ROWS: usize = 32;
+
+/// Holds rows of the answer against the oracle: the first, the last and some between, each as a problem of one query row.
+pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut Progress) -> Result<(), String> {
+    let d = &problem.dims;
+    let rows = d.batch * d.num_heads * d.seq_len_q;
+    let mut random = Random::new(2);
+    let picked: Vec<usize> = if rows <= SAMPLED_ROWS {
+        (0..rows).collect()
+    } else {
+        [0, rows - 1].into_iter().chain((2..SAMPLED_ROWS).map(|_| random.below(rows))).collect()
+    };
+    let count = picked.len();
+    for (done, row) in picked.into_iter().enumerate() {
+        progress.report(done as f64 / count as f64);
+        let (head, i) = (row / d.seq_len_q, row % d.seq_len_q);
+        let kv_head = head / d.num_heads * d.num_kv_heads + head % d.num_heads / d.group();
+        let mut one = Problem::new(Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d });
+        one.scale = problem.scale;
+        one.output.dtype = problem.output.dtype;
+        let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
+        let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| error.to_string())?);
+        one.visibility = Visibility { alignment: problem.visibility.alignment.map(|_| aligned), ..problem.visibility };
+        let part = |tensor: &HostVec, at: usize, len: usize| (at..at + len).map(|at| tensor.as_slice().get(at)).collect::<Vec<f32>>();
+        let keys = d.seq_len_kv * d.head_dim;
+        let query = part(&tensors.query, row * d.head_dim, d.head_dim);
+        let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
+        let expected = Expected::of(&one, &Inputs::new(&query, &key, &value)).map_err(|error| error.to_string())?.output;
+        let got = part(output, row * d.head_dim, d.head_dim);
+        compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance)
+            .map_err(|mismatch| format!("query {i} of head {head}, counted over the batch: {mismatch}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_answer_is_not_timed() {
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::square(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let tensors = tensors(&problem).expect("small");
+        let mut progress = Progress::new("");
+        let oracle = wgpu_attention::cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");
+        let right: Vec<f32> = oracle.output.iter().map(|&x| x as f32).collect();
+        let mut verdict = |output: Vec<f32>| check(&problem, &tensors, &HostVec::F32(output), &mut progress);
+        assert_eq!(verdict(right.clone()), Ok(()));
+        for wrong in [right[7] * 1.001 + 1e-4, f32::NAN] {
+            let mut output = right.clone();
+            output[7] = wrong;
+            assert!(verdict(output).is_err());
+        }
+        let head = 40 * 8;
+        let mut swapped = right.clone();
+        swapped.rotate_left(head);
+        assert!(verdict(swapped).is_err());
+        assert!(verdict(vec![0.0; right.len()]).is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! `attn bench`: how fast, on what, against whom, and is it right.
+
+mod candidate;
+mod check;
+mod machine;
+mod peer;
+mod task;
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use wgpu_attention::{Backend, DType};
+
+use crate::backend;
+use crate::failure::Failure;
+use crate::terminal::{Progress, Terminal};
+use candidate::Candidate;
+use task::{Shape, Task, bytes};
+
+const EXAMPLES: &str = "\
+Examples:
+  attn bench                                                one layer of prefill and one step of decoding
+  attn bench --shape 1,32,8,1024,1024,128 --causal          grouped heads, causal
+  attn bench --shape 1,8,8,512,512,64 --shape 1,8,8,1,4096,64 --dtype f16
+  attn bench --backend vulkan --backend cpu --json >> results.jsonl
+  attn bench --suite llama --suite bert                     named shapes: prefill, bert, llama, long, window, scaling, million, ...
+  attn bench --suite prefill --backend cpu --compare \"python3 benches/peers/peer.py torch\"
+
+Each answer is held against the f64 oracle before it is timed (rows picked from large shapes). Times are host to host: arrays
+in host memory, the answer back in host memory. Candidates take turns, so that a machine that gets slower slows them all.
+GFLOP/s counts 4 * B * H * LQ * LK * D operations, half of that where it is causal, with the window instead of LK where there is
+one; ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
+
+/// The arguments.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated [default: 1,8,8,512,512,64 and 1,8,8,1,4096,64]
+    #[arg(long, value_name = "B,H,HKV,LQ,LK,D")]
+    shape: Vec<Shape>,
+    /// Hide the keys after each row's position, the last row standing at the last key (of every --shape)
+    #[arg(long)]
+    causal: bool,
+    /// The shapes of benches/suite.txt whose names begin like this; may be repeated
+    #[arg(long, value_name = "NAME")]
+    suite: Vec<String>,
+    /// How query, key, value and output are stored: f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    dtype: DType,
+    #[arg(long, value_name = "BACKEND", value_parser = backend::parse, help = concat!("May be repeated [default: auto and cpu]. ", "Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name"))]
+    backend: Vec<Backend>,
+    /// A program that computes the same, timed in turns with ours; may be repeated. benches/peers/ has some
+    #[arg(long, value_name = "COMMAND")]
+    compare: Vec<String>,
+    /// Threads of the CPU path and of the peers [default: all]
+    #[arg(long)]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Seconds to spend on each shape, besides checking
+    #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
+    seconds: f64,
+    /// Print one JSON object a line: the machine first, then one line for each shape and candidate
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|seconds: &f64| (0.0..=86_400.0).contains(seconds)).ok_or("say a number of seconds from 0 to 86400".into())
+}
+
+pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+        pool.build_global().map_err(|error| Failure::input(format!("--threads {threads}: {error}")))?;
+    }
+    let mut shapes = args.shape.clone();
+    if shapes.is_empty() && args.suite.is_empty() {
+        for shape in ["1,8,8,512,512,64", "1,8,8,1,4096,64"] {
+            shapes.push(shape.parse().map_err(Failure::Input)?);
+        }
+    }
+    let mut tasks: Vec<Task> = shapes.into_iter().map(|shape| Task::new(shape, args.dtype, args.causal)).collect();
+    tasks.extend(Task::suite(&args.suite, args.dtype).map_err(|why| Failure::input(format!("--suite: {why}")))?);
+    let backends = if args.backend.is_empty() { vec![Backend::Auto, Backend::Cpu] } else { args.backend.clone() };
+    let mut candidates = candidate::all(&backends, &args.compare)?;
+    if args.json {
+        terminal.json(&machine::line(), false)?;
+    }
+    for task in &tasks {
+        time(task, &mut candidates, args.seconds, args.json, terminal)?;
+    }
+    Ok(())
+}
+
+/// One shape on one engine, for `attn` alone.
+pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
+    let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
+    time(&task, &mut candidate::all(backends, &[])?, 2.0, false, terminal)
+}
+
+fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+    let tensors = check::tensors(&task.problem)?;
+    let mut warm = Vec::new();
+    for candidate in candidates {
+        if candidate.warm_up(task, &tensors)? {
+            warm.push(candidate);
+        }
+    }
+    if warm.is_empty() {
+        return Err(Failure::input(format!("{task}: nothing can compute it")));
+    }
+    // What a round of one run each takes, and how many rounds there are: each candidate gets about the same time.
+    let share = seconds / warm.len() as f64;
+    let once = warm.iter().filter_map(|candidate| candidate.times.last()).fold(0.0, |most: f64, &ms| most.max(ms / 1e3));
+    let rounds = (share / once.max(1e-6)).clamp(3.0, 10.0) as usize;
+    for candidate in &mut warm {
+        candidate.times.clear();
+    }
+    let mut progress = Progress::new(format!("{}: timing", task.name));
+    for done in 0..rounds {
+        progress.report(done as f64 / rounds as f64);
+        for candidate in &mut warm {
+            candidate.visit(task, &tensors, Duration::from_secs_f64(share / rounds as f64))?;
+        }
+    }
+    drop(progress);
+    if !json {
+        writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
+        writeln!(terminal, "    {:<8}{:>11}{:>23}{:>6}{:>11}  on", "op", "median ms", "min..max ms", "n", "GFLOP/s")?;
+    }
+    // The fastest of the peers: what ours are held against.
+    let medians = warm.iter().filter(|candidate| candidate.is_peer()).filter_map(|candidate| candidate.spread());
+    let best_peer = medians.map(|[_, median, _]| median).reduce(f64::min);
+    for candidate in &warm {
+        report(task, candidate, best_peer, json, terminal)?;
+    }
+    if !json {
+        writeln!(terminal)?;
+    }
+    Ok(())
+}
+
+fn report(task: &Task, candidate: &Candidate, best_peer: Option<f64>, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+    let Some([min, median, max]) = candidate.spread() else { return Ok(()) };
+    let gflops = task.flops() / (median * 1e6);
+    let ratio = best_peer.filter(|_| !candidate.is_peer()).map(|peer| peer / median);
+    let Candidate { adapter, op, kernel, times, .. } = candidate;
+    if json {
+        let d = &task.problem.dims;
+        let line: Value = json!({
+            "adapter": adapter, "op": op, "name": task.name,
+            "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
+            "causal": task.problem.visibility.causal, "window": task.window(), "dtype": task.problem.query.dtype.name(),
+            "threads": rayon::current_num_threads(), "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(), "gflops": gflops,
+            "bytes": bytes(&task.problem), "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak_bytes,
+            "checked": candidate.wrong.is_none(), "wrong": candidate.wrong, "peer": candidate.is_peer(), "ratio_to_best_peer": ratio,
+            "kernel": kernel,
+        });
+        terminal.json(&line, false)?;
+    } else {
+        let spread = format!("{min:.3}..{max:.3}");
+        let ratio = ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} times as fast as the best peer"));
+        let wrong = if candidate.wrong.is_some() { ", WRONG" } else { "" };
+        writeln!(terminal, "    {op:<8}{median:>11.3}{spread:>23}{:>6}{gflops:>11.2}  {adapter}{ratio}{wrong}", times.len())?;
+        if !kernel.is_empty() {
+            writeln!(terminal, "            {kernel}")?;
+        }
+    }
+    Ok(())
+}

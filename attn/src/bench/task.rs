@@ -1,0 +1,153 @@
+//! What is timed: shapes given one by one, or a suite of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use wgpu_attention::{Alignment, DType, Dims, Layout, Problem};
+
+/// The shapes that `--suite` takes, which everybody who has the program has.
+const SUITE: &str = include_str!("../../../benches/suite.txt");
+
+/// The sizes to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape(pub(super) Dims);
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sizes: Vec<usize> = text
+            .split(',')
+            .map(|size| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0", size.trim())))
+            .collect::<Result<_, _>>()?;
+        let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
+            return Err(format!("has {} numbers; six are needed: B,H,HKV,LQ,LK,D", sizes.len()));
+        };
+        let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
+        Problem::new(dims).check().map_err(|error| error.to_string())?;
+        if seq_len_q == 0 || seq_len_kv == 0 {
+            return Err("LQ or LK is 0: there is nothing to time".into());
+        }
+        Ok(Self(dims))
+    }
+}
+
+/// One problem to time.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    /// Of the suite, or the shape.
+    pub(super) name: String,
+    pub(super) problem: Problem,
+}
+
+impl Task {
+    pub(super) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
+        let mut problem = Problem::new(dims).stored(dtype, Layout::Bhsd);
+        if causal {
+            problem = problem.causal(Alignment::BottomRight);
+        }
+        Self { name: shape_text(&dims), problem }
+    }
+
+    /// A line of the suite: a name, a shape, then `causal` and `window=N` (the last N keys up to the row's position).
+    fn read(line: &str, dtype: DType) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
+        let mut task = Self { name: name.into(), ..Self::new(shape.parse()?, dtype, false) };
+        for word in words {
+            task.problem = match word.split_once('=') {
+                None if word == "causal" => task.problem.causal(Alignment::BottomRight),
+                Some(("window", keys)) => {
+                    let keys: u32 = keys.parse().map_err(|_| format!("`{word}`: no number of keys"))?;
+                    task.problem.window(Alignment::BottomRight, Some(keys.saturating_sub(1)), Some(0))
+                }
+                _ => return Err(format!("`{word}` is neither `causal` nor `window=N`")),
+            };
+        }
+        Ok(task)
+    }
+
+    /// The tasks of the suite whose names begin with one of `wanted`.
+    pub(super) fn suite(wanted: &[String], dtype: DType) -> Result<Vec<Self>, String> {
+        let lines = SUITE.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let tasks: Vec<Self> =
+            lines.map(|line| Self::read(line, dtype).map_err(|why| format!("{line}: {why}"))).collect::<Result<_, _>>()?;
+        for part in wanted {
+            if !tasks.iter().any(|task| task.name.starts_with(part.as_str())) {
+                let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+                return Err(format!("nothing is called `{part}`; there are {}", names.join(" ")));
+            }
+        }
+        Ok(tasks.into_iter().filter(|task| wanted.iter().any(|part| task.name.starts_with(part.as_str()))).collect())
+    }
+
+    /// How many keys a row sees at most, where a window says so.
+    pub(super) fn window(&self) -> Option<usize> {
+        self.problem.visibility.window_left.map(|left| left as usize + 1)
+    }
+
+    /// 4 * B * H * LQ * LK * D, halved where it is causal; with a window its keys count instead of LK.
+    pub(super) fn flops(&self) -> f64 {
+        let d = &self.problem.dims;
+        match self.window() {
+            Some(keys) => Dims { seq_len_kv: keys.min(d.seq_len_kv), ..*d }.flops(),
+            None => d.flops() * if self.problem.visibility.causal { 0.5 } else { 1.0 },
+        }
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape = shape_text(&self.problem.dims);
+        if self.name != shape {
+            write!(f, "{}: ", self.name)?;
+        }
+        f.write_str(&shape)?;
+        if self.problem.visibility.causal {
+            f.write_str(", causal")?;
+        }
+        if let Some(keys) = self.window() {
+            write!(f, ", window of {keys}")?;
+        }
+        write!(f, ", {}", self.problem.query.dtype)
+    }
+}
+
+pub(super) fn shape_text(dims: &Dims) -> String {
+    let Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, .. } = dims;
+    format!("{batch},{num_heads},{num_kv_heads},{seq_len_q},{seq_len_kv},{head_dim}")
+}
+
+/// Query, key, value and output, each once: what has to move at least.
+pub(super) fn bytes(problem: &Problem) -> f64 {
+    let numbers = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()];
+    numbers.iter().map(|&len| len as f64 * problem.query.dtype.size() as f64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes() {
+        assert_eq!("1,8,2,16,32,64".parse::<Shape>().map(|shape| shape_text(&shape.0)), Ok("1,8,2,16,32,64".into()));
+        for bad in ["", "1,2,3", "1,8,3,16,16,64", "1,1,1,0,4,4", "0,1,1,4,4,4", "1,1,1,4,4,-4", "1,1,1,4,4,x", "1,1,1,4,4,4,4"] {
+            assert!(bad.parse::<Shape>().is_err(), "{bad}");
+        }
+        assert!(format!("{0},{0},{0},{0},{0},{0}", u64::MAX).parse::<Shape>().is_err());
+    }
+
+    #[test]
+    fn the_suite_reads() {
+        let all = Task::suite(&[String::new()], DType::F32).expect("the suite is well formed");
+        let mut names: Vec<&str> = all.iter().map(|task| task.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len(), "each name once");
+        assert!(all.iter().all(|task| task.problem.check().is_ok()));
+        assert!(Task::suite(&["no such".into()], DType::F32).is_err());
+        assert!(Task::read("x 1,1,1,8,8,4 windows=3", DType::F32).is_err());
+        let window = Task::read("x 1,1,1,8,8,4 window=3", DType::F16).expect("well formed");
+        assert_eq!((window.window(), window.flops()), (Some(3), 4.0 * 8.0 * 3.0 * 4.0));
+    }
+}

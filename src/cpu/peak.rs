@@ -1,0 +1,57 @@
+//! What the machine could do at most: the ceiling that benchmarks draw.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::kernel::Kernel;
+use super::simd::{Isa, Simd};
+
+/// Multiply-adds of each of the independent chains of a run: enough chains to fill two pipelines of latency 4 or 5.
+const STEPS: usize = 1 << 16;
+const CHAINS: usize = 12;
+
+/// Chains of multiply-adds that touch no memory.
+struct MultiplyAdds<'a> {
+    result: &'a mut f32,
+}
+
+impl Kernel for MultiplyAdds<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the machine has V's instructions by contract; V has at most 16 lanes.
+        unsafe {
+            let (factor, addend) = (V::splat(black_box(0.999)), V::splat(black_box(0.001)));
+            let mut chains = [V::splat(black_box(1.0)); CHAINS];
+            for _ in 0..STEPS {
+                for chain in &mut chains {
+                    *chain = chain.mul_add(factor, addend);
+                }
+            }
+            for chain in chains {
+                V::load(lanes.as_ptr()).add(chain).store(lanes.as_mut_ptr());
+            }
+        }
+        *self.result = lanes.iter().sum();
+    }
+}
+
+/// 10^9 floating-point operations a second that the current rayon pool reaches with nothing but multiply-adds in registers,
+/// 2 operations each, with the instructions that the CPU path uses. Takes about a tenth of a second.
+pub fn multiply_add_gflops() -> f64 {
+    let isa = Isa::best();
+    let threads = rayon::current_num_threads();
+    let mut best = f64::INFINITY;
+    for _ in 0..40 {
+        let started = Instant::now();
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+            let mut result = 0.0;
+            isa.run(MultiplyAdds { result: &mut result });
+            black_box(result);
+        });
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    (2 * STEPS * CHAINS * isa.lanes() * threads) as f64 / best / 1e9
+}
