@@ -10,6 +10,7 @@ mod devices;
 mod explain;
 mod failure;
 mod random;
+mod report;
 mod run;
 mod terminal;
 mod tour;
@@ -56,6 +57,8 @@ enum Command {
     Verify(verify::Args),
     /// Time attention: fused against staged against CPU, each answer checked first
     Bench(bench::Args),
+    /// Draw what `attn bench --json` wrote, as a page of tables and charts
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(args, &mut terminal),
         Some(Command::Verify(args)) => verify::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
+        Some(Command::Report(args)) => report::run(args, &mut terminal),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

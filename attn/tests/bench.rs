@@ -11,7 +11,12 @@ fn one_json_object_a_line() {
     for dtype in ["f32", "f16", "bf16"] {
         let told = attn(&[&arguments[..], &["--dtype", dtype]].concat()).ok();
         let lines: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        let [line] = &lines[..] else { panic!("one candidate, {} lines", lines.len()) };
+        let [machine, line] = &lines[..] else { panic!("the machine and one candidate, {} lines", lines.len()) };
+        assert!(
+            machine["machine"].is_string()
+                && machine["copy_gb_s"].as_f64() > Some(0.0)
+                && machine["multiply_add_gflops"].as_f64() > Some(0.0)
+        );
         assert_eq!(line["shape"], json!([2, 4, 2, 33, 65, 16]));
         assert_eq!((&line["adapter"], &line["op"], &line["dtype"]), (&json!("cpu"), &json!("fused"), &json!(dtype)));
         assert_eq!((&line["causal"], &line["checked"]), (&json!(true), &json!(true)));
@@ -53,4 +58,56 @@ fn bad_shapes() {
     for seconds in ["-1", "NaN", "inf", "soon"] {
         attn(&["bench", "--seconds", seconds]).refused(&["--seconds"]);
     }
+}
+
+/// A peer that answers every request by a program's fixed lines.
+fn peer(name: &str, script: &str) -> String {
+    let file = std::env::temp_dir().join(format!("attn-peer-{name}-{}.sh", std::process::id()));
+    std::fs::write(&file, script).expect("the temporary folder can be written");
+    format!("sh {}", file.display())
+}
+
+#[test]
+fn peers_are_checked_and_timed() {
+    let bench = |command: &str, more: &[&str]| {
+        let arguments = ["bench", "--backend", "cpu", "--shape", "1,1,1,2,2,4", "--seconds", "0", "--compare", command];
+        attn(&[&arguments[..], more].concat())
+    };
+    // It hands back the values: with two keys that is no attention.
+    let wrong = peer(
+        "wrong",
+        r#"of() { printf '%s' "$line" | sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
+while read -r line; do case $line in
+*prepare*) cp "$(of value)" "$(of output)"; echo '{"ok": true, "adapter": "a copier", "op": "copy"}' ;;
+*) echo '{"ms": [1.0, 2.0]}' ;;
+esac; done"#,
+    );
+    let told = bench(&wrong, &["--json"]).ok();
+    let lines: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let [_, ours, theirs] = &lines[..] else { panic!("{}", told.out) };
+    assert_eq!((&ours["peer"], &ours["checked"], &ours["wrong"]), (&json!(false), &json!(true), &json!(null)));
+    assert_eq!((&theirs["peer"], &theirs["adapter"], &theirs["checked"]), (&json!(true), &json!("a copier"), &json!(false)));
+    assert!(theirs["wrong"].is_string() && ours["ratio_to_best_peer"].as_f64() > Some(1.0));
+    assert!(bench(&wrong, &[]).ok().out.contains("WRONG"));
+
+    let unable = peer("unable", r#"read -r line; echo '{"ok": false, "why": "too tired"}'; read -r line"#);
+    assert!(bench(&unable, &[]).ok().err.contains("too tired"));
+    for (name, script) in [("mute", "exit 0"), ("babbling", "read -r line; echo hello")] {
+        assert_eq!(bench(&peer(name, script), &[]).code, Some(1), "{name}");
+    }
+    bench("no-such-program-anywhere", &[]).refused(&["--compare", "no-such-program"]);
+}
+
+#[test]
+fn suites_and_reports() {
+    attn(&["bench", "--suite", "no-such"]).refused(&["--suite", "no-such", "prefill"]);
+    let told = attn(&["bench", "--backend", "cpu", "--suite", "scaling-decode-1k", "--seconds", "0", "--threads", "1", "--json"]).ok();
+    let folder = std::env::temp_dir();
+    let [record, page] = ["jsonl", "html"].map(|kind| folder.join(format!("attn-report-{}.{kind}", std::process::id())));
+    std::fs::write(&record, &told.out).expect("the temporary folder can be written");
+    let (record, page) = (record.to_str().expect("UTF-8"), page.to_str().expect("UTF-8"));
+    attn(&["report", record, "--out", page]).ok();
+    let html = std::fs::read_to_string(page).expect("it was written");
+    assert!(html.contains("<svg") && html.contains("scaling-decode-1k f32"));
+    attn(&["report", page, "--out", page]).refused(&["line 1"]);
 }
