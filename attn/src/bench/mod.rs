@@ -3,6 +3,7 @@
 mod candidate;
 mod check;
 mod machine;
+mod overheads;
 mod peer;
 mod task;
 
@@ -25,6 +26,7 @@ Examples:
   attn bench --shape 1,8,8,512,512,64 --shape 1,8,8,1,4096,64 --dtype f16
   attn bench --backend vulkan --backend cpu --json >> results.jsonl
   attn bench --suite llama --suite bert                     named shapes: prefill, bert, llama, long, window, scaling, million, ...
+  attn bench --overheads --backend vulkan                   microseconds of CPU a recorded attention, a cold start
   attn bench --suite prefill --backend cpu --compare \"python3 benches/peers/peer.py torch\"
 
 Each answer is held against the f64 oracle before it is timed (rows picked from large shapes). Times are host to host: arrays
@@ -56,6 +58,9 @@ pub(crate) struct Args {
     /// Threads of the CPU path and of the peers [default: all]
     #[arg(long)]
     threads: Option<std::num::NonZeroUsize>,
+    /// Instead: what a call costs besides the arithmetic, from a cold start to a recorded dispatch
+    #[arg(long)]
+    overheads: bool,
     /// Seconds to spend on each shape, besides checking
     #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
@@ -82,6 +87,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let mut tasks: Vec<Task> = shapes.into_iter().map(|shape| Task::new(shape, args.dtype, args.causal)).collect();
     tasks.extend(Task::suite(&args.suite, args.dtype).map_err(|why| Failure::input(format!("--suite: {why}")))?);
     let backends = if args.backend.is_empty() { vec![Backend::Auto, Backend::Cpu] } else { args.backend.clone() };
+    if args.overheads {
+        return overheads::run(&backends, args.json, terminal);
+    }
     let mut candidates = candidate::all(&backends, &args.compare)?;
     if args.json {
         terminal.json(&machine::line(), false)?;

@@ -1,0 +1,128 @@
+//! What a call costs besides the arithmetic.
+
+use std::io::Write;
+use std::time::Instant;
+
+use serde_json::json;
+use wgpu_attention::gpu::{Attention, Bindings, Gpu};
+use wgpu_attention::wgpu;
+use wgpu_attention::{Algorithm, Backend, Dims, Problem};
+
+use super::check;
+use super::task::bytes;
+use crate::backend;
+use crate::failure::Failure;
+use crate::terminal::Terminal;
+
+/// Recordings in one encoder.
+const TIMES: u32 = 500;
+
+/// For each backend: a cold start, step by step; what a host call moves; what recording costs beside a bare dispatch.
+pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+    let problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 8, 512, 64) });
+    let tensors = check::tensors(&problem)?;
+    for backend in backends {
+        let started = Instant::now();
+        let engine = backend::open(backend, Algorithm::Fused, false)?;
+        let open_ms = milliseconds(started);
+        let mut calls = Vec::new();
+        for _ in 0..20 {
+            let started = Instant::now();
+            engine.attention(&problem, &tensors.inputs())?;
+            calls.push(milliseconds(started));
+        }
+        let first_ms = calls[0];
+        let call_ms = calls.iter().copied().fold(f64::INFINITY, f64::min);
+        let recorded = engine.gpu().map(|gpu| recording(gpu, &problem)).transpose()?;
+        let moved = if recorded.is_some() { bytes(&problem) } else { 0.0 };
+        if json {
+            let line = json!({
+                "overheads": engine.chosen(), "open_ms": open_ms, "first_call_ms": first_ms, "call_ms": call_ms, "bytes_copied": moved,
+                "record_us": recorded.map(|r| r.attention_us), "dispatches": recorded.map(|r| r.dispatches),
+                "bare_dispatch_us": recorded.map(|r| r.bare_us),
+            });
+            terminal.json(&line, false)?;
+            continue;
+        }
+        writeln!(terminal, "  {}, 1 query row, 512 keys, 8 heads of 64", engine.chosen())?;
+        writeln!(terminal, "    adapter and device         {open_ms:>10.2} ms")?;
+        writeln!(terminal, "    first call                 {first_ms:>10.2} ms, with its kernels compiled unless the driver kept them")?;
+        writeln!(terminal, "    least call after it        {call_ms:>10.3} ms, host to host, {:.0} kB copied", moved / 1e3)?;
+        if let Some(Recorded { attention_us, dispatches, bare_us }) = recorded {
+            writeln!(
+                terminal,
+                "    recorded on own buffers    {attention_us:>10.2} us of CPU, {dispatches} dispatches, nothing copied; a bare dispatch {bare_us:.2} us"
+            )?;
+        }
+        writeln!(terminal)?;
+    }
+    Ok(())
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Microseconds of CPU from an encoder to a command buffer, per recording.
+#[derive(Clone, Copy)]
+struct Recorded {
+    attention_us: f64,
+    dispatches: usize,
+    bare_us: f64,
+}
+
+fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
+    let device = gpu.device();
+    let buffer = |len: usize| {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+        device.create_buffer(&wgpu::BufferDescriptor { label: None, size: (4 * len as u64).max(512), usage, mapped_at_creation: false })
+    };
+    let [query, key, value, output] = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(buffer);
+    let attention = Attention::new(gpu, problem, Algorithm::Fused)?;
+    let bound = attention.bind(&Bindings::new(&query, &key, &value, &output))?;
+
+    // The bare dispatch has as many buffers, and does nothing.
+    let source = "@group(0) @binding(0) var<uniform> a: vec4<u32>;
+        @group(0) @binding(1) var<storage, read> b: array<f32>;
+        @group(0) @binding(2) var<storage, read> c: array<f32>;
+        @group(0) @binding(3) var<storage, read> d: array<f32>;
+        @group(0) @binding(4) var<storage, read_write> e: array<f32>;
+        @compute @workgroup_size(64) fn main() { if (a.x == 1u) { e[0] = b[0] + c[0] + d[0]; } }";
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(source.into()) });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some("bare"),
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
+    let params = buffer(4);
+    let entries = [&params, &query, &key, &value, &output].map(wgpu::Buffer::as_entire_binding);
+    let entries: Vec<_> = (0..).zip(entries).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
+    let layout = pipeline.get_bind_group_layout(0);
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
+
+    let least = |record: &dyn Fn(&mut wgpu::ComputePass<'_>)| -> Result<f64, Failure> {
+        let mut least = f64::INFINITY;
+        for _ in 0..8 {
+            let started = Instant::now();
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            (0..TIMES).for_each(|_| record(&mut pass));
+            drop(pass);
+            let commands = encoder.finish();
+            least = least.min(started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES));
+            gpu.queue().submit([commands]);
+            device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Failure::Check(error.to_string()))?;
+        }
+        Ok(least)
+    };
+    let attention_us = least(&|pass| bound.record_in(pass))?;
+    let bare_us = least(&|pass| {
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    })?;
+    Ok(Recorded { attention_us, dispatches: bound.dispatches(), bare_us })
+}
