@@ -162,13 +162,41 @@ impl PagePool {
         is_free
     }
 
+    /// Forgets the tokens of a sequence from `length` on. Gives the pages that nobody has any more.
+    pub fn truncate(&mut self, id: SequenceId, length: usize) -> Result<Vec<u32>> {
+        let Sequence { pages, length: old } = self.sequence(id)?;
+        if length > *old {
+            return Err(Error::invalid("length", format!("is {length}, but the sequence has {old} tokens")));
+        }
+        let mut pages = pages.clone();
+        let rest = pages.split_off(length.div_ceil(self.page_size));
+        self.sequences.insert(id, Sequence { pages, length });
+        Ok(rest.into_iter().filter(|&page| self.release(page)).collect())
+    }
+
+    /// The pages of a sequence.
+    pub fn pages_of(&self, id: SequenceId) -> Result<&[u32]> {
+        Ok(&self.sequence(id)?.pages)
+    }
+
+    /// Pages that an append would take.
+    pub(crate) fn pages_needed(&self, id: SequenceId, tokens: usize) -> Result<usize> {
+        let Sequence { pages, length } = self.sequence(id)?;
+        let end = length.checked_add(tokens).ok_or_else(|| Error::invalid("tokens", format!("{tokens} more overflow")))?;
+        Ok(end.div_ceil(self.page_size) - pages.len() + usize::from(self.shared_last(pages, *length, tokens).is_some()))
+    }
+
+    /// The last page, if it is somebody else's too and is about to be written.
+    fn shared_last(&self, pages: &[u32], length: usize, tokens: usize) -> Option<u32> {
+        pages.last().copied().filter(|&last| tokens > 0 && !length.is_multiple_of(self.page_size) && self.references[last as usize] > 1)
+    }
+
     /// Makes room for `tokens` more tokens of a sequence. Refused where the pages for all of them are not there.
     pub fn append(&mut self, id: SequenceId, tokens: usize) -> Result<Append> {
         let Sequence { pages, length } = self.sequence(id)?;
         let (start, filled) = (*length, *length % self.page_size);
-        let end = start.checked_add(tokens).ok_or_else(|| Error::invalid("tokens", format!("{tokens} more overflow")))?;
-        let shared = pages.last().copied().filter(|&last| tokens > 0 && filled > 0 && self.references[last as usize] > 1);
-        let needed = end.div_ceil(self.page_size) - pages.len() + usize::from(shared.is_some());
+        let needed = self.pages_needed(id, tokens)?;
+        let (end, shared) = (start + tokens, self.shared_last(pages, start, tokens));
         if needed > self.free.len() {
             return Err(Error::Limit {
                 limit: "pages of the pool",
@@ -232,6 +260,33 @@ pub struct CacheShape {
     pub layout: Layout,
 }
 
+impl CacheShape {
+    /// What cannot be.
+    pub(crate) fn check(&self) -> Result<()> {
+        let widths = [("num_kv_heads", self.num_kv_heads), ("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)];
+        if let Some((argument, _)) = widths.into_iter().find(|&(_, size)| size == 0) {
+            return Err(Error::invalid(argument, "is 0; it must be at least 1"));
+        }
+        if matches!(self.layout, Layout::Strided(_)) {
+            return Err(Error::invalid("layout", "a cache of its own is contiguous: Bshd or Bhsd"));
+        }
+        let spec = TensorSpec::new(self.dtype, self.layout);
+        spec.check_blocks("head_dim", [1, 1, 1, self.head_dim])?;
+        spec.check_blocks("head_dim_v", [1, 1, 1, self.head_dim_v])?;
+        Ok(())
+    }
+
+    /// Bytes of one token's keys and values.
+    pub const fn token_bytes(&self) -> usize {
+        self.num_kv_heads * (self.dtype.bytes(self.head_dim) + self.dtype.bytes(self.head_dim_v))
+    }
+
+    /// Bytes of one page.
+    pub const fn page_bytes(&self) -> usize {
+        self.page_size * self.token_bytes()
+    }
+}
+
 /// Keys and values of sequences in host memory, in the pages of a pool.
 #[derive(Clone, Debug)]
 pub struct KvCache {
@@ -244,13 +299,7 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache of so many pages. Errors: a size of 0, a strided layout.
     pub fn new(shape: CacheShape, pages: usize) -> Result<Self> {
-        let widths = [("num_kv_heads", shape.num_kv_heads), ("head_dim", shape.head_dim), ("head_dim_v", shape.head_dim_v)];
-        if let Some((argument, _)) = widths.into_iter().find(|&(_, size)| size == 0) {
-            return Err(Error::invalid(argument, "is 0; it must be at least 1"));
-        }
-        if matches!(shape.layout, Layout::Strided(_)) {
-            return Err(Error::invalid("layout", "a cache of its own is contiguous: Bshd or Bhsd"));
-        }
+        shape.check()?;
         let mut cache = Self {
             shape,
             pool: PagePool::new(shape.page_size, 0)?,

@@ -11,6 +11,7 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+mod blocks;
 pub mod cache;
 mod choice;
 mod control;

@@ -376,6 +376,11 @@ impl Problem {
             if self.spec(operand).required_len(shape).and_then(|len| len.checked_mul(4)).is_none() {
                 return Err(Error::invalid(operand.name(), format!("shape {shape:?} with its strides overflows")));
             }
+            let spec = self.spec(operand);
+            if spec.dtype.is_blocks() && matches!(operand, Operand::Query | Operand::Output) {
+                return Err(Error::invalid(operand.name(), format!("is {}, which only keys and values can be", spec.dtype)));
+            }
+            spec.check_blocks(operand.name(), shape)?;
         }
         self.output.check_no_overlap("output", self.shape(Operand::Output))?;
         if [d.batch, d.num_heads, d.seq_len_q, d.seq_len_kv].iter().try_fold(4usize, |p, &n| p.checked_mul(n)).is_none()

@@ -7,7 +7,7 @@
 //! y_b = sin * x_a + cos * x_b        angle(position, pair) = position / base^(2 pair / width)
 //! ```
 //!
-//! The rest of the head stays as it is. Su et al., RoFormer, arXiv:2104.09864.
+//! The rest of the head stays as it is. Su et al., RoFormer, arXiv:2104.09864. [`Scaling`] has how models stretch it to longer texts.
 
 use crate::{Error, Result};
 
@@ -19,6 +19,119 @@ pub enum Pairing {
     HalfSplit,
     /// 2 i and 2 i + 1: the paper, GPT-J.
     Interleaved,
+}
+
+/// How the frequencies f(pair) = base^(-2 pair / width) are changed, so that a model trained on `original_positions` positions reads
+/// longer texts: the names, defaults and formulas of Hugging Face's `rope_scaling` (transformers, `modeling_rope_utils.py`).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// `f / factor`: `linear` (Chen et al., *Position Interpolation*, arXiv:2306.15595).
+    Linear {
+        /// How much longer texts get.
+        factor: f32,
+    },
+    /// Llama 3.1, `llama3`. With turns = original_positions * f / 2 pi, the full turns of a pair in a text of the old length:
+    ///
+    /// ```text
+    /// s  = clamp((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    /// f' = (1 - s) f / factor + s f
+    /// ```
+    Llama3 {
+        /// How much longer texts get; 8 in Llama 3.1, 32 in Llama 3.2.
+        factor: f32,
+        /// Fewer turns than this are slowed down by the whole factor; 1.
+        low_freq_factor: f32,
+        /// More turns than this stay as they are; 4.
+        high_freq_factor: f32,
+        /// 8192.
+        original_positions: usize,
+    },
+    /// YaRN, `yarn` (Peng et al., arXiv:2309.00071):
+    ///
+    /// ```text
+    /// pair_of(turns) = width * ln(original_positions / (2 pi turns)) / (2 ln base)
+    /// low, high      = pair_of(beta_fast), pair_of(beta_slow)      floor and ceiling of them if `truncate`
+    /// s              = clamp((pair - low) / (high - low), 0, 1)    low at least 0, high at most width - 1
+    /// f'             = s f / factor + (1 - s) f
+    /// ```
+    ///
+    /// Cosines and sines are multiplied by the attention factor, and so scores by its square.
+    Yarn {
+        /// How much longer texts get.
+        factor: f32,
+        /// More turns than this stay as they are; 32.
+        beta_fast: f32,
+        /// Fewer turns than this are slowed down by the whole factor; 1.
+        beta_slow: f32,
+        /// The length that the model was trained on.
+        original_positions: usize,
+        /// `None`: `0.1 ln(factor) + 1`, and 1 where factor is at most 1. With `mscale` and `mscale_all_dim` in a configuration it is
+        /// `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.
+        attention_factor: Option<f32>,
+        /// Whether the borders are whole pairs; true unless a configuration says otherwise (gpt-oss does).
+        truncate: bool,
+    },
+}
+
+impl Scaling {
+    /// What it makes of f(pair).
+    fn frequency(self, pair: usize, base: f64, width: usize) -> f64 {
+        let turn = 2.0 * std::f64::consts::PI;
+        let plain = base.powf(-2.0 * pair as f64 / width as f64);
+        match self {
+            Self::None => plain,
+            Self::Linear { factor } => plain / f64::from(factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+                let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                let turns = original_positions as f64 * plain / turn;
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                (1.0 - kept) * plain / f64::from(factor) + kept * plain
+            }
+            Self::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
+                let pair_of = |turns: f32| width as f64 * (original_positions as f64 / (f64::from(turns) * turn)).ln() / (2.0 * base.ln());
+                let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let slowed = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                slowed * plain / f64::from(factor) + (1.0 - slowed) * plain
+            }
+        }
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(self) -> f32 {
+        match self {
+            Self::Yarn { attention_factor: Some(given), .. } => given,
+            Self::Yarn { factor, .. } if factor > 1.0 => (0.1 * f64::from(factor).ln() + 1.0) as f32,
+            _ => 1.0,
+        }
+    }
+
+    fn check(self) -> Result<()> {
+        let numbers = match self {
+            Self::None => vec![],
+            Self::Linear { factor } => vec![factor],
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+                vec![factor, low_freq_factor, high_freq_factor - low_freq_factor, original_positions as f32]
+            }
+            Self::Yarn { factor, beta_fast, beta_slow, original_positions, .. } => {
+                vec![factor, beta_slow, beta_fast - beta_slow, original_positions as f32]
+            }
+        };
+        if numbers.iter().any(|&x| !(x.is_finite() && x > 0.0)) || !self.attention_factor().is_finite() {
+            let why = format!("{self:?}: factors must be finite and above 0, the upper border above the lower one");
+            return Err(Error::invalid("scaling", why));
+        }
+        Ok(())
+    }
 }
 
 /// Cosines and sines of a range of positions.
@@ -33,13 +146,23 @@ pub struct Rotary {
 impl Rotary {
     /// The usual angles, for positions `0..positions`. `width` is even; `base` is 10000 unless a model says otherwise.
     pub fn new(pairing: Pairing, base: f32, width: usize, positions: usize) -> Result<Self> {
+        Self::scaled(pairing, base, width, positions, Scaling::None)
+    }
+
+    /// The same with scaled frequencies.
+    pub fn scaled(pairing: Pairing, base: f32, width: usize, positions: usize, scaling: Scaling) -> Result<Self> {
         if !width.is_multiple_of(2) || width == 0 {
             return Err(Error::invalid("width", format!("{width} cannot be split into pairs: it must be even and above 0")));
         }
+        if !(base.is_finite() && base > 1.0) {
+            return Err(Error::invalid("base", format!("{base} is not a finite number above 1")));
+        }
+        scaling.check()?;
         let pairs = width / 2;
-        let angles = (0..positions)
-            .flat_map(|position| (0..pairs).map(move |pair| position as f64 / f64::from(base).powf(2.0 * pair as f64 / width as f64)));
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let frequencies: Vec<f64> = (0..pairs).map(|pair| scaling.frequency(pair, base.into(), width)).collect();
+        let factor = f64::from(scaling.attention_factor());
+        let angles = (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency));
+        let (cos, sin) = angles.map(|angle| ((factor * angle.cos()) as f32, (factor * angle.sin()) as f32)).unzip();
         Ok(Self { pairing, pairs, cos, sin })
     }
 
@@ -52,6 +175,21 @@ impl Rotary {
             ));
         }
         Ok(Self { pairing, pairs, cos, sin })
+    }
+
+    /// Which numbers are rotated together.
+    pub fn pairing(&self) -> Pairing {
+        self.pairing
+    }
+
+    /// How many pairs of a head are rotated.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// Cosine and sine of every position and pair: what shaders read.
+    pub(crate) fn angles(&self) -> Vec<[f32; 2]> {
+        self.cos.iter().zip(&self.sin).map(|(&cos, &sin)| [cos, sin]).collect()
     }
 
     /// How many positions there are angles for.
@@ -115,6 +253,41 @@ mod tests {
             };
             assert!((score(9, 4) - score(25, 20)).abs() < 1e-5);
             assert!((score(9, 4) - score(9, 5)).abs() > 1e-2);
+        }
+    }
+
+    /// Some of the inverse frequencies that transformers' own tests hold fixed (tests/utils/test_modeling_rope_utils.py): head_dim 128,
+    /// base 10000, factor 10, 2048 positions.
+    #[test]
+    fn scaled_frequencies_are_those_of_the_models() {
+        let llama = Scaling::Llama3 { factor: 10.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_positions: 2048 };
+        let yarn = |attention_factor| Scaling::Yarn {
+            factor: 10.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_positions: 2048,
+            attention_factor,
+            truncate: true,
+        };
+        let plain = [(0, 1.0), (1, 0.86596), (16, 0.1), (63, 1.1548e-4)];
+        let of_llama = [(1, 0.86596), (30, 1.3335e-2), (31, 1.0730e-2), (32, 7.7785e-3), (35, 2.8248e-3), (40, 3.4539e-4), (41, 2.7384e-4)];
+        let of_yarn = [(16, 0.1), (17, 8.3479e-2), (24, 2.2515e-2), (33, 3.3599e-3), (40, 4.3007e-4), (41, 2.7384e-4), (63, 1.1548e-5)];
+        for (scaling, known) in [(Scaling::None, &plain[..]), (llama, &of_llama), (yarn(None), &of_yarn)] {
+            for &(pair, frequency) in known {
+                let got = scaling.frequency(pair, 10000.0, 128);
+                assert!((got / frequency - 1.0).abs() < 1e-4, "{scaling:?}: {got} instead of {frequency} at {pair}");
+            }
+        }
+        assert_eq!((llama.attention_factor(), yarn(Some(0.5)).attention_factor()), (1.0, 0.5));
+        assert!((yarn(None).attention_factor() - 1.2302585).abs() < 1e-6);
+        // Position 1 of the tables is the frequency, and their length the attention factor.
+        let rotary = Rotary::scaled(Pairing::HalfSplit, 10000.0, 128, 2, yarn(None)).unwrap_or_else(|error| panic!("{error}"));
+        let (cos, sin) = (rotary.cos[64 + 17], rotary.sin[64 + 17]);
+        assert!((sin / cos - 8.3479e-2f32.tan()).abs() < 1e-5 && (cos.hypot(sin) - 1.2302585).abs() < 1e-6);
+        let linear = Scaling::Linear { factor: 4.0 };
+        assert!((linear.frequency(16, 10000.0, 128) - 0.025).abs() < 1e-9);
+        for bad in [Scaling::Linear { factor: 0.0 }, yarn(Some(f32::NAN))] {
+            assert!(Rotary::scaled(Pairing::HalfSplit, 10000.0, 128, 2, bad).is_err());
         }
     }
 

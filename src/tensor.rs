@@ -1,5 +1,6 @@
 //! Where the elements of a four-dimensional tensor lie: storage type, layout, offset.
 
+use crate::blocks::BLOCK;
 use crate::{DType, Error, HostSlice, Result};
 
 /// Elements to step for one step along each axis of [batch, heads, seq, dim].
@@ -64,6 +65,17 @@ impl TensorSpec {
         let steps = [strides.batch, strides.head, strides.seq, strides.dim];
         let last = steps.iter().zip(shape).try_fold(self.offset, |at, (&step, extent)| at.checked_add(step.checked_mul(extent - 1)?))?;
         last.checked_add(1)
+    }
+
+    /// Refuses blocks that a row would share with another one.
+    pub(crate) fn check_blocks(&self, argument: &'static str, shape: [usize; 4]) -> Result<()> {
+        let strides = self.strides(shape);
+        let steps = [self.offset, strides.batch, strides.head, strides.seq, shape[3]];
+        if self.dtype.is_blocks() && (strides.dim != 1 || steps.iter().any(|step| !step.is_multiple_of(BLOCK))) {
+            let why = format!("{} needs rows of whole blocks of {BLOCK}, contiguous: {shape:?}, {self:?}", self.dtype);
+            return Err(Error::invalid(argument, why));
+        }
+        Ok(())
     }
 
     /// Refuses layouts in which two elements share a place: an output must not be written twice.

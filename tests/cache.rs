@@ -25,12 +25,15 @@ struct Game {
 impl Game {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
+        let dtype = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4][rng.usize(..5)];
+        let [head_dim, head_dim_v] =
+            if dtype.is_blocks() { [[32, 64][rng.usize(..2)], 32] } else { [[4, 5, 16][rng.usize(..3)], [3, 8][rng.usize(..2)]] };
         let shape = CacheShape {
             page_size: [1, 2, 4, 7, 16][rng.usize(..5)],
             num_kv_heads: rng.usize(1..=2),
-            head_dim: [4, 5, 16][rng.usize(..3)],
-            head_dim_v: [3, 8][rng.usize(..2)],
-            dtype: DType::ALL[rng.usize(..3)],
+            head_dim,
+            head_dim_v,
+            dtype,
             layout: [Layout::Bshd, Layout::Bhsd][rng.usize(..2)],
         };
         let pages = rng.usize(0..12);
@@ -142,6 +145,9 @@ fn poison(cache: &mut KvCache, shape: CacheShape, pages: impl IntoIterator<Item 
                 HostVec::F32(data) => data[range].fill(f32::NAN),
                 HostVec::F16(data) => data[range].fill(wgpu_attention::f16::NAN),
                 HostVec::BF16(data) => data[range].fill(wgpu_attention::bf16::NAN),
+                // The scale of a block of all ones is NaN.
+                HostVec::Q8(words) => words[range.start / 32 * 9..range.end / 32 * 9].fill(u32::MAX),
+                HostVec::Q4(words) => words[range.start / 32 * 5..range.end / 32 * 5].fill(u32::MAX),
             }
         }
     }

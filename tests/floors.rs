@@ -4,12 +4,12 @@ use std::path::Path;
 
 /// Modules by floor, lowest first, as docs/architecture.md draws them.
 const FLOORS: &[&[&str]] = &[
-    &["error", "dtype"],
-    &["tensor", "visibility", "paged", "problem", "control", "choice"],
+    &["error", "dtype", "blocks"],
+    &["tensor", "visibility", "paged", "problem", "control", "choice", "rotary"],
     &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
     &["engine"],
-    &["rotary", "layer", "onnx"],
+    &["layer", "onnx"],
     &["verify"],
 ];
 

@@ -191,6 +191,9 @@ impl Target {
     pub(crate) fn new(path: &Path, dtype: DType) -> Result<Self, Failure> {
         let at = path.display();
         let kind = Kind::of(path)?;
+        if dtype.is_blocks() {
+            return Err(complain(&at, format!("files have no {dtype}")));
+        }
         if kind == Kind::Npy && dtype == DType::BF16 {
             return Err(complain(&at, "NumPy has no bfloat16: write to a .safetensors file"));
         }
@@ -234,12 +237,13 @@ fn npy_bytes(shape: &[usize], data: &HostVec) -> std::io::Result<Vec<u8>> {
 }
 
 fn safetensors_bytes(name: &str, shape: &[usize], data: &HostVec) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-    let dtype = match data {
-        HostVec::F32(_) => Dtype::F32,
-        HostVec::F16(_) => Dtype::F16,
-        HostVec::BF16(_) => Dtype::BF16,
+    let widened = data.to_f32();
+    let (dtype, data) = match data {
+        HostVec::F16(_) => (Dtype::F16, data.as_slice()),
+        HostVec::BF16(_) => (Dtype::BF16, data.as_slice()),
+        HostVec::F32(_) | HostVec::Q8(_) | HostVec::Q4(_) => (Dtype::F32, (&widened).into()),
     };
-    serialize([(name, TensorView::new(dtype, shape.to_vec(), data.as_slice().bytes())?)], None)
+    serialize([(name, TensorView::new(dtype, shape.to_vec(), data.bytes())?)], None)
 }
 
 /// Writes a file whole or not at all: what lay there before is lost only once the new one is complete.

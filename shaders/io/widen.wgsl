@@ -1,6 +1,7 @@
-// Defines: widen_f16, widen_bf16 (four numbers), widen_f16_at, widen_bf16_at (one of two); narrow_f16, narrow_bf16 (two numbers into a word).
+// Defines: widen_f16, widen_bf16 (four numbers), widen_f16_at, widen_bf16_at (one of two), widen_q8, widen_q4 (four of a word, without
+//          their scale); narrow_f16, narrow_bf16 (two numbers into a word).
 // Expects: nothing.
-// Twin: the `half` crate, which the CPU path uses.
+// Twin: the `half` crate, which the CPU path uses; src/blocks.rs.
 
 fn widen_f16(words: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
@@ -17,6 +18,17 @@ fn widen_f16_at(word: u32, index: u32) -> f32 {
 
 fn widen_bf16_at(word: u32, index: u32) -> f32 {
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (index & 1u) == 1u));
+}
+
+// Signed bytes, the lowest first.
+fn widen_q8(word: u32) -> vec4<f32> {
+    return vec4<f32>(vec4<i32>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u));
+}
+
+// Four of eight signed halves of bytes: from the lowest, or from the fifth where index / 4 is odd.
+fn widen_q4(word: u32, index: u32) -> vec4<f32> {
+    let half = word >> (index & 4u) * 4u;
+    return vec4<f32>(vec4<i32>(vec4<u32>(half << 28u, half << 24u, half << 20u, half << 16u)) >> vec4<u32>(28u));
 }
 
 fn narrow_f16(pair: vec2<f32>) -> u32 {

@@ -1,5 +1,5 @@
 // Defines: where rows lie: query_row, key_row, value_row, output_row, lse_at; the linear grid: workgroup_index.
-// Expects: params, Item, has_flag, table(index) -> u32.
+// Expects: params, Item, has_flag, cache_word(index) -> u32.
 // Twin: src/tensor.rs (Strides), src/paged.rs (Paged).
 
 // The grid's last line may be longer than the work: those workgroups get an index that every kernel turns away.
@@ -21,7 +21,7 @@ fn query_row(item: Item, head: u32, row: u32) -> u32 {
 // Where a key lies along the first and the third axis of key and value: item and token, or page and slot.
 fn place_of(item: Item, key: u32) -> vec2<u32> {
     if (is_paged()) {
-        let page = table(params.table_page_table + item.batch * params.pages_per_item + key / params.page_size);
+        let page = cache_word(params.table_page_table + item.batch * params.pages_per_item + key / params.page_size);
         return vec2<u32>(page, key % params.page_size);
     }
     return vec2<u32>(item.batch, item.first_key + key);

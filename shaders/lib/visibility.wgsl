@@ -1,5 +1,5 @@
 // Defines: Item, item_of; Interval, interval_of: which keys a row may see, as arithmetic.
-// Expects: params, table(index) -> u32.
+// Expects: params, table(index) and cache_word(index) -> u32.
 // Twin: src/visibility.rs (Visibility::interval, Alignment::offset).
 
 // One batch item: where its rows and keys lie, how many there are, where row 0 stands.
@@ -36,7 +36,7 @@ fn item_of(batch: u32) -> Item {
         }
     }
     if (has_flag(FLAG_KV_LENGTHS)) {
-        item.keys = min(item.keys, table(params.table_kv_lengths + batch));
+        item.keys = min(item.keys, cache_word(params.table_kv_lengths + batch));
     }
     if (is_paged()) {
         item.stored_keys = item.keys;

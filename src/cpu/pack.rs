@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use super::kernel::Kernel;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::{Isa, Simd};
-use crate::{HostSlice, HostVec};
+use crate::blocks::{self, BLOCK, block_words};
+use crate::{DType, HostSlice, HostVec};
 
 /// Rows of 16-bit numbers as f32, exactly: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
 pub(super) struct Widen<'a, T> {
@@ -49,6 +50,29 @@ impl Kernel for Widen<'_, bf16> {
     }
 }
 
+/// Rows of whole blocks as f32.
+struct WidenBlocks<'a> {
+    dtype: DType,
+    rows: usize,
+    width: usize,
+    /// From the first row's first block on.
+    from: &'a [u32],
+    from_step: usize,
+    to: &'a mut [f32],
+    to_step: usize,
+}
+
+impl Kernel for WidenBlocks<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let words = |numbers: usize| numbers / BLOCK * block_words(self.dtype);
+        for (r, to) in self.to.chunks_mut(self.to_step).take(self.rows).enumerate() {
+            let from = &self.from[words(r * self.from_step)..][..words(self.width)];
+            blocks::widen(self.dtype, from, &mut to[..self.width]);
+        }
+    }
+}
+
 /// Where rows lie in an operand: the first number, and the steps from row to row and from number to number.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
@@ -63,6 +87,12 @@ pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: Place, (rows, width):
     match data {
         HostSlice::F16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
         HostSlice::BF16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
+        // Blocks have step 1: the problem's check.
+        HostSlice::Q8(words) | HostSlice::Q4(words) => {
+            let dtype = data.dtype();
+            let from = &words[start / BLOCK * block_words(dtype)..];
+            isa.run(WidenBlocks { dtype, rows, width, from, from_step, to, to_step });
+        }
         data => {
             for (r, to) in to.chunks_mut(to_step).take(rows).enumerate() {
                 let start = start + r * from_step;
@@ -144,6 +174,8 @@ pub(super) enum SharedOutput<'a> {
     F32(Shared<'a, f32>),
     F16(Shared<'a, f16>),
     BF16(Shared<'a, bf16>),
+    /// Blocks: `Problem::check` refuses them.
+    None,
 }
 
 impl<'a> SharedOutput<'a> {
@@ -152,6 +184,7 @@ impl<'a> SharedOutput<'a> {
             HostVec::F32(data) => Self::F32(Shared::new(data)),
             HostVec::F16(data) => Self::F16(Shared::new(data)),
             HostVec::BF16(data) => Self::BF16(Shared::new(data)),
+            HostVec::Q8(_) | HostVec::Q4(_) => Self::None,
         }
     }
 
@@ -168,6 +201,7 @@ impl<'a> SharedOutput<'a> {
                 Self::F32(data) => data.scatter(start, step, row, |x| x),
                 Self::F16(data) => data.scatter(start, step, row, f16::from_f32),
                 Self::BF16(data) => data.scatter(start, step, row, bf16::from_f32),
+                Self::None => {}
             }
         }
     }

@@ -25,6 +25,8 @@ pub struct Attention {
     spare_lse: wgpu::Buffer,
     /// What general variants read of tables, bias and mask that the problem does not have: nothing.
     spare: wgpu::Buffer,
+    /// The state of the cache that keys and values are in.
+    cache: Option<wgpu::Buffer>,
 }
 
 /// The buffers of an attention. Each must have `BufferUsages::STORAGE`; offsets must be multiples of the device's
@@ -89,7 +91,11 @@ pub(super) struct BoundStep {
 impl Attention {
     /// Plans `problem` for the device and compiles what is not compiled yet.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        let plan = Plan::new(problem, gpu.caps(), algorithm)?;
+        Self::of_plan(gpu, problem, Plan::new(problem, gpu.caps(), algorithm)?, None)
+    }
+
+    /// What `plan` says; `cache` is what it reads at [`Place::Cache`].
+    pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
         let pipelines =
             plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let device = gpu.device();
@@ -109,7 +115,7 @@ impl Attention {
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(Error::Device { why: error.to_string() });
         }
-        Ok(Self { gpu: gpu.clone(), problem: *problem, plan, pipelines, params, params_stride, scratch, spare_lse, spare })
+        Ok(Self { gpu: gpu.clone(), problem: *problem, plan, pipelines, params, params_stride, scratch, spare_lse, spare, cache })
     }
 
     /// What was planned.
@@ -156,28 +162,19 @@ impl Attention {
                 Place::Mask => bindings.mask.clone().or(Some(self.spare.as_entire_buffer_binding())),
                 Place::Scores => bindings.scores.clone(),
                 Place::Weights => bindings.weights.clone(),
+                Place::Cache => self.cache.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
                 Place::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),
             };
             let resource = resource.ok_or_else(|| Error::invalid("bindings", format!("{slot:?} is missing")))?;
             entries.push(wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(resource) });
         }
-        let device = self.gpu.device();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("attention"),
-            layout: &self.pipelines[index].layout,
-            entries: &entries,
-        });
-        match pollster::block_on(scope.pop()) {
-            Some(error) => Err(Error::Device { why: error.to_string() }),
-            None => Ok(group),
-        }
+        bind_group(&self.gpu, &self.pipelines[index].layout, &entries)
     }
 
     /// Compares every buffer with what the kernels will touch: they do not check.
     fn check(&self, bindings: &Bindings<'_>) -> Result<()> {
         let p = &self.problem;
-        let bytes = |operand| (p.operand_len(operand) * p.spec(operand).dtype.size()) as u64;
+        let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;
         let matrix = 4 * p.scores_len() as u64;
         let elements = |shape: Option<crate::Broadcast>| shape.and_then(crate::Broadcast::elements).unwrap_or(0) as u64;
         let needs = |needed: bool, size: u64| needed.then_some(size);
@@ -199,26 +196,41 @@ impl Attention {
                 (Some(_), None) => return Err(Error::invalid(argument, "is bound, but the problem does not have it")),
                 (None, Some(_)) => return Err(Error::invalid(argument, "is not bound, but the problem needs it")),
             };
-            if !binding.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-                return Err(Error::invalid(argument, "its buffer lacks BufferUsages::STORAGE"));
-            }
-            let alignment = u64::from(self.gpu.caps().storage_alignment);
-            if !binding.offset.is_multiple_of(alignment) {
-                return Err(Error::invalid(
-                    argument,
-                    format!(
-                        "offset {} is not a multiple of min_storage_buffer_offset_alignment = {alignment}; put the rest into TensorSpec::offset",
-                        binding.offset
-                    ),
-                ));
-            }
-            let rest = binding.buffer.size().saturating_sub(binding.offset);
-            let size = binding.size.map_or(rest, |size| size.get().min(rest));
-            if size < needed {
-                return Err(Error::invalid(argument, format!("has {size} bytes from its offset on, needs {needed}")));
-            }
+            check_binding(&self.gpu, argument, binding, needed)?;
         }
         Ok(())
+    }
+}
+
+/// Whether a binding is for storage, at an offset that can be bound, and has `needed` bytes.
+pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::BufferBinding<'_>, needed: u64) -> Result<()> {
+    if !binding.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+        return Err(Error::invalid(argument, "its buffer lacks BufferUsages::STORAGE"));
+    }
+    let alignment = u64::from(gpu.caps().storage_alignment);
+    if !binding.offset.is_multiple_of(alignment) {
+        let why = format!(
+            "offset {} is not a multiple of min_storage_buffer_offset_alignment = {alignment}; put the rest into TensorSpec::offset",
+            binding.offset
+        );
+        return Err(Error::invalid(argument, why));
+    }
+    let rest = binding.buffer.size().saturating_sub(binding.offset);
+    let size = binding.size.map_or(rest, |size| size.get().min(rest));
+    if size < needed {
+        return Err(Error::invalid(argument, format!("has {size} bytes from its offset on, needs {needed}")));
+    }
+    Ok(())
+}
+
+/// A bind group, or why there is none.
+pub(super) fn bind_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
+    let device = gpu.device();
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries });
+    match pollster::block_on(scope.pop()) {
+        Some(error) => Err(Error::Device { why: error.to_string() }),
+        None => Ok(group),
     }
 }
 

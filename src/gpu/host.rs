@@ -94,7 +94,7 @@ impl Prepared {
         // A layer reads its queries, keys and values back too.
         let operand = input | wgpu::BufferUsages::COPY_SRC;
         let result = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-        let size = |operand| (problem.operand_len(operand) * problem.spec(operand).dtype.size()) as u64;
+        let size = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
         let query = buffer("query", size(Operand::Query), operand);
         let key = buffer("key", size(Operand::Key), operand);
         let value = buffer("value", size(Operand::Value), operand);
@@ -190,7 +190,7 @@ impl Prepared {
             (Operand::Key, &self.key, inputs.key),
             (Operand::Value, &self.value, inputs.value),
         ] {
-            let used = self.problem.operand_len(operand) * self.problem.spec(operand).dtype.size();
+            let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
             write(gpu, buffer, &HostSlice::bytes(&slice)[..used]);
         }
         self.upload_options(gpu, inputs);

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
-use crate::shader::{Access, KernelKey, LinearKey, LinearParams, Params, Slot, Source, compose, compose_linear};
+use crate::shader::{
+    Access, CacheKey, CacheParams, CacheSlot, KernelKey, LinearKey, LinearParams, Params, Slot, Source, compose, compose_cache,
+    compose_linear,
+};
 use crate::{Error, Result};
 
 /// A compiled kernel.
@@ -19,6 +22,7 @@ pub(super) struct Pipeline {
 pub(super) enum PipelineKey {
     Attention(KernelKey),
     Linear(LinearKey),
+    Cache(CacheKey),
 }
 
 #[derive(Default)]
@@ -45,6 +49,7 @@ impl PipelineKey {
         match self {
             Self::Attention(key) => format!("{:?}", key.kernel),
             Self::Linear(_) => "linear".into(),
+            Self::Cache(key) => key.to_string(),
         }
     }
 
@@ -52,6 +57,7 @@ impl PipelineKey {
         match self {
             Self::Attention(key) => compose(key),
             Self::Linear(key) => compose_linear(*key),
+            Self::Cache(key) => compose_cache(*key),
         }
     }
 
@@ -59,6 +65,10 @@ impl PipelineKey {
         match self {
             Self::Attention(key) => {
                 let entry = |(slot, access): (Slot, Access)| layout_entry(slot as u32, access, size_of::<Params>());
+                key.bindings().into_iter().map(entry).collect()
+            }
+            Self::Cache(key) => {
+                let entry = |(slot, access): (CacheSlot, Access)| layout_entry(slot as u32, access, size_of::<CacheParams>());
                 key.bindings().into_iter().map(entry).collect()
             }
             Self::Linear(key) => {

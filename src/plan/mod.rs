@@ -11,7 +11,7 @@ pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use tables::{TableLayout, table_bytes};
 
 use crate::problem::Operand;
-use crate::shader::{KernelKey, Params, Slot, compose};
+use crate::shader::{CacheKey, KernelKey, Params, Slot, compose, compose_cache, every_cache_key};
 use crate::{Algorithm, Error, Problem, Result};
 
 /// What a binding of a step refers to.
@@ -29,6 +29,8 @@ pub(crate) enum Place {
     Scores,
     /// What [`crate::Want::weights`] asks for.
     Weights,
+    /// The state of a cache.
+    Cache,
     /// A buffer of the plan's own.
     Scratch(usize),
 }
@@ -45,6 +47,7 @@ impl Place {
             Slot::Tables => Some(Self::Tables),
             Slot::Bias => Some(Self::Bias),
             Slot::Mask => Some(Self::Mask),
+            Slot::Cache => Some(Self::Cache),
             Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialLse => None,
         }
     }
@@ -104,6 +107,27 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The same for a problem whose lengths and page table are words of a cache's state: the lengths from word `kv_lengths` on, the table
+    /// from `page_table` on. The tables buffer has neither; the grid is for the longest sequences that there can be, and workgroups
+    /// that find no keys end at once.
+    pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, [kv_lengths, page_table]: [u32; 2]) -> Result<Self> {
+        let mut plan = Self::new(problem, caps, algorithm)?;
+        let mut others = *problem;
+        (others.paged, others.visibility.kv_lengths) = (None, false);
+        let (layout, table_words) = TableLayout::new(&others).unwrap_or_default(); // checked before, with more in it
+        plan.table_words = table_words;
+        for step in &mut plan.steps {
+            step.key.cached = true;
+            step.key.tables = step.key.general || table_words > 0;
+            step.params.tables = TableLayout { kv_lengths, page_table, ..layout };
+            let has_tables = step.key.tables;
+            step.places.retain(|&(slot, _)| slot != Slot::Tables || has_tables);
+            step.places.push((Slot::Cache, Place::Cache));
+            check_kernel(&step.key, caps)?;
+        }
+        Ok(plan)
+    }
+
     /// In words: the kernel, its tiles, the grid, the bytes of workgroup memory and scratch.
     pub fn summary(&self) -> &str {
         &self.summary
@@ -149,24 +173,34 @@ pub struct Shader {
     pub workgroup_bytes: u32,
 }
 
+/// The kernels that keep a cache on a device, each variant once, with their WGSL.
+pub fn cache_shaders() -> Vec<Shader> {
+    let shader = |key: CacheKey| Shader { name: key.to_string(), text: compose_cache(key).text, workgroup_bytes: 0 };
+    every_cache_key().into_iter().map(shader).collect()
+}
+
 /// Shaders count elements in u32 and positions in i32, and bind whole tensors.
 fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     let mut buffers: Vec<(&'static str, u64, u64)> = Operand::ALL
-        .map(|operand| (operand.name(), problem.operand_len(operand) as u64, problem.spec(operand).dtype.size() as u64))
+        .map(|operand| {
+            let len = problem.operand_len(operand);
+            (operand.name(), len as u64, problem.spec(operand).dtype.bytes(len) as u64)
+        })
         .to_vec();
-    buffers.push(("lse", problem.lse_len() as u64, 4));
+    buffers.push(("lse", problem.lse_len() as u64, 4 * problem.lse_len() as u64));
     let (_, table_words) = TableLayout::new(problem).ok_or_else(|| too_many("tables", u64::MAX))?;
-    buffers.push(("tables", table_words.into(), 4));
-    buffers.push(("mask", problem.visibility.mask.and_then(|shape| shape.elements()).unwrap_or(0) as u64, 1));
-    buffers.push(("bias", problem.bias.and_then(|shape| shape.elements()).unwrap_or(0) as u64, 4));
+    buffers.push(("tables", table_words.into(), 4 * u64::from(table_words)));
+    let elements = |shape: Option<crate::Broadcast>| shape.and_then(crate::Broadcast::elements).unwrap_or(0) as u64;
+    buffers.push(("mask", elements(problem.visibility.mask), elements(problem.visibility.mask)));
+    buffers.push(("bias", elements(problem.bias), 4 * elements(problem.bias)));
     if problem.want.weights || problem.want.scores.is_some() {
-        buffers.push(("weights or scores", problem.scores_len() as u64, 4));
+        buffers.push(("weights or scores", problem.scores_len() as u64, 4 * problem.scores_len() as u64));
     }
-    for (name, elements, size) in buffers {
+    for (name, elements, bytes) in buffers {
         if elements > u32::MAX.into() {
             return Err(too_many(name, elements));
         }
-        check_bytes(name, elements * size, caps)?;
+        check_bytes(name, bytes, caps)?;
     }
     const FARTHEST: u64 = 1 << 29;
     let offset = if let Some(crate::Alignment::Offset(offset)) = problem.visibility.alignment { offset.unsigned_abs().into() } else { 0 };

@@ -22,6 +22,8 @@ pub(crate) struct KernelKey {
     pub(crate) tables: bool,
     /// Whether keys and values are found through a page table.
     pub(crate) paged: bool,
+    /// Whether lengths and page table are the state of a cache, not part of `tables`.
+    pub(crate) cached: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,6 +215,7 @@ pub(crate) enum Slot {
     Scores,
     PartialOutput,
     PartialLse,
+    Cache,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -258,6 +261,7 @@ impl KernelKey {
             score: ScoreKey::default(),
             tables,
             paged: problem.paged.is_some(),
+            cached: false,
         };
         match kernel {
             Kernel::Tiles(_) | Kernel::Rows(_) => Self {
@@ -284,7 +288,7 @@ impl KernelKey {
         let special = Self::new(kernel, problem);
         let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores);
         let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
-        let scalar = |storage: Storage| Storage { vectors: false, ..storage };
+        let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_blocks(), ..storage };
         Self {
             general: true,
             head_dim: roomy(special.head_dim),
@@ -323,6 +327,7 @@ impl KernelKey {
         add(kernel == Kernel::WeightedValues, Slot::Scores, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialLse, Access::Read);
+        add(self.cached, Slot::Cache, Access::Read);
         bindings
     }
 

@@ -1,5 +1,6 @@
 //! From a [`KernelKey`] to WGSL text: a generated prelude and the chosen files, in a row.
 
+mod cache;
 mod key;
 mod linear;
 mod params;
@@ -7,6 +8,7 @@ mod prelude;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
 pub(crate) use key::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear};
 pub(crate) use params::Params;

@@ -114,20 +114,27 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         Slot::Scores => declare("scores", "array<f32>"),
         Slot::PartialOutput => declare("partial_output", "array<vec4<f32>>"),
         Slot::PartialLse => declare("partial_lse", "array<f32>"),
+        Slot::Cache => {
+            declare("cache_words", "array<u32>");
+            text.push_str("fn cache_word(at: u32) -> u32 { return cache_words[at]; }\n");
+        }
     }
 }
 
 /// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end.
 fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &str) {
+    if storage.dtype.is_blocks() {
+        return block_reader(text, number, name, storage.dtype);
+    }
     let (word, one, four) = match storage.dtype {
         DType::F32 => ("f32", format!("{name}_words[i]"), format!("{name}_words[(at + dim) / 4u]")),
         DType::F16 => ("u32", format!("widen_f16_at({name}_words[i / 2u], i)"), format!("widen_f16({name}_words[(at + dim) / 4u])")),
-        DType::BF16 => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)"), format!("widen_bf16({name}_words[(at + dim) / 4u])")),
+        _ => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)"), format!("widen_bf16({name}_words[(at + dim) / 4u])")),
     };
     let word = match (storage.vectors, storage.dtype) {
         (false, _) => word,
         (true, DType::F32) => "vec4<f32>",
-        (true, DType::F16 | DType::BF16) => "vec2<u32>",
+        (true, _) => "vec2<u32>",
     };
     let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read> {name}_words: array<{word}>;");
     let _ = if storage.vectors {
@@ -145,6 +152,21 @@ fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &
              }}"
         )
     };
+}
+
+/// The same of rows of blocks: src/blocks.rs has how they lie.
+fn block_reader(text: &mut String, number: u32, name: &str, dtype: DType) {
+    let (words, per_word, widen) = if dtype == DType::Q4 { (5, 8, "widen_q4(w, i)") } else { (9, 4, "widen_q8(w)") };
+    let _ = writeln!(
+        text,
+        "@group(0) @binding({number}) var<storage, read> {name}_words: array<u32>;\n\
+         fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
+             let i = at + dim;\n    \
+             let block = i / 32u * {words}u;\n    \
+             let w = {name}_words[block + 1u + i % 32u / {per_word}u];\n    \
+             return bitcast<f32>({name}_words[block]) * {widen};\n\
+         }}"
+    );
 }
 
 /// `store_output(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
@@ -177,8 +199,12 @@ fn writer(text: &mut String, number: u32, storage: Storage) {
     let _ = writeln!(text, "fn store_output(at: u32, dim: u32, numbers: vec4<f32>) {{\n{body}}}");
 }
 
-/// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named.
+/// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named. Lengths and
+/// page table are among the tables where no cache has them.
 fn missing(text: &mut String, key: &KernelKey) {
+    if !key.cached {
+        text.push_str("fn cache_word(at: u32) -> u32 { return table(at); }\n");
+    }
     if !key.tables {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }

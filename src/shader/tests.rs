@@ -24,6 +24,12 @@ fn problems() -> Vec<Problem> {
         let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
         problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
     }
+    for dtype in DType::BLOCKS {
+        let blocks = TensorSpec::new(dtype, Layout::Bshd);
+        let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain };
+        problems.push(few);
+        problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
+    }
     let full = Broadcast(dims.scores_shape());
     let mut visibility = plain.causal(Alignment::BottomRight).visibility;
     visibility.mask = Some(full);

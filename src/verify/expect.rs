@@ -169,7 +169,7 @@ fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
 fn storage_floor(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-24),
-        DType::F32 | DType::BF16 => TINY,
+        DType::F32 | DType::BF16 | DType::Q8 | DType::Q4 => TINY,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the test files share: the backends under test.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod buffers;
 pub(crate) mod bugs;
 
 use wgpu_attention::gpu::ShaderOptions;

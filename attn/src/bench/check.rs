@@ -24,7 +24,7 @@ impl Tensors {
 /// Uniform in [-1, 1), the same each time.
 pub(super) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     // Made as f32, then narrowed: both are there for a moment.
-    let needed = 2.0 * bytes(problem) * 4.0 / problem.query.dtype.size() as f64;
+    let needed = 2.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
     if let Some(free) = free_memory()
         && needed > free
     {

@@ -121,7 +121,7 @@ pub(super) fn shape_text(dims: &Dims) -> String {
 /// Query, key, value and output, each once: what has to move at least.
 pub(super) fn bytes(problem: &Problem) -> f64 {
     let numbers = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()];
-    numbers.iter().map(|&len| len as f64 * problem.query.dtype.size() as f64).sum()
+    numbers.iter().map(|&len| problem.query.dtype.bytes(len) as f64).sum()
 }
 
 #[cfg(test)]

@@ -1,0 +1,279 @@
+//! A small decoder-only model with random weights writes several texts of different length at once, with a paged cache, grouped heads
+//! and rotary embedding. Every token is compared with what the model says when it reads the whole text from the start.
+//!
+//! ```text
+//! cargo run --release --example generate [BACKEND] [f32|f16|bf16|q8|q4]
+//! ```
+//!
+//! On a GPU the cache stays on the device, and new keys are rotated and appended by one dispatch; on the CPU it is in host memory. The
+//! projections are plain loops on the host: this is about the attention. Without a storage type keys and values are f32, and then the
+//! tokens must be the same; the others round keys and values, and tokens that differ are only counted.
+
+#![expect(clippy::print_stdout, reason = "it prints")]
+
+use std::ops::Range;
+
+use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
+use wgpu_attention::gpu::{Bindings, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens};
+use wgpu_attention::rotary::{Pairing, Rotary};
+use wgpu_attention::wgpu::{self, BufferUsages};
+use wgpu_attention::{
+    Algorithm, Alignment, Backend, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec,
+};
+
+const VOCABULARY: usize = 211;
+const WIDTH: usize = 64;
+const LAYERS: usize = 3;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 32;
+const PAGE_SIZE: usize = 8;
+const LONGEST: usize = 64;
+const STEPS: usize = 24;
+
+/// Numbers in -1..1 by a linear congruential generator.
+struct Random(u64);
+
+impl Random {
+    fn matrix(&mut self, rows: usize, columns: usize, size: f32) -> Vec<f32> {
+        let mut number = || {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size
+        };
+        (0..rows * columns).map(|_| number()).collect()
+    }
+}
+
+/// Weights as [out, in].
+struct Block {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    output: Vec<f32>,
+    up: Vec<f32>,
+    down: Vec<f32>,
+}
+
+struct Model {
+    embedding: Vec<f32>,
+    blocks: Vec<Block>,
+    rotary: Rotary,
+}
+
+/// x [rows, in] times weight [out, in], transposed.
+fn project(x: &[f32], weight: &[f32], columns: usize) -> Vec<f32> {
+    let depth = weight.len() / columns;
+    let dot = |row: &[f32], column: &[f32]| row.iter().zip(column).map(|(x, w)| x * w).sum();
+    x.chunks(depth).flat_map(|row| weight.chunks(depth).map(move |column| dot(row, column))).collect()
+}
+
+/// Each row of WIDTH numbers over its root mean square.
+fn normalise(x: &[f32]) -> Vec<f32> {
+    let scale = |row: &[f32]| (row.iter().map(|x| x * x).sum::<f32>() / WIDTH as f32 + 1e-6).sqrt().recip();
+    x.chunks(WIDTH).flat_map(|row| row.iter().map(move |x| x * scale(row))).collect()
+}
+
+impl Model {
+    fn new() -> Result<Self> {
+        let mut random = Random(7);
+        let mut weight = |out: usize, input: usize| random.matrix(out, input, (12.0 / input as f32).sqrt());
+        let block = |weight: &mut dyn FnMut(usize, usize) -> Vec<f32>| Block {
+            query: weight(HEADS * HEAD_DIM, WIDTH),
+            key: weight(KV_HEADS * HEAD_DIM, WIDTH),
+            value: weight(KV_HEADS * HEAD_DIM, WIDTH),
+            output: weight(WIDTH, HEADS * HEAD_DIM),
+            up: weight(2 * WIDTH, WIDTH),
+            down: weight(WIDTH, 2 * WIDTH),
+        };
+        Ok(Self {
+            embedding: weight(VOCABULARY, WIDTH),
+            blocks: (0..LAYERS).map(|_| block(&mut weight)).collect(),
+            rotary: Rotary::new(Pairing::HalfSplit, 10000.0, HEAD_DIM, LONGEST)?,
+        })
+    }
+
+    /// The next token after each of some rows of tokens. `attend` has, of a layer, queries [tokens, HEADS, HEAD_DIM], keys and values.
+    fn next(
+        &self,
+        tokens: &[usize],
+        mut attend: impl FnMut(usize, Vec<f32>, Vec<f32>, Vec<f32>) -> Result<Vec<f32>>,
+    ) -> Result<Vec<usize>> {
+        let mut x: Vec<f32> = tokens.iter().flat_map(|&token| &self.embedding[token * WIDTH..][..WIDTH]).copied().collect();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let normal = normalise(&x);
+            let query = project(&normal, &block.query, HEADS * HEAD_DIM);
+            let key = project(&normal, &block.key, KV_HEADS * HEAD_DIM);
+            let value = project(&normal, &block.value, KV_HEADS * HEAD_DIM);
+            let attended = attend(layer, query, key, value)?;
+            x.iter_mut().zip(project(&attended, &block.output, WIDTH)).for_each(|(x, more)| *x += more);
+            let inner: Vec<f32> = project(&normalise(&x), &block.up, 2 * WIDTH).into_iter().map(|x| x.max(0.0)).collect();
+            x.iter_mut().zip(project(&inner, &block.down, WIDTH)).for_each(|(x, more)| *x += more);
+        }
+        let logits = project(&normalise(&x), &self.embedding, VOCABULARY);
+        let best = |row: &[f32]| (0..VOCABULARY).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0);
+        Ok(logits.chunks(VOCABULARY).map(best).collect())
+    }
+
+    /// The next token of a text, read from the start, without any cache.
+    fn next_from_the_start(&self, engine: &Engine, text: &[usize]) -> Result<usize> {
+        let dims = Dims { num_kv_heads: KV_HEADS, ..Dims::square(1, HEADS, text.len(), HEAD_DIM) };
+        let problem = Problem::new(dims).causal(Alignment::TopLeft).stored(DType::F32, Layout::Bshd);
+        let positions: Vec<usize> = (0..text.len()).collect();
+        let all = self.next(text, |_, mut query, mut key, value| {
+            self.rotary.apply_tokens(&mut query, HEADS, HEAD_DIM, &positions)?;
+            self.rotary.apply_tokens(&mut key, KV_HEADS, HEAD_DIM, &positions)?;
+            Ok(engine.attention(&problem, &Inputs::new(&query, &key, &value))?.output.into_f32())
+        })?;
+        Ok(all[text.len() - 1])
+    }
+}
+
+/// The cache of a model, in host memory or on a device.
+enum Cache<'a> {
+    Host { engine: &'a Engine, layers: Vec<KvCache>, ids: Vec<SequenceId> },
+    Device { gpu: &'a Gpu, cache: Box<DeviceCache>, rotary: DeviceRotary },
+}
+
+impl<'a> Cache<'a> {
+    fn new(engine: &'a Engine, model: &Model, texts: usize, dtype: DType) -> Result<Self> {
+        let layout = Layout::Bshd;
+        let shape = CacheShape { page_size: PAGE_SIZE, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, head_dim_v: HEAD_DIM, dtype, layout };
+        let pages_per_slot = LONGEST / PAGE_SIZE;
+        let Some(gpu) = engine.gpu() else {
+            let mut layers = (0..LAYERS).map(|_| KvCache::new(shape, texts * pages_per_slot)).collect::<Result<Vec<_>>>()?;
+            let ids = (0..texts).map(|_| layers.iter_mut().map(|cache| cache.pool_mut().start()).last());
+            let ids = ids.collect::<Option<Vec<_>>>().unwrap_or_default(); // there are layers
+            return Ok(Self::Host { engine, layers, ids });
+        };
+        let size = CacheSize { layers: LAYERS, slots: texts, pages_per_slot, pages: texts * pages_per_slot };
+        let mut cache = DeviceCache::new(gpu, shape, size)?;
+        for _ in 0..texts {
+            cache.start()?;
+        }
+        println!("cache: {} KiB on the device", cache.bytes() >> 10);
+        Ok(Self::Device { gpu, cache: Box::new(cache), rotary: DeviceRotary::new(gpu, &model.rotary)? })
+    }
+
+    /// The next token after the new ones of some texts, as many of each, which the cache takes in.
+    fn next(&mut self, model: &Model, texts: Range<usize>, tokens: &[usize]) -> Result<Vec<usize>> {
+        let seq_len = tokens.len() / texts.len();
+        if let Self::Device { gpu, cache, .. } = self {
+            let new: Vec<usize> = (0..cache.size().slots).map(|slot| if texts.contains(&slot) { seq_len } else { 0 }).collect();
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            cache.extend(&new, 1, &mut encoder)?;
+            cache.advance().record(&mut encoder);
+            gpu.queue().submit([encoder.finish()]);
+        }
+        let all = model.next(tokens, |layer, query, key, value| self.attend(model, layer, texts.clone(), [query, key, value]))?;
+        Ok(all.into_iter().skip(seq_len - 1).step_by(seq_len).collect())
+    }
+
+    /// Attention of new queries to all that is there, new keys and values included.
+    fn attend(&mut self, model: &Model, layer: usize, texts: Range<usize>, [mut query, mut key, value]: [Vec<f32>; 3]) -> Result<Vec<f32>> {
+        let seq_len = query.len() / texts.len() / HEADS / HEAD_DIM;
+        match self {
+            Self::Host { engine, layers, ids } => {
+                let (cache, ids) = (&mut layers[layer], &ids[texts.clone()]);
+                let mut positions = Vec::new();
+                for id in ids {
+                    let length = cache.pool().length(*id)?;
+                    positions.extend(length..length + seq_len);
+                }
+                model.rotary.apply_tokens(&mut query, HEADS, HEAD_DIM, &positions)?;
+                model.rotary.apply_tokens(&mut key, KV_HEADS, HEAD_DIM, &positions)?;
+                let item = seq_len * KV_HEADS * HEAD_DIM;
+                for ((id, key), value) in ids.iter().zip(key.chunks(item)).zip(value.chunks(item)) {
+                    cache.append(*id, key.into(), value.into())?;
+                }
+                let table = cache.pool().table(ids)?;
+                let mut problem = cache.problem(&table, HEADS, seq_len).causal(Alignment::BottomRight);
+                (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
+                let inputs =
+                    Inputs { kv_lengths: &table.kv_lengths, page_table: &table.entries, ..Inputs::new(&query, cache.key(), cache.value()) };
+                Ok(engine.attention(&problem, &inputs)?.output.into_f32())
+            }
+            Self::Device { gpu, cache, rotary } => {
+                let mut problem = cache.problem(texts.len(), HEADS, seq_len).causal(Alignment::BottomRight);
+                (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
+                let [query, key, value] = [&query, &key, &value].map(|data| upload(gpu, data));
+                let output = upload(gpu, &vec![0.0; problem.output_len()]);
+                let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+                let new = NewTokens {
+                    key: key.as_entire_buffer_binding(),
+                    key_spec: spec,
+                    value: value.as_entire_buffer_binding(),
+                    value_spec: spec,
+                    rotary: Some(rotary),
+                    query: Some((query.as_entire_buffer_binding(), problem.query, HEADS)),
+                };
+                let append = cache.append(layer, texts.clone(), seq_len, &new)?;
+                let [keys, values] = cache.layer(layer).ok_or_else(|| too_few("layers"))?;
+                let attention = cache.attention(&problem, texts.start, Algorithm::Auto)?;
+                let attention = attention.bind(&Bindings::new(&query, keys, values, &output))?;
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    append.record_in(&mut pass);
+                    attention.record_in(&mut pass);
+                }
+                read(gpu, encoder, &output)
+            }
+        }
+    }
+}
+
+fn too_few(what: &str) -> Error {
+    Error::Device { why: format!("there are too few {what}") }
+}
+
+fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+    let size = 4 * data.len() as u64;
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+    buffer
+}
+
+fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> Result<Vec<f32>> {
+    let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+    let staging =
+        gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: buffer.size(), usage, mapped_at_creation: false });
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+    gpu.queue().submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |_| {});
+    let lost = |why: String| Error::Device { why };
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|error| lost(error.to_string()))?;
+    let view = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
+    Ok(bytemuck::pod_collect_to_vec(&view))
+}
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let backend: Backend = arguments.next().map_or(Ok(Backend::Auto), |name| name.parse())?;
+    let dtype: DType = arguments.next().map_or(Ok(DType::F32), |name| name.parse())?;
+    let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
+    println!("on {}: {}", engine.chosen(), engine.why());
+    let model = Model::new()?;
+    let mut texts: Vec<Vec<usize>> = [1, 5, 17].map(|length| (0..length).map(|i| (i * 37 + length) % VOCABULARY).collect()).into();
+    let mut cache = Cache::new(&engine, &model, texts.len(), dtype)?;
+    // Prompts one by one, then a token of each text at a time.
+    let mut next = Vec::new();
+    for (number, text) in texts.iter().enumerate() {
+        next.extend(cache.next(&model, number..number + 1, text)?);
+    }
+    let (mut same, mut all) = (0, 0);
+    for _ in 0..STEPS {
+        for (text, &token) in texts.iter_mut().zip(&next) {
+            same += usize::from(token == model.next_from_the_start(&engine, text)?);
+            all += 1;
+            text.push(token);
+        }
+        next = cache.next(&model, 0..texts.len(), &next)?;
+    }
+    for text in &texts {
+        println!("{text:?}");
+    }
+    println!("{same} of {all} tokens are what the model says from the start, {dtype} keys and values");
+    assert!(dtype != DType::F32 || same == all, "the cache changed what the model says");
+    Ok(())
+}

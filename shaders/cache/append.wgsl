@@ -1,0 +1,74 @@
+// Defines: main: new keys and values written to their places in the cache, keys turned and quantised on the way; queries turned in place.
+// Expects: cache/params.wgsl, cache/rotation.wgsl; state, load_new_key, load_new_value, store_key, store_value; consts UNIT, HAS_QUERY.
+// Twin: src/cache.rs (KvCache::append).
+//
+// Runs after `advance`: an item that has `length` keys now gets the last `added` of the seq_len new ones, the last of them at
+// length - 1. So token t stands at position length - seq_len + t, as under a causal mask aligned to the bottom right. A thread takes
+// UNIT numbers: one of f32, a word of two halves, a block of 32.
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    var index = cache_thread(id, thread);
+    if (index == NO_WORK) {
+        return;
+    }
+    let tokens = cache.batch * cache.seq_len;
+    let key_units = cache.head_dim / UNIT;
+    let value_units = cache.head_dim_v / UNIT;
+    let keys = tokens * cache.num_kv_heads * key_units;
+    let values = tokens * cache.num_kv_heads * value_units;
+    if (index >= keys + values) {
+        if (HAS_QUERY) {
+            index -= keys + values;
+            let units = cache.pairs / QUERY_PAIRS;
+            let head = index / units % cache.num_heads;
+            let token = index / units / cache.num_heads;
+            let position = position_of(token);
+            if (token < tokens && position >= 0) {
+                rotate_query(row_at(cache.query_strides, token, head), index % units, u32(position));
+            }
+        }
+        return;
+    }
+    let is_value = index >= keys;
+    let within = select(index, index - keys, is_value);
+    let units = select(key_units, value_units, is_value);
+    let first = within % units * UNIT;
+    let head = within / units % cache.num_kv_heads;
+    let token = within / units / cache.num_kv_heads;
+    let position = position_of(token);
+    let slot = cache.first_slot + token / cache.seq_len;
+    if (position < 0 || token % cache.seq_len + state[cache.slots + slot] < cache.seq_len) {
+        return;
+    }
+    let entry = 4u * cache.slots + slot * cache.pages_per_slot + u32(position) / cache.page_size;
+    let place = vec2<u32>(state[entry], u32(position) % cache.page_size);
+    var numbers: array<f32, UNIT>;
+    if (is_value) {
+        let row = row_at(cache.value_strides, token, head);
+        for (var i = 0u; i < UNIT; i++) {
+            numbers[i] = load_new_value(row + first + i);
+        }
+        let steps = cache.value_pool_strides;
+        store_value(place.x * steps.x + head * steps.y + place.y * steps.z + first, &numbers);
+    } else {
+        let row = row_at(cache.key_strides, token, head);
+        for (var i = 0u; i < UNIT; i++) {
+            numbers[i] = rotated(row, first + i, u32(position));
+        }
+        let steps = cache.key_pool_strides;
+        store_key(place.x * steps.x + head * steps.y + place.y * steps.z + first, &numbers);
+    }
+}
+
+// Where a token, counted over the batch, stands; below 0 in front of an item that is shorter than seq_len.
+fn position_of(token: u32) -> i32 {
+    if (token >= cache.batch * cache.seq_len) {
+        return -1;
+    }
+    return i32(state[cache.first_slot + token / cache.seq_len]) - i32(cache.seq_len) + i32(token % cache.seq_len);
+}
+
+fn row_at(strides: vec4<u32>, token: u32, head: u32) -> u32 {
+    return strides.w + token / cache.seq_len * strides.x + head * strides.y + token % cache.seq_len * strides.z;
+}

@@ -1,0 +1,42 @@
+// Defines: quantise: 32 numbers as one block of words.
+// Expects: consts UNIT = 32, BLOCK_WORDS, BITS of a number (8 or 4).
+// Twin: src/blocks.rs (narrow_block), bit by bit: there is why a division that is a little off does no harm.
+
+fn quantise(numbers: ptr<function, array<f32, UNIT>>) -> array<u32, BLOCK_WORDS> {
+    var block: array<u32, BLOCK_WORDS>;
+    var top = 0u;
+    var sign = 0u;
+    for (var i = 0u; i < UNIT; i++) {
+        let bits = bitcast<u32>((*numbers)[i]);
+        if ((bits & 0x7fffffffu) > top) {
+            top = bits & 0x7fffffffu;
+            sign = bits & 0x80000000u;
+        }
+    }
+    if (top >= 0x7f000000u) {
+        block[0] = 0x7fc00000u;
+        return block;
+    }
+    if (top < (27u << 23u)) {
+        return block;
+    }
+    let factor = select(0.0078740157186985, 0.125, BITS == 4u);
+    let least = select(-127, -8, BITS == 4u);
+    let most = select(127, 7, BITS == 4u);
+    let magnitude = (bitcast<u32>(bitcast<f32>(top) * factor) + 0xffu) & 0xffffff00u;
+    block[0] = select(magnitude, magnitude | (sign ^ 0x80000000u), BITS == 4u);
+    let scale = bitcast<f32>(block[0]);
+    let half = 0.5 * bitcast<f32>(magnitude);
+    for (var w = 0u; w < BLOCK_WORDS - 1u; w++) {
+        var word = 0u;
+        for (var n = 0u; n < 32u / BITS; n++) {
+            let x = (*numbers)[w * (32u / BITS) + n];
+            let guess = i32(x / scale);
+            let away = select(-1, 1, (x < 0.0) == (scale < 0.0));
+            let q = clamp(select(guess, guess + away, abs(x - scale * f32(guess)) >= half), least, most);
+            word |= (bitcast<u32>(q) & ((1u << BITS) - 1u)) << (n * BITS);
+        }
+        block[w + 1u] = word;
+    }
+    return block;
+}

@@ -1,0 +1,34 @@
+// Defines: rotated: number i of a new key's row, turned; rotate_query: the pairs of a query row, turned in place.
+// Expects: cache/params.wgsl; load_new_key, query_pair (read and write), angles [position, pair]; consts INTERLEAVED, ROTATED, QUERY_PAIRS.
+// Twin: src/rotary.rs (Rotary::apply).
+
+// Numbers 0..2 pairs of a row turn, the rest stays.
+fn rotated(at: u32, i: u32, position: u32) -> f32 {
+    let x = load_new_key(at + i);
+    if (!ROTATED || i >= 2u * cache.pairs) {
+        return x;
+    }
+    let is_first = select(i < cache.pairs, (i & 1u) == 0u, INTERLEAVED);
+    let pair = select(i % cache.pairs, i / 2u, INTERLEAVED);
+    let step = select(cache.pairs, 1u, INTERLEAVED);
+    let other = load_new_key(at + select(i - step, i + step, is_first));
+    let angle = angle_at(position * cache.pairs + pair);
+    return angle.x * x + select(angle.y, -angle.y, is_first) * other;
+}
+
+// Pairs unit * QUERY_PAIRS and those after it.
+fn rotate_query(at: u32, unit: u32, position: u32) {
+    let first = unit * QUERY_PAIRS;
+    var a: array<f32, QUERY_PAIRS>;
+    var b: array<f32, QUERY_PAIRS>;
+    for (var n = 0u; n < QUERY_PAIRS; n++) {
+        let pair = first + n;
+        let place = at + select(pair, 2u * pair, INTERLEAVED);
+        let x = load_query(place);
+        let y = load_query(place + select(cache.pairs, 1u, INTERLEAVED));
+        let angle = angle_at(position * cache.pairs + pair);
+        a[n] = angle.x * x - angle.y * y;
+        b[n] = angle.y * x + angle.x * y;
+    }
+    store_pairs(at, first, a, b);
+}

@@ -1,0 +1,161 @@
+//! Quantised storage: blocks of 32 numbers under one scale.
+//!
+//! ```text
+//! x_i ~ scale * q_i      i = 0..32, q_i whole: -127..=127 as q8, -8..=7 as q4
+//! ```
+//!
+//! | type | words of four bytes in a block | bytes a number |
+//! |---|---|---|
+//! | q8 | scale, then 8 words of four signed bytes, the lowest byte first | 1.125 |
+//! | q4 | scale, then 4 words of eight signed halves of bytes, the lowest first | 0.625 |
+//!
+//! With m the number of the largest magnitude in the block, q8 has scale |m| / 127, and q4 has -m / 8, so that m itself is -8 (as
+//! ggml's q8_0 and q4_0 have it). The scale is an f32 of 16 significant bits, rounded away from 0; q_i is x_i / scale rounded to the nearest, halves
+//! away from 0. So x_i is off by at most half a scale, |m| / 253; as q4 by |m| / 15.9, and by |m| / 7.9 where x_i is near -m.
+//!
+//! The few bits of the scale make `scale * q` exact in f32, and with it the decision which q is nearest: shaders, whose division is
+//! not rounded correctly, come to the same bits (shaders/cache/blocks.wgsl).
+//!
+//! A block with NaN or a number of 2^127 or more in it is NaN as a whole. A block of nothing above 2^-100 is 0.
+
+use crate::DType;
+
+/// Numbers of a block.
+pub(crate) const BLOCK: usize = 32;
+
+/// Below this, a block is 0: no arithmetic on numbers that a shader may take for 0.
+const TINY_BITS: u32 = 27 << 23; // 2^-100
+
+/// Words of a block; 0 for types that have none.
+pub(crate) const fn block_words(dtype: DType) -> usize {
+    match dtype {
+        DType::Q8 => 1 + BLOCK / 4,
+        DType::Q4 => 1 + BLOCK / 8,
+        DType::F32 | DType::F16 | DType::BF16 => 0,
+    }
+}
+
+/// Bits of one q.
+const fn bits(dtype: DType) -> usize {
+    if matches!(dtype, DType::Q4) { 4 } else { 8 }
+}
+
+/// The number at `index` of some blocks.
+pub(crate) fn get(dtype: DType, words: &[u32], index: usize) -> f32 {
+    let block = &words[index / BLOCK * block_words(dtype)..];
+    let (i, bits) = (index % BLOCK, bits(dtype));
+    let word = block[1 + i * bits / 32] as i32;
+    let q = word << (32 - bits - i * bits % 32) >> (32 - bits);
+    f32::from_bits(block[0]) * q as f32
+}
+
+/// Whole blocks as numbers.
+#[inline(always)]
+pub(crate) fn widen(dtype: DType, words: &[u32], to: &mut [f32]) {
+    if dtype == DType::Q4 {
+        for (block, to) in words.as_chunks::<5>().0.iter().zip(to.as_chunks_mut::<BLOCK>().0) {
+            let scale = f32::from_bits(block[0]);
+            for (word, to) in block[1..].iter().zip(to.as_chunks_mut::<8>().0) {
+                *to = std::array::from_fn(|i| scale * ((*word as i32) << (28 - 4 * i) >> 28) as f32);
+            }
+        }
+    } else {
+        for (block, to) in words.as_chunks::<9>().0.iter().zip(to.as_chunks_mut::<BLOCK>().0) {
+            let scale = f32::from_bits(block[0]);
+            for (word, to) in block[1..].iter().zip(to.as_chunks_mut::<4>().0) {
+                *to = std::array::from_fn(|i| scale * ((*word as i32) << (24 - 8 * i) >> 24) as f32);
+            }
+        }
+    }
+}
+
+/// Whole blocks of numbers, quantised. Twin: `quantise` of shaders/cache/blocks.wgsl.
+pub(crate) fn narrow(dtype: DType, from: &[f32], words: &mut [u32]) {
+    for (from, block) in from.chunks_exact(BLOCK).zip(words.chunks_exact_mut(block_words(dtype))) {
+        narrow_block(dtype, from, block);
+    }
+}
+
+fn narrow_block(dtype: DType, from: &[f32], block: &mut [u32]) {
+    let (mut top, mut sign) = (0, 0);
+    for bits in from.iter().map(|x| x.to_bits()) {
+        if bits & 0x7fff_ffff > top {
+            (top, sign) = (bits & 0x7fff_ffff, bits & 0x8000_0000);
+        }
+    }
+    block.fill(0);
+    if top >= 0x7f00_0000 {
+        block[0] = 0x7fc0_0000;
+        return;
+    }
+    if top < TINY_BITS {
+        return;
+    }
+    let (factor, least, most) = if dtype == DType::Q4 { (0.125, -8, 7) } else { (1.0 / 127.0, -127, 127) };
+    // 16 significant bits, away from 0.
+    let magnitude = ((f32::from_bits(top) * factor).to_bits() + 0xff) & !0xff;
+    block[0] = if dtype == DType::Q4 { magnitude | (sign ^ 0x8000_0000) } else { magnitude };
+    let scale = f32::from_bits(block[0]);
+    let half = 0.5 * f32::from_bits(magnitude);
+    let bits = bits(dtype);
+    for (i, &x) in from.iter().enumerate() {
+        // Cut off, and so at most one off; what is left over is exact.
+        let guess = (x / scale) as i32;
+        let away = if (x < 0.0) == (scale < 0.0) { 1 } else { -1 };
+        let q = if (x - scale * guess as f32).abs() >= half { guess + away } else { guess };
+        let q = q.clamp(least, most);
+        block[1 + i * bits / 32] |= (q as u32 & ((1 << bits) - 1)) << (i * bits % 32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn there_and_back(dtype: DType, from: &[f32]) -> Vec<f32> {
+        let mut words = vec![7; from.len() / BLOCK * block_words(dtype)];
+        narrow(dtype, from, &mut words);
+        let mut back = vec![0.0; from.len()];
+        widen(dtype, &words, &mut back);
+        let same = |(i, x): (usize, &f32)| get(dtype, &words, i).to_bits() == x.to_bits() || x.is_nan();
+        assert!(back.iter().enumerate().all(same), "{dtype}");
+        back
+    }
+
+    #[test]
+    fn off_by_no_more_than_documented() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for round in 0..2000 {
+            let size = 2f32.powi(rng.i32(-90..90));
+            let mut from: Vec<f32> = (0..BLOCK).map(|_| (rng.f32() * 2.0 - 1.0) * size).collect();
+            if round % 3 == 0 {
+                from.iter_mut().for_each(|x| *x = (*x / size * 8.0).round() * size / 8.0); // ties
+            }
+            let top = from.iter().fold(0.0f32, |top, x| top.max(x.abs()));
+            for (dtype, share) in [(DType::Q8, 253.0), (DType::Q4, 7.9)] {
+                for (x, y) in from.iter().zip(there_and_back(dtype, &from)) {
+                    assert!((x - y).abs() <= top / share, "{dtype}: {x} became {y} under {top}");
+                    assert!(dtype == DType::Q8 || (x - y).abs() <= top / 15.9 || x.abs() > 0.93 * top, "{x} became {y} under {top}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edges() {
+        let mut from = [0.0; 2 * BLOCK];
+        from[40] = f32::NAN;
+        from[3] = -5.0;
+        from[4] = 5.0;
+        for (dtype, near) in [(DType::Q8, 0.02), (DType::Q4, 0.65)] {
+            let back = there_and_back(dtype, &from);
+            assert!(back[0] == 0.0 && (back[3] + 5.0).abs() < 0.0003 && (back[4] - 5.0).abs() < near, "{back:?}");
+            assert!(back[BLOCK..].iter().all(|x| x.is_nan()));
+            from[40] = f32::NEG_INFINITY;
+            assert!(there_and_back(dtype, &from)[BLOCK..].iter().all(|x| x.is_nan()));
+            assert_eq!(there_and_back(dtype, &[1e-38; BLOCK]), [0.0; BLOCK]);
+            assert!(there_and_back(dtype, &[f32::MAX; BLOCK]).iter().all(|x| x.is_nan()));
+            assert!(there_and_back(dtype, &[1e38; BLOCK]).iter().all(|x| x.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The dispatches of a cache, bound to buffers.
+
+use super::attention::{BoundStep, bind_group, check_binding};
+use super::pipeline::PipelineKey;
+use super::{Bound, Gpu};
+use crate::shader::{CacheKey, CacheParams, CacheSlot};
+use crate::{Error, Result, TensorSpec};
+
+/// One kernel of a cache over so many threads.
+pub(super) fn bound(
+    gpu: &Gpu,
+    key: CacheKey,
+    params: CacheParams,
+    threads: usize,
+    bindings: &[(CacheSlot, wgpu::BufferBinding<'_>)],
+) -> Result<Bound> {
+    let grid = grid(gpu, threads)?;
+    let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
+    let uniform = buffer_of(gpu, "cache params", wgpu::BufferUsages::UNIFORM, bytemuck::bytes_of(&params))?;
+    let pipeline = gpu.pipelines().get(gpu, PipelineKey::Cache(key))?;
+    let params = (CacheSlot::Params, wgpu::BufferBinding { buffer: &uniform, offset: 0, size: None });
+    let entries: Vec<_> = std::iter::once(&params)
+        .chain(bindings)
+        .map(|(slot, binding)| wgpu::BindGroupEntry { binding: *slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) })
+        .collect();
+    let bind_group = bind_group(gpu, &pipeline.layout, &entries)?;
+    Ok(Bound { steps: vec![BoundStep { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
+}
+
+/// Workgroups along x and y.
+fn grid(gpu: &Gpu, threads: usize) -> Result<[u32; 2]> {
+    let width = gpu.caps().workgroups_per_dimension as usize;
+    let workgroups = threads.div_ceil(CacheKey::THREADS as usize);
+    let lines = workgroups.div_ceil(width);
+    if lines > width || u32::try_from(threads).is_err() {
+        return Err(Error::Limit {
+            limit: "threads that a shader can count",
+            needed: threads as u64,
+            available: u64::from(u32::MAX),
+            remedy: "append fewer tokens at a time".into(),
+        });
+    }
+    Ok([workgroups.div_ceil(lines.max(1)) as u32, lines as u32])
+}
+
+/// How rows of [batch, heads, seq, dim] lie in a binding that has all of them: steps along item, head and token, and the first number.
+pub(super) fn strides(
+    gpu: &Gpu,
+    argument: &'static str,
+    binding: &wgpu::BufferBinding<'_>,
+    spec: &TensorSpec,
+    shape: [usize; 4],
+) -> Result<[u32; 4]> {
+    let len = spec.required_len(shape).filter(|&len| u32::try_from(len).is_ok());
+    let len = len.ok_or_else(|| Error::invalid(argument, format!("{shape:?} with its strides is more than a shader can count")))?;
+    let strides = spec.strides(shape);
+    if strides.dim != 1 || len == 0 {
+        return Err(Error::invalid(argument, format!("{shape:?} with strides {strides:?}: there must be rows, each contiguous")));
+    }
+    check_binding(gpu, argument, binding, spec.dtype.bytes(len) as u64)?;
+    Ok([strides.batch, strides.head, strides.seq, spec.offset].map(|step| step as u32))
+}
+
+/// A buffer for storage, to be copied from and to.
+pub(super) fn buffer(gpu: &Gpu, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size: bytes.next_multiple_of(16).max(16),
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    match pollster::block_on(scope.pop()) {
+        Some(error) => Err(Error::Device { why: error.to_string() }),
+        None => Ok(buffer),
+    }
+}
+
+/// A buffer with this in it, written while it is mapped: no queue operation that the app's own submits could overtake.
+pub(super) fn buffer_of(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> Result<wgpu::Buffer> {
+    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let size = bytes.len().next_multiple_of(16).max(16) as u64;
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true });
+    if let Some(error) = pollster::block_on(scope.pop()) {
+        return Err(Error::Device { why: error.to_string() });
+    }
+    buffer.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?.slice(..bytes.len()).copy_from_slice(bytes);
+    buffer.unmap();
+    Ok(buffer)
+}

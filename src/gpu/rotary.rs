@@ -1,0 +1,96 @@
+//! Rotary embedding on a device: alone here, fused with an append in `cache.rs`.
+
+use super::attention::check_binding;
+use super::cache_steps::{bound, buffer_of, strides};
+use super::{Bound, Gpu};
+use crate::plan::check_bytes;
+use crate::rotary::{Pairing, Rotary};
+use crate::shader::{CacheKey, CacheParams, CacheSlot};
+use crate::{Error, Layout, Result, Strides, TensorSpec};
+
+/// The angles of a [`Rotary`] in a device buffer: 8 bytes for each position and pair.
+#[derive(Clone, Debug)]
+pub struct DeviceRotary {
+    pairing: Pairing,
+    pairs: usize,
+    positions: usize,
+    angles: wgpu::Buffer,
+}
+
+impl DeviceRotary {
+    /// Uploads the angles.
+    pub fn new(gpu: &Gpu, rotary: &Rotary) -> Result<Self> {
+        let angles = rotary.angles();
+        let bytes: &[u8] = bytemuck::cast_slice(&angles);
+        check_bytes("rotary", bytes.len() as u64, gpu.caps())?;
+        let angles = buffer_of(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
+        Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })
+    }
+
+    /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] of f32, f16 or bf16, head
+    /// after head. `positions` has one u32 a token; the kernel trusts that each is below [`Rotary::positions`].
+    ///
+    /// Errors: a head too narrow, buffers too small, in 16 bits an odd number of pairs or an odd head_dim.
+    pub fn rotate(
+        &self,
+        gpu: &Gpu,
+        rows: &wgpu::BufferBinding<'_>,
+        spec: &TensorSpec,
+        [tokens, num_heads, head_dim]: [usize; 3],
+        positions: &wgpu::BufferBinding<'_>,
+    ) -> Result<Bound> {
+        self.check(head_dim, 0)?;
+        let shape = [1, num_heads, tokens, head_dim];
+        let query_strides = strides(gpu, "rows", rows, spec, shape)?;
+        check_binding(gpu, "positions", positions, 4 * tokens as u64)?;
+        let threads = tokens * num_heads * self.query_units(spec, shape)?;
+        let params = CacheParams {
+            query_strides,
+            seq_len: tokens as u32,
+            num_heads: num_heads as u32,
+            pairs: self.pairs as u32,
+            ..CacheParams::default()
+        };
+        let bindings = [
+            (CacheSlot::State, positions.clone()),
+            (CacheSlot::Query, rows.clone()),
+            (CacheSlot::Angles, self.angles.as_entire_buffer_binding()),
+        ];
+        bound(gpu, CacheKey::Rotate { rows: spec.dtype, pairing: self.pairing }, params, threads, &bindings)
+    }
+
+    pub(super) fn pairing(&self) -> Pairing {
+        self.pairing
+    }
+
+    pub(super) fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    pub(super) fn angles(&self) -> &wgpu::Buffer {
+        &self.angles
+    }
+
+    /// Whether it has the angles for heads of this width and so many positions.
+    pub(super) fn check(&self, head_dim: usize, positions: usize) -> Result<()> {
+        if 2 * self.pairs > head_dim {
+            return Err(Error::invalid("rotary", format!("a head of {head_dim} has no {} pairs to rotate", self.pairs)));
+        }
+        if positions > self.positions {
+            return Err(Error::invalid("rotary", format!("has {} positions, sequences may have {positions}", self.positions)));
+        }
+        Ok(())
+    }
+
+    /// Threads that a row takes which is rotated in place. Halves are written two at a time: they must not share words with others.
+    pub(super) fn query_units(&self, spec: &TensorSpec, shape: [usize; 4]) -> Result<usize> {
+        let unit = CacheKey::query_pairs(spec.dtype);
+        let Strides { batch, head, seq, .. } = spec.strides(shape);
+        let whole = [spec.offset, batch, head, seq, self.pairs].iter().all(|step| step.is_multiple_of(unit));
+        if spec.dtype.is_blocks() || !whole || matches!(spec.layout, Layout::Strided(steps) if steps.dim != 1) {
+            let why = format!("{spec:?} of {shape:?} with {} pairs: in 16 bits all of it must be even", self.pairs);
+            return Err(Error::unsupported(format!("rotating in place what lies so: {why}"), "use f32, or rotary::Rotary on the host"));
+        }
+        Ok(self.pairs / unit)
+    }
+}
