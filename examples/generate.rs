@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
-use wgpu_attention::gpu::{Bindings, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{
@@ -207,9 +207,8 @@ impl<'a> Cache<'a> {
                     query: Some((query.as_entire_buffer_binding(), problem.query, HEADS)),
                 };
                 let append = cache.append(layer, texts.clone(), seq_len, &new)?;
-                let [keys, values] = cache.layer(layer).ok_or_else(|| too_few("layers"))?;
                 let attention = cache.attention(&problem, texts.start, Algorithm::Auto)?;
-                let attention = attention.bind(&Bindings::new(&query, keys, values, &output))?;
+                let attention = attention.bind(cache, layer, &QueryBindings::new(&query, &output))?;
                 let mut encoder = gpu.device().create_command_encoder(&Default::default());
                 {
                     let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -220,10 +219,6 @@ impl<'a> Cache<'a> {
             }
         }
     }
-}
-
-fn too_few(what: &str) -> Error {
-    Error::Device { why: format!("there are too few {what}") }
 }
 
 fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {

@@ -5,7 +5,7 @@ mod common;
 use common::buffers::{devices, empty, numbers, read, upload};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{Bindings, Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens};
+use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::verify::{Expected, ExpectedTensor, compare};
 use wgpu_attention::{Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Problem, TensorSpec, wgpu};
@@ -72,9 +72,9 @@ impl Stack {
                 query: rotary.map(|_| (query.as_entire_buffer_binding(), problem.query, d.num_heads)),
             };
             let append = cache.append(layer, 0..d.batch, d.seq_len_q, &tokens).expect("bound");
-            let [keys, values] = cache.layer(layer).expect("a layer");
             let tables = tables.map(wgpu::Buffer::as_entire_buffer_binding);
-            let attention = attention.bind(&Bindings { tables, ..Bindings::new(&query, keys, values, &output) }).expect("bound");
+            let buffers = QueryBindings { tables, ..QueryBindings::new(&query, &output) };
+            let attention = attention.bind(cache, layer, &buffers).expect("bound");
             Layer { query, key, value, output, append, attention }
         };
         Self { problem, layers: (0..cache.size().layers).map(layer).collect() }
@@ -155,7 +155,7 @@ fn replayed(
         let table = table(&cache, &pages, &lengths);
         for (number, (layer, [query, key, value])) in stack.layers.iter().zip(&inputs).enumerate() {
             let what = format!("{}, {dtype}, pages of {page_size}, step {step}, layer {number}", gpu.name());
-            let [keys, values] = cache.layer(number).expect("a layer");
+            let [keys, values] = &cache.pools(number).expect("a layer")[0];
             let pools = [pool(gpu, &cache, keys, head_dim), pool(gpu, &cache, values, head_dim_v)];
             let mut problem = stack.problem;
             problem.paged = Some(table.paged(size.pages));
@@ -350,7 +350,7 @@ impl<'a> Game<'a> {
 
     /// Fills pages with NaN: whoever reads what is not theirs shows it. All bits set are NaN in every type, and in a block's scale.
     fn poison(&self, pages: impl IntoIterator<Item = u32>) {
-        let [key, value] = self.cache.layer(0).expect("a layer");
+        let [key, value] = &self.cache.pools(0).expect("a layer")[0];
         let page = vec![0xffu8; self.cache.shape().page_bytes() / 2];
         for number in pages {
             for pool in [key, value] {

@@ -29,7 +29,7 @@ struct KeyRange {
 fn locate(index: u32) -> Block {
     let blocks = (params.pack * params.seq_len_q + BLOCK_ROWS - 1u) / BLOCK_ROWS;
     let heads = params.num_heads / params.pack;
-    let split = (index / blocks) % params.splits;
+    let split = params.first_part + (index / blocks) % params.splits;
     let head = (index / (blocks * params.splits)) % heads;
     return Block(index / (blocks * params.splits * heads), head * params.pack, (blocks - 1u - index % blocks) * BLOCK_ROWS, split);
 }
@@ -48,11 +48,11 @@ fn row_of(item: Item, block: Block, local: u32) -> Row {
 fn key_range(item: Item, block: Block) -> KeyRange {
     let first = interval_of(item, block.first_row / params.pack);
     let last = interval_of(item, min((block.first_row + BLOCK_ROWS - 1u) / params.pack, item.rows - 1u));
-    var range = KeyRange(first.start, last.end, last.start, first.end);
+    var range = KeyRange(max(first.start, params.key_start), min(last.end, params.key_end), last.start, first.end);
     if (params.splits > 1u) {
         let tiles = (max(range.end, range.start) - range.start + BLOCK_KEYS - 1u) / BLOCK_KEYS;
         let size = (tiles + params.splits - 1u) / params.splits * BLOCK_KEYS;
-        range.start = range.start + block.split * size;
+        range.start = range.start + (block.split - params.first_part) * size;
         range.end = min(range.end, range.start + size);
     }
     return range;

@@ -82,4 +82,8 @@ struct Params {
     // Keys of a page, and width of the page table.
     page_size: u32,
     pages_per_item: u32,
+    // Fused: the keys that this step has bound, and the number of its first split among all parts that are merged.
+    key_start: u32,
+    key_end: u32,
+    first_part: u32,
 }

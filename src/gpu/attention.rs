@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Gpu;
 use super::pipeline::{Pipeline, PipelineKey};
-use crate::plan::{Place, Plan, Step};
+use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
 use crate::problem::Operand;
 use crate::shader::{Params, Slot};
 use crate::{Algorithm, Error, Problem, Result};
@@ -130,11 +130,11 @@ impl Attention {
         for (index, step) in self.plan.steps.iter().enumerate() {
             let same = index.checked_sub(1).filter(|&last| {
                 let last = &self.plan.steps[last];
-                last.key == step.key && last.places == step.places
+                last.key == step.key && last.places == step.places && last.bound == step.bound
             });
             let bind_group = match same {
                 Some(last) => steps[last].bind_group.clone(),
-                None => self.bind_group(index, &step.places, bindings)?,
+                None => self.bind_group(index, step, bindings)?,
             };
             steps.push(BoundStep {
                 pipeline: Arc::clone(&self.pipelines[index]),
@@ -147,10 +147,10 @@ impl Attention {
         Ok(Bound { steps })
     }
 
-    fn bind_group(&self, index: usize, places: &[(Slot, Place)], bindings: &Bindings<'_>) -> Result<wgpu::BindGroup> {
+    fn bind_group(&self, index: usize, step: &Step, bindings: &Bindings<'_>) -> Result<wgpu::BindGroup> {
         let params = wgpu::BufferBinding { buffer: &self.params, offset: 0, size: wgpu::BufferSize::new(size_of::<Params>() as u64) };
         let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: wgpu::BindingResource::Buffer(params) }];
-        for &(slot, place) in places {
+        for &(slot, place) in &step.places {
             let resource = match place {
                 Place::Query => Some(bindings.query.clone()),
                 Place::Key => Some(bindings.key.clone()),
@@ -165,7 +165,11 @@ impl Attention {
                 Place::Cache => self.cache.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
                 Place::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),
             };
-            let resource = resource.ok_or_else(|| Error::invalid("bindings", format!("{slot:?} is missing")))?;
+            let mut resource = resource.ok_or_else(|| Error::invalid("bindings", format!("{slot:?} is missing")))?;
+            if let Some(Part { bytes, .. }) = of_slot(step.bound.as_ref(), slot) {
+                let end = bytes.end.min(resource.buffer.size() - resource.offset);
+                (resource.offset, resource.size) = (resource.offset + bytes.start, wgpu::BufferSize::new(end - bytes.start));
+            }
             entries.push(wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(resource) });
         }
         bind_group(&self.gpu, &self.pipelines[index].layout, &entries)

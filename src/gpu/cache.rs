@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
+use super::cache_attention::CacheAttention;
 use super::cache_steps;
 use super::rotary::DeviceRotary;
-use super::{Attention, Bound, Gpu};
+use super::{Bound, Gpu};
 use crate::cache::{CacheShape, PagePool, SequenceId};
-use crate::plan::{Plan, check_bytes};
-use crate::problem::Operand;
+use crate::plan::check_bytes;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 
@@ -28,9 +28,12 @@ pub struct CacheSize {
 ///
 /// A contiguous cache is one whose page is as long as the longest sequence: `page_size` that, one page a slot.
 ///
+/// Where a layer's keys or values are more than one binding or buffer can have, the heads go to several *banks*, each with buffers of its
+/// own; an append and an attention are then a dispatch for each.
+///
 /// A step of decoding is
 /// 1. [`Self::extend`], which takes pages where the next tokens need some: bookkeeping on the host, a few words written;
-/// 2. one pass: [`Self::advance`], then for each layer what [`Self::append`] and [`Attention::bind`] gave. None of it has anything to
+/// 2. one pass: [`Self::advance`], then for each layer what [`Self::append`] and [`CacheAttention::bind`] gave. None of it has anything to
 ///    do with how long the sequences are, so it is bound once and recorded again for every step: the kernels read the lengths.
 ///
 /// `extend` can take pages for many steps at once; then the second part runs that often without the host.
@@ -45,8 +48,9 @@ pub struct DeviceCache {
     slots: Vec<Option<SequenceId>>,
     /// What a step adds to each slot, as the device has it.
     added: Vec<u32>,
-    /// Keys and values of each layer.
-    layers: Vec<[wgpu::Buffer; 2]>,
+    /// Keys and values of each bank of each layer.
+    layers: Vec<Vec<[wgpu::Buffer; 2]>>,
+    banks: usize,
     state: wgpu::Buffer,
     advance: Bound,
 }
@@ -79,8 +83,8 @@ pub struct NewTokens<'a> {
 impl DeviceCache {
     /// An empty cache.
     ///
-    /// Errors: a size of 0, a strided layout, rows that are no whole words (an odd head_dim in 16 bits, no whole blocks), a pool that
-    /// does not fit one buffer or binding.
+    /// Errors: a size of 0, a strided layout, rows that are no whole words (an odd head_dim in 16 bits, no whole blocks), a
+    /// single head's pool that does not fit one buffer or binding.
     pub fn new(gpu: &Gpu, shape: CacheShape, size: CacheSize) -> Result<Self> {
         shape.check()?;
         for (argument, count) in [("layers", size.layers), ("slots", size.slots), ("pages_per_slot", size.pages_per_slot)] {
@@ -100,13 +104,14 @@ impl DeviceCache {
         let state_bytes = words.map_or(u64::MAX, |words| 4 * words as u64);
         check_bytes("page table", state_bytes, gpu.caps())?;
         let pool = PagePool::new(shape.page_size, size.pages)?;
-        let layers = (0..size.layers).map(|_| pools(gpu, &shape, size.pages)).collect::<Result<_>>()?;
+        let banks = banks(gpu, &shape, size.pages)?;
+        let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;
         let state = cache_steps::buffer(gpu, "cache state", state_bytes)?;
         let params = CacheParams { slots: size.slots as u32, ..CacheParams::default() };
         let advance = CacheKey::Advance;
         let advance = cache_steps::bound(gpu, advance, params, size.slots, &[(CacheSlot::State, state.as_entire_buffer_binding())])?;
         let (slots, added) = (vec![None; size.slots], vec![0; size.slots]);
-        Ok(Self { gpu: gpu.clone(), shape, size, pool, slots, added, layers, state, advance })
+        Ok(Self { gpu: gpu.clone(), shape, size, pool, slots, added, layers, banks, state, advance })
     }
 
     /// How it is stored.
@@ -126,7 +131,7 @@ impl DeviceCache {
 
     /// Bytes of all pools.
     pub fn bytes(&self) -> u64 {
-        self.layers.iter().flatten().map(wgpu::Buffer::size).sum()
+        self.layers.iter().flatten().flatten().map(wgpu::Buffer::size).sum()
     }
 
     /// Bytes of the pages that some sequence has, in all layers.
@@ -134,9 +139,13 @@ impl DeviceCache {
         ((self.pool.pages() - self.pool.free_pages()) * self.shape.page_bytes() * self.size.layers) as u64
     }
 
-    /// A layer's keys and values: what [`super::Bindings::key`] and [`super::Bindings::value`] take. `None` past the last layer.
-    pub fn layer(&self, layer: usize) -> Option<[&wgpu::Buffer; 2]> {
-        self.layers.get(layer).map(|[key, value]| [key, value])
+    /// A layer's keys and values, [pages, num_kv_heads / banks, page_size, dim] in the cache's layout, a pair for each bank: the heads in
+    /// their order, equally many in each.
+    ///
+    /// Errors: no such layer.
+    pub fn pools(&self, layer: usize) -> Result<&[[wgpu::Buffer; 2]]> {
+        let pools = self.layers.get(layer).map(Vec::as_slice);
+        pools.ok_or_else(|| Error::invalid("layer", format!("is {layer}, but the cache has {}", self.size.layers)))
     }
 
     /// How many keys each slot has, u32 `[slots]` from the start of this buffer on, for kernels of the app's own.
@@ -244,10 +253,10 @@ impl DeviceCache {
     /// Adds free pages: larger pools, into which the encoder copies what is stored. What was bound to the old ones must be bound again.
     pub fn grow(&mut self, more: usize, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let pages = self.pool.pages().saturating_add(more);
-        let layers = (0..self.size.layers).map(|_| pools(&self.gpu, &self.shape, pages)).collect::<Result<Vec<_>>>()?;
+        let layers = (0..self.size.layers).map(|_| pools(&self.gpu, &self.shape, self.banks, pages)).collect::<Result<Vec<_>>>()?;
         self.pool.grow(more)?;
         self.size.pages = pages;
-        for (old, new) in self.layers.iter().flatten().zip(layers.iter().flatten()) {
+        for (old, new) in self.layers.iter().flatten().flatten().zip(layers.iter().flatten().flatten()) {
             encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size());
         }
         self.layers = layers;
@@ -259,70 +268,78 @@ impl DeviceCache {
         &self.advance
     }
 
-    /// The dispatch that writes a step's new tokens of the `slots` into a layer: the last of the `seq_len` tokens of each item, as many
-    /// as its slot got. The last stands at the sequence's last position, as [`crate::Alignment::BottomRight`] has it.
+    /// What writes a step's new tokens of the `slots` into a layer: the last of the `seq_len` tokens of each item, as many as its slot
+    /// got. The last stands at the sequence's last position, as [`crate::Alignment::BottomRight`] has it. One dispatch for each bank.
     pub fn append(&self, layer: usize, slots: Range<usize>, seq_len: usize, new: &NewTokens<'_>) -> Result<Bound> {
-        let Some([key, value]) = self.layer(layer) else {
-            return Err(Error::invalid("layer", format!("is {layer}, but the cache has {}", self.size.layers)));
-        };
+        let pools = self.pools(layer)?;
         self.check_slots(&slots)?;
-        let d = Dims { seq_len_q: seq_len, ..self.problem(slots.len(), self.shape.num_kv_heads, seq_len).dims };
+        let (shape, batch) = (&self.shape, slots.len());
         let dtype = new.key_spec.dtype;
         if new.value_spec.dtype != dtype || dtype.is_blocks() {
             let why = format!("new keys are {dtype}, new values {}: both must be the same, of f32, f16, bf16", new.value_spec.dtype);
             return Err(Error::invalid("value_spec", why));
         }
-        let rows = |heads: usize, dim: usize| [d.batch, heads, seq_len, dim];
-        let key_strides = cache_steps::strides(&self.gpu, "key", &new.key, &new.key_spec, rows(d.num_kv_heads, d.head_dim))?;
-        let value_strides = cache_steps::strides(&self.gpu, "value", &new.value, &new.value_spec, rows(d.num_kv_heads, d.head_dim_v))?;
+        let rows = |heads: usize, dim: usize| [batch, heads, seq_len, dim];
+        let keys = cache_steps::strides(&self.gpu, "key", &new.key, &new.key_spec, rows(shape.num_kv_heads, shape.head_dim))?;
+        let values = cache_steps::strides(&self.gpu, "value", &new.value, &new.value_spec, rows(shape.num_kv_heads, shape.head_dim_v))?;
+        let heads = shape.num_kv_heads / self.banks;
         let pool = |dim: usize| {
-            let strides = self.spec().strides([self.size.pages, d.num_kv_heads, self.shape.page_size, dim]);
+            let strides = self.spec().strides([self.size.pages, heads, shape.page_size, dim]);
             [strides.batch as u32, strides.head as u32, strides.seq as u32, 0]
         };
-        let mut params = CacheParams {
-            key_strides,
-            value_strides,
-            key_pool_strides: pool(d.head_dim),
-            value_pool_strides: pool(d.head_dim_v),
-            batch: d.batch as u32,
-            seq_len: seq_len as u32,
-            num_kv_heads: d.num_kv_heads as u32,
-            head_dim: d.head_dim as u32,
-            head_dim_v: d.head_dim_v as u32,
-            slots: self.size.slots as u32,
-            first_slot: slots.start as u32,
-            page_size: self.shape.page_size as u32,
-            pages_per_slot: self.size.pages_per_slot as u32,
-            ..CacheParams::default()
-        };
-        let unit = CacheKey::unit(self.shape.dtype);
-        let mut threads = d.batch * seq_len * d.num_kv_heads * (d.head_dim / unit + d.head_dim_v / unit);
-        let mut bindings = vec![
-            (CacheSlot::State, self.state.as_entire_buffer_binding()),
-            (CacheSlot::NewKey, new.key.clone()),
-            (CacheSlot::NewValue, new.value.clone()),
-            (CacheSlot::Key, key.as_entire_buffer_binding()),
-            (CacheSlot::Value, value.as_entire_buffer_binding()),
-        ];
-        if let Some(rotary) = new.rotary {
-            rotary.check(d.head_dim, self.size.pages_per_slot * self.shape.page_size)?;
-            params.pairs = rotary.pairs() as u32;
-            bindings.push((CacheSlot::Angles, rotary.angles().as_entire_buffer_binding()));
-        }
-        let query = match (&new.query, new.rotary) {
-            (None, _) => None,
-            (Some(_), None) => return Err(Error::invalid("query", "is bound, but there is no rotary to turn it")),
-            (Some((query, spec, num_heads)), Some(rotary)) => {
-                let shape = rows(*num_heads, d.head_dim);
-                params.query_strides = cache_steps::strides(&self.gpu, "query", query, spec, shape)?;
-                params.num_heads = *num_heads as u32;
-                threads += d.batch * seq_len * num_heads * rotary.query_units(spec, shape)?;
-                bindings.push((CacheSlot::Query, query.clone()));
-                Some(spec.dtype)
+        let mut bound = Bound { steps: Vec::new() };
+        for (bank, [key, value]) in pools.iter().enumerate() {
+            let of_bank = |mut strides: [u32; 4]| {
+                strides[3] += (bank * heads) as u32 * strides[1];
+                strides
+            };
+            let mut params = CacheParams {
+                key_strides: of_bank(keys),
+                value_strides: of_bank(values),
+                key_pool_strides: pool(shape.head_dim),
+                value_pool_strides: pool(shape.head_dim_v),
+                batch: batch as u32,
+                seq_len: seq_len as u32,
+                num_kv_heads: heads as u32,
+                head_dim: shape.head_dim as u32,
+                head_dim_v: shape.head_dim_v as u32,
+                slots: self.size.slots as u32,
+                first_slot: slots.start as u32,
+                page_size: shape.page_size as u32,
+                pages_per_slot: self.size.pages_per_slot as u32,
+                ..CacheParams::default()
+            };
+            let unit = CacheKey::unit(shape.dtype);
+            let mut threads = batch * seq_len * heads * (shape.head_dim / unit + shape.head_dim_v / unit);
+            let mut bindings = vec![
+                (CacheSlot::State, self.state.as_entire_buffer_binding()),
+                (CacheSlot::NewKey, new.key.clone()),
+                (CacheSlot::NewValue, new.value.clone()),
+                (CacheSlot::Key, key.as_entire_buffer_binding()),
+                (CacheSlot::Value, value.as_entire_buffer_binding()),
+            ];
+            if let Some(rotary) = new.rotary {
+                rotary.check(shape.head_dim, self.size.pages_per_slot * shape.page_size)?;
+                params.pairs = rotary.pairs() as u32;
+                bindings.push((CacheSlot::Angles, rotary.angles().as_entire_buffer_binding()));
             }
-        };
-        let rotary = new.rotary.map(DeviceRotary::pairing);
-        cache_steps::bound(&self.gpu, CacheKey::Append { new: dtype, cache: self.shape.dtype, rotary, query }, params, threads, &bindings)
+            let query = match (&new.query, new.rotary) {
+                (Some(_), None) => return Err(Error::invalid("query", "is bound, but there is no rotary to turn it")),
+                // The first bank's dispatch turns them all.
+                (Some((query, spec, num_heads)), Some(rotary)) if bank == 0 => {
+                    let shape = rows(*num_heads, shape.head_dim);
+                    params.query_strides = cache_steps::strides(&self.gpu, "query", query, spec, shape)?;
+                    params.num_heads = *num_heads as u32;
+                    threads += batch * seq_len * num_heads * rotary.query_units(spec, shape)?;
+                    bindings.push((CacheSlot::Query, query.clone()));
+                    Some(spec.dtype)
+                }
+                _ => None,
+            };
+            let key = CacheKey::Append { new: dtype, cache: shape.dtype, rotary: new.rotary.map(DeviceRotary::pairing), query };
+            bound.steps.extend(cache_steps::bound(&self.gpu, key, params, threads, &bindings)?.steps);
+        }
+        Ok(bound)
     }
 
     /// Attention of `seq_len_q` queries an item, f32 [batch, num_heads, seq_len_q, head_dim], to as many slots: every key visible, as
@@ -340,18 +357,18 @@ impl DeviceCache {
 
     /// [`Self::problem`], made ready: item 0 is the sequence in `first_slot`. Bind it once for each layer.
     ///
-    /// The tables buffer, if there is one, has no lengths and no page table: it is that of the problem without them.
-    pub fn attention(&self, problem: &Problem, first_slot: usize, algorithm: Algorithm) -> Result<Attention> {
+    /// Errors: those of [`super::Attention::new`]; keys and values that are not this cache's; with several banks a lse, a mask or bias
+    /// that differs from head to head.
+    pub fn attention(&self, problem: &Problem, first_slot: usize, algorithm: Algorithm) -> Result<CacheAttention> {
         let d = &problem.dims;
         self.check_slots(&(first_slot..first_slot.saturating_add(d.batch)))?;
         let own = self.problem(d.batch, d.num_heads, d.seq_len_q);
-        let of = |p: &Problem| (p.dims, p.paged, p.visibility.kv_lengths, [Operand::Key, Operand::Value].map(|operand| *p.spec(operand)));
+        let of = |p: &Problem| (p.dims, p.paged, p.visibility.kv_lengths, p.key, p.value);
         if of(&own) != of(problem) {
             return Err(Error::invalid("problem", "its keys and values are not this cache's: begin with DeviceCache::problem"));
         }
         let state = [first_slot, 4 * self.size.slots + first_slot * self.size.pages_per_slot].map(|word| word as u32);
-        let plan = Plan::on_cache(problem, self.gpu.caps(), algorithm, state)?;
-        Attention::of_plan(&self.gpu, problem, plan, Some(self.state.clone()))
+        CacheAttention::new(&self.gpu, problem, algorithm, &self.state, state, self.banks)
     }
 
     fn spec(&self) -> TensorSpec {
@@ -414,9 +431,9 @@ impl DeviceCache {
     /// Copies pages, in all pools. Rare, and so nothing is kept for it.
     fn record_copies(&self, copies: &[[u32; 2]], encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let pairs = cache_steps::buffer_of(&self.gpu, "page copies", wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(copies))?;
-        for layer in &self.layers {
-            for (pool, dim) in layer.iter().zip([self.shape.head_dim, self.shape.head_dim_v]) {
-                let page_words = self.shape.dtype.bytes(dim) / 4 * self.shape.num_kv_heads * self.shape.page_size;
+        for bank in self.layers.iter().flatten() {
+            for (pool, dim) in bank.iter().zip([self.shape.head_dim, self.shape.head_dim_v]) {
+                let page_words = self.shape.dtype.bytes(dim) / 4 * (self.shape.num_kv_heads / self.banks) * self.shape.page_size;
                 let params = CacheParams { copies: copies.len() as u32, page_words: page_words as u32, ..CacheParams::default() };
                 let bindings = [(CacheSlot::State, pairs.as_entire_buffer_binding()), (CacheSlot::Key, pool.as_entire_buffer_binding())];
                 cache_steps::bound(&self.gpu, CacheKey::CopyPages, params, copies.len() * page_words, &bindings)?.record(encoder);
@@ -426,13 +443,38 @@ impl DeviceCache {
     }
 }
 
-/// The pools of one layer.
-fn pools(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<[wgpu::Buffer; 2]> {
-    let pool = |label, dim: usize| {
-        let page = shape.page_size.checked_mul(shape.num_kv_heads).and_then(|rows| rows.checked_mul(shape.dtype.bytes(dim)));
-        let bytes = page.and_then(|page| page.checked_mul(pages)).map_or(u64::MAX, |bytes| bytes as u64);
-        check_bytes(label, bytes, gpu.caps())?;
-        cache_steps::buffer(gpu, label, bytes)
+/// Bytes of a pool for so many heads, and whether one buffer can have and bind them.
+fn pool_bytes(gpu: &Gpu, shape: &CacheShape, dim: usize, heads: usize, pages: usize) -> Result<u64> {
+    let bytes = [shape.page_size, heads, pages].iter().try_fold(shape.dtype.bytes(dim) as u64, |bytes, &n| bytes.checked_mul(n as u64));
+    let bytes = bytes.unwrap_or(u64::MAX);
+    check_bytes("pool of one head", bytes, gpu.caps())?;
+    let numbers = [shape.page_size, heads, pages].iter().fold(dim as u64, |numbers, &n| numbers.saturating_mul(n as u64));
+    if numbers > u64::from(u32::MAX) {
+        return Err(Error::Limit {
+            limit: "elements that a shader can count",
+            needed: numbers,
+            available: u32::MAX.into(),
+            remedy: "make the cache of fewer pages".into(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// The fewest banks, of equally many heads, with which pools fit.
+fn banks(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<usize> {
+    let fits = |banks: usize| {
+        let bytes = |dim| pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages);
+        bytes(shape.head_dim).and(bytes(shape.head_dim_v))
     };
-    Ok([pool("key", shape.head_dim)?, pool("value", shape.head_dim_v)?])
+    let divides = |&banks: &usize| shape.num_kv_heads.is_multiple_of(banks);
+    match (1..=shape.num_kv_heads).filter(divides).find(|&banks| fits(banks).is_ok()) {
+        Some(banks) => Ok(banks),
+        None => fits(shape.num_kv_heads).map(|_| shape.num_kv_heads),
+    }
+}
+
+/// The pools of one layer, a pair for each bank.
+fn pools(gpu: &Gpu, shape: &CacheShape, banks: usize, pages: usize) -> Result<Vec<[wgpu::Buffer; 2]>> {
+    let pool = |label, dim| cache_steps::buffer(gpu, label, pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages)?);
+    (0..banks).map(|_| Ok([pool("key", shape.head_dim)?, pool("value", shape.head_dim_v)?])).collect()
 }

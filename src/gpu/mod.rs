@@ -3,6 +3,7 @@
 mod adapter;
 mod attention;
 mod cache;
+mod cache_attention;
 mod cache_steps;
 mod device;
 mod host;
@@ -15,6 +16,7 @@ mod rotary;
 pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings, Bound};
 pub use cache::{CacheSize, DeviceCache, NewTokens};
+pub use cache_attention::{CacheAttention, QueryBindings};
 pub use device::{Gpu, ShaderOptions};
 pub use merge::MergeBindings;
 pub use rotary::DeviceRotary;

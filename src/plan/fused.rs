@@ -1,5 +1,6 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
+use super::ranges::key_ranges;
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid};
 use crate::plan::DeviceClass;
 use crate::shader::{Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
@@ -49,7 +50,9 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
     let mut key = choose(problem, caps, pack * d.seq_len_q)?;
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
     let blocks = (pack * d.seq_len_q).div_ceil(key.kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
-    let splits = splits(problem, caps, blocks);
+    // Ranges of keys that are bound apart are merged as splits are.
+    let least = if key_ranges(problem, caps)? > 1 { 2 } else { 1 };
+    let splits = splits(problem, caps, blocks).max(least);
     let workgroups = grid(blocks.saturating_mul(splits))?;
 
     let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
@@ -57,7 +60,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
     let mut steps = Vec::new();
     let in_place = |slot| Place::of(slot).unwrap_or(Place::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 }));
     if splits == 1 {
-        steps.push(Step { places: places(&key, in_place), key: key.clone(), params, flops: d.flops() });
+        steps.push(Step { places: places(&key, in_place), key: key.clone(), params, bound: None, flops: d.flops() });
     } else {
         let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
         let rows = problem.lse_len();
@@ -65,6 +68,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
             key: variant(key.general, Kernel::Merge, problem),
             params: Params { end_workgroup: grid((rows * (width as usize / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..params },
             places: Vec::new(),
+            bound: None,
             flops: 2.0 * (splits * rows * width as usize) as f64,
         };
         // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
@@ -83,7 +87,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
             Slot::Lse => Place::Scratch(1),
             other => in_place(other),
         };
-        steps.push(Step { places: places(&key, to_scratch), key: key.clone(), params, flops: d.flops() });
+        steps.push(Step { places: places(&key, to_scratch), key: key.clone(), params, bound: None, flops: d.flops() });
         steps.push(Step { places: places(&merge.key, in_place), ..merge });
     }
     let summary = format!(
@@ -114,7 +118,7 @@ pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCa
         ..Params::new(&problem, TableLayout::default())
     };
     let key = KernelKey::new(Kernel::Merge, &problem);
-    Ok(cut(Step { key, params, places: Vec::new(), flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
+    Ok(cut(Step { key, params, places: Vec::new(), bound: None, flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
 }
 
 /// The variant of `kernel` for `problem`.

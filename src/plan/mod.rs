@@ -2,10 +2,12 @@
 
 mod caps;
 mod fused;
+mod ranges;
 mod staged;
 mod tables;
 
 pub(crate) use fused::merge_steps;
+pub(crate) use ranges::{Bound, of_slot};
 
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use tables::{TableLayout, table_bytes};
@@ -61,6 +63,8 @@ pub(crate) struct Step {
     pub(crate) params: Params,
     /// Of each binding but the params, in the order of [`KernelKey::bindings`].
     pub(crate) places: Vec<(Slot, Place)>,
+    /// What it binds of key and value, where that is a part.
+    pub(crate) bound: Option<[Bound; 2]>,
     /// Floating-point operations, to cut long work.
     pub(crate) flops: f64,
 }
@@ -92,8 +96,8 @@ impl Plan {
             }
             Algorithm::Staged => staged::plan(problem, caps, "asked for")?,
             Algorithm::Auto if wants_matrix => staged::plan(problem, caps, "scores or weights are wanted")?,
-            Algorithm::Fused => fused::plan(problem, caps)?,
-            Algorithm::Auto => match fused::plan(problem, caps) {
+            Algorithm::Fused => ranges::cut_to_bindings(problem, caps, fused::plan(problem, caps)?)?,
+            Algorithm::Auto => match fused::plan(problem, caps).and_then(|plan| ranges::cut_to_bindings(problem, caps, plan)) {
                 Err(Error::Limit { limit: "max_compute_workgroup_storage_size", .. }) => {
                     staged::plan(problem, caps, "the head is too wide for the fused kernel's workgroup memory")?
                 }
@@ -107,19 +111,24 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same for a problem whose lengths and page table are words of a cache's state: the lengths from word `kv_lengths` on, the table
-    /// from `page_table` on. The tables buffer has neither; the grid is for the longest sequences that there can be, and workgroups
-    /// that find no keys end at once.
-    pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, [kv_lengths, page_table]: [u32; 2]) -> Result<Self> {
+    /// The same for a problem whose lengths and page table are words of a cache's state. The tables buffer has neither; the grid is for the
+    /// longest sequences that there can be, and workgroups that find no keys end at once.
+    pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, words: CacheWords) -> Result<Self> {
         let mut plan = Self::new(problem, caps, algorithm)?;
         let mut others = *problem;
         (others.paged, others.visibility.kv_lengths) = (None, false);
-        let (layout, table_words) = TableLayout::new(&others).unwrap_or_default(); // checked before, with more in it
+        others.dims.num_heads = words.num_heads;
+        let (mut layout, table_words) = TableLayout::new(&others).ok_or_else(|| too_many("tables", u64::MAX))?;
         plan.table_words = table_words;
+        let first_head = words.first_head as u32;
+        layout.alibi_slopes += first_head;
+        layout.sinks += first_head;
+        layout.relative_bias += first_head * problem.relative_bias.map_or(0, |max| 2 * max + 1);
+        layout = TableLayout { kv_lengths: words.kv_lengths, page_table: words.page_table, ..layout };
         for step in &mut plan.steps {
             step.key.cached = true;
             step.key.tables = step.key.general || table_words > 0;
-            step.params.tables = TableLayout { kv_lengths, page_table, ..layout };
+            step.params.tables = layout;
             let has_tables = step.key.tables;
             step.places.retain(|&(slot, _)| slot != Slot::Tables || has_tables);
             step.places.push((Slot::Cache, Place::Cache));
@@ -162,6 +171,17 @@ impl Plan {
     }
 }
 
+/// What attention to a cache finds elsewhere than a problem of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheWords {
+    /// The words of the state from which on lengths and page table lie.
+    pub(crate) kv_lengths: u32,
+    pub(crate) page_table: u32,
+    /// The heads that the tables are of, and which of them is the problem's first.
+    pub(crate) num_heads: usize,
+    pub(crate) first_head: usize,
+}
+
 /// A kernel as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shader {
@@ -200,7 +220,10 @@ fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
         if elements > u32::MAX.into() {
             return Err(too_many(name, elements));
         }
-        check_bytes(name, bytes, caps)?;
+        // Keys and values may be bound in parts.
+        let parts = ["key", "value"].contains(&name);
+        let binding_bytes = if parts { u64::MAX } else { caps.binding_bytes };
+        check_bytes(name, bytes, &DeviceCaps { binding_bytes, ..caps.clone() })?;
     }
     const FARTHEST: u64 = 1 << 29;
     let offset = if let Some(crate::Alignment::Offset(offset)) = problem.visibility.alignment { offset.unsigned_abs().into() } else { 0 };
@@ -264,11 +287,12 @@ fn check_kernel(key: &KernelKey, caps: &DeviceCaps) -> Result<()> {
 
 /// Cuts a step into dispatches that are short enough.
 fn cut(step: Step, caps: &DeviceCaps) -> Vec<Step> {
-    let total = step.params.end_workgroup;
+    let before = step.params.first_workgroup;
+    let total = step.params.end_workgroup - before;
     pieces(total, step.flops, caps)
         .into_iter()
         .map(|Piece { first, end, width }| {
-            let params = Params { first_workgroup: first, end_workgroup: end, grid_width: width, ..step.params };
+            let params = Params { first_workgroup: before + first, end_workgroup: before + end, grid_width: width, ..step.params };
             Step { params, flops: step.flops * f64::from(end - first) / f64::from(total), ..step.clone() }
         })
         .collect()

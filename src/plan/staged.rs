@@ -2,6 +2,7 @@
 
 use super::fused::{places, variant};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, grid};
+use crate::problem::Operand;
 use crate::shader::{Kernel, Params};
 use crate::{Error, Problem, Result, ScoreStage};
 
@@ -22,6 +23,9 @@ struct Part {
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Plan> {
     let d = &problem.dims;
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
+    for operand in [Operand::Key, Operand::Value] {
+        check_bytes(operand.name(), problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64, caps)?;
+    }
     let base = Params::new(problem, layout);
     let parts = parts(problem, caps)?;
     let matrix = if problem.want.weights { Place::Weights } else { Place::Scratch(0) };
@@ -30,7 +34,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Pl
     let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: Option<Place>| -> Result<()> {
         let key = variant(general, kernel, problem);
         let places = places(&key, |slot| Place::of(slot).unwrap_or(scores.unwrap_or(matrix)));
-        steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops });
+        steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, bound: None, flops });
         Ok(())
     };
     if let Some(stage) = problem.want.scores {

@@ -70,8 +70,11 @@ pub(crate) struct Params {
     pub(crate) score_stage: u32,
     pub(crate) page_size: u32,
     pub(crate) pages_per_item: u32,
+    pub(crate) key_start: u32,
+    pub(crate) key_end: u32,
+    pub(crate) first_part: u32,
     /// A uniform's size is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 2],
+    pub(crate) padding: [u32; 3],
 }
 
 impl Params {
@@ -129,6 +132,7 @@ impl Params {
             head_dim_v: problem.dims.head_dim_v as u32,
             page_size: problem.paged.map_or(0, |paged| paged.page_size as u32),
             pages_per_item: problem.paged.map_or(0, |paged| paged.pages_per_item as u32),
+            key_end: u32::MAX,
             ..Self::default()
         }
     }

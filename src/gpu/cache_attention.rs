@@ -1,0 +1,93 @@
+//! Attention to the sequences of a cache on a device.
+
+use super::{Attention, Bindings, Bound, DeviceCache, Gpu};
+use crate::plan::{CacheWords, Plan};
+use crate::problem::Operand;
+use crate::{Algorithm, Broadcast, Error, Layout, Problem, Result};
+
+/// Attention to the sequences of a [`DeviceCache`], made ready: one attention for each of its banks of heads.
+pub struct CacheAttention {
+    banks: Vec<Attention>,
+}
+
+/// The buffers of an attention to a cache but for keys and values, as [`Bindings`] has them.
+#[derive(Clone, Debug)]
+pub struct QueryBindings<'a> {
+    /// As [`Problem::query`] describes.
+    pub query: wgpu::BufferBinding<'a>,
+    /// As [`Problem::output`] describes.
+    pub output: wgpu::BufferBinding<'a>,
+    /// f32, [`Problem::lse_len`] of them, if wanted.
+    pub lse: Option<wgpu::BufferBinding<'a>>,
+    /// The small vectors, in the order of [`crate::plan::TableLayout`] without lengths and page table, if the problem has any.
+    pub tables: Option<wgpu::BufferBinding<'a>>,
+    /// f32, if the problem has a bias.
+    pub bias: Option<wgpu::BufferBinding<'a>>,
+    /// One byte an element, if the problem has a mask.
+    pub mask: Option<wgpu::BufferBinding<'a>>,
+}
+
+impl<'a> QueryBindings<'a> {
+    /// Whole buffers for query and output; nothing else.
+    pub fn new(query: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
+        let (query, output) = (query.as_entire_buffer_binding(), output.as_entire_buffer_binding());
+        Self { query, output, lse: None, tables: None, bias: None, mask: None }
+    }
+}
+
+impl CacheAttention {
+    pub(super) fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        algorithm: Algorithm,
+        state: &wgpu::Buffer,
+        [kv_lengths, page_table]: [u32; 2],
+        banks: usize,
+    ) -> Result<Self> {
+        problem.check()?;
+        let by_head = |shape: Option<Broadcast>| shape.is_some_and(|Broadcast([_, heads, ..])| heads > 1);
+        if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias)) {
+            return Err(Error::unsupported(
+                format!("lse, or mask or bias by head, of a cache in {banks} banks"),
+                "make the cache smaller, or ask for an adapter's own limits",
+            ));
+        }
+        let of_bank = |bank: usize| {
+            let mut part = *problem;
+            part.dims.num_heads /= banks;
+            part.dims.num_kv_heads /= banks;
+            let first_head = bank * part.dims.num_heads;
+            if banks > 1 {
+                for (operand, spec) in [(Operand::Query, &mut part.query), (Operand::Output, &mut part.output)] {
+                    let strides = spec.strides(problem.shape(operand));
+                    spec.offset += first_head * strides.head;
+                    spec.layout = Layout::Strided(strides);
+                }
+            }
+            let words = CacheWords { kv_lengths, page_table, num_heads: problem.dims.num_heads, first_head };
+            let plan = Plan::on_cache(&part, gpu.caps(), algorithm, words)?;
+            Attention::of_plan(gpu, &part, plan, Some(state.clone()))
+        };
+        Ok(Self { banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
+    }
+
+    /// What was planned for a bank of heads; all are alike.
+    pub fn plan(&self) -> &Plan {
+        self.banks[0].plan()
+    }
+
+    /// Binds buffers, and a layer of the cache that this was made for.
+    pub fn bind(&self, cache: &DeviceCache, layer: usize, buffers: &QueryBindings<'_>) -> Result<Bound> {
+        let pools = cache.pools(layer)?;
+        if pools.len() != self.banks.len() {
+            return Err(Error::invalid("cache", "is not the one that this attention was made for"));
+        }
+        let mut bound = Bound { steps: Vec::new() };
+        for (bank, [key, value]) in self.banks.iter().zip(pools) {
+            let QueryBindings { query, output, lse, tables, bias, mask } = buffers.clone();
+            let bindings = Bindings { query, output, lse, tables, bias, mask, ..Bindings::new(key, key, value, value) };
+            bound.steps.extend(bank.bind(&bindings)?.steps);
+        }
+        Ok(bound)
+    }
+}

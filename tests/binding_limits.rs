@@ -1,0 +1,185 @@
+//! Keys and values larger than a binding: bound in parts and merged, on devices whose limits are set small.
+
+mod common;
+
+use common::buffers::{devices, empty, numbers, read, upload};
+use wgpu_attention::cache::CacheShape;
+use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::{
+    Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
+};
+
+const LIMIT: u64 = 96 << 10;
+
+fn small() -> Vec<Gpu> {
+    let limits = |adapter: &wgpu::Adapter| wgpu::Limits { max_storage_buffer_binding_size: LIMIT, ..adapter.limits() };
+    devices(limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue)).collect()
+}
+
+/// Problems whose keys are several bindings' worth, and into how many ranges the keys must go.
+fn problems() -> Vec<(&'static str, Problem, bool)> {
+    let dims = Dims { num_kv_heads: 2, seq_len_q: 3, ..Dims::square(2, 4, 1000, 32) };
+    let plain = Problem::new(dims);
+    let mut all = Vec::new();
+    // A head is 125 KiB: its keys go into ranges.
+    all.push(("plain", plain, true));
+    all.push(("rows of heads", plain.stored(DType::F32, Layout::Bshd).causal(Alignment::BottomRight).with_lse(), true));
+    // A head fits as f16, two do not: no ranges.
+    all.push(("heads apart", plain.stored(DType::F16, Layout::Bhsd), false));
+    // All heads of some keys together.
+    let steps = Strides { batch: 32, head: 64, seq: 160, dim: 1 };
+    let mixed = TensorSpec { layout: Layout::Strided(steps), ..TensorSpec::default() };
+    all.push(("items side by side", Problem { key: mixed, value: mixed, ..plain }, true));
+    let mut options = plain.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(700), None).with_lse();
+    (options.sinks, options.alibi, options.softcap) = (true, Some(Alibi::Symmetric), Some(5.0));
+    (options.visibility.kv_lengths, options.visibility.prefix_lengths) = (true, true);
+    options.visibility.mask = Some(Broadcast([1, 1, 3, 1000]));
+    options.visibility.documents = true;
+    all.push(("every option", options, true));
+    let blocks = TensorSpec::new(DType::Q8, Layout::Bshd);
+    let long = Problem::new(Dims { seq_len_kv: 2000, batch: 1, ..dims }).causal(Alignment::BottomRight);
+    all.push(("blocks", Problem { key: blocks, value: blocks, ..long }, true));
+    all
+}
+
+#[test]
+fn keys_in_several_bindings() {
+    for gpu in small() {
+        let engine = Engine::on_gpu(gpu.clone());
+        for (name, problem, ranges) in problems() {
+            let what = format!("{name} on {}", gpu.name());
+            let some = |dtype: DType, len: usize, seed| HostVec::from_f32(dtype, &numbers(len, seed));
+            let (key, value) = (some(problem.key.dtype, problem.key_len(), 2), some(problem.value.dtype, problem.value_len(), 3));
+            assert!(key.as_slice().bytes().len() as u64 > LIMIT, "{what}: fits, and tests nothing");
+            let query = some(problem.query.dtype, problem.query_len(), 1);
+            let v = problem.visibility;
+            let mask: Vec<bool> = (0..if v.mask.is_some() { 3000 } else { 0 }).map(|i| i % 7 != 0).collect();
+            let documents: Vec<i32> = (0..if v.documents { 2000 } else { 0 }).map(|i| i32::from(i % 1000 > 990)).collect();
+            let (slopes, sinks) = (numbers(if problem.alibi.is_some() { 4 } else { 0 }, 4), numbers(if problem.sinks { 4 } else { 0 }, 5));
+            let inputs = Inputs {
+                mask: &mask,
+                alibi_slopes: &slopes,
+                sinks: &sinks,
+                kv_lengths: if v.kv_lengths { &[1000, 351] } else { &[] },
+                prefix_lengths: if v.prefix_lengths { &[2, 400] } else { &[] },
+                documents_q: if v.documents { &[0, 0, 1, 1, 0, 0] } else { &[] },
+                documents_kv: &documents,
+                ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice())
+            };
+            let explained = engine.explain(&problem).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(explained.contains("bindings of keys"), "{what}: {explained}");
+            assert_eq!(!explained.contains("in 1 ranges"), ranges, "{what}: {explained}");
+            let expected = Expected::of(&problem, &inputs).expect("valid");
+            let got = engine.attention(&problem, &inputs).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let agree = |got: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
+                compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
+                    .unwrap_or_else(|bad| panic!("{what}: {bad}"))
+            };
+            let d = &problem.dims;
+            let shape = [d.batch, d.num_heads, d.seq_len_q, d.head_dim_v];
+            agree(&wgpu_attention::gather(got.output.as_slice(), &problem.output, shape), &expected.output);
+            if let Some(expected) = &expected.lse {
+                agree(&got.lse.expect("asked for"), expected);
+            }
+            // Where the score matrix is wanted there is no merging: said, not wrong.
+            let staged = engine.clone().with_algorithm(Algorithm::Staged).attention(&problem, &inputs);
+            assert!(matches!(staged, Err(Error::Limit { limit: "max_storage_buffer_binding_size", .. })), "{what}");
+        }
+    }
+}
+
+/// The same recorded into an app's own encoder, keys and values in one buffer.
+#[test]
+fn recorded_from_one_buffer() {
+    let mut problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 1500, 32) }).with_lse();
+    problem.value.offset = 48064;
+    let shared = numbers(problem.value_len(), 2);
+    let query = numbers(32, 1);
+    let inputs = Inputs::new(&query, &shared, &shared);
+    let expected = Expected::of(&problem, &inputs).expect("valid");
+    for gpu in small() {
+        let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
+        let [query, shared] = [&query, &shared].map(|data| upload(gpu.device(), gpu.queue(), data));
+        let [output, lse] = [32, 1].map(|len| empty(gpu.device(), len));
+        let bindings = Bindings { lse: Some(lse.as_entire_buffer_binding()), ..Bindings::new(&query, &shared, &shared, &output) };
+        let bound = attention.bind(&bindings).expect("bound");
+        assert!(bound.dispatches() > 2);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        bound.record(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        for (buffer, expected) in [(&output, &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
+            let got = read(gpu.device(), gpu.queue(), buffer);
+            compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+        }
+    }
+}
+
+/// A cache whose heads go to several banks: appended to, and attended to with options by head.
+#[test]
+fn caches_in_several_banks() {
+    for gpu in small() {
+        for dtype in [DType::F32, DType::Q4] {
+            // A head of f32 is 64 KiB, of q4 10 KiB.
+            let pages = if dtype == DType::F32 { 32 } else { 160 };
+            let shape = CacheShape { page_size: 16, num_kv_heads: 4, head_dim: 32, head_dim_v: 32, dtype, layout: Layout::Bshd };
+            let mut cache = DeviceCache::new(&gpu, shape, CacheSize { layers: 1, slots: 2, pages_per_slot: 4, pages }).expect("a cache");
+            let banks = cache.pools(0).expect("a layer").len();
+            assert_eq!(banks, 4);
+            let mut problem = cache.problem(2, 8, 5).causal(Alignment::BottomRight);
+            (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
+            (problem.sinks, problem.alibi) = (true, Some(Alibi::Signed));
+            let tables = [numbers(8, 7), numbers(8, 8)];
+            let data = [numbers(2 * 5 * 8 * 32, 1), numbers(2 * 5 * 4 * 32, 2), numbers(2 * 5 * 4 * 32, 3)];
+            let [query, key, value] = data.each_ref().map(|data| upload(gpu.device(), gpu.queue(), data));
+            let on_device = upload(gpu.device(), gpu.queue(), &tables.concat());
+            let output = empty(gpu.device(), 2 * 5 * 8 * 32);
+            assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
+            let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+            let new = NewTokens {
+                key: key.as_entire_buffer_binding(),
+                key_spec: spec,
+                value: value.as_entire_buffer_binding(),
+                value_spec: spec,
+                rotary: None,
+                query: None,
+            };
+            let append = cache.append(0, 0..2, 5, &new).expect("bound");
+            assert_eq!(append.dispatches(), banks);
+            let buffers = QueryBindings { tables: Some(on_device.as_entire_buffer_binding()), ..QueryBindings::new(&query, &output) };
+            let attention = cache.attention(&problem, 0, Algorithm::Auto).expect("planned").bind(&cache, 0, &buffers).expect("bound");
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            cache.extend(&[5, 3], 1, &mut encoder).expect("room");
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                cache.advance().record_in(&mut pass);
+                append.record_in(&mut pass);
+                attention.record_in(&mut pass);
+            }
+            gpu.queue().submit([encoder.finish()]);
+            let got = read(gpu.device(), gpu.queue(), &output);
+            for (item, tokens) in [5, 3].into_iter().enumerate() {
+                let rows = |data: &[f32]| {
+                    let own = &data[(item * 5 + 5 - tokens) * 128..(item * 5 + 5) * 128];
+                    HostVec::from_f32(dtype, own).to_f32()
+                };
+                let (key, value) = (rows(&data[1]), rows(&data[2]));
+                let mut one = Problem::new(Dims { batch: 1, seq_len_kv: tokens, ..problem.dims }).causal(Alignment::BottomRight);
+                one = one.stored(DType::F32, Layout::Bshd);
+                (one.sinks, one.alibi) = (true, Some(Alibi::Signed));
+                let query = &data[0][item * 5 * 256..][..5 * 256];
+                let inputs = Inputs { alibi_slopes: &tables[0], sinks: &tables[1], ..Inputs::new(query, &key, &value) };
+                let expected = Expected::of(&one, &inputs).expect("valid").output;
+                let got: Vec<f32> = got[item * 5 * 256..][..5 * 256].to_vec();
+                let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
+                compare(&expected.shape, &logical, &expected.shape, &expected.values, &expected.tolerance)
+                    .unwrap_or_else(|bad| panic!("{dtype}, item {item}, {}: {bad}", gpu.name()));
+            }
+            let with_lse = cache.attention(&problem.with_lse(), 0, Algorithm::Auto);
+            assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));
+            // One head alone is too much.
+            let size = CacheSize { layers: 1, slots: 1, pages_per_slot: 100, pages: 10_000 };
+            assert!(matches!(DeviceCache::new(&gpu, shape, size).err(), Some(Error::Limit { .. })));
+        }
+    }
+}
