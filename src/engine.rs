@@ -121,6 +121,15 @@ impl Engine {
         pollster::block_on(self.run(problem, inputs, Waiting::Blocking, control))
     }
 
+    /// As [`Self::attention`], into `outputs` that were there before. On the CPU path nothing is allocated from the second call of a
+    /// problem on, and what lies between strided elements keeps what it held. After an error the outputs hold nothing of use.
+    pub fn attention_into(&self, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs) -> Result<()> {
+        match self.place {
+            Place::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Control::default()),
+            _ => self.attention(problem, inputs).map(|new| *outputs = new),
+        }
+    }
+
     /// As [`Self::attention_controlled`], without blocking: a thread of its own polls the device, in a browser the event loop does.
     /// The CPU path computes inside the first poll.
     pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {

@@ -558,5 +558,12 @@ pub struct Outputs {
     pub weights: Option<Vec<f32>>,
 }
 
+impl Default for Outputs {
+    /// Nothing yet, for [`crate::Engine::attention_into`].
+    fn default() -> Self {
+        Self { output: HostVec::F32(Vec::new()), lse: None, scores: None, weights: None }
+    }
+}
+
 /// Anything that computes attention: an engine, the oracle, a kernel under test.
 pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;

@@ -84,11 +84,11 @@ impl TensorSpec {
             return Ok(());
         }
         let strides = self.strides(shape);
-        let mut axes: Vec<(usize, usize)> =
-            [strides.batch, strides.head, strides.seq, strides.dim].into_iter().zip(shape).filter(|&(_, extent)| extent > 1).collect();
+        let steps = [strides.batch, strides.head, strides.seq, strides.dim];
+        let mut axes: [(usize, usize); 4] = std::array::from_fn(|axis| (steps[axis], shape[axis]));
         axes.sort_unstable();
         let mut reach = 0usize;
-        for (step, extent) in axes {
+        for (step, extent) in axes.into_iter().filter(|&(_, extent)| extent > 1) {
             if step <= reach {
                 return Err(Error::invalid(argument, format!("strides {strides:?} put two elements of {shape:?} in one place")));
             }

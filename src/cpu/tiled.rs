@@ -23,7 +23,7 @@ use super::shared::{Buffer, Shared};
 use super::simd::Isa;
 use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
-use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, ScoreStage};
+use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result};
 
 /// Multiply-adds below which other threads are not woken: 10 to 20 microseconds of work.
 const SMALL: usize = 1 << 21;
@@ -36,7 +36,17 @@ const SPLIT_KEYS: usize = 2 * KEY_BLOCK;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-    static PARTIALS: RefCell<Buffer> = RefCell::default();
+    static CALL: RefCell<Call> = RefCell::default();
+}
+
+/// The memory of a call, kept by its thread for the next one.
+#[derive(Default)]
+struct Call {
+    items: Vec<Item>,
+    units: Vec<Unit>,
+    pieces: Vec<Unit>,
+    partials: Buffer,
+    row: Buffer,
 }
 
 /// Computes `problem` on the host, with the best instructions that the machine has and all threads of the current rayon pool.
@@ -47,51 +57,50 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'
     attention_on(Isa::best(), problem, inputs, control)
 }
 
-/// As [`attention`], with these instructions.
-pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
-    problem.check()?;
-    inputs.check(problem)?;
-    let d = &problem.dims;
-    let mut output = HostVec::zeros(problem.output.dtype, problem.output_len());
-    let mut lse = problem.want.lse.then(|| vec![f32::NEG_INFINITY; problem.lse_len()]);
-    let mut scores = problem.want.scores.map(|stage| Ok((stage, pairs(problem, f32::NEG_INFINITY)?))).transpose()?;
-    let mut weights = problem.want.weights.then(|| pairs(problem, 0.0)).transpose()?;
-
-    let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
-    let pairs: usize = items.iter().map(|item| seen_by_some(problem, item, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
-    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
-    let threads = if is_small { 1 } else { rayon::current_num_threads() };
-    let units = plan(problem, &items, isa, threads);
-    let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(&units, threads) };
-    let record = d.head_dim_v + 2;
-    let pieces = if parts > 1 { split(&units, parts, record) } else { units.clone() };
-
-    let mut partials = PARTIALS.take();
-    let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
-    let job = Job {
-        problem,
-        inputs,
-        isa,
-        items,
-        output: SharedOutput::new(&mut output),
-        lse: lse.as_mut().map(|lse| Shared::new(lse)),
-        scores: scores.as_mut().map(|(stage, scores)| (*stage, Shared::new(scores))),
-        weights: weights.as_mut().map(|weights| Shared::new(weights)),
-        partials: Shared::new(partials.take(partials_len)),
-    };
-    let done = for_each(&pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
-    if parts > 1 && done.is_ok() {
-        units.iter().zip(pieces.chunks_exact(parts)).for_each(|(unit, pieces)| merge(&job, unit, pieces, record));
-    }
-    drop(job);
-    PARTIALS.set(partials);
-    done?;
-    Ok(Outputs { output, lse, scores: scores.map(|(_, scores): (ScoreStage, _)| scores), weights })
+/// As [`attention`], into `outputs` that were there before: where they have the right size and type nothing is allocated, and what
+/// lies between strided elements keeps what it held. After an error they hold nothing of use.
+pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Control<'_>) -> Result<()> {
+    attention_into_on(Isa::best(), problem, inputs, outputs, control)
 }
 
-/// [batch, num_heads, seq_len_q, seq_len_kv] of `x`, if memory has room for it.
-fn pairs(problem: &Problem, x: f32) -> Result<Vec<f32>> {
-    let len = problem.scores_len();
+/// As [`attention`], with these instructions.
+pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+    let mut outputs = Outputs::default();
+    attention_into_on(isa, problem, inputs, &mut outputs, control)?;
+    Ok(outputs)
+}
+
+fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Control<'_>) -> Result<()> {
+    problem.check()?;
+    inputs.check(problem)?;
+    fit(problem, outputs)?;
+    let mut call = CALL.take();
+    let done = run(isa, problem, inputs, outputs, &mut call, control);
+    CALL.set(call);
+    done
+}
+
+/// Makes `outputs` what `problem` wants.
+fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
+    let output = outputs.output.as_slice();
+    if (output.dtype(), output.len()) != (problem.output.dtype, problem.output_len()) {
+        outputs.output = HostVec::zeros(problem.output.dtype, problem.output_len());
+    }
+    let keep = |old: &mut Option<Vec<f32>>, wanted: Option<usize>| match wanted {
+        Some(len) if old.as_ref().is_some_and(|old| old.len() == len) => Ok(()),
+        wanted => wanted.map(numbers).transpose().map(|new| *old = new),
+    };
+    keep(&mut outputs.lse, problem.want.lse.then(|| problem.lse_len()))?;
+    keep(&mut outputs.scores, problem.want.scores.map(|_| problem.scores_len()))?;
+    keep(&mut outputs.weights, problem.want.weights.then(|| problem.scores_len()))?;
+    // Not every pair and not every row of a packed batch is visited.
+    outputs.lse.iter_mut().chain(&mut outputs.scores).for_each(|numbers| numbers.fill(f32::NEG_INFINITY));
+    outputs.weights.iter_mut().for_each(|weights| weights.fill(0.0));
+    Ok(())
+}
+
+/// `len` numbers, if memory has room for them.
+fn numbers(len: usize) -> Result<Vec<f32>> {
     let mut data = Vec::new();
     data.try_reserve_exact(len).map_err(|_| Error::Limit {
         limit: "memory",
@@ -99,19 +108,52 @@ fn pairs(problem: &Problem, x: f32) -> Result<Vec<f32>> {
         available: 0,
         remedy: "do not ask for scores or weights, or ask for fewer rows at a time".into(),
     })?;
-    data.resize(len, x);
+    data.resize(len, 0.0);
     Ok(data)
 }
 
-/// The units of a problem, the longest first.
-fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize) -> Vec<Unit> {
+fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, call: &mut Call, control: &mut Control<'_>) -> Result<()> {
+    let d = &problem.dims;
+    let Call { items, units, pieces, partials, row } = call;
+    items.clear();
+    items.extend((0..d.batch).map(|batch| Item::new(problem, inputs, batch)));
+    let pairs: usize = items.iter().map(|item| seen_by_some(problem, item, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
+    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
+    let threads = if is_small { 1 } else { rayon::current_num_threads() };
+    plan(problem, items, isa, threads, units);
+    let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(units, threads) };
+    let record = d.head_dim_v + 2;
+    split(units, parts, record, pieces);
+
+    let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
+    let Outputs { output, lse, scores, weights } = outputs;
+    let job = Job {
+        problem,
+        inputs,
+        isa,
+        items,
+        output: SharedOutput::new(output),
+        lse: lse.as_mut().map(|lse| Shared::new(lse)),
+        scores: problem.want.scores.zip(scores.as_mut()).map(|(stage, scores)| (stage, Shared::new(scores))),
+        weights: weights.as_mut().map(|weights| Shared::new(weights)),
+        partials: Shared::new(partials.take(partials_len)),
+    };
+    for_each(pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)))?;
+    if parts > 1 {
+        units.iter().zip(pieces.chunks_exact(parts)).for_each(|(unit, pieces)| merge(&job, unit, pieces, row.take(record - 2)));
+    }
+    Ok(())
+}
+
+/// Lays out the units of a problem, the longest first.
+fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut Vec<Unit>) {
     let d = &problem.dims;
     let group = d.group();
     let panel = isa.panel();
     let in_panels = |panels: usize| items.iter().map(|item| (item.rows * group).div_ceil(panels * panel)).sum::<usize>() * d.num_kv_heads;
     let most = UNIT_PANELS * 64usize.div_ceil(panel);
     let panels = (1..=most).rev().find(|&panels| in_panels(panels) >= UNITS_PER_THREAD * threads).unwrap_or(1);
-    let mut units = Vec::with_capacity(in_panels(panels));
+    units.clear();
     for (index, item) in items.iter().enumerate() {
         let rows = item.rows * group;
         for kv_head in 0..d.num_kv_heads {
@@ -122,8 +164,8 @@ fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize) -> Vec<Unit
             }
         }
     }
-    units.sort_by_key(|unit| std::cmp::Reverse(unit.rows * unit.keys.len()));
-    units
+    // In place; what is equal stays in the order of the memory.
+    units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.rows * unit.keys.len()), unit.item, unit.kv_head, unit.first_row));
 }
 
 /// From the first to the last key that one of the rows sees.
@@ -144,8 +186,11 @@ fn parts(units: &[Unit], threads: usize) -> usize {
 }
 
 /// Each unit as `parts` units with a share of its keys.
-fn split(units: &[Unit], parts: usize, record: usize) -> Vec<Unit> {
-    let mut pieces = Vec::with_capacity(units.len() * parts);
+fn split(units: &[Unit], parts: usize, record: usize, pieces: &mut Vec<Unit>) {
+    pieces.clear();
+    if parts == 1 {
+        return pieces.extend_from_slice(units);
+    }
     let mut partial = 0;
     for unit in units {
         let share = unit.keys.len().div_ceil(parts).next_multiple_of(KEY_BLOCK);
@@ -155,12 +200,11 @@ fn split(units: &[Unit], parts: usize, record: usize) -> Vec<Unit> {
             partial += unit.rows * record;
         }
     }
-    pieces
 }
 
 /// Puts the parts of a unit together: each counts with `exp(its maximum - the common maximum)`.
-fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
-    let mut row = vec![0.0; record - 2];
+fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
+    let record = row.len() + 2;
     for r in 0..unit.rows {
         let parts = || {
             pieces.iter().filter_map(|piece| piece.partial).map(|partial| {
@@ -177,7 +221,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], record: usize) {
             sum += factor * part[record - 1];
             row.iter_mut().zip(part).for_each(|(x, part)| *x += factor * part);
         }
-        unit::finish_row(job, unit, r, &mut row, max, sum);
+        unit::finish_row(job, unit, r, row, max, sum);
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Job<'a> {
     pub(super) problem: &'a Problem,
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) isa: Isa,
-    pub(super) items: Vec<Item>,
+    pub(super) items: &'a [Item],
     pub(super) output: SharedOutput<'a>,
     pub(super) lse: Option<Shared<'a, f32>>,
     pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wgpu_attention::{Algorithm, Backend, Engine, Error};
+use wgpu_attention::{Algorithm, Backend, Engine, Error, Outputs};
 
 use super::check::{Tensors, check};
 use super::machine;
@@ -15,6 +15,7 @@ use crate::terminal::{Progress, note};
 /// One thing to time.
 pub(super) struct Candidate {
     runner: Runner,
+    outputs: Outputs,
     /// Where it computes, and what it calls its way.
     pub(super) adapter: String,
     pub(super) op: String,
@@ -56,7 +57,17 @@ pub(super) fn all(backends: &[Backend], peers: &[String]) -> Result<Vec<Candidat
 
 impl Candidate {
     fn new(runner: Runner, adapter: String, op: String) -> Self {
-        Self { runner, adapter, op, wrong: None, kernel: String::new(), times: Vec::new(), first: 0.0, peak_bytes: None }
+        Self {
+            runner,
+            outputs: Outputs::default(),
+            adapter,
+            op,
+            wrong: None,
+            kernel: String::new(),
+            times: Vec::new(),
+            first: 0.0,
+            peak_bytes: None,
+        }
     }
 
     fn ours(engine: Engine, op: &str) -> Self {
@@ -116,9 +127,11 @@ impl Candidate {
         match &mut self.runner {
             Runner::Engine(engine) => {
                 let visit = Instant::now();
+                // Kept by the caller, as the peers keep theirs.
+                let outputs = &mut self.outputs;
                 loop {
                     let started = Instant::now();
-                    engine.attention(&task.problem, &tensors.inputs())?;
+                    engine.attention_into(&task.problem, &tensors.inputs(), outputs)?;
                     self.times.push(started.elapsed().as_secs_f64() * 1e3);
                     if visit.elapsed() >= long {
                         return Ok(());
