@@ -1,4 +1,4 @@
-//! Time of the CPU path on the shapes that its notes quote: `cargo bench --bench cpu [-- PART_OF_A_NAME]`.
+//! Time of the CPU path on the shapes that its notes quote: `cargo bench --bench cpu [-- NAME_OR_PART_OF_ONE]`.
 //!
 //! Prints the least time of several runs, and billions of floating-point operations a second, with one thread and with all.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
@@ -7,16 +7,18 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::cpu::tiled;
-use wgpu_attention::{Alibi, Alignment, Broadcast, Control, DType, Dims, HostVec, Inputs, Layout, Problem};
+use wgpu_attention::{Alibi, Alignment, Broadcast, Control, DType, Dims, HostVec, Inputs, Layout, Outputs, Problem};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let all = rayon::current_num_threads();
     println!("{:<34} {:>7} {:>10} {:>9} {:>8}", "problem", "threads", "ms", "GFLOP/s", "check");
-    for (name, problem) in problems() {
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
-            continue;
-        }
+    let problems = problems();
+    let is_wanted = |name: &str| {
+        let exact = |part: &String| problems.iter().any(|(name, _)| name == part);
+        wanted.is_empty() || wanted.iter().any(|part| if exact(part) { name == part } else { name.contains(part.as_str()) })
+    };
+    for &(name, problem) in problems.iter().filter(|(name, _)| is_wanted(name)) {
         for threads in if all > 1 { vec![1, all] } else { vec![1] } {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
             let (time, check) = pool.install(|| measure(&problem));
@@ -61,15 +63,16 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let bias: Vec<f32> = noise(problem.bias.and_then(Broadcast::elements).unwrap_or(0)).collect();
     let slopes = vec![0.01; problem.alibi.map_or(0, |_| problem.dims.num_heads)];
     let inputs = Inputs { bias: &bias, alibi_slopes: &slopes, ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice()) };
+    let mut outputs = Outputs::default();
     let mut least = Duration::MAX;
     let mut check = 0.0;
     let start = Instant::now();
     let mut runs = 0;
     while runs < 5 || start.elapsed() < Duration::from_millis(700) {
         let before = Instant::now();
-        let outputs = tiled::attention(problem, &inputs, &mut Control::default()).expect("the problem is valid");
+        tiled::attention_into(problem, &inputs, &mut outputs, &mut Control::default()).expect("the problem is valid");
         least = least.min(before.elapsed());
-        let output = black_box(outputs).output.into_f32();
+        let output = black_box(&outputs).output.to_f32();
         check = output.iter().sum::<f32>() / output.len() as f32;
         assert!((check - 1.0).abs() < 0.05, "values around 1 give an output around {check}");
         runs += 1;
