@@ -192,7 +192,7 @@ impl Kernel for Weights<'_> {
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial of degree 6, minimax in the relative error (3e-9).
 /// n is rounded, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are n + 127.
 #[inline(always)]
-unsafe fn exp<V: Simd>(x: V) -> V {
+pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
     const ROUND: f32 = 12_582_912.0 + 127.0;
     // The high part has 9 bits: its product with n is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
