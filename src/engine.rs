@@ -2,7 +2,7 @@
 
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
 use crate::plan::Plan;
-use crate::{Algorithm, Backend, Control, Inputs, Outputs, Problem, Result, cpu};
+use crate::{Algorithm, Backend, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients, cpu};
 
 /// How to make an [`Engine`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,6 +134,67 @@ impl Engine {
     /// The CPU path computes inside the first poll.
     pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
         self.run(problem, inputs, Waiting::Async, control).await
+    }
+
+    /// Computes the gradients of `problem` that are wanted, from its inputs, what its forward pass gave, and the gradient of the output,
+    /// blocking until they are there. See [`Gradients`] for the formulas.
+    pub fn backward(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        backward: &BackwardInputs<'_>,
+        want: &WantGradients,
+    ) -> Result<Gradients> {
+        self.backward_controlled(problem, inputs, backward, want, &mut Control::default())
+    }
+
+    /// As [`Self::backward`], with progress and cancellation.
+    pub fn backward_controlled(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        backward: &BackwardInputs<'_>,
+        want: &WantGradients,
+        control: &mut Control<'_>,
+    ) -> Result<Gradients> {
+        pollster::block_on(self.run_backward(problem, inputs, backward, want, Waiting::Blocking, control))
+    }
+
+    /// As [`Self::backward_controlled`], without blocking, as [`Self::attention_async`] does.
+    pub async fn backward_async(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        backward: &BackwardInputs<'_>,
+        want: &WantGradients,
+        control: &mut Control<'_>,
+    ) -> Result<Gradients> {
+        self.run_backward(problem, inputs, backward, want, Waiting::Async, control).await
+    }
+
+    async fn run_backward(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        backward: &BackwardInputs<'_>,
+        want: &WantGradients,
+        waiting: Waiting,
+        control: &mut Control<'_>,
+    ) -> Result<Gradients> {
+        problem.check()?;
+        inputs.check(problem)?;
+        want.check(problem)?;
+        backward.check(problem)?;
+        match &self.place {
+            Place::Gpu(gpu) if ![problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0) => {
+                gpu.backward(problem, inputs, backward, want, waiting, control).await
+            }
+            Place::Oracle => {
+                cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+            }
+            // Buffers of no size cannot be bound, and there is nothing to compute.
+            Place::Cpu | Place::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
+        }
     }
 
     async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Control<'_>) -> Result<Outputs> {

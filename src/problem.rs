@@ -1,6 +1,7 @@
 //! The problem as a value: what is asked, with no data, no device and no arithmetic.
 
-use crate::{Alignment, Broadcast, DType, Error, HostSlice, HostVec, Layout, Paged, Result, TensorSpec, Visibility};
+use crate::dropout::Drop;
+use crate::{Alignment, Broadcast, DType, Dropout, Error, HostSlice, HostVec, Layout, Paged, Result, TensorSpec, Visibility};
 
 /// The sizes of one attention.
 ///
@@ -107,7 +108,7 @@ pub struct Packed {
 /// capped      = softcap * tanh(score / softcap)                if there is a softcap
 /// biased      = capped + bias(i,j) + alibi(i,j) + relative(i,j)
 /// weight      = softmax of biased over the visible keys; a sink joins the denominator only
-/// output_i    = sum_j weight(i,j) * value_j
+/// output_i    = sum_j weight(i,j) * value_j                    with dropout: of weight / (1 - probability), or of 0
 /// lse_i       = ln(sum over visible keys of exp(biased))       with the sink, if there is one
 /// ```
 ///
@@ -135,6 +136,9 @@ pub struct Problem {
     pub relative_bias: Option<u32>,
     /// One more logit a head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
+    /// In training, the probability with which a weight counts as 0 in the output; the others are divided by 1 - probability.
+    /// From 0 on and below 1. lse, scores and weights are handed out as without it. [`Inputs::dropout`] says which weights.
+    pub dropout: Option<f32>,
     /// Packed sequences instead of a padded batch; with paged keys only the queries are.
     pub packed: Option<Packed>,
     /// Keys and values in the pages of a pool. Needs [`Visibility::kv_lengths`].
@@ -196,6 +200,7 @@ impl Problem {
             alibi: None,
             relative_bias: None,
             sinks: false,
+            dropout: None,
             packed: None,
             paged: None,
             query: PLAIN,
@@ -244,6 +249,11 @@ impl Problem {
     /// The factor on the dot products.
     pub fn effective_scale(&self) -> f32 {
         self.scale.unwrap_or_else(|| (1.0 / (self.dims.head_dim as f64).sqrt()) as f32)
+    }
+
+    /// What dropout does; `None` where nothing drops.
+    pub(crate) fn drop(&self) -> Option<Drop> {
+        self.dropout.filter(|&probability| probability > 0.0).map(Drop::new)
     }
 
     /// The shape [batch, heads, seq, dim] under which an operand's layout is read; packed sequences are one item of all tokens,
@@ -312,6 +322,11 @@ impl Problem {
         self.spec(operand).required_len(self.shape(operand)).unwrap_or(usize::MAX)
     }
 
+    /// Numbers of the table of relative biases; 0 where there is none.
+    pub(crate) fn relative_bias_len(&self) -> usize {
+        self.relative_bias.map_or(0, |max| self.dims.num_heads * (2 * max as usize + 1))
+    }
+
     /// Whether anything counts from a row's position.
     pub(crate) fn uses_position(&self) -> bool {
         let v = &self.visibility;
@@ -347,6 +362,11 @@ impl Problem {
             && !(softcap.is_finite() && softcap > 0.0)
         {
             return Err(Error::invalid("softcap", format!("{softcap} is not a finite number above 0; use None for no softcap")));
+        }
+        if let Some(probability) = self.dropout
+            && !(0.0..1.0).contains(&probability)
+        {
+            return Err(Error::invalid("dropout", format!("{probability} is not a probability from 0 on and below 1")));
         }
         let v = &self.visibility;
         if self.uses_position() && v.alignment.is_none() {
@@ -450,6 +470,8 @@ pub struct Inputs<'a> {
     pub cu_seqlens_kv: &'a [u32],
     /// [batch, pages_per_item], as [`Paged`] describes.
     pub page_table: &'a [u32],
+    /// Which weights drop, if the problem has dropout.
+    pub dropout: Dropout,
 }
 
 impl<'a> Inputs<'a> {
@@ -471,6 +493,7 @@ impl<'a> Inputs<'a> {
             cu_seqlens_q: &[],
             cu_seqlens_kv: &[],
             page_table: &[],
+            dropout: Dropout::default(),
         }
     }
 

@@ -22,8 +22,8 @@ Examples:
   attn verify --count 1000 --seed 7                  more random problems, other ones
   attn verify --filter causal --verbose              only these, each with its verdict
 
-Generated problems are held against the f64 oracle, within error bounds made from their data; case files against the answers in
-them. What a backend does not do is skipped with its reason, never passed. Exit code 1 if anything failed.";
+Generated problems and their gradients are held against the f64 oracle, within error bounds made from their data; case files against
+the answers in them. What a backend does not do is skipped with its reason, never passed. Exit code 1 if anything failed.";
 
 /// The arguments.
 #[derive(clap::Args, Debug)]

@@ -125,6 +125,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var c = 0u; c < STEP; c++) {
                     score[r * STEP + c] = select(0.0, exp(score[r * STEP + c] - top[r]), visible[r * STEP + c]);
                     sum[r] += score[r * STEP + c];
+                    if (is_dropping()) {
+                        score[r * STEP + c] *= kept(item, rows[r].head, rows[r].row, first + local + c);
+                    }
                 }
             }
             if (careful) {

@@ -132,8 +132,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let shrink = exp(old_top[r] - top[r]);
             sum[r] *= shrink;
             for (var c = 0u; c < KEYS; c++) {
-                let p = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score[r * KEYS + c] - top[r])), visible[r * KEYS + c]));
+                var p = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score[r * KEYS + c] - top[r])), visible[r * KEYS + c]));
                 sum[r] += p;
+                if (is_dropping()) {
+                    if (visible[r * KEYS + c]) {
+                        p *= kept(item, rows[r].head, rows[r].row, first + thread_col + c * COLS);
+                    }
+                }
                 weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROWS + r] = p;
             }
             for (var e = 0u; e < value_per(); e++) {

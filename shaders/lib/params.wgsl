@@ -19,6 +19,7 @@ const FLAG_ALIBI_SYMMETRIC: u32 = 8192u;
 const FLAG_SOFTCAP_FIRST: u32 = 16384u;
 const FLAG_SOFTCAP_LAST: u32 = 32768u;
 const FLAG_PAGED: u32 = 65536u;
+const FLAG_DROPOUT: u32 = 131072u;
 
 struct Params {
     // Strides of [batch, head, seq, dim] in elements; 0 along a broadcast axis.
@@ -42,6 +43,8 @@ struct Params {
     table_relative_bias: u32,
     table_sinks: u32,
     table_page_table: u32,
+    // Seed (low word, high word), offset.
+    table_dropout: u32,
 
     flags: u32,
     batch: u32,
@@ -86,4 +89,10 @@ struct Params {
     key_start: u32,
     key_end: u32,
     first_part: u32,
+    // A weight whose random word is below drops; the others are multiplied by the factor.
+    dropout_threshold: u32,
+    dropout_factor: f32,
+    // Backward: where the copy of the tables starts behind the rows' ends, and how long it is.
+    first_table: u32,
+    table_words: u32,
 }

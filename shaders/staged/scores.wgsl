@@ -53,7 +53,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var r = 0u; r < 4u; r++) {
                 let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s];
                 for (var c = 0u; c < 4u; c++) {
-                    score[r * 4u + c] += dot(q, key_tile[(thread % 8u + c * 8u) * STRIDE + s]);
+                    // The same operations in the same order as in the other kernels: gradients compute scores anew, from this one's lse.
+                    let k = key_tile[(thread % 8u + c * 8u) * STRIDE + s];
+                    score[r * 4u + c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, score[r * 4u + c]))));
                 }
             }
         }

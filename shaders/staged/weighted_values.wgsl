@@ -39,6 +39,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             var weight = bitcast<f32>(HIDDEN_BITS);
             if (local < params.row_count && key < item.keys) {
                 weight = scores[(matrix_row + local) * params.seq_len_kv + key];
+                if (is_dropping()) {
+                    if (bitcast<u32>(weight) != HIDDEN_BITS) {
+                        weight *= kept(item, head, params.first_row + local, key);
+                    }
+                }
             }
             weight_tile[i / TILE * (TILE + 1u) + i % TILE] = weight;
         }

@@ -1,9 +1,13 @@
 //! The CPU: the oracle, and the fast path.
 
+pub mod backward;
 pub mod naive;
 pub mod naive_backward;
 pub mod tiled;
 
+mod backward_bias;
+mod backward_unit;
+mod gradient;
 mod kernel;
 mod narrow;
 mod pack;

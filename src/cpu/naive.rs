@@ -157,8 +157,9 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     out.weights[at] = weight;
                     let j = at - row * d.seq_len_kv;
                     let from = key_row(problem, inputs, b, kv_head, j) * d.head_dim_v;
+                    let kept = kept(problem, inputs, [b, h, i, j]);
                     for e in 0..d.head_dim_v {
-                        out.output[row * d.head_dim_v + e] += weight * f64::from(value[from + e]);
+                        out.output[row * d.head_dim_v + e] += kept * weight * f64::from(value[from + e]);
                     }
                 }
             }
@@ -219,6 +220,13 @@ pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head:
         Some(packed) => kv_head * packed.tokens_kv + inputs.cu_seqlens_kv[b] as usize + j,
         None => (b * heads + kv_head) * problem.dims.seq_len_kv + j,
     }
+}
+
+/// What dropout multiplies the weight of [b, h, i, j] by: 0, or 1 / (1 - probability).
+pub(super) fn kept(problem: &Problem, inputs: &Inputs<'_>, [b, h, i, j]: [usize; 4]) -> f64 {
+    let Some(probability) = problem.dropout else { return 1.0 };
+    let word = inputs.dropout.words(b * problem.dims.num_heads + h, i, j / 4)[j % 4];
+    if f64::from(word) < f64::from(probability) * 2f64.powi(32) { 0.0 } else { 1.0 / (1.0 - f64::from(probability)) }
 }
 
 /// Index of [b, h, i, j] in a tensor of which some axes are 1.

@@ -2,10 +2,10 @@
 //!
 //! It stands on the forward oracle and, like it, shares nothing with the fast paths. Tests hold it against central differences.
 
-use super::naive::{self, broadcast};
+use super::naive::{self, Reference, broadcast};
 use crate::problem::Operand;
 use crate::tensor::gather;
-use crate::{Alignment, Error, HostSlice, Inputs, Problem, Result, ScoreOrder};
+use crate::{Alignment, Error, HostSlice, HostVec, Inputs, Problem, Result, ScoreOrder, WantGradients};
 
 /// The gradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,17 +25,48 @@ pub struct Gradients {
     pub sinks: Vec<f64>,
 }
 
+/// What the gradients are summed up from, [batch, num_heads, seq_len_q, seq_len_kv] each; 0 where a pair is hidden.
+#[derive(Clone, Debug)]
+pub(crate) struct Pairs {
+    pub(crate) seen: Vec<bool>,
+    /// The weights as the output has them: after dropout.
+    pub(crate) weights: Vec<f64>,
+    /// Of whatever is added to the scores.
+    pub(crate) d_bias: Vec<f64>,
+    /// Of `scale * q.k`.
+    pub(crate) d_score: Vec<f64>,
+    /// [batch, num_heads, seq_len_q]: of a sink's score; 0 where a row sees nothing.
+    pub(crate) d_sink: Vec<f64>,
+}
+
+/// The operands as dense f32.
+pub(crate) struct Operands {
+    pub(crate) query: Vec<f32>,
+    pub(crate) key: Vec<f32>,
+    pub(crate) value: Vec<f32>,
+    pub(crate) d_output: Vec<f32>,
+}
+
+/// Where item b lies, and the position of its row 0.
+struct Item {
+    stored: usize,
+    first_q: usize,
+    rows: usize,
+    keys: usize,
+    offset: i64,
+}
+
 /// Computes, for a row i with weights p, output o and the gradient do of its output,
 ///
 /// ```text
-/// dp_j       = dot(do, value_j)
+/// dp_j       = m_j * dot(do, value_j)                          m_j from dropout: 0 or 1 / (1 - probability); 1 without
 /// delta      = sum_j p_j * dp_j
 /// dbiased_j  = p_j * (dp_j - delta)
 /// dsink      = -p_sink * delta                       p_sink = exp(sink - lse)
 /// dscore_j   = dbiased_j * (1 - tanh²)               if there is a softcap; dbias_j is taken before or after, by the order
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
-/// dvalue_j  += p_j * do
+/// dvalue_j  += m_j * p_j * do
 /// ```
 ///
 /// A hidden pair adds nothing anywhere and is never read; a row that sees nothing has gradient 0. `output_gradient` is stored as
@@ -46,25 +77,25 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
         let why = format!("has {} elements, the problem's output {}", output_gradient.len(), problem.output_len());
         return Err(Error::invalid("output_gradient", why));
     }
-    let d = problem.dims;
-    let [items, _, tokens_q, _] = problem.shape(Operand::Query);
-    let query = gather(inputs.query, &problem.query, problem.shape(Operand::Query));
-    let key = gather(inputs.key, &problem.key, problem.shape(Operand::Key));
-    let value = gather(inputs.value, &problem.value, problem.shape(Operand::Value));
-    let output_gradient = gather(output_gradient, &problem.output, problem.shape(Operand::Output));
-    let scale = f64::from(problem.effective_scale());
-    let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+    let operands = Operands::gather(problem, inputs, output_gradient);
+    let pairs = pairs(problem, inputs, &forward, &operands);
+    Ok(sums(problem, inputs, &pairs, &operands))
+}
 
-    let mut gradients = Gradients {
-        query: vec![0.0; items * d.num_heads * tokens_q * d.head_dim],
-        key: vec![0.0; key.len()],
-        value: vec![0.0; value.len()],
-        bias: vec![0.0; inputs.bias.len()],
-        relative_bias: vec![0.0; d.num_heads * columns],
-        sinks: vec![0.0; inputs.sinks.len()],
-    };
-    for b in 0..d.batch {
-        // Where item b lies, and the position of its row 0.
+impl Operands {
+    pub(crate) fn gather(problem: &Problem, inputs: &Inputs<'_>, d_output: HostSlice<'_>) -> Self {
+        Self {
+            query: gather(inputs.query, &problem.query, problem.shape(Operand::Query)),
+            key: gather(inputs.key, &problem.key, problem.shape(Operand::Key)),
+            value: gather(inputs.value, &problem.value, problem.shape(Operand::Value)),
+            d_output: gather(d_output, &problem.output, problem.shape(Operand::Output)),
+        }
+    }
+}
+
+impl Item {
+    fn new(problem: &Problem, inputs: &Inputs<'_>, b: usize) -> Self {
+        let d = &problem.dims;
         let packed = problem.packed.is_some();
         let first_q = if packed { inputs.cu_seqlens_q[b] as usize } else { 0 };
         let rows = if packed { inputs.cu_seqlens_q[b + 1] as usize - first_q } else { d.seq_len_q };
@@ -81,54 +112,145 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSl
             Some(Alignment::BottomRight) => length as i64 - rows as i64,
             Some(Alignment::Offset(offset)) => i64::from(offset),
         };
-        let item = if packed { 0 } else { b };
+        Self { stored: if packed { 0 } else { b }, first_q, rows, keys, offset }
+    }
+}
+
+/// The weights and the gradients of the scores.
+pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference, operands: &Operands) -> Pairs {
+    let d = problem.dims;
+    let tokens_q = problem.shape(Operand::Query)[2];
+    let all = problem.scores_len();
+    let mut out = Pairs {
+        seen: vec![false; all],
+        weights: vec![0.0; all],
+        d_bias: vec![0.0; all],
+        d_score: vec![0.0; all],
+        d_sink: vec![0.0; d.batch * d.num_heads * d.seq_len_q],
+    };
+    for b in 0..d.batch {
+        let item = Item::new(problem, inputs, b);
         for h in 0..d.num_heads {
             let kv_head = h / (d.num_heads / d.num_kv_heads);
-            for i in 0..rows {
+            for i in 0..item.rows {
                 let row = (b * d.num_heads + h) * d.seq_len_q + i;
-                let q_row = (item * d.num_heads + h) * tokens_q + first_q + i;
-                let kv_row = |j: usize| naive::key_row(problem, inputs, b, kv_head, j);
-                let d_output = &output_gradient[q_row * d.head_dim_v..][..d.head_dim_v];
-                let seen: Vec<usize> = (0..keys).filter(|j| forward.masked[row * d.seq_len_kv + j] != f64::NEG_INFINITY).collect();
+                let q_row = (item.stored * d.num_heads + h) * tokens_q + item.first_q + i;
+                let d_output = &operands.d_output[q_row * d.head_dim_v..][..d.head_dim_v];
+                let at = |j: usize| row * d.seq_len_kv + j;
+                let seen: Vec<usize> = (0..item.keys).filter(|&j| forward.masked[at(j)] != f64::NEG_INFINITY).collect();
 
+                let kept = |j: usize| naive::kept(problem, inputs, [b, h, i, j]);
                 let d_weight = |j: usize| -> f64 {
-                    let value = &value[kv_row(j) * d.head_dim_v..][..d.head_dim_v];
-                    d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+                    let value = &operands.value[naive::key_row(problem, inputs, b, kv_head, j) * d.head_dim_v..][..d.head_dim_v];
+                    let product: f64 = d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+                    kept(j) * product
                 };
-                let weight = |j: usize| forward.weights[row * d.seq_len_kv + j];
-                let delta: f64 = seen.iter().map(|&j| weight(j) * d_weight(j)).sum();
+                let delta: f64 = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum();
                 if problem.sinks && !seen.is_empty() {
-                    gradients.sinks[h] -= (f64::from(inputs.sinks[h]) - forward.lse[row]).exp() * delta;
+                    out.d_sink[row] = -(f64::from(inputs.sinks[h]) - forward.lse[row]).exp() * delta;
                 }
-                for &j in &seen {
-                    let at = row * d.seq_len_kv + j;
-                    let d_biased = weight(j) * (d_weight(j) - delta);
+                for j in seen {
+                    let d_biased = forward.weights[at(j)] * (d_weight(j) - delta);
                     // The derivative of softcap * tanh(x / softcap) is 1 - tanh²; the tanh is the capped score / softcap.
                     let slope = problem.softcap.map_or(1.0, |softcap| {
                         let capped =
-                            if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
+                            if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at(j)] } else { forward.masked[at(j)] };
                         1.0 - (capped / f64::from(softcap)).powi(2)
                     });
-                    let d_score = d_biased * slope;
-                    let d_bias = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased } else { d_score };
+                    out.seen[at(j)] = true;
+                    out.weights[at(j)] = kept(j) * forward.weights[at(j)];
+                    out.d_score[at(j)] = d_biased * slope;
+                    out.d_bias[at(j)] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased } else { d_biased * slope };
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The gradients from those of the scores.
+pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operands: &Operands) -> Gradients {
+    let d = problem.dims;
+    let scale = f64::from(problem.effective_scale());
+    let tokens_q = problem.shape(Operand::Query)[2];
+    let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+    let Operands { query, key, value, d_output } = operands;
+    let mut gradients = Gradients {
+        query: vec![0.0; query.len()],
+        key: vec![0.0; key.len()],
+        value: vec![0.0; value.len()],
+        bias: vec![0.0; inputs.bias.len()],
+        relative_bias: vec![0.0; d.num_heads * columns],
+        sinks: vec![0.0; inputs.sinks.len()],
+    };
+    for b in 0..d.batch {
+        let item = Item::new(problem, inputs, b);
+        for h in 0..d.num_heads {
+            let kv_head = h / (d.num_heads / d.num_kv_heads);
+            for i in 0..item.rows {
+                let row = (b * d.num_heads + h) * d.seq_len_q + i;
+                let q_row = (item.stored * d.num_heads + h) * tokens_q + item.first_q + i;
+                if problem.sinks {
+                    gradients.sinks[h] += pairs.d_sink[row];
+                }
+                for j in 0..item.keys {
+                    let at = row * d.seq_len_kv + j;
+                    if !pairs.seen[at] {
+                        continue;
+                    }
                     if let Some(shape) = problem.bias {
-                        gradients.bias[broadcast(shape, [b, h, i, j])] += d_bias;
+                        gradients.bias[broadcast(shape, [b, h, i, j])] += pairs.d_bias[at];
                     }
                     if let Some(max) = problem.relative_bias {
-                        let distance = i as i64 + offset - j as i64;
+                        let distance = i as i64 + item.offset - j as i64;
                         let column = distance.clamp(-i64::from(max), i64::from(max)) + i64::from(max);
-                        gradients.relative_bias[h * columns + column as usize] += d_bias;
+                        gradients.relative_bias[h * columns + column as usize] += pairs.d_bias[at];
                     }
+                    let kv_row = naive::key_row(problem, inputs, b, kv_head, j);
                     for e in 0..d.head_dim {
-                        gradients.query[q_row * d.head_dim + e] += scale * d_score * f64::from(key[kv_row(j) * d.head_dim + e]);
-                        gradients.key[kv_row(j) * d.head_dim + e] += scale * d_score * f64::from(query[q_row * d.head_dim + e]);
+                        gradients.query[q_row * d.head_dim + e] += scale * pairs.d_score[at] * f64::from(key[kv_row * d.head_dim + e]);
+                        gradients.key[kv_row * d.head_dim + e] += scale * pairs.d_score[at] * f64::from(query[q_row * d.head_dim + e]);
                     }
-                    for (e, &d_output) in d_output.iter().enumerate() {
-                        gradients.value[kv_row(j) * d.head_dim_v + e] += weight(j) * f64::from(d_output);
+                    for e in 0..d.head_dim_v {
+                        gradients.value[kv_row * d.head_dim_v + e] += pairs.weights[at] * f64::from(d_output[q_row * d.head_dim_v + e]);
                     }
                 }
             }
         }
     }
-    Ok(gradients)
+    gradients
+}
+
+impl Gradients {
+    /// The same numbers, rounded and laid out as the problem says: those that are wanted.
+    pub fn into_gradients(self, problem: &Problem, want: &WantGradients) -> crate::Gradients {
+        let stored = |wanted: bool, operand: Operand, dense: &[f64]| {
+            wanted.then(|| {
+                let spec = problem.spec(operand);
+                let strides = spec.strides(problem.shape(operand));
+                let [batch, heads, seq, dim] = problem.shape(operand);
+                let mut to = vec![0.0; problem.operand_len(operand)];
+                for b in 0..batch {
+                    for h in 0..heads {
+                        for i in 0..seq {
+                            for e in 0..dim {
+                                to[spec.offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim] =
+                                    dense[((b * heads + h) * seq + i) * dim + e] as f32;
+                            }
+                        }
+                    }
+                }
+                HostVec::from_f32(want.dtype(problem, operand), &to)
+            })
+        };
+        let narrow = |wanted: bool, numbers: &[f64]| wanted.then(|| numbers.iter().map(|&x| x as f32).collect());
+        crate::Gradients {
+            query: stored(want.query, Operand::Query, &self.query),
+            key: stored(want.key, Operand::Key, &self.key),
+            value: stored(want.value, Operand::Value, &self.value),
+            bias: narrow(want.bias, &self.bias),
+            relative_bias: narrow(want.relative_bias, &self.relative_bias),
+            sinks: narrow(want.sinks, &self.sinks),
+        }
+    }
 }

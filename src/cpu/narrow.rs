@@ -117,6 +117,16 @@ impl Narrow {
         let unfinite = hidden && !(0..count).all(|j| all_finite(value.row(j)));
         let scores = self.scores.take(unit.rows * step);
         job.isa.run(RowSoftmax { scores, scores_step: step, max: self.max.take(unit.rows), sum: self.sum.take(unit.rows), alpha });
+        if let Some(drop) = job.problem.drop() {
+            let batch = job.items[unit.item].batch;
+            for (r, row) in scores.chunks_exact_mut(step).enumerate() {
+                let (head, i) = unit.row(job.problem, r);
+                for (key, weight) in keys.clone().zip(row) {
+                    let word = job.inputs.dropout.words(batch * job.problem.dims.num_heads + head, i, key / 4)[key % 4];
+                    *weight *= if word < drop.threshold { 0.0 } else { drop.factor };
+                }
+            }
+        }
         for (row, &mut alpha) in output.chunks_exact_mut(output_step).zip(alpha) {
             if alpha != 1.0 {
                 row.iter_mut().for_each(|x| *x *= alpha);

@@ -26,11 +26,11 @@ use super::visible::Item;
 use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result};
 
 /// Multiply-adds below which other threads are not woken: 10 to 20 microseconds of work.
-const SMALL: usize = 1 << 21;
+pub(super) const SMALL: usize = 1 << 21;
 /// With fewer rows than this, it is reading the keys that takes the time.
 const FEW_ROWS: usize = 8;
 /// Units a thread should have, so that all end at about the same time.
-const UNITS_PER_THREAD: usize = 4;
+pub(super) const UNITS_PER_THREAD: usize = 4;
 /// The fewest keys worth a part of their own.
 const SPLIT_KEYS: usize = 2 * KEY_BLOCK;
 
@@ -169,7 +169,7 @@ fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut
 }
 
 /// From the first to the last key that one of the rows sees.
-fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -> Range<usize> {
+pub(super) fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -> Range<usize> {
     rows.map(|i| item.interval(problem, i))
         .filter(|seen| !seen.is_empty())
         .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
+use super::gradient::Keep;
 use super::narrow::Narrow;
 use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::Product;
@@ -10,6 +11,7 @@ use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::softmax::{Modify, Softmax};
 use super::visible::{Extra, ExtraKind, Item};
+use crate::dropout::Drop;
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
 
@@ -64,13 +66,13 @@ pub(super) struct Panel {
     /// Lanes: `rows` and what it takes to fill the last vector.
     pub(super) width: usize,
     /// Keys that some row sees.
-    some: Range<usize>,
+    pub(super) some: Range<usize>,
     /// Keys that every row sees.
     all: Range<usize>,
     /// Of each lane.
     seen: Vec<Range<usize>>,
     started: bool,
-    query: Buffer,
+    pub(super) query: Buffer,
     output: Buffer,
     max: Buffer,
     sum: Buffer,
@@ -94,7 +96,9 @@ pub(super) struct Tile {
     pub(super) rows: Buffer,
     bounds: Buffer,
     alpha: Buffer,
-    clean: Buffer,
+    pub(super) clean: Buffer,
+    pub(super) kept: Buffer,
+    lanes: [Vec<u32>; 2],
 }
 
 /// A block of keys and their values.
@@ -179,7 +183,7 @@ impl Job<'_> {
 }
 
 impl Panel {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             first: 0,
             rows: 0,
@@ -201,7 +205,7 @@ impl Panel {
     }
 
     /// Takes rows `first..first + rows` of the unit: their intervals, and their queries, scaled, as [dim][lane].
-    fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, rows: usize, tile: &mut Tile) {
+    pub(super) fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, rows: usize, tile: &mut Tile) {
         let problem = job.problem;
         let item = &job.items[unit.item];
         let head_dim = problem.dims.head_dim;
@@ -316,6 +320,20 @@ impl Tile {
         });
     }
 
+    /// Biases, and -inf where hidden, on scores that have their softcap.
+    pub(super) fn add_and_hide(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
+        let width = panel.width;
+        let bounds = self.bounds.take(2 * width).split_at(width);
+        job.isa.run(Modify {
+            panel: width,
+            scores: self.scores.take(width * keys),
+            softcap: None,
+            bias_first: false,
+            extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
+            bounds: (hiding == Hiding::Bounds).then_some(bounds),
+        });
+    }
+
     /// Softcap alone, where it comes before the biases.
     pub(super) fn cap(&mut self, job: &Job<'_>, panel: &Panel, keys: usize) {
         if job.problem.score_order == ScoreOrder::SoftcapThenBias && job.problem.softcap.is_some() {
@@ -345,6 +363,10 @@ impl Tile {
             sum: panel.sum.take(width),
             alpha: self.alpha.take(width),
         });
+        if job.problem.drop().is_some() {
+            let kept = self.keep(job, unit, panel, keys).to_vec();
+            self.scores.take(width * keys.len()).iter_mut().zip(kept).for_each(|(weight, kept)| *weight *= kept);
+        }
         let finite = hiding == Hiding::Nothing || block.is_finite();
         let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {
@@ -364,6 +386,21 @@ impl Tile {
         if !finite {
             self.add_not_finite(panel, keys, value, hiding);
         }
+    }
+
+    /// What dropout multiplies the weights of a panel and these keys by, as [key][lane].
+    pub(super) fn keep(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> &[f32] {
+        let batch = job.items[unit.item].batch;
+        let lanes = |r: usize| unit.row(job.problem, panel.first + r.min(panel.rows - 1));
+        self.lanes[0].clear();
+        self.lanes[0].extend((0..panel.width).map(|r| lanes(r).1 as u32));
+        self.lanes[1].clear();
+        self.lanes[1].extend((0..panel.width).map(|r| (batch * job.problem.dims.num_heads + lanes(r).0) as u32));
+        let kept = self.kept.take(panel.width * keys.len());
+        let drop = job.problem.drop().unwrap_or(Drop::NOTHING);
+        let [rows, pairs] = &self.lanes;
+        job.isa.run(Keep { rows, pairs, keys: keys.clone(), dropout: job.inputs.dropout, drop, to: kept });
+        kept
     }
 
     /// The share of values that are NaN or infinite, in the rows that see them and only there: a weight of 0 times

@@ -22,7 +22,7 @@ pub(super) struct Item {
     /// Keys that are not padding.
     length: usize,
     /// Position of row 0.
-    offset: i64,
+    pub(super) offset: i64,
     prefix: usize,
 }
 

@@ -1,7 +1,7 @@
 //! The dispatches of a cache, bound to buffers.
 
-use super::attention::{BoundStep, bind_group, check_binding};
 use super::pipeline::PipelineKey;
+use super::steps::{BoundStep, bind_group, check_binding};
 use super::{Bound, Gpu};
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Result, TensorSpec};

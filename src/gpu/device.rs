@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Chosen, caps, wanted_features};
 use super::host::Prepared;
+use super::host_backward::PreparedBackward;
 use super::pipeline::PipelineCache;
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::{Error, Result};
@@ -33,6 +34,7 @@ struct Shared {
     options: ShaderOptions,
     pipelines: PipelineCache,
     prepared: Mutex<Vec<Prepared>>,
+    prepared_backward: Mutex<Vec<PreparedBackward>>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -60,7 +62,9 @@ impl Gpu {
         let caps = DeviceCaps { specialise: options.specialise, class: options.pretend.unwrap_or(caps.class), ..caps };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
-        Self { shared: Arc::new(Shared { device, queue, caps, name, options, pipelines, prepared: Mutex::default() }) }
+        let shared =
+            Shared { device, queue, caps, name, options, pipelines, prepared: Mutex::default(), prepared_backward: Mutex::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Makes a device of the adapter, with all of its limits.
@@ -107,5 +111,10 @@ impl Gpu {
     /// Problems made ready for host calls, least recently used first.
     pub(super) fn prepared(&self) -> MutexGuard<'_, Vec<Prepared>> {
         self.shared.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same of backward passes.
+    pub(super) fn prepared_backward(&self) -> MutexGuard<'_, Vec<PreparedBackward>> {
+        self.shared.prepared_backward.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

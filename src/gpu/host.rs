@@ -158,28 +158,12 @@ impl Prepared {
         waiting: Waiting,
         copy: impl Fn(&mut wgpu::CommandEncoder),
     ) -> Result<Outputs> {
-        let device = gpu.device();
-        let pieces = pieces(gpu, bound);
-        let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
-        for (index, piece) in pieces.iter().enumerate() {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
-            {
-                let mut pass =
-                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
-                bound.record_steps(piece.clone(), &mut pass);
-            }
-            if index + 1 == pieces.len() {
-                self.copy_out(&mut encoder);
-                copy(&mut encoder);
-            }
-            submitted.push(gpu.queue().submit([encoder.finish()]));
-            // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
-            if let Some(before) = index.checked_sub(1) {
-                finished(gpu, submitted[before].clone(), waiting).await?;
-                control.report(index as f64 / pieces.len() as f64)?;
-            }
-        }
-        let outputs = self.read_back(gpu, submitted.pop(), waiting).await?;
+        let submission = submit(gpu, bound, control, waiting, |encoder| {
+            self.copy_out(encoder);
+            copy(encoder);
+        })
+        .await?;
+        let outputs = self.read_back(gpu, submission, waiting).await?;
         control.report(1.0)?;
         Ok(outputs)
     }
@@ -199,7 +183,7 @@ impl Prepared {
     /// All but query, key and value.
     pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
         if let Some(buffer) = &self.tables {
-            write(gpu, buffer, &table_bytes(inputs));
+            write(gpu, buffer, &table_bytes(&self.problem, inputs));
         }
         if let Some(buffer) = &self.bias {
             write(gpu, buffer, bytemuck::cast_slice(inputs.bias));
@@ -236,6 +220,36 @@ impl Prepared {
     }
 }
 
+/// Submits `bound` and the copies that `copy` records after it; the last submission.
+pub(super) async fn submit(
+    gpu: &Gpu,
+    bound: &Bound,
+    control: &mut Control<'_>,
+    waiting: Waiting,
+    copy: impl Fn(&mut wgpu::CommandEncoder),
+) -> Result<Option<wgpu::SubmissionIndex>> {
+    let device = gpu.device();
+    let pieces = pieces(gpu, bound);
+    let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
+    for (index, piece) in pieces.iter().enumerate() {
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
+            bound.record_steps(piece.clone(), &mut pass);
+        }
+        if index + 1 == pieces.len() {
+            copy(&mut encoder);
+        }
+        submitted.push(gpu.queue().submit([encoder.finish()]));
+        // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
+        if let Some(before) = index.checked_sub(1) {
+            finished(gpu, submitted[before].clone(), waiting).await?;
+            control.report(index as f64 / pieces.len() as f64)?;
+        }
+    }
+    Ok(submitted.pop())
+}
+
 /// Dispatches that go into one submit: one submit for all of them, unless that would keep the device busy for long.
 fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
@@ -253,7 +267,7 @@ fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
 }
 
 /// Writes bytes of any number; the last word is filled up with zeros.
-fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
+pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
     let whole = bytes.len() / 4 * 4;
     gpu.queue().write_buffer(buffer, 0, &bytes[..whole]);
     if whole < bytes.len() {

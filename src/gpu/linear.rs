@@ -1,8 +1,10 @@
-//! Y = X·Wᵀ + b between buffers.
+//! Y = X·Wᵀ + b between buffers, and transposition.
+
+use std::sync::Arc;
 
 use super::Gpu;
-use super::attention::BoundStep;
-use super::pipeline::PipelineKey;
+use super::pipeline::{Pipeline, PipelineKey};
+use super::steps::BoundStep;
 use crate::plan::{Piece, check_bytes, grid, pieces};
 use crate::shader::{LinearKey, LinearParams, LinearTile};
 use crate::{Error, Result};
@@ -47,6 +49,11 @@ impl DeviceLinear {
         })
     }
 
+    /// Of a W that is in a buffer, without b.
+    pub(super) fn from_buffer(weight: wgpu::Buffer, in_features: usize, out_features: usize) -> Self {
+        Self { weight, bias: None, in_features, out_features }
+    }
+
     /// The dispatches that compute Y from X. The buffers are large enough: a layer makes them.
     pub(super) fn bind(&self, gpu: &Gpu, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
         self.bind_tiles(gpu, LinearTile::choose(rows.rows, gpu.caps()), rows, x, y)
@@ -57,7 +64,7 @@ impl DeviceLinear {
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
         let workgroups = grid(rows.rows.div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
         let flops = 2.0 * rows.rows as f64 * self.out_features as f64 * self.in_features as f64;
-        let base = LinearParams {
+        let params = LinearParams {
             rows: rows.rows as u32,
             columns: self.out_features as u32,
             depth: self.in_features as u32,
@@ -65,42 +72,61 @@ impl DeviceLinear {
             item_stride: rows.item_stride as u32,
             ..Default::default()
         };
-        let parts = pieces(workgroups, flops, gpu.caps());
-        let stride = (size_of::<LinearParams>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
-        let mut bytes = vec![0u8; stride as usize * parts.len().max(1)];
-        for (slot, &Piece { first, end, width }) in bytes.chunks_exact_mut(stride as usize).zip(&parts) {
-            let params = LinearParams { first_workgroup: first, end_workgroup: end, grid_width: width, ..base };
-            slot[..size_of::<LinearParams>()].copy_from_slice(bytemuck::bytes_of(&params));
-        }
-        let device = gpu.device();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let params = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("linear params"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        gpu.queue().write_buffer(&params, 0, &bytes);
-        let size = wgpu::BufferSize::new(size_of::<LinearParams>() as u64);
-        let uniform = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &params, offset: 0, size });
-        let mut resources = vec![uniform, x.as_entire_binding(), self.weight.as_entire_binding(), y.as_entire_binding()];
-        resources.extend(self.bias.as_ref().map(wgpu::Buffer::as_entire_binding));
-        let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
-        let entries: Vec<_> = resources.into_iter().enumerate().map(entry).collect();
-        let bind_group =
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("linear"), layout: &pipeline.layout, entries: &entries });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(Error::Device { why: error.to_string() });
-        }
-        let step = |(index, piece): (usize, &Piece)| BoundStep {
-            pipeline: pipeline.clone(),
-            bind_group: bind_group.clone(),
-            params_offset: index as u32 * stride,
-            grid: piece.grid(),
-            flops: flops * f64::from(piece.end - piece.first) / f64::from(workgroups),
-        };
-        Ok(parts.iter().enumerate().map(step).collect())
+        let buffers: Vec<&wgpu::Buffer> = [x, &self.weight, y].into_iter().chain(&self.bias).collect();
+        dispatches(gpu, &pipeline, params, (workgroups, flops), &buffers)
     }
+}
+
+/// The dispatches that write X [rows, columns] transposed.
+pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
+    let pipeline = gpu.pipelines().get(gpu, PipelineKey::Transpose)?;
+    let workgroups = grid(rows.div_ceil(16) * columns.div_ceil(16))?;
+    let params = LinearParams { rows: rows as u32, columns: columns as u32, ..Default::default() };
+    dispatches(gpu, &pipeline, params, (workgroups, (rows * columns) as f64), &[x, y])
+}
+
+/// A kernel over so many workgroups that take so many operations, cut so that each dispatch is short; its buffers from binding 1 on.
+fn dispatches(
+    gpu: &Gpu,
+    pipeline: &Arc<Pipeline>,
+    base: LinearParams,
+    (workgroups, flops): (u32, f64),
+    buffers: &[&wgpu::Buffer],
+) -> Result<Vec<BoundStep>> {
+    let parts = pieces(workgroups, flops, gpu.caps());
+    let stride = (size_of::<LinearParams>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
+    let mut bytes = vec![0u8; stride as usize * parts.len().max(1)];
+    for (slot, &Piece { first, end, width }) in bytes.chunks_exact_mut(stride as usize).zip(&parts) {
+        let params = LinearParams { first_workgroup: first, end_workgroup: end, grid_width: width, ..base };
+        slot[..size_of::<LinearParams>()].copy_from_slice(bytemuck::bytes_of(&params));
+    }
+    let device = gpu.device();
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let params = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("linear params"),
+        size: bytes.len() as u64,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&params, 0, &bytes);
+    let size = wgpu::BufferSize::new(size_of::<LinearParams>() as u64);
+    let uniform = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &params, offset: 0, size });
+    let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
+    let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
+    let entries: Vec<_> = resources.enumerate().map(entry).collect();
+    let bind_group =
+        device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("linear"), layout: &pipeline.layout, entries: &entries });
+    if let Some(error) = pollster::block_on(scope.pop()) {
+        return Err(Error::Device { why: error.to_string() });
+    }
+    let step = |(index, piece): (usize, &Piece)| BoundStep {
+        pipeline: pipeline.clone(),
+        bind_group: bind_group.clone(),
+        params_offset: index as u32 * stride,
+        grid: piece.grid(),
+        flops: flops * f64::from(piece.end - piece.first) / f64::from(workgroups),
+    };
+    Ok(parts.iter().enumerate().map(step).collect())
 }
 
 /// A buffer of `len` numbers that kernels bind whole.

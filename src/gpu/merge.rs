@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::attention::{BoundStep, params_buffer};
 use super::pipeline::PipelineKey;
+use super::steps::{BoundStep, params_buffer};
 use super::{Bound, Gpu};
 use crate::plan::merge_steps;
 use crate::shader::{Params, Slot};

@@ -2,26 +2,33 @@
 
 mod adapter;
 mod attention;
+mod backward;
 mod cache;
 mod cache_attention;
 mod cache_steps;
 mod device;
 mod host;
+mod host_backward;
 mod layer;
+mod layer_backward;
 mod linear;
 mod merge;
 mod pipeline;
 mod rotary;
+mod steps;
 
 pub use adapter::{AdapterReport, list};
-pub use attention::{Attention, Bindings, Bound};
+pub use attention::{Attention, Bindings};
+pub use backward::{Backward, BackwardBindings};
 pub use cache::{CacheSize, DeviceCache, NewTokens};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use device::{Gpu, ShaderOptions};
 pub use merge::MergeBindings;
 pub use rotary::DeviceRotary;
+pub use steps::Bound;
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use host::Waiting;
 pub(crate) use layer::{Layer, LayerParts};
+pub(crate) use layer_backward::{LayerBackwardParts, ProjectionBackward, layer_backward};
 pub(crate) use linear::Projection;

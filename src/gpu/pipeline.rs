@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Gpu;
 use crate::shader::{
     Access, CacheKey, CacheParams, CacheSlot, KernelKey, LinearKey, LinearParams, Params, Slot, Source, compose, compose_cache,
-    compose_linear,
+    compose_linear, compose_transpose,
 };
 use crate::{Error, Result};
 
@@ -23,6 +23,7 @@ pub(super) enum PipelineKey {
     Attention(KernelKey),
     Linear(LinearKey),
     Cache(CacheKey),
+    Transpose,
 }
 
 #[derive(Default)]
@@ -50,6 +51,7 @@ impl PipelineKey {
             Self::Attention(key) => format!("{:?}", key.kernel),
             Self::Linear(_) => "linear".into(),
             Self::Cache(key) => key.to_string(),
+            Self::Transpose => "transpose".into(),
         }
     }
 
@@ -58,6 +60,7 @@ impl PipelineKey {
             Self::Attention(key) => compose(key),
             Self::Linear(key) => compose_linear(*key),
             Self::Cache(key) => compose_cache(*key),
+            Self::Transpose => compose_transpose(),
         }
     }
 
@@ -75,6 +78,10 @@ impl PipelineKey {
                 let accesses = [Access::Uniform, Access::Read, Access::Read, Access::ReadWrite, Access::Read];
                 let entry = |(number, &access)| layout_entry(number as u32, access, size_of::<LinearParams>());
                 accesses[..if key.bias { 5 } else { 4 }].iter().enumerate().map(entry).collect()
+            }
+            Self::Transpose => {
+                let entry = |(number, access)| layout_entry(number, access, size_of::<LinearParams>());
+                [(0, Access::Uniform), (1, Access::Read), (2, Access::ReadWrite)].map(entry).to_vec()
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Rotary embedding on a device: alone here, fused with an append in `cache.rs`.
 
-use super::attention::check_binding;
 use super::cache_steps::{bound, buffer_of, strides};
+use super::steps::check_binding;
 use super::{Bound, Gpu};
 use crate::plan::check_bytes;
 use crate::rotary::{Pairing, Rotary};

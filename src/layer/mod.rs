@@ -1,5 +1,6 @@
 //! The multi-head layer: attention between its projections.
 
+mod backward;
 mod linear;
 mod masks;
 mod matmul;
@@ -7,6 +8,7 @@ pub mod naive;
 #[cfg(feature = "safetensors")]
 mod weights;
 
+pub use backward::{LayerGradients, LinearGradients};
 pub use linear::Linear;
 pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]

@@ -1,5 +1,6 @@
 //! (problem, device) -> plan: which kernels run, how they are tiled, what they need. Pure: no device is touched.
 
+mod backward;
 mod caps;
 mod fused;
 mod ranges;
@@ -33,6 +34,14 @@ pub(crate) enum Place {
     Weights,
     /// The state of a cache.
     Cache,
+    /// The gradient of the output.
+    DOutput,
+    DQuery,
+    DKey,
+    DValue,
+    DBias,
+    DRelativeBias,
+    DSinks,
     /// A buffer of the plan's own.
     Scratch(usize),
 }
@@ -44,13 +53,17 @@ impl Place {
             Slot::Query => Some(Self::Query),
             Slot::Key => Some(Self::Key),
             Slot::Value => Some(Self::Value),
-            Slot::Output => Some(Self::Output),
-            Slot::Lse => Some(Self::Lse),
+            Slot::Output | Slot::Result => Some(Self::Output),
+            Slot::Lse | Slot::ForwardLse => Some(Self::Lse),
             Slot::Tables => Some(Self::Tables),
             Slot::Bias => Some(Self::Bias),
             Slot::Mask => Some(Self::Mask),
             Slot::Cache => Some(Self::Cache),
-            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialLse => None,
+            Slot::DOutput => Some(Self::DOutput),
+            Slot::DQuery => Some(Self::DQuery),
+            Slot::DKey => Some(Self::DKey),
+            Slot::DValue => Some(Self::DValue),
+            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialLse | Slot::RowWords | Slot::Parts | Slot::Sums => None,
         }
     }
 }

@@ -30,9 +30,17 @@ pub struct TableLayout {
     pub sinks: u32,
     /// `page_table`.
     pub page_table: u32,
+    /// `dropout`: the seed's low word and its high one, the offset.
+    pub dropout: u32,
 }
 
 impl TableLayout {
+    /// The same with something of `words` words before it.
+    pub(crate) fn shifted(self, words: u32) -> Self {
+        let places: [u32; size_of::<Self>() / 4] = bytemuck::cast(self);
+        bytemuck::cast(places.map(|place| place + words))
+    }
+
     /// The layout for `problem`, and the words in all. `None` when that overflows.
     pub fn new(problem: &Problem) -> Option<(Self, u32)> {
         let d = &problem.dims;
@@ -58,13 +66,16 @@ impl TableLayout {
         place(&mut layout.relative_bias, problem.relative_bias.is_some(), d.num_heads.checked_mul(columns))?;
         place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
         place(&mut layout.page_table, paged.is_some(), d.batch.checked_mul(paged.map_or(0, |paged| paged.pages_per_item)))?;
+        place(&mut layout.dropout, problem.drop().is_some(), Some(3))?;
         Some((layout, end))
     }
 }
 
-/// The contents of the tables buffer, in the order of [`TableLayout`].
-pub fn table_bytes(inputs: &Inputs<'_>) -> Vec<u8> {
-    let parts: [&[u8]; 10] = [
+/// The contents of the tables buffer for a problem and its inputs, in the order of [`TableLayout`].
+pub fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
+    let seed = inputs.dropout.seed;
+    let dropout = [seed as u32, (seed >> 32) as u32, inputs.dropout.offset];
+    let parts: [&[u8]; 11] = [
         bytemuck::cast_slice(inputs.kv_lengths),
         bytemuck::cast_slice(inputs.prefix_lengths),
         bytemuck::cast_slice(inputs.documents_q),
@@ -75,6 +86,7 @@ pub fn table_bytes(inputs: &Inputs<'_>) -> Vec<u8> {
         bytemuck::cast_slice(inputs.relative_bias),
         bytemuck::cast_slice(inputs.sinks),
         bytemuck::cast_slice(inputs.page_table),
+        bytemuck::cast_slice(if problem.drop().is_some() { &dropout } else { &[] }),
     ];
     parts.concat()
 }

@@ -24,6 +24,10 @@ pub(crate) struct KernelKey {
     pub(crate) paged: bool,
     /// Whether lengths and page table are the state of a cache, not part of `tables`.
     pub(crate) cached: bool,
+    /// Whether weights drop.
+    pub(crate) dropout: bool,
+    /// How gradients of query, key and value are stored, if not as those.
+    pub(crate) gradient: Option<DType>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,15 +44,41 @@ pub(crate) enum Kernel {
     Softmax,
     /// Staged, third: weights x V.
     WeightedValues,
+    /// Backward, first: lse and delta of each row, and the tables.
+    RowEnds,
+    /// Backward: dQ.
+    QueryGradient(GradientShape),
+    /// Backward: dK and dV, or one of them.
+    KeyGradient(GradientShape, KeySide),
+    /// Backward: the gradient of the bias, or parts of it.
+    BiasGradient,
+    /// Backward: sums along diagonals.
+    Diagonals,
+    /// Backward: the gradient of the relative biases, from those.
+    RelativeGradient,
+    /// Backward: the gradient of the sinks.
+    SinkGradient,
+    /// Backward: parts summed.
+    Sum,
 }
 
 impl Kernel {
+    /// Whether it computes the gradients of pairs.
+    const fn visits_pairs_backward(self) -> bool {
+        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
+    }
+
+    /// Whether it comes after [`Self::RowEnds`].
+    const fn reads_row_words(self) -> bool {
+        self.visits_pairs_backward() || matches!(self, Self::RelativeGradient | Self::SinkGradient)
+    }
+
     /// Query rows of a workgroup of a fused kernel.
     pub(crate) const fn block_rows(self) -> u32 {
         match self {
             Self::Tiles(shape) => shape.block_rows(),
             Self::Rows(shape) => shape.block_rows(),
-            Self::Merge | Self::Scores | Self::Softmax | Self::WeightedValues => 0,
+            _ => 0,
         }
     }
 }
@@ -65,7 +95,64 @@ impl std::fmt::Display for Kernel {
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
             Self::WeightedValues => f.write_str("weighted values"),
+            Self::RowEnds => f.write_str("row ends"),
+            Self::QueryGradient(shape) => write!(f, "dQ by {shape}"),
+            Self::KeyGradient(shape, KeySide::Both) => write!(f, "dK and dV by {shape}"),
+            Self::KeyGradient(shape, KeySide::Key) => write!(f, "dK by {shape}"),
+            Self::KeyGradient(shape, KeySide::Value) => write!(f, "dV by {shape}"),
+            Self::BiasGradient => f.write_str("dbias"),
+            Self::Diagonals => f.write_str("sums along diagonals"),
+            Self::RelativeGradient => f.write_str("drelative_bias"),
+            Self::SinkGradient => f.write_str("dsinks"),
+            Self::Sum => f.write_str("sum"),
         }
+    }
+}
+
+/// What a key-gradient kernel gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeySide {
+    Both,
+    Key,
+    Value,
+}
+
+/// How a workgroup of a gradient kernel shares its work: it owns `threads / cols * own` rows or keys, and goes over the others
+/// `cols * stream` at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GradientShape {
+    pub(crate) threads: u32,
+    /// Owned by a thread.
+    pub(crate) own: u32,
+    /// Threads that share what is owned.
+    pub(crate) cols: u32,
+    /// Of the others, a thread's of each tile.
+    pub(crate) stream: u32,
+}
+
+impl GradientShape {
+    pub(crate) const fn block_own(self) -> u32 {
+        self.threads / self.cols * self.own
+    }
+
+    pub(crate) const fn block_stream(self) -> u32 {
+        self.cols * self.stream
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/backward/tiles.wgsl and shaders/lib/block.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
+        let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
+        let strides = head_vecs.div_ceil(self.cols) * self.cols + value_vecs.div_ceil(self.cols) * self.cols + 2;
+        let own = 16 * self.block_own() * (head_vecs + value_vecs);
+        let others = 16 * self.block_stream() * strides;
+        let pairs = 4 * self.block_stream() * (self.block_own() + 4);
+        own + others + pairs + if weights { pairs } else { 4 } + 12
+    }
+}
+
+impl std::fmt::Display for GradientShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "tiles {}x{}, {} threads of {}x{}", self.block_own(), self.block_stream(), self.threads, self.own, self.stream)
     }
 }
 
@@ -216,6 +303,19 @@ pub(crate) enum Slot {
     PartialOutput,
     PartialLse,
     Cache,
+    /// The forward pass's output, read.
+    Result,
+    /// The forward pass's lse, read.
+    ForwardLse,
+    DOutput,
+    /// Of each row lse and delta; behind them the tables.
+    RowWords,
+    DQuery,
+    DKey,
+    DValue,
+    /// Numbers to be summed, and sums: f32.
+    Parts,
+    Sums,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -238,6 +338,7 @@ const SHARED: Files = files!(
     "shaders/io/widen.wgsl",
     "shaders/lib/visibility.wgsl",
     "shaders/lib/score.wgsl",
+    "shaders/lib/dropout.wgsl",
     "shaders/lib/addressing.wgsl"
 );
 
@@ -246,7 +347,8 @@ impl KernelKey {
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
         let v = &problem.visibility;
         let tables = problem.packed.is_some() || v.kv_lengths || v.prefix_lengths || v.documents;
-        let tables = tables || problem.alibi.is_some() || problem.relative_bias.is_some() || problem.sinks;
+        let dropout = problem.drop().is_some();
+        let tables = tables || problem.alibi.is_some() || problem.relative_bias.is_some() || problem.sinks || dropout;
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {
@@ -262,6 +364,8 @@ impl KernelKey {
             tables,
             paged: problem.paged.is_some(),
             cached: false,
+            dropout: false,
+            gradient: None,
         };
         match kernel {
             Kernel::Tiles(_) | Kernel::Rows(_) => Self {
@@ -272,21 +376,37 @@ impl KernelKey {
                 value: storage(Operand::Value),
                 output: storage(Operand::Output),
                 score: ScoreKey::of(problem),
+                dropout,
                 ..unused
             },
+            Kernel::QueryGradient(_) | Kernel::KeyGradient(..) | Kernel::BiasGradient | Kernel::Diagonals => Self {
+                head_dim,
+                head_dim_v,
+                query: storage(Operand::Query),
+                key: storage(Operand::Key),
+                value: storage(Operand::Value),
+                output: storage(Operand::Output),
+                score: ScoreKey::of(problem),
+                dropout,
+                ..unused
+            },
+            Kernel::RowEnds => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Scores => {
                 Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), score: ScoreKey::of(problem), ..unused }
             }
-            Kernel::Softmax => unused,
-            Kernel::WeightedValues => Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), ..unused },
+            Kernel::Softmax | Kernel::RelativeGradient | Kernel::SinkGradient => unused,
+            Kernel::Sum => Self { tables: false, ..unused },
+            Kernel::WeightedValues => {
+                Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), dropout, ..unused }
+            }
         }
     }
 
     /// The general variant of `kernel` that `problem` fits.
     pub(crate) fn general(kernel: Kernel, problem: &Problem) -> Self {
         let special = Self::new(kernel, problem);
-        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores);
+        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores) || kernel.visits_pairs_backward();
         let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
         let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_blocks(), ..storage };
         Self {
@@ -298,8 +418,9 @@ impl KernelKey {
             value: scalar(special.value),
             output: scalar(special.output),
             score: ScoreKey { bias: scores, mask: scores, ..ScoreKey::default() },
-            tables: true,
+            tables: kernel != Kernel::Sum,
             paged: false,
+            dropout: false,
             ..special
         }
     }
@@ -315,12 +436,19 @@ impl KernelKey {
         let kernel = self.kernel;
         let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_));
         let scores = kernel == Kernel::Scores;
-        add(fused || scores, Slot::Query, Access::Read);
-        add(fused || scores, Slot::Key, Access::Read);
-        add(fused || kernel == Kernel::WeightedValues, Slot::Value, Access::Read);
+        let (d_query, d_key, d_value) = match kernel {
+            Kernel::QueryGradient(_) => (true, false, false),
+            Kernel::KeyGradient(_, side) => (false, side != KeySide::Value, side != KeySide::Key),
+            _ => (false, false, false),
+        };
+        let backward = kernel.visits_pairs_backward();
+        let dv_only = matches!(kernel, Kernel::KeyGradient(_, KeySide::Value));
+        add(fused || scores || backward, Slot::Query, Access::Read);
+        add(fused || scores || backward, Slot::Key, Access::Read);
+        add(fused || kernel == Kernel::WeightedValues || (backward && !dv_only), Slot::Value, Access::Read);
         add(fused || matches!(kernel, Kernel::WeightedValues | Kernel::Merge), Slot::Output, Access::ReadWrite);
         add(fused || matches!(kernel, Kernel::Softmax | Kernel::Merge), Slot::Lse, Access::ReadWrite);
-        add(self.tables, Slot::Tables, Access::Read);
+        add(self.tables && !kernel.reads_row_words(), Slot::Tables, Access::Read);
         add(self.score.bias, Slot::Bias, Access::Read);
         add(self.score.mask, Slot::Mask, Access::Read);
         add(scores || kernel == Kernel::Softmax, Slot::Scores, Access::ReadWrite);
@@ -328,6 +456,17 @@ impl KernelKey {
         add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialLse, Access::Read);
         add(self.cached, Slot::Cache, Access::Read);
+        add(kernel == Kernel::RowEnds, Slot::Result, Access::Read);
+        add(kernel == Kernel::RowEnds, Slot::ForwardLse, Access::Read);
+        add(backward || kernel == Kernel::RowEnds, Slot::DOutput, Access::Read);
+        add(kernel == Kernel::RowEnds, Slot::RowWords, Access::ReadWrite);
+        add(kernel.reads_row_words(), Slot::RowWords, Access::Read);
+        add(d_query, Slot::DQuery, Access::ReadWrite);
+        add(d_key, Slot::DKey, Access::ReadWrite);
+        add(d_value, Slot::DValue, Access::ReadWrite);
+        add(matches!(kernel, Kernel::RelativeGradient | Kernel::Sum), Slot::Parts, Access::Read);
+        let sums = [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::SinkGradient, Kernel::Sum];
+        add(sums.contains(&kernel), Slot::Sums, Access::ReadWrite);
         bindings
     }
 
@@ -345,6 +484,24 @@ impl KernelKey {
             Kernel::Scores => files!("shaders/staged/scores.wgsl"),
             Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
             Kernel::WeightedValues => files!("shaders/staged/weighted_values.wgsl"),
+            Kernel::RowEnds => files!("shaders/backward/rows.wgsl"),
+            Kernel::QueryGradient(_) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_rows.wgsl",
+                "shaders/backward/tiles.wgsl"
+            ),
+            Kernel::KeyGradient(..) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_keys.wgsl",
+                "shaders/backward/tiles.wgsl"
+            ),
+            Kernel::BiasGradient => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/bias.wgsl"),
+            Kernel::Diagonals => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/diagonals.wgsl"),
+            Kernel::RelativeGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/relative.wgsl"),
+            Kernel::SinkGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/sinks.wgsl"),
+            Kernel::Sum => files!("shaders/backward/sum.wgsl"),
         };
         SHARED.iter().chain(own)
     }
@@ -358,6 +515,11 @@ impl KernelKey {
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 33 * 4 + 32 * 8 * 16,
+            Kernel::RowEnds | Kernel::Sum => 0,
+            Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
+            Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,
+            Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),
+            Kernel::KeyGradient(shape, side) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, side != KeySide::Key),
         }
     }
 
@@ -366,6 +528,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Rows(shape) => shape.threads,
+            Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads,
             _ => 64,
         }
     }

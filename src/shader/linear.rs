@@ -80,12 +80,21 @@ pub(crate) fn compose_linear(key: LinearKey) -> Source {
         0 => ("shaders/linear/columns.wgsl", include_str!("../../shaders/linear/columns.wgsl")),
         _ => ("shaders/linear/tiles.wgsl", include_str!("../../shaders/linear/tiles.wgsl")),
     };
-    let mut source = Source { text: prelude, parts: vec![(1, "prelude")] };
-    for (name, text) in [params, main] {
-        source.parts.push((source.text.lines().count() + 1, name));
-        source.text.push_str(text);
-    }
-    source
+    Source::of(prelude, [params, main])
+}
+
+/// Composes the text of the transposition. Its bindings: 0 params, 1 X, 2 Y.
+pub(crate) fn compose_transpose() -> Source {
+    let prelude = "const TILE_M: u32 = 1u;\nconst TILE_N: u32 = 1u;\nconst HAS_BIAS: bool = false;\n\
+                   @group(0) @binding(0) var<uniform> linear: LinearParams;\n\
+                   @group(0) @binding(1) var<storage, read> x: array<f32>;\n\
+                   @group(0) @binding(2) var<storage, read_write> y: array<f32>;\n\
+                   fn bias_at(column: u32) -> f32 { return 0.0; }\n";
+    let files = [
+        ("shaders/linear/params.wgsl", include_str!("../../shaders/linear/params.wgsl")),
+        ("shaders/linear/transpose.wgsl", include_str!("../../shaders/linear/transpose.wgsl")),
+    ];
+    Source::of(prelude.into(), files)
 }
 
 fn prelude(key: LinearKey) -> String {

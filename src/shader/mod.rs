@@ -9,8 +9,8 @@ mod prelude;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
-pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear};
+pub(crate) use key::{Access, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
 pub(crate) use params::Params;
 
 /// The text of a kernel, and where its lines come from.
@@ -21,6 +21,18 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// A prelude and the files after it, by name and text.
+    fn of(prelude: String, files: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
+        let mut line = prelude.lines().count() + 1;
+        let mut source = Self { text: prelude, parts: vec![(1, "prelude")] };
+        for (name, text) in files {
+            source.parts.push((line, name));
+            source.text.push_str(text);
+            line += text.lines().count();
+        }
+        source
+    }
+
     /// The place in the project's own files of a line of the text.
     pub(crate) fn locate(&self, line: usize) -> String {
         let at = self.parts.partition_point(|&(first, _)| first <= line).saturating_sub(1);
@@ -31,12 +43,5 @@ impl Source {
 
 /// Composes the text of a kernel.
 pub(crate) fn compose(key: &KernelKey) -> Source {
-    let mut source = Source { text: prelude::render(key), parts: vec![(1, "prelude")] };
-    let mut line = source.text.lines().count() + 1;
-    for &(name, text) in key.files() {
-        source.parts.push((line, name));
-        source.text.push_str(text);
-        line += text.lines().count();
-    }
-    source
+    Source::of(prelude::render(key), key.files().copied())
 }

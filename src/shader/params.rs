@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::key::broadcast_strides;
+use crate::dropout::Drop;
 use crate::plan::TableLayout;
 use crate::problem::Operand;
 use crate::{Alibi, Alignment, Problem, ScoreOrder};
@@ -28,6 +29,7 @@ impl Flags {
     pub(crate) const SOFTCAP_FIRST: u32 = 16384;
     pub(crate) const SOFTCAP_LAST: u32 = 32768;
     pub(crate) const PAGED: u32 = 65536;
+    pub(crate) const DROPOUT: u32 = 131_072;
 }
 
 /// Runtime quantities of one dispatch.
@@ -73,8 +75,12 @@ pub(crate) struct Params {
     pub(crate) key_start: u32,
     pub(crate) key_end: u32,
     pub(crate) first_part: u32,
+    pub(crate) dropout_threshold: u32,
+    pub(crate) dropout_factor: f32,
+    pub(crate) first_table: u32,
+    pub(crate) table_words: u32,
     /// A uniform's size is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 3],
+    pub(crate) padding: [u32; 2],
 }
 
 impl Params {
@@ -87,6 +93,7 @@ impl Params {
             [batch, strides.head, strides.seq, strides.dim].map(|step| step as u32)
         };
         let v = &problem.visibility;
+        let drop = problem.drop();
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let window = |width: Option<u32>| width.map_or(0, |width| width.min(i32::MAX as u32 / 4) as i32);
         Self {
@@ -110,6 +117,7 @@ impl Params {
                 | flag(problem.bias.is_some(), Flags::BIAS)
                 | flag(v.mask.is_some(), Flags::MASK)
                 | flag(v.documents, Flags::DOCUMENTS)
+                | flag(drop.is_some(), Flags::DROPOUT)
                 | flag(problem.relative_bias.is_some(), Flags::RELATIVE_BIAS)
                 | flag(problem.alibi == Some(Alibi::Signed), Flags::ALIBI_SIGNED)
                 | flag(problem.alibi == Some(Alibi::Symmetric), Flags::ALIBI_SYMMETRIC)
@@ -133,6 +141,8 @@ impl Params {
             page_size: problem.paged.map_or(0, |paged| paged.page_size as u32),
             pages_per_item: problem.paged.map_or(0, |paged| paged.pages_per_item as u32),
             key_end: u32::MAX,
+            dropout_threshold: drop.unwrap_or(Drop::NOTHING).threshold,
+            dropout_factor: drop.unwrap_or(Drop::NOTHING).factor,
             ..Self::default()
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::key::{Alibi, SoftcapPlace};
-use super::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
+use super::{Access, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
 use crate::DType;
 
 /// Renders the prelude of `key`.
@@ -41,8 +41,35 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
     }
+    gradient(text, key.kernel);
+    let _ = writeln!(text, "const IS_GENERAL: bool = {};", key.general);
     sizes(text, key);
     switches(text, key);
+}
+
+/// The shape of a gradient kernel, and which of its sums are wanted.
+fn gradient(text: &mut String, kernel: Kernel) {
+    let (shape, rows, [a, b]) = match kernel {
+        Kernel::QueryGradient(shape) => (shape, true, [true, false]),
+        Kernel::KeyGradient(shape, side) => (shape, false, [side != KeySide::Value, side != KeySide::Key]),
+        _ => return,
+    };
+    let GradientShape { threads, own, cols, stream } = shape;
+    let (block_own, block_stream) = (shape.block_own(), shape.block_stream());
+    let (block_rows, block_keys) = if rows { (block_own, block_stream) } else { (block_stream, block_own) };
+    for (name, value) in [
+        ("THREADS", threads),
+        ("OWN", own),
+        ("COLS", cols),
+        ("STREAM", stream),
+        ("BLOCK_OWN", block_own),
+        ("BLOCK_STREAM", block_stream),
+        ("BLOCK_ROWS", block_rows),
+        ("BLOCK_KEYS", block_keys),
+    ] {
+        let _ = writeln!(text, "const {name}: u32 = {value}u;");
+    }
+    let _ = writeln!(text, "const GIVES_A: bool = {a};\nconst GIVES_B: bool = {b};");
 }
 
 /// How far loops over a row run: constants in special variants, params in general ones.
@@ -71,6 +98,7 @@ fn switches(text: &mut String, key: &KernelKey) {
         ("has_documents", score.documents, "FLAG_DOCUMENTS"),
         ("has_mask", score.mask, "FLAG_MASK"),
         ("is_paged", key.paged, "FLAG_PAGED"),
+        ("is_dropping", key.dropout, "FLAG_DROPOUT"),
     ] {
         let special = special.to_string();
         let general = format!("(params.flags & {flag}) != 0u");
@@ -89,12 +117,27 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         };
         let _ = writeln!(text, "@group(0) @binding({number}) var<{space}> {name}: {word};");
     };
+    let gradient_of = |storage: Storage| Storage { dtype: key.gradient.unwrap_or(storage.dtype), ..storage };
     match slot {
         Slot::Params => declare("params", "Params"),
-        Slot::Query => reader(text, number, "query", key.query, "head_dim"),
-        Slot::Key => reader(text, number, "key", key.key, "head_dim"),
-        Slot::Value => reader(text, number, "value", key.value, "value_dim"),
-        Slot::Output => writer(text, number, key.output),
+        Slot::Query => reader(text, number, ["query", "query"], key.query, "head_dim"),
+        Slot::Key => reader(text, number, ["key", "key"], key.key, "head_dim"),
+        Slot::Value => reader(text, number, ["value", "value"], key.value, "value_dim"),
+        Slot::Output => writer(text, number, ["output", "output"], key.output, "value_dim"),
+        Slot::Result => reader(text, number, ["result", "output"], key.output, "value_dim"),
+        Slot::DOutput => reader(text, number, ["d_output", "output"], key.output, "value_dim"),
+        Slot::DQuery => writer(text, number, ["d_query", "query"], gradient_of(key.query), "head_dim"),
+        Slot::DKey => writer(text, number, ["d_key", "key"], gradient_of(key.key), "head_dim"),
+        Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim"),
+        Slot::Parts => declare("parts", "array<f32>"),
+        Slot::Sums => declare("sums", "array<f32>"),
+        Slot::ForwardLse => declare("forward_lse", "array<f32>"),
+        Slot::RowWords => {
+            declare("row_words", "array<u32>");
+            if access == Access::Read {
+                text.push_str("fn table(at: u32) -> u32 { return row_words[at]; }\n");
+            }
+        }
         Slot::Lse => {
             declare("lse_words", "array<f32>");
             text.push_str("fn store_lse(at: u32, value: f32) { lse_words[at] = value; }\n");
@@ -121,8 +164,8 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
     }
 }
 
-/// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end.
-fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &str) {
+/// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end. It has the strides of `like`.
+fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
     if storage.dtype.is_blocks() {
         return block_reader(text, number, name, storage.dtype);
     }
@@ -145,7 +188,7 @@ fn reader(text: &mut String, number: u32, name: &str, storage: Storage, width: &
             "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
                  var numbers = vec4<f32>(0.0);\n    \
                  for (var c = 0u; c < 4u && dim + c < {width}(); c++) {{\n        \
-                     let i = at + (dim + c) * params.{name}_strides.w;\n        \
+                     let i = at + (dim + c) * params.{like}_strides.w;\n        \
                      numbers[c] = {one};\n    \
                  }}\n    \
                  return numbers;\n\
@@ -169,34 +212,34 @@ fn block_reader(text: &mut String, number: u32, name: &str, dtype: DType) {
     );
 }
 
-/// `store_output(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
+/// `store_NAME(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
 /// Half words that two threads share are put together by atomics.
-fn writer(text: &mut String, number: u32, storage: Storage) {
+fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
     let narrow = if storage.dtype == DType::BF16 { "narrow_bf16" } else { "narrow_f16" };
     let (word, body) = match (storage.vectors, storage.dtype) {
-        (true, DType::F32) => ("vec4<f32>", "    output_words[(at + dim) / 4u] = numbers;\n".to_string()),
-        (true, _) => ("vec2<u32>", format!("    output_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n")),
-        (false, DType::F32) => ("f32", "        output_words[i] = numbers[c];\n".to_string()),
+        (true, DType::F32) => ("vec4<f32>", format!("    {name}_words[(at + dim) / 4u] = numbers;\n")),
+        (true, _) => ("vec2<u32>", format!("    {name}_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n")),
+        (false, DType::F32) => ("f32", format!("        {name}_words[i] = numbers[c];\n")),
         (false, _) => (
             "atomic<u32>",
             format!(
                 "        let shift = (i & 1u) * 16u;\n        \
-                     atomicAnd(&output_words[i / 2u], 0xffff0000u >> shift);\n        \
-                     atomicOr(&output_words[i / 2u], ({narrow}(vec2<f32>(numbers[c], 0.0)) & 0xffffu) << shift);\n"
+                     atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n        \
+                     atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(numbers[c], 0.0)) & 0xffffu) << shift);\n"
             ),
         ),
     };
-    let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read_write> output_words: array<{word}>;");
+    let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read_write> {name}_words: array<{word}>;");
     let body = if storage.vectors {
         body
     } else {
         format!(
-            "    for (var c = 0u; c < 4u && dim + c < value_dim(); c++) {{\n        \
-                 let i = at + (dim + c) * params.output_strides.w;\n{body}    \
+            "    for (var c = 0u; c < 4u && dim + c < {width}(); c++) {{\n        \
+                 let i = at + (dim + c) * params.{like}_strides.w;\n{body}    \
              }}\n"
         )
     };
-    let _ = writeln!(text, "fn store_output(at: u32, dim: u32, numbers: vec4<f32>) {{\n{body}}}");
+    let _ = writeln!(text, "fn store_{name}(at: u32, dim: u32, numbers: vec4<f32>) {{\n{body}}}");
 }
 
 /// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named. Lengths and
@@ -205,7 +248,9 @@ fn missing(text: &mut String, key: &KernelKey) {
     if !key.cached {
         text.push_str("fn cache_word(at: u32) -> u32 { return table(at); }\n");
     }
-    if !key.tables {
+    let bindings = key.bindings();
+    let has = |slot| bindings.iter().any(|&(there, _)| there == slot);
+    if !has(Slot::Tables) && !bindings.contains(&(Slot::RowWords, Access::Read)) {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }
     if !key.score.bias {
@@ -213,5 +258,16 @@ fn missing(text: &mut String, key: &KernelKey) {
     }
     if !key.score.mask {
         text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
+    }
+    if !has(Slot::Lse) {
+        text.push_str("fn store_lse(at: u32, value: f32) {}\n");
+    }
+    if let Kernel::KeyGradient(_, side) = key.kernel {
+        if side == KeySide::Value {
+            text.push_str("fn load_value(at: u32, dim: u32) -> vec4<f32> { return vec4<f32>(0.0); }\n");
+            text.push_str("fn store_d_key(at: u32, dim: u32, numbers: vec4<f32>) {}\n");
+        } else if side == KeySide::Key {
+            text.push_str("fn store_d_value(at: u32, dim: u32, numbers: vec4<f32>) {}\n");
+        }
     }
 }

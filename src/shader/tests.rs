@@ -7,7 +7,7 @@ use naga::{AddressSpace, StorageAccess};
 
 use super::{Access, KernelKey, Params, compose};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
-use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want};
+use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want, WantGradients};
 
 /// Problems that between them turn every switch of the key.
 fn problems() -> Vec<Problem> {
@@ -41,6 +41,7 @@ fn problems() -> Vec<Problem> {
             problems.push(Problem { relative_bias: Some(4), sinks: true, ..all });
         }
     }
+    problems.push(Problem { dropout: Some(0.5), ..plain });
     problems.push(Problem { want: Want { lse: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
     problems
 }
@@ -61,6 +62,9 @@ fn keys() -> HashSet<KernelKey> {
     let mut keys = HashSet::new();
     for problem in problems() {
         for caps in devices() {
+            if let Ok(plan) = Plan::backward(&problem, &WantGradients::all(&problem), &caps) {
+                keys.extend(plan.steps.into_iter().map(|step| step.key));
+            }
             for algorithm in [Algorithm::Auto, Algorithm::Fused, Algorithm::Staged] {
                 if let Ok(plan) = Plan::new(&problem, &caps, algorithm) {
                     keys.extend(plan.steps.into_iter().map(|step| step.key));

@@ -3,7 +3,7 @@
 use crate::cpu::naive;
 use crate::problem::Operand;
 use crate::verify::random::Random;
-use crate::{Broadcast, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
+use crate::{Broadcast, Dropout, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
 
 /// How the data of a case is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +45,7 @@ pub struct Data {
     pub cu_seqlens_q: Vec<u32>,
     pub cu_seqlens_kv: Vec<u32>,
     pub page_table: Vec<u32>,
+    pub dropout: Dropout,
 }
 
 impl Data {
@@ -66,6 +67,7 @@ impl Data {
             cu_seqlens_q: vec![],
             cu_seqlens_kv: vec![],
             page_table: vec![],
+            dropout: Dropout::default(),
         }
     }
 
@@ -87,6 +89,7 @@ impl Data {
             cu_seqlens_q: &self.cu_seqlens_q,
             cu_seqlens_kv: &self.cu_seqlens_kv,
             page_table: &self.page_table,
+            dropout: self.dropout,
         }
     }
 }
@@ -110,6 +113,7 @@ impl Case {
         problem.check()?;
         let mut random = Random::new(fill.seed);
         let mut data = options(&problem, &mut random);
+        data.dropout = Dropout { seed: fill.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), offset: fill.seed as u32 ^ 7 };
         let dense = |operand, spread: f32, random: &mut Random| {
             let count = problem.shape(operand).iter().product();
             (0..count).map(|_| spread * random.normal()).collect::<Vec<f32>>()

@@ -1,6 +1,7 @@
 //! What a case file asks, as problems: one function an operation, and the comparison of what they give with the file.
 
 use crate::verify::case_file::{CaseFile, FileData};
+use crate::verify::cases_backward::with_gradients;
 use crate::verify::compare::compare;
 use crate::verify::suite::{Candidate, Verdict, verdict_of};
 use crate::verify::{cases_model, cases_onnx, cases_sdpa, cases_serving};
@@ -33,26 +34,30 @@ const OPS: [(&str, Op); 13] = [
 ];
 
 /// Expected outputs that no operation here gives, and why.
-fn not_compared(file: &CaseFile, output: &str) -> Option<&'static str> {
+fn not_compared(file: &CaseFile, output: &str, has_engine: bool) -> Option<&'static str> {
     match (file.op(), output) {
         (_, "sentence_embedding") => Some("needs the whole model"),
+        _ if has_engine => None,
         // Gradients are called d<input>.
-        _ => output.strip_prefix('d').filter(|input| file.optional(input).is_some()).map(|_| "needs the backward pass"),
+        _ => output.strip_prefix('d').filter(|input| file.optional(input).is_some()).map(|_| "needs an engine"),
     }
 }
 
-/// Runs a case file on `attend`. Also gives what was not compared and why, as text.
+/// Runs a case file on `attend`, without gradients. Also gives what was not compared and why, as text.
 pub fn check_file(file: &CaseFile, attend: &Attend<'_>) -> (Verdict, String) {
     check_on(file, &Candidate { name: "", attend, engine: None })
 }
 
-/// As [`check_file`], on an engine's own multi-head layer where the file is one and the candidate has an engine.
+/// As [`check_file`]; where the candidate has an engine, on its own multi-head layer if the file is one, and gradients too.
 pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
     let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
         return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
     };
     let given = match (file.op(), candidate.engine) {
         ("bert_attention", Some(engine)) => cases_model::bert_layer(file, engine),
+        (_, Some(engine)) if file.optional("dout").or(file.optional("doutput")).is_some() => {
+            with_gradients(file, engine, candidate.attend, op)
+        }
         _ => op(file, candidate.attend),
     };
     let given = match given {
@@ -61,7 +66,7 @@ pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, 
     };
     let (mut reports, mut notes, mut compared) = (Vec::new(), Vec::new(), 0);
     for (name, expected) in file.outputs() {
-        if let Some(why) = not_compared(file, name) {
+        if let Some(why) = not_compared(file, name, candidate.engine.is_some()) {
             notes.push(format!("{name} ({why})"));
             continue;
         }

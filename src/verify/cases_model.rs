@@ -40,7 +40,7 @@ fn with_weights(mut problem: Problem, data: &Data, attend: &Attend<'_>, names: [
     ])
 }
 
-fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
+pub(super) fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
     Given { name: name.into(), shape: shape.to_vec(), values }
 }
 
@@ -237,7 +237,7 @@ fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: 
 }
 
 /// The tensor as [batch, seq, width], with its sizes.
-fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize, usize)> {
+pub(super) fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize, usize)> {
     let data = file.f32s(name)?;
     if file.flag("unbatched")? {
         let [seq, width] = file.shape(name)?;
@@ -251,7 +251,7 @@ fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize, u
 }
 
 /// [first, second, width] to [second, first, width].
-fn swap_first_two(data: &[f32], first: usize, second: usize, width: usize) -> Vec<f32> {
+pub(super) fn swap_first_two(data: &[f32], first: usize, second: usize, width: usize) -> Vec<f32> {
     (0..second).flat_map(|s| (0..first).flat_map(move |f| data[(f * second + s) * width..][..width].iter().copied())).collect()
 }
 

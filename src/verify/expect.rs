@@ -19,9 +19,9 @@ use crate::verify::compare::Tolerance;
 use crate::{Alibi, DType, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
 /// Factor on every bound.
-const SAFETY: f64 = 2.0;
+pub(super) const SAFETY: f64 = 2.0;
 /// Below this a number may be flushed to zero.
-const TINY: f64 = f32::MIN_POSITIVE as f64;
+pub(super) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// A tensor that is expected, and how far from it an answer may be.
 #[derive(Clone, Debug)]
@@ -135,7 +135,7 @@ fn stage_of(answer: &Reference, stage: ScoreStage) -> &[f64] {
 }
 
 /// `|scale| * sum_d |q_d| |k_d| + |biases|` for each pair: the oracle's score of the problem without signs and softcap.
-fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
+pub(super) fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
     let mut unsigned = *problem;
     unsigned.scale = Some(problem.effective_scale().abs());
     unsigned.softcap = None;
@@ -152,21 +152,21 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
     Ok(answer.masked.iter().zip(answer.raw).map(|(&masked, raw)| if masked == f64::NEG_INFINITY { raw } else { masked }).collect())
 }
 
-fn absolute(data: HostSlice<'_>) -> HostVec {
+pub(super) fn absolute(data: HostSlice<'_>) -> HostVec {
     let unsigned: Vec<f32> = (0..data.len()).map(|at| data.get(at).abs()).collect();
     HostVec::from_f32(data.dtype(), &unsigned)
 }
 
-fn finite(error: f64) -> f64 {
+pub(super) fn finite(error: f64) -> f64 {
     if error.is_finite() { error } else { 0.0 }
 }
 
-fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
+pub(super) fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
     Tolerance { absolute, relative, minus_infinity: f64::NEG_INFINITY }
 }
 
 /// The spacing of the smallest numbers of a storage type, where rounding is no longer relative.
-fn storage_floor(dtype: DType) -> f64 {
+pub(super) fn storage_floor(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-24),
         DType::F32 | DType::BF16 | DType::Q8 | DType::Q4 => TINY,
@@ -174,7 +174,7 @@ fn storage_floor(dtype: DType) -> f64 {
 }
 
 /// For each row that exists: its index in the oracle's [batch, num_heads, seq_len_q], and its item, head and token.
-fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize; 3])> {
+pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize; 3])> {
     let d = problem.dims;
     let mut rows = Vec::with_capacity(problem.lse_len());
     for b in 0..d.batch {

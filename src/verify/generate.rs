@@ -55,7 +55,9 @@ pub fn random(seed: u64) -> Result<Case> {
         weights: r.one_in(6),
     };
     let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
-    Case::new(format!("random-{seed}"), p, Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16) })
+    let fill = Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16) };
+    p.dropout = r.one_in(8).then(|| r.pick(&[0.0, 0.1, 0.5, 0.9]));
+    Case::new(format!("random-{seed}"), p, fill)
 }
 
 /// A count of packed tokens of which the longest sequence may have `longest`.

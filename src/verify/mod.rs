@@ -23,15 +23,18 @@
 mod case;
 mod case_file;
 mod cases;
+mod cases_backward;
 mod cases_model;
 mod cases_onnx;
 mod cases_sdpa;
 mod cases_serving;
 mod compare;
 mod expect;
+mod expect_backward;
 mod generate;
 mod random;
 mod suite;
+mod suite_backward;
 mod table;
 
 pub use case::{Case, Data, Fill};
@@ -39,6 +42,8 @@ pub use case_file::{CaseFile, FileData, FileTensor};
 pub use cases::check_file;
 pub use compare::{Element, Mismatch, Tolerance, compare};
 pub use expect::{Expected, ExpectedTensor, oracle};
+pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
 pub use generate::{minimise, random, shrink};
 pub use suite::{Candidate, Row, Verdict, check, check_against, count, run_case, run_dir, run_generated};
+pub use suite_backward::{check_backward, check_backward_against, run_backward_case};
 pub use table::table;

@@ -10,6 +10,7 @@ use crate::verify::cases;
 use crate::verify::compare::{Mismatch, compare};
 use crate::verify::expect::{Expected, ExpectedTensor, output_places};
 use crate::verify::generate::{minimise, random};
+use crate::verify::suite_backward::run_backward_case;
 use crate::verify::table::table;
 use crate::{Attend, Control, Engine, Error, Outputs, Problem, Result, gather};
 
@@ -133,7 +134,8 @@ fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec
 /// How many failing random cases are reduced to small ones: each takes up to some hundred runs.
 const REDUCED: usize = 3;
 
-/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate. Only cases with `filter` in their
+/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate, and their gradients on every candidate
+/// that has an engine (see [`run_backward_case`]). Only cases with `filter` in their
 /// names; an empty one is in all. The first random cases that fail are reported with the smallest case that still does.
 pub fn run_generated(
     candidates: &[Candidate<'_>],
@@ -158,6 +160,7 @@ pub fn run_generated(
                 }
                 rows.push(row);
             }
+            rows.extend(run_backward_case(&case, candidates)?);
         }
         control.report((at + 1) as f64 / total as f64)?;
     }

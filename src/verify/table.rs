@@ -24,6 +24,7 @@ pub fn table() -> Result<Vec<Case>> {
     storage(&mut rows);
     together(&mut rows);
     paged(&mut rows);
+    dropout(&mut rows);
     rows.into_iter()
         .enumerate()
         .map(|(at, (name, problem, fill))| Case::new(name, problem, Fill { seed: 1000 + at as u64, ..fill }))
@@ -299,6 +300,28 @@ fn together(rows: &mut Rows) {
         (p.softcap, p.sinks, p.alibi) = (Some(8.0), true, Some(Alibi::Symmetric));
         p
     });
+}
+
+fn dropout(rows: &mut Rows) {
+    for probability in [0.0, 0.1, 0.5, 0.9] {
+        push(rows, format!("dropout-{probability}"), with(|p| p.dropout = Some(probability)));
+    }
+    push(rows, "dropout-causal-sinks-softcap", {
+        let mut p = base().causal(BottomRight);
+        (p.dropout, p.sinks, p.softcap) = (Some(0.25), true, Some(3.0));
+        p
+    });
+    push(
+        rows,
+        "dropout-of-one-row",
+        Problem { dropout: Some(0.25), ..Problem::new(Dims { seq_len_q: 1, seq_len_kv: 300, ..BASE }).with_lse() },
+    );
+    push(rows, "dropout-of-long-keys", Problem { dropout: Some(0.25), ..Problem::new(Dims { seq_len_kv: 300, ..BASE }).with_lse() });
+    push(rows, "dropout-packed", {
+        let p = Problem { packed: Some(Packed { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
+        Problem { dropout: Some(0.25), ..p.stored(DType::F32, Layout::Bshd).causal(TopLeft) }
+    });
+    push(rows, "dropout-weights-handed-out", with(|p| (p.dropout, p.want.weights) = (Some(0.25), true)));
 }
 
 /// 3 items in pages of 1 to 64 keys, of which the pool has some more than are used.

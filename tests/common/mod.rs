@@ -3,6 +3,7 @@
 
 pub(crate) mod buffers;
 pub(crate) mod bugs;
+pub(crate) mod gradient_bugs;
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Candidate, oracle};
@@ -23,7 +24,8 @@ impl Tested {
 
 /// Every backend of this machine, by name: the oracle, the CPU path, and each way to compute on each GPU adapter.
 pub(crate) fn backends() -> Vec<Tested> {
-    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: None }];
+    let engine = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
+    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: Some(engine) }];
     backends.extend(engines());
     backends
 }

@@ -1,0 +1,92 @@
+// Defines: what a workgroup owns and what it goes over, for dK and dV: it owns keys and goes over the rows of all query heads that read them.
+//          Work, work_of; owned; passes, pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
+// Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_key, store_d_value; consts BLOCK_OWN.
+// Twin: own_rows.wgsl, the other way round.
+
+const OWNS_ROWS: bool = false;
+
+struct Work {
+    kv_head: u32,
+    first: u32,
+}
+
+fn work_batch(index: u32) -> u32 {
+    return index / ((params.seq_len_kv + BLOCK_OWN - 1u) / BLOCK_OWN) / (params.num_heads / params.group);
+}
+
+// Blocks of a head run from the first to the last: under a causal mask the long ones start early.
+fn work_of(index: u32) -> Work {
+    let blocks = (params.seq_len_kv + BLOCK_OWN - 1u) / BLOCK_OWN;
+    return Work(index / blocks % (params.num_heads / params.group), index % blocks * BLOCK_OWN);
+}
+
+fn owned(item: Item) -> u32 {
+    return item.stored_keys;
+}
+
+fn passes() -> u32 {
+    return params.group;
+}
+
+fn pass_head(work: Work, pass_index: u32) -> u32 {
+    return work.kv_head * params.group + pass_index;
+}
+
+// The rows that may see some owned key. The ends of their intervals never decrease: the first such row is the first whose interval
+// ends after the first key, the last one the last whose interval starts before the end of the keys.
+fn stream_range(item: Item, work: Work) -> Interval {
+    let end = min(work.first + BLOCK_OWN, item.stored_keys);
+    var range = Interval(0u, 0u);
+    var above = item.rows;
+    while (range.start < above) {
+        let middle = (range.start + above) / 2u;
+        if (interval_of(item, middle).end > work.first) {
+            above = middle;
+        } else {
+            range.start = middle + 1u;
+        }
+    }
+    range.end = range.start;
+    above = item.rows;
+    while (range.end < above) {
+        let middle = (range.end + above) / 2u;
+        if (interval_of(item, middle).start < end) {
+            range.end = middle + 1u;
+        } else {
+            above = middle;
+        }
+    }
+    return range;
+}
+
+fn own_a(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
+    return load_key(key_row(item, work.kv_head, index), column * 4u);
+}
+
+fn own_b(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
+    return load_value(value_row(item, work.kv_head, index), column * 4u);
+}
+
+fn stream_a(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
+    return load_query(query_row(item, head, index), column * 4u) * params.scale;
+}
+
+fn stream_b(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
+    return load_d_output(output_row(item, head, index), column * 4u);
+}
+
+fn row_of_pair(own: u32, stream: u32) -> u32 {
+    return stream;
+}
+
+fn key_of_pair(own: u32, stream: u32) -> u32 {
+    return own;
+}
+
+fn store_a(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
+    store_d_key(key_row(item, work.kv_head, index), column * 4u, sum);
+}
+
+fn store_b(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
+    store_d_value(value_row(item, work.kv_head, index), column * 4u, sum);
+}

@@ -1,0 +1,42 @@
+// Defines: main: of each query row its lse and delta = dot(d_output, output), side by side, and behind them a copy of the tables.
+// Expects: lib/*, load_result, load_d_output, forward_lse (read), row_words (read_write); value_vecs.
+// Twin: src/cpu/naive_backward.rs has the formulas.
+//
+// A thread takes one row. The kernels that follow find in one buffer what would take three.
+
+const THREADS: u32 = 64u;
+const HIGHEST: f32 = 3.4028234e38;
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let workgroup = workgroup_index(id);
+    if (workgroup == NO_WORK) {
+        return;
+    }
+    let index = workgroup * THREADS + thread;
+    if (index < params.table_words) {
+        row_words[params.first_table + index] = table(index);
+    }
+    let row = index % params.seq_len_q;
+    let pair = index / params.seq_len_q;
+    if (pair >= params.batch * params.num_heads) {
+        return;
+    }
+    let head = pair % params.num_heads;
+    let item = item_of(pair / params.num_heads);
+    if (row >= item.rows) {
+        return;
+    }
+    let at = output_row(item, head, row);
+    var delta = 0.0;
+    for (var e = 0u; e < value_vecs(); e++) {
+        let output = load_result(at, e * 4u);
+        // A row that sees nothing has output 0, and its gradient may be anything.
+        let d_output = select(load_d_output(at, e * 4u), vec4<f32>(0.0), output == vec4<f32>(0.0));
+        delta += dot(output, d_output);
+    }
+    let lse = forward_lse[lse_at(item, head, row)];
+    // With the highest lse, the weights of a row that sees nothing but scores of -inf are 0 too.
+    row_words[2u * lse_at(item, head, row)] = bitcast<u32>(select(lse, HIGHEST, is_negative_infinity(lse)));
+    row_words[2u * lse_at(item, head, row) + 1u] = bitcast<u32>(delta);
+}

@@ -1,0 +1,272 @@
+// Defines: main: the gradients of what the workgroup owns, by register tiles, d_scores and weights exchanged through workgroup memory.
+// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
+//          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_A, GIVES_B: which sums are wanted.
+// Twin: src/cpu/naive_backward.rs has the formulas.
+//
+// The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows goes over the keys, and a block of keys over the rows;
+// both compute the scores of each pair anew, the weight p = exp(score - lse) and dscore = p * (dot(d_output, value) - delta):
+//     dQ_i = scale * sum_j dscore_ij K_j      dK_j = scale * sum_i dscore_ij Q_i      dV_j = sum_i p_ij d_output_i
+// One loop does both: of n owned vectors (a, b) and m others (a', b'), the products a·a' and b·b' give dscore and p, and the sums are
+// A = sum dscore a', B = sum p b'. No other workgroup adds to them: no atomics, and always in the same order.
+// The threads form a grid of BLOCK_OWN / OWN by COLS. A thread takes OWN owned by every COLS-th of the others, STREAM of them; of the
+// sums every COLS-th vec4 column.
+
+// Vec4 columns of each sum that a thread owns.
+const HEAD_PER: u32 = (HEAD_VECS + COLS - 1u) / COLS;
+const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
+// Vec4s from one row to the next, odd where it can be so that threads reading neighbouring rows hit different banks.
+const A_STRIDE: u32 = HEAD_PER * COLS + 1u;
+const B_STRIDE: u32 = VALUE_PER * COLS + 1u;
+const PAIR_STRIDE: u32 = BLOCK_OWN + 4u;
+const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_B);
+
+const_assert BLOCK_OWN == THREADS / COLS * OWN;
+const_assert BLOCK_STREAM == COLS * STREAM;
+
+var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * HEAD_VECS>; // what is owned
+var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * VALUE_VECS>;
+var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // some of the others
+var<workgroup> b_tile: array<vec4<f32>, BLOCK_STREAM * B_STRIDE>;
+var<workgroup> d_score_tile: array<f32, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others; a hidden pair is -0
+var<workgroup> weight_tile: array<f32, WEIGHTS>; // likewise
+var<workgroup> non_finite: atomic<u32>; // whether any of the others so far was infinite or NaN
+
+fn head_per() -> u32 {
+    return (head_vecs() + COLS - 1u) / COLS;
+}
+
+fn value_per() -> u32 {
+    return (value_vecs() + COLS - 1u) / COLS;
+}
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let work = work_of(index);
+    let item = item_of(work_batch(index));
+    if (work.first >= owned(item)) {
+        return;
+    }
+    let thread_row = thread / COLS;
+    let thread_col = thread % COLS;
+    if (thread == 0u) {
+        atomicStore(&non_finite, 0u);
+    }
+    for (var n = 0u; n < (BLOCK_OWN * head_vecs() + THREADS - 1u) / THREADS; n++) {
+        let i = n * THREADS + thread;
+        if (BLOCK_OWN * head_vecs() % THREADS != 0u && i >= BLOCK_OWN * head_vecs()) {
+            break;
+        }
+        let own = min(work.first + i / head_vecs(), owned(item) - 1u);
+        own_a_tile[i / head_vecs() * HEAD_VECS + i % head_vecs()] = own_a(item, work, own, i % head_vecs());
+    }
+    if (GIVES_A) {
+        for (var n = 0u; n < (BLOCK_OWN * value_vecs() + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (BLOCK_OWN * value_vecs() % THREADS != 0u && i >= BLOCK_OWN * value_vecs()) {
+                break;
+            }
+            let own = min(work.first + i / value_vecs(), owned(item) - 1u);
+            own_b_tile[i / value_vecs() * VALUE_VECS + i % value_vecs()] = own_b(item, work, own, i % value_vecs());
+        }
+    }
+
+    var own_ends: array<RowEnd, OWN>;
+    if (OWNS_ROWS) {
+        for (var o = 0u; o < OWN; o++) {
+            own_ends[o] = row_end(item, pass_head(work, 0u), min(work.first + thread_row * OWN + o, owned(item) - 1u));
+        }
+    }
+    var a_sum: array<vec4<f32>, OWN * HEAD_PER>;
+    var b_sum: array<vec4<f32>, OWN * VALUE_PER>;
+    for (var i = 0u; i < OWN * HEAD_PER; i++) {
+        a_sum[i] = vec4<f32>(0.0);
+    }
+    for (var i = 0u; i < OWN * VALUE_PER; i++) {
+        b_sum[i] = vec4<f32>(0.0);
+    }
+
+    let range = stream_range(item, work);
+    let own_end = min(work.first + BLOCK_OWN, owned(item));
+    for (var pass_index = 0u; pass_index < passes(); pass_index++) {
+        let head = pass_head(work, pass_index);
+        for (var first = range.start; first < range.end; first += BLOCK_STREAM) {
+            let first_row = row_of_pair(work.first, first);
+            let first_key = key_of_pair(work.first, first);
+            let end_row = row_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
+            let end_key = key_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
+            if (!tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, end_key, thread)) {
+                continue;
+            }
+            workgroupBarrier(); // between the last tile being read and this one being written
+            var infinite = false;
+            for (var n = 0u; n < (BLOCK_STREAM * head_vecs() + THREADS - 1u) / THREADS; n++) {
+                let i = n * THREADS + thread;
+                if (BLOCK_STREAM * head_vecs() % THREADS != 0u && i >= BLOCK_STREAM * head_vecs()) {
+                    break;
+                }
+                let other = min(first + i / head_vecs(), range.end - 1u); // no branch, so that loads overlap; what repeats is hidden
+                let a = stream_a(item, work, head, other, i % head_vecs());
+                infinite = infinite || !is_finite(a);
+                a_tile[i / head_vecs() * A_STRIDE + i % head_vecs()] = a;
+            }
+            for (var n = 0u; n < (BLOCK_STREAM * value_vecs() + THREADS - 1u) / THREADS; n++) {
+                let i = n * THREADS + thread;
+                if (BLOCK_STREAM * value_vecs() % THREADS != 0u && i >= BLOCK_STREAM * value_vecs()) {
+                    break;
+                }
+                let other = min(first + i / value_vecs(), range.end - 1u);
+                let b = stream_b(item, work, head, other, i % value_vecs());
+                infinite = infinite || !is_finite(b);
+                b_tile[i / value_vecs() * B_STRIDE + i % value_vecs()] = b;
+            }
+            if (infinite) {
+                atomicStore(&non_finite, 1u);
+            }
+            workgroupBarrier(); // between the tile written and read
+
+            var a_product: array<f32, OWN * STREAM>;
+            var b_product: array<f32, OWN * STREAM>;
+            for (var i = 0u; i < OWN * STREAM; i++) {
+                a_product[i] = 0.0;
+                b_product[i] = 0.0;
+            }
+            for (var d = 0u; d < head_vecs(); d++) {
+                var a: array<vec4<f32>, STREAM>;
+                for (var c = 0u; c < STREAM; c++) {
+                    a[c] = a_tile[(thread_col + c * COLS) * A_STRIDE + d];
+                }
+                for (var o = 0u; o < OWN; o++) {
+                    let x = own_a_tile[(thread_row * OWN + o) * HEAD_VECS + d];
+                    for (var c = 0u; c < STREAM; c++) {
+                        a_product[o * STREAM + c] = fma(x.w, a[c].w, fma(x.z, a[c].z, fma(x.y, a[c].y, fma(x.x, a[c].x, a_product[o * STREAM + c]))));
+                    }
+                }
+            }
+            if (GIVES_A) {
+                for (var d = 0u; d < value_vecs(); d++) {
+                    var b: array<vec4<f32>, STREAM>;
+                    for (var c = 0u; c < STREAM; c++) {
+                        b[c] = b_tile[(thread_col + c * COLS) * B_STRIDE + d];
+                    }
+                    for (var o = 0u; o < OWN; o++) {
+                        let x = own_b_tile[(thread_row * OWN + o) * VALUE_VECS + d];
+                        for (var c = 0u; c < STREAM; c++) {
+                            b_product[o * STREAM + c] = fma(x.w, b[c].w, fma(x.z, b[c].z, fma(x.y, b[c].y, fma(x.x, b[c].x, b_product[o * STREAM + c]))));
+                        }
+                    }
+                }
+            }
+
+            let low = interval_of(item, first_row);
+            let high = interval_of(item, end_row - 1u);
+            let clear = first + BLOCK_STREAM <= range.end && high.start <= first_key && end_key <= low.end;
+            for (var c = 0u; c < STREAM; c++) {
+                let local = thread_col + c * COLS;
+                let other = min(first + local, range.end - 1u);
+                var other_end = RowEnd(0.0, 0.0);
+                if (!OWNS_ROWS) {
+                    other_end = row_end(item, head, other);
+                }
+                for (var o = 0u; o < OWN; o++) {
+                    let own = min(work.first + thread_row * OWN + o, owned(item) - 1u);
+                    let row = row_of_pair(own, other);
+                    let key = key_of_pair(own, other);
+                    var inside = true;
+                    if (!clear) {
+                        let keys = interval_of(item, row);
+                        inside = first + local < range.end && key >= keys.start && key < keys.end;
+                    }
+                    var end = other_end;
+                    if (OWNS_ROWS) {
+                        end = own_ends[o];
+                    }
+                    let gradient = pair_gradient(a_product[o * STREAM + c], b_product[o * STREAM + c], end, item, head, row, key, inside);
+                    d_score_tile[local * PAIR_STRIDE + thread_row * OWN + o] = gradient.d_score;
+                    if (GIVES_B) {
+                        weight_tile[local * PAIR_STRIDE + thread_row * OWN + o] = gradient.weight;
+                    }
+                }
+            }
+            workgroupBarrier(); // between d_scores and weights written and read
+
+            let careful = atomicLoad(&non_finite) != 0u;
+            if (careful || IS_GENERAL) {
+                for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: rarely run
+                    for (var o = 0u; o < OWN; o++) {
+                        let at = j * PAIR_STRIDE + thread_row * OWN + o;
+                        if (bitcast<u32>(d_score_tile[at]) == HIDDEN_BITS) {
+                            continue; // 0 * NaN must not reach what does not see it
+                        }
+                        if (GIVES_A) {
+                            for (var e = 0u; e < head_per(); e++) {
+                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score_tile[at]), a_tile[j * A_STRIDE + thread_col + e * COLS], a_sum[o * HEAD_PER + e]);
+                            }
+                        }
+                    }
+                    if (GIVES_B) {
+                        for (var o = 0u; o < OWN; o++) {
+                            let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                            if (bitcast<u32>(weight) == HIDDEN_BITS) {
+                                continue;
+                            }
+                            for (var e = 0u; e < value_per(); e++) {
+                                b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], b_sum[o * VALUE_PER + e]);
+                            }
+                        }
+                    }
+                }
+            } else {
+                for (var j = 0u; j < rolled(BLOCK_STREAM); j++) {
+                    if (GIVES_A) {
+                        var a: array<vec4<f32>, HEAD_PER>;
+                        for (var e = 0u; e < head_per(); e++) {
+                            a[e] = a_tile[j * A_STRIDE + thread_col + e * COLS];
+                        }
+                        for (var o = 0u; o < OWN; o++) {
+                            let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                            for (var e = 0u; e < head_per(); e++) {
+                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a[e], a_sum[o * HEAD_PER + e]);
+                            }
+                        }
+                    }
+                    if (GIVES_B) {
+                        var b: array<vec4<f32>, VALUE_PER>;
+                        for (var e = 0u; e < value_per(); e++) {
+                            b[e] = b_tile[j * B_STRIDE + thread_col + e * COLS];
+                        }
+                        for (var o = 0u; o < OWN; o++) {
+                            let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                            for (var e = 0u; e < value_per(); e++) {
+                                b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b[e], b_sum[o * VALUE_PER + e]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    for (var o = 0u; o < OWN; o++) {
+        let own = work.first + thread_row * OWN + o;
+        if (own < owned(item)) {
+            if (GIVES_A) {
+                for (var e = 0u; e < head_per(); e++) {
+                    if (thread_col + e * COLS < head_vecs()) {
+                        store_a(item, work, own, thread_col + e * COLS, a_sum[o * HEAD_PER + e]);
+                    }
+                }
+            }
+            if (GIVES_B) {
+                for (var e = 0u; e < value_per(); e++) {
+                    if (thread_col + e * COLS < value_vecs()) {
+                        store_b(item, work, own, thread_col + e * COLS, b_sum[o * VALUE_PER + e]);
+                    }
+                }
+            }
+        }
+    }
+}

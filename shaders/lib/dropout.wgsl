@@ -1,0 +1,27 @@
+// Defines: kept: what dropout multiplies a weight by: 0, or 1 / (1 - probability).
+// Expects: params, table, Item; the switch is_dropping.
+// Twin: src/dropout.rs, which has the source.
+
+// a * b in 64 bits: the low word and the high one.
+fn wide_product(a: u32, b: u32) -> vec2<u32> {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
+    return vec2<u32>(a * b, (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u));
+}
+
+fn kept(item: Item, head: u32, row: u32, key: u32) -> f32 {
+    if (!is_dropping()) {
+        return 1.0;
+    }
+    var counter = vec4<u32>(key / 4u, row, item.batch * params.num_heads + head, table(params.table_dropout + 2u));
+    var seed = vec2<u32>(table(params.table_dropout), table(params.table_dropout + 1u));
+    for (var i = 0u; i < rolled(10u); i++) {
+        let first = wide_product(0xd2511f53u, counter.x);
+        let second = wide_product(0xcd9e8d57u, counter.z);
+        counter = vec4<u32>(second.y ^ counter.y ^ seed.x, second.x, first.y ^ counter.w ^ seed.y, first.x);
+        seed += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+    }
+    let pair = select(counter.xy, counter.zw, (key & 2u) != 0u);
+    return select(params.dropout_factor, 0.0, select(pair.x, pair.y, (key & 1u) != 0u) < params.dropout_threshold);
+}

@@ -1,0 +1,176 @@
+//! Gradients on the CPU, fast: scores computed anew, block by block, never a score matrix.
+//!
+//! The plain algorithm, for a panel of query rows and each block of keys in turn: scores and products of output gradients with
+//! values; from them weights p = exp(score - lse) and dscore = p * (dp - delta); then dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO.
+//!
+//! What is done for speed, besides what `tiled.rs` lists: each pair is visited once for all gradients, five products of the same
+//! register-blocked kernel. That is safe and always gives the same sums, because a task owns the dK and dV that it adds to: a
+//! key/value head of an item, whole or, where heads are few, a part of its query rows, the parts being summed in order at the end.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::backward_unit::{Scratch, Sums, Work};
+use super::pack::SharedOutput;
+use super::shared::Shared;
+use super::simd::Isa;
+use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some};
+use super::unit::{Job, Unit};
+use super::visible::Item;
+use crate::problem::Operand;
+use crate::{BackwardInputs, Control, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
+
+/// Query rows whose panels share the conversion of a block of keys.
+const UNIT_ROWS: usize = 256;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Some units of one key/value head of one item, which add to the same gradients in this order.
+struct Task {
+    units: Vec<Unit>,
+}
+
+/// Computes the gradients that are wanted, with the best instructions that the machine has and all threads of the current rayon pool.
+///
+/// Memory besides the gradients grows with seq_len. Two runs on as many threads give the same bits.
+/// While `control` is watched it is told after every few units, and stops the work with [`crate::Error::Cancelled`].
+pub fn attention(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    backward: &BackwardInputs<'_>,
+    want: &WantGradients,
+    control: &mut Control<'_>,
+) -> Result<Gradients> {
+    attention_on(Isa::best(), problem, inputs, backward, want, control)
+}
+
+/// As [`attention`], with these instructions.
+pub(super) fn attention_on(
+    isa: Isa,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    backward: &BackwardInputs<'_>,
+    want: &WantGradients,
+    control: &mut Control<'_>,
+) -> Result<Gradients> {
+    problem.check()?;
+    inputs.check(problem)?;
+    want.check(problem)?;
+    backward.check(problem)?;
+    let d = &problem.dims;
+    let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
+    let (mut query, mut key, mut value) =
+        (zeros(want.query, Operand::Query), zeros(want.key, Operand::Key), zeros(want.value, Operand::Value));
+    let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+    let mut relative_bias = want.relative_bias.then(|| vec![0.0; d.num_heads * columns]);
+    let mut sinks = want.sinks.then(|| vec![0.0; d.num_heads]);
+
+    let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
+    let pairs: usize = items.iter().map(|item| item.rows * item.keys).sum();
+    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
+    let threads = if is_small { 1 } else { rayon::current_num_threads() };
+    let tasks = tasks(problem, &items, threads);
+    let mut nothing = HostVec::F32(Vec::new());
+    let job = Job {
+        problem,
+        inputs,
+        isa,
+        items: &items,
+        output: SharedOutput::new(&mut nothing),
+        lse: None,
+        scores: None,
+        weights: None,
+        partials: Shared::new(&mut []),
+    };
+    let work = Work { job: &job, backward, want, query: query.as_mut().map(SharedOutput::new) };
+
+    // Chunk by chunk, so that the sums of a few tasks are in memory at a time.
+    let chunk = tasks.per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(tasks.per_head);
+    let total = tasks.all.len().max(1) as f64;
+    for (index, some) in tasks.all.chunks(chunk).enumerate() {
+        control.report((index * chunk) as f64 / total)?;
+        let run = |task: &Task| SCRATCH.with_borrow_mut(|scratch| work.run(&task.units, scratch));
+        let sums: Vec<Sums> =
+            if threads == 1 { some.iter().map(run).collect() } else { some.par_iter().with_max_len(1).map(run).collect() };
+        for (parts, tasks) in sums.chunks(tasks.per_head).zip(some.chunks(tasks.per_head)) {
+            let Some(unit) = tasks.first().and_then(|task| task.units.first()) else { continue };
+            write(&job, unit, Operand::Key, parts, |sums| &sums.key, key.as_mut());
+            write(&job, unit, Operand::Value, parts, |sums| &sums.value, value.as_mut());
+            for part in parts {
+                let first_head = unit.kv_head * d.group();
+                add(relative_bias.as_deref_mut(), first_head * columns, &part.relative_bias);
+                add(sinks.as_deref_mut(), first_head, &part.sinks);
+            }
+        }
+    }
+    drop(work);
+    let bias = if want.bias { Some(super::backward_bias::gradient(&job, backward, threads, control)?) } else { None };
+    control.report(1.0)?;
+    Ok(Gradients { query, key, value, bias, relative_bias, sinks })
+}
+
+/// The tasks of a problem: `per_head` of each key/value head of each item.
+struct Tasks {
+    per_head: usize,
+    all: Vec<Task>,
+}
+
+fn tasks(problem: &Problem, items: &[Item], threads: usize) -> Tasks {
+    let d = &problem.dims;
+    let heads = items.len() * d.num_kv_heads;
+    let longest = items.iter().map(|item| (item.rows * d.group()).div_ceil(UNIT_ROWS)).max().unwrap_or(1).max(1);
+    let per_head = if threads == 1 { 1 } else { (UNITS_PER_THREAD * threads).div_ceil(heads.max(1)).min(longest) };
+    let mut all = Vec::with_capacity(heads * per_head);
+    for index in 0..items.len() {
+        for kv_head in 0..d.num_kv_heads {
+            let units = units(problem, items, index, kv_head);
+            // Every per_head-th unit, so that under a causal mask the parts take equally long.
+            let part = |part: usize| Task { units: units.iter().skip(part).step_by(per_head).cloned().collect() };
+            all.extend((0..per_head).map(part));
+        }
+    }
+    Tasks { per_head, all }
+}
+
+/// The units of a head, whole positions each; at least one, so that keys nobody sees get their gradient of 0.
+pub(super) fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
+    let group = problem.dims.group();
+    let item = &items[index];
+    let rows = item.rows * group;
+    let step = (UNIT_ROWS / group).max(1) * group;
+    (0..rows.max(1))
+        .step_by(step)
+        .map(|first_row| {
+            let rows = step.min(rows - first_row);
+            let positions = first_row / group..(first_row + rows) / group;
+            Unit { item: index, kv_head, first_row, rows, keys: seen_by_some(problem, item, positions), partial: None }
+        })
+        .collect()
+}
+
+/// Sums the parts of a head's gradient and writes them out.
+fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl Fn(&Sums) -> &[f32], to: Option<&mut HostVec>) {
+    let Some(to) = to else { return };
+    let width = job.problem.shape(operand)[3];
+    let to = SharedOutput::new(to);
+    let mut row = vec![0.0; width];
+    for key in 0..job.items[unit.item].keys {
+        row.fill(0.0);
+        for part in parts {
+            let step = of(part).len() / job.items[unit.item].keys;
+            row.iter_mut().zip(&of(part)[key * step..]).for_each(|(x, part)| *x += part);
+        }
+        let place = job.place(unit, operand, unit.kv_head, key);
+        // SAFETY: `WantGradients::check` refuses operands of which two elements share a place; nobody else writes meanwhile.
+        unsafe { to.write_row(place.start, place.step, &row) };
+    }
+}
+
+fn add(to: Option<&mut [f32]>, at: usize, from: &[f32]) {
+    if let Some(to) = to {
+        to[at..at + from.len()].iter_mut().zip(from).for_each(|(x, from)| *x += from);
+    }
+}

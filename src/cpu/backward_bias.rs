@@ -1,0 +1,96 @@
+//! The gradient of an additive bias on the CPU: a pass of its own, since other tasks own its elements than own dK and dV.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::backward::units;
+use super::backward_unit::{Scratch, visit};
+use super::shared::Shared;
+use super::unit::{Job, Unit};
+use crate::{BackwardInputs, Broadcast, Control, Result};
+
+/// Numbers that all copies of a bias may have together.
+const COPIES: usize = 1 << 24;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The gradient in the shape of the bias.
+///
+/// Units that add to the same elements go into one task, in a fixed order. Where that leaves too few tasks, each gets a part of the
+/// units and a copy of the bias to add to, and the copies are summed in order.
+pub(super) fn gradient(job: &Job<'_>, backward: &BackwardInputs<'_>, threads: usize, control: &mut Control<'_>) -> Result<Vec<f32>> {
+    let shape = job.problem.bias.unwrap_or(Broadcast([0; 4]));
+    let elements = shape.elements().unwrap_or(0);
+    let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
+    for item in 0..job.items.len() {
+        for kv_head in 0..job.problem.dims.num_kv_heads {
+            for unit in units(job.problem, &job.items, item, kv_head) {
+                let own = |axis: usize, index: usize| if shape.0[axis] == 1 { 0 } else { index };
+                groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
+            }
+        }
+    }
+    let groups: Vec<Vec<Unit>> = groups.into_values().collect();
+    let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(groups.len().max(1)) };
+    let copies = wanted.min(COPIES / elements.max(1)).max(1);
+    let mut bias = vec![0.0; elements * copies];
+    {
+        let shared = Shared::new(&mut bias);
+        let tasks: Vec<(usize, &[Unit])> = groups
+            .iter()
+            .flat_map(|group| group.chunks(group.len().div_ceil(copies)).enumerate().map(|(copy, units)| (copy * elements, units)))
+            .collect();
+        let run = |&(start, units): &(usize, &[Unit])| {
+            SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_unit(job, backward, unit, shape, &shared, start, scratch)));
+        };
+        for (index, some) in tasks.chunks(4 * threads).enumerate() {
+            control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
+            if threads == 1 { some.iter().for_each(run) } else { some.par_iter().with_max_len(1).for_each(run) }
+        }
+    }
+    let (sum, others) = bias.split_at_mut(elements);
+    for copy in others.chunks(elements.max(1)) {
+        sum.iter_mut().zip(copy).for_each(|(x, copy)| *x += copy);
+    }
+    bias.truncate(elements);
+    Ok(bias)
+}
+
+/// Adds a unit's share to the copy of the bias that begins at `start`.
+fn add_unit(
+    job: &Job<'_>,
+    backward: &BackwardInputs<'_>,
+    unit: &Unit,
+    shape: Broadcast,
+    bias: &Shared<'_, f32>,
+    start: usize,
+    scratch: &mut Scratch,
+) {
+    let strides = shape.strides();
+    let batch = job.items[unit.item].batch;
+    visit(
+        job,
+        backward,
+        unit,
+        scratch,
+        &mut [],
+        |tile, side, keys, _, _| {
+            let width = side.panel.width;
+            let d_bias = tile.d_bias(job, width * keys.len());
+            for lane in 0..side.panel.rows {
+                let (head, i) = unit.row(job.problem, side.panel.first + lane);
+                let at = start + batch * strides[0] + head * strides[1] + i * strides[2] + keys.start * strides[3];
+                // SAFETY: units that add to the same elements of the same copy are of one task; the part ends inside the copy.
+                let to = unsafe { bias.slice(at..at + (keys.len() - 1) * strides[3] + 1) };
+                for j in 0..keys.len() {
+                    to[j * strides[3]] += d_bias[j * width + lane];
+                }
+            }
+        },
+        |_, _| {},
+    );
+}

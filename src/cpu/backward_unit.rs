@@ -1,0 +1,397 @@
+//! One task of the backward pass: query rows of one key/value head against all their keys.
+
+use std::ops::Range;
+
+use super::gradient::{Gradient, NOTHING_SEEN, Slope};
+use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
+use super::product::Product;
+use super::shared::{Buffer, LINE};
+use super::unit::{Hiding, Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
+use crate::problem::Operand;
+use crate::{BackwardInputs, ScoreOrder, WantGradients};
+
+/// Factors that change nothing: a product with them adds to what is there.
+const ONES: [f32; 4 * LINE] = [1.0; 4 * LINE];
+
+/// What all tasks share.
+pub(super) struct Work<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) backward: &'a BackwardInputs<'a>,
+    pub(super) want: &'a WantGradients,
+    pub(super) query: Option<SharedOutput<'a>>,
+}
+
+/// What a task gives; empty where it is not wanted.
+pub(super) struct Sums {
+    /// [keys of the item, head_dim rounded up to whole cache lines].
+    pub(super) key: Vec<f32>,
+    /// [keys of the item, head_dim_v rounded up to whole cache lines].
+    pub(super) value: Vec<f32>,
+    /// [query heads of the group, columns].
+    pub(super) relative_bias: Vec<f32>,
+    /// Of the query heads of the group.
+    pub(super) sinks: Vec<f32>,
+}
+
+/// A panel with what its gradients take besides.
+pub(super) struct Side {
+    pub(super) panel: Panel,
+    /// [lane][dim], finite: what is not shows in the scores.
+    query_rows: Buffer,
+    /// [lane][dim], with 0 for what is not finite.
+    d_output_rows: Buffer,
+    /// What of it is not finite: lane, dim, number.
+    unfinite: Vec<(usize, usize, f32)>,
+    /// [dim][lane].
+    d_output: Buffer,
+    /// [dim][lane].
+    d_query: Buffer,
+    lse: Buffer,
+    delta: Buffer,
+    started: bool,
+}
+
+/// The memory of one thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    sides: Vec<Side>,
+    key: Buffer,
+    value: Buffer,
+    tile: GradientTile,
+}
+
+/// Scores and gradients of one panel and one block of keys.
+#[derive(Default)]
+pub(super) struct GradientTile {
+    pub(super) tile: Tile,
+    /// Products of output gradients with values, then the gradients of the scores.
+    pub(super) products: Buffer,
+    /// Gradients of the biases, where they are not those of the scores.
+    capped: Buffer,
+    rows: Buffer,
+}
+
+impl Side {
+    fn new() -> Self {
+        Self {
+            panel: Panel::new(),
+            query_rows: Buffer::default(),
+            d_output_rows: Buffer::default(),
+            unfinite: Vec::new(),
+            d_output: Buffer::default(),
+            d_query: Buffer::default(),
+            lse: Buffer::default(),
+            delta: Buffer::default(),
+            started: false,
+        }
+    }
+
+    /// Takes rows `first..first + rows` of the unit. `sinks` gets their share of the sinks' gradients.
+    fn load(
+        &mut self,
+        job: &Job<'_>,
+        backward: &BackwardInputs<'_>,
+        unit: &Unit,
+        (first, rows): (usize, usize),
+        tile: &mut GradientTile,
+        sinks: &mut [f32],
+    ) {
+        let problem = job.problem;
+        let d = &problem.dims;
+        let item = &job.items[unit.item];
+        self.panel.load(job, unit, first, rows, &mut tile.tile);
+        self.started = false;
+        self.unfinite.clear();
+        let width = self.panel.width;
+        let (query_step, step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
+        let query_rows = self.query_rows.take(width * query_step);
+        let d_output_rows = self.d_output_rows.take(width * step);
+        let (lse, delta) = (self.lse.take(width), self.delta.take(width));
+        query_rows.fill(0.0);
+        d_output_rows.fill(0.0);
+        lse.fill(NOTHING_SEEN);
+        delta.fill(0.0);
+        let output = tile.rows.take(d.head_dim_v);
+        for r in 0..rows {
+            let (head, i) = unit.row(problem, first + r);
+            let query = &mut query_rows[r * query_step..][..d.head_dim];
+            job.read_query(unit, first + r, query);
+            query.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = 0.0);
+            let place = job.place(unit, Operand::Output, head, i);
+            let d_output = &mut d_output_rows[r * step..][..d.head_dim_v];
+            read_rows(job.isa, backward.d_output, place, (1, d.head_dim_v), d_output, d.head_dim_v);
+            read_rows(job.isa, backward.output, place, (1, d.head_dim_v), output, d.head_dim_v);
+            // A row that sees nothing has output 0, and its gradient may be anything.
+            delta[r] = output.iter().zip(&*d_output).map(|(&o, &d)| if o == 0.0 { 0.0 } else { o * d }).sum();
+            let at = match problem.packed {
+                Some(_) => (item.first_q + i) * d.num_heads + head,
+                None => (item.batch * d.num_heads + head) * d.seq_len_q + i,
+            };
+            if backward.lse[at] != f32::NEG_INFINITY {
+                lse[r] = backward.lse[at];
+            }
+            if let Some(sink) = sinks.get_mut(head % d.group()) {
+                *sink -= (job.inputs.sinks[head] - lse[r]).exp() * delta[r];
+            }
+        }
+        job.isa.run(Transpose {
+            rows: width,
+            columns: d.head_dim_v,
+            from: d_output_rows,
+            from_step: step,
+            to: self.d_output.take(width * d.head_dim_v),
+            to_step: width,
+        });
+        if !all_finite(d_output_rows) {
+            for (at, x) in d_output_rows.iter_mut().enumerate().filter(|(_, x)| !x.is_finite()) {
+                self.unfinite.push((at / step, at % step, *x));
+                *x = 0.0;
+            }
+        }
+    }
+}
+
+impl GradientTile {
+    /// Weights and gradients of the scores of a panel and these keys, of which some row sees some; how they are hidden.
+    pub(super) fn compute(
+        &mut self,
+        job: &Job<'_>,
+        unit: &Unit,
+        side: &mut Side,
+        keys: &Range<usize>,
+        key: Rows<'_>,
+        value: Rows<'_>,
+    ) -> Hiding {
+        let problem = job.problem;
+        let (panel, tile) = (&mut side.panel, &mut self.tile);
+        let (width, count) = (panel.width, keys.len());
+        let hiding = tile.hide(job, unit, panel, keys);
+        if hiding == Hiding::Everything {
+            return hiding;
+        }
+        tile.score(job, panel, key, count);
+        let caps_first = problem.softcap.is_some() && problem.score_order == ScoreOrder::SoftcapThenBias;
+        let capped = self.capped.take(width * count);
+        if caps_first {
+            tile.cap(job, panel, count);
+            capped.copy_from_slice(tile.scores.take(width * count));
+            if hiding != Hiding::Nothing {
+                tile.add_and_hide(job, panel, count, hiding);
+            }
+        } else {
+            tile.modify(job, panel, count, hiding);
+        }
+        let products = self.products.take(width * count);
+        job.isa.run(Product {
+            panel: width,
+            count,
+            depth: value.width,
+            a: value.data,
+            row_step: value.step,
+            depth_step: 1,
+            b: side.d_output.take(width * value.width),
+            b_step: width,
+            c: products,
+            c_step: width,
+            alpha: None,
+        });
+        let drops = problem.drop().is_some();
+        if drops {
+            tile.keep(job, unit, panel, keys);
+        }
+        job.isa.run(Gradient {
+            panel: width,
+            scores: tile.scores.take(width * count),
+            products,
+            lse: side.lse.take(width),
+            delta: side.delta.take(width),
+            kept: drops.then_some(tile.kept.take(width * count)),
+            softcap: problem.softcap.map(|softcap| Slope { softcap, capped: caps_first.then_some(capped) }),
+        });
+        hiding
+    }
+
+    /// The gradients of the biases of what was computed last, as [key][lane].
+    pub(super) fn d_bias(&mut self, job: &Job<'_>, len: usize) -> &[f32] {
+        let caps_first = job.problem.softcap.is_some() && job.problem.score_order == ScoreOrder::SoftcapThenBias;
+        if caps_first { self.capped.take(len) } else { self.products.take(len) }
+    }
+}
+
+/// Visits the panels of a unit and the blocks of keys that some of their rows see. `ended` gets each panel after its last block.
+#[expect(clippy::too_many_arguments, reason = "what a unit is, and what is done with its parts")]
+pub(super) fn visit(
+    job: &Job<'_>,
+    backward: &BackwardInputs<'_>,
+    unit: &Unit,
+    scratch: &mut Scratch,
+    sinks: &mut [f32],
+    mut block: impl FnMut(&mut GradientTile, &mut Side, &Range<usize>, Rows<'_>, Hiding),
+    mut ended: impl FnMut(&mut GradientTile, &mut Side),
+) {
+    let Scratch { sides, key, value, tile } = scratch;
+    let widest = job.isa.panel();
+    let count = unit.rows.div_ceil(widest);
+    while sides.len() < count {
+        sides.push(Side::new());
+    }
+    let sides = &mut sides[..count];
+    for (p, side) in sides.iter_mut().enumerate() {
+        let first = p * widest;
+        side.load(job, backward, unit, (first, widest.min(unit.rows - first)), tile, sinks);
+    }
+    let step = |operand: Operand| job.problem.spec(operand).strides(job.problem.shape(operand)).seq;
+    // Keys are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
+    let key_in_place = !step(Operand::Key).is_multiple_of(8 * LINE);
+    for start in unit.keys.clone().step_by(KEY_BLOCK) {
+        let keys = start..unit.keys.end.min(start + KEY_BLOCK);
+        let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key);
+        let value = key_rows(job, unit, Operand::Value, &keys, true, value);
+        for side in sides.iter_mut() {
+            let some = side.panel.some.start.max(keys.start)..side.panel.some.end.min(keys.end);
+            if some.is_empty() {
+                continue;
+            }
+            let (key, value) = (key.from(some.start - keys.start), value.from(some.start - keys.start));
+            let hiding = tile.compute(job, unit, side, &some, key, value);
+            if hiding != Hiding::Everything {
+                block(tile, side, &some, key, hiding);
+            }
+        }
+    }
+    sides.iter_mut().for_each(|side| ended(tile, side));
+}
+
+impl Work<'_> {
+    /// Computes a task.
+    pub(super) fn run(&self, units: &[Unit], scratch: &mut Scratch) -> Sums {
+        let (job, d) = (self.job, &self.job.problem.dims);
+        let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
+        let (key_step, value_step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
+        let columns = job.problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+        let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let mut sums = Sums {
+            key: zeros(self.want.key, keys * key_step),
+            value: zeros(self.want.value, keys * value_step),
+            relative_bias: zeros(self.want.relative_bias, d.group() * columns),
+            sinks: zeros(self.want.sinks, d.group()),
+        };
+        for unit in units {
+            let Sums { key: d_key, value: d_value, relative_bias, sinks } = &mut sums;
+            visit(
+                job,
+                self.backward,
+                unit,
+                scratch,
+                sinks,
+                |tile, side, keys, key, hiding| {
+                    self.add_query(tile, side, keys, key, hiding);
+                    if self.want.key {
+                        let gradients = tile.products.take(side.panel.width * keys.len());
+                        let rows = side.query_rows.take(side.panel.width * key_step);
+                        self.add_rows(side.panel.width, gradients, rows, &mut d_key[keys.start * key_step..], key_step, keys.len());
+                    }
+                    if self.want.value {
+                        let weights = tile.tile.scores.take(side.panel.width * keys.len());
+                        let rows = side.d_output_rows.take(side.panel.width * value_step);
+                        self.add_rows(side.panel.width, weights, rows, &mut d_value[keys.start * value_step..], value_step, keys.len());
+                        for &(lane, e, x) in &side.unfinite {
+                            for j in 0..keys.len() {
+                                if tile.tile.sees(&side.panel, keys, hiding, lane, j) {
+                                    let weight = tile.tile.scores.get(j * side.panel.width + lane);
+                                    d_value[(keys.start + j) * value_step + e] += weight * x;
+                                }
+                            }
+                        }
+                    }
+                    self.add_relative_bias(tile, unit, &side.panel, keys, relative_bias);
+                },
+                |tile, side| self.write_query(unit, tile, side),
+            );
+        }
+        sums
+    }
+
+    /// dQ += dscore K.
+    fn add_query(&self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding) {
+        if self.query.is_none() {
+            return;
+        }
+        let width = side.panel.width;
+        // What is NaN or infinite in a key shows in the scores of those that see it; for the others 0 times it must be 0.
+        let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(key.row(j)));
+        let used = if finite { key } else { key.cleaned(keys.len(), &mut tile.tile.clean) };
+        self.job.isa.run(Product {
+            panel: width,
+            count: key.width,
+            depth: keys.len(),
+            a: used.data,
+            row_step: 1,
+            depth_step: used.step,
+            b: tile.products.take(width * keys.len()),
+            b_step: width,
+            c: side.d_query.take(width * key.width),
+            c_step: width,
+            alpha: side.started.then_some(&ONES),
+        });
+        side.started = true;
+    }
+
+    /// to[key] += sum over the lanes of factors[key][lane] * rows[lane], for rows of whole cache lines.
+    fn add_rows(&self, width: usize, factors: &[f32], rows: &[f32], to: &mut [f32], step: usize, keys: usize) {
+        let widest = self.job.isa.panel();
+        for first in (0..step).step_by(widest) {
+            self.job.isa.run(Product {
+                panel: widest.min(step - first),
+                count: keys,
+                depth: width,
+                a: factors,
+                row_step: width,
+                depth_step: 1,
+                b: &rows[first..],
+                b_step: step,
+                c: &mut to[first..],
+                c_step: step,
+                alpha: Some(&ONES),
+            });
+        }
+    }
+
+    fn add_relative_bias(&self, tile: &mut GradientTile, unit: &Unit, panel: &Panel, keys: &Range<usize>, to: &mut [f32]) {
+        let (Some(max), true) = (self.job.problem.relative_bias, self.want.relative_bias) else { return };
+        let max = i64::from(max);
+        let columns = 2 * max as usize + 1;
+        let d_bias = tile.d_bias(self.job, panel.width * keys.len());
+        for lane in 0..panel.rows {
+            let (head, i) = unit.row(self.job.problem, panel.first + lane);
+            let position = i as i64 + self.job.items[unit.item].offset;
+            let table = &mut to[head % self.job.problem.dims.group() * columns..][..columns];
+            for (j, key) in keys.clone().enumerate() {
+                let column = (position - key as i64).clamp(-max, max) + max;
+                table[column as usize] += d_bias[j * panel.width + lane];
+            }
+        }
+    }
+
+    /// Hands out dQ of a panel's rows.
+    fn write_query(&self, unit: &Unit, tile: &mut GradientTile, side: &mut Side) {
+        let Some(query) = &self.query else { return };
+        let problem = self.job.problem;
+        let (width, head_dim) = (side.panel.width, problem.dims.head_dim);
+        let rows = tile.rows.take(width * head_dim);
+        if side.started {
+            let from = &*side.d_query.take(width * head_dim);
+            self.job.isa.run(Transpose { rows: head_dim, columns: width, from, from_step: width, to: rows, to_step: head_dim });
+        } else {
+            rows.fill(0.0);
+        }
+        let scale = problem.effective_scale();
+        for (r, row) in rows.chunks_exact_mut(head_dim).take(side.panel.rows).enumerate() {
+            row.iter_mut().for_each(|x| *x *= scale);
+            let (head, i) = unit.row(problem, side.panel.first + r);
+            let place = self.job.place(unit, Operand::Query, head, i);
+            // SAFETY: `WantGradients::check` refuses queries of which two elements share a place, and each row is finished once.
+            unsafe { query.write_row(place.start, place.step, row) };
+        }
+    }
+}

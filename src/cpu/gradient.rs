@@ -1,0 +1,117 @@
+//! The arithmetic of the backward pass on a panel's scores: from scores to weights and their gradients; what dropout keeps.
+
+use std::ops::Range;
+
+use super::kernel::Kernel;
+use super::simd::Simd;
+use super::softmax::exp;
+use crate::Dropout;
+use crate::dropout::Drop;
+
+/// The lse of a lane that sees nothing.
+pub(super) const NOTHING_SEEN: f32 = f32::MAX;
+
+/// From scores, as [key][lane] and -inf where hidden, and the products of output gradients with values: the weights in place of the
+/// scores, and the gradients of the scores in place of the products. All are 0 where hidden, whatever the products hold.
+pub(super) struct Gradient<'a> {
+    pub(super) panel: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) products: &'a mut [f32],
+    /// Of each lane; [`NOTHING_SEEN`] where it sees nothing.
+    pub(super) lse: &'a [f32],
+    pub(super) delta: &'a [f32],
+    /// What dropout multiplies the weights by.
+    pub(super) kept: Option<&'a [f32]>,
+    pub(super) softcap: Option<Slope<'a>>,
+}
+
+/// What it takes for the derivative of softcap * tanh(x / softcap), which is 1 - tanh².
+pub(super) struct Slope<'a> {
+    pub(super) softcap: f32,
+    /// softcap * tanh, where the scores are not that any more; then the gradients of the biases are those before it, and go here.
+    pub(super) capped: Option<&'a mut [f32]>,
+}
+
+impl Kernel for Gradient<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let len = self.scores.len();
+        assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES) && self.products.len() >= len);
+        assert!(self.lse.len() >= self.panel && self.delta.len() >= self.panel);
+        assert!(self.kept.is_none_or(|kept| kept.len() >= len));
+        let (softcap, mut capped) = match self.softcap {
+            Some(Slope { softcap, capped }) => (Some(softcap), capped),
+            None => (None, None),
+        };
+        assert!(capped.as_ref().is_none_or(|capped| capped.len() >= len));
+        // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
+        unsafe {
+            let (zero, one, lowest, nothing) = (V::splat(0.0), V::splat(1.0), V::splat(f32::MIN), V::splat(NOTHING_SEEN / 2.0));
+            for at in (0..len).step_by(V::LANES) {
+                let lane = at % self.panel;
+                let lse = V::load(self.lse.as_ptr().add(lane));
+                // A lane that sees nothing may have any scores.
+                let score = nothing.select_less(lse, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
+                let mut weight = exp(score.sub(lse));
+                let mut product = V::load(self.products.as_ptr().add(at));
+                let plain = weight;
+                if let Some(kept) = self.kept {
+                    let kept = V::load(kept.as_ptr().add(at));
+                    weight = weight.mul(kept);
+                    product = product.mul(kept);
+                }
+                let mut gradient = plain.mul(product.sub(V::load(self.delta.as_ptr().add(lane))));
+                if let Some(softcap) = softcap {
+                    let tanh = match &capped {
+                        Some(capped) => V::load(capped.as_ptr().add(at)),
+                        None => score,
+                    };
+                    let tanh = tanh.mul(V::splat(1.0 / softcap));
+                    if let Some(capped) = &mut capped {
+                        score.select_less(lowest, zero, gradient).store(capped.as_mut_ptr().add(at));
+                    }
+                    gradient = gradient.mul(one.sub(tanh.mul(tanh)));
+                }
+                score.select_less(lowest, zero, weight).store(self.scores.as_mut_ptr().add(at));
+                score.select_less(lowest, zero, gradient).store(self.products.as_mut_ptr().add(at));
+            }
+        }
+    }
+}
+
+/// What dropout multiplies weights by, as [key][lane].
+pub(super) struct Keep<'a> {
+    /// Of each lane the query row.
+    pub(super) rows: &'a [u32],
+    /// Of each lane batch x num_heads + head.
+    pub(super) pairs: &'a [u32],
+    pub(super) keys: Range<usize>,
+    pub(super) dropout: Dropout,
+    pub(super) drop: Drop,
+    pub(super) to: &'a mut [f32],
+}
+
+impl Kernel for Keep<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        /// Divides every panel.
+        const N: usize = 4;
+        let panel = self.rows.len();
+        let (rows, pairs) = (self.rows.as_chunks::<N>().0, self.pairs.as_chunks::<N>().0);
+        for quad in self.keys.start / 4..self.keys.end.div_ceil(4) {
+            for (chunk, (&rows, &pairs)) in rows.iter().zip(pairs).enumerate() {
+                let words = self.dropout.words_of(pairs, rows, quad);
+                for (c, words) in words.iter().enumerate() {
+                    let key = 4 * quad + c;
+                    if !self.keys.contains(&key) {
+                        continue;
+                    }
+                    let to = &mut self.to[(key - self.keys.start) * panel + chunk * N..][..N];
+                    for (to, &word) in to.iter_mut().zip(words) {
+                        *to = if word < self.drop.threshold { 0.0 } else { self.drop.factor };
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Dropout of attention weights by a counter-based generator: the same weights drop in both passes, on every backend, at any tiling.
+//!
+//! Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011) turns a counter and a key into four random
+//! words without any state. Here the counter is (key / 4, query row, batch x num_heads + head, offset), the key is the seed, and a
+//! pair's word is number key % 4.
+
+/// Which weights drop: [`crate::Problem::dropout`] says with what probability, this which ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dropout {
+    /// One for a whole training run.
+    pub seed: u64,
+    /// Another one for every layer of every step.
+    pub offset: u32,
+}
+
+/// What becomes of the weights: a weight whose word is below `threshold` drops, the others are multiplied by `factor`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Drop {
+    pub(crate) threshold: u32,
+    /// 1 / (1 - probability)
+    pub(crate) factor: f32,
+}
+
+impl Drop {
+    /// Nothing drops.
+    pub(crate) const NOTHING: Self = Self { threshold: 0, factor: 1.0 };
+
+    /// For a probability from 0 on and below 1.
+    pub(crate) fn new(probability: f32) -> Self {
+        Self { threshold: (f64::from(probability) * 4_294_967_296.0) as u32, factor: (1.0 / (1.0 - f64::from(probability))) as f32 }
+    }
+}
+
+impl Dropout {
+    /// The words of four keys, `4 * quad ..`, in one row of the score matrix; `pair` is batch x num_heads + head.
+    pub(crate) fn words(self, pair: usize, row: usize, quad: usize) -> [u32; 4] {
+        self.words_of([pair as u32], [row as u32], quad).map(|[word]| word)
+    }
+
+    /// The same of several rows at once.
+    #[inline(always)]
+    pub(crate) fn words_of<const N: usize>(self, pairs: [u32; N], rows: [u32; N], quad: usize) -> [[u32; N]; 4] {
+        philox([[quad as u32; N], rows, pairs, [self.offset; N]], [self.seed as u32, (self.seed >> 32) as u32])
+    }
+}
+
+/// Philox4x32-10 of N counters.
+#[inline(always)]
+fn philox<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
+    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    let (mut c, mut k) = (counters, key);
+    for _ in 0..10 {
+        for n in 0..N {
+            let [first, second] = [u64::from(MULTIPLIERS[0]) * u64::from(c[0][n]), u64::from(MULTIPLIERS[1]) * u64::from(c[2][n])];
+            (c[0][n], c[2][n]) = ((second >> 32) as u32 ^ c[1][n] ^ k[0], (first >> 32) as u32 ^ c[3][n] ^ k[1]);
+            (c[1][n], c[3][n]) = (second as u32, first as u32);
+        }
+        k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+    }
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers of the Random123 library (kat_vectors, philox4x32 10).
+    #[test]
+    fn philox_gives_the_published_answers() {
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        for (counter, key, words) in [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (pi, [0xa409_3822, 0x299f_31d0], [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
+        ] {
+            assert_eq!(philox(counter.map(|word: u32| [word; 3]), key), words.map(|word: u32| [word; 3]));
+        }
+    }
+
+    #[test]
+    fn the_share_that_drops_is_the_probability() {
+        for probability in [0.0, 0.1, 0.5, 0.9] {
+            let drop = Drop::new(probability);
+            let words = (0..25_000).flat_map(|quad| Dropout { seed: 7, offset: 3 }.words(1, quad % 50, quad / 50));
+            let share = words.filter(|&word| word < drop.threshold).count() as f32 / 100_000.0;
+            // Five standard deviations.
+            assert!(
+                (share - probability).abs() <= 5.0 * (probability * (1.0 - probability) / 100_000.0).sqrt(),
+                "{share} of {probability}"
+            );
+        }
+    }
+}

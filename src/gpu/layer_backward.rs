@@ -1,0 +1,206 @@
+//! The gradients of a multi-head layer on a device: projections, attention and projections back, in one submit.
+
+use std::ops::Range;
+
+use super::host::{Waiting, map, submit, write};
+use super::linear::{DeviceLinear, Rows, storage_buffer, transpose};
+use super::{Backward, BackwardBindings, Bound, Gpu};
+use crate::plan::table_bytes;
+use crate::{Control, Error, Inputs, Problem, Result, WantGradients};
+
+/// A projection Y = X·Wᵀ as its gradients take it.
+pub(crate) struct ProjectionBackward {
+    /// Xᵀ [in_features, rows].
+    pub(crate) x_t: Vec<f32>,
+    /// Wᵀ [in_features, out_features].
+    pub(crate) weight_t: Vec<f32>,
+    /// [sums, rows]: 1 for the rows of dY that are summed.
+    pub(crate) selectors: Vec<f32>,
+    pub(crate) rows: usize,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+}
+
+/// What the gradients of a layer are computed from, as plain data that has been checked.
+pub(crate) struct LayerBackwardParts<'a> {
+    /// To Q, K and V.
+    pub(crate) sides: [ProjectionBackward; 3],
+    pub(crate) output: ProjectionBackward,
+    pub(crate) d_output: &'a [f32],
+    /// Q, K, V and context.
+    pub(crate) steps: [&'a [f32]; 4],
+    pub(crate) lse: &'a [f32],
+}
+
+/// What they are.
+pub(crate) struct LayerBackwardResults {
+    /// Of Q's, K's, V's projection and the output's: dX, dW, and the sums of the selected rows of dY.
+    pub(crate) projections: Vec<[Vec<f32>; 3]>,
+    /// By bias, relative biases and sinks.
+    pub(crate) attention: [Option<Vec<f32>>; 3],
+}
+
+/// Work in the making: its dispatches, and what is read back.
+struct Recording<'a> {
+    gpu: &'a Gpu,
+    bound: Bound,
+    results: Vec<(wgpu::Buffer, Range<u64>)>,
+    end: u64,
+}
+
+impl Recording<'_> {
+    fn upload(&self, name: &str, data: &[f32]) -> Result<wgpu::Buffer> {
+        let buffer = storage_buffer(self.gpu, name, data.len(), wgpu::BufferUsages::COPY_DST)?;
+        write(self.gpu, &buffer, bytemuck::cast_slice(data));
+        Ok(buffer)
+    }
+
+    /// A buffer that is read back.
+    fn result(&mut self, name: &str, len: usize) -> Result<wgpu::Buffer> {
+        let buffer = storage_buffer(self.gpu, name, len, wgpu::BufferUsages::COPY_SRC)?;
+        let end = self.end + 4 * len as u64;
+        self.results.push((buffer.clone(), self.end..end));
+        self.end = end;
+        Ok(buffer)
+    }
+
+    /// y [rows, columns] = x [rows, depth] · weightᵀ, weight being [columns, depth].
+    fn multiply(&mut self, [rows, columns, depth]: [usize; 3], x: &wgpu::Buffer, weight: wgpu::Buffer, y: &wgpu::Buffer) -> Result<()> {
+        let linear = DeviceLinear::from_buffer(weight, depth, columns);
+        self.bound.steps.extend(linear.bind(self.gpu, Rows { rows, item_rows: rows, item_stride: rows }, x, y)?);
+        Ok(())
+    }
+
+    /// dX, dW and the selected sums of a projection's dY, which are read back in this order.
+    fn project_back(&mut self, side: &ProjectionBackward, d_y: &wgpu::Buffer) -> Result<wgpu::Buffer> {
+        let &ProjectionBackward { rows, in_features, out_features, .. } = side;
+        let sums = side.selectors.len() / rows;
+        let d_y_t = storage_buffer(self.gpu, "dYᵀ", rows * out_features, wgpu::BufferUsages::empty())?;
+        self.bound.steps.extend(transpose(self.gpu, rows, out_features, d_y, &d_y_t)?);
+        let d_x = self.result("dX", rows * in_features)?;
+        let d_weight = self.result("dW", out_features * in_features)?;
+        let summed = self.result("db", sums * out_features)?;
+        let (weight_t, x_t) = (self.upload("Wᵀ", &side.weight_t)?, self.upload("Xᵀ", &side.x_t)?);
+        let selectors = self.upload("selectors", &side.selectors)?;
+        self.multiply([rows, in_features, out_features], d_y, weight_t, &d_x)?;
+        self.multiply([out_features, in_features, rows], &d_y_t, x_t, &d_weight)?;
+        self.multiply([sums, out_features, rows], &selectors, d_y_t, &summed)?;
+        Ok(d_x)
+    }
+}
+
+/// Computes the gradients of a layer.
+pub(crate) async fn layer_backward(
+    gpu: &Gpu,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    parts: &LayerBackwardParts<'_>,
+) -> Result<LayerBackwardResults> {
+    let want = WantGradients::all(problem);
+    let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new(), end: 0 };
+    let d_output = recording.upload("dY", parts.d_output)?;
+    let d_context = recording.project_back(&parts.output, &d_output)?;
+    let (d_operands, extras) = attention(&mut recording, problem, inputs, parts, &want, &d_context)?;
+    for (side, d_y) in parts.sides.iter().zip(&d_operands) {
+        recording.project_back(side, d_y)?;
+    }
+    let mut results = read_back(recording).await?.into_iter();
+    let mut next = || results.next().unwrap_or_default();
+    let output = [next(), next(), next()];
+    let attention = extras.map(|wanted| wanted.then(&mut next));
+    let mut projections: Vec<[Vec<f32>; 3]> = (0..3).map(|_| [next(), next(), next()]).collect();
+    projections.push(output);
+    Ok(LayerBackwardResults { projections, attention })
+}
+
+/// Records the attention's backward pass: dQ, dK, dV; and which other gradients are read back.
+fn attention(
+    recording: &mut Recording<'_>,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    parts: &LayerBackwardParts<'_>,
+    want: &WantGradients,
+    d_context: &wgpu::Buffer,
+) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
+    let gpu = recording.gpu;
+    let backward = Backward::new(gpu, problem, want)?;
+    let [query, key, value, context] = parts.steps;
+    let operands = [
+        recording.upload("query", query)?,
+        recording.upload("key", key)?,
+        recording.upload("value", value)?,
+        recording.upload("context", context)?,
+    ];
+    let lse = recording.upload("lse", parts.lse)?;
+    let spare = wgpu::BufferUsages::empty();
+    let d_operands = [
+        storage_buffer(gpu, "d_query", query.len(), spare)?,
+        storage_buffer(gpu, "d_key", key.len(), spare)?,
+        storage_buffer(gpu, "d_value", value.len(), spare)?,
+    ];
+    let bytes = |name: &str, data: &[u8]| -> Result<Option<wgpu::Buffer>> {
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let buffer = storage_buffer(gpu, name, data.len().div_ceil(4), wgpu::BufferUsages::COPY_DST)?;
+        write(gpu, &buffer, data);
+        Ok(Some(buffer))
+    };
+    let tables = bytes("tables", &table_bytes(problem, inputs))?;
+    let bias = bytes("bias", bytemuck::cast_slice(inputs.bias))?;
+    let mask = bytes("mask", bytemuck::cast_slice(inputs.mask))?;
+    let mut extra = |wanted: bool, name: &str, len: usize| wanted.then(|| recording.result(name, len)).transpose();
+    let d_bias = extra(want.bias, "d_bias", inputs.bias.len())?;
+    let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;
+    let d_sinks = extra(want.sinks, "d_sinks", inputs.sinks.len())?;
+    fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferBinding<'_>> {
+        buffer.as_ref().map(wgpu::Buffer::as_entire_buffer_binding)
+    }
+    let bound = backward.bind(&BackwardBindings {
+        query: operands[0].as_entire_buffer_binding(),
+        key: operands[1].as_entire_buffer_binding(),
+        value: operands[2].as_entire_buffer_binding(),
+        output: operands[3].as_entire_buffer_binding(),
+        lse: lse.as_entire_buffer_binding(),
+        d_output: d_context.as_entire_buffer_binding(),
+        tables: whole(&tables),
+        bias: whole(&bias),
+        mask: whole(&mask),
+        d_query: Some(d_operands[0].as_entire_buffer_binding()),
+        d_key: Some(d_operands[1].as_entire_buffer_binding()),
+        d_value: Some(d_operands[2].as_entire_buffer_binding()),
+        d_bias: whole(&d_bias),
+        d_relative_bias: whole(&d_relative_bias),
+        d_sinks: whole(&d_sinks),
+    })?;
+    recording.bound.steps.extend(bound.steps);
+    Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
+}
+
+/// Runs what was recorded and reads the results back, in the order in which they were asked for.
+async fn read_back(recording: Recording<'_>) -> Result<Vec<Vec<f32>>> {
+    let Recording { gpu, bound, results, end } = recording;
+    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("layer gradients"),
+        size: end.next_multiple_of(8),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    if let Some(error) = pollster::block_on(scope.pop()) {
+        return Err(Error::Device { why: error.to_string() });
+    }
+    let copy = |encoder: &mut wgpu::CommandEncoder| {
+        for (buffer, place) in &results {
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, place.start, place.end - place.start);
+        }
+    };
+    let submission = submit(gpu, &bound, &mut Control::default(), Waiting::Blocking, copy).await?;
+    map(gpu, &staging, submission, Waiting::Blocking).await?;
+    let numbers = {
+        let view = staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
+        results.iter().map(|(_, place)| bytemuck::pod_collect_to_vec(&view[place.start as usize..place.end as usize])).collect()
+    };
+    staging.unmap();
+    Ok(numbers)
+}

@@ -1,0 +1,194 @@
+//! The right gradients of a problem, and how far gradients in f32 arithmetic may be from them.
+//!
+//! As in `expect.rs` the tolerance is an error bound of the computation, made from the data. With its u, e, S, score error and weight
+//! error, for a pair (i, j):
+//!
+//! ```text
+//! dp error       = S u (sqrt(head_dim_v) + 4) * sum_e |d_output_e| |value_e|
+//! delta error    = S u (sqrt(head_dim_v) + 4) * sum_e |d_output_e| |output_e| + sum_e |d_output_e| * output error_e
+//! dbias error    = weight error * p (|dp| + |delta|) + p (dp error + delta error)
+//! dscore error   = dbias error * slope + p (|dp| + |delta|) * slope error
+//! slope error    = 2 |tanh| (score error / softcap + 4 S u) + 4 S u             with a softcap; else slope = 1, error 0
+//! ```
+//!
+//! The errors of the gradients are sums of these as the gradients are of dbias, dscore and p, with |query|, |key| and |d_output|, and
+//! with S u (sqrt(terms) + 4) * |dscore| more in each term for the summing itself. The output that a gradient is computed from may be
+//! anyone's, as far as it passes.
+
+use crate::cpu::naive;
+use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
+use crate::problem::Operand;
+use crate::verify::case::{Case, Fill, scatter};
+use crate::verify::expect::{ExpectedTensor, SAFETY, TINY, absolute, finite, magnitudes, per_element, rows, storage_floor};
+use crate::verify::random::Random;
+use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
+
+/// All gradients that are expected.
+#[derive(Clone, Debug)]
+pub struct ExpectedGradients {
+    /// In the shape under which the operand's layout is read, as the next two.
+    pub query: ExpectedTensor,
+    /// As the query's.
+    pub key: ExpectedTensor,
+    /// As the query's.
+    pub value: ExpectedTensor,
+    /// In the shape of the bias, if there is one.
+    pub bias: Option<ExpectedTensor>,
+    /// [num_heads, 2 * max_distance + 1], if there is a table.
+    pub relative_bias: Option<ExpectedTensor>,
+    /// `[num_heads]`, if there are sinks.
+    pub sinks: Option<ExpectedTensor>,
+    /// What the forward pass gives, rounded as stored: to compute gradients from.
+    pub forward: Outputs,
+    /// The gradient of the output.
+    pub d_output: HostVec,
+}
+
+/// Computes gradients: an engine, the oracle, a kernel under test.
+pub type AttendBackward<'a> = dyn Fn(&Problem, &Inputs<'_>, &BackwardInputs<'_>, &WantGradients) -> Result<Gradients> + 'a;
+
+/// The oracle in the shape of an engine.
+pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, want: &WantGradients) -> Result<Gradients> {
+    want.check(problem)?;
+    naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+}
+
+impl ExpectedGradients {
+    /// Draws a gradient of the output, and asks the oracle for the gradients and for the sums of their errors.
+    pub fn of(case: &Case) -> Result<Self> {
+        let problem = &Problem { want: Want { lse: true, ..Want::default() }, ..case.problem };
+        let inputs = &case.data.inputs();
+        let forward = naive::attention(problem, inputs)?;
+        let stored = draw_d_output(problem, inputs, &forward, case.fill);
+        let d_output = stored.as_slice();
+        let operands = Operands::gather(problem, inputs, d_output);
+        let pairs = naive_backward::pairs(problem, inputs, &forward, &operands);
+        let reference = naive_backward::sums(problem, inputs, &pairs, &operands);
+        let errors = errors(problem, inputs, &forward, d_output, &pairs)?;
+        let d = &problem.dims;
+        let operand = |operand: Operand, values: Vec<f64>, errors: Vec<f64>| {
+            let dtype = problem.spec(operand).dtype;
+            let absolute = errors.into_iter().map(|error| finite(error) + storage_floor(dtype)).collect();
+            ExpectedTensor {
+                shape: problem.shape(operand).to_vec(),
+                values,
+                tolerance: per_element(absolute, dtype.epsilon() + SAFETY * DType::F32.epsilon()),
+            }
+        };
+        let vector = |shape: Vec<usize>, values: Vec<f64>, errors: Vec<f64>| {
+            let absolute = errors.into_iter().map(|error| finite(error) + TINY).collect();
+            ExpectedTensor { shape, values, tolerance: per_element(absolute, SAFETY * DType::F32.epsilon()) }
+        };
+        let columns = |max: u32| 2 * max as usize + 1;
+        Ok(Self {
+            query: operand(Operand::Query, reference.query, errors.query),
+            key: operand(Operand::Key, reference.key, errors.key),
+            value: operand(Operand::Value, reference.value, errors.value),
+            bias: problem.bias.map(|shape| vector(shape.0.to_vec(), reference.bias, errors.bias)),
+            relative_bias: problem
+                .relative_bias
+                .map(|max| vector(vec![d.num_heads, columns(max)], reference.relative_bias, errors.relative_bias)),
+            sinks: problem.sinks.then(|| vector(vec![d.num_heads], reference.sinks, errors.sinks)),
+            forward: forward.into_outputs(problem, inputs),
+            d_output: stored,
+        })
+    }
+
+    /// What a backward pass computes from.
+    pub fn inputs(&self) -> BackwardInputs<'_> {
+        BackwardInputs {
+            output: self.forward.output.as_slice(),
+            lse: self.forward.lse.as_deref().unwrap_or_default(),
+            d_output: self.d_output.as_slice(),
+        }
+    }
+}
+
+/// How far each gradient may be off: the oracle's sums over the errors of the pairs.
+fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_output: HostSlice<'_>, pairs: &Pairs) -> Result<Reference> {
+    let d = &problem.dims;
+    let unit = SAFETY * DType::F32.epsilon();
+    let magnitudes = magnitudes(problem, inputs)?;
+    let (query, key, value, d_output) = (absolute(inputs.query), absolute(inputs.key), absolute(inputs.value), absolute(d_output));
+    let unsigned = Inputs { query: query.as_slice(), key: key.as_slice(), value: value.as_slice(), ..*inputs };
+    let operands = Operands::gather(problem, &unsigned, d_output.as_slice());
+    // The weighted sum of |value|, and dot(|d_output|, |value|) for each pair.
+    let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
+    let products = products(problem, &unsigned, &operands);
+    let wide = (d.head_dim_v as f64).sqrt() + 4.0;
+    let summing = unit * ((d.seq_len_kv as f64).sqrt() + 16.0);
+    let kept = problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)));
+
+    let mut errors = pairs.clone();
+    for (row, at) in rows(problem, inputs) {
+        let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
+        let score_error = |at: usize| {
+            let capped = 4.0 * f64::from(problem.softcap.unwrap_or(0.0));
+            unit * (((d.head_dim as f64).sqrt() + 4.0) * magnitudes[at] + capped)
+        };
+        let row_error = keys.clone().filter(|&at| forward.masked[at].is_finite()).map(score_error).fold(0.0, f64::max);
+        let weight_error = (2.0 * row_error).exp_m1() + summing;
+        let [item, head, token] = at;
+        let [_, heads, tokens, width] = problem.shape(Operand::Output);
+        let d_output = &operands.d_output[((item * heads + head) * tokens + token) * width..][..width];
+        let (mut delta, mut delta_error) = (0.0, 0.0);
+        for (e, &d_output) in d_output.iter().enumerate() {
+            let output = forward.output[row * width + e].abs();
+            let output_error = weight_error * weighted_values[row * width + e]
+                + problem.output.dtype.epsilon() * output
+                + storage_floor(problem.output.dtype);
+            delta += f64::from(d_output) * weighted_values[row * width + e];
+            delta_error += f64::from(d_output) * (unit * wide * output + output_error);
+        }
+        let sees_some = keys.clone().any(|at| pairs.seen[at]);
+        for at in keys.filter(|&at| pairs.seen[at]) {
+            let (weight, product) = (forward.weights[at], kept * products[at]);
+            let size = weight * (product + delta);
+            // A weight this small may be 0.
+            let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
+            let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
+            let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
+                let t = capped / f64::from(softcap);
+                (1.0 - t * t, 2.0 * t.abs() * (score_error(at) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
+            });
+            let summed = summing * size;
+            errors.d_score[at] = (d_biased + summed) * slope + size * slope_error;
+            errors.d_bias[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased + summed } else { errors.d_score[at] };
+            errors.weights[at] = pairs.weights[at] * (weight_error + summing) + TINY * kept;
+        }
+        if problem.sinks && sees_some {
+            let weight = (f64::from(inputs.sinks[head]) - forward.lse[row]).exp();
+            errors.d_sink[row] = weight * ((weight_error + summing) * delta + delta_error);
+        }
+    }
+    let scale = Some(problem.effective_scale().abs());
+    Ok(naive_backward::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
+}
+
+/// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem whose queries and keys they are.
+fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Vec<f64> {
+    let d = problem.dims;
+    let mut other = Problem { packed: problem.packed, paged: problem.paged, scale: Some(1.0), ..Problem::new(d) };
+    other.dims.head_dim = d.head_dim_v;
+    other.visibility.kv_lengths = problem.paged.is_some();
+    let (query, value) = (&operands.d_output, &operands.value);
+    let inputs = Inputs { kv_lengths: if problem.paged.is_some() { unsigned.kv_lengths } else { &[] }, ..Inputs::new(query, value, value) };
+    let inputs =
+        Inputs { cu_seqlens_q: unsigned.cu_seqlens_q, cu_seqlens_kv: unsigned.cu_seqlens_kv, page_table: unsigned.page_table, ..inputs };
+    naive::attention(&other, &inputs).map(|answer| answer.raw).unwrap_or_default()
+}
+
+/// A gradient of the output, stored as the output is. With poison, rows that see nothing hold NaN, and so do gaps between elements.
+fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, fill: Fill) -> HostVec {
+    let d = &problem.dims;
+    let shape = problem.shape(Operand::Output);
+    let mut random = Random::new(fill.seed ^ 0x6472_6177);
+    let mut dense: Vec<f32> = (0..shape.iter().product()).map(|_| random.normal()).collect();
+    for (row, [item, head, token]) in rows(problem, inputs) {
+        let keys = &forward.masked[row * d.seq_len_kv..][..d.seq_len_kv];
+        if fill.poison && keys.iter().all(|&score| score == f64::NEG_INFINITY) {
+            dense[((item * shape[1] + head) * shape[2] + token) * shape[3]..][..shape[3]].fill(f32::NAN);
+        }
+    }
+    scatter(&problem.output, shape, &dense, if fill.poison { f32::NAN } else { 0.0 })
+}

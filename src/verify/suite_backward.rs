@@ -1,0 +1,109 @@
+//! Gradients of whatever computes them, held against the oracle's.
+
+use crate::plan::DeviceClass;
+use crate::problem::Operand;
+use crate::verify::case::Case;
+use crate::verify::compare::compare;
+use crate::verify::expect::ExpectedTensor;
+use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
+use crate::verify::suite::{Candidate, Row, Verdict, verdict_of};
+use crate::{DType, Engine, Gradients, HostVec, Problem, Result, TensorSpec, WantGradients, gather};
+
+/// Of the cases that take kernels of their own, one in so many is run on software adapters.
+const OTHERS: u64 = 20;
+
+/// Asks `backward` for all gradients of `case` and compares them with the oracle's.
+///
+/// [`crate::Error::Unsupported`] is a skip with its reason; any other error is a failure.
+pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
+    match ExpectedGradients::of(case) {
+        Ok(expected) => check_backward_against(case, &expected, backward),
+        Err(error) => Verdict::Failed(format!("the oracle refused the case: {error}")),
+    }
+}
+
+/// As [`check_backward`], with the oracle's answer already there: to ask several candidates.
+pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
+    let want = WantGradients::all(&case.problem);
+    match backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want) {
+        Ok(gradients) => match differences(&case.problem, expected, &gradients) {
+            reports if reports.is_empty() => Verdict::Passed,
+            reports => Verdict::Failed(reports.join("; ")),
+        },
+        Err(error) => verdict_of(&error),
+    }
+}
+
+/// The gradients of one case on every candidate that has an engine, as rows of the suite `gradients`.
+///
+/// A software adapter takes half a second for each kernel, of which gradients need up to eight for each combination of storage types:
+/// there only f32 problems with narrow heads are run, which share theirs, and one in [`OTHERS`] of the rest; the others are skipped
+/// with that reason.
+pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
+    let engines: Vec<_> = candidates.iter().filter_map(|candidate| Some((candidate.name, candidate.engine?))).collect();
+    if engines.is_empty() {
+        return Ok(Vec::new());
+    }
+    let p = &case.problem;
+    let is_cheap = Operand::ALL.iter().all(|&operand| p.spec(operand).dtype == DType::F32) && p.dims.head_dim.max(p.dims.head_dim_v) <= 64;
+    let is_chosen = is_cheap || case.fill.seed.is_multiple_of(OTHERS);
+    let expected = ExpectedGradients::of(case)?;
+    let run = |(name, engine): (&str, &Engine)| {
+        let is_slow = engine.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software);
+        let verdict = if is_slow && !is_chosen {
+            Verdict::Skipped("gradients of other storage or wide heads on a software adapter, which compiles kernels for each".into())
+        } else {
+            let backward: &AttendBackward<'_> = &|problem, inputs, backward, want| engine.backward(problem, inputs, backward, want);
+            check_backward_against(case, &expected, backward)
+        };
+        Row { suite: "gradients".into(), case: case.name.clone(), backend: name.into(), verdict, note: String::new() }
+    };
+    Ok(engines.into_iter().map(run).collect())
+}
+
+/// All that is wrong with gradients, one line a tensor.
+fn differences(problem: &Problem, expected: &ExpectedGradients, got: &Gradients) -> Vec<String> {
+    let mut reports = Vec::new();
+    for (name, operand, got, expected) in [
+        ("dquery", Operand::Query, &got.query, &expected.query),
+        ("dkey", Operand::Key, &got.key, &expected.key),
+        ("dvalue", Operand::Value, &got.value, &expected.value),
+    ] {
+        reports.extend(stored(name, problem.spec(operand), problem.shape(operand), got.as_ref(), expected));
+    }
+    for (name, got, expected) in [
+        ("dbias", &got.bias, &expected.bias),
+        ("drelative_bias", &got.relative_bias, &expected.relative_bias),
+        ("dsinks", &got.sinks, &expected.sinks),
+    ] {
+        match (got, expected) {
+            (Some(got), Some(expected)) => reports.extend(different(name, got, expected)),
+            (None, None) => {}
+            (None, Some(_)) => reports.push(format!("{name} was asked for and is not there")),
+            (Some(_), None) => reports.push(format!("{name} is there and was not asked for")),
+        }
+    }
+    reports
+}
+
+/// What is wrong with the gradient of an operand, which is stored as that is.
+fn stored(name: &str, spec: &TensorSpec, shape: [usize; 4], got: Option<&HostVec>, expected: &ExpectedTensor) -> Option<String> {
+    let Some(got) = got else { return Some(format!("{name} was asked for and is not there")) };
+    let got = got.as_slice();
+    let len = spec.required_len(shape).unwrap_or(usize::MAX);
+    if got.dtype() != spec.dtype || got.len() != len {
+        return Some(format!("{name} is {} numbers of {} instead of {len} of {}", got.len(), got.dtype(), spec.dtype));
+    }
+    let mut gap = vec![true; len];
+    let places = gather((&(0..len).map(|at| at as f32).collect::<Vec<_>>()).into(), spec, shape);
+    places.into_iter().for_each(|place| gap[place as usize] = false);
+    if let Some(place) = (0..len).find(|&place| gap[place] && got.get(place) != 0.0) {
+        return Some(format!("{name} holds {} at {place}, between its elements, instead of 0", got.get(place)));
+    }
+    different(name, &gather(got, spec, shape), expected)
+}
+
+fn different(name: &str, got: &[f32], expected: &ExpectedTensor) -> Option<String> {
+    let result = compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance);
+    result.err().map(|mismatch| format!("{name} {mismatch}"))
+}

@@ -1,0 +1,176 @@
+//! Gradients of every engine: against the oracle's, on the fixed table and random problems; against central differences; bit by bit.
+
+#![expect(clippy::print_stdout, reason = "a table of what ran on what")]
+
+mod common;
+
+use common::Tested;
+use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::plan::{DeviceClass, Specialise};
+use wgpu_attention::verify::{Case, ExpectedGradients, Fill, Row, Verdict, count, random, run_backward_case, table};
+use wgpu_attention::{
+    Alibi, Alignment, Backend, BackwardInputs, Broadcast, DType, Dims, Engine, EngineOptions, HostVec, Inputs, Layout, Problem,
+    WantGradients,
+};
+
+fn variable(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
+}
+
+/// Every `part`-th problem of the table, and random ones; `ATTENTION_SEED` and `ATTENTION_RANDOM_CASES` say which.
+fn cases(part: usize, count: u64) -> impl Iterator<Item = Case> {
+    let (seed, count) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", count));
+    let drawn = (0..count).map(move |at| random(seed.wrapping_add(at)).expect("random problems are valid"));
+    table().expect("the table is valid").into_iter().step_by(part).chain(drawn)
+}
+
+/// Runs the cases on the backends, prints what came of them and fails on any failure.
+fn run(backends: &[Tested], cases: impl Iterator<Item = Case>) {
+    let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
+    let rows: Vec<Row> = cases.flat_map(|case| run_backward_case(&case, &candidates).expect("the case is valid")).collect();
+    for backend in backends.iter().filter(|backend| backend.engine.is_some()) {
+        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
+        println!("{:<24} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
+        assert!(passed > 0, "nothing ran on {}", backend.name);
+    }
+    for row in rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))).take(40) {
+        println!("{} on {}: {}", row.case, row.backend, row.verdict);
+    }
+    assert_eq!(count(&rows)[1], 0, "cases failed; they are listed above");
+}
+
+#[test]
+fn cpu_path() {
+    run(&common::engines()[..1], cases(1, 2000));
+}
+
+#[test]
+fn gpus() {
+    run(&common::gpus(ShaderOptions::default()), cases(2, 100));
+}
+
+/// Kernels made for one problem, of the shapes that each class of device gets: each is compiled anew.
+#[test]
+fn special_variants() {
+    for class in [DeviceClass::Software, DeviceClass::Discrete] {
+        println!("as on a device of class {class:?}:");
+        let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
+        let part = variable("ATTENTION_SPECIAL_PART", 40) as usize;
+        run(&gpus, cases(part, 0));
+    }
+}
+
+fn engines() -> Vec<Engine> {
+    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU path is always there");
+    std::iter::once(cpu).chain(common::gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine)).collect()
+}
+
+/// A small problem with everything that has a gradient.
+fn small() -> Case {
+    let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 6, head_dim_v: 4 };
+    let mut problem = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
+    problem.softcap = Some(2.0);
+    problem.bias = Some(Broadcast([1, 4, 5, 7]));
+    problem.alibi = Some(Alibi::Signed);
+    problem.relative_bias = Some(2);
+    problem.sinks = true;
+    problem.dropout = Some(0.25);
+    Case::new("small", problem, Fill { poison: false, ..Fill::seed(11) }).expect("a valid problem")
+}
+
+/// sum(output * d_output), summed in f64 from what the engine gives in f32.
+fn loss(engine: &Engine, case: &Case, d_output: &[f32]) -> f64 {
+    let output = engine.attention(&case.problem, &case.data.inputs()).expect("a valid problem").output.to_f32();
+    output.iter().zip(d_output).map(|(&x, &d)| f64::from(x) * f64::from(d)).sum()
+}
+
+/// Every engine's gradients are the differences of its own forward pass.
+#[test]
+fn gradients_are_central_differences() {
+    for engine in engines() {
+        let case = small();
+        let expected = ExpectedGradients::of(&case).expect("a valid problem");
+        let d_output = expected.d_output.to_f32();
+        let want = WantGradients::all(&case.problem);
+        let got = engine.backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want).expect("a valid problem");
+        let wide = |gradient: Option<HostVec>| gradient.expect("it is wanted").into_f32();
+        let of_f32 = |data: &mut HostVec, at: usize, x: f32| {
+            let mut numbers = data.to_f32();
+            numbers[at] += x;
+            *data = HostVec::F32(numbers);
+        };
+        let tensors: [(&str, Vec<f32>, &dyn Fn(&mut Case, usize, f32)); 6] = [
+            ("query", wide(got.query), &|case, at, x| of_f32(&mut case.data.query, at, x)),
+            ("key", wide(got.key), &|case, at, x| of_f32(&mut case.data.key, at, x)),
+            ("value", wide(got.value), &|case, at, x| of_f32(&mut case.data.value, at, x)),
+            ("bias", got.bias.expect("it is wanted"), &|case, at, x| case.data.bias[at] += x),
+            ("relative_bias", got.relative_bias.expect("it is wanted"), &|case, at, x| case.data.relative_bias[at] += x),
+            ("sinks", got.sinks.expect("they are wanted"), &|case, at, x| case.data.sinks[at] += x),
+        ];
+        for (name, gradient, moved) in tensors {
+            for at in (0..gradient.len()).step_by(gradient.len().div_ceil(12)) {
+                const STEP: f32 = 1.0 / 64.0;
+                let at_offset = |x: f32| {
+                    let mut case = case.clone();
+                    moved(&mut case, at, x);
+                    loss(&engine, &case, &d_output)
+                };
+                let expected = (at_offset(STEP) - at_offset(-STEP)) / f64::from(2.0 * STEP);
+                // The third derivative times STEP²/6, and the roundings of a loss of some ten terms divided by STEP.
+                let error = (f64::from(gradient[at]) - expected).abs();
+                assert!(error < 2e-3, "d{name}[{at}] is {}, differences give {expected} on {}", gradient[at], engine.chosen());
+            }
+        }
+    }
+}
+
+/// Ten runs give the same bits, on every core and every adapter, in tiles, tails and parts that are summed.
+#[test]
+fn ten_runs_give_the_same_bits() {
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, ..Dims::square(1, 4, 150, 40) };
+    let mut problem = Problem::new(dims).causal(Alignment::TopLeft).with_lse();
+    problem.bias = Some(Broadcast([1, 1, 1, 150]));
+    problem.relative_bias = Some(20);
+    problem.sinks = true;
+    problem.dropout = Some(0.1);
+    let case = Case::new("bits", problem, Fill::seed(5)).expect("a valid problem");
+    let expected = ExpectedGradients::of(&case).expect("a valid problem");
+    for engine in engines() {
+        let run = || {
+            let want = WantGradients::all(&case.problem);
+            engine.backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want).expect("a valid problem")
+        };
+        let first = run();
+        for again in 0..9 {
+            assert_eq!(run(), first, "run {again} on {}", engine.chosen());
+        }
+    }
+}
+
+/// What no backward pass does is said, and contradictions are found before anything is computed.
+#[test]
+fn refusals() {
+    let problem = Problem::new(Dims::square(1, 2, 4, 8));
+    let data = vec![0.5f32; 64];
+    let inputs = Inputs::new(&data, &data, &data);
+    let lse = vec![0.0f32; 8];
+    let good = BackwardInputs { output: (&data).into(), lse: &lse, d_output: (&data).into() };
+    for engine in engines() {
+        let refused = |problem: &Problem, backward: &BackwardInputs<'_>, want: &WantGradients| {
+            engine.backward(problem, &inputs, backward, want).expect_err("it must be refused").to_string()
+        };
+        let want = WantGradients::default();
+        assert!(engine.backward(&problem, &inputs, &good, &want).is_ok());
+        assert!(refused(&problem, &BackwardInputs { lse: &lse[1..], ..good }, &want).contains("invalid `lse`"));
+        assert!(refused(&problem, &BackwardInputs { d_output: (&data[1..]).into(), ..good }, &want).contains("invalid `d_output`"));
+        assert!(refused(&problem, &BackwardInputs { output: (&data[1..]).into(), ..good }, &want).contains("invalid `output`"));
+        assert!(refused(&problem, &good, &WantGradients { bias: true, ..want }).contains("invalid `bias`"));
+        assert!(refused(&Problem { dropout: Some(1.0), ..problem }, &good, &want).contains("invalid `dropout`"));
+        let mut shared = problem;
+        shared.key.layout = Layout::Strided(wgpu_attention::Strides { batch: 0, head: 0, seq: 8, dim: 1 });
+        assert!(refused(&shared, &good, &want).contains("not supported"));
+        assert!(engine.backward(&shared, &inputs, &good, &WantGradients { key: false, ..want }).is_ok());
+        let f16 = problem.stored(DType::F16, Layout::Bhsd);
+        assert!(refused(&Problem { output: f16.output, ..problem }, &good, &want).contains("invalid `output`"));
+    }
+}
