@@ -111,3 +111,33 @@ fn suites_and_reports() {
     assert!(html.contains("<svg") && html.contains("scaling-decode-1k f32"));
     attn(&["report", page, "--out", page]).refused(&["line 1"]);
 }
+
+#[test]
+fn steps_of_decoding() {
+    let arguments = ["bench", "--decode", "--backend", "cpu", "--context", "64", "--heads", "4:2", "--head-dim", "32", "--seconds", "0.05"];
+    let told = attn(&[&arguments[..], &["--json"]].concat()).ok();
+    let lines: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let steps: Vec<&Value> = lines.iter().filter(|line| line["op"].is_string()).collect();
+    assert_eq!(steps.len(), 4 * 2, "four storage types, contiguous and paged");
+    for line in steps {
+        let number = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name} is no number in {line}"));
+        let number_bytes = match line["dtype"].as_str() {
+            Some("f32") => 4.0,
+            Some("f16") => 2.0,
+            Some("q8") => 1.125,
+            _ => 0.625,
+        };
+        assert_eq!(number("bytes"), 2.0 * 64.0 * 2.0 * 32.0 * number_bytes);
+        assert!((number("gb_s") * number("ms_median") * 1e6 / number("bytes") - 1.0).abs() < 1e-6);
+        assert!((number("of_copy") * number("copy_gb_s") / number("gb_s") - 1.0).abs() < 1e-6);
+        assert_eq!(line["checked"], json!(true));
+    }
+    let told = attn(&[&arguments[..], &["--window", "9", "--cache", "q8"]].concat()).ok();
+    for part in ["contiguous", "paged", "GB/s", "of a copy", "q8"] {
+        assert!(told.out.contains(part), "{}", told.out);
+    }
+    for (name, bad) in [("--context", "0"), ("--context", "4m"), ("--heads", "8:3"), ("--heads", "8"), ("--cache", "int8")] {
+        attn(&["bench", "--decode", name, bad]).refused(&[name]);
+    }
+    attn(&["bench", "--context", "4k"]).refused(&["--decode"]);
+}

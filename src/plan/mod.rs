@@ -127,7 +127,11 @@ impl Plan {
     /// The same for a problem whose lengths and page table are words of a cache's state. The tables buffer has neither; the grid is for the
     /// longest sequences that there can be, and workgroups that find no keys end at once.
     pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, words: CacheWords) -> Result<Self> {
-        let mut plan = Self::new(problem, caps, algorithm)?;
+        // What is replayed step after step is worth a kernel of its own sooner than a single call.
+        const STEPS: f64 = 256.0;
+        let always = caps.specialise == Specialise::Auto && caps.specialises(STEPS * problem.dims.flops());
+        let specialise = if always { Specialise::Always } else { caps.specialise };
+        let mut plan = Self::new(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm)?;
         let mut others = *problem;
         (others.paged, others.visibility.kv_lengths) = (None, false);
         others.dims.num_heads = words.num_heads;

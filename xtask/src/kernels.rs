@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
-use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem};
+use wgpu_attention::plan::{DeviceCaps, Plan, Shader, Specialise, cache_shaders};
+use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem};
 
 /// A kernel and what it is for.
 pub(crate) struct Kernel {
@@ -32,6 +32,11 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
             }
         }
     }
+    // What keeps a cache on a device is the same for every one.
+    kernels.extend(cache_shaders().into_iter().map(|Shader { name, text, workgroup_bytes }| {
+        let role = name.split_whitespace().next().unwrap_or_default().to_string();
+        Kernel { case: format!("cache: {name}"), name: role, text, workgroup_bytes }
+    }));
     Ok(kernels)
 }
 
@@ -62,6 +67,29 @@ fn cases() -> Vec<Case> {
             add("general staged", prefill, Algorithm::Staged, Specialise::Never);
         }
     }
+    // Caches: pages, lengths in tables, and how keys and values are stored.
+    for dim in [64, 128] {
+        for (cache, query) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::Q8, DType::F32), (DType::Q4, DType::F32)] {
+            let mut add = |what: &str, problem: Problem, specialise| {
+                cases.push((format!("{cache} cache D={dim} {what}"), problem, Algorithm::Fused, specialise));
+            };
+            let decode = cached(problem(DECODE.0, DECODE.1, DECODE.2, dim), query, cache);
+            add("paged decode", paged(decode), Specialise::Always);
+            if cache.is_blocks() {
+                let prefill = cached(problem(PREFILL.0, PREFILL.1, PREFILL.2, dim), query, cache);
+                add("decode", decode, Specialise::Always);
+                add("prefill", prefill.causal(Alignment::BottomRight), Specialise::Always);
+                add("general decode", decode, Specialise::Never);
+            } else {
+                let mut lengths = decode;
+                lengths.visibility.kv_lengths = true;
+                add("decode with lengths", lengths, Specialise::Always);
+                add("paged decode, sinks", Problem { sinks: true, ..paged(decode) }, Specialise::Always);
+            }
+            let speculative = problem(DECODE.0, 8, DECODE.2, dim);
+            add("paged, 8 tokens", paged(cached(speculative, query, cache)).causal(Alignment::BottomRight), Specialise::Always);
+        }
+    }
     let odd = problem(PREFILL.0, PREFILL.1, PREFILL.2, 67);
     cases.push(("f32 D=67 prefill".into(), odd, Algorithm::Fused, Specialise::Always));
     cases.push(("f32 D=67 staged".into(), odd, Algorithm::Staged, Specialise::Always));
@@ -77,6 +105,19 @@ const SIXTEEN_ROWS: Lengths = ((8, 8), 16, 1024);
 
 fn problem((num_heads, num_kv_heads): (usize, usize), seq_len_q: usize, seq_len_kv: usize, head_dim: usize) -> Problem {
     Problem::new(Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim })
+}
+
+fn cached(problem: Problem, query: DType, cache: DType) -> Problem {
+    let mut problem = problem.stored(query, Layout::Bshd);
+    (problem.key.dtype, problem.value.dtype) = (cache, cache);
+    problem
+}
+
+fn paged(mut problem: Problem) -> Problem {
+    let pages = problem.dims.seq_len_kv / 16;
+    problem.paged = Some(Paged { page_size: 16, pages, pages_per_item: pages });
+    problem.visibility.kv_lengths = true;
+    problem
 }
 
 /// With every option that can be had together.

@@ -2,6 +2,8 @@
 
 mod candidate;
 mod check;
+mod decode;
+mod decode_device;
 mod machine;
 mod overheads;
 mod peer;
@@ -26,6 +28,7 @@ Examples:
   attn bench --shape 1,8,8,512,512,64 --shape 1,8,8,1,4096,64 --dtype f16
   attn bench --backend vulkan --backend cpu --json >> results.jsonl
   attn bench --suite llama --suite bert                     named shapes: prefill, bert, llama, long, window, scaling, million, ...
+  attn bench --decode --context 4k --context 128k --cache q8  steps of decoding: GB/s, and that beside a copy
   attn bench --overheads --backend vulkan                   microseconds of CPU a recorded attention, a cold start
   attn bench --suite prefill --backend cpu --compare \"python3 benches/peers/peer.py torch\"
 
@@ -61,6 +64,8 @@ pub(crate) struct Args {
     /// Instead: what a call costs besides the arithmetic, from a cold start to a recorded dispatch
     #[arg(long)]
     overheads: bool,
+    #[command(flatten)]
+    decode: decode::Args,
     /// Seconds to spend on each shape, besides checking
     #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
@@ -89,6 +94,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let backends = if args.backend.is_empty() { vec![Backend::Auto, Backend::Cpu] } else { args.backend.clone() };
     if args.overheads {
         return overheads::run(&backends, args.json, terminal);
+    }
+    if args.decode.decode {
+        return decode::run(&args.decode, &backends, args.seconds, args.json, terminal);
     }
     let mut candidates = candidate::all(&backends, &args.compare)?;
     if args.json {

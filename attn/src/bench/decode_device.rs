@@ -1,0 +1,185 @@
+//! Steps of decoding with a cache on a device.
+
+use std::time::Instant;
+
+use wgpu_attention::cache::CacheShape;
+use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::wgpu::{self, BufferUsages};
+use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, TensorSpec};
+
+use super::decode::Full;
+use crate::failure::Failure;
+
+/// A cache of one layer, full but for the last token, which a step appends.
+pub(super) struct OnDevice<'a> {
+    gpu: &'a Gpu,
+    cache: DeviceCache,
+    append: Bound,
+    attention: Bound,
+    output: wgpu::Buffer,
+}
+
+impl<'a> OnDevice<'a> {
+    /// The inner error says why the device cannot.
+    pub(super) fn new(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Result<Self, String>, Failure> {
+        match Self::fill(gpu, full, page_size) {
+            Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => Ok(Err(error.to_string())),
+            other => Ok(Ok(other?)),
+        }
+    }
+
+    fn fill(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Self, Error> {
+        let shape = CacheShape { page_size, ..full.shape };
+        let pages = full.keys.div_ceil(page_size);
+        let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: 1, slots: 1, pages_per_slot: pages, pages })?;
+        let slot = cache.start()?;
+        // Pages are given out in their order: the pool is the sequence.
+        for (bank, pools) in cache.pools(0)?.iter().enumerate() {
+            let heads = shape.num_kv_heads / cache.pools(0)?.len();
+            for (pool, data) in pools.iter().zip([&full.key, &full.value]) {
+                write_heads(gpu, pool, data, [full.keys, shape.num_kv_heads, shape.head_dim], bank * heads..(bank + 1) * heads);
+            }
+        }
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        if full.keys > 1 {
+            cache.extend(&[full.keys - 1], 1, &mut encoder)?;
+            cache.advance().record(&mut encoder);
+        }
+        gpu.queue().submit([encoder.finish()]);
+        debug_assert_eq!(slot, 0);
+        let [query, key, value] = [&full.query, &full.new[0], &full.new[1]].map(|data| upload(gpu, data));
+        let output = upload(gpu, &vec![0.0; full.query.len()]);
+        let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+        let new = NewTokens {
+            key: key.as_entire_buffer_binding(),
+            key_spec: spec,
+            value: value.as_entire_buffer_binding(),
+            value_spec: spec,
+            rotary: None,
+            query: None,
+        };
+        let append = cache.append(0, 0..1, 1, &new)?;
+        let problem = full.look(cache.problem(1, full.num_heads, 1));
+        let attention = cache.attention(&problem, 0, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(&query, &output))?;
+        Ok(Self { gpu, cache, append, attention, output })
+    }
+
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// One step, from the host's bookkeeping to the answer on the device; then the token is forgotten again.
+    pub(super) fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
+        let started = Instant::now();
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.cache.extend(&[1], 1, &mut encoder)?;
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            self.cache.advance().record_in(&mut pass);
+            self.append.record_in(&mut pass);
+            self.attention.record_in(&mut pass);
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        wait(self.gpu)?;
+        let ms = started.elapsed().as_secs_f64() * 1e3;
+        self.cache.truncate(0, full.keys - 1)?;
+        Ok((ms, if wanted { read(self.gpu, &self.output)? } else { Vec::new() }))
+    }
+}
+
+/// Microseconds of CPU that a layer's append and attention take to record and submit, in a stack of 32 layers of a short cache.
+pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
+    const LAYERS: usize = 32;
+    const STEPS: usize = 40;
+    let shape = CacheShape { page_size: 16, num_kv_heads: 8, head_dim: 32, head_dim_v: 32, dtype: DType::F32, layout: Layout::Bshd };
+    let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: LAYERS, slots: 1, pages_per_slot: 4, pages: 4 })?;
+    cache.start()?;
+    let [query, output] = [(); 2].map(|()| upload(gpu, &[0.1; 8 * 32]));
+    let new = upload(gpu, &[0.5; 8 * 32]);
+    let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+    let tokens = NewTokens {
+        key: new.as_entire_buffer_binding(),
+        key_spec: spec,
+        value: new.as_entire_buffer_binding(),
+        value_spec: spec,
+        rotary: None,
+        query: None,
+    };
+    let attention = cache.attention(&cache.problem(1, 8, 1).causal(Alignment::BottomRight), 0, Algorithm::Auto)?;
+    let bound = (0..LAYERS)
+        .map(|layer| Ok([cache.append(layer, 0..1, 1, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
+    let bound: Vec<[Bound; 2]> = bound.collect::<Result<_, Error>>()?;
+    let mut least = f64::INFINITY;
+    for _ in 0..STEPS {
+        let started = Instant::now();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        cache.extend(&[1], 1, &mut encoder)?;
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            cache.advance().record_in(&mut pass);
+            bound.iter().flatten().for_each(|bound| bound.record_in(&mut pass));
+        }
+        gpu.queue().submit([encoder.finish()]);
+        least = least.min(started.elapsed().as_secs_f64());
+        wait(gpu)?;
+    }
+    Ok(least * 1e6 / LAYERS as f64)
+}
+
+/// Bytes read and written by a copy from buffer to buffer, 10^9 a second: the best of several.
+pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
+    let size = (64u64 << 20).min(gpu.device().limits().max_buffer_size) / 4 * 4;
+    let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+    let (from, to) = (gpu.device().create_buffer(&descriptor), gpu.device().create_buffer(&descriptor));
+    let mut least = f64::INFINITY;
+    for _ in 0..8 {
+        let started = Instant::now();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&from, 0, &to, 0, size);
+        gpu.queue().submit([encoder.finish()]);
+        wait(gpu)?;
+        least = least.min(started.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * size as f64 / least / 1e9)
+}
+
+/// Writes some heads of [tokens, heads, dim] as a pool of those heads alone.
+fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, [tokens, heads, dim]: [usize; 3], some: std::ops::Range<usize>) {
+    const PIECE: usize = 8 << 20;
+    let bytes = data.as_slice().bytes();
+    let row = bytes.len() / tokens / heads;
+    debug_assert_eq!(row, data.as_slice().dtype().bytes(dim));
+    let own = row * some.len();
+    for first in (0..tokens).step_by((PIECE / own).max(1)) {
+        let last = tokens.min(first + (PIECE / own).max(1));
+        let piece: Vec<u8> = (first..last).flat_map(|token| &bytes[(token * heads + some.start) * row..][..own]).copied().collect();
+        gpu.queue().write_buffer(pool, (first * own) as u64, &piece);
+    }
+}
+
+fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+    let size = 4 * data.len() as u64;
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+    buffer
+}
+
+fn wait(gpu: &Gpu) -> Result<(), Failure> {
+    let waited = gpu.device().poll(wgpu::PollType::wait_indefinitely());
+    waited.map(|_| ()).map_err(|error| Failure::Check(error.to_string()))
+}
+
+fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Failure> {
+    let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+    let size = buffer.size();
+    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+    gpu.queue().submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |_| {}); // the view says whether it failed
+    wait(gpu)?;
+    let view = staging.get_mapped_range(..).map_err(|error| Failure::Check(error.to_string()))?;
+    Ok(bytemuck::pod_collect_to_vec(&view))
+}
