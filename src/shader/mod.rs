@@ -9,7 +9,7 @@ mod prelude;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
+pub(crate) use key::{Access, FewShape, Kernel, KernelKey, RowShape, Slot, Storage, TileShape};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear};
 pub(crate) use params::Params;
 
