@@ -7,6 +7,8 @@ pub struct DeviceCaps {
     pub class: DeviceClass,
     /// Smallest subgroup, where subgroup operations can be used; 0 where not.
     pub subgroup_size: u32,
+    /// Largest subgroup, where subgroup operations can be used; 0 where not.
+    pub subgroup_max: u32,
     /// `max_compute_workgroup_storage_size`.
     pub workgroup_bytes: u32,
     /// `max_compute_invocations_per_workgroup`, and `max_compute_workgroup_size_x` if that is smaller.
@@ -56,6 +58,7 @@ impl DeviceCaps {
         Self {
             class: DeviceClass::Integrated,
             subgroup_size: 0,
+            subgroup_max: 0,
             workgroup_bytes: 16384,
             workgroup_threads: 256,
             workgroups_per_dimension: 65535,
@@ -83,7 +86,7 @@ impl DeviceCaps {
     /// runs at tens of GFLOP/s where a general one reaches one.
     pub(crate) fn specialises(&self, flops: f64) -> bool {
         match self.specialise {
-            Specialise::Auto => self.class != DeviceClass::Software || flops > 2e8,
+            Specialise::Auto => self.class != DeviceClass::Software || flops > 1e7,
             Specialise::Never => false,
             Specialise::Always => true,
         }

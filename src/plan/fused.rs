@@ -3,13 +3,33 @@
 use super::ranges::key_ranges;
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid};
 use crate::plan::DeviceClass;
-use crate::shader::{Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
+use crate::shader::{FewShape, Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
 
 /// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
+///
+/// Mesa 26.2 lavapipe, GFLOP/s of 2 cores (by processor time, host to host): 1,8,1024,1024,64: 4 rows and 2 keys by shuffles 73, 4 and 4
+/// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 61, 2 and 4 46, tiles 7.
+/// Head of 256: 2 and 2 47 (4 and 2 48, but twice the time to compile), 1 and 4 35, tiles 3; of 576: 1 and 2 28.
 const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
-    (DeviceClass::Software, 65, 128, RowShape { threads: 64, rows: 2, keys: 32, step: 2 }),
-    (DeviceClass::Software, 1, 576, RowShape { threads: 8, rows: 1, keys: 16, step: 4 }),
+    (DeviceClass::Software, 17, 128, rows(8, 4, 32, 2, 8)),
+    (DeviceClass::Software, 9, 256, rows(8, 2, 32, 2, 8)),
+    (DeviceClass::Software, 9, 576, rows(8, 1, 32, 2, 8)),
+    (DeviceClass::Software, 65, 64, rows(64, 2, 32, 2, 0)),
+    (DeviceClass::Software, 65, 128, rows(64, 2, 16, 2, 0)),
+    (DeviceClass::Software, 1, 576, rows(8, 1, 16, 4, 0)),
+];
+
+const fn rows(threads: u32, rows: u32, keys: u32, step: u32, lanes: u32) -> RowShape {
+    RowShape { threads, rows, keys, step, lanes }
+}
+
+/// Shapes of the few kernel: device class, most rows for which each is meant. One step of decoding 1,32:8,1,4096,128 on Mesa 26.2 lavapipe:
+/// 7 ms on 2 cores besides the upload, a general tiles kernel 50.
+const FEW: &[(DeviceClass, usize, FewShape)] = &[
+    (DeviceClass::Software, 1, FewShape { lanes: 8, rows: 1 }),
+    (DeviceClass::Software, 4, FewShape { lanes: 8, rows: 4 }),
+    (DeviceClass::Software, 8, FewShape { lanes: 8, rows: 8 }),
 ];
 
 /// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the least head for which each is meant.
@@ -136,12 +156,17 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
     let special = caps.specialises(problem.dims.flops());
-    let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, _)| caps.class == class && rows >= least && widest <= most_dim);
+    let shuffles = |lanes: u32| lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max);
+    let by_few = FEW.iter().filter(|&&(class, most, shape)| caps.class == class && rows <= most && shuffles(shape.lanes));
+    let by_few = by_few.map(|&(.., shape)| KernelKey::new(Kernel::Few(shape), problem));
+    let by_rows = ROWS
+        .iter()
+        .filter(|&&(class, least, most_dim, shape)| caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes));
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
     let by_tiles = TILES.iter().filter(|&&(least, least_dim, _)| rows >= least && widest >= least_dim);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
-    let found = if special { by_rows.chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
+    let found = if special { by_few.chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
     found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
         needed: TILES.last().map_or(0, |&(.., shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),

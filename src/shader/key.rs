@@ -36,6 +36,8 @@ pub(crate) enum Kernel {
     Tiles(TileShape),
     /// Fused forward, whole query rows to a thread.
     Rows(RowShape),
+    /// Fused forward of few query rows, a key's numbers spread over a subgroup.
+    Few(FewShape),
     /// Parts of a fused forward over disjoint keys, put together.
     Merge,
     /// Staged, first: the score matrix.
@@ -78,6 +80,7 @@ impl Kernel {
         match self {
             Self::Tiles(shape) => shape.block_rows(),
             Self::Rows(shape) => shape.block_rows(),
+            Self::Few(shape) => shape.rows,
             _ => 0,
         }
     }
@@ -90,7 +93,11 @@ impl std::fmt::Display for Kernel {
                 let by = if s.subgroups { "subgroups" } else { "workgroup memory" };
                 write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
             }
-            Self::Rows(s) => write!(f, "rows {}x{}, {} threads of {}x{}", s.block_rows(), s.keys, s.threads, s.rows, s.step),
+            Self::Rows(s) => {
+                let by = if s.lanes > 0 { "subgroup shuffles" } else { "workgroup memory" };
+                write!(f, "rows {}x{}, {} threads of {}x{}, keys by {by}", s.block_rows(), s.keys, s.threads, s.rows, s.step)
+            }
+            Self::Few(s) => write!(f, "few {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
             Self::Merge => f.write_str("merge"),
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
@@ -200,6 +207,8 @@ pub(crate) struct RowShape {
     pub(crate) rows: u32,
     pub(crate) keys: u32,
     pub(crate) step: u32,
+    /// Threads of a subgroup, whose lanes load the keys and shuffle them round; 0 where keys go through workgroup memory.
+    pub(crate) lanes: u32,
 }
 
 impl RowShape {
@@ -209,7 +218,21 @@ impl RowShape {
 
     /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl and shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
-        16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 12
+        if self.lanes > 0 { 8 } else { 16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 12 }
+    }
+}
+
+/// How a workgroup of the few kernel shares its work: one subgroup of `lanes` threads takes `rows` query rows by `lanes` keys at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FewShape {
+    pub(crate) lanes: u32,
+    pub(crate) rows: u32,
+}
+
+impl FewShape {
+    /// Keys of which a mask is looked at together.
+    pub(crate) const fn block_keys(self) -> u32 {
+        4 * self.lanes
     }
 }
 
@@ -368,7 +391,7 @@ impl KernelKey {
             gradient: None,
         };
         match kernel {
-            Kernel::Tiles(_) | Kernel::Rows(_) => Self {
+            Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
@@ -434,7 +457,7 @@ impl KernelKey {
             }
         };
         let kernel = self.kernel;
-        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_));
+        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_));
         let scores = kernel == Kernel::Scores;
         let (d_query, d_key, d_value) = match kernel {
             Kernel::QueryGradient(_) => (true, false, false),
@@ -479,7 +502,9 @@ impl KernelKey {
             Kernel::Tiles(TileShape { subgroups: true, .. }) => {
                 files!("shaders/lib/block.wgsl", "shaders/lib/row_reduce_subgroup.wgsl", "shaders/fused/tiles.wgsl")
             }
-            Kernel::Rows(_) => files!("shaders/lib/block.wgsl", "shaders/fused/rows.wgsl"),
+            Kernel::Rows(RowShape { lanes: 0, .. }) => files!("shaders/lib/block.wgsl", "shaders/fused/rows.wgsl"),
+            Kernel::Rows(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/lanes.wgsl"),
+            Kernel::Few(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/few.wgsl"),
             Kernel::Merge => files!("shaders/fused/merge.wgsl"),
             Kernel::Scores => files!("shaders/staged/scores.wgsl"),
             Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
@@ -511,6 +536,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Rows(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
+            Kernel::Few(_) => 8,
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
@@ -528,6 +554,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Rows(shape) => shape.threads,
+            Kernel::Few(shape) => shape.lanes,
             Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads,
             _ => 64,
         }

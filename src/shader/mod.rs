@@ -9,7 +9,7 @@ mod prelude;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+pub(crate) use key::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
 pub(crate) use params::Params;
 

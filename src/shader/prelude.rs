@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::key::{Alibi, SoftcapPlace};
-use super::{Access, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
 use crate::DType;
 
 /// Renders the prelude of `key`.
@@ -34,12 +34,20 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_KEYS", shape.block_keys());
     }
     if let Kernel::Rows(shape) = key.kernel {
-        let RowShape { threads, rows, keys, step } = shape;
-        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("KEYS", keys), ("STEP", step)] {
+        let RowShape { threads, rows, keys, step, lanes } = shape;
+        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("KEYS", keys), ("STEP", step), ("LANES", lanes)] {
             line(name, value);
         }
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
+    }
+    if let Kernel::Few(shape) = key.kernel {
+        let FewShape { lanes, rows } = shape;
+        for (name, value) in [("THREADS", lanes), ("LANES", lanes), ("ROWS", rows), ("KEYS", shape.block_keys())] {
+            line(name, value);
+        }
+        line("BLOCK_ROWS", rows);
+        line("BLOCK_KEYS", shape.block_keys());
     }
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERAL: bool = {};", key.general);

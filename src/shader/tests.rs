@@ -48,12 +48,13 @@ fn problems() -> Vec<Problem> {
 
 fn devices() -> [DeviceCaps; 4] {
     let defaults = DeviceCaps::webgpu_defaults();
-    let software = DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, workgroup_bytes: 32768, ..defaults.clone() };
+    let software =
+        DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, subgroup_max: 8, workgroup_bytes: 32768, ..defaults.clone() };
     [
         defaults.clone(),
         DeviceCaps { specialise: Specialise::Never, ..software.clone() },
         DeviceCaps { specialise: Specialise::Always, ..software },
-        DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, workgroup_bytes: 49152, ..defaults },
+        DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, subgroup_max: 32, workgroup_bytes: 49152, ..defaults },
     ]
 }
 

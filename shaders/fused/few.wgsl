@@ -1,0 +1,174 @@
+// Defines: main: flash attention forward for few query rows, bound by the memory that keys and values come from.
+// Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
+// Twin: src/cpu/naive.rs has the formulas.
+//
+// A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4 l, l + LANES, .. of each: of the queries, of the
+// output, of each key and value as it comes by, read once and side by side. LANES keys at a time: each lane sums up its part of their dot
+// products, a butterfly of shuffles adds the parts and leaves key l's score in lane l; softmax is done there; then every weight goes round.
+
+const_assert THREADS == LANES;
+const_assert BLOCK_ROWS == ROWS;
+const_assert BLOCK_KEYS == KEYS;
+const_assert KEYS % LANES == 0u;
+
+const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
+const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
+const LANE_BITS: u32 = firstTrailingBit(LANES);
+
+// What infinite and NaN values add to the outputs, as in lanes.wgsl.
+var<private> special: array<vec4<f32>, ROWS * VALUE_SLICES>;
+
+// Which vec4 of a row a lane holds in slice i; past the end the last one again, to be dropped.
+fn column_of(i: u32, lane: u32, width: u32) -> u32 {
+    return min(i * LANES + lane, width - 1u);
+}
+
+// parts[c] summed over all lanes, for c = lane.
+fn sum_of_own(parts: array<f32, LANES>, lane: u32) -> f32 {
+    var left = parts;
+    for (var s = 1u; s <= LANE_BITS; s++) {
+        let half = LANES >> s;
+        let upper = (lane & half) != 0u;
+        for (var m = 0u; m < LANES / 2u; m++) {
+            if (m < half) {
+                let own = select(left[m], left[m + half], upper);
+                let other = select(left[m + half], left[m], upper);
+                left[m] = own + subgroupShuffleXor(other, half);
+            }
+        }
+    }
+    return left[0];
+}
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let block = locate(index);
+    let item = item_of(block.batch);
+    if (block.first_row >= item.rows * params.pack) {
+        return;
+    }
+    let kv_head = block.first_head / params.group;
+
+    var query: array<array<vec4<f32>, HEAD_SLICES>, ROWS>;
+    var acc: array<array<vec4<f32>, VALUE_SLICES>, ROWS>;
+    var rows: array<Row, ROWS>;
+    var top: array<f32, ROWS>; // running maximum, the same in all lanes
+    var sum: array<f32, ROWS>; // running sum over this lane's keys
+    for (var r = 0u; r < ROWS; r++) {
+        rows[r] = row_of(item, block, r);
+        top[r] = LOWEST;
+        sum[r] = 0.0;
+        let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
+        for (var i = 0u; i < HEAD_SLICES; i++) {
+            let scale = select(0.0, params.scale, i * LANES + lane < HEAD_VECS);
+            query[r][i] = load_query(at, column_of(i, lane, HEAD_VECS) * 4u) * scale;
+        }
+        for (var i = 0u; i < VALUE_SLICES; i++) {
+            acc[r][i] = vec4<f32>(0.0);
+        }
+    }
+
+    let range = key_range(item, block);
+    var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
+    for (var first = range.start; first < range.end; first += LANES) {
+        if ((first - range.start) % KEYS == 0u) {
+            shown = tile_shows_any(item, block, first, range.end, thread);
+        }
+        if (!shown) {
+            continue;
+        }
+        var parts: array<array<f32, LANES>, ROWS>;
+        for (var c = 0u; c < LANES; c++) {
+            let at = key_row(item, kv_head, min(first + c, range.end - 1u)); // what repeats is not seen
+            for (var r = 0u; r < ROWS; r++) {
+                parts[r][c] = 0.0;
+            }
+            for (var i = 0u; i < HEAD_SLICES; i++) {
+                let k = load_key(at, column_of(i, lane, HEAD_VECS) * 4u);
+                for (var r = 0u; r < ROWS; r++) {
+                    let q = query[r][i];
+                    parts[r][c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, parts[r][c]))));
+                }
+            }
+        }
+
+        let key = first + lane;
+        var weight: array<f32, ROWS>; // of this lane's key
+        var shrink: array<f32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            var score = sum_of_own(parts[r], lane);
+            var sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
+            if (is_modified()) {
+                if (sees) {
+                    let scored = score_of(score, item, rows[r].head, rows[r].row, key);
+                    score = scored.score;
+                    sees = scored.visible;
+                }
+            }
+            var new_top = select(top[r], max(top[r], score), sees);
+            for (var step = 1u; step < LANES; step <<= 1u) {
+                new_top = max(new_top, subgroupShuffleXor(new_top, step));
+            }
+            shrink[r] = exp(top[r] - new_top);
+            top[r] = new_top;
+            weight[r] = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score - new_top)), sees));
+            sum[r] = fma(sum[r], shrink[r], weight[r]);
+            if (is_dropping()) {
+                weight[r] *= kept(item, rows[r].head, rows[r].row, key);
+            }
+            for (var i = 0u; i < VALUE_SLICES; i++) {
+                acc[r][i] *= shrink[r];
+            }
+        }
+
+        var infinite = false;
+        for (var c = 0u; c < LANES; c++) {
+            let at = value_row(item, kv_head, min(first + c, range.end - 1u));
+            var p: array<f32, ROWS>;
+            for (var r = 0u; r < ROWS; r++) {
+                p[r] = subgroupShuffle(weight[r], c);
+            }
+            for (var i = 0u; i < VALUE_SLICES; i++) {
+                let loaded = load_value(at, column_of(i, lane, VALUE_VECS) * 4u);
+                infinite = infinite || !is_finite(loaded);
+                let v = finite_part(loaded);
+                for (var r = 0u; r < ROWS; r++) {
+                    acc[r][i] = fma(vec4<f32>(p[r]), v, acc[r][i]);
+                }
+            }
+        }
+        if (any_lane(infinite)) {
+            for (var c = 0u; c < LANES + params.zero; c++) { // rolled: rarely run
+                let at = value_row(item, kv_head, min(first + c, range.end - 1u));
+                for (var r = 0u; r < ROWS; r++) {
+                    let p = subgroupShuffle(weight[r], c);
+                    if (bitcast<u32>(p) != HIDDEN_BITS) {
+                        for (var i = 0u; i < VALUE_SLICES + params.zero; i++) {
+                            special[r * VALUE_SLICES + i] += p * special_part(load_value(at, column_of(i, lane, VALUE_VECS) * 4u));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    for (var r = 0u; r < ROWS; r++) {
+        var total = sum[r];
+        for (var step = 1u; step < LANES; step <<= 1u) {
+            total += subgroupShuffleXor(total, step);
+        }
+        if (rows[r].row < item.rows) {
+            let factor = store_row_end(item, block, rows[r], top[r], total, lane == 0u);
+            let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
+            for (var i = 0u; i < VALUE_SLICES; i++) {
+                if (i * LANES + lane < VALUE_VECS) {
+                    store_output(at, (i * LANES + lane) * 4u, (acc[r][i] + special[r * VALUE_SLICES + i]) * factor);
+                }
+            }
+        }
+    }
+}

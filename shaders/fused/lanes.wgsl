@@ -1,0 +1,179 @@
+// Defines: main: flash attention forward, whole query rows to a thread; keys and values come in by a subgroup's lanes and go round by shuffles.
+// Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, STEP, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
+// Twin: src/cpu/naive.rs has the formulas, rows.wgsl is the same through workgroup memory.
+//
+// A thread keeps ROWS query rows, their unnormalised output, running maximum and sum to itself. STEP keys at a time meet the rows: each lane
+// loads every LANES-th vec4 of them once, then all lanes take each vec4 from the lane that has it. On a CPU, where a lane is a vector's
+// element, a shuffle by a constant costs one instruction and a load that all lanes share about twelve; nothing waits at a barrier.
+// Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that compilers unroll these and keep those in registers.
+
+const_assert BLOCK_ROWS == THREADS * ROWS;
+const_assert BLOCK_KEYS == KEYS;
+const_assert KEYS % STEP == 0u;
+
+const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
+const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
+
+// What infinite and NaN values add to the outputs, kept apart so that 0 * NaN never reaches a row that does not see it. Rarely written.
+var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let block = locate(index);
+    let item = item_of(block.batch);
+    if (block.first_row >= item.rows * params.pack) {
+        return;
+    }
+    let kv_head = block.first_head / params.group;
+
+    var query: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, ROWS>;
+    var acc: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, ROWS>;
+    var rows: array<Row, ROWS>;
+    var top: array<f32, ROWS>; // running maximum
+    var sum: array<f32, ROWS>; // running sum
+    for (var r = 0u; r < ROWS; r++) {
+        rows[r] = row_of(item, block, r * THREADS + thread);
+        top[r] = LOWEST;
+        sum[r] = 0.0;
+        let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
+        for (var i = 0u; i < HEAD_SLICES; i++) {
+            for (var j = 0u; j < LANES; j++) {
+                if (i * LANES + j < HEAD_VECS) {
+                    query[r][i][j] = load_query(at, (i * LANES + j) * 4u) * params.scale;
+                }
+            }
+        }
+        for (var i = 0u; i < VALUE_SLICES; i++) {
+            for (var j = 0u; j < LANES; j++) {
+                acc[r][i][j] = vec4<f32>(0.0);
+            }
+        }
+    }
+
+    let range = key_range(item, block);
+    var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
+    for (var first = range.start; first < range.end; first += STEP) {
+        if ((first - range.start) % KEYS == 0u) {
+            shown = tile_shows_any(item, block, first, range.end, thread);
+        }
+        if (!shown) {
+            continue;
+        }
+        var score: array<array<f32, STEP>, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            for (var c = 0u; c < STEP; c++) {
+                score[r][c] = 0.0;
+            }
+        }
+        for (var i = 0u; i < HEAD_SLICES; i++) {
+            var k: array<vec4<f32>, STEP>;
+            for (var c = 0u; c < STEP; c++) {
+                let key = min(first + c, range.end - 1u); // what repeats is not seen
+                k[c] = load_key(key_row(item, kv_head, key), min(i * LANES + lane, HEAD_VECS - 1u) * 4u);
+            }
+            for (var j = 0u; j < LANES; j++) {
+                if (i * LANES + j < HEAD_VECS) {
+                    for (var c = 0u; c < STEP; c++) {
+                        let own = subgroupShuffle(k[c], j);
+                        for (var r = 0u; r < ROWS; r++) {
+                            let q = query[r][i][j];
+                            score[r][c] = fma(q.w, own.w, fma(q.z, own.z, fma(q.y, own.y, fma(q.x, own.x, score[r][c]))));
+                        }
+                    }
+                }
+            }
+        }
+
+        let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end);
+        var shrink: array<f32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            let old_top = top[r];
+            var visible: array<bool, STEP>;
+            for (var c = 0u; c < STEP; c++) {
+                let key = first + c;
+                var sees = true;
+                if (!clear) {
+                    sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
+                }
+                if (is_modified()) {
+                    if (sees) {
+                        let scored = score_of(score[r][c], item, rows[r].head, rows[r].row, key);
+                        score[r][c] = scored.score;
+                        sees = scored.visible;
+                    }
+                }
+                visible[c] = sees;
+                top[r] = select(top[r], max(top[r], score[r][c]), sees);
+            }
+            shrink[r] = exp(old_top - top[r]);
+            sum[r] *= shrink[r];
+            for (var c = 0u; c < STEP; c++) {
+                score[r][c] = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score[r][c] - top[r])), visible[c]));
+                sum[r] += score[r][c];
+                if (is_dropping()) {
+                    score[r][c] *= kept(item, rows[r].head, rows[r].row, first + c);
+                }
+            }
+        }
+
+        var infinite = false;
+        for (var i = 0u; i < VALUE_SLICES; i++) {
+            var v: array<vec4<f32>, STEP>;
+            for (var c = 0u; c < STEP; c++) {
+                let key = min(first + c, range.end - 1u);
+                let loaded = load_value(value_row(item, kv_head, key), min(i * LANES + lane, VALUE_VECS - 1u) * 4u);
+                infinite = infinite || !is_finite(loaded);
+                v[c] = finite_part(loaded);
+            }
+            for (var j = 0u; j < LANES; j++) {
+                if (i * LANES + j < VALUE_VECS) {
+                    var sums: array<vec4<f32>, ROWS>;
+                    for (var r = 0u; r < ROWS; r++) {
+                        sums[r] = acc[r][i][j] * shrink[r];
+                    }
+                    for (var c = 0u; c < STEP; c++) {
+                        let own = subgroupShuffle(v[c], j);
+                        for (var r = 0u; r < ROWS; r++) {
+                            sums[r] = fma(vec4<f32>(score[r][c]), own, sums[r]);
+                        }
+                    }
+                    for (var r = 0u; r < ROWS; r++) {
+                        acc[r][i][j] = sums[r];
+                    }
+                }
+            }
+        }
+        if (any_lane(infinite)) {
+            for (var c = 0u; c < STEP; c++) {
+                let at = value_row(item, kv_head, min(first + c, range.end - 1u));
+                for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
+                    let v = special_part(load_value(at, e * 4u));
+                    for (var r = 0u; r < ROWS; r++) {
+                        if (bitcast<u32>(score[r][c]) != HIDDEN_BITS) {
+                            special[r * VALUE_VECS + e] += score[r][c] * v;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    for (var r = 0u; r < ROWS; r++) {
+        if (rows[r].row < item.rows) {
+            let factor = store_row_end(item, block, rows[r], top[r], sum[r], true);
+            let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
+            for (var i = 0u; i < VALUE_SLICES; i++) {
+                for (var j = 0u; j < LANES; j++) {
+                    let e = i * LANES + j;
+                    if (e < VALUE_VECS) {
+                        store_output(at, e * 4u, (acc[r][i][j] + special[r * VALUE_VECS + e]) * factor);
+                    }
+                }
+            }
+        }
+    }
+}
