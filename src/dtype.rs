@@ -20,12 +20,13 @@ pub enum DType {
     /// Blocks of 32 signed bytes and one f32 scale, 9 words of four bytes: keys and values only, rows of whole blocks.
     ///
     /// `x_i ~ scale * q_i`, scale = the largest magnitude / 127: off by at most that magnitude / 253. A block with NaN or a number of
-    /// 2^127 or more in it is NaN as a whole.
+    /// 2^127 or more in it is NaN as a whole. An attention to 1,024 keys and values of a normal distribution is off by 0.7 % of its size
+    /// (root mean squares; as f16 0.03 %, as bf16 0.24 %).
     Q8,
     /// Blocks of 32 signed halves of bytes, -8..=7, and one f32 scale, 5 words: keys and values only, rows of whole blocks.
     ///
     /// scale = -(the number of largest magnitude) / 8: off by at most that magnitude / 15.9, and / 7.9 near its opposite. NaN as in
-    /// [`Self::Q8`].
+    /// [`Self::Q8`]. The same attention is off by 12 % of its size.
     Q4,
 }
 

@@ -3,18 +3,16 @@
 mod common;
 
 use common::buffers::{devices, empty, numbers, read, upload};
+use common::stack::{EVERY, Stack, agree, gpus};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::gpu::{Attention, Bindings, Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, IndexBindings, NewTokens, ShaderOptions};
+use wgpu_attention::plan::{Specialise, TableLayout};
 use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::verify::{Expected, ExpectedTensor, compare};
-use wgpu_attention::{Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Problem, TensorSpec, wgpu};
-
-const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
-
-fn gpus() -> Vec<Gpu> {
-    devices(wgpu::Adapter::limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue)).collect()
-}
+use wgpu_attention::verify::Expected;
+use wgpu_attention::{
+    Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Problem, TensorSpec, wgpu,
+};
 
 fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
     bytemuck::cast_slice(&read(gpu.device(), gpu.queue(), buffer)).to_vec()
@@ -31,61 +29,6 @@ fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, dim: usize) -> Ho
         DType::BF16 => HostVec::BF16(bytemuck::pod_collect_to_vec(&bytes)),
         DType::Q8 => HostVec::Q8(bytemuck::pod_collect_to_vec(&bytes)),
         DType::Q4 => HostVec::Q4(bytemuck::pod_collect_to_vec(&bytes)),
-    }
-}
-
-fn agree(what: &str, got: &[f32], expected: &ExpectedTensor) {
-    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{what}: {bad}"));
-}
-
-/// One layer of a stack: its inputs, and what is recorded for it.
-struct Layer {
-    query: wgpu::Buffer,
-    key: wgpu::Buffer,
-    value: wgpu::Buffer,
-    output: wgpu::Buffer,
-    append: Bound,
-    attention: Bound,
-}
-
-/// Everything of a step, bound once.
-struct Stack {
-    problem: Problem,
-    layers: Vec<Layer>,
-}
-
-impl Stack {
-    fn new(gpu: &Gpu, cache: &DeviceCache, problem: Problem, rotary: Option<&DeviceRotary>, tables: Option<&wgpu::Buffer>) -> Self {
-        let d = problem.dims;
-        let attention = cache.attention(&problem, 0, Algorithm::Auto).expect("planned");
-        let layer = |layer: usize| {
-            let new = |heads: usize, dim: usize| empty(gpu.device(), d.batch * heads * d.seq_len_q * dim);
-            let (query, key, value) = (new(d.num_heads, d.head_dim), new(d.num_kv_heads, d.head_dim), new(d.num_kv_heads, d.head_dim_v));
-            let output = new(d.num_heads, d.head_dim_v);
-            let tokens = TensorSpec::new(DType::F32, Layout::Bshd);
-            let tokens = NewTokens {
-                key: key.as_entire_buffer_binding(),
-                key_spec: tokens,
-                value: value.as_entire_buffer_binding(),
-                value_spec: tokens,
-                rotary,
-                query: rotary.map(|_| (query.as_entire_buffer_binding(), problem.query, d.num_heads)),
-            };
-            let append = cache.append(layer, 0..d.batch, d.seq_len_q, &tokens).expect("bound");
-            let tables = tables.map(wgpu::Buffer::as_entire_buffer_binding);
-            let buffers = QueryBindings { tables, ..QueryBindings::new(&query, &output) };
-            let attention = attention.bind(cache, layer, &buffers).expect("bound");
-            Layer { query, key, value, output, append, attention }
-        };
-        Self { problem, layers: (0..cache.size().layers).map(layer).collect() }
-    }
-
-    fn record(&self, cache: &DeviceCache, pass: &mut wgpu::ComputePass<'_>) {
-        cache.advance().record_in(pass);
-        for layer in &self.layers {
-            layer.append.record_in(pass);
-            layer.attention.record_in(pass);
-        }
     }
 }
 
@@ -241,6 +184,88 @@ fn several_tokens_with_options() {
     }
 }
 
+/// On the kernels that are made for one problem only, which longer caches get.
+#[test]
+fn special_kernels() {
+    let shaders = ShaderOptions { specialise: Specialise::Always, ..Default::default() };
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let gpu = Gpu::from_device_with(device, queue, shaders);
+        replayed(&gpu, DType::F16, 16, Layout::Bhsd, Some(Pairing::HalfSplit), 1, |p| p.sinks = true);
+        replayed(&gpu, DType::Q8, 48, Layout::Bshd, None, 3, |_| {});
+    }
+}
+
+/// A table in FlashInfer's form, made into the problem's own on the device; what contradicts it is an item that sees nothing.
+#[test]
+fn tables_from_indices_on_the_device() {
+    for gpu in gpus() {
+        let dims = Dims { batch: 4, num_kv_heads: 1, seq_len_q: 2, ..Dims::square(4, 2, 12, 16) };
+        let mut problem = Problem::new(dims).causal(Alignment::BottomRight);
+        problem.paged = Some(Paged { page_size: 4, pages: 7, pages_per_item: 3 });
+        (problem.visibility.kv_lengths, problem.alibi, problem.sinks) = (true, Some(Alibi::Signed), true);
+        let (slopes, sinks) = (numbers(2, 1), numbers(2, 2));
+        let [query, key, value] = [problem.query_len(), problem.key_len(), problem.value_len()].map(|len| numbers(len, len));
+        let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
+        let on_device = [&query, &key, &value].map(|data| upload(gpu.device(), gpu.queue(), data));
+        let output = empty(gpu.device(), problem.output_len());
+        let (_, words) = TableLayout::new(&problem).expect("small");
+        let tables = empty(gpu.device(), words as usize);
+        let (layout, _) = TableLayout::new(&problem).expect("small");
+        for (at, data) in [(layout.alibi_slopes, &slopes), (layout.sinks, &sinks)] {
+            gpu.queue().write_buffer(&tables, 4 * u64::from(at), bytemuck::cast_slice(data));
+        }
+        let words = |data: &[u32]| upload(gpu.device(), gpu.queue(), bytemuck::cast_slice(data));
+        // The last: a page past the pool, too many pages, a last page that is too full, one that is empty, places that are not there.
+        for (indptr, indices, last) in [
+            (&[0, 2, 2, 5, 6][..], &[6, 0, 3, 1, 2, 5][..], &[3, 9, 4, 1][..]),
+            (&[0, 2, 2, 5, 6], &[6, 0, 3, 1, 2, 7], &[3, 0, 4, 1]),
+            (&[0, 2, 2, 6, 6], &[6, 0, 3, 1, 2, 5], &[3, 0, 4, 1]),
+            (&[0, 2, 2, 5, 6], &[6, 0, 3, 1, 2, 5], &[5, 0, 4, 0]),
+            (&[0, 2, 1, 5, 9], &[6, 0, 3, 1, 2, 5], &[3, 0, 4, 1]),
+        ] {
+            let bindings = [indptr, indices, last].map(words);
+            let [indptr_on, indices_on, last_on] = bindings.each_ref().map(wgpu::Buffer::as_entire_buffer_binding);
+            let tables = tables.as_entire_buffer_binding();
+            let form = IndexBindings { indptr: indptr_on, indices: indices_on, last_page_len: last_on, tables: tables.clone() };
+            let table = Bound::page_table(&gpu, &problem, &form).expect("bound");
+            let [query_on, key_on, value_on] = &on_device;
+            let bound = attention.bind(&Bindings { tables: Some(tables), ..Bindings::new(query_on, key_on, value_on, &output) });
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                table.record_in(&mut pass);
+                bound.expect("bound").record_in(&mut pass);
+            }
+            gpu.queue().submit([encoder.finish()]);
+            // Item by item on the host: what is refused has length 0.
+            let mut expected_table = PageTable { page_size: 4, pages_per_item: 3, ..PageTable::default() };
+            for item in 0..4 {
+                let one = indptr.get(item..item + 2).expect("four items");
+                let one = PageTable::from_indices(4, one, indices, &last[item..=item]).ok();
+                let one = one.filter(|one| one.pages_per_item <= 3 && one.entries.iter().all(|&page| page < 7));
+                let mut entries = one.as_ref().map_or_else(Vec::new, |one| one.entries.clone());
+                entries.resize(3, PageTable::UNUSED);
+                expected_table.entries.extend(entries);
+                expected_table.kv_lengths.push(one.map_or(0, |one| one.kv_lengths[0]));
+            }
+            let inputs = Inputs {
+                kv_lengths: &expected_table.kv_lengths,
+                page_table: &expected_table.entries,
+                alibi_slopes: &slopes,
+                sinks: &sinks,
+                ..Inputs::new(&query, &key, &value)
+            };
+            let expected = Expected::of(&problem, &inputs).expect("valid").output;
+            agree(&format!("{indptr:?} {last:?}"), &read(gpu.device(), gpu.queue(), &output), &expected);
+        }
+        let short = empty(gpu.device(), 4);
+        let short = short.as_entire_buffer_binding();
+        let form = IndexBindings { indptr: short.clone(), indices: short.clone(), last_page_len: short.clone(), tables: short };
+        assert!(Bound::page_table(&gpu, &problem, &form).is_err());
+        assert!(Bound::page_table(&gpu, &Problem::new(dims), &form).is_err());
+    }
+}
+
 /// Several steps in one submit, without a word from the host between them.
 #[test]
 fn many_steps_in_one_submit() {
@@ -322,149 +347,6 @@ fn rows_are_rotated_in_place() {
             let odd = TensorSpec { offset: 1, ..TensorSpec::new(DType::F16, Layout::Bshd) };
             assert!(matches!(on_device.rotate(&gpu, &rows, &odd, [1, 2, 16], &at), Err(Error::Unsupported { .. })));
             assert!(on_device.rotate(&gpu, &rows, &spec, [3, 2, 8], &at).is_err(), "a head narrower than the pairs");
-        }
-    }
-}
-
-/// A cache on a device and what each slot should hold, played with by chance.
-struct Game<'a> {
-    rng: Rng,
-    gpu: &'a Gpu,
-    cache: DeviceCache,
-    naive: Vec<Option<[Vec<f32>; 2]>>,
-}
-
-impl<'a> Game<'a> {
-    fn new(gpu: &'a Gpu, seed: u64) -> Self {
-        let mut rng = Rng::with_seed(seed);
-        let dtype = EVERY[seed as usize % 5];
-        let page_size = [1, 2, 4, 7, 16][rng.usize(..5)];
-        let layout = [Layout::Bshd, Layout::Bhsd][rng.usize(..2)];
-        let shape = CacheShape { page_size, num_kv_heads: rng.usize(1..=2), head_dim: 32, head_dim_v: 32, dtype, layout };
-        let size = CacheSize { layers: 1, slots: rng.usize(2..5), pages_per_slot: 24usize.div_ceil(page_size), pages: rng.usize(1..20) };
-        let cache = DeviceCache::new(gpu, shape, size).expect("a cache");
-        let game = Self { rng, gpu, naive: vec![None; size.slots], cache };
-        game.poison(0..size.pages as u32);
-        game
-    }
-
-    /// Fills pages with NaN: whoever reads what is not theirs shows it. All bits set are NaN in every type, and in a block's scale.
-    fn poison(&self, pages: impl IntoIterator<Item = u32>) {
-        let [key, value] = &self.cache.pools(0).expect("a layer")[0];
-        let page = vec![0xffu8; self.cache.shape().page_bytes() / 2];
-        for number in pages {
-            for pool in [key, value] {
-                self.gpu.queue().write_buffer(pool, u64::from(number) * page.len() as u64, &page);
-            }
-        }
-    }
-
-    fn any(&mut self) -> Option<usize> {
-        let there: Vec<usize> = (0..self.naive.len()).filter(|&slot| self.naive[slot].is_some()).collect();
-        (!there.is_empty()).then(|| there[self.rng.usize(..there.len())])
-    }
-
-    fn row(&self) -> usize {
-        self.cache.shape().num_kv_heads * 32
-    }
-
-    fn step(&mut self) {
-        match (self.rng.u8(..16), self.any()) {
-            (0 | 1, _) | (_, None) => match self.cache.start() {
-                Ok(slot) => assert!(self.naive[slot].replace(Default::default()).is_none()),
-                Err(error) => assert!(matches!(error, Error::Limit { .. }) && self.naive.iter().all(Option::is_some), "{error}"),
-            },
-            (2..9, Some(_)) => self.extend(),
-            (9 | 10, Some(slot)) => {
-                let prefix = self.rng.usize(0..=self.cache.length(slot).expect("there"));
-                let cut = prefix * self.row();
-                match self.cache.fork(slot, prefix) {
-                    Ok(to) => self.naive[to] = self.naive[slot].as_ref().map(|data| [data[0][..cut].to_vec(), data[1][..cut].to_vec()]),
-                    Err(error) => assert!(matches!(error, Error::Limit { .. }) && self.naive.iter().all(Option::is_some), "{error}"),
-                }
-            }
-            (11, Some(slot)) => {
-                let freed = self.cache.free(slot).expect("there");
-                self.naive[slot] = None;
-                self.poison(freed);
-                assert!(self.cache.length(slot).is_err() && self.cache.free(slot).is_err());
-            }
-            (12, Some(slot)) => {
-                let length = self.rng.usize(0..=self.cache.length(slot).expect("there"));
-                let freed = self.cache.truncate(slot, length).expect("there");
-                self.poison(freed);
-                let cut = length * self.row();
-                self.naive[slot].as_mut().expect("there").iter_mut().for_each(|data| data.truncate(cut));
-            }
-            (13, Some(_)) => {
-                let (pages, more) = (self.cache.pool().pages() as u32, self.rng.u32(1..4));
-                let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-                self.cache.grow(more as usize, &mut encoder).expect("a few more");
-                self.gpu.queue().submit([encoder.finish()]);
-                self.poison(pages..pages + more);
-            }
-            (_, Some(_)) => {}
-        }
-    }
-
-    /// Some tokens for some slots, and attention of all slots to what they have then.
-    fn extend(&mut self) {
-        let seq_len = [1, 1, 3, 9][self.rng.usize(..4)];
-        let tokens: Vec<usize> = self
-            .naive
-            .iter()
-            .map(|data| if data.is_some() { [0, seq_len, self.rng.usize(0..=seq_len)][self.rng.usize(..3)] } else { 0 })
-            .collect();
-        let (slots, row) = (tokens.len(), self.row());
-        let free = self.cache.pool().free_pages();
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        if let Err(error) = self.cache.extend(&tokens, 1, &mut encoder) {
-            assert!(matches!(error, Error::Limit { .. }), "{error}");
-            assert_eq!(self.cache.pool().free_pages(), free);
-            return;
-        }
-        let heads = 2 * self.cache.shape().num_kv_heads;
-        let problem = self.cache.problem(slots, heads, seq_len).causal(Alignment::BottomRight);
-        let stack = Stack::new(self.gpu, &self.cache, problem, None, None);
-        let layer = &stack.layers[0];
-        let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
-            let data: Vec<f32> = (0..buffer.size() / 4).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
-            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&data));
-            data
-        });
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            stack.record(&self.cache, &mut pass);
-        }
-        self.gpu.queue().submit([encoder.finish()]);
-        let output = read(self.gpu.device(), self.gpu.queue(), &layer.output);
-        for (slot, naive) in self.naive.iter_mut().enumerate().filter_map(|(slot, naive)| naive.as_mut().map(|naive| (slot, naive))) {
-            for (naive, new) in naive.iter_mut().zip(&data[1..]) {
-                let new = &new[slot * seq_len * row..][(seq_len - tokens[slot]) * row..seq_len * row];
-                naive.extend(HostVec::from_f32(self.cache.shape().dtype, new).to_f32());
-            }
-            let length = naive[0].len() / row;
-            assert_eq!(length, self.cache.length(slot).expect("there"));
-            let mut dense = Problem::new(Dims { batch: 1, seq_len_kv: length, ..problem.dims }).causal(Alignment::BottomRight);
-            (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
-            let item = heads * seq_len * 32;
-            let inputs = Inputs::new(&data[0][slot * item..][..item], &naive[0], &naive[1]);
-            let expected = Expected::of(&dense, &inputs).expect("valid").output;
-            agree(&format!("slot {slot} of {tokens:?}"), &output[slot * item..][..item], &expected);
-        }
-    }
-}
-
-#[test]
-fn random_schedules() {
-    for gpu in gpus() {
-        for seed in 0..10 {
-            let mut game = Game::new(&gpu, seed);
-            (0..40).for_each(|_| game.step());
-            for slot in 0..game.naive.len() {
-                assert_eq!(game.cache.free(slot).is_ok(), game.naive[slot].is_some());
-            }
-            assert_eq!(game.cache.pool().free_pages(), game.cache.pool().pages(), "game {seed} lost pages");
         }
     }
 }

@@ -13,6 +13,7 @@ mod layer;
 mod layer_backward;
 mod linear;
 mod merge;
+mod page_table;
 mod pipeline;
 mod rotary;
 mod steps;
@@ -24,6 +25,7 @@ pub use cache::{CacheSize, DeviceCache, NewTokens};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use device::{Gpu, ShaderOptions};
 pub use merge::MergeBindings;
+pub use page_table::IndexBindings;
 pub use rotary::DeviceRotary;
 pub use steps::Bound;
 

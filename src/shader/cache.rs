@@ -16,6 +16,8 @@ pub(crate) enum CacheKey {
     Advance,
     /// Pages copied within a pool.
     CopyPages,
+    /// Lengths and page table from FlashInfer's form of them.
+    PageTable,
     /// Rows rotated in place.
     Rotate { rows: DType, pairing: Pairing },
     /// New keys and values written to their places.
@@ -96,6 +98,10 @@ impl CacheKey {
         match self {
             Self::Advance => bindings.push((CacheSlot::State, ReadWrite)),
             Self::CopyPages => bindings.extend([(CacheSlot::State, Read), (CacheSlot::Key, ReadWrite)]),
+            Self::PageTable => {
+                bindings.extend([(CacheSlot::State, ReadWrite), (CacheSlot::NewKey, Read), (CacheSlot::NewValue, Read)]);
+                bindings.push((CacheSlot::Query, Read));
+            }
             Self::Rotate { .. } => {
                 bindings.extend([(CacheSlot::State, Read), (CacheSlot::Query, ReadWrite), (CacheSlot::Angles, Read)]);
             }
@@ -116,6 +122,7 @@ impl std::fmt::Display for CacheKey {
         match self {
             Self::Advance => f.write_str("advance"),
             Self::CopyPages => f.write_str("copy pages"),
+            Self::PageTable => f.write_str("page table"),
             Self::Rotate { rows, pairing } => write!(f, "rotate {rows}, {}", turned(pairing)),
             Self::Append { new, cache, rotary, query } => {
                 write!(f, "append {new} to {cache}")?;
@@ -139,6 +146,7 @@ pub(crate) fn compose_cache(key: CacheKey) -> Source {
     let mut files = vec![file!("shaders/cache/params.wgsl"), file!("shaders/io/widen.wgsl")];
     match key {
         CacheKey::Advance => files.push(file!("shaders/cache/advance.wgsl")),
+        CacheKey::PageTable => files.push(file!("shaders/cache/page_table.wgsl")),
         CacheKey::CopyPages => files.push(file!("shaders/cache/copy_pages.wgsl")),
         CacheKey::Rotate { .. } => files.extend([file!("shaders/cache/rotation.wgsl"), file!("shaders/cache/rotate.wgsl")]),
         CacheKey::Append { cache, .. } => {
@@ -164,6 +172,12 @@ fn prelude(key: CacheKey) -> String {
         CacheKey::CopyPages => {
             line(storage(CacheSlot::State, "read", "page_pairs", "vec2<u32>"));
             line(storage(CacheSlot::Key, "read_write", "pool", "u32"));
+        }
+        CacheKey::PageTable => {
+            line(storage(CacheSlot::State, "read_write", "state", "u32"));
+            line(storage(CacheSlot::NewKey, "read", "indptr", "u32"));
+            line(storage(CacheSlot::NewValue, "read", "indices", "u32"));
+            line(storage(CacheSlot::Query, "read", "last_page_len", "u32"));
         }
         CacheKey::Rotate { rows, pairing } => {
             line(storage(CacheSlot::State, "read", "positions", "u32"));
@@ -269,7 +283,7 @@ fn store(name: &str, dtype: DType) -> String {
 
 /// Every variant there is.
 pub(crate) fn every_cache_key() -> Vec<CacheKey> {
-    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages];
+    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable];
     let pairings = [Pairing::HalfSplit, Pairing::Interleaved];
     for new in DType::ALL {
         keys.extend(pairings.map(|pairing| CacheKey::Rotate { rows: new, pairing }));

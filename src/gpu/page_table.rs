@@ -1,0 +1,61 @@
+//! Page tables in FlashInfer's form, on the device.
+
+use super::cache_steps::bound;
+use super::steps::check_binding;
+use super::{Bound, Gpu};
+use crate::plan::TableLayout;
+use crate::shader::{CacheKey, CacheParams, CacheSlot};
+use crate::{Error, Problem, Result};
+
+/// A page table as [`crate::PageTable::from_indices`] takes it, all u32 and with `BufferUsages::STORAGE`, and where it goes.
+#[derive(Clone, Debug)]
+pub struct IndexBindings<'a> {
+    /// [batch + 1]: item b has the pages `indices[indptr[b]..indptr[b + 1]]`.
+    pub indptr: wgpu::BufferBinding<'a>,
+    /// Pages.
+    pub indices: wgpu::BufferBinding<'a>,
+    /// `[batch]`: slots of each item's last page that are filled.
+    pub last_page_len: wgpu::BufferBinding<'a>,
+    /// The problem's tables buffer, [`crate::plan::TableLayout`]: lengths and page table are written, the rest stays.
+    pub tables: wgpu::BufferBinding<'a>,
+}
+
+impl Bound {
+    /// What writes lengths and page table of a paged `problem`, to be recorded before its attention.
+    ///
+    /// An item whose pages contradict the problem (pages past the pool, more of them than the table is wide, a last page that is empty or
+    /// over-full) gets length 0: it sees nothing.
+    ///
+    /// Errors: a problem without pages, buffers that are too small or not for storage.
+    pub fn page_table(gpu: &Gpu, problem: &Problem, bindings: &IndexBindings<'_>) -> Result<Self> {
+        problem.check()?;
+        let paged = problem.paged.ok_or_else(|| Error::invalid("problem", "has no pages"))?;
+        let batch = problem.dims.batch;
+        let (layout, words) = TableLayout::new(problem).ok_or_else(|| Error::invalid("page_table", "overflows"))?;
+        for (argument, binding, needed) in [
+            ("indptr", &bindings.indptr, batch + 1),
+            ("indices", &bindings.indices, 1),
+            ("last_page_len", &bindings.last_page_len, batch),
+            ("tables", &bindings.tables, words as usize),
+        ] {
+            check_binding(gpu, argument, binding, 4 * needed as u64)?;
+        }
+        let params = CacheParams {
+            batch: batch as u32,
+            slots: layout.kv_lengths,
+            first_slot: layout.page_table,
+            page_size: paged.page_size as u32,
+            pages_per_slot: paged.pages_per_item as u32,
+            copies: paged.pages as u32,
+            page_words: problem.dims.seq_len_kv as u32,
+            ..CacheParams::default()
+        };
+        let bindings = [
+            (CacheSlot::State, bindings.tables.clone()),
+            (CacheSlot::NewKey, bindings.indptr.clone()),
+            (CacheSlot::NewValue, bindings.indices.clone()),
+            (CacheSlot::Query, bindings.last_page_len.clone()),
+        ];
+        bound(gpu, CacheKey::PageTable, params, batch * paged.pages_per_item, &bindings)
+    }
+}

@@ -1,0 +1,154 @@
+//! Random schedules on a cache on a device against what each slot should hold.
+
+mod common;
+
+use common::buffers::read;
+use common::stack::{EVERY, Stack, agree, gpus};
+use fastrand::Rng;
+use wgpu_attention::cache::CacheShape;
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu};
+use wgpu_attention::verify::Expected;
+use wgpu_attention::{Alignment, Dims, Error, HostVec, Inputs, Layout, Problem};
+
+/// A cache on a device and what each slot should hold, played with by chance.
+struct Game<'a> {
+    rng: Rng,
+    gpu: &'a Gpu,
+    cache: DeviceCache,
+    naive: Vec<Option<[Vec<f32>; 2]>>,
+}
+
+impl<'a> Game<'a> {
+    fn new(gpu: &'a Gpu, seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let dtype = EVERY[seed as usize % 5];
+        let page_size = [1, 2, 4, 7, 16][rng.usize(..5)];
+        let layout = [Layout::Bshd, Layout::Bhsd][rng.usize(..2)];
+        let shape = CacheShape { page_size, num_kv_heads: rng.usize(1..=2), head_dim: 32, head_dim_v: 32, dtype, layout };
+        let size = CacheSize { layers: 1, slots: rng.usize(2..5), pages_per_slot: 24usize.div_ceil(page_size), pages: rng.usize(1..20) };
+        let cache = DeviceCache::new(gpu, shape, size).expect("a cache");
+        let game = Self { rng, gpu, naive: vec![None; size.slots], cache };
+        game.poison(0..size.pages as u32);
+        game
+    }
+
+    /// Fills pages with NaN: whoever reads what is not theirs shows it. All bits set are NaN in every type, and in a block's scale.
+    fn poison(&self, pages: impl IntoIterator<Item = u32>) {
+        let [key, value] = &self.cache.pools(0).expect("a layer")[0];
+        let page = vec![0xffu8; self.cache.shape().page_bytes() / 2];
+        for number in pages {
+            for pool in [key, value] {
+                self.gpu.queue().write_buffer(pool, u64::from(number) * page.len() as u64, &page);
+            }
+        }
+    }
+
+    fn any(&mut self) -> Option<usize> {
+        let there: Vec<usize> = (0..self.naive.len()).filter(|&slot| self.naive[slot].is_some()).collect();
+        (!there.is_empty()).then(|| there[self.rng.usize(..there.len())])
+    }
+
+    fn row(&self) -> usize {
+        self.cache.shape().num_kv_heads * 32
+    }
+
+    fn step(&mut self) {
+        match (self.rng.u8(..16), self.any()) {
+            (0 | 1, _) | (_, None) => match self.cache.start() {
+                Ok(slot) => assert!(self.naive[slot].replace(Default::default()).is_none()),
+                Err(error) => assert!(matches!(error, Error::Limit { .. }) && self.naive.iter().all(Option::is_some), "{error}"),
+            },
+            (2..9, Some(_)) => self.extend(),
+            (9 | 10, Some(slot)) => {
+                let prefix = self.rng.usize(0..=self.cache.length(slot).expect("there"));
+                let cut = prefix * self.row();
+                match self.cache.fork(slot, prefix) {
+                    Ok(to) => self.naive[to] = self.naive[slot].as_ref().map(|data| [data[0][..cut].to_vec(), data[1][..cut].to_vec()]),
+                    Err(error) => assert!(matches!(error, Error::Limit { .. }) && self.naive.iter().all(Option::is_some), "{error}"),
+                }
+            }
+            (11, Some(slot)) => {
+                let freed = self.cache.free(slot).expect("there");
+                self.naive[slot] = None;
+                self.poison(freed);
+                assert!(self.cache.length(slot).is_err() && self.cache.free(slot).is_err());
+            }
+            (12, Some(slot)) => {
+                let length = self.rng.usize(0..=self.cache.length(slot).expect("there"));
+                let freed = self.cache.truncate(slot, length).expect("there");
+                self.poison(freed);
+                let cut = length * self.row();
+                self.naive[slot].as_mut().expect("there").iter_mut().for_each(|data| data.truncate(cut));
+            }
+            (13, Some(_)) => {
+                let (pages, more) = (self.cache.pool().pages() as u32, self.rng.u32(1..4));
+                let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+                self.cache.grow(more as usize, &mut encoder).expect("a few more");
+                self.gpu.queue().submit([encoder.finish()]);
+                self.poison(pages..pages + more);
+            }
+            (_, Some(_)) => {}
+        }
+    }
+
+    /// Some tokens for some slots, and attention of all slots to what they have then.
+    fn extend(&mut self) {
+        let seq_len = [1, 1, 3, 9][self.rng.usize(..4)];
+        let tokens: Vec<usize> = self
+            .naive
+            .iter()
+            .map(|data| if data.is_some() { [0, seq_len, self.rng.usize(0..=seq_len)][self.rng.usize(..3)] } else { 0 })
+            .collect();
+        let (slots, row) = (tokens.len(), self.row());
+        let free = self.cache.pool().free_pages();
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        if let Err(error) = self.cache.extend(&tokens, 1, &mut encoder) {
+            assert!(matches!(error, Error::Limit { .. }), "{error}");
+            assert_eq!(self.cache.pool().free_pages(), free);
+            return;
+        }
+        let heads = 2 * self.cache.shape().num_kv_heads;
+        let problem = self.cache.problem(slots, heads, seq_len).causal(Alignment::BottomRight);
+        let stack = Stack::new(self.gpu, &self.cache, problem, None, None);
+        let layer = &stack.layers[0];
+        let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
+            let data: Vec<f32> = (0..buffer.size() / 4).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
+            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&data));
+            data
+        });
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            stack.record(&self.cache, &mut pass);
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        let output = read(self.gpu.device(), self.gpu.queue(), &layer.output);
+        for (slot, naive) in self.naive.iter_mut().enumerate().filter_map(|(slot, naive)| naive.as_mut().map(|naive| (slot, naive))) {
+            for (naive, new) in naive.iter_mut().zip(&data[1..]) {
+                let new = &new[slot * seq_len * row..][(seq_len - tokens[slot]) * row..seq_len * row];
+                naive.extend(HostVec::from_f32(self.cache.shape().dtype, new).to_f32());
+            }
+            let length = naive[0].len() / row;
+            assert_eq!(length, self.cache.length(slot).expect("there"));
+            let mut dense = Problem::new(Dims { batch: 1, seq_len_kv: length, ..problem.dims }).causal(Alignment::BottomRight);
+            (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
+            let item = heads * seq_len * 32;
+            let inputs = Inputs::new(&data[0][slot * item..][..item], &naive[0], &naive[1]);
+            let expected = Expected::of(&dense, &inputs).expect("valid").output;
+            agree(&format!("slot {slot} of {tokens:?}"), &output[slot * item..][..item], &expected);
+        }
+    }
+}
+
+#[test]
+fn random_schedules() {
+    for gpu in gpus() {
+        for seed in 0..10 {
+            let mut game = Game::new(&gpu, seed);
+            (0..40).for_each(|_| game.step());
+            for slot in 0..game.naive.len() {
+                assert_eq!(game.cache.free(slot).is_ok(), game.naive[slot].is_some());
+            }
+            assert_eq!(game.cache.pool().free_pages(), game.cache.pool().pages(), "game {seed} lost pages");
+        }
+    }
+}
