@@ -193,10 +193,14 @@ impl PagePool {
 
     /// Makes room for `tokens` more tokens of a sequence. Refused where the pages for all of them are not there.
     pub fn append(&mut self, id: SequenceId, tokens: usize) -> Result<Append> {
-        let Sequence { pages, length } = self.sequence(id)?;
-        let (start, filled) = (*length, *length % self.page_size);
+        let start = self.length(id)?;
+        let copy = self.take(id, tokens)?;
+        Ok(Append { copy, slots: slots(self.pages_of(id)?, self.page_size, start..start + tokens) })
+    }
+
+    /// The same, without saying where the tokens go: what is to be copied first. Allocates nothing where no page is needed.
+    pub(crate) fn take(&mut self, id: SequenceId, tokens: usize) -> Result<Option<(Slots, u32)>> {
         let needed = self.pages_needed(id, tokens)?;
-        let (end, shared) = (start + tokens, self.shared_last(pages, start, tokens));
         if needed > self.free.len() {
             return Err(Error::Limit {
                 limit: "pages of the pool",
@@ -205,22 +209,21 @@ impl PagePool {
                 remedy: "free a sequence, or let the pool grow".into(),
             });
         }
-        let mut pages = pages.clone();
-        let mut new = self.free.split_off(self.free.len() - needed);
-        for &page in &new {
+        let Sequence { pages, length } = self.sequence(id)?;
+        let (filled, shared) = (length % self.page_size, self.shared_last(pages, *length, tokens));
+        if let Some(last) = shared {
+            self.release(last); // somebody else has it: it does not become free
+        }
+        let Some(Sequence { pages, length }) = self.sequences.get_mut(&id) else { return Ok(None) }; // it is there, as just seen
+        *length += tokens;
+        let old = pages.len() - usize::from(shared.is_some());
+        pages.truncate(old);
+        let from = self.free.len() - needed;
+        pages.extend(self.free.drain(from..).rev());
+        for &page in &pages[old..] {
             self.references[page as usize] = 1;
         }
-        let mut append = Append::default();
-        if let (Some(last), Some(own)) = (shared, if shared.is_some() { new.pop() } else { None }) {
-            self.release(last); // somebody else has it: it does not become free
-            pages.pop();
-            pages.push(own);
-            append.copy = Some((Slots { page: last, first: 0, count: filled }, own));
-        }
-        pages.extend(new.into_iter().rev());
-        append.slots = slots(&pages, self.page_size, start..end);
-        self.sequences.insert(id, Sequence { pages, length: end });
-        Ok(append)
+        Ok(shared.map(|page| (Slots { page, first: 0, count: filled }, pages[old])))
     }
 
     /// The page table of a batch of sequences.

@@ -209,9 +209,9 @@ impl DeviceCache {
             return Err(Error::invalid("tokens", format!("has {} numbers for {} slots", tokens.len(), self.size.slots)));
         }
         let capacity = self.size.pages_per_slot.saturating_mul(self.shape.page_size);
-        let mut growing = Vec::with_capacity(tokens.len());
+        let growing = || tokens.iter().copied().enumerate().filter(|&(_, count)| count > 0);
         let mut needed = 0;
-        for (slot, &count) in tokens.iter().enumerate().filter(|&(_, &count)| count > 0) {
+        for (slot, count) in growing() {
             let id = self.sequence(slot)?;
             let more = count.saturating_mul(steps);
             let end = self.pool.length(id)?.saturating_add(more);
@@ -224,21 +224,21 @@ impl DeviceCache {
                 });
             }
             needed += self.pool.pages_needed(id, more)?;
-            growing.push((slot, id, more));
         }
         // Two that share their last page are counted as if both needed a copy: where that is what is missing, try.
         if needed > self.pool.free_pages() {
             let mut trial = self.pool.clone();
-            for &(_, id, more) in &growing {
-                trial.append(id, more)?;
+            for (slot, count) in growing() {
+                trial.take(self.sequence(slot)?, count * steps)?;
             }
         }
         let mut copies = Vec::new();
-        for &(slot, id, more) in &growing {
+        for (slot, count) in growing() {
+            let (id, more) = (self.sequence(slot)?, count * steps);
             let known = self.pool.length(id)?.div_ceil(self.shape.page_size);
-            let append = self.pool.append(id, more)?;
-            let first_new = known - usize::from(append.copy.is_some());
-            copies.extend(append.copy.map(|(from, to)| [from.page, to]));
+            let copy = self.pool.take(id, more)?;
+            let first_new = known - usize::from(copy.is_some());
+            copies.extend(copy.map(|(from, to)| [from.page, to]));
             self.write_pages(slot, first_new)?;
         }
         for (slot, &count) in tokens.iter().enumerate() {
