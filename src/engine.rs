@@ -1,7 +1,6 @@
 //! One front for GPU and CPU: choose where to run, plan, run.
 
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
-use crate::plan::Plan;
 use crate::{Algorithm, Backend, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients, cpu};
 
 /// How to make an [`Engine`].
@@ -107,7 +106,7 @@ impl Engine {
         Ok(match &self.place {
             Place::Oracle => "naive f64, every matrix written out".into(),
             Place::Cpu => "cpu path".into(),
-            Place::Gpu(gpu) => Plan::new(problem, gpu.caps(), self.algorithm)?.summary().into(),
+            Place::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
         })
     }
 

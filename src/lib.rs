@@ -31,6 +31,7 @@ mod problem;
 pub mod rotary;
 mod shader;
 mod tensor;
+mod tune;
 #[cfg(feature = "verify")]
 pub mod verify;
 mod visibility;
@@ -47,6 +48,7 @@ pub use merge::{Merged, Part, merge};
 pub use paged::{PageTable, Paged};
 pub use problem::{Alibi, Attend, Dims, Inputs, Outputs, Packed, Problem, ScoreOrder, ScoreStage, Want};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
+pub use tune::{Tuned, TunedKernel};
 pub use visibility::{Alignment, Broadcast, Visibility};
 pub use wgpu;
 

@@ -8,7 +8,7 @@ const FLOORS: &[&[&str]] = &[
     &["tensor", "visibility", "paged", "dropout", "problem", "gradients", "control", "choice", "rotary"],
     &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
-    &["engine"],
+    &["engine", "tune"],
     &["layer", "onnx"],
     &["verify"],
 ];

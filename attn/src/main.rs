@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod terminal;
 mod tour;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -57,6 +58,8 @@ enum Command {
     Verify(verify::Args),
     /// Time attention: fused against staged against CPU, each answer checked first
     Bench(bench::Args),
+    /// Find the fastest kernels of a GPU by trying them
+    Tune(tune::Args),
     /// Draw what `attn bench --json` wrote, as a page of tables and charts
     Report(report::Args),
 }
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(args, &mut terminal),
         Some(Command::Verify(args)) => verify::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
+        Some(Command::Tune(args)) => tune::run(args, &mut terminal),
         Some(Command::Report(args)) => report::run(args, &mut terminal),
     };
     match outcome {

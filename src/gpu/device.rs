@@ -1,13 +1,15 @@
 //! A device with what is kept for it: capabilities, pipelines, prepared problems.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Chosen, caps, wanted_features};
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
 use super::pipeline::PipelineCache;
-use crate::plan::{DeviceCaps, DeviceClass, Specialise};
-use crate::{Error, Result};
+use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
+use crate::shader::Kernel;
+use crate::{Algorithm, Error, Problem, Result};
 
 /// How shaders are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,8 @@ struct Shared {
     options: ShaderOptions,
     pipelines: PipelineCache,
     prepared: Mutex<Vec<Prepared>>,
+    /// The fastest kernels that were found, by class of problem.
+    tuned: Mutex<BTreeMap<String, Kernel>>,
     prepared_backward: Mutex<Vec<PreparedBackward>>,
 }
 
@@ -62,8 +66,17 @@ impl Gpu {
         let caps = DeviceCaps { specialise: options.specialise, class: options.pretend.unwrap_or(caps.class), ..caps };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
-        let shared =
-            Shared { device, queue, caps, name, options, pipelines, prepared: Mutex::default(), prepared_backward: Mutex::default() };
+        let shared = Shared {
+            device,
+            queue,
+            caps,
+            name,
+            options,
+            pipelines,
+            prepared: Mutex::default(),
+            tuned: Mutex::default(),
+            prepared_backward: Mutex::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -98,6 +111,24 @@ impl Gpu {
     /// Adapter, backend and driver.
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// Plans with the fastest kernel that was found for problems of this class.
+    pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
+        let tuned = self.tuned();
+        let kernel = if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() };
+        drop(tuned);
+        Plan::with_kernel(problem, self.caps(), algorithm, kernel)
+    }
+
+    /// Drops what was prepared with kernels that are no longer the ones to take.
+    pub(crate) fn forget_prepared(&self) {
+        self.prepared().clear();
+    }
+
+    /// What autotuning has found.
+    pub(crate) fn tuned(&self) -> MutexGuard<'_, BTreeMap<String, Kernel>> {
+        self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_checked(&self) -> bool {

@@ -80,7 +80,11 @@ impl Gpu {
 
 impl Prepared {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        let attention = Attention::new(gpu, problem, algorithm)?;
+        Self::of(gpu, problem, algorithm, &Attention::new(gpu, problem, algorithm)?)
+    }
+
+    /// For an attention that was made of `problem`.
+    pub(super) fn of(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, attention: &Attention) -> Result<Self> {
         let device = gpu.device();
         let mut bytes = attention.plan().scratch_bytes();
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -168,7 +172,7 @@ impl Prepared {
         Ok(outputs)
     }
 
-    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
+    pub(super) fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
         for (operand, buffer, slice) in [
             (Operand::Query, &self.query, inputs.query),
             (Operand::Key, &self.key, inputs.key),

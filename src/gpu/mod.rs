@@ -17,6 +17,7 @@ mod page_table;
 mod pipeline;
 mod rotary;
 mod steps;
+mod trial;
 
 pub use adapter::{AdapterReport, list};
 pub use attention::{Attention, Bindings};
@@ -34,3 +35,4 @@ pub(crate) use host::Waiting;
 pub(crate) use layer::{Layer, LayerParts};
 pub(crate) use layer_backward::{LayerBackwardParts, ProjectionBackward, layer_backward};
 pub(crate) use linear::Projection;
+pub(crate) use trial::Trial;

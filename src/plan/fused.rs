@@ -64,10 +64,15 @@ const GENERAL: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
 /// Keys below which a split is not worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
 
-pub(super) fn plan(problem: &Problem, caps: &DeviceCaps) -> Result<Plan> {
+/// `wanted` is the kernel to take, where it is one of [`candidates`].
+pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>) -> Result<Plan> {
     let d = &problem.dims;
     let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
-    let mut key = choose(problem, caps, pack * d.seq_len_q)?;
+    let wanted = wanted.filter(|wanted| candidates(problem, caps).contains(wanted));
+    let mut key = match wanted {
+        Some(kernel) => KernelKey::new(kernel, problem),
+        None => choose(problem, caps, pack * d.seq_len_q)?,
+    };
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
     let blocks = (pack * d.seq_len_q).div_ceil(key.kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
     // Ranges of keys that are bound apart are merged as splits are.
@@ -150,13 +155,36 @@ pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slo
     key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
 }
 
+fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
+    key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
+}
+
+/// Whether kernels that shuffle among this many lanes work.
+fn shuffles(lanes: u32, caps: &DeviceCaps) -> bool {
+    lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max)
+}
+
+/// Every kernel that computes `problem` on the device, whatever it is meant for, each once: what autotuning tries.
+pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
+    let few = FEW.iter().map(|&(.., shape)| (shape.lanes, Kernel::Few(shape)));
+    let rows = ROWS.iter().map(|&(.., shape)| (shape.lanes, Kernel::Rows(shape)));
+    let tiles = TILES.iter().map(|&(.., shape)| (0, Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })));
+    let mut found = Vec::new();
+    for (lanes, kernel) in few.chain(rows).chain(tiles) {
+        if shuffles(lanes, caps) && !found.contains(&kernel) && fits(&KernelKey::new(kernel, problem), caps) {
+            found.push(kernel);
+        }
+    }
+    found
+}
+
 /// The first kernel meant for this many rows on this class of device that fits it.
 fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
-    let fits = |key: &KernelKey| key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads;
+    let fits = |key: &KernelKey| fits(key, caps);
+    let shuffles = |lanes: u32| shuffles(lanes, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
     let special = caps.specialises(problem.dims.flops());
-    let shuffles = |lanes: u32| lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max);
     let by_few = FEW.iter().filter(|&&(class, most, shape)| caps.class == class && rows <= most && shuffles(shape.lanes));
     let by_few = by_few.map(|&(.., shape)| KernelKey::new(Kernel::Few(shape), problem));
     let by_rows = ROWS

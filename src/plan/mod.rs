@@ -6,15 +6,17 @@ mod fused;
 mod ranges;
 mod staged;
 mod tables;
+mod tune;
 
-pub(crate) use fused::merge_steps;
+pub(crate) use fused::{candidates, merge_steps};
 pub(crate) use ranges::{Bound, of_slot};
+pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use tables::{TableLayout, table_bytes};
 
 use crate::problem::Operand;
-use crate::shader::{CacheKey, KernelKey, Params, Slot, compose, compose_cache, every_cache_key};
+use crate::shader::{CacheKey, Kernel, KernelKey, Params, Slot, compose, compose_cache, every_cache_key};
 use crate::{Algorithm, Error, Problem, Result};
 
 /// What a binding of a step refers to.
@@ -97,6 +99,11 @@ impl Plan {
     ///
     /// Errors name the limit that the problem is over, what it needs and what would help.
     pub fn new(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Self> {
+        Self::with_kernel(problem, caps, algorithm, None)
+    }
+
+    /// As [`Self::new`], with a fused kernel that was found to be the fastest; it is taken where it works.
+    pub(crate) fn with_kernel(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, kernel: Option<Kernel>) -> Result<Self> {
         problem.check()?;
         check_addressing(problem, caps)?;
         let wants_matrix = problem.want.scores.is_some() || problem.want.weights;
@@ -109,8 +116,8 @@ impl Plan {
             }
             Algorithm::Staged => staged::plan(problem, caps, "asked for")?,
             Algorithm::Auto if wants_matrix => staged::plan(problem, caps, "scores or weights are wanted")?,
-            Algorithm::Fused => ranges::cut_to_bindings(problem, caps, fused::plan(problem, caps)?)?,
-            Algorithm::Auto => match fused::plan(problem, caps).and_then(|plan| ranges::cut_to_bindings(problem, caps, plan)) {
+            Algorithm::Fused => ranges::cut_to_bindings(problem, caps, fused::plan(problem, caps, kernel)?)?,
+            Algorithm::Auto => match fused::plan(problem, caps, kernel).and_then(|plan| ranges::cut_to_bindings(problem, caps, plan)) {
                 Err(Error::Limit { limit: "max_compute_workgroup_storage_size", .. }) => {
                     staged::plan(problem, caps, "the head is too wide for the fused kernel's workgroup memory")?
                 }
@@ -122,6 +129,11 @@ impl Plan {
         }
         plan.steps = plan.steps.into_iter().flat_map(|step| cut(step, caps)).collect();
         Ok(plan)
+    }
+
+    /// The kernel of the first step.
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.steps[0].key.kernel
     }
 
     /// The same for a problem whose lengths and page table are words of a cache's state. The tables buffer has neither; the grid is for the

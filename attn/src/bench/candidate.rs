@@ -1,5 +1,6 @@
 //! Who is timed: our paths, and peers.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::{Algorithm, Backend, Engine, Error, Outputs};
@@ -37,12 +38,18 @@ enum Runner {
 }
 
 /// Fused and staged on every adapter, fused on the CPU, each once; then the peers.
-pub(super) fn all(backends: &[Backend], peers: &[String]) -> Result<Vec<Candidate>, Failure> {
+/// `tuned` is a file of kernels that were found to be the fastest.
+pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
     for backend in backends {
         let engine = backend::open(backend, Algorithm::Fused, false)?;
         if found.iter().any(|candidate| candidate.adapter == engine.chosen().to_string()) {
             continue;
+        }
+        if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
+            let text = std::fs::read_to_string(path).map_err(|error| Failure::input(format!("--tuned {}: {error}", path.display())))?;
+            let count = engine.load_tuned(&text)?;
+            note(format_args!("{}: {count} tuned kernels", engine.chosen()));
         }
         if engine.gpu().is_some() {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));

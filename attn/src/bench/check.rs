@@ -9,20 +9,20 @@ use crate::random::Random;
 use crate::terminal::Progress;
 
 /// The numbers of a problem.
-pub(super) struct Tensors {
+pub(crate) struct Tensors {
     pub(super) query: HostVec,
     pub(super) key: HostVec,
     pub(super) value: HostVec,
 }
 
 impl Tensors {
-    pub(super) fn inputs(&self) -> Inputs<'_> {
+    pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
     }
 }
 
 /// Uniform in [-1, 1), the same each time.
-pub(super) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
+pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     // Made as f32, then narrowed: both are there for a moment.
     let needed = 2.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
     if let Some(free) = free_memory()

@@ -19,7 +19,10 @@ use crate::backend;
 use crate::failure::Failure;
 use crate::terminal::{Progress, Terminal};
 use candidate::Candidate;
-use task::{Shape, Task, bytes};
+use task::bytes;
+
+pub(crate) use check::tensors;
+pub(crate) use task::{Shape, Task};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +61,9 @@ pub(crate) struct Args {
     /// A program that computes the same, timed in turns with ours; may be repeated. benches/peers/ has some
     #[arg(long, value_name = "COMMAND")]
     compare: Vec<String>,
+    /// Kernels that `attn tune` found
+    #[arg(long, value_name = "FILE")]
+    tuned: Option<std::path::PathBuf>,
     /// Threads of the CPU path and of the peers [default: all]
     #[arg(long)]
     threads: Option<std::num::NonZeroUsize>,
@@ -74,7 +80,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|seconds: &f64| (0.0..=86_400.0).contains(seconds)).ok_or("say a number of seconds from 0 to 86400".into())
 }
 
@@ -98,7 +104,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if args.decode.decode {
         return decode::run(&args.decode, &backends, args.seconds, args.json, terminal);
     }
-    let mut candidates = candidate::all(&backends, &args.compare)?;
+    let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref())?;
     if args.json {
         terminal.json(&machine::line(), false)?;
     }
@@ -111,7 +117,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 /// One shape on one engine, for `attn` alone.
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
     let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
-    time(&task, &mut candidate::all(backends, &[])?, 2.0, false, terminal)
+    time(&task, &mut candidate::all(backends, &[], None)?, 2.0, false, terminal)
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {

@@ -34,14 +34,14 @@ impl FromStr for Shape {
 
 /// One problem to time.
 #[derive(Clone, Debug)]
-pub(super) struct Task {
+pub(crate) struct Task {
     /// Of the suite, or the shape.
     pub(super) name: String,
-    pub(super) problem: Problem,
+    pub(crate) problem: Problem,
 }
 
 impl Task {
-    pub(super) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
+    pub(crate) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
         let mut problem = Problem::new(dims).stored(dtype, Layout::Bhsd);
         if causal {
             problem = problem.causal(Alignment::BottomRight);

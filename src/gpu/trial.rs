@@ -1,0 +1,43 @@
+//! A kernel tried on a problem: its answer, and how long it takes.
+
+use std::time::Instant;
+
+use super::host::Prepared;
+use super::{Attention, Gpu, Waiting};
+use crate::plan::Plan;
+use crate::shader::Kernel;
+use crate::{Algorithm, Control, Error, Inputs, Outputs, Problem, Result};
+
+/// A problem with its data on the device, to be computed by one kernel.
+pub(crate) struct Trial {
+    gpu: Gpu,
+    prepared: Prepared,
+}
+
+impl Trial {
+    /// Compiles the kernel and uploads the data. Both problem and data have been checked.
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, kernel: Kernel) -> Result<Self> {
+        let plan = Plan::with_kernel(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
+        let attention = Attention::of_plan(gpu, problem, plan, None)?;
+        let prepared = Prepared::of(gpu, problem, Algorithm::Fused, &attention)?;
+        prepared.upload(gpu, inputs);
+        Ok(Self { gpu: gpu.clone(), prepared })
+    }
+
+    /// What it computes.
+    pub(crate) fn answer(&self) -> Result<Outputs> {
+        let Self { gpu, prepared } = self;
+        pollster::block_on(prepared.run(gpu, &prepared.bound, &mut Control::default(), Waiting::Blocking, |_| {}))
+    }
+
+    /// Seconds of each of `times` recordings in one submit, nothing copied.
+    pub(crate) fn seconds(&self, times: u32) -> Result<f64> {
+        let device = self.gpu.device();
+        let started = Instant::now();
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
+        (0..times).for_each(|_| self.prepared.bound.record(&mut encoder));
+        self.gpu.queue().submit([encoder.finish()]);
+        device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Lost { why: error.to_string() })?;
+        Ok(started.elapsed().as_secs_f64() / f64::from(times))
+    }
+}

@@ -1,0 +1,104 @@
+//! What autotuning remembers: the class of a problem and a kernel, both as text.
+
+use crate::Problem;
+use crate::problem::Operand;
+use crate::shader::{FewShape, Kernel, KernelKey, RowShape, TileShape};
+
+/// Problems of one class take the same kernel: sizes to the next power of two, widths, types, and what is done to the scores.
+pub(crate) fn class_of(problem: &Problem) -> String {
+    let d = &problem.dims;
+    let up = |x: usize| x.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
+    let rows = if d.seq_len_q * d.group() <= 64 { d.seq_len_q * d.group() } else { d.seq_len_q };
+    let dtype = |operand| problem.spec(operand).dtype;
+    // Any kernel has the same switches.
+    let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
+    let mut class = format!(
+        "rows {} keys {} heads {} head_dim {} {} {} {} {}",
+        up(rows),
+        up(d.seq_len_kv),
+        up(d.batch * d.num_heads),
+        d.head_dim,
+        d.head_dim_v,
+        dtype(Operand::Query),
+        dtype(Operand::Key),
+        dtype(Operand::Value)
+    );
+    let v = &problem.visibility;
+    for (is, word) in [
+        (v.causal, " causal"),
+        (v.window_left.is_some() || v.window_right.is_some(), " window"),
+        (key.score.is_modified(), " score"),
+        (key.tables, " tables"),
+        (key.paged, " paged"),
+    ] {
+        if is {
+            class += word;
+        }
+    }
+    class
+}
+
+/// A fused kernel with its shape.
+pub(crate) fn kernel_text(kernel: Kernel) -> String {
+    match kernel {
+        Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups }) => {
+            format!("tiles {threads} {rows} {cols} {keys} {}", u32::from(subgroups))
+        }
+        Kernel::Rows(RowShape { threads, rows, keys, step, lanes }) => format!("rows {threads} {rows} {keys} {step} {lanes}"),
+        Kernel::Few(FewShape { lanes, rows }) => format!("few {lanes} {rows}"),
+        other => other.to_string(),
+    }
+}
+
+/// Reads what [`kernel_text`] wrote. That it fits a device is seen to when it is planned.
+pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
+    let mut words = text.split(' ');
+    let name = words.next()?;
+    let numbers: Vec<u32> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+    match (name, &numbers[..]) {
+        ("tiles", &[threads, rows, cols, keys, subgroups]) => {
+            Some(Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups: subgroups == 1 }))
+        }
+        ("rows", &[threads, rows, keys, step, lanes]) => Some(Kernel::Rows(RowShape { threads, rows, keys, step, lanes })),
+        ("few", &[lanes, rows]) => Some(Kernel::Few(FewShape { lanes, rows })),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{DeviceCaps, DeviceClass, candidates};
+    use crate::{Algorithm, Alignment, Dims};
+
+    #[test]
+    fn kernels_read_back_and_only_those_that_work_are_taken() {
+        let problem = Problem::new(Dims::square(1, 8, 512, 64));
+        let caps = DeviceCaps { class: DeviceClass::Discrete, ..DeviceCaps::webgpu_defaults() };
+        let all = candidates(&problem, &caps);
+        assert!(all.len() > 8, "{all:?}");
+        for &kernel in &all {
+            assert_eq!(read_kernel(&kernel_text(kernel)), Some(kernel));
+            let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, Some(kernel)).expect("it fits");
+            assert_eq!(plan.steps[0].key.kernel, kernel);
+        }
+        let usual = super::super::Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel;
+        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "rows 8 4 32 2 8"] {
+            let kernel = read_kernel(bad);
+            assert!(kernel.is_some(), "{bad} is well formed");
+            let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");
+            assert_eq!(plan.steps[0].key.kernel, usual, "{bad}");
+        }
+        for bad in ["", "tiles", "tiles 1 2 3", "rows a b c d e", "merge"] {
+            assert_eq!(read_kernel(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn classes() {
+        let class = |len: usize| class_of(&Problem::new(Dims::square(1, 8, len, 64)));
+        assert_eq!(class(300), class(500));
+        assert_ne!(class(300), class(600));
+        assert_ne!(class(300), class_of(&Problem::new(Dims::square(1, 8, 300, 64)).causal(Alignment::TopLeft)));
+    }
+}

@@ -1,0 +1,170 @@
+//! Autotuning: which kernel is the fastest on this very device, found by measuring. Never needed for correctness.
+
+use std::time::{Duration, Instant};
+
+use crate::gpu::{Gpu, Trial};
+use crate::plan::{Plan, candidates, class_of, kernel_text, read_kernel};
+use crate::{Algorithm, Control, DType, Engine, Error, HostVec, Inputs, Problem, Result, cpu};
+
+/// A batch lasts at least this long: browsers round their clocks to 65 microseconds or worse.
+const BATCH_SECONDS: f64 = 5e-3;
+/// How much faster than the planner's own choice a kernel must be to be taken: less is noise.
+const WORTH: f64 = 0.97;
+/// Rounds, if time allows: the least time of several is robust against what else the machine does.
+const ROUNDS: usize = 7;
+
+/// What came of tuning a class of problems.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuned {
+    /// The class: sizes to the next power of two, widths, types, options.
+    pub class: String,
+    /// What problems of the class get from now on.
+    pub winner: String,
+    /// What the planner had chosen.
+    pub planned: String,
+    /// Every kernel that was tried, the planner's first.
+    pub trials: Vec<TunedKernel>,
+    /// Kernels for which no time was left.
+    pub untried: usize,
+}
+
+/// A kernel that was tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunedKernel {
+    /// Its name and shape.
+    pub kernel: String,
+    /// The least time of one attention, nothing copied; `None` if its answer was wrong or the device refused it.
+    pub milliseconds: Option<f64>,
+}
+
+impl Engine {
+    /// Tries the fused kernels that can compute `problem` on the device, each answer checked against the CPU path before it is timed,
+    /// and keeps the fastest for all problems of its class. Stops trying after `budget`; the planner's own choice is always tried.
+    ///
+    /// Needs an engine on a GPU. Keep what was found with [`Self::tuned`], give it back with [`Self::load_tuned`].
+    pub fn tune(&self, problem: &Problem, inputs: &Inputs<'_>, budget: Duration) -> Result<Tuned> {
+        problem.check()?;
+        inputs.check(problem)?;
+        let gpu = self.tunable()?;
+        let started = Instant::now();
+        let expected = cpu::tiled::attention(problem, inputs, &mut Control::default())?.output;
+        let planned = Plan::new(problem, gpu.caps(), Algorithm::Fused)?.kernel();
+        let mut kernels = candidates(problem, gpu.caps());
+        kernels.retain(|&kernel| kernel != planned);
+        kernels.insert(0, planned);
+
+        let mut trials = Vec::new();
+        let mut best = f64::INFINITY;
+        let mut tried = Vec::new();
+        for &kernel in &kernels {
+            if !trials.is_empty() && started.elapsed() > budget / 2 {
+                break;
+            }
+            let trial = Trial::new(gpu, problem, inputs, kernel).and_then(|trial| {
+                let right = agrees(&trial.answer()?.output, &expected);
+                Ok(right.then_some(trial))
+            });
+            let mut seconds = None;
+            if let Ok(Some(trial)) = trial {
+                let once = trial.seconds(1)?;
+                seconds = Some(once);
+                best = best.min(once);
+                let batch = (BATCH_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
+                tried.push((trials.len(), trial, batch));
+            } else {
+                log::warn!("{}: left out of tuning: wrong, or refused by the device", kernel_text(kernel));
+            }
+            trials.push((kernel, seconds));
+        }
+        for round in 0..ROUNDS {
+            // What is far behind is not worth the time.
+            tried.retain(|&(at, ..)| trials[at].1.is_some_and(|seconds| seconds < best * if round == 0 { 3.0 } else { 1.3 }));
+            for (at, trial, batch) in &tried {
+                if round > 0 && started.elapsed() > budget {
+                    break;
+                }
+                let seconds = trial.seconds(*batch)?;
+                trials[*at].1 = trials[*at].1.map(|least| least.min(seconds));
+                best = best.min(seconds);
+            }
+        }
+        let of = |seconds: Option<f64>| seconds.unwrap_or(f64::INFINITY);
+        let fastest = trials.iter().min_by(|a, b| of(a.1).total_cmp(&of(b.1))).copied().unwrap_or((planned, None));
+        let winner = if of(fastest.1) < WORTH * of(trials[0].1) { fastest.0 } else { planned };
+        let class = class_of(problem);
+        gpu.tuned().insert(class.clone(), winner);
+        gpu.forget_prepared();
+        Ok(Tuned {
+            class,
+            winner: kernel_text(winner),
+            planned: kernel_text(planned),
+            untried: kernels.len() - trials.len(),
+            trials: trials
+                .into_iter()
+                .map(|(kernel, seconds)| TunedKernel { kernel: kernel_text(kernel), milliseconds: seconds.map(|seconds| seconds * 1e3) })
+                .collect(),
+        })
+    }
+
+    /// What tuning has found, as lines of text to keep: adapter with its driver, version of this crate, class, kernel, between tabs.
+    pub fn tuned(&self) -> Result<String> {
+        let gpu = self.tunable()?;
+        let tuned = gpu.tuned();
+        Ok(tuned.iter().map(|(class, &kernel)| format!("{}\t{class}\t{}\n", origin(gpu), kernel_text(kernel))).collect())
+    }
+
+    /// Takes over the lines of [`Self::tuned`] that are of this adapter, driver and version of the crate; the others are left alone, and
+    /// a kernel that does not work here is never taken. Returns how many were taken.
+    pub fn load_tuned(&self, text: &str) -> Result<usize> {
+        let gpu = self.tunable()?;
+        let own = format!("{}\t", origin(gpu));
+        let mut count = 0;
+        for (class, kernel) in text.lines().filter_map(|line| line.strip_prefix(&own)?.split_once('\t')) {
+            if let Some(kernel) = read_kernel(kernel) {
+                gpu.tuned().insert(class.to_string(), kernel);
+                count += 1;
+            }
+        }
+        gpu.forget_prepared();
+        Ok(count)
+    }
+
+    fn tunable(&self) -> Result<&Gpu> {
+        self.gpu()
+            .ok_or_else(|| Error::unsupported("tuning the CPU path, which has one kernel", "choose a GPU, or a software adapter by name"))
+    }
+}
+
+/// Where what was found holds.
+fn origin(gpu: &Gpu) -> String {
+    format!("{}\t{}", gpu.name(), env!("CARGO_PKG_VERSION"))
+}
+
+/// Whether two outputs are the same but for the rounding of their storage and of sums in another order.
+fn agrees(got: &HostVec, expected: &HostVec) -> bool {
+    let rounding = match expected.as_slice().dtype() {
+        DType::F16 => 2e-3,
+        DType::BF16 => 2e-2,
+        _ => 1e-4,
+    };
+    let (got, expected) = (got.to_f32(), expected.to_f32());
+    let size = expected.iter().filter(|x| x.is_finite()).fold(0.0f32, |size, x| size.max(x.abs()));
+    got.len() == expected.len()
+        && got.iter().zip(&expected).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= rounding * size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_answers_do_not_agree() {
+        let of = |x: &[f32]| HostVec::F32(x.to_vec());
+        let right = of(&[1.0, -2.0, f32::NAN, 0.5]);
+        assert!(agrees(&right, &right));
+        assert!(agrees(&of(&[1.000_05, -2.0, f32::NAN, 0.5]), &right));
+        for wrong in [&[1.001, -2.0, f32::NAN, 0.5][..], &[1.0, f32::NAN, f32::NAN, 0.5], &[1.0, -2.0, 0.0, 0.5], &[1.0, -2.0, f32::NAN]] {
+            assert!(!agrees(&of(wrong), &right), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Autotuning tries every kernel, takes the fastest right one, and what it found can be kept.
+
+mod common;
+
+use std::time::Duration;
+
+use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::{Backend, Dims, Engine, EngineOptions, Error, Inputs, Problem};
+
+fn numbers(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+#[test]
+fn winners_are_found_kept_and_taken() {
+    let (engines, _) = Engine::every(ShaderOptions::default());
+    let gpus: Vec<Engine> = engines.into_iter().filter(|engine| engine.gpu().is_some()).collect();
+    common::insist_on_adapters(gpus.len());
+    let problem = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 700, 32) });
+    let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
+    let inputs = Inputs::new(&query, &key, &value);
+    for engine in gpus {
+        let before = engine.attention(&problem, &inputs).expect("valid").output.to_f32();
+        let tuned = engine.tune(&problem, &inputs, Duration::from_millis(300)).expect("valid");
+        assert_eq!(tuned.trials[0].kernel, tuned.planned);
+        assert!(tuned.trials.iter().all(|trial| trial.milliseconds.is_some_and(|ms| ms > 0.0)), "{tuned:?}");
+        assert!(tuned.trials.iter().any(|trial| trial.kernel == tuned.winner));
+
+        // What was found survives as text, for this adapter alone, and changes no answer.
+        let text = engine.tuned().expect("a GPU");
+        assert_eq!(text.lines().count(), 1);
+        assert!(text.contains(&tuned.class) && text.contains(&tuned.winner));
+        let other = Engine::on_gpu(engine.gpu().expect("a GPU").clone());
+        assert_eq!(other.load_tuned(&text), Ok(1));
+        assert_eq!(other.load_tuned(&text.replace(engine.chosen(), "another")), Ok(0));
+        let forced: String = text.lines().map(|line| line.replace(&tuned.winner, "tiles 32 1 8 1 0") + "\n").collect();
+        assert_eq!(other.load_tuned(&forced), Ok(1));
+        let after = other.attention(&problem, &inputs).expect("valid").output.to_f32();
+        assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5));
+        // Nonsense is no kernel, and one that does not work here is not taken.
+        assert_eq!(other.load_tuned(&text.replace(&tuned.winner, "magic 1 2")), Ok(0));
+        assert_eq!(other.load_tuned(&text.replace(&tuned.winner, "tiles 0 0 0 0 0")), Ok(1));
+        assert_eq!(other.attention(&problem, &inputs).expect("valid").output.to_f32(), before);
+    }
+}
+
+#[test]
+fn the_cpu_has_nothing_to_tune() {
+    let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is there");
+    let problem = Problem::new(Dims::square(1, 1, 4, 4));
+    let data = numbers(16);
+    let refused = engine.tune(&problem, &Inputs::new(&data, &data, &data), Duration::ZERO);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+}
