@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
-use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem};
+use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, WantGradients};
 
 /// A kernel and what it is for.
 pub(crate) struct Kernel {
@@ -23,7 +23,11 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     let mut seen = HashSet::new();
     for (case, problem, algorithm, specialise) in cases() {
         let caps = DeviceCaps { specialise, ..caps.clone() };
-        let plan = Plan::new(&problem, &caps, algorithm).map_err(|error| format!("{case}: {error}"))?;
+        let plan = match algorithm {
+            Some(algorithm) => Plan::new(&problem, &caps, algorithm),
+            None => Plan::backward(&problem, &WantGradients::all(&problem), &caps),
+        };
+        let plan = plan.map_err(|error| format!("{case}: {error}"))?;
         for shader in plan.shaders() {
             if seen.insert(shader.text.clone()) {
                 let role = shader.name.split_whitespace().next().unwrap_or_default();
@@ -35,7 +39,8 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     Ok(kernels)
 }
 
-type Case = (String, Problem, Algorithm, Specialise);
+/// A problem in words, itself, how it is computed (`None`: its gradients), and whether kernels are made for it alone.
+type Case = (String, Problem, Option<Algorithm>, Specialise);
 
 fn cases() -> Vec<Case> {
     const DIMS: [usize; 4] = [64, 80, 128, 256];
@@ -45,7 +50,7 @@ fn cases() -> Vec<Case> {
             let stored = |(heads, seq_len_q, seq_len_kv)| problem(heads, seq_len_q, seq_len_kv, dim).stored(dtype, Layout::Bhsd);
             let (prefill, decode) = (stored(PREFILL), stored(DECODE));
             let mut add = |what: &str, problem, algorithm, specialise| {
-                cases.push((format!("{dtype} D={dim} {what}"), problem, algorithm, specialise));
+                cases.push((format!("{dtype} D={dim} {what}"), problem, Some(algorithm), specialise));
             };
             add("prefill", prefill, Algorithm::Fused, Specialise::Always);
             add("prefill, everything", everything(prefill), Algorithm::Fused, Specialise::Always);
@@ -60,11 +65,20 @@ fn cases() -> Vec<Case> {
             add("general", prefill, Algorithm::Fused, Specialise::Never);
             add("general decode", decode, Algorithm::Fused, Specialise::Never);
             add("general staged", prefill, Algorithm::Staged, Specialise::Never);
+            let mut backward = |what: &str, problem, specialise| {
+                cases.push((format!("{dtype} D={dim} {what}"), problem, None, specialise));
+            };
+            backward("backward", prefill, Specialise::Always);
+            backward("backward, everything", everything(prefill), Specialise::Always);
+            if dtype == DType::F32 {
+                backward("backward of 16 rows", stored(SIXTEEN_ROWS), Specialise::Always);
+            }
+            backward("general backward", everything(prefill), Specialise::Never);
         }
     }
     let odd = problem(PREFILL.0, PREFILL.1, PREFILL.2, 67);
-    cases.push(("f32 D=67 prefill".into(), odd, Algorithm::Fused, Specialise::Always));
-    cases.push(("f32 D=67 staged".into(), odd, Algorithm::Staged, Specialise::Always));
+    cases.push(("f32 D=67 prefill".into(), odd, Some(Algorithm::Fused), Specialise::Always));
+    cases.push(("f32 D=67 staged".into(), odd, Some(Algorithm::Staged), Specialise::Always));
     cases
 }
 
