@@ -124,32 +124,50 @@ pub(crate) enum KeySide {
     Value,
 }
 
-/// How a workgroup of a gradient kernel shares its work: it owns `threads / cols * own` rows or keys, and goes over the others
-/// `cols * stream` at a time.
+/// How a workgroup of a gradient kernel shares its work: it owns some rows or keys, and goes over the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct GradientShape {
-    pub(crate) threads: u32,
-    /// Owned by a thread.
-    pub(crate) own: u32,
-    /// Threads that share what is owned.
-    pub(crate) cols: u32,
-    /// Of the others, a thread's of each tile.
-    pub(crate) stream: u32,
+pub(crate) enum GradientShape {
+    /// `threads / cols * own` owned ones and `cols * stream` others at a time: shaders/backward/tiles.wgsl.
+    Tiles {
+        threads: u32,
+        /// Owned by a thread.
+        own: u32,
+        /// Threads that share what is owned.
+        cols: u32,
+        /// Of the others, a thread's of each tile.
+        stream: u32,
+    },
+    /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time:
+    /// shaders/backward/vectors.wgsl.
+    Vectors { threads: u32, own: u32, tile: u32, stream: u32 },
 }
 
 impl GradientShape {
     pub(crate) const fn block_own(self) -> u32 {
-        self.threads / self.cols * self.own
+        match self {
+            Self::Tiles { threads, own, cols, .. } => threads / cols * own,
+            Self::Vectors { threads, own, .. } => threads * own,
+        }
     }
 
     pub(crate) const fn block_stream(self) -> u32 {
-        self.cols * self.stream
+        match self {
+            Self::Tiles { cols, stream, .. } => cols * stream,
+            Self::Vectors { tile, .. } => tile,
+        }
     }
 
-    /// Bytes of workgroup memory: the arrays of shaders/backward/tiles.wgsl and shaders/lib/block.wgsl.
+    pub(crate) const fn threads(self) -> u32 {
+        match self {
+            Self::Tiles { threads, .. } | Self::Vectors { threads, .. } => threads,
+        }
+    }
+
+    /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
         let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
-        let strides = head_vecs.div_ceil(self.cols) * self.cols + value_vecs.div_ceil(self.cols) * self.cols + 2;
+        let Self::Tiles { cols, .. } = self else { return 16 * self.block_stream() * (head_vecs + value_vecs) + 12 };
+        let strides = head_vecs.div_ceil(cols) * cols + value_vecs.div_ceil(cols) * cols + 2;
         let own = 16 * self.block_own() * (head_vecs + value_vecs);
         let others = 16 * self.block_stream() * strides;
         let pairs = 4 * self.block_stream() * (self.block_own() + 4);
@@ -159,7 +177,11 @@ impl GradientShape {
 
 impl std::fmt::Display for GradientShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "tiles {}x{}, {} threads of {}x{}", self.block_own(), self.block_stream(), self.threads, self.own, self.stream)
+        let (kind, own, stream) = match *self {
+            Self::Tiles { own, stream, .. } => ("tiles", own, stream),
+            Self::Vectors { own, stream, .. } => ("vectors", own, stream),
+        };
+        write!(f, "{kind} {}x{}, {} threads of {own}x{stream}", self.block_own(), self.block_stream(), self.threads())
     }
 }
 
@@ -510,17 +532,29 @@ impl KernelKey {
             Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
             Kernel::WeightedValues => files!("shaders/staged/weighted_values.wgsl"),
             Kernel::RowEnds => files!("shaders/backward/rows.wgsl"),
-            Kernel::QueryGradient(_) => files!(
+            Kernel::QueryGradient(GradientShape::Tiles { .. }) => files!(
                 "shaders/lib/block.wgsl",
                 "shaders/backward/pair.wgsl",
                 "shaders/backward/own_rows.wgsl",
                 "shaders/backward/tiles.wgsl"
             ),
-            Kernel::KeyGradient(..) => files!(
+            Kernel::QueryGradient(GradientShape::Vectors { .. }) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_rows.wgsl",
+                "shaders/backward/vectors.wgsl"
+            ),
+            Kernel::KeyGradient(GradientShape::Tiles { .. }, _) => files!(
                 "shaders/lib/block.wgsl",
                 "shaders/backward/pair.wgsl",
                 "shaders/backward/own_keys.wgsl",
                 "shaders/backward/tiles.wgsl"
+            ),
+            Kernel::KeyGradient(GradientShape::Vectors { .. }, _) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_keys.wgsl",
+                "shaders/backward/vectors.wgsl"
             ),
             Kernel::BiasGradient => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/bias.wgsl"),
             Kernel::Diagonals => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/diagonals.wgsl"),
@@ -555,7 +589,7 @@ impl KernelKey {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Rows(shape) => shape.threads,
             Kernel::Few(shape) => shape.lanes,
-            Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads,
+            Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),
             _ => 64,
         }
     }

@@ -62,11 +62,14 @@ fn gradient(text: &mut String, kernel: Kernel) {
         Kernel::KeyGradient(shape, side) => (shape, false, [side != KeySide::Value, side != KeySide::Key]),
         _ => return,
     };
-    let GradientShape { threads, own, cols, stream } = shape;
+    let (own, cols, stream) = match shape {
+        GradientShape::Tiles { own, cols, stream, .. } => (own, cols, stream),
+        GradientShape::Vectors { own, stream, .. } => (own, 1, stream),
+    };
     let (block_own, block_stream) = (shape.block_own(), shape.block_stream());
     let (block_rows, block_keys) = if rows { (block_own, block_stream) } else { (block_stream, block_own) };
     for (name, value) in [
-        ("THREADS", threads),
+        ("THREADS", shape.threads()),
         ("OWN", own),
         ("COLS", cols),
         ("STREAM", stream),

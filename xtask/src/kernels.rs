@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use wgpu_attention::plan::{DeviceCaps, Plan, Shader, Specialise, cache_shaders};
-use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem};
+use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem, WantGradients};
 
 /// A kernel and what it is for.
 pub(crate) struct Kernel {
@@ -23,7 +23,11 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     let mut seen = HashSet::new();
     for (case, problem, algorithm, specialise) in cases() {
         let caps = DeviceCaps { specialise, ..caps.clone() };
-        let plan = Plan::new(&problem, &caps, algorithm).map_err(|error| format!("{case}: {error}"))?;
+        let plan = match algorithm {
+            Some(algorithm) => Plan::new(&problem, &caps, algorithm),
+            None => Plan::backward(&problem, &WantGradients::all(&problem), &caps),
+        };
+        let plan = plan.map_err(|error| format!("{case}: {error}"))?;
         for shader in plan.shaders() {
             if seen.insert(shader.text.clone()) {
                 let role = shader.name.split_whitespace().next().unwrap_or_default();
@@ -40,7 +44,8 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     Ok(kernels)
 }
 
-type Case = (String, Problem, Algorithm, Specialise);
+/// A problem in words, itself, how it is computed (`None`: its gradients), and whether kernels are made for it alone.
+type Case = (String, Problem, Option<Algorithm>, Specialise);
 
 fn cases() -> Vec<Case> {
     const DIMS: [usize; 4] = [64, 80, 128, 256];
@@ -50,7 +55,7 @@ fn cases() -> Vec<Case> {
             let stored = |(heads, seq_len_q, seq_len_kv)| problem(heads, seq_len_q, seq_len_kv, dim).stored(dtype, Layout::Bhsd);
             let (prefill, decode) = (stored(PREFILL), stored(DECODE));
             let mut add = |what: &str, problem, algorithm, specialise| {
-                cases.push((format!("{dtype} D={dim} {what}"), problem, algorithm, specialise));
+                cases.push((format!("{dtype} D={dim} {what}"), problem, Some(algorithm), specialise));
             };
             add("prefill", prefill, Algorithm::Fused, Specialise::Always);
             add("prefill, everything", everything(prefill), Algorithm::Fused, Specialise::Always);
@@ -65,13 +70,22 @@ fn cases() -> Vec<Case> {
             add("general", prefill, Algorithm::Fused, Specialise::Never);
             add("general decode", decode, Algorithm::Fused, Specialise::Never);
             add("general staged", prefill, Algorithm::Staged, Specialise::Never);
+            let mut backward = |what: &str, problem, specialise| {
+                cases.push((format!("{dtype} D={dim} {what}"), problem, None, specialise));
+            };
+            backward("backward", prefill, Specialise::Always);
+            backward("backward, everything", everything(prefill), Specialise::Always);
+            if dtype == DType::F32 {
+                backward("backward of 16 rows", stored(SIXTEEN_ROWS), Specialise::Always);
+            }
+            backward("general backward", everything(prefill), Specialise::Never);
         }
     }
     // Caches: pages, lengths in tables, and how keys and values are stored.
     for dim in [64, 128] {
         for (cache, query) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::Q8, DType::F32), (DType::Q4, DType::F32)] {
             let mut add = |what: &str, problem: Problem, specialise| {
-                cases.push((format!("{cache} cache D={dim} {what}"), problem, Algorithm::Fused, specialise));
+                cases.push((format!("{cache} cache D={dim} {what}"), problem, Some(Algorithm::Fused), specialise));
             };
             let decode = cached(problem(DECODE.0, DECODE.1, DECODE.2, dim), query, cache);
             add("paged decode", paged(decode), Specialise::Always);
@@ -91,8 +105,8 @@ fn cases() -> Vec<Case> {
         }
     }
     let odd = problem(PREFILL.0, PREFILL.1, PREFILL.2, 67);
-    cases.push(("f32 D=67 prefill".into(), odd, Algorithm::Fused, Specialise::Always));
-    cases.push(("f32 D=67 staged".into(), odd, Algorithm::Staged, Specialise::Always));
+    cases.push(("f32 D=67 prefill".into(), odd, Some(Algorithm::Fused), Specialise::Always));
+    cases.push(("f32 D=67 staged".into(), odd, Some(Algorithm::Staged), Specialise::Always));
     cases
 }
 

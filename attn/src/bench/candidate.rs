@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use wgpu_attention::{Algorithm, Backend, Engine, Error, Outputs};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
 
-use super::check::{Tensors, check};
+use super::check::{Tensors, check, check_gradients};
 use super::machine;
 use super::peer::Peer;
 use super::task::Task;
@@ -37,9 +37,9 @@ enum Runner {
     Peer(Peer),
 }
 
-/// Fused and staged on every adapter, fused on the CPU, each once; then the peers.
+/// Fused and staged on every adapter, fused on the CPU, each once; then the peers. Gradients have one way.
 /// `tuned` is a file of kernels that were found to be the fastest.
-pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>) -> Result<Vec<Candidate>, Failure> {
+pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, backward: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
     for backend in backends {
         let engine = backend::open(backend, Algorithm::Fused, false)?;
@@ -51,7 +51,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>) 
             let count = engine.load_tuned(&text)?;
             note(format_args!("{}: {count} tuned kernels", engine.chosen()));
         }
-        if engine.gpu().is_some() {
+        if engine.gpu().is_some() && !backward {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
         }
         found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));
@@ -60,6 +60,15 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>) 
         found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), String::new()));
     }
     Ok(found)
+}
+
+/// The forward pass, and the gradients of query, key and value.
+fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
+    let problem = &task.problem.with_lse();
+    engine.attention_into(problem, &tensors.inputs(), outputs)?;
+    let lse = outputs.lse.as_deref().unwrap_or_default();
+    let backward = BackwardInputs { output: outputs.output.as_slice(), lse, d_output: tensors.d_output.as_slice() };
+    engine.backward(problem, &tensors.inputs(), &backward, &WantGradients::default())
 }
 
 impl Candidate {
@@ -106,8 +115,14 @@ impl Candidate {
                 };
                 self.first = started.elapsed().as_secs_f64();
                 self.peak_bytes = machine::peak_bytes();
-                check(&task.problem, tensors, &outputs.output, &mut progress)
-                    .map_err(|why| Failure::Check(format!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter)))?;
+                let wrong = |why| Failure::Check(format!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter));
+                check(&task.problem, tensors, &outputs.output, &mut progress).map_err(wrong)?;
+                if task.backward {
+                    let gradients = both(engine, task, tensors, &mut self.outputs)?;
+                    self.first = started.elapsed().as_secs_f64();
+                    self.peak_bytes = machine::peak_bytes();
+                    check_gradients(&task.problem, tensors, &gradients).map_err(wrong)?;
+                }
                 self.kernel = engine.explain(&task.problem)?;
             }
             Runner::Peer(peer) => {
@@ -138,7 +153,11 @@ impl Candidate {
                 let outputs = &mut self.outputs;
                 loop {
                     let started = Instant::now();
-                    engine.attention_into(&task.problem, &tensors.inputs(), outputs)?;
+                    if task.backward {
+                        both(engine, task, tensors, outputs)?;
+                    } else {
+                        engine.attention_into(&task.problem, &tensors.inputs(), outputs)?;
+                    }
                     self.times.push(started.elapsed().as_secs_f64() * 1e3);
                     if visit.elapsed() >= long {
                         return Ok(());

@@ -1,7 +1,7 @@
 //! The numbers of a problem, and whether an answer is right.
 
 use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Alignment, DType, Dims, HostVec, Inputs, Problem, Visibility};
+use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Problem, Visibility};
 
 use super::task::{bytes, shape_text};
 use crate::failure::Failure;
@@ -13,6 +13,8 @@ pub(crate) struct Tensors {
     pub(super) query: HostVec,
     pub(super) key: HostVec,
     pub(super) value: HostVec,
+    /// The gradient of the output.
+    pub(super) d_output: HostVec,
 }
 
 impl Tensors {
@@ -24,7 +26,7 @@ impl Tensors {
 /// Uniform in [-1, 1), the same each time.
 pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     // Made as f32, then narrowed: both are there for a moment.
-    let needed = 2.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
+    let needed = 3.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
     if let Some(free) = free_memory()
         && needed > free
     {
@@ -45,7 +47,12 @@ pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
             other => HostVec::from_f32(other, &numbers),
         })
     };
-    Ok(Tensors { query: tensor(problem.query_len())?, key: tensor(problem.key_len())?, value: tensor(problem.value_len())? })
+    Ok(Tensors {
+        query: tensor(problem.query_len())?,
+        key: tensor(problem.key_len())?,
+        value: tensor(problem.value_len())?,
+        d_output: tensor(problem.output_len())?,
+    })
 }
 
 /// Bytes that can still be had, where the system says.
@@ -91,9 +98,66 @@ pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, prog
     Ok(())
 }
 
+/// Holds gradients against what is true of them whatever the shape, head by head: the rows of dV add up to those of the output's
+/// gradient, because weights add up to 1, and both sum of query * dQ and sum of key * dK are the sum of score * dscore.
+pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &Gradients) -> Result<(), String> {
+    let d = &problem.dims;
+    let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
+    let (query, key, value) = (wide(&gradients.query, "dQ")?, wide(&gradients.key, "dK")?, wide(&gradients.value, "dV")?);
+    let error = problem.query.dtype.epsilon() + 2e-5;
+    for kv_head in 0..d.batch * d.num_kv_heads {
+        let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
+        let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
+        // The sum of products, and of their sizes.
+        let dot = |tensor: &HostVec, gradient: &[f32], of: &std::ops::Range<usize>| {
+            let products =
+                (of.start * d.head_dim..of.end * d.head_dim).map(|at| f64::from(tensor.as_slice().get(at)) * f64::from(gradient[at]));
+            products.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
+        };
+        let ((by_rows, rows_size), (by_keys, keys_size)) = (dot(&tensors.query, &query, &rows), dot(&tensors.key, &key, &keys));
+        let is_close = |a: f64, b: f64, size: f64| (a - b).abs() <= error * size;
+        if !is_close(by_rows, by_keys, rows_size + keys_size) {
+            return Err(format!("key head {kv_head}: query * dQ adds up to {by_rows}, key * dK to {by_keys}"));
+        }
+        for e in 0..d.head_dim_v {
+            let sum = |numbers: &mut dyn Iterator<Item = f64>| numbers.fold((0.0, 0.0), |(sum, size), x: f64| (sum + x, size + x.abs()));
+            // Rows that see no key have no weights.
+            let sees = |row: usize| !problem.visibility.causal || d.seq_len_q <= d.seq_len_kv + row % d.seq_len_q;
+            let d_output = |row: usize| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e));
+            let (outputs, outputs_size) = sum(&mut rows.clone().filter(|&row| sees(row)).map(d_output));
+            let (values, values_size) = sum(&mut keys.clone().map(|key| f64::from(value[key * d.head_dim_v + e])));
+            if !is_close(outputs, values, outputs_size + values_size) {
+                return Err(format!("key head {kv_head}, column {e}: dV adds up to {values}, the output's gradient to {outputs}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wrong_gradients_are_not_timed() {
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::square(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let tensors = tensors(&problem).expect("small");
+        let oracle = wgpu_attention::cpu::naive_backward::attention(&problem, &tensors.inputs(), tensors.d_output.as_slice());
+        let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
+        assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
+        let scaled = |gradient: &Option<HostVec>, by: f32| {
+            gradient.as_ref().map(|gradient| HostVec::F32(gradient.to_f32().iter().map(|x| x * by).collect()))
+        };
+        for wrong in [
+            Gradients { query: scaled(&right.query, 0.99), ..right.clone() },
+            Gradients { key: scaled(&right.key, 1.01), ..right.clone() },
+            Gradients { value: scaled(&right.value, 0.5), ..right.clone() },
+            Gradients { value: None, ..right.clone() },
+            Gradients { query: scaled(&right.query, f32::NAN), ..right.clone() },
+        ] {
+            assert!(check_gradients(&problem, &tensors, &wrong).is_err());
+        }
+    }
 
     #[test]
     fn a_wrong_answer_is_not_timed() {

@@ -33,12 +33,13 @@ Examples:
   attn bench --suite llama --suite bert                     named shapes: prefill, bert, llama, long, window, scaling, million, ...
   attn bench --decode --context 4k --context 128k --cache q8  steps of decoding: GB/s, and that beside a copy
   attn bench --overheads --backend vulkan                   microseconds of CPU a recorded attention, a cold start
+  attn bench --backward --backend cpu                       forward and backward, the gradients checked too
   attn bench --suite prefill --backend cpu --compare \"python3 benches/peers/peer.py torch\"
 
 Each answer is held against the f64 oracle before it is timed (rows picked from large shapes). Times are host to host: arrays
 in host memory, the answer back in host memory. Candidates take turns, so that a machine that gets slower slows them all.
 GFLOP/s counts 4 * B * H * LQ * LK * D operations, half of that where it is causal, with the window instead of LK where there is
-one; ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
+one; with --backward 3.5 times as many. ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
 
 /// The arguments.
 #[derive(clap::Args, Debug)]
@@ -72,6 +73,9 @@ pub(crate) struct Args {
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
+    /// Forward and backward: the gradients of query, key and value too
+    #[arg(long)]
+    backward: bool,
     /// Seconds to spend on each shape, besides checking
     #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
@@ -97,6 +101,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let mut tasks: Vec<Task> = shapes.into_iter().map(|shape| Task::new(shape, args.dtype, args.causal)).collect();
     tasks.extend(Task::suite(&args.suite, args.dtype).map_err(|why| Failure::input(format!("--suite: {why}")))?);
+    tasks.iter_mut().for_each(|task| task.backward = args.backward);
     let backends = if args.backend.is_empty() { vec![Backend::Auto, Backend::Cpu] } else { args.backend.clone() };
     if args.overheads {
         return overheads::run(&backends, args.json, terminal);
@@ -104,7 +109,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if args.decode.decode {
         return decode::run(&args.decode, &backends, args.seconds, args.json, terminal);
     }
-    let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref())?;
+    let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref(), args.backward)?;
     if args.json {
         terminal.json(&machine::line(), false)?;
     }
@@ -117,7 +122,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 /// One shape on one engine, for `attn` alone.
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
     let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
-    time(&task, &mut candidate::all(backends, &[], None)?, 2.0, false, terminal)
+    time(&task, &mut candidate::all(backends, &[], None, false)?, 2.0, false, terminal)
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -173,7 +178,7 @@ fn report(task: &Task, candidate: &Candidate, best_peer: Option<f64>, json: bool
             "adapter": adapter, "op": op, "name": task.name,
             "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
             "causal": task.problem.visibility.causal, "window": task.window(), "dtype": task.problem.query.dtype.name(),
-            "threads": rayon::current_num_threads(), "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(), "gflops": gflops,
+            "backward": task.backward, "threads": rayon::current_num_threads(), "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(), "gflops": gflops,
             "bytes": bytes(&task.problem), "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak_bytes,
             "checked": candidate.wrong.is_none(), "wrong": candidate.wrong, "peer": candidate.is_peer(), "ratio_to_best_peer": ratio,
             "kernel": kernel,
@@ -184,6 +189,9 @@ fn report(task: &Task, candidate: &Candidate, best_peer: Option<f64>, json: bool
         let ratio = ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} times as fast as the best peer"));
         let wrong = if candidate.wrong.is_some() { ", WRONG" } else { "" };
         writeln!(terminal, "    {op:<8}{median:>11.3}{spread:>23}{:>6}{gflops:>11.2}  {adapter}{ratio}{wrong}", times.len())?;
+        if let (Some(peak), true) = (candidate.peak_bytes, task.backward) {
+            writeln!(terminal, "            {:.1} MB at most, of the whole process", peak as f64 / 1e6)?;
+        }
         if !kernel.is_empty() {
             writeln!(terminal, "            {kernel}")?;
         }

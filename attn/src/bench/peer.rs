@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! > {"do": "prepare", "query": FILE, "key": FILE, "value": FILE, "output": FILE, "shape": [B,H,HKV,LQ,LK,D], "causal": false,
-//!    "window": null, "dtype": "f32", "backward": false, "threads": 2}        files are .npy, f32, [batch, heads, seq, dim]
+//!    "window": null, "dtype": "f32", "backward": task.backward, "threads": 2}        files are .npy, f32, [batch, heads, seq, dim]
 //! < {"ok": true, "adapter": "...", "op": "..."}  or  {"ok": false, "why": "..."}
 //! > {"do": "run", "times": 3}
 //! < {"ms": [1.5, 1.4, 1.4]}
@@ -70,7 +70,7 @@ impl Peer {
             "do": "prepare", "query": file("query"), "key": file("key"), "value": file("value"), "output": file("output"),
             "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
             "causal": task.problem.visibility.causal, "window": task.window(), "dtype": task.problem.query.dtype.name(),
-            "backward": false, "threads": rayon::current_num_threads(),
+            "backward": task.backward, "threads": rayon::current_num_threads(),
         });
         let answer = self.ask(&request)?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_string();

@@ -38,6 +38,8 @@ pub(crate) struct Task {
     /// Of the suite, or the shape.
     pub(super) name: String,
     pub(crate) problem: Problem,
+    /// With the gradients of query, key and value.
+    pub(super) backward: bool,
 }
 
 impl Task {
@@ -46,7 +48,7 @@ impl Task {
         if causal {
             problem = problem.causal(Alignment::BottomRight);
         }
-        Self { name: shape_text(&dims), problem }
+        Self { name: shape_text(&dims), problem, backward: false }
     }
 
     /// A line of the suite: a name, a shape, then `causal` and `window=N` (the last N keys up to the row's position).
@@ -86,13 +88,16 @@ impl Task {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
     }
 
-    /// 4 * B * H * LQ * LK * D, halved where it is causal; with a window its keys count instead of LK.
+    /// 4 * B * H * LQ * LK * D, halved where it is causal; with a window its keys count instead of LK. Forward and backward count 3.5
+    /// times that: two products and five.
     pub(super) fn flops(&self) -> f64 {
         let d = &self.problem.dims;
-        match self.window() {
-            Some(keys) => Dims { seq_len_kv: keys.min(d.seq_len_kv), ..*d }.flops(),
-            None => d.flops() * if self.problem.visibility.causal { 0.5 } else { 1.0 },
-        }
+        let passes = if self.backward { 3.5 } else { 1.0 };
+        passes
+            * match self.window() {
+                Some(keys) => Dims { seq_len_kv: keys.min(d.seq_len_kv), ..*d }.flops(),
+                None => d.flops() * if self.problem.visibility.causal { 0.5 } else { 1.0 },
+            }
     }
 }
 
@@ -103,6 +108,9 @@ impl fmt::Display for Task {
             write!(f, "{}: ", self.name)?;
         }
         f.write_str(&shape)?;
+        if self.backward {
+            f.write_str(", forward and backward")?;
+        }
         if self.problem.visibility.causal {
             f.write_str(", causal")?;
         }

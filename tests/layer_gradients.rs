@@ -1,0 +1,188 @@
+//! The gradients of the multi-head layer: central differences of its own forward pass, on every engine. Those of PyTorch are among the
+//! case files.
+
+mod common;
+
+use common::gpus;
+use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::layer::{Appended, LayerGradients, Linear, MultiHead};
+use wgpu_attention::{Alignment, Backend, Broadcast, Dims, Dropout, Engine, EngineOptions, Error, Inputs, Packed, Problem};
+
+fn draw(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// The CPU path, the oracle's attention, and each adapter.
+fn engines() -> Vec<Engine> {
+    let open = |backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("it is always there");
+    let adapters = gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
+    [Backend::Cpu, Backend::Oracle].into_iter().map(open).chain(adapters).collect()
+}
+
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 3;
+const HEAD_DIM_V: usize = 2;
+/// Widths of X_q, X_k, X_v and of the output.
+const WIDTHS: [usize; 4] = [5, 6, 7, 8];
+const BATCH: usize = 2;
+const ROWS: usize = 3;
+const KEYS: usize = 4;
+
+/// All that a loss depends on: the inputs, W and b of each projection, the learned key and value, and the attention's bias.
+#[derive(Clone)]
+struct Case {
+    x: [Vec<f32>; 3],
+    weights: [Vec<f32>; 4],
+    biases: [Vec<f32>; 4],
+    learned: [Vec<f32>; 2],
+    bias: Vec<f32>,
+    d_output: Vec<f32>,
+    appended: bool,
+    packed: bool,
+}
+
+impl Case {
+    fn new(appended: bool, packed: bool) -> Self {
+        let outs = [HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM_V, WIDTHS[3]];
+        let ins = [WIDTHS[0], WIDTHS[1], WIDTHS[2], HEADS * HEAD_DIM_V];
+        let (rows, keys) = (BATCH * ROWS, BATCH * KEYS);
+        let all_keys = KEYS + if appended { 2 } else { 0 };
+        Self {
+            x: [draw(1, rows * WIDTHS[0]), draw(2, keys * WIDTHS[1]), draw(3, keys * WIDTHS[2])],
+            weights: std::array::from_fn(|at| draw(10 + at as u32, outs[at] * ins[at])),
+            biases: std::array::from_fn(|at| draw(20 + at as u32, outs[at])),
+            learned: [draw(30, outs[1]), draw(31, outs[2])],
+            bias: if packed { vec![] } else { draw(40, ROWS * all_keys) },
+            d_output: draw(50, rows * WIDTHS[3]),
+            appended,
+            packed,
+        }
+    }
+
+    fn layer(&self) -> MultiHead {
+        let ins = [WIDTHS[0], WIDTHS[1], WIDTHS[2], HEADS * HEAD_DIM_V];
+        let [q, k, v, o] = std::array::from_fn(|at| {
+            Linear::new(self.weights[at].clone(), Some(self.biases[at].clone()), ins[at]).expect("the shapes fit")
+        });
+        let layer = MultiHead::new(q, k, v, o, HEADS, KV_HEADS).expect("the shapes fit");
+        if !self.appended {
+            return layer;
+        }
+        let [key, value] = self.learned.clone();
+        layer.with_appended(Appended { bias_kv: Some((key, value)), zero: true }).expect("the shapes fit")
+    }
+
+    fn problem(&self, layer: &MultiHead) -> Problem {
+        let mut problem = layer.problem(BATCH, ROWS, KEYS).with_lse();
+        problem.softcap = Some(3.0);
+        problem.dropout = Some(0.2);
+        if self.packed {
+            problem = problem.causal(Alignment::BottomRight);
+            problem.packed = Some(Packed { tokens_q: BATCH * ROWS, tokens_kv: BATCH * KEYS });
+            problem.dims = Dims { seq_len_q: ROWS + 1, seq_len_kv: KEYS + 1, ..problem.dims };
+        } else {
+            problem.bias = Some(Broadcast([1, 1, ROWS, problem.dims.seq_len_kv]));
+        }
+        problem
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        let borders: [&[u32]; 2] = if self.packed { [&[0, 2, 6], &[0, 3, 8]] } else { [&[], &[]] };
+        Inputs {
+            bias: &self.bias,
+            cu_seqlens_q: borders[0],
+            cu_seqlens_kv: borders[1],
+            dropout: Dropout { seed: 3, offset: 4 },
+            ..Inputs::new(&self.x[0], &self.x[1], &self.x[2])
+        }
+    }
+
+    fn loss(&self, engine: &Engine) -> f64 {
+        let layer = self.layer();
+        let output = layer.forward(engine, &self.problem(&layer), &self.inputs()).expect("a valid problem").output;
+        output.iter().zip(&self.d_output).map(|(&x, &d)| f64::from(x) * f64::from(d)).sum()
+    }
+
+    fn gradients(&self, engine: &Engine) -> LayerGradients {
+        let layer = self.layer();
+        let (problem, inputs) = (self.problem(&layer), self.inputs());
+        let forward = layer.forward_with_steps(engine, &problem, &inputs).expect("a valid problem");
+        layer.backward(engine, &problem, &inputs, &forward, &self.d_output).expect("a valid problem")
+    }
+
+    /// Every gradient with the place of its numbers.
+    fn check(&self, engine: &Engine) {
+        let got = self.gradients(engine);
+        let mut parts: Vec<(String, Vec<f32>, Box<dyn Fn(&mut Self) -> &mut Vec<f32>>)> = vec![
+            ("x_q".into(), got.query, Box::new(|case| &mut case.x[0])),
+            ("x_k".into(), got.key, Box::new(|case| &mut case.x[1])),
+            ("x_v".into(), got.value, Box::new(|case| &mut case.x[2])),
+        ];
+        for (at, linear) in [got.w_q, got.w_k, got.w_v, got.w_o].into_iter().enumerate() {
+            parts.push((format!("weight {at}"), linear.weight, Box::new(move |case| &mut case.weights[at])));
+            parts.push((format!("bias {at}"), linear.bias.expect("there is a bias"), Box::new(move |case| &mut case.biases[at])));
+        }
+        if let Some((key, value)) = got.bias_kv {
+            parts.push(("learned key".into(), key, Box::new(|case| &mut case.learned[0])));
+            parts.push(("learned value".into(), value, Box::new(|case| &mut case.learned[1])));
+        }
+        assert_eq!((self.appended, !self.packed), (parts.len() == 13, got.bias.is_some()));
+        if let Some(bias) = got.bias {
+            parts.push(("bias".into(), bias, Box::new(|case| &mut case.bias)));
+        }
+        for (name, gradient, of) in parts {
+            assert_eq!(gradient.len(), of(&mut self.clone()).len(), "{name}");
+            for at in (0..gradient.len()).step_by(gradient.len().div_ceil(7)) {
+                const STEP: f32 = 1.0 / 64.0;
+                let loss = |by: f32| {
+                    let mut case = self.clone();
+                    of(&mut case)[at] += by;
+                    case.loss(engine)
+                };
+                let expected = (loss(STEP) - loss(-STEP)) / f64::from(2.0 * STEP);
+                // The third derivative times STEP²/6, and the roundings of a loss of some 50 terms divided by STEP.
+                let error = (f64::from(gradient[at]) - expected).abs();
+                assert!(
+                    error < 5e-3 * (1.0 + expected.abs()),
+                    "d{name}[{at}] is {}, differences give {expected} on {}",
+                    gradient[at],
+                    engine.chosen()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_central_differences() {
+    for engine in engines() {
+        for (appended, packed) in [(false, false), (true, false), (false, true)] {
+            Case::new(appended, packed).check(&engine);
+        }
+    }
+}
+
+#[test]
+fn what_the_forward_pass_did_not_keep_is_an_error() {
+    let case = Case::new(false, false);
+    let layer = case.layer();
+    for engine in engines() {
+        let (problem, inputs) = (case.problem(&layer), case.inputs());
+        let kept = layer.forward_with_steps(&engine, &problem, &inputs).expect("a valid problem");
+        let refused = |forward: &_, d_output: &[f32]| {
+            let error = layer.backward(&engine, &problem, &inputs, forward, d_output).expect_err("it must be refused");
+            let Error::Invalid { argument, .. } = error else { panic!("{error}") };
+            argument
+        };
+        let without_steps = layer.forward(&engine, &problem, &inputs).expect("a valid problem");
+        assert_eq!(refused(&without_steps, &case.d_output), "forward");
+        assert_eq!(refused(&wgpu_attention::layer::LayerOutputs { lse: None, ..kept.clone() }, &case.d_output), "forward");
+        assert_eq!(refused(&kept, &case.d_output[1..]), "d_output");
+    }
+}
