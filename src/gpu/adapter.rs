@@ -192,6 +192,12 @@ fn notable(features: wgpu::Features) -> Vec<&'static str> {
     .collect()
 }
 
+/// Of `llvmpipe (LLVM 15.0.6, 256 bits)`: 15.
+fn llvm_version(name: &str) -> Option<u32> {
+    let version = name.split_once("LLVM ")?.1;
+    version[..version.find(|c: char| !c.is_ascii_digit())?].parse().ok()
+}
+
 /// What the planner needs, of an adapter or of a device.
 pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> DeviceCaps {
     DeviceCaps {
@@ -204,6 +210,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         },
         subgroup_size: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 },
         subgroup_max: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_max_size } else { 0 },
+        slow_compiler: llvm_version(&info.name).is_some_and(|version| version < 16),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
@@ -213,5 +220,18 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
         specialise: Specialise::Auto,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::llvm_version;
+
+    #[test]
+    fn llvm_versions() {
+        assert_eq!(llvm_version("llvmpipe (LLVM 15.0.6, 256 bits)"), Some(15));
+        assert_eq!(llvm_version("llvmpipe (LLVM 22.1.8, 512 bits)"), Some(22));
+        assert_eq!(llvm_version("AMD Radeon RX 7900 XTX (RADV NAVI31)"), None);
+        assert_eq!(llvm_version("LLVM "), None);
     }
 }

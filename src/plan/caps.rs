@@ -9,6 +9,8 @@ pub struct DeviceCaps {
     pub subgroup_size: u32,
     /// Largest subgroup, where subgroup operations can be used; 0 where not.
     pub subgroup_max: u32,
+    /// A software adapter that takes ten seconds and more to compile a large kernel: llvmpipe with an LLVM from before 2023.
+    pub slow_compiler: bool,
     /// `max_compute_workgroup_storage_size`.
     pub workgroup_bytes: u32,
     /// `max_compute_invocations_per_workgroup`, and `max_compute_workgroup_size_x` if that is smaller.
@@ -59,6 +61,7 @@ impl DeviceCaps {
             class: DeviceClass::Integrated,
             subgroup_size: 0,
             subgroup_max: 0,
+            slow_compiler: false,
             workgroup_bytes: 16384,
             workgroup_threads: 256,
             workgroups_per_dimension: 65535,
@@ -82,11 +85,11 @@ impl DeviceCaps {
         }
     }
 
-    /// Whether `flops` of work are worth a kernel of their own. On a software adapter that takes about a second to compile, and
-    /// runs at tens of GFLOP/s where a general one reaches one.
-    pub(crate) fn specialises(&self, flops: f64) -> bool {
+    /// Whether `flops` of work on `rows` query rows of a head are worth a kernel of their own. On a software adapter that takes half a
+    /// second to compile, of a slow compiler many, and less for few rows; it runs at tens of GFLOP/s where a general one reaches one.
+    pub(crate) fn specialises(&self, flops: f64, rows: usize) -> bool {
         match self.specialise {
-            Specialise::Auto => self.class != DeviceClass::Software || flops > 1e7,
+            Specialise::Auto => self.class != DeviceClass::Software || flops > if self.slow_compiler && rows > 8 { 5e7 } else { 2e7 },
             Specialise::Never => false,
             Specialise::Always => true,
         }

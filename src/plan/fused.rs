@@ -10,6 +10,8 @@ use crate::{Dims, Error, Problem, Result};
 ///
 /// Mesa 26.2 lavapipe, GFLOP/s of 2 cores (by processor time, host to host): 1,8,1024,1024,64: 4 rows and 2 keys by shuffles 73, 4 and 4
 /// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 61, 2 and 4 46, tiles 7.
+/// With LLVM 15 (Mesa 22 to 25) unrolled code takes long to compile: a head of 64 with 4 rows 15 s, with 2 rows 2.6 s and just as fast, 15
+/// GFLOP/s, where workgroup memory reaches 2; a head of 128 with 4 rows a minute. So there a thread keeps no more than 128 numbers of queries.
 /// Head of 256: 2 and 2 47 (4 and 2 48, but twice the time to compile), 1 and 4 35, tiles 3; of 576: 1 and 2 28.
 const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
     (DeviceClass::Software, 17, 128, rows(8, 4, 32, 2, 8)),
@@ -164,10 +166,17 @@ fn shuffles(lanes: u32, caps: &DeviceCaps) -> bool {
     lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max)
 }
 
-/// Every kernel that computes `problem` on the device, whatever it is meant for, each once: what autotuning tries.
+/// Whether a rows kernel compiles in seconds.
+fn compiles(shape: RowShape, widest: usize, caps: &DeviceCaps) -> bool {
+    !caps.slow_compiler || shape.lanes == 0 || shape.rows as usize * widest <= 128
+}
+
+/// Every kernel that computes `problem` on the device in reasonable time to compile, whatever it is meant for, each once: what autotuning tries.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     let few = FEW.iter().map(|&(.., shape)| (shape.lanes, Kernel::Few(shape)));
-    let rows = ROWS.iter().map(|&(.., shape)| (shape.lanes, Kernel::Rows(shape)));
+    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
+    let rows = ROWS.iter().filter(|&&(.., shape)| compiles(shape, widest, caps));
+    let rows = rows.map(|&(.., shape)| (shape.lanes, Kernel::Rows(shape)));
     let tiles = TILES.iter().map(|&(.., shape)| (0, Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })));
     let mut found = Vec::new();
     for (lanes, kernel) in few.chain(rows).chain(tiles) {
@@ -184,12 +193,12 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let shuffles = |lanes: u32| shuffles(lanes, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
-    let special = caps.specialises(problem.dims.flops());
+    let special = caps.specialises(problem.dims.flops(), rows);
     let by_few = FEW.iter().filter(|&&(class, most, shape)| caps.class == class && rows <= most && shuffles(shape.lanes));
     let by_few = by_few.map(|&(.., shape)| KernelKey::new(Kernel::Few(shape), problem));
-    let by_rows = ROWS
-        .iter()
-        .filter(|&&(class, least, most_dim, shape)| caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes));
+    let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, shape)| {
+        caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
+    });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
     let by_tiles = TILES.iter().filter(|&&(least, least_dim, _)| rows >= least && widest >= least_dim);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
