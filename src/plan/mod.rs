@@ -141,7 +141,8 @@ impl Plan {
     pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, words: CacheWords) -> Result<Self> {
         // What is replayed step after step is worth a kernel of its own sooner than a single call.
         const STEPS: f64 = 256.0;
-        let always = caps.specialise == Specialise::Auto && caps.specialises(STEPS * problem.dims.flops());
+        let always = caps.specialise == Specialise::Auto
+            && caps.specialises(STEPS * problem.dims.flops(), problem.dims.seq_len_q * problem.dims.group());
         let specialise = if always { Specialise::Always } else { caps.specialise };
         let mut plan = Self::new(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm)?;
         let mut others = *problem;
