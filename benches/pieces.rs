@@ -1,0 +1,98 @@
+//! The pieces that a call is made of, one by one, so that what got slower can be found: `cargo bench --bench pieces [-- PART_OF_A_NAME]`.
+
+use divan::{Bencher, black_box};
+use wgpu_attention::cache::PagePool;
+use wgpu_attention::cpu::tiled;
+use wgpu_attention::layer::Linear;
+use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
+use wgpu_attention::rotary::{Pairing, Rotary};
+use wgpu_attention::{Algorithm, Alignment, Control, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, merge};
+
+fn main() {
+    // One thread: how many there are must not show.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("the first to ask");
+    divan::main();
+}
+
+fn numbers(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+fn prefill() -> Problem {
+    Problem::new(Dims::square(1, 8, 1024, 64)).causal(Alignment::BottomRight)
+}
+
+/// Validation and planning: what a new shape costs before anything is compiled.
+#[divan::bench]
+fn plan(bencher: Bencher<'_, '_>) {
+    let (problem, caps) = (prefill(), DeviceCaps::webgpu_defaults());
+    bencher.bench(|| Plan::new(black_box(&problem), &caps, Algorithm::Fused));
+}
+
+/// The text of a kernel made for one problem.
+#[divan::bench]
+fn compose(bencher: Bencher<'_, '_>) {
+    let caps = DeviceCaps { specialise: Specialise::Always, ..DeviceCaps::webgpu_defaults() };
+    let plan = Plan::new(&prefill(), &caps, Algorithm::Fused).expect("it fits");
+    bencher.bench(|| black_box(&plan).shaders());
+}
+
+/// The CPU path: what is left of a call when there is next to no arithmetic, then products and softmax, then reading keys.
+#[divan::bench(args = ["nothing 1,1,1,16,16,16", "arithmetic 1,1,1,256,256,64", "memory 1,4,1,1,16384,64"])]
+fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
+    let sizes: Vec<usize> = shape.rsplit(' ').next().unwrap_or_default().split(',').filter_map(|size| size.parse().ok()).collect();
+    let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else { unreachable!("six sizes") };
+    let problem = Problem::new(Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim });
+    let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
+    let inputs = Inputs::new(&query, &key, &value);
+    let mut outputs = Outputs::default();
+    bencher.bench_local(|| tiled::attention_into(&problem, &inputs, &mut outputs, &mut Control::default()).expect("it is valid"));
+}
+
+/// A layer's projection of 128 rows, 512 x 512.
+#[divan::bench]
+fn projection(bencher: Bencher<'_, '_>) {
+    let linear = Linear::new(numbers(512 * 512), None, 512).expect("it is valid");
+    let x = numbers(128 * 512);
+    bencher.bench(|| linear.forward(black_box(&x)));
+}
+
+/// From f32 to the other ways to store, 64 Ki numbers.
+#[divan::bench(args = [DType::F16, DType::BF16, DType::Q8, DType::Q4])]
+fn store(bencher: Bencher<'_, '_>, dtype: DType) {
+    let data = numbers(1 << 16);
+    bencher.bench(|| HostVec::from_f32(dtype, black_box(&data)));
+}
+
+/// 32 heads of 128 of one token.
+#[divan::bench]
+fn rotate(bencher: Bencher<'_, '_>) {
+    let rotary = Rotary::new(Pairing::HalfSplit, 10_000.0, 128, 4096).expect("it is valid");
+    let mut token = numbers(32 * 128);
+    bencher.bench_local(|| rotary.apply_tokens(black_box(&mut token), 32, 128, &[1234]));
+}
+
+/// 8 parts of 32 rows of 128.
+#[divan::bench]
+fn merge_parts(bencher: Bencher<'_, '_>) {
+    let (output, lse) = (numbers(32 * 128), numbers(32));
+    let parts: Vec<Part<'_>> = (0..8).map(|_| Part { output: &output, lse: &lse }).collect();
+    bencher.bench(|| merge(black_box(&parts)));
+}
+
+/// The bookkeeping of 64 sequences that each get a token.
+#[divan::bench]
+fn page_bookkeeping(bencher: Bencher<'_, '_>) {
+    let mut pool = PagePool::new(16, 64 * 64).expect("it is valid");
+    let ids: Vec<_> = (0..64).map(|_| pool.start()).collect();
+    let mut length = 0;
+    bencher.bench_local(|| {
+        length += 1;
+        if length > 1000 {
+            ids.iter().for_each(|&id| drop(pool.truncate(id, 0).expect("it is there")));
+            length = 1;
+        }
+        ids.iter().for_each(|&id| drop(pool.append(id, 1).expect("there are pages enough")));
+        pool.table(&ids)
+    });
+}
