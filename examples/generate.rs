@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
-use wgpu_attention::gpu::{CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{
@@ -131,7 +131,56 @@ impl Model {
 /// The cache of a model, in host memory or on a device.
 enum Cache<'a> {
     Host { engine: &'a Engine, layers: Vec<KvCache>, ids: Vec<SequenceId> },
-    Device { gpu: &'a Gpu, cache: Box<DeviceCache>, rotary: DeviceRotary },
+    Device { gpu: &'a Gpu, cache: Box<DeviceCache>, rotary: DeviceRotary, bound: Vec<BoundLayer> },
+}
+
+/// A layer bound for some texts and a number of new tokens: used again for every step of that kind.
+struct BoundLayer {
+    layer: usize,
+    texts: Range<usize>,
+    seq_len: usize,
+    query: wgpu::Buffer,
+    key: wgpu::Buffer,
+    value: wgpu::Buffer,
+    output: wgpu::Buffer,
+    append: Bound,
+    attention: Bound,
+}
+
+impl BoundLayer {
+    fn new(gpu: &Gpu, cache: &DeviceCache, rotary: &DeviceRotary, layer: usize, texts: Range<usize>, seq_len: usize) -> Result<Self> {
+        let mut problem = cache.problem(texts.len(), HEADS, seq_len).causal(Alignment::BottomRight);
+        (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
+        let tokens = texts.len() * seq_len;
+        let [query, output] = [(); 2].map(|()| empty(gpu, tokens * HEADS * HEAD_DIM));
+        let [key, value] = [(); 2].map(|()| empty(gpu, tokens * KV_HEADS * HEAD_DIM));
+        let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+        let new = NewTokens {
+            key: key.as_entire_buffer_binding(),
+            key_spec: spec,
+            value: value.as_entire_buffer_binding(),
+            value_spec: spec,
+            rotary: Some(rotary),
+            query: Some((query.as_entire_buffer_binding(), problem.query, HEADS)),
+        };
+        let append = cache.append(layer, texts.clone(), seq_len, &new)?;
+        let attention = cache.attention(&problem, texts.start, Algorithm::Auto)?;
+        let attention = attention.bind(cache, layer, &QueryBindings::new(&query, &output))?;
+        Ok(Self { layer, texts, seq_len, query, key, value, output, append, attention })
+    }
+
+    fn run(&self, gpu: &Gpu, data: [&[f32]; 3]) -> Result<Vec<f32>> {
+        for (buffer, data) in [&self.query, &self.key, &self.value].into_iter().zip(data) {
+            gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(data));
+        }
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            self.append.record_in(&mut pass);
+            self.attention.record_in(&mut pass);
+        }
+        read(gpu, encoder, &self.output)
+    }
 }
 
 impl<'a> Cache<'a> {
@@ -151,7 +200,7 @@ impl<'a> Cache<'a> {
             cache.start()?;
         }
         println!("cache: {} KiB on the device", cache.bytes() >> 10);
-        Ok(Self::Device { gpu, cache: Box::new(cache), rotary: DeviceRotary::new(gpu, &model.rotary)? })
+        Ok(Self::Device { gpu, cache: Box::new(cache), rotary: DeviceRotary::new(gpu, &model.rotary)?, bound: Vec::new() })
     }
 
     /// The next token after the new ones of some texts, as many of each, which the cache takes in.
@@ -192,41 +241,21 @@ impl<'a> Cache<'a> {
                     Inputs { kv_lengths: &table.kv_lengths, page_table: &table.entries, ..Inputs::new(&query, cache.key(), cache.value()) };
                 Ok(engine.attention(&problem, &inputs)?.output.into_f32())
             }
-            Self::Device { gpu, cache, rotary } => {
-                let mut problem = cache.problem(texts.len(), HEADS, seq_len).causal(Alignment::BottomRight);
-                (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
-                let [query, key, value] = [&query, &key, &value].map(|data| upload(gpu, data));
-                let output = upload(gpu, &vec![0.0; problem.output_len()]);
-                let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-                let new = NewTokens {
-                    key: key.as_entire_buffer_binding(),
-                    key_spec: spec,
-                    value: value.as_entire_buffer_binding(),
-                    value_spec: spec,
-                    rotary: Some(rotary),
-                    query: Some((query.as_entire_buffer_binding(), problem.query, HEADS)),
-                };
-                let append = cache.append(layer, texts.clone(), seq_len, &new)?;
-                let attention = cache.attention(&problem, texts.start, Algorithm::Auto)?;
-                let attention = attention.bind(cache, layer, &QueryBindings::new(&query, &output))?;
-                let mut encoder = gpu.device().create_command_encoder(&Default::default());
-                {
-                    let mut pass = encoder.begin_compute_pass(&Default::default());
-                    append.record_in(&mut pass);
-                    attention.record_in(&mut pass);
+            Self::Device { gpu, cache, rotary, bound } => {
+                let known = |bound: &BoundLayer| (bound.layer, &bound.texts, bound.seq_len) == (layer, &texts, seq_len);
+                let at = bound.iter().position(known).unwrap_or(bound.len());
+                if at == bound.len() {
+                    bound.push(BoundLayer::new(gpu, cache, rotary, layer, texts, seq_len)?);
                 }
-                read(gpu, encoder, &output)
+                bound[at].run(gpu, [&query, &key, &value])
             }
         }
     }
 }
 
-fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
+fn empty(gpu: &Gpu, len: usize) -> wgpu::Buffer {
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-    let size = 4 * data.len() as u64;
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
-    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
-    buffer
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: 4 * len as u64, usage, mapped_at_creation: false })
 }
 
 fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> Result<Vec<f32>> {
@@ -242,15 +271,12 @@ fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> 
     Ok(bytemuck::pod_collect_to_vec(&view))
 }
 
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let backend: Backend = arguments.next().map_or(Ok(Backend::Auto), |name| name.parse())?;
-    let dtype: DType = arguments.next().map_or(Ok(DType::F32), |name| name.parse())?;
-    let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
+/// Writes; gives how many tokens are what the model says from the start, and how many there are.
+pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     println!("on {}: {}", engine.chosen(), engine.why());
     let model = Model::new()?;
     let mut texts: Vec<Vec<usize>> = [1, 5, 17].map(|length| (0..length).map(|i| (i * 37 + length) % VOCABULARY).collect()).into();
-    let mut cache = Cache::new(&engine, &model, texts.len(), dtype)?;
+    let mut cache = Cache::new(engine, &model, texts.len(), dtype)?;
     // Prompts one by one, then a token of each text at a time.
     let mut next = Vec::new();
     for (number, text) in texts.iter().enumerate() {
@@ -259,7 +285,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let (mut same, mut all) = (0, 0);
     for _ in 0..STEPS {
         for (text, &token) in texts.iter_mut().zip(&next) {
-            same += usize::from(token == model.next_from_the_start(&engine, text)?);
+            same += usize::from(token == model.next_from_the_start(engine, text)?);
             all += 1;
             text.push(token);
         }
@@ -269,6 +295,15 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         println!("{text:?}");
     }
     println!("{same} of {all} tokens are what the model says from the start, {dtype} keys and values");
+    Ok((same, all))
+}
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let backend: Backend = arguments.next().map_or(Ok(Backend::Auto), |name| name.parse())?;
+    let dtype: DType = arguments.next().map_or(Ok(DType::F32), |name| name.parse())?;
+    let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
+    let (same, all) = write(&engine, dtype)?;
     assert!(dtype != DType::F32 || same == all, "the cache changed what the model says");
     Ok(())
 }

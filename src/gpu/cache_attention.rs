@@ -65,7 +65,7 @@ impl CacheAttention {
                 }
             }
             let words = CacheWords { kv_lengths, page_table, num_heads: problem.dims.num_heads, first_head };
-            let plan = Plan::on_cache(&part, gpu.caps(), algorithm, words)?;
+            let plan = Plan::on_cache(&part, gpu.caps(), algorithm, gpu.fastest(&part), words)?;
             Attention::of_plan(gpu, &part, plan, Some(state.clone()))
         };
         Ok(Self { banks: (0..banks).map(of_bank).collect::<Result<_>>()? })

@@ -115,10 +115,13 @@ impl Gpu {
 
     /// Plans with the fastest kernel that was found for problems of this class.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
+        Plan::with_kernel(problem, self.caps(), algorithm, self.fastest(problem))
+    }
+
+    /// The fastest kernel that was found for problems of this class.
+    pub(super) fn fastest(&self, problem: &Problem) -> Option<Kernel> {
         let tuned = self.tuned();
-        let kernel = if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() };
-        drop(tuned);
-        Plan::with_kernel(problem, self.caps(), algorithm, kernel)
+        if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() }
     }
 
     /// Drops what was prepared with kernels that are no longer the ones to take.

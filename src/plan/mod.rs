@@ -138,13 +138,19 @@ impl Plan {
 
     /// The same for a problem whose lengths and page table are words of a cache's state. The tables buffer has neither; the grid is for the
     /// longest sequences that there can be, and workgroups that find no keys end at once.
-    pub(crate) fn on_cache(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, words: CacheWords) -> Result<Self> {
+    pub(crate) fn on_cache(
+        problem: &Problem,
+        caps: &DeviceCaps,
+        algorithm: Algorithm,
+        kernel: Option<Kernel>,
+        words: CacheWords,
+    ) -> Result<Self> {
         // What is replayed step after step is worth a kernel of its own sooner than a single call.
-        const STEPS: f64 = 256.0;
+        const STEPS: f64 = 32.0;
         let always = caps.specialise == Specialise::Auto
             && caps.specialises(STEPS * problem.dims.flops(), problem.dims.seq_len_q * problem.dims.group());
         let specialise = if always { Specialise::Always } else { caps.specialise };
-        let mut plan = Self::new(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm)?;
+        let mut plan = Self::with_kernel(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm, kernel)?;
         let mut others = *problem;
         (others.paged, others.visibility.kv_lengths) = (None, false);
         others.dims.num_heads = words.num_heads;
