@@ -85,11 +85,11 @@ impl DeviceCaps {
         }
     }
 
-    /// Whether `flops` of work on `rows` query rows of a head are worth a kernel of their own. On a software adapter that takes half a
-    /// second to compile, of a slow compiler many, and less for few rows; it runs at tens of GFLOP/s where a general one reaches one.
-    pub(crate) fn specialises(&self, flops: f64, rows: usize) -> bool {
+    /// Whether `flops` of work are worth a kernel of their own. On a software adapter that takes half a second to compile, of a slow
+    /// compiler two or three, and runs at tens of GFLOP/s where a general one reaches one.
+    pub(crate) fn specialises(&self, flops: f64) -> bool {
         match self.specialise {
-            Specialise::Auto => self.class != DeviceClass::Software || flops > if self.slow_compiler && rows > 8 { 5e7 } else { 2e7 },
+            Specialise::Auto => self.class != DeviceClass::Software || flops > if self.slow_compiler { 5e7 } else { 2e7 },
             Specialise::Never => false,
             Specialise::Always => true,
         }

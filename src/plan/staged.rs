@@ -29,7 +29,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Pl
     let base = Params::new(problem, layout);
     let parts = parts(problem, caps)?;
     let matrix = if problem.want.weights { Place::Weights } else { Place::Scratch(0) };
-    let general = !caps.specialises(d.flops(), d.seq_len_q);
+    let general = !caps.specialises(d.flops());
     let mut steps = Vec::new();
     let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: Option<Place>| -> Result<()> {
         let key = variant(general, kernel, problem);
