@@ -67,7 +67,7 @@ impl Plan {
         let mut plan = Planner {
             problem,
             caps,
-            special: caps.specialises(2.5 * problem.dims.flops(), problem.dims.seq_len_q),
+            special: caps.specialises(2.5 * problem.dims.flops()),
             params: Params { table_words, first_table, ..Params::new(problem, layout.shifted(first_table)) },
             steps: Vec::new(),
             scratch: vec![4 * row_words],

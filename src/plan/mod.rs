@@ -147,8 +147,7 @@ impl Plan {
     ) -> Result<Self> {
         // What is replayed step after step is worth a kernel of its own sooner than a single call.
         const STEPS: f64 = 32.0;
-        let always = caps.specialise == Specialise::Auto
-            && caps.specialises(STEPS * problem.dims.flops(), problem.dims.seq_len_q * problem.dims.group());
+        let always = caps.specialise == Specialise::Auto && caps.specialises(STEPS * problem.dims.flops());
         let specialise = if always { Specialise::Always } else { caps.specialise };
         let mut plan = Self::with_kernel(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm, kernel)?;
         let mut others = *problem;
