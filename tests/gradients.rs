@@ -84,6 +84,9 @@ fn loss(engine: &Engine, case: &Case, d_output: &[f32]) -> f64 {
     output.iter().zip(d_output).map(|(&x, &d)| f64::from(x) * f64::from(d)).sum()
 }
 
+/// Its name, its gradients, and how to shift one of its numbers.
+type Tensor<'a> = (&'static str, Vec<f32>, &'a dyn Fn(&mut Case, usize, f32));
+
 /// Every engine's gradients are the differences of its own forward pass.
 #[test]
 fn gradients_are_central_differences() {
@@ -99,7 +102,7 @@ fn gradients_are_central_differences() {
             numbers[at] += x;
             *data = HostVec::F32(numbers);
         };
-        let tensors: [(&str, Vec<f32>, &dyn Fn(&mut Case, usize, f32)); 6] = [
+        let tensors: [Tensor<'_>; 6] = [
             ("query", wide(got.query), &|case, at, x| of_f32(&mut case.data.query, at, x)),
             ("key", wide(got.key), &|case, at, x| of_f32(&mut case.data.key, at, x)),
             ("value", wide(got.value), &|case, at, x| of_f32(&mut case.data.value, at, x)),

@@ -47,6 +47,9 @@ struct Case {
     packed: bool,
 }
 
+/// A tensor's name, its gradients, and its numbers in a case.
+type Part<T> = (String, Vec<f32>, Box<dyn Fn(&mut T) -> &mut Vec<f32>>);
+
 impl Case {
     fn new(appended: bool, packed: bool) -> Self {
         let outs = [HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM_V, WIDTHS[3]];
@@ -119,7 +122,7 @@ impl Case {
     /// Every gradient with the place of its numbers.
     fn check(&self, engine: &Engine) {
         let got = self.gradients(engine);
-        let mut parts: Vec<(String, Vec<f32>, Box<dyn Fn(&mut Self) -> &mut Vec<f32>>)> = vec![
+        let mut parts: Vec<Part<Self>> = vec![
             ("x_q".into(), got.query, Box::new(|case| &mut case.x[0])),
             ("x_k".into(), got.key, Box::new(|case| &mut case.x[1])),
             ("x_v".into(), got.value, Box::new(|case| &mut case.x[2])),

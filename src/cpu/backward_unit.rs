@@ -219,7 +219,6 @@ impl GradientTile {
 }
 
 /// Visits the panels of a unit and the blocks of keys that some of their rows see. `ended` gets each panel after its last block.
-#[expect(clippy::too_many_arguments, reason = "what a unit is, and what is done with its parts")]
 pub(super) fn visit(
     job: &Job<'_>,
     backward: &BackwardInputs<'_>,

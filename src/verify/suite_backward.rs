@@ -37,7 +37,7 @@ pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backwar
 /// The gradients of one case on every candidate that has an engine, as rows of the suite `gradients`.
 ///
 /// A software adapter takes half a second for each kernel, of which gradients need up to eight for each combination of storage types:
-/// there only f32 problems with narrow heads are run, which share theirs, and one in [`OTHERS`] of the rest; the others are skipped
+/// there only f32 problems with narrow heads are run, which share theirs, and one in twenty of the rest; the others are skipped
 /// with that reason.
 pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
     let engines: Vec<_> = candidates.iter().filter_map(|candidate| Some((candidate.name, candidate.engine?))).collect();

@@ -91,7 +91,7 @@ fn first_head_of_the_group(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, 
         let head = p.dims.seq_len_q * p.dims.head_dim_v;
         let mut d_output: Vec<f32> = (0..b.d_output.len()).map(|at| b.d_output.get(at)).collect();
         for (index, head) in d_output.chunks_mut(head.max(1)).enumerate() {
-            if index % p.dims.num_heads % p.dims.group() != 0 {
+            if !(index % p.dims.num_heads).is_multiple_of(p.dims.group()) {
                 head.fill(0.0);
             }
         }
