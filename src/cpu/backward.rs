@@ -106,7 +106,6 @@ pub(super) fn attention_on(
             }
         }
     }
-    drop(work);
     let bias = if want.bias { Some(super::backward_bias::gradient(&job, backward, threads, control)?) } else { None };
     control.report(1.0)?;
     Ok(Gradients { query, key, value, bias, relative_bias, sinks })

@@ -28,7 +28,7 @@ pub(super) fn gradient(job: &Job<'_>, backward: &BackwardInputs<'_>, threads: us
     let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
     for item in 0..job.items.len() {
         for kv_head in 0..job.problem.dims.num_kv_heads {
-            for unit in units(job.problem, &job.items, item, kv_head) {
+            for unit in units(job.problem, job.items, item, kv_head) {
                 let own = |axis: usize, index: usize| if shape.0[axis] == 1 { 0 } else { index };
                 groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
             }

@@ -6,7 +6,8 @@ use super::gradient::{Gradient, NOTHING_SEEN, Slope};
 use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::Product;
 use super::shared::{Buffer, LINE};
-use super::unit::{Hiding, Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
+use super::tile::{Hiding, Tile};
+use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{BackwardInputs, ScoreOrder, WantGradients};
 
@@ -219,7 +220,6 @@ impl GradientTile {
 }
 
 /// Visits the panels of a unit and the blocks of keys that some of their rows see. `ended` gets each panel after its last block.
-#[expect(clippy::too_many_arguments, reason = "what a unit is, and what is done with its parts")]
 pub(super) fn visit(
     job: &Job<'_>,
     backward: &BackwardInputs<'_>,
