@@ -46,7 +46,7 @@ impl Dropout {
 
 /// Philox4x32-10 of N counters.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "the lanes of four arrays side by side")]
+#[expect(clippy::needless_range_loop, reason = "the same lane of four words")]
 fn philox<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
     const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

@@ -5,7 +5,7 @@ use std::path::Path;
 /// Modules by floor, lowest first, as docs/architecture.md draws them.
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype", "blocks"],
-    &["tensor", "visibility", "paged", "dropout", "problem", "gradients", "control", "choice", "rotary"],
+    &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "gradients", "control", "choice", "rotary"],
     &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
     &["engine", "tune"],

@@ -6,7 +6,8 @@ use super::gradient::{Gradient, NOTHING_SEEN, Slope};
 use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::Product;
 use super::shared::{Buffer, LINE};
-use super::unit::{Hiding, Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
+use super::tile::{Hiding, Tile};
+use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{BackwardInputs, ScoreOrder, WantGradients};
 

@@ -19,6 +19,7 @@ mod simd_neon;
 mod simd_x86;
 mod softmax;
 mod staged;
+mod tile;
 mod unit;
 mod visible;
 

@@ -194,7 +194,7 @@ impl Kernel for Weights<'_> {
 /// n is rounded, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are n + 127.
 /// Reducing x itself, with ln 2 in two parts, is closer for large |x|, where softmax does not see it, and takes a quarter longer.
 #[inline(always)]
-#[expect(clippy::approx_constant, reason = "near ln 2, not it: the polynomial is the closest as a whole")]
+#[expect(clippy::approx_constant, reason = "a minimax coefficient near ln 2, not ln 2")]
 pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
     const ROUND: f32 = 12_582_912.0 + 127.0;
     // SAFETY: passed on from the caller.

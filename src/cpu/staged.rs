@@ -3,7 +3,8 @@
 use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
 use super::softmax::Weights;
-use super::unit::{Job, KEY_BLOCK, Panel, Tile, Unit, key_rows};
+use super::tile::Tile;
+use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::ScoreStage;
 use crate::problem::Operand;
 

@@ -3,17 +3,16 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
-use super::gradient::Keep;
 use super::narrow::Narrow;
 use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::Product;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
-use super::softmax::{Modify, Softmax};
-use super::visible::{Extra, ExtraKind, Item};
-use crate::dropout::Drop;
+use super::softmax::Softmax;
+use super::tile::{Hiding, Tile};
+use super::visible::Item;
 use crate::problem::Operand;
-use crate::{HostSlice, Inputs, Problem, ScoreOrder, ScoreStage};
+use crate::{HostSlice, Inputs, Problem, ScoreStage};
 
 /// Keys between two rescalings of the output. Ice Lake with AVX-512, one thread, 1x1x1024x64, GFLOP/s: 64 keys 140, 96 139,
 /// 128 132, 192 130, 256 133. Weights and queries of a panel then leave room in a first-level cache of 48 KiB.
@@ -68,9 +67,9 @@ pub(super) struct Panel {
     /// Keys that some row sees.
     pub(super) some: Range<usize>,
     /// Keys that every row sees.
-    all: Range<usize>,
+    pub(super) all: Range<usize>,
     /// Of each lane.
-    seen: Vec<Range<usize>>,
+    pub(super) seen: Vec<Range<usize>>,
     started: bool,
     pub(super) query: Buffer,
     output: Buffer,
@@ -88,19 +87,6 @@ pub(super) struct Scratch {
     narrow: Narrow,
 }
 
-/// Scores of one panel and one block of keys, and what it takes to make them.
-#[derive(Default)]
-pub(super) struct Tile {
-    pub(super) scores: Buffer,
-    extra: Buffer,
-    pub(super) rows: Buffer,
-    bounds: Buffer,
-    alpha: Buffer,
-    pub(super) clean: Buffer,
-    pub(super) kept: Buffer,
-    lanes: [Vec<u32>; 2],
-}
-
 /// A block of keys and their values.
 struct Block<'a> {
     keys: Range<usize>,
@@ -114,19 +100,6 @@ impl Block<'_> {
     fn is_finite(&self) -> bool {
         *self.finite.get_or_init(|| (0..self.keys.len()).all(|j| all_finite(self.value.row(j))))
     }
-}
-
-/// What softmax needs besides the scores.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hiding {
-    /// Every pair is visible, nothing is added.
-    Nothing,
-    /// Keys are hidden by the rows' intervals.
-    Bounds,
-    /// There is an additive part, which hides too.
-    Extra,
-    /// No pair is visible.
-    Everything,
 }
 
 /// The keys or the values of a block, in place if that is wanted and possible.
@@ -238,109 +211,6 @@ impl Panel {
 }
 
 impl Tile {
-    /// Finds out what is hidden of a panel and these keys, and lays out the additive part.
-    pub(super) fn hide(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Hiding {
-        let width = panel.width;
-        if Item::has_extra(job.problem) {
-            let rows = self.rows.take(width * keys.len());
-            rows[panel.rows * keys.len()..].fill(0.0);
-            let mut kind = ExtraKind::Mixed;
-            job.isa.run(Extra {
-                job,
-                unit,
-                rows: panel.first..panel.first + panel.rows,
-                keys: keys.clone(),
-                to: rows,
-                step: keys.len(),
-                kind: &mut kind,
-            });
-            match kind {
-                ExtraKind::Zero => return Hiding::Nothing,
-                ExtraKind::AllHidden => return Hiding::Everything,
-                ExtraKind::Mixed => {}
-            }
-            job.isa.run(Transpose {
-                rows: width,
-                columns: keys.len(),
-                from: rows,
-                from_step: keys.len(),
-                to: self.extra.take(width * keys.len()),
-                to_step: width,
-            });
-            return Hiding::Extra;
-        }
-        if panel.all.start <= keys.start && keys.end <= panel.all.end {
-            return Hiding::Nothing;
-        }
-        let (first, end) = self.bounds.take(2 * width).split_at_mut(width);
-        first.fill(0.0);
-        end.fill(keys.len() as f32);
-        for (r, seen) in panel.seen.iter().enumerate() {
-            first[r] = (seen.start.clamp(keys.start, keys.end) - keys.start) as f32;
-            end[r] = (seen.end.clamp(keys.start, keys.end) - keys.start) as f32;
-        }
-        Hiding::Bounds
-    }
-
-    /// Scores as [key][lane] before softcap and biases.
-    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>, keys: usize) {
-        let head_dim = job.problem.dims.head_dim;
-        job.isa.run(Product {
-            panel: panel.width,
-            count: keys,
-            depth: head_dim,
-            a: key.data,
-            row_step: key.step,
-            depth_step: 1,
-            b: panel.query.take(panel.width * head_dim),
-            b_step: panel.width,
-            c: self.scores.take(panel.width * keys),
-            c_step: panel.width,
-            alpha: None,
-        });
-    }
-
-    /// Softcap, biases, and -inf where hidden.
-    pub(super) fn modify(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
-        let width = panel.width;
-        if hiding == Hiding::Everything {
-            return self.scores.take(width * keys).fill(f32::NEG_INFINITY);
-        }
-        if hiding == Hiding::Nothing && job.problem.softcap.is_none() {
-            return;
-        }
-        let bounds = self.bounds.take(2 * width).split_at(width);
-        job.isa.run(Modify {
-            panel: width,
-            scores: self.scores.take(width * keys),
-            softcap: job.problem.softcap,
-            bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
-            extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
-            bounds: (hiding == Hiding::Bounds).then_some(bounds),
-        });
-    }
-
-    /// Biases, and -inf where hidden, on scores that have their softcap.
-    pub(super) fn add_and_hide(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
-        let width = panel.width;
-        let bounds = self.bounds.take(2 * width).split_at(width);
-        job.isa.run(Modify {
-            panel: width,
-            scores: self.scores.take(width * keys),
-            softcap: None,
-            bias_first: false,
-            extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
-            bounds: (hiding == Hiding::Bounds).then_some(bounds),
-        });
-    }
-
-    /// Softcap alone, where it comes before the biases.
-    pub(super) fn cap(&mut self, job: &Job<'_>, panel: &Panel, keys: usize) {
-        if job.problem.score_order == ScoreOrder::SoftcapThenBias && job.problem.softcap.is_some() {
-            self.modify(job, panel, keys, Hiding::Nothing);
-        }
-    }
-
     /// Takes the block's keys into the panel's maximum, sum and output, as far as some row sees them.
     fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>) {
         let keys = &(panel.some.start.max(block.keys.start)..panel.some.end.min(block.keys.end));
@@ -388,21 +258,6 @@ impl Tile {
         }
     }
 
-    /// What dropout multiplies the weights of a panel and these keys by, as [key][lane].
-    pub(super) fn keep(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> &[f32] {
-        let batch = job.items[unit.item].batch;
-        let lanes = |r: usize| unit.row(job.problem, panel.first + r.min(panel.rows - 1));
-        self.lanes[0].clear();
-        self.lanes[0].extend((0..panel.width).map(|r| lanes(r).1 as u32));
-        self.lanes[1].clear();
-        self.lanes[1].extend((0..panel.width).map(|r| (batch * job.problem.dims.num_heads + lanes(r).0) as u32));
-        let kept = self.kept.take(panel.width * keys.len());
-        let drop = job.problem.drop().unwrap_or(Drop::NOTHING);
-        let [rows, pairs] = &self.lanes;
-        job.isa.run(Keep { rows, pairs, keys: keys.clone(), dropout: job.inputs.dropout, drop, to: kept });
-        kept
-    }
-
     /// The share of values that are NaN or infinite, in the rows that see them and only there: a weight of 0 times
     /// infinity must not get into the others.
     fn add_not_finite(&mut self, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>, hiding: Hiding) {
@@ -416,16 +271,6 @@ impl Tile {
                     }
                 }
             }
-        }
-    }
-
-    /// Whether the row in this lane sees the j-th of these keys; after [`Self::hide`] for them.
-    pub(super) fn sees(&self, panel: &Panel, keys: &Range<usize>, hiding: Hiding, lane: usize, j: usize) -> bool {
-        match hiding {
-            Hiding::Nothing => true,
-            Hiding::Everything => false,
-            Hiding::Bounds => panel.seen[lane].contains(&(keys.start + j)),
-            Hiding::Extra => self.extra.get(j * panel.width + lane) != f32::NEG_INFINITY,
         }
     }
 }

@@ -5,13 +5,15 @@ mod key;
 mod linear;
 mod params;
 mod prelude;
+mod shapes;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+pub(crate) use key::{Access, Kernel, KernelKey, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
 pub(crate) use params::Params;
+pub(crate) use shapes::{FewShape, GradientShape, KeySide, RowShape, TileShape};
 
 /// The text of a kernel, and where its lines come from.
 pub(crate) struct Source {

@@ -1,0 +1,143 @@
+//! How the workgroups of the fused kernels and of those for gradients share their work.
+
+/// How a workgroup of the tiles kernel shares its work: `threads / cols * rows` query rows by `cols * keys` keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TileShape {
+    pub(crate) threads: u32,
+    /// Query rows of a thread.
+    pub(crate) rows: u32,
+    /// Threads that share a query row.
+    pub(crate) cols: u32,
+    /// Keys of a thread, of each tile.
+    pub(crate) keys: u32,
+    /// Rows are reduced by subgroup shuffles instead of through workgroup memory.
+    pub(crate) subgroups: bool,
+}
+
+impl TileShape {
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.threads / self.cols * self.rows
+    }
+
+    pub(crate) const fn block_keys(self) -> u32 {
+        self.cols * self.keys
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/tiles.wgsl and shaders/lib/block.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        let head_vecs = head_dim.div_ceil(4);
+        let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
+        let stride = if head_vecs > value_vecs { head_vecs } else { value_vecs } + 1;
+        let query_tile = 16 * self.block_rows() * head_vecs;
+        let tile = 16 * self.block_keys() * stride;
+        let weight_tile = 4 * self.block_keys() * (self.block_rows() + 4);
+        let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
+        query_tile + tile + weight_tile + row_partial + 12
+    }
+}
+
+/// How a workgroup of the rows kernel shares its work: `threads * rows` query rows by tiles of `keys` keys, `step` of them at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RowShape {
+    pub(crate) threads: u32,
+    /// Query rows of a thread.
+    pub(crate) rows: u32,
+    pub(crate) keys: u32,
+    pub(crate) step: u32,
+    /// Threads of a subgroup, whose lanes load the keys and shuffle them round; 0 where keys go through workgroup memory.
+    pub(crate) lanes: u32,
+}
+
+impl RowShape {
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.threads * self.rows
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl and shaders/lib/block.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        if self.lanes > 0 { 8 } else { 16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 12 }
+    }
+}
+
+/// How a workgroup of the few kernel shares its work: one subgroup of `lanes` threads takes `rows` query rows by `lanes` keys at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FewShape {
+    pub(crate) lanes: u32,
+    pub(crate) rows: u32,
+}
+
+impl FewShape {
+    /// Keys of which a mask is looked at together.
+    pub(crate) const fn block_keys(self) -> u32 {
+        4 * self.lanes
+    }
+}
+
+/// What a key-gradient kernel gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeySide {
+    Both,
+    Key,
+    Value,
+}
+
+/// How a workgroup of a gradient kernel shares its work: it owns some rows or keys, and goes over the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GradientShape {
+    /// `threads / cols * own` owned ones and `cols * stream` others at a time: shaders/backward/tiles.wgsl.
+    Tiles {
+        threads: u32,
+        /// Owned by a thread.
+        own: u32,
+        /// Threads that share what is owned.
+        cols: u32,
+        /// Of the others, a thread's of each tile.
+        stream: u32,
+    },
+    /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time:
+    /// shaders/backward/vectors.wgsl.
+    Vectors { threads: u32, own: u32, tile: u32, stream: u32 },
+}
+
+impl GradientShape {
+    pub(crate) const fn block_own(self) -> u32 {
+        match self {
+            Self::Tiles { threads, own, cols, .. } => threads / cols * own,
+            Self::Vectors { threads, own, .. } => threads * own,
+        }
+    }
+
+    pub(crate) const fn block_stream(self) -> u32 {
+        match self {
+            Self::Tiles { cols, stream, .. } => cols * stream,
+            Self::Vectors { tile, .. } => tile,
+        }
+    }
+
+    pub(crate) const fn threads(self) -> u32 {
+        match self {
+            Self::Tiles { threads, .. } | Self::Vectors { threads, .. } => threads,
+        }
+    }
+
+    /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/block.wgsl.
+    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
+        let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
+        let Self::Tiles { cols, .. } = self else { return 16 * self.block_stream() * (head_vecs + value_vecs) + 12 };
+        let strides = head_vecs.div_ceil(cols) * cols + value_vecs.div_ceil(cols) * cols + 2;
+        let own = 16 * self.block_own() * (head_vecs + value_vecs);
+        let others = 16 * self.block_stream() * strides;
+        let pairs = 4 * self.block_stream() * (self.block_own() + 4);
+        own + others + pairs + if weights { pairs } else { 4 } + 12
+    }
+}
+
+impl std::fmt::Display for GradientShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, own, stream) = match *self {
+            Self::Tiles { own, stream, .. } => ("tiles", own, stream),
+            Self::Vectors { own, stream, .. } => ("vectors", own, stream),
+        };
+        write!(f, "{kind} {}x{}, {} threads of {own}x{stream}", self.block_own(), self.block_stream(), self.threads())
+    }
+}

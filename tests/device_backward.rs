@@ -1,0 +1,137 @@
+//! Gradients recorded into an app's own encoder, on its own buffers; followed, stopped and awaited from the host; and what they need.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::buffers::{devices, empty, numbers, read, upload};
+use wgpu_attention::gpu::{Attention, Backward, BackwardBindings, Bindings, Gpu, ShaderOptions};
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan};
+use wgpu_attention::wgpu::{self, Buffer};
+use wgpu_attention::{
+    Algorithm, Alignment, Backend, BackwardInputs, Control, Dims, Engine, EngineOptions, Error, Inputs, Problem, WantGradients,
+};
+
+fn problem() -> Problem {
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::square(2, 4, 37, 16) };
+    Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_lse() }
+}
+
+/// Forward and backward in one encoder of the app's: nothing runs before it submits, and recording again gives the same bits.
+#[test]
+fn forward_and_backward_in_one_encoder() {
+    let problem = problem();
+    let want = WantGradients::all(&problem);
+    let (query, key, value) = (numbers(problem.query_len(), 1), numbers(problem.key_len(), 2), numbers(problem.value_len(), 3));
+    let (d_output, sinks) = (numbers(problem.output_len(), 4), numbers(4, 5));
+    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
+    let inputs = Inputs { sinks: &sinks, ..Inputs::new(&query, &key, &value) };
+    let forward = cpu.attention(&problem, &inputs).expect("valid");
+    let lse = forward.lse.expect("it is wanted");
+    let backward = BackwardInputs { output: forward.output.as_slice(), lse: &lse, d_output: (&d_output).into() };
+    let expected = cpu.backward(&problem, &inputs, &backward, &want).expect("valid");
+
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let gpu = Gpu::from_device(device.clone(), queue.clone());
+        let up = |data: &[f32]| upload(&device, &queue, data);
+        let (query, key, value, d_output, tables) = (up(&query), up(&key), up(&value), up(&d_output), up(&sinks));
+        let [output, lse, d_query, d_key, d_value, d_sinks] =
+            [problem.output_len(), problem.lse_len(), problem.query_len(), problem.key_len(), problem.value_len(), 4]
+                .map(|len| empty(&device, len));
+        let whole = Buffer::as_entire_buffer_binding;
+        let attention = Attention::new(&gpu, &problem, Algorithm::Fused).expect("planned");
+        let (some_lse, some_tables) = (Some(whole(&lse)), Some(whole(&tables)));
+        let bindings = Bindings { lse: some_lse, tables: some_tables.clone(), ..Bindings::new(&query, &key, &value, &output) };
+        let forward = attention.bind(&bindings).expect("bound");
+        let backward = Backward::new(&gpu, &problem, &want).expect("planned");
+        let bindings = BackwardBindings {
+            query: whole(&query),
+            key: whole(&key),
+            value: whole(&value),
+            output: whole(&output),
+            lse: whole(&lse),
+            d_output: whole(&d_output),
+            tables: some_tables,
+            bias: None,
+            mask: None,
+            d_query: Some(whole(&d_query)),
+            d_key: Some(whole(&d_key)),
+            d_value: Some(whole(&d_value)),
+            d_bias: None,
+            d_relative_bias: None,
+            d_sinks: Some(whole(&d_sinks)),
+        };
+        let bound = backward.bind(&bindings).expect("bound");
+        let missing = backward.bind(&BackwardBindings { d_sinks: None, ..bindings.clone() });
+        assert!(matches!(missing.err(), Some(Error::Invalid { argument: "d_sinks", .. })));
+        let short = backward.bind(&BackwardBindings { d_key: Some(whole(&d_sinks)), ..bindings.clone() });
+        assert!(matches!(short.err(), Some(Error::Invalid { argument: "d_key", .. })));
+
+        let results = [&d_query, &d_key, &d_value, &d_sinks];
+        let mut encoder = device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            forward.record_in(&mut pass);
+            bound.record_in(&mut pass);
+        }
+        assert!(read(&device, &queue, &d_query).iter().all(|&x| x == 0.0), "something ran before the app submitted");
+        queue.submit([encoder.finish()]);
+        let got = results.map(|buffer| read(&device, &queue, buffer));
+        let stored = [&expected.query, &expected.key, &expected.value].map(|gradient| gradient.as_ref().expect("wanted").to_f32());
+        let [e_query, e_key, e_value] = stored;
+        for (got, expected) in got.iter().zip([e_query, e_key, e_value, expected.sinks.clone().expect("wanted")]) {
+            assert_eq!(got.len(), expected.len());
+            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max);
+            assert!(worst < 2e-5, "{worst}");
+        }
+        let mut encoder = device.create_command_encoder(&Default::default());
+        bound.record(&mut encoder);
+        queue.submit([encoder.finish()]);
+        assert_eq!(results.map(|buffer| read(&device, &queue, buffer)), got, "recorded again");
+    }
+}
+
+/// The host's call reports progress, stops when told to, and can be awaited.
+#[test]
+fn backward_is_followed_stopped_and_awaited() {
+    let problem = Problem::new(Dims::square(2, 2, 90, 16)).with_lse();
+    let data = numbers(problem.query_len(), 7);
+    let inputs = Inputs::new(&data, &data, &data);
+    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
+    let gpus = common::gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
+    for engine in std::iter::once(cpu).chain(gpus) {
+        let forward = engine.attention(&problem, &inputs).expect("valid");
+        let lse = forward.lse.expect("it is wanted");
+        let backward = BackwardInputs { output: forward.output.as_slice(), lse: &lse, d_output: (&data).into() };
+        let want = WantGradients::default();
+        let expected = engine.backward(&problem, &inputs, &backward, &want).expect("valid");
+        let mut last = 0.0;
+        let mut follow = |done: f64| {
+            assert!(done >= last);
+            last = done;
+            ControlFlow::Continue(())
+        };
+        let control = &mut Control::new(&mut follow);
+        let awaited = pollster::block_on(engine.backward_async(&problem, &inputs, &backward, &want, control)).expect("valid");
+        assert_eq!(awaited, expected, "{}", engine.chosen());
+        assert_eq!(last, 1.0, "{}", engine.chosen());
+        let mut stop = |_: f64| ControlFlow::Break(());
+        let stopped = engine.backward_controlled(&problem, &inputs, &backward, &want, &mut Control::new(&mut stop));
+        assert_eq!(stopped, Err(Error::Cancelled), "{}", engine.chosen());
+    }
+}
+
+/// What is needed besides the operands grows with the rows, not with the pairs; more than a dispatch may take is cut.
+#[test]
+fn a_backward_pass_needs_little_memory() {
+    for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {
+        let caps = DeviceCaps { class, ..DeviceCaps::webgpu_defaults() };
+        let of = |seq_len: usize| {
+            let problem = Problem::new(Dims::square(1, 1, seq_len, 64)).causal(Alignment::TopLeft);
+            Plan::backward(&problem, &WantGradients::default(), &caps).expect("it can be planned")
+        };
+        let operands = 4 * 16_384 * 64 * 4;
+        assert!(of(16_384).scratch_bytes() <= operands / 32, "{class:?}: {} B", of(16_384).scratch_bytes());
+        assert_eq!(of(16_384).scratch_bytes(), 2 * of(8192).scratch_bytes(), "{class:?}");
+    }
+}
