@@ -46,14 +46,15 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-fn devices() -> [DeviceCaps; 4] {
+fn devices() -> [DeviceCaps; 5] {
     let defaults = DeviceCaps::webgpu_defaults();
     let software =
         DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, subgroup_max: 8, workgroup_bytes: 32768, ..defaults.clone() };
     [
         defaults.clone(),
         DeviceCaps { specialise: Specialise::Never, ..software.clone() },
-        DeviceCaps { specialise: Specialise::Always, ..software },
+        DeviceCaps { specialise: Specialise::Always, ..software.clone() },
+        DeviceCaps { specialise: Specialise::Always, subgroup_size: 16, subgroup_max: 16, ..software },
         DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, subgroup_max: 32, workgroup_bytes: 49152, ..defaults },
     ]
 }
