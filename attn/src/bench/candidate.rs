@@ -43,7 +43,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
     let mut found: Vec<Candidate> = Vec::new();
     for backend in backends {
         let engine = backend::open(backend, Algorithm::Fused, false)?;
-        if found.iter().any(|candidate| candidate.adapter == engine.chosen().to_string()) {
+        if found.iter().any(|candidate| candidate.adapter == engine.chosen()) {
             continue;
         }
         if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
