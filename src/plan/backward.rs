@@ -21,13 +21,27 @@ const TILES: &[(usize, GradientShape)] = &[
 
 /// Shapes for a software adapter, with the least of rows or keys and the widest head for which each is meant.
 ///
-/// With lavapipe 26 and head_dim 64, in CPU time of 8 heads of 2048 by 2048 beside a forward pass of 490 ms: (64, 4, 32, 2) dQ 870, dK and
-/// dV 1040 ms; (64, 2, 32, 2) 930 and 1080; (128, 2, 32, 2) 850 and 1070; tiles 128 by 16, ten times as much.
-const VECTORS: &[(usize, usize, GradientShape)] =
-    &[(129, 64, vectors(64, 4, 32, 2)), (33, 64, vectors(64, 2, 32, 2)), (33, 128, vectors(64, 2, 16, 2)), (1, 576, vectors(8, 1, 8, 4))];
+/// With Mesa 26.2 lavapipe, 8 heads of 2048 by 2048, in CPU time beside a forward pass of 240 ms: head of 64 by shuffles 4 owned and 4
+/// others dQ 310, dK and dV 460 ms; 4 and 8 360 and 480, 4 and 2 400 and 500, 2 and 8 400 and 590; through workgroup memory 870 and 1040;
+/// tiles ten times as much. Head of 128, 1024 by 1024, beside 140 ms: 4 and 4 170 and 270, 2 and 4 200 and 300.
+const VECTORS: &[(usize, usize, GradientShape)] = &[
+    (17, 128, vectors(8, 4, 32, 4, 8)),
+    (9, 576, vectors(8, 1, 32, 4, 8)),
+    (129, 64, vectors(64, 4, 32, 2, 0)),
+    (33, 64, vectors(64, 2, 32, 2, 0)),
+    (33, 128, vectors(64, 2, 16, 2, 0)),
+    (1, 576, vectors(8, 1, 8, 4, 0)),
+];
 
-const fn vectors(threads: u32, own: u32, tile: u32, stream: u32) -> GradientShape {
-    GradientShape::Vectors { threads, own, tile, stream }
+const fn vectors(threads: u32, own: u32, tile: u32, stream: u32, lanes: u32) -> GradientShape {
+    GradientShape::Vectors { threads, own, tile, stream, lanes }
+}
+
+/// Whether shuffles among its lanes work, and a kernel of it is compiled in reasonable time: a slow compiler takes seconds for long
+/// unrolled code, so that there a thread has no more than 64 numbers of each kind.
+fn is_good(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> bool {
+    let GradientShape::Vectors { own, lanes, .. } = shape else { return true };
+    lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max && (!caps.slow_compiler || own as usize * widest <= 64))
 }
 
 /// Shapes of their general variants.
@@ -221,7 +235,10 @@ impl Planner<'_> {
         let special = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape.block_own() as usize);
         let general = |shape: GradientShape| (KernelKey::general(kernel(shape), self.problem), shape.block_own() as usize);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
-        let by_vectors = VECTORS.iter().filter(|&&(least, most_dim, _)| owned >= least && widest <= most_dim);
+        let is_meant = |&&(least, most_dim, shape): &&(usize, usize, GradientShape)| {
+            owned >= least && widest <= most_dim && is_good(shape, widest, self.caps)
+        };
+        let by_vectors = VECTORS.iter().filter(is_meant);
         let by_vectors = by_vectors.map(|&(.., shape)| special(shape)).filter(|_| self.caps.class == DeviceClass::Software && self.special);
         let by_tiles = TILES.iter().filter(|&&(least, _)| owned >= least).map(|&(_, shape)| special(shape));
         let by_general = GENERAL.iter().map(|&shape| general(shape)).filter(|_| !self.special);

@@ -397,11 +397,18 @@ impl KernelKey {
                 "shaders/backward/own_rows.wgsl",
                 "shaders/backward/tiles.wgsl"
             ),
-            Kernel::QueryGradient(GradientShape::Vectors { .. }) => files!(
+            Kernel::QueryGradient(GradientShape::Vectors { lanes: 0, .. }) => files!(
                 "shaders/lib/block.wgsl",
                 "shaders/backward/pair.wgsl",
                 "shaders/backward/own_rows.wgsl",
                 "shaders/backward/vectors.wgsl"
+            ),
+            Kernel::QueryGradient(GradientShape::Vectors { .. }) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/lib/lanes.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_rows.wgsl",
+                "shaders/backward/lanes.wgsl"
             ),
             Kernel::KeyGradient(GradientShape::Tiles { .. }, _) => files!(
                 "shaders/lib/block.wgsl",
@@ -409,11 +416,18 @@ impl KernelKey {
                 "shaders/backward/own_keys.wgsl",
                 "shaders/backward/tiles.wgsl"
             ),
-            Kernel::KeyGradient(GradientShape::Vectors { .. }, _) => files!(
+            Kernel::KeyGradient(GradientShape::Vectors { lanes: 0, .. }, _) => files!(
                 "shaders/lib/block.wgsl",
                 "shaders/backward/pair.wgsl",
                 "shaders/backward/own_keys.wgsl",
                 "shaders/backward/vectors.wgsl"
+            ),
+            Kernel::KeyGradient(GradientShape::Vectors { .. }, _) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/lib/lanes.wgsl",
+                "shaders/backward/pair.wgsl",
+                "shaders/backward/own_keys.wgsl",
+                "shaders/backward/lanes.wgsl"
             ),
             Kernel::BiasGradient => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/bias.wgsl"),
             Kernel::Diagonals => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/diagonals.wgsl"),

@@ -70,6 +70,7 @@ fn gradient(text: &mut String, kernel: Kernel) {
     let (block_rows, block_keys) = if rows { (block_own, block_stream) } else { (block_stream, block_own) };
     for (name, value) in [
         ("THREADS", shape.threads()),
+        ("LANES", if let GradientShape::Vectors { lanes, .. } = shape { lanes } else { 0 }),
         ("OWN", own),
         ("COLS", cols),
         ("STREAM", stream),

@@ -94,9 +94,9 @@ pub(crate) enum GradientShape {
         /// Of the others, a thread's of each tile.
         stream: u32,
     },
-    /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time:
-    /// shaders/backward/vectors.wgsl.
-    Vectors { threads: u32, own: u32, tile: u32, stream: u32 },
+    /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time. These go round by shuffles
+    /// among `lanes` threads (shaders/backward/lanes.wgsl), or with 0 lanes through workgroup memory (shaders/backward/vectors.wgsl).
+    Vectors { threads: u32, own: u32, tile: u32, stream: u32, lanes: u32 },
 }
 
 impl GradientShape {
@@ -123,7 +123,11 @@ impl GradientShape {
     /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
         let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
-        let Self::Tiles { cols, .. } = self else { return 16 * self.block_stream() * (head_vecs + value_vecs) + 12 };
+        let cols = match self {
+            Self::Vectors { lanes: 0, .. } => return 16 * self.block_stream() * (head_vecs + value_vecs) + 12,
+            Self::Vectors { .. } => return 8,
+            Self::Tiles { cols, .. } => cols,
+        };
         let strides = head_vecs.div_ceil(cols) * cols + value_vecs.div_ceil(cols) * cols + 2;
         let own = 16 * self.block_own() * (head_vecs + value_vecs);
         let others = 16 * self.block_stream() * strides;
@@ -136,7 +140,8 @@ impl std::fmt::Display for GradientShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (kind, own, stream) = match *self {
             Self::Tiles { own, stream, .. } => ("tiles", own, stream),
-            Self::Vectors { own, stream, .. } => ("vectors", own, stream),
+            Self::Vectors { own, stream, lanes: 0, .. } => ("vectors", own, stream),
+            Self::Vectors { own, stream, .. } => ("vectors by shuffles", own, stream),
         };
         write!(f, "{kind} {}x{}, {} threads of {own}x{stream}", self.block_own(), self.block_stream(), self.threads())
     }

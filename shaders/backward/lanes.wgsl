@@ -1,0 +1,226 @@
+// Defines: main: the gradients of what the workgroup owns, whole owned vectors to a thread; the others come in by a subgroup's lanes and go
+//          round by shuffles.
+// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
+//          VALUE_VECS; GIVES_A, GIVES_B: which sums are wanted.
+// Twin: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm, vectors.wgsl the same through workgroup memory.
+//
+// As in fused/lanes.wgsl: STREAM others at a time meet the OWN vectors of a thread; each lane loads every LANES-th vec4 of them once, then
+// all lanes take each vec4 from the lane that has it. Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that
+// compilers unroll these and keep those in registers.
+
+const_assert BLOCK_OWN == THREADS * OWN;
+const_assert BLOCK_STREAM % STREAM == 0u;
+
+const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
+const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
+
+// What infinite and NaN gradients of outputs add to the sums of b, kept apart so that 0 * NaN reaches nothing that does not see it. Rarely
+// written. What is not finite in an a shows in the scores, and so in d_score, of all that see it: there its finite part will do.
+var<private> special: array<vec4<f32>, OWN * VALUE_VECS>;
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let work = work_of(index);
+    let item = item_of(work_batch(index));
+    if (work.first >= owned(item)) {
+        return;
+    }
+    var a_own: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
+    var b_own: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
+    var a_sum: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
+    var b_sum: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
+    var own: array<u32, OWN>;
+    var own_ends: array<RowEnd, OWN>;
+    for (var o = 0u; o < OWN; o++) {
+        own[o] = min(work.first + o * THREADS + thread, owned(item) - 1u);
+        for (var i = 0u; i < HEAD_SLICES; i++) {
+            for (var j = 0u; j < LANES; j++) {
+                if (i * LANES + j < HEAD_VECS) {
+                    a_own[o][i][j] = own_a(item, work, own[o], i * LANES + j);
+                }
+                a_sum[o][i][j] = vec4<f32>(0.0);
+            }
+        }
+        for (var i = 0u; i < VALUE_SLICES; i++) {
+            for (var j = 0u; j < LANES; j++) {
+                if (GIVES_A && i * LANES + j < VALUE_VECS) {
+                    b_own[o][i][j] = own_b(item, work, own[o], i * LANES + j);
+                }
+                b_sum[o][i][j] = vec4<f32>(0.0);
+            }
+        }
+        if (OWNS_ROWS) {
+            own_ends[o] = row_end(item, pass_head(work, 0u), own[o]);
+        }
+    }
+
+    let range = stream_range(item, work);
+    let own_end = min(work.first + BLOCK_OWN, owned(item));
+    for (var pass_index = 0u; pass_index < passes(); pass_index++) {
+        let head = pass_head(work, pass_index);
+        var shown = true; // whether the tile of BLOCK_STREAM others that `first` is in shows anything
+        for (var first = range.start; first < range.end; first += STREAM) {
+            let end = min(first + STREAM, range.end);
+            let first_row = row_of_pair(work.first, first);
+            let first_key = key_of_pair(work.first, first);
+            if ((first - range.start) % BLOCK_STREAM == 0u) {
+                let tile_end = key_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
+                shown = tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, tile_end, thread);
+            }
+            if (!shown) {
+                continue;
+            }
+            var weight: array<array<f32, STREAM>, OWN>; // first the products of a, then the weights
+            var d_score: array<array<f32, STREAM>, OWN>; // first the products of b, then the gradients of the scores
+            for (var o = 0u; o < OWN; o++) {
+                for (var c = 0u; c < STREAM; c++) {
+                    weight[o][c] = 0.0;
+                    d_score[o][c] = 0.0;
+                }
+            }
+            for (var i = 0u; i < HEAD_SLICES; i++) {
+                var a: array<vec4<f32>, STREAM>;
+                for (var c = 0u; c < STREAM; c++) {
+                    a[c] = stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)); // what repeats is hidden
+                }
+                for (var j = 0u; j < LANES; j++) {
+                    if (i * LANES + j < HEAD_VECS) {
+                        for (var c = 0u; c < STREAM; c++) {
+                            let y = subgroupShuffle(a[c], j);
+                            for (var o = 0u; o < OWN; o++) {
+                                let x = a_own[o][i][j];
+                                weight[o][c] = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, weight[o][c]))));
+                            }
+                        }
+                    }
+                }
+            }
+            if (GIVES_A) {
+                for (var i = 0u; i < VALUE_SLICES; i++) {
+                    var b: array<vec4<f32>, STREAM>;
+                    for (var c = 0u; c < STREAM; c++) {
+                        b[c] = stream_b(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                    }
+                    for (var j = 0u; j < LANES; j++) {
+                        if (i * LANES + j < VALUE_VECS) {
+                            for (var c = 0u; c < STREAM; c++) {
+                                let y = subgroupShuffle(b[c], j);
+                                for (var o = 0u; o < OWN; o++) {
+                                    let x = b_own[o][i][j];
+                                    d_score[o][c] = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, d_score[o][c]))));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+
+            let low = interval_of(item, first_row);
+            let high = interval_of(item, row_of_pair(own_end, end) - 1u);
+            let clear = first + STREAM <= range.end && high.start <= first_key && key_of_pair(own_end, end) <= low.end;
+            for (var c = 0u; c < STREAM; c++) {
+                let other = min(first + c, range.end - 1u);
+                var other_end = RowEnd(0.0, 0.0);
+                if (!OWNS_ROWS) {
+                    other_end = row_end(item, head, other);
+                }
+                for (var o = 0u; o < OWN; o++) {
+                    let row = row_of_pair(own[o], other);
+                    let key = key_of_pair(own[o], other);
+                    var inside = true;
+                    if (!clear) {
+                        let keys = interval_of(item, row);
+                        inside = first + c < range.end && key >= keys.start && key < keys.end;
+                    }
+                    var row_end = other_end;
+                    if (OWNS_ROWS) {
+                        row_end = own_ends[o];
+                    }
+                    let pair = pair_gradient(weight[o][c], d_score[o][c], row_end, item, head, row, key, inside);
+                    weight[o][c] = pair.weight;
+                    d_score[o][c] = pair.d_score;
+                }
+            }
+
+            if (GIVES_A) {
+                for (var i = 0u; i < HEAD_SLICES; i++) {
+                    var a: array<vec4<f32>, STREAM>;
+                    for (var c = 0u; c < STREAM; c++) {
+                        a[c] = finite_part(stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)));
+                    }
+                    for (var j = 0u; j < LANES; j++) {
+                        if (i * LANES + j < HEAD_VECS) {
+                            for (var c = 0u; c < STREAM; c++) {
+                                let y = subgroupShuffle(a[c], j);
+                                for (var o = 0u; o < OWN; o++) {
+                                    a_sum[o][i][j] = fma(vec4<f32>(d_score[o][c]), y, a_sum[o][i][j]);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            if (GIVES_B) {
+                var infinite = false;
+                for (var i = 0u; i < VALUE_SLICES; i++) {
+                    var b: array<vec4<f32>, STREAM>;
+                    for (var c = 0u; c < STREAM; c++) {
+                        let loaded = stream_b(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                        infinite = infinite || !is_finite(loaded);
+                        b[c] = finite_part(loaded);
+                    }
+                    for (var j = 0u; j < LANES; j++) {
+                        if (i * LANES + j < VALUE_VECS) {
+                            for (var c = 0u; c < STREAM; c++) {
+                                let y = subgroupShuffle(b[c], j);
+                                for (var o = 0u; o < OWN; o++) {
+                                    b_sum[o][i][j] = fma(vec4<f32>(weight[o][c]), y, b_sum[o][i][j]);
+                                }
+                            }
+                        }
+                    }
+                }
+                if (any_lane(infinite)) {
+                    for (var c = 0u; c < STREAM; c++) {
+                        for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
+                            let b = special_part(stream_b(item, work, head, min(first + c, range.end - 1u), e));
+                            for (var o = 0u; o < OWN; o++) {
+                                if (bitcast<u32>(weight[o][c]) != HIDDEN_BITS) {
+                                    special[o * VALUE_VECS + e] += weight[o][c] * b;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    for (var o = 0u; o < OWN; o++) {
+        if (work.first + o * THREADS + thread < owned(item)) {
+            if (GIVES_A) {
+                for (var i = 0u; i < HEAD_SLICES; i++) {
+                    for (var j = 0u; j < LANES; j++) {
+                        if (i * LANES + j < HEAD_VECS) {
+                            store_a(item, work, own[o], i * LANES + j, a_sum[o][i][j]);
+                        }
+                    }
+                }
+            }
+            if (GIVES_B) {
+                for (var i = 0u; i < VALUE_SLICES; i++) {
+                    for (var j = 0u; j < LANES; j++) {
+                        let e = i * LANES + j;
+                        if (e < VALUE_VECS) {
+                            store_b(item, work, own[o], e, b_sum[o][i][j] + special[o * VALUE_VECS + e]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
