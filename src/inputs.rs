@@ -12,7 +12,7 @@ pub struct Inputs<'a> {
     pub key: HostSlice<'a>,
     /// As [`Problem::value`] describes.
     pub value: HostSlice<'a>,
-    /// As [`Visibility::mask`] describes.
+    /// As [`crate::Visibility::mask`] describes.
     pub mask: &'a [bool],
     /// As [`Problem::bias`] describes.
     pub bias: &'a [f32],
@@ -34,7 +34,7 @@ pub struct Inputs<'a> {
     pub cu_seqlens_q: &'a [u32],
     /// [batch + 1], not decreasing, from 0 to tokens_kv; empty with paged keys.
     pub cu_seqlens_kv: &'a [u32],
-    /// [batch, pages_per_item], as [`Paged`] describes.
+    /// [batch, pages_per_item], as [`crate::Paged`] describes.
     pub page_table: &'a [u32],
     /// Which weights drop, if the problem has dropout.
     pub dropout: Dropout,
