@@ -1,10 +1,11 @@
 //! Attention on an app's own buffers, recorded into its own encoder.
 
 use super::Gpu;
-use super::steps::{Bound, Ready, storage};
+use super::buffers::storage;
+use super::steps::{Bound, Ready};
 use crate::plan::{Place, Plan};
 use crate::problem::Operand;
-use crate::{Algorithm, Error, Problem, Result};
+use crate::{Algorithm, Problem, Result};
 
 /// A problem made ready on a device: planned, its pipelines compiled, its parameters and scratch in place.
 ///
@@ -73,11 +74,8 @@ impl Attention {
     /// What `plan` says; `cache` is what it reads at [`Place::Cache`].
     pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
         let ready = Ready::new(gpu, plan)?;
-        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let spare_lse = storage(gpu, "attention lse", if problem.want.lse { 0 } else { 4 * problem.lse_len() as u64 });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(Error::Device { why: error.to_string() });
-        }
+        let lse_bytes = if problem.want.lse { 0 } else { 4 * problem.lse_len() as u64 };
+        let spare_lse = storage(gpu, "attention lse", lse_bytes, wgpu::BufferUsages::empty())?;
         Ok(Self { problem: *problem, ready, spare_lse, cache })
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::buffers::{filled, storage};
 use super::cache_attention::CacheAttention;
 use super::cache_steps;
 use super::rotary::DeviceRotary;
@@ -10,6 +11,9 @@ use crate::cache::{CacheShape, PagePool, SequenceId};
 use crate::plan::check_bytes;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
+
+/// What a cache's buffers are for besides storage.
+const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
 /// How large a [`DeviceCache`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +110,7 @@ impl DeviceCache {
         let pool = PagePool::new(shape.page_size, size.pages)?;
         let banks = banks(gpu, &shape, size.pages)?;
         let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;
-        let state = cache_steps::buffer(gpu, "cache state", state_bytes)?;
+        let state = storage(gpu, "cache state", state_bytes, COPIED)?;
         let params = CacheParams { slots: size.slots as u32, ..CacheParams::default() };
         let advance = CacheKey::Advance;
         let advance = cache_steps::bound(gpu, advance, params, size.slots, &[(CacheSlot::State, state.as_entire_buffer_binding())])?;
@@ -430,7 +434,7 @@ impl DeviceCache {
 
     /// Copies pages, in all pools. Rare, and so nothing is kept for it.
     fn record_copies(&self, copies: &[[u32; 2]], encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let pairs = cache_steps::buffer_of(&self.gpu, "page copies", wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(copies))?;
+        let pairs = filled(&self.gpu, "page copies", wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(copies))?;
         for bank in self.layers.iter().flatten() {
             for (pool, dim) in bank.iter().zip([self.shape.head_dim, self.shape.head_dim_v]) {
                 let page_words = self.shape.dtype.bytes(dim) / 4 * (self.shape.num_kv_heads / self.banks) * self.shape.page_size;
@@ -475,6 +479,6 @@ fn banks(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<usize> {
 
 /// The pools of one layer, a pair for each bank.
 fn pools(gpu: &Gpu, shape: &CacheShape, banks: usize, pages: usize) -> Result<Vec<[wgpu::Buffer; 2]>> {
-    let pool = |label, dim| cache_steps::buffer(gpu, label, pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages)?);
+    let pool = |label, dim| storage(gpu, label, pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages)?, COPIED);
     (0..banks).map(|_| Ok([pool("key", shape.head_dim)?, pool("value", shape.head_dim_v)?])).collect()
 }

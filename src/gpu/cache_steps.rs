@@ -1,5 +1,6 @@
 //! The dispatches of a cache, bound to buffers.
 
+use super::buffers::filled;
 use super::pipeline::PipelineKey;
 use super::steps::{BoundStep, bind_group, check_binding};
 use super::{Bound, Gpu};
@@ -16,7 +17,7 @@ pub(super) fn bound(
 ) -> Result<Bound> {
     let grid = grid(gpu, threads)?;
     let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
-    let uniform = buffer_of(gpu, "cache params", wgpu::BufferUsages::UNIFORM, bytemuck::bytes_of(&params))?;
+    let uniform = filled(gpu, "cache params", wgpu::BufferUsages::UNIFORM, bytemuck::bytes_of(&params))?;
     let pipeline = gpu.pipelines().get(gpu, PipelineKey::Cache(key))?;
     let params = (CacheSlot::Params, wgpu::BufferBinding { buffer: &uniform, offset: 0, size: None });
     let entries: Vec<_> = std::iter::once(&params)
@@ -59,32 +60,4 @@ pub(super) fn strides(
     }
     check_binding(gpu, argument, binding, spec.dtype.bytes(len) as u64)?;
     Ok([strides.batch, strides.head, strides.seq, spec.offset].map(|step| step as u32))
-}
-
-/// A buffer for storage, to be copied from and to.
-pub(super) fn buffer(gpu: &Gpu, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
-    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some(label),
-        size: bytes.next_multiple_of(16).max(16),
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    match pollster::block_on(scope.pop()) {
-        Some(error) => Err(Error::Device { why: error.to_string() }),
-        None => Ok(buffer),
-    }
-}
-
-/// A buffer with this in it, written while it is mapped: no queue operation that the app's own submits could overtake.
-pub(super) fn buffer_of(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> Result<wgpu::Buffer> {
-    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let size = bytes.len().next_multiple_of(16).max(16) as u64;
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true });
-    if let Some(error) = pollster::block_on(scope.pop()) {
-        return Err(Error::Device { why: error.to_string() });
-    }
-    buffer.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?.slice(..bytes.len()).copy_from_slice(bytes);
-    buffer.unmap();
-    Ok(buffer)
 }

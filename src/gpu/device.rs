@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Chosen, caps, wanted_features};
+use super::buffers::Kept;
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
 use super::pipeline::PipelineCache;
@@ -35,10 +36,10 @@ struct Shared {
     name: String,
     options: ShaderOptions,
     pipelines: PipelineCache,
-    prepared: Mutex<Vec<Prepared>>,
+    prepared: Kept<Prepared>,
     /// The fastest kernels that were found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
-    prepared_backward: Mutex<Vec<PreparedBackward>>,
+    prepared_backward: Kept<PreparedBackward>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -73,9 +74,9 @@ impl Gpu {
             name,
             options,
             pipelines,
-            prepared: Mutex::default(),
+            prepared: Kept::default(),
             tuned: Mutex::default(),
-            prepared_backward: Mutex::default(),
+            prepared_backward: Kept::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -142,13 +143,13 @@ impl Gpu {
         &self.shared.pipelines
     }
 
-    /// Problems made ready for host calls, least recently used first.
-    pub(super) fn prepared(&self) -> MutexGuard<'_, Vec<Prepared>> {
-        self.shared.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Problems made ready for host calls.
+    pub(super) fn prepared(&self) -> &Kept<Prepared> {
+        &self.shared.prepared
     }
 
     /// The same of backward passes.
-    pub(super) fn prepared_backward(&self) -> MutexGuard<'_, Vec<PreparedBackward>> {
-        self.shared.prepared_backward.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn prepared_backward(&self) -> &Kept<PreparedBackward> {
+        &self.shared.prepared_backward
     }
 }

@@ -4,15 +4,10 @@ use std::ops::Range;
 
 use futures_intrusive::channel::shared::oneshot_channel;
 
+use super::buffers::{Options, ReadBack, storage, whole};
 use super::{Attention, Bindings, Bound, Gpu};
-use crate::plan::table_bytes;
 use crate::problem::Operand;
 use crate::{Algorithm, Control, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Result};
-
-/// Problems kept ready on a device; the least recently used go first.
-const KEPT: usize = 16;
-/// Bytes of buffers kept ready, besides the most recent problem's.
-const KEPT_BYTES: u64 = 512 << 20;
 
 /// A problem with buffers of its own.
 pub(super) struct Prepared {
@@ -23,21 +18,10 @@ pub(super) struct Prepared {
     pub(super) key: wgpu::Buffer,
     pub(super) value: wgpu::Buffer,
     pub(super) output: wgpu::Buffer,
-    tables: Option<wgpu::Buffer>,
-    bias: Option<wgpu::Buffer>,
-    mask: Option<wgpu::Buffer>,
-    /// What is read back after the output, with the place of each in `staging`.
-    extras: Vec<(Extra, wgpu::Buffer, Range<u64>)>,
-    staging: wgpu::Buffer,
-    output_bytes: u64,
-    bytes: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Extra {
-    Lse,
-    Scores,
-    Weights,
+    options: Options,
+    /// The output, then what else is wanted: lse, scores, weights.
+    results: ReadBack,
+    scratch_bytes: u64,
 }
 
 impl Gpu {
@@ -50,11 +34,7 @@ impl Gpu {
         waiting: Waiting,
         control: &mut Control<'_>,
     ) -> Result<Outputs> {
-        let kept = {
-            let mut prepared = self.prepared();
-            let found = prepared.iter().position(|p| p.problem == *problem && p.algorithm == algorithm);
-            found.map(|at| prepared.remove(at))
-        };
+        let kept = self.prepared().take(|kept| kept.problem == *problem && kept.algorithm == algorithm);
         let ready = match kept {
             Some(ready) => ready,
             None => Prepared::new(self, problem, algorithm)?,
@@ -62,12 +42,8 @@ impl Gpu {
         ready.upload(self, inputs);
         let result = ready.run(self, &ready.bound, control, waiting, |_| {}).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
-            let mut prepared = self.prepared();
-            prepared.push(ready);
-            let mut bytes: u64 = prepared.iter().map(|p| p.bytes).sum();
-            while prepared.len() > KEPT || (prepared.len() > 1 && bytes > KEPT_BYTES) {
-                bytes -= prepared.remove(0).bytes;
-            }
+            let bytes = ready.bytes();
+            self.prepared().keep(ready, bytes);
         }
         result
     }
@@ -85,72 +61,43 @@ impl Prepared {
 
     /// For an attention that was made of `problem`.
     pub(super) fn of(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, attention: &Attention) -> Result<Self> {
-        let device = gpu.device();
-        let mut bytes = attention.plan().scratch_bytes();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let mut buffer = |label: &str, size: u64, usage: wgpu::BufferUsages| {
-            let size = size.next_multiple_of(16).max(16);
-            bytes += size;
-            device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false })
-        };
-        let input = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let input = wgpu::BufferUsages::COPY_DST;
         // A layer reads its queries, keys and values back too.
         let operand = input | wgpu::BufferUsages::COPY_SRC;
-        let result = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        let result = wgpu::BufferUsages::COPY_SRC;
         let size = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
-        let query = buffer("query", size(Operand::Query), operand);
-        let key = buffer("key", size(Operand::Key), operand);
-        let value = buffer("value", size(Operand::Value), operand);
-        let output_bytes = size(Operand::Output);
-        let output = buffer("output", output_bytes, result);
-        let table_bytes = 4 * u64::from(attention.plan().table_words());
-        let tables = (table_bytes > 0).then(|| buffer("tables", table_bytes, input));
-        let bias = problem.bias.map(|shape| buffer("bias", 4 * shape.elements().unwrap_or(0) as u64, input));
-        let mask = problem.visibility.mask.map(|shape| buffer("mask", shape.elements().unwrap_or(0) as u64, input));
-        let mut end = output_bytes.next_multiple_of(16);
-        let mut extras = Vec::new();
-        for (wanted, extra, label, len) in [
-            (problem.want.lse, Extra::Lse, "lse", problem.lse_len()),
-            (problem.want.scores.is_some(), Extra::Scores, "scores", problem.scores_len()),
-            (problem.want.weights, Extra::Weights, "weights", problem.scores_len()),
-        ] {
-            if wanted {
-                let size = 4 * len as u64;
-                extras.push((extra, buffer(label, size, result), end..end + size));
-                end = (end + size).next_multiple_of(16);
-            }
-        }
-        let staging = buffer("read back", end, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-        if let Some(error) = [pollster::block_on(validation.pop()), pollster::block_on(scope.pop())].into_iter().flatten().next() {
-            return Err(Error::Device { why: error.to_string() });
-        }
-        let of = |wanted: Extra| extras.iter().find(|(extra, ..)| *extra == wanted).map(|(_, buffer, _)| buffer.as_entire_buffer_binding());
+        let query = storage(gpu, "query", size(Operand::Query), operand)?;
+        let key = storage(gpu, "key", size(Operand::Key), operand)?;
+        let value = storage(gpu, "value", size(Operand::Value), operand)?;
+        let output = storage(gpu, "output", size(Operand::Output), result)?;
+        let options = Options::new(gpu, problem, attention.plan().table_words())?;
+        let mut results = vec![(output.clone(), size(Operand::Output))];
+        let mut wanted = |wanted: bool, label: &str, len: usize| {
+            let buffer = wanted.then(|| storage(gpu, label, 4 * len as u64, result)).transpose()?;
+            results.extend(buffer.iter().map(|buffer| (buffer.clone(), 4 * len as u64)));
+            Ok::<_, Error>(buffer)
+        };
+        let lse = wanted(problem.want.lse, "lse", problem.lse_len())?;
+        let scores = wanted(problem.want.scores.is_some(), "scores", problem.scores_len())?;
+        let weights = wanted(problem.want.weights, "weights", problem.scores_len())?;
         let bound = attention.bind(&Bindings {
-            tables: tables.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-            bias: bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-            mask: mask.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-            lse: of(Extra::Lse),
-            scores: of(Extra::Scores),
-            weights: of(Extra::Weights),
+            tables: whole(&options.tables),
+            bias: whole(&options.bias),
+            mask: whole(&options.mask),
+            lse: whole(&lse),
+            scores: whole(&scores),
+            weights: whole(&weights),
             ..Bindings::new(&query, &key, &value, &output)
         })?;
-        Ok(Self {
-            problem: *problem,
-            algorithm,
-            bound,
-            query,
-            key,
-            value,
-            output,
-            tables,
-            bias,
-            mask,
-            extras,
-            staging,
-            output_bytes,
-            bytes,
-        })
+        let results = ReadBack::new(gpu, results)?;
+        let scratch_bytes = attention.plan().scratch_bytes();
+        Ok(Self { problem: *problem, algorithm, bound, query, key, value, output, options, results, scratch_bytes })
+    }
+
+    /// Of all its buffers.
+    fn bytes(&self) -> u64 {
+        let operands: u64 = [&self.query, &self.key, &self.value].map(wgpu::Buffer::size).iter().sum();
+        self.scratch_bytes + operands + self.options.bytes() + self.results.bytes()
     }
 
     /// Runs `bound`, which ends in this problem's output, and reads the outputs back; `copy` may record more copies.
@@ -163,11 +110,19 @@ impl Prepared {
         copy: impl Fn(&mut wgpu::CommandEncoder),
     ) -> Result<Outputs> {
         let submission = submit(gpu, bound, control, waiting, |encoder| {
-            self.copy_out(encoder);
+            self.results.copy(encoder);
             copy(encoder);
         })
         .await?;
-        let outputs = self.read_back(gpu, submission, waiting).await?;
+        let Problem { want, output, .. } = self.problem;
+        let take = |parts: &mut dyn Iterator<Item = &[u8]>| {
+            let output = HostVec::from_bytes(output.dtype, parts.next().unwrap_or_default());
+            let mut f32s = |wanted: bool| wanted.then(|| parts.next().map(bytemuck::pod_collect_to_vec::<u8, f32>)).flatten();
+            let (lse, scores) = (f32s(want.lse), f32s(want.scores.is_some()));
+            let weights = f32s(want.weights).map(|weights| weights.into_iter().map(|weight| weight + 0.0).collect());
+            Outputs { output, lse, scores, weights }
+        };
+        let outputs = self.results.read(gpu, submission, waiting, take).await?;
         control.report(1.0)?;
         Ok(outputs)
     }
@@ -186,41 +141,7 @@ impl Prepared {
 
     /// All but query, key and value.
     pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
-        if let Some(buffer) = &self.tables {
-            write(gpu, buffer, &table_bytes(&self.problem, inputs));
-        }
-        if let Some(buffer) = &self.bias {
-            write(gpu, buffer, bytemuck::cast_slice(inputs.bias));
-        }
-        if let Some(buffer) = &self.mask {
-            write(gpu, buffer, bytemuck::cast_slice(inputs.mask));
-        }
-    }
-
-    fn copy_out(&self, encoder: &mut wgpu::CommandEncoder) {
-        encoder.copy_buffer_to_buffer(&self.output, 0, &self.staging, 0, self.output_bytes.next_multiple_of(4));
-        for (_, buffer, place) in &self.extras {
-            encoder.copy_buffer_to_buffer(buffer, 0, &self.staging, place.start, place.end - place.start);
-        }
-    }
-
-    async fn read_back(&self, gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<Outputs> {
-        map(gpu, &self.staging, submission, waiting).await?;
-        let outputs = {
-            let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
-            let f32s = |wanted: Extra| {
-                let (_, _, place) = self.extras.iter().find(|(extra, ..)| *extra == wanted)?;
-                Some(bytemuck::pod_collect_to_vec::<u8, f32>(&view[place.start as usize..place.end as usize]))
-            };
-            Outputs {
-                output: HostVec::from_bytes(self.problem.output.dtype, &view[..self.output_bytes as usize]),
-                lse: f32s(Extra::Lse),
-                scores: f32s(Extra::Scores),
-                weights: f32s(Extra::Weights).map(|weights| weights.into_iter().map(|weight| weight + 0.0).collect()),
-            }
-        };
-        self.staging.unmap();
-        Ok(outputs)
+        self.options.upload(gpu, &self.problem, inputs);
     }
 }
 

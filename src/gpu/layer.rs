@@ -1,11 +1,10 @@
 //! A multi-head layer on a device: its weights stay there, and a run is one upload and one submit.
 
-use std::ops::Range;
-
-use super::host::{Prepared, Waiting, map};
+use super::buffers::ReadBack;
+use super::host::{Prepared, Waiting};
 use super::linear::{DeviceLinear, Projection, Rows, storage_buffer};
 use super::{Bound, Gpu};
-use crate::{Algorithm, Control, Error, Inputs, Outputs, Problem, Result};
+use crate::{Algorithm, Control, Inputs, Outputs, Problem, Result};
 
 /// What a layer is made of, as plain data that has been checked.
 pub(crate) struct LayerParts<'a> {
@@ -24,9 +23,8 @@ pub(crate) struct Layer {
     bound: Bound,
     /// X_q, X_k, X_v; only the first if all three are the same.
     x: Vec<wgpu::Buffer>,
-    /// What is read back after the attention's own outputs, with its place in `staging`: Y, and with steps Q, K, V.
-    results: Vec<(wgpu::Buffer, Range<u64>)>,
-    staging: wgpu::Buffer,
+    /// What is read back after the attention's own outputs: Y, and with steps Q, K, V.
+    results: ReadBack,
 }
 
 impl Layer {
@@ -81,30 +79,14 @@ impl Layer {
         bound.steps.append(&mut prepared.bound.steps);
         bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &prepared.output, &y)?);
 
-        let mut results = vec![(y, rows_q * columns)];
+        let numbers = |buffer: &wgpu::Buffer, len: usize| (buffer.clone(), 4 * len as u64);
+        let mut results = vec![numbers(&y, rows_q * columns)];
         if steps {
-            results.push((prepared.query.clone(), problem.query_len()));
-            results.push((prepared.key.clone(), problem.key_len()));
-            results.push((prepared.value.clone(), problem.value_len()));
+            results.push(numbers(&prepared.query, problem.query_len()));
+            results.push(numbers(&prepared.key, problem.key_len()));
+            results.push(numbers(&prepared.value, problem.value_len()));
         }
-        let mut end = 0;
-        let mut place = |(buffer, len): (wgpu::Buffer, usize)| {
-            let start = end;
-            end += 4 * len as u64;
-            (buffer, start..end)
-        };
-        let results: Vec<_> = results.into_iter().map(&mut place).collect();
-        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("layer read back"),
-            size: end.next_multiple_of(8),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(Error::Device { why: error.to_string() });
-        }
-        Ok(Self { gpu: gpu.clone(), prepared, bound, x, results, staging })
+        Ok(Self { gpu: gpu.clone(), prepared, bound, x, results: ReadBack::new(gpu, results)? })
     }
 
     /// What the attention gives, and Y, and with steps Q, K, V. `inputs` has been checked.
@@ -113,19 +95,9 @@ impl Layer {
             self.gpu.queue().write_buffer(buffer, 0, x.bytes());
         }
         self.prepared.upload_options(&self.gpu, inputs);
-        let copy = |encoder: &mut wgpu::CommandEncoder| {
-            for (buffer, place) in &self.results {
-                encoder.copy_buffer_to_buffer(buffer, 0, &self.staging, place.start, place.end - place.start);
-            }
-        };
+        let copy = |encoder: &mut wgpu::CommandEncoder| self.results.copy(encoder);
         let attention = self.prepared.run(&self.gpu, &self.bound, control, Waiting::Blocking, copy).await?;
-        map(&self.gpu, &self.staging, None, Waiting::Blocking).await?;
-        let results = {
-            let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
-            let numbers = |place: &Range<u64>| bytemuck::pod_collect_to_vec::<u8, f32>(&view[place.start as usize..place.end as usize]);
-            self.results.iter().map(|(_, place)| numbers(place)).collect()
-        };
-        self.staging.unmap();
-        Ok((attention, results))
+        let results = self.results.read(&self.gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
+        Ok((attention, results.await?))
     }
 }

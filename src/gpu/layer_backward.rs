@@ -1,12 +1,10 @@
 //! The gradients of a multi-head layer on a device: projections, attention and projections back, in one submit.
 
-use std::ops::Range;
-
-use super::host::{Waiting, map, submit, write};
+use super::buffers::{Options, ReadBack, whole};
+use super::host::{Waiting, submit, write};
 use super::linear::{DeviceLinear, Rows, storage_buffer, transpose};
 use super::{Backward, BackwardBindings, Bound, Gpu};
-use crate::plan::table_bytes;
-use crate::{Control, Error, Inputs, Problem, Result, WantGradients};
+use crate::{Control, Inputs, Problem, Result, WantGradients};
 
 /// A projection Y = X·Wᵀ as its gradients take it.
 pub(crate) struct ProjectionBackward {
@@ -44,8 +42,7 @@ pub(crate) struct LayerBackwardResults {
 struct Recording<'a> {
     gpu: &'a Gpu,
     bound: Bound,
-    results: Vec<(wgpu::Buffer, Range<u64>)>,
-    end: u64,
+    results: Vec<(wgpu::Buffer, u64)>,
 }
 
 impl Recording<'_> {
@@ -58,9 +55,7 @@ impl Recording<'_> {
     /// A buffer that is read back.
     fn result(&mut self, name: &str, len: usize) -> Result<wgpu::Buffer> {
         let buffer = storage_buffer(self.gpu, name, len, wgpu::BufferUsages::COPY_SRC)?;
-        let end = self.end + 4 * len as u64;
-        self.results.push((buffer.clone(), self.end..end));
-        self.end = end;
+        self.results.push((buffer.clone(), 4 * len as u64));
         Ok(buffer)
     }
 
@@ -97,7 +92,7 @@ pub(crate) async fn layer_backward(
     parts: &LayerBackwardParts<'_>,
 ) -> Result<LayerBackwardResults> {
     let want = WantGradients::all(problem);
-    let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new(), end: 0 };
+    let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new() };
     let d_output = recording.upload("dY", parts.d_output)?;
     let d_context = recording.project_back(&parts.output, &d_output)?;
     let (d_operands, extras) = attention(&mut recording, problem, inputs, parts, &want, &d_context)?;
@@ -138,24 +133,12 @@ fn attention(
         storage_buffer(gpu, "d_key", key.len(), spare)?,
         storage_buffer(gpu, "d_value", value.len(), spare)?,
     ];
-    let bytes = |name: &str, data: &[u8]| -> Result<Option<wgpu::Buffer>> {
-        if data.is_empty() {
-            return Ok(None);
-        }
-        let buffer = storage_buffer(gpu, name, data.len().div_ceil(4), wgpu::BufferUsages::COPY_DST)?;
-        write(gpu, &buffer, data);
-        Ok(Some(buffer))
-    };
-    let tables = bytes("tables", &table_bytes(problem, inputs))?;
-    let bias = bytes("bias", bytemuck::cast_slice(inputs.bias))?;
-    let mask = bytes("mask", bytemuck::cast_slice(inputs.mask))?;
+    let options = Options::new(gpu, problem, backward.plan().table_words())?;
+    options.upload(gpu, problem, inputs);
     let mut extra = |wanted: bool, name: &str, len: usize| wanted.then(|| recording.result(name, len)).transpose();
     let d_bias = extra(want.bias, "d_bias", inputs.bias.len())?;
     let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;
     let d_sinks = extra(want.sinks, "d_sinks", inputs.sinks.len())?;
-    fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferBinding<'_>> {
-        buffer.as_ref().map(wgpu::Buffer::as_entire_buffer_binding)
-    }
     let bound = backward.bind(&BackwardBindings {
         query: operands[0].as_entire_buffer_binding(),
         key: operands[1].as_entire_buffer_binding(),
@@ -163,9 +146,9 @@ fn attention(
         output: operands[3].as_entire_buffer_binding(),
         lse: lse.as_entire_buffer_binding(),
         d_output: d_context.as_entire_buffer_binding(),
-        tables: whole(&tables),
-        bias: whole(&bias),
-        mask: whole(&mask),
+        tables: whole(&options.tables),
+        bias: whole(&options.bias),
+        mask: whole(&options.mask),
         d_query: Some(d_operands[0].as_entire_buffer_binding()),
         d_key: Some(d_operands[1].as_entire_buffer_binding()),
         d_value: Some(d_operands[2].as_entire_buffer_binding()),
@@ -179,28 +162,8 @@ fn attention(
 
 /// Runs what was recorded and reads the results back, in the order in which they were asked for.
 async fn read_back(recording: Recording<'_>) -> Result<Vec<Vec<f32>>> {
-    let Recording { gpu, bound, results, end } = recording;
-    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("layer gradients"),
-        size: end.next_multiple_of(8),
-        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    if let Some(error) = pollster::block_on(scope.pop()) {
-        return Err(Error::Device { why: error.to_string() });
-    }
-    let copy = |encoder: &mut wgpu::CommandEncoder| {
-        for (buffer, place) in &results {
-            encoder.copy_buffer_to_buffer(buffer, 0, &staging, place.start, place.end - place.start);
-        }
-    };
-    let submission = submit(gpu, &bound, &mut Control::default(), Waiting::Blocking, copy).await?;
-    map(gpu, &staging, submission, Waiting::Blocking).await?;
-    let numbers = {
-        let view = staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
-        results.iter().map(|(_, place)| bytemuck::pod_collect_to_vec(&view[place.start as usize..place.end as usize])).collect()
-    };
-    staging.unmap();
-    Ok(numbers)
+    let Recording { gpu, bound, results } = recording;
+    let results = ReadBack::new(gpu, results)?;
+    let submission = submit(gpu, &bound, &mut Control::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
+    results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }

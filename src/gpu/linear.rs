@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::Gpu;
+use super::buffers::{filled, storage};
 use super::pipeline::{Pipeline, PipelineKey};
-use super::steps::BoundStep;
+use super::steps::{BoundStep, bind_group};
 use crate::plan::{Piece, check_bytes, grid, pieces};
 use crate::shader::{LinearKey, LinearParams, LinearTile};
 use crate::{Error, Result};
@@ -100,25 +101,13 @@ fn dispatches(
         let params = LinearParams { first_workgroup: first, end_workgroup: end, grid_width: width, ..base };
         slot[..size_of::<LinearParams>()].copy_from_slice(bytemuck::bytes_of(&params));
     }
-    let device = gpu.device();
-    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let params = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("linear params"),
-        size: bytes.len() as u64,
-        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    gpu.queue().write_buffer(&params, 0, &bytes);
+    let params = filled(gpu, "linear params", wgpu::BufferUsages::UNIFORM, &bytes)?;
     let size = wgpu::BufferSize::new(size_of::<LinearParams>() as u64);
     let uniform = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &params, offset: 0, size });
     let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
     let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
     let entries: Vec<_> = resources.enumerate().map(entry).collect();
-    let bind_group =
-        device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("linear"), layout: &pipeline.layout, entries: &entries });
-    if let Some(error) = pollster::block_on(scope.pop()) {
-        return Err(Error::Device { why: error.to_string() });
-    }
+    let bind_group = bind_group(gpu, &pipeline.layout, &entries)?;
     let step = |(index, piece): (usize, &Piece)| BoundStep {
         pipeline: pipeline.clone(),
         bind_group: bind_group.clone(),
@@ -141,13 +130,7 @@ pub(super) fn storage_buffer(gpu: &Gpu, name: &str, len: usize, usage: wgpu::Buf
             remedy: format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu"),
         });
     }
-    let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let usage = usage | wgpu::BufferUsages::STORAGE;
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(name), size: bytes, usage, mapped_at_creation: false });
-    match pollster::block_on(scope.pop()) {
-        Some(error) => Err(Error::Device { why: error.to_string() }),
-        None => Ok(buffer),
-    }
+    storage(gpu, name, bytes, usage)
 }
 
 #[cfg(test)]

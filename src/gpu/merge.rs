@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::pipeline::PipelineKey;
-use super::steps::{BoundStep, params_buffer};
+use super::steps::{BoundStep, bind_group, check_binding, params_buffer};
 use super::{Bound, Gpu};
+use crate::Result;
 use crate::plan::merge_steps;
 use crate::shader::{Params, Slot};
-use crate::{Error, Result};
 
 /// The buffers of a merge, all f32 and with `BufferUsages::STORAGE`.
 ///
@@ -38,11 +38,7 @@ impl Bound {
             ("output", &bindings.output, head_dim_v as u64 * row_bytes),
             ("lse", &bindings.lse, row_bytes),
         ] {
-            let rest = binding.buffer.size().saturating_sub(binding.offset);
-            let size = binding.size.map_or(rest, |size| size.get().min(rest));
-            if size < needed {
-                return Err(Error::invalid(argument, format!("has {size} bytes from its offset on, needs {needed}")));
-            }
+            check_binding(gpu, argument, binding, needed)?;
         }
         let (params, params_stride) = params_buffer(gpu, &steps)?;
         let uniform = wgpu::BufferBinding { buffer: &params, offset: 0, size: wgpu::BufferSize::new(size_of::<Params>() as u64) };
@@ -58,15 +54,7 @@ impl Bound {
         let mut bound = Self { steps: Vec::new() };
         let Some(first) = steps.first() else { return Ok(bound) };
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
-        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("merge"),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(Error::Device { why: error.to_string() });
-        }
+        let bind_group = bind_group(gpu, &pipeline.layout, &entries)?;
         bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundStep {
             pipeline: Arc::clone(&pipeline),
             bind_group: bind_group.clone(),

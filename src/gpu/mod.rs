@@ -3,6 +3,7 @@
 mod adapter;
 mod attention;
 mod backward;
+mod buffers;
 mod cache;
 mod cache_attention;
 mod cache_steps;

@@ -1,6 +1,7 @@
 //! Rotary embedding on a device: alone here, fused with an append in `cache.rs`.
 
-use super::cache_steps::{bound, buffer_of, strides};
+use super::buffers::filled;
+use super::cache_steps::{bound, strides};
 use super::steps::check_binding;
 use super::{Bound, Gpu};
 use crate::plan::check_bytes;
@@ -23,7 +24,7 @@ impl DeviceRotary {
         let angles = rotary.angles();
         let bytes: &[u8] = bytemuck::cast_slice(&angles);
         check_bytes("rotary", bytes.len() as u64, gpu.caps())?;
-        let angles = buffer_of(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
+        let angles = filled(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
         Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
+use super::buffers::{filled, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
 use crate::shader::{Params, Slot};
@@ -42,14 +43,11 @@ impl Ready {
     pub(super) fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
         let pipelines =
             plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
-        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
         let (params, params_stride) = params_buffer(gpu, &plan.steps)?;
-        let scratch = plan.scratch.iter().map(|&size| storage(gpu, "attention scratch", size)).collect();
-        let spare = storage(gpu, "attention spare", 16);
-        match pollster::block_on(scope.pop()) {
-            Some(error) => Err(Error::Device { why: error.to_string() }),
-            None => Ok(Self { gpu: gpu.clone(), plan, pipelines, params, params_stride, scratch, spare }),
-        }
+        let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
+        let spare = own("attention spare", 0)?;
+        Ok(Self { gpu: gpu.clone(), plan, pipelines, params, params_stride, scratch, spare })
     }
 
     /// Binds the buffers that `find` finds, and the plan's own.
@@ -146,35 +144,14 @@ pub(super) fn bind_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, entries: &[w
     }
 }
 
-/// A storage buffer of the library's own.
-pub(super) fn storage(gpu: &Gpu, label: &str, size: u64) -> wgpu::Buffer {
-    gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some(label),
-        size: size.next_multiple_of(16).max(16),
-        usage: wgpu::BufferUsages::STORAGE,
-        mapped_at_creation: false,
-    })
-}
-
 /// The params of all steps, and the bytes from one to the next.
 pub(super) fn params_buffer(gpu: &Gpu, steps: &[Step]) -> Result<(wgpu::Buffer, u32)> {
     let params_stride = (size_of::<Params>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
-    // Written while it is mapped: no queue operation that the app's own submits could overtake.
-    let params = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("attention params"),
-        size: u64::from(params_stride) * steps.len().max(1) as u64,
-        usage: wgpu::BufferUsages::UNIFORM,
-        mapped_at_creation: true,
-    });
-    {
-        let mut view = params.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?;
-        for (index, step) in steps.iter().enumerate() {
-            let at = index * params_stride as usize;
-            view.slice(at..at + size_of::<Params>()).copy_from_slice(bytemuck::bytes_of(&step.params));
-        }
+    let mut bytes = vec![0; params_stride as usize * steps.len().max(1)];
+    for (slot, step) in bytes.chunks_exact_mut(params_stride as usize).zip(steps) {
+        slot[..size_of::<Params>()].copy_from_slice(bytemuck::bytes_of(&step.params));
     }
-    params.unmap();
-    Ok((params, params_stride))
+    Ok((filled(gpu, "attention params", wgpu::BufferUsages::UNIFORM, &bytes)?, params_stride))
 }
 
 impl Bound {

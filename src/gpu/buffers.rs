@@ -1,0 +1,166 @@
+//! The library's own buffers of a call from host arrays: made, filled, read back together, kept for the next call.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Gpu;
+use super::host::{Waiting, map, write};
+use crate::plan::table_bytes;
+use crate::{Broadcast, Error, Inputs, Problem, Result};
+
+/// Calls kept ready on a device, of each kind; the least recently used go first.
+const KEPT: usize = 16;
+/// Bytes of buffers kept ready, of each kind, besides the most recent call's.
+const KEPT_BYTES: u64 = 512 << 20;
+
+/// A storage buffer of whole vec4s, at least one.
+pub(super) fn storage(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    make(gpu, label, bytes, usage | wgpu::BufferUsages::STORAGE, false)
+}
+
+/// A buffer with this in it, written while it is mapped: no queue operation that the app's own submits could overtake.
+pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> Result<wgpu::Buffer> {
+    let buffer = make(gpu, label, bytes.len() as u64, usage, true)?;
+    buffer.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?.slice(..bytes.len()).copy_from_slice(bytes);
+    buffer.unmap();
+    Ok(buffer)
+}
+
+fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
+    let device = gpu.device();
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let size = bytes.next_multiple_of(16).max(16);
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation });
+    match [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())].into_iter().flatten().next() {
+        Some(error) => Err(Error::Device { why: error.to_string() }),
+        None => Ok(buffer),
+    }
+}
+
+/// A whole buffer, where there is one.
+pub(super) fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferBinding<'_>> {
+    buffer.as_ref().map(wgpu::Buffer::as_entire_buffer_binding)
+}
+
+/// What a problem has besides its operands.
+pub(super) struct Options {
+    pub(super) tables: Option<wgpu::Buffer>,
+    pub(super) bias: Option<wgpu::Buffer>,
+    pub(super) mask: Option<wgpu::Buffer>,
+}
+
+impl Options {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, table_words: u32) -> Result<Self> {
+        let buffer =
+            |label: &str, bytes: Option<u64>| bytes.map(|bytes| storage(gpu, label, bytes, wgpu::BufferUsages::COPY_DST)).transpose();
+        let elements = |shape: Broadcast| shape.elements().unwrap_or(0) as u64;
+        Ok(Self {
+            tables: buffer("tables", (table_words > 0).then_some(4 * u64::from(table_words)))?,
+            bias: buffer("bias", problem.bias.map(|shape| 4 * elements(shape)))?,
+            mask: buffer("mask", problem.visibility.mask.map(elements))?,
+        })
+    }
+
+    pub(super) fn upload(&self, gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) {
+        if let Some(buffer) = &self.tables {
+            write(gpu, buffer, &table_bytes(problem, inputs));
+        }
+        if let Some(buffer) = &self.bias {
+            write(gpu, buffer, bytemuck::cast_slice(inputs.bias));
+        }
+        if let Some(buffer) = &self.mask {
+            write(gpu, buffer, bytemuck::cast_slice(inputs.mask));
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        [&self.tables, &self.bias, &self.mask].into_iter().flatten().map(wgpu::Buffer::size).sum()
+    }
+}
+
+/// Buffers that are read back together.
+pub(super) struct ReadBack {
+    /// Each with its place in `staging`.
+    parts: Vec<(wgpu::Buffer, Range<u64>)>,
+    staging: wgpu::Buffer,
+}
+
+impl ReadBack {
+    /// Room for so many bytes of each buffer.
+    pub(super) fn new(gpu: &Gpu, parts: impl IntoIterator<Item = (wgpu::Buffer, u64)>) -> Result<Self> {
+        let mut end = 0u64;
+        let place = |(buffer, bytes): (wgpu::Buffer, u64)| {
+            let start = end.next_multiple_of(16);
+            end = start + bytes;
+            (buffer, start..end)
+        };
+        let parts = parts.into_iter().map(place).collect();
+        let staging = make(gpu, "read back", end, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, false)?;
+        Ok(Self { parts, staging })
+    }
+
+    pub(super) fn copy(&self, encoder: &mut wgpu::CommandEncoder) {
+        for (buffer, place) in &self.parts {
+            encoder.copy_buffer_to_buffer(buffer, 0, &self.staging, place.start, (place.end - place.start).next_multiple_of(4));
+        }
+    }
+
+    /// What `take` makes of the bytes of each buffer, in their order, once `submission` is done, which has the copies.
+    pub(super) async fn read<T>(
+        &self,
+        gpu: &Gpu,
+        submission: Option<wgpu::SubmissionIndex>,
+        waiting: Waiting,
+        take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
+    ) -> Result<T> {
+        map(gpu, &self.staging, submission, waiting).await?;
+        let taken = {
+            let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
+            take(&mut self.parts.iter().map(|(_, place)| &view[place.start as usize..place.end as usize]))
+        };
+        self.staging.unmap();
+        Ok(taken)
+    }
+
+    /// Those of the buffers, and of where they are read back.
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.iter().map(|(buffer, _)| buffer.size()).sum::<u64>() + self.staging.size()
+    }
+}
+
+/// Calls that were made ready, with the bytes of their buffers, the least recently used first.
+pub(super) struct Kept<T>(Mutex<Vec<(T, u64)>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    /// Takes one out: while it runs nobody else may have it.
+    pub(super) fn take(&self, is_it: impl Fn(&T) -> bool) -> Option<T> {
+        let mut kept = self.lock();
+        let found = kept.iter().position(|(call, _)| is_it(call))?;
+        Some(kept.remove(found).0)
+    }
+
+    /// Keeps one, and drops what is too much.
+    pub(super) fn keep(&self, call: T, bytes: u64) {
+        let mut kept = self.lock();
+        kept.push((call, bytes));
+        let mut bytes: u64 = kept.iter().map(|(_, bytes)| bytes).sum();
+        while kept.len() > KEPT || (kept.len() > 1 && bytes > KEPT_BYTES) {
+            bytes -= kept.remove(0).1;
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(T, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
