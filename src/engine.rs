@@ -185,13 +185,10 @@ impl Engine {
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Place::Gpu(gpu) if ![problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0) => {
-                gpu.backward(problem, inputs, backward, want, waiting, control).await
-            }
+            Place::Gpu(gpu) if !is_empty(problem) => gpu.backward(problem, inputs, backward, want, waiting, control).await,
             Place::Oracle => {
                 cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
             }
-            // Buffers of no size cannot be bound, and there is nothing to compute.
             Place::Cpu | Place::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
         }
     }
@@ -202,11 +199,13 @@ impl Engine {
         match &self.place {
             Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Place::Cpu => cpu::tiled::attention(problem, inputs, control),
-            // Buffers of no size cannot be bound, and there is nothing to compute.
-            Place::Gpu(_) if [problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0) => {
-                cpu::tiled::attention(problem, inputs, control)
-            }
+            Place::Gpu(_) if is_empty(problem) => cpu::tiled::attention(problem, inputs, control),
             Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, waiting, control).await,
         }
     }
+}
+
+/// Whether there is nothing to compute. Buffers of no size cannot be bound: the CPU answers.
+fn is_empty(problem: &Problem) -> bool {
+    [problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0)
 }

@@ -124,10 +124,7 @@ impl Side {
             read_rows(job.isa, backward.output, place, (1, d.head_dim_v), output, d.head_dim_v);
             // A row that sees nothing has output 0, and its gradient may be anything.
             delta[r] = output.iter().zip(&*d_output).map(|(&o, &d)| if o == 0.0 { 0.0 } else { o * d }).sum();
-            let at = match problem.packed {
-                Some(_) => (item.first_q + i) * d.num_heads + head,
-                None => (item.batch * d.num_heads + head) * d.seq_len_q + i,
-            };
+            let at = item.lse_place(problem, head, i);
             if backward.lse[at] != f32::NEG_INFINITY {
                 lse[r] = backward.lse[at];
             }

@@ -110,26 +110,21 @@ impl Tile {
         if hiding == Hiding::Nothing && job.problem.softcap.is_none() {
             return;
         }
-        let bounds = self.bounds.take(2 * width).split_at(width);
-        job.isa.run(Modify {
-            panel: width,
-            scores: self.scores.take(width * keys),
-            softcap: job.problem.softcap,
-            bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
-            extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
-            bounds: (hiding == Hiding::Bounds).then_some(bounds),
-        });
+        self.change(job, width, keys, hiding, job.problem.softcap);
     }
 
     /// Biases, and -inf where hidden, on scores that have their softcap.
     pub(super) fn add_and_hide(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
-        let width = panel.width;
+        self.change(job, panel.width, keys, hiding, None);
+    }
+
+    fn change(&mut self, job: &Job<'_>, width: usize, keys: usize, hiding: Hiding, softcap: Option<f32>) {
         let bounds = self.bounds.take(2 * width).split_at(width);
         job.isa.run(Modify {
             panel: width,
             scores: self.scores.take(width * keys),
-            softcap: None,
-            bias_first: false,
+            softcap,
+            bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
             extra: (hiding == Hiding::Extra).then_some(self.extra.take(width * keys)),
             bounds: (hiding == Hiding::Bounds).then_some(bounds),
         });

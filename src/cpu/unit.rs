@@ -343,7 +343,6 @@ pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32]
 /// Writes output and lse of a row from its undivided output, maximum and sum. Returns the factor that divides.
 pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
     let problem = job.problem;
-    let d = &problem.dims;
     let item = &job.items[unit.item];
     let (head, i) = unit.row(problem, r);
     let (mut top, mut rescale, mut total) = (max, 1.0, sum);
@@ -360,10 +359,7 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
     // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
     unsafe { job.output.write_row(place.start, place.step, row) };
     if let Some(lse) = &job.lse {
-        let at = match problem.packed {
-            Some(_) => (item.first_q + i) * d.num_heads + head,
-            None => (item.batch * d.num_heads + head) * d.seq_len_q + i,
-        };
+        let at = item.lse_place(problem, head, i);
         // SAFETY: each row has a place of its own.
         unsafe { lse.scatter(at, 1, &[top + total.ln()], |x| x) };
     }

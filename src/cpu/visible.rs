@@ -53,6 +53,15 @@ impl Item {
         if interval.is_empty() { 0..0 } else { interval }
     }
 
+    /// Where the lse of a head's row i lies.
+    pub(super) fn lse_place(&self, problem: &Problem, head: usize, i: usize) -> usize {
+        let d = &problem.dims;
+        match problem.packed {
+            Some(_) => (self.first_q + i) * d.num_heads + head,
+            None => (self.batch * d.num_heads + head) * d.seq_len_q + i,
+        }
+    }
+
     /// Whether scores get a part of their own for each pair, beyond the intervals.
     pub(super) fn has_extra(problem: &Problem) -> bool {
         let v = &problem.visibility;

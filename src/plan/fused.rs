@@ -71,10 +71,15 @@ const GENERAL: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
 /// Keys below which a split is not worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
 
+/// Query heads of a group that go into one block's rows: all of them where together they are few.
+pub(super) fn heads_packed(d: &Dims) -> usize {
+    if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 }
+}
+
 /// `wanted` is the kernel to take, where it is one of [`candidates`].
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>) -> Result<Plan> {
     let d = &problem.dims;
-    let pack = if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 };
+    let pack = heads_packed(d);
     let wanted = wanted.filter(|wanted| candidates(problem, caps).contains(wanted));
     let mut key = match wanted {
         Some(kernel) => KernelKey::new(kernel, problem),

@@ -1,5 +1,6 @@
 //! What autotuning remembers: the class of a problem and a kernel, both as text.
 
+use super::fused::heads_packed;
 use crate::Problem;
 use crate::problem::Operand;
 use crate::shader::{FewShape, Kernel, KernelKey, RowShape, TileShape};
@@ -8,7 +9,7 @@ use crate::shader::{FewShape, Kernel, KernelKey, RowShape, TileShape};
 pub(crate) fn class_of(problem: &Problem) -> String {
     let d = &problem.dims;
     let up = |x: usize| x.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
-    let rows = if d.seq_len_q * d.group() <= 64 { d.seq_len_q * d.group() } else { d.seq_len_q };
+    let rows = d.seq_len_q * heads_packed(d);
     let dtype = |operand| problem.spec(operand).dtype;
     // Any kernel has the same switches.
     let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
