@@ -22,6 +22,18 @@ pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Re
     })
 }
 
+/// One fused engine for each of the backends; where two are the same, the first one's.
+pub(crate) fn open_each(backends: &[Backend]) -> Result<Vec<(&Backend, Engine)>, Failure> {
+    let mut engines: Vec<(&Backend, Engine)> = Vec::new();
+    for backend in backends {
+        let engine = open(backend, Algorithm::Fused, false)?;
+        if engines.iter().all(|(_, known)| known.chosen() != engine.chosen()) {
+            engines.push((backend, engine));
+        }
+    }
+    Ok(engines)
+}
+
 /// The CPU path and every adapter, each once; and why an adapter is left out.
 pub(crate) fn every(checked: bool) -> (Vec<Engine>, Vec<String>) {
     Engine::every(shaders(checked))

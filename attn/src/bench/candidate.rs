@@ -41,11 +41,7 @@ enum Runner {
 /// `tuned` is a file of kernels that were found to be the fastest.
 pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, backward: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
-    for backend in backends {
-        let engine = backend::open(backend, Algorithm::Fused, false)?;
-        if found.iter().any(|candidate| candidate.adapter == engine.chosen()) {
-            continue;
-        }
+    for (backend, engine) in backend::open_each(backends)? {
         if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
             let text = std::fs::read_to_string(path).map_err(|error| Failure::input(format!("--tuned {}: {error}", path.display())))?;
             let count = engine.load_tuned(&text)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Algorithm, Backend, DType, Dims, HostVec, Inputs, Layout, PageTable, Paged, Problem};
+use wgpu_attention::{Backend, DType, Dims, HostVec, Inputs, Layout, PageTable, Paged, Problem};
 
 use super::decode_device::{self, OnDevice};
 use super::machine;
@@ -204,18 +204,15 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
     let stored = if args.cache.is_empty() { vec![DType::F32, DType::F16, DType::Q8, DType::Q4] } else { args.cache.clone() };
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
-    for backend in backends {
-        let engine = backend::open(backend, Algorithm::Fused, false)?;
-        if engines.iter().all(|(known, _): &(wgpu_attention::Engine, f64)| known.chosen() != engine.chosen()) {
-            let copy = match engine.gpu() {
-                Some(gpu) => decode_device::copy_gb_s(gpu)?,
-                None => host_copy,
-            };
-            engines.push((engine, copy));
-        }
+    for (_, engine) in backend::open_each(backends)? {
+        let copy = match engine.gpu() {
+            Some(gpu) => decode_device::copy_gb_s(gpu)?,
+            None => host_copy,
+        };
+        engines.push((engine, copy));
     }
     if json {
-        terminal.json(&machine::line(), false)?;
+        terminal.json(&machine::line(host_copy), false)?;
     }
     for (engine, copy) in &engines {
         let layer_step = engine.gpu().map(decode_device::layer_step_us).transpose()?;

@@ -166,7 +166,8 @@ fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-fn wait(gpu: &Gpu) -> Result<(), Failure> {
+/// Until the device has nothing left to do.
+pub(super) fn wait(gpu: &Gpu) -> Result<(), Failure> {
     let waited = gpu.device().poll(wgpu::PollType::wait_indefinitely());
     waited.map(|_| ()).map_err(|error| Failure::Check(error.to_string()))
 }

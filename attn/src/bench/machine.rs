@@ -1,15 +1,15 @@
 //! What the figures depend on besides the code: the machine, its limits, the day.
 
 use std::hint::black_box;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// The first line of a record.
-pub(super) fn line() -> Value {
+/// The first line of a record; `copy_gb_s` is what [`copy_gb_s`] measured.
+pub(super) fn line(copy_gb_s: f64) -> Value {
     json!({
-        "machine": cpu_name(), "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": today(),
-        "version": env!("CARGO_PKG_VERSION"), "copy_gb_s": copy_gb_s(), "multiply_add_gflops": wgpu_attention::cpu::multiply_add_gflops(),
+        "machine": cpu_name(), "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        "version": env!("CARGO_PKG_VERSION"), "copy_gb_s": copy_gb_s, "multiply_add_gflops": wgpu_attention::cpu::multiply_add_gflops(),
         "program_bytes": std::env::current_exe().and_then(std::fs::metadata).map(|file| file.len()).ok(),
     })
 }
@@ -18,18 +18,6 @@ fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("model name")).and_then(|rest| rest.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
-}
-
-/// The date in UTC, by the calendar algorithm of Howard Hinnant, "chrono-compatible low-level date algorithms".
-fn today() -> String {
-    let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() / 86_400) as i64 + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let (day, month) = (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
 }
 
 /// Bytes read and written by a copy on all threads, 10^9 a second: the best of several.

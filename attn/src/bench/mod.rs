@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref(), args.backward)?;
     if args.json {
-        terminal.json(&machine::line(), false)?;
+        terminal.json(&machine::line(machine::copy_gb_s()), false)?;
     }
     for task in &tasks {
         time(task, &mut candidates, args.seconds, args.json, terminal)?;

@@ -9,6 +9,7 @@ use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
 use super::check;
+use super::decode_device::wait;
 use super::task::bytes;
 use crate::backend;
 use crate::failure::Failure;
@@ -114,7 +115,7 @@ fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
             let commands = encoder.finish();
             least = least.min(started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES));
             gpu.queue().submit([commands]);
-            device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Failure::Check(error.to_string()))?;
+            wait(gpu)?;
         }
         Ok(least)
     };
