@@ -259,7 +259,8 @@ pub struct CacheShape {
     pub head_dim_v: usize,
     /// How keys and values are stored.
     pub dtype: DType,
-    /// [`Layout::Bshd`]: pages of [page_size, num_kv_heads, dim]; [`Layout::Bhsd`]: of [num_kv_heads, page_size, dim].
+    /// [`Layout::Bhsd`]: pages of [num_kv_heads, page_size, dim]; [`Layout::Bshd`]: of [page_size, num_kv_heads, dim].
+    /// The first reads faster on a device: the keys of a head lie side by side (twice as fast on Mesa's lavapipe, f32).
     pub layout: Layout,
 }
 

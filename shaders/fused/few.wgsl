@@ -3,8 +3,9 @@
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4 l, l + LANES, .. of each: of the queries, of the
-// output, of each key and value as it comes by, read once and side by side. LANES keys at a time: each lane sums up its part of their dot
-// products, a butterfly of shuffles adds the parts and leaves key l's score in lane l; softmax is done there; then every weight goes round.
+// output, of each key and value as it comes by, read once and side by side. LANES keys at a time: lane l finds where key l lies, which takes
+// divisions where there are pages; each lane sums up its part of their dot products; a butterfly of shuffles adds the parts and leaves key l's
+// score in lane l; softmax is done there; then every weight goes round.
 
 const_assert THREADS == LANES;
 const_assert BLOCK_ROWS == ROWS;
@@ -81,9 +82,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (!shown) {
             continue;
         }
+        let key = first + lane;
+        let own_key_row = key_row(item, kv_head, min(key, range.end - 1u)); // what repeats is not seen
+        let own_value_row = value_row(item, kv_head, min(key, range.end - 1u));
         var parts: array<array<f32, LANES>, ROWS>;
         for (var c = 0u; c < LANES; c++) {
-            let at = key_row(item, kv_head, min(first + c, range.end - 1u)); // what repeats is not seen
+            let at = subgroupShuffle(own_key_row, c);
             for (var r = 0u; r < ROWS; r++) {
                 parts[r][c] = 0.0;
             }
@@ -96,7 +100,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
         }
 
-        let key = first + lane;
         var weight: array<f32, ROWS>; // of this lane's key
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
@@ -127,7 +130,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
         var infinite = false;
         for (var c = 0u; c < LANES; c++) {
-            let at = value_row(item, kv_head, min(first + c, range.end - 1u));
+            let at = subgroupShuffle(own_value_row, c);
             var p: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
                 p[r] = subgroupShuffle(weight[r], c);
@@ -143,7 +146,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
         if (any_lane(infinite)) {
             for (var c = 0u; c < LANES + params.zero; c++) { // rolled: rarely run
-                let at = value_row(item, kv_head, min(first + c, range.end - 1u));
+                let at = subgroupShuffle(own_value_row, c);
                 for (var r = 0u; r < ROWS; r++) {
                     let p = subgroupShuffle(weight[r], c);
                     if (bitcast<u32>(p) != HIDDEN_BITS) {

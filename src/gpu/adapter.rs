@@ -174,9 +174,12 @@ pub(crate) async fn choose_every() -> Vec<Chosen> {
     adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
 }
 
-/// Features that a kernel may use.
-pub(crate) fn wanted_features() -> wgpu::Features {
-    wgpu::Features::SUBGROUP
+/// Features that a kernel may use, or a call from host memory on such a device.
+pub(crate) fn wanted_features(device_type: wgpu::DeviceType) -> wgpu::Features {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => wgpu::Features::SUBGROUP,
+        _ => wgpu::Features::SUBGROUP | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+    }
 }
 
 fn notable(features: wgpu::Features) -> Vec<&'static str> {

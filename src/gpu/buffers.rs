@@ -1,10 +1,11 @@
 //! The library's own buffers of a call from host arrays: made, filled, read back together, kept for the next call.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Gpu;
-use super::host::{Waiting, map, write};
+use super::host::{Waiting, map};
 use crate::plan::table_bytes;
 use crate::{Broadcast, Error, Inputs, Problem, Result};
 
@@ -24,6 +25,47 @@ pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &
     buffer.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?.slice(..bytes.len()).copy_from_slice(bytes);
     buffer.unmap();
     Ok(buffer)
+}
+
+/// Usage of buffers that are filled anew by each call: where device and host share their memory they are written in place, which spares
+/// a second copy, and the pages of a new staging buffer.
+pub(super) fn refilled(gpu: &Gpu) -> wgpu::BufferUsages {
+    let device = gpu.device();
+    let shared = device.adapter_info().device_type != wgpu::DeviceType::DiscreteGpu;
+    let in_place = shared && device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+    wgpu::BufferUsages::COPY_DST | if in_place { wgpu::BufferUsages::MAP_WRITE } else { wgpu::BufferUsages::empty() }
+}
+
+/// Writes bytes of any number; the last word is filled up with zeros.
+pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
+    if buffer.usage().contains(wgpu::BufferUsages::MAP_WRITE) && write_in_place(gpu, buffer, bytes) {
+        return;
+    }
+    let whole = bytes.len() / 4 * 4;
+    gpu.queue().write_buffer(buffer, 0, &bytes[..whole]);
+    if whole < bytes.len() {
+        let mut word = [0; 4];
+        word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        gpu.queue().write_buffer(buffer, whole as u64, &word);
+    }
+}
+
+/// Whether it could be done: not while a dropped call still uses the buffer.
+fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
+    let mapped = Arc::new(AtomicBool::new(false));
+    let told = mapped.clone();
+    buffer.map_async(wgpu::MapMode::Write, .., move |result| told.store(result.is_ok(), Ordering::Release));
+    let polled = gpu.device().poll(wgpu::PollType::Poll);
+    let written = polled.is_ok()
+        && mapped.load(Ordering::Acquire)
+        && buffer.get_mapped_range_mut(..).is_ok_and(|mut view| {
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+            let end = bytes.len().next_multiple_of(4);
+            view.slice(bytes.len()..end).copy_from_slice(&[0; 4][..end - bytes.len()]);
+            true
+        });
+    buffer.unmap();
+    written
 }
 
 fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
@@ -52,8 +94,7 @@ pub(super) struct Options {
 
 impl Options {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, table_words: u32) -> Result<Self> {
-        let buffer =
-            |label: &str, bytes: Option<u64>| bytes.map(|bytes| storage(gpu, label, bytes, wgpu::BufferUsages::COPY_DST)).transpose();
+        let buffer = |label: &str, bytes: Option<u64>| bytes.map(|bytes| storage(gpu, label, bytes, refilled(gpu))).transpose();
         let elements = |shape: Broadcast| shape.elements().unwrap_or(0) as u64;
         Ok(Self {
             tables: buffer("tables", (table_words > 0).then_some(4 * u64::from(table_words)))?,

@@ -86,7 +86,7 @@ impl Gpu {
         let adapter = &chosen.adapter;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgpu-attention"),
-            required_features: adapter.features() & wanted_features(),
+            required_features: adapter.features() & wanted_features(adapter.get_info().device_type),
             required_limits: adapter.limits(),
             ..Default::default()
         };

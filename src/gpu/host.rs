@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use futures_intrusive::channel::shared::oneshot_channel;
 
-use super::buffers::{Options, ReadBack, storage, whole};
+use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::{Attention, Bindings, Bound, Gpu};
 use crate::problem::Operand;
 use crate::{Algorithm, Control, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Result};
@@ -61,9 +61,8 @@ impl Prepared {
 
     /// For an attention that was made of `problem`.
     pub(super) fn of(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, attention: &Attention) -> Result<Self> {
-        let input = wgpu::BufferUsages::COPY_DST;
         // A layer reads its queries, keys and values back too.
-        let operand = input | wgpu::BufferUsages::COPY_SRC;
+        let operand = refilled(gpu) | wgpu::BufferUsages::COPY_SRC;
         let result = wgpu::BufferUsages::COPY_SRC;
         let size = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
         let query = storage(gpu, "query", size(Operand::Query), operand)?;
@@ -189,17 +188,6 @@ fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
     }
     pieces.push(first..bound.dispatches());
     pieces
-}
-
-/// Writes bytes of any number; the last word is filled up with zeros.
-pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
-    let whole = bytes.len() / 4 * 4;
-    gpu.queue().write_buffer(buffer, 0, &bytes[..whole]);
-    if whole < bytes.len() {
-        let mut word = [0; 4];
-        word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-        gpu.queue().write_buffer(buffer, whole as u64, &word);
-    }
 }
 
 /// Maps a buffer for reading, once `submission` is done.

@@ -1,7 +1,7 @@
 //! The backward pass from host slices to host vectors.
 
-use super::buffers::{Options, ReadBack, storage, whole};
-use super::host::{Waiting, submit, write};
+use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
+use super::host::{Waiting, submit};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::problem::Operand;
 use crate::{BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
@@ -49,7 +49,7 @@ impl Gpu {
 impl PreparedBackward {
     fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
         let backward = Backward::new(gpu, problem, want)?;
-        let (input, result) = (wgpu::BufferUsages::COPY_DST, wgpu::BufferUsages::COPY_SRC);
+        let (input, result) = (refilled(gpu), wgpu::BufferUsages::COPY_SRC);
         let operand = |label: &str, operand| {
             let bytes = problem.spec(operand).dtype.bytes(problem.operand_len(operand));
             storage(gpu, label, bytes as u64, input)

@@ -1,7 +1,7 @@
 //! The gradients of a multi-head layer on a device: projections, attention and projections back, in one submit.
 
-use super::buffers::{Options, ReadBack, whole};
-use super::host::{Waiting, submit, write};
+use super::buffers::{Options, ReadBack, refilled, whole, write};
+use super::host::{Waiting, submit};
 use super::linear::{DeviceLinear, Rows, storage_buffer, transpose};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::{Control, Inputs, Problem, Result, WantGradients};
@@ -47,7 +47,7 @@ struct Recording<'a> {
 
 impl Recording<'_> {
     fn upload(&self, name: &str, data: &[f32]) -> Result<wgpu::Buffer> {
-        let buffer = storage_buffer(self.gpu, name, data.len(), wgpu::BufferUsages::COPY_DST)?;
+        let buffer = storage_buffer(self.gpu, name, data.len(), refilled(self.gpu))?;
         write(self.gpu, &buffer, bytemuck::cast_slice(data));
         Ok(buffer)
     }

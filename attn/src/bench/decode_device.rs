@@ -29,7 +29,8 @@ impl<'a> OnDevice<'a> {
     }
 
     fn fill(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Self, Error> {
-        let shape = CacheShape { page_size, ..full.shape };
+        // The keys of a head side by side: other layouts jump from page to page of the machine's memory.
+        let shape = CacheShape { page_size, layout: Layout::Bhsd, ..full.shape };
         let pages = full.keys.div_ceil(page_size);
         let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: 1, slots: 1, pages_per_slot: pages, pages })?;
         let slot = cache.start()?;
@@ -37,7 +38,7 @@ impl<'a> OnDevice<'a> {
         for (bank, pools) in cache.pools(0)?.iter().enumerate() {
             let heads = shape.num_kv_heads / cache.pools(0)?.len();
             for (pool, data) in pools.iter().zip([&full.key, &full.value]) {
-                write_heads(gpu, pool, data, [full.keys, shape.num_kv_heads, shape.head_dim], bank * heads..(bank + 1) * heads);
+                write_heads(gpu, pool, data, &shape, bank * heads..(bank + 1) * heads);
             }
         }
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -144,18 +145,31 @@ pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
     Ok(2.0 * size as f64 / least / 1e9)
 }
 
-/// Writes some heads of [tokens, heads, dim] as a pool of those heads alone.
-fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, [tokens, heads, dim]: [usize; 3], some: std::ops::Range<usize>) {
+/// Writes some heads of [tokens, heads, dim] as pages of those heads alone.
+fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShape, some: std::ops::Range<usize>) {
     const PIECE: usize = 8 << 20;
     let bytes = data.as_slice().bytes();
-    let row = bytes.len() / tokens / heads;
-    debug_assert_eq!(row, data.as_slice().dtype().bytes(dim));
-    let own = row * some.len();
-    for first in (0..tokens).step_by((PIECE / own).max(1)) {
-        let last = tokens.min(first + (PIECE / own).max(1));
-        let piece: Vec<u8> = (first..last).flat_map(|token| &bytes[(token * heads + some.start) * row..][..own]).copied().collect();
-        gpu.queue().write_buffer(pool, (first * own) as u64, &piece);
+    let row = data.as_slice().dtype().bytes(shape.head_dim);
+    let tokens = bytes.len() / row / shape.num_kv_heads;
+    let page_bytes = shape.page_size * some.len() * row;
+    let mut piece = Vec::new();
+    let mut written = 0;
+    for place in 0..tokens.div_ceil(shape.page_size) * some.len() {
+        let (page, head) = (place / some.len(), some.start + place % some.len());
+        for token in page * shape.page_size..(page + 1) * shape.page_size {
+            let stored = token < tokens; // the last page may be not full
+            let from = (token * shape.num_kv_heads + head) * row;
+            piece.extend_from_slice(if stored { &bytes[from..][..row] } else { &[] });
+            piece.resize(piece.len() + if stored { 0 } else { row }, 0);
+            if piece.len() >= PIECE {
+                gpu.queue().write_buffer(pool, written, &piece);
+                written += piece.len() as u64;
+                piece.clear();
+            }
+        }
     }
+    debug_assert_eq!((written as usize + piece.len()) % page_bytes, 0);
+    gpu.queue().write_buffer(pool, written, &piece);
 }
 
 fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
