@@ -33,6 +33,27 @@ pub(super) trait Simd: Copy {
     /// `self < than ? yes : no` lane by lane; `no` where one is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
 
+    /// Of an exponent to base 2: what is left of its nearest whole number, and that number as [`Self::times_power`] takes it.
+    ///
+    /// It is found, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are the number and 127.
+    #[inline(always)]
+    unsafe fn split_exponent(self) -> (Self, Self) {
+        const ROUND: f32 = 12_582_912.0 + 127.0;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let x = Self::splat(-127.0).max(self);
+            let shifted = x.add(Self::splat(ROUND));
+            (x.sub(shifted.sub(Self::splat(ROUND))), shifted)
+        }
+    }
+
+    /// `self` times 2 to the power of `whole`; 0 where that is subnormal, or subnormal.
+    #[inline(always)]
+    unsafe fn times_power(self, whole: Self) -> Self {
+        // SAFETY: passed on from the caller.
+        unsafe { self.mul(whole.exponent_from_low_bits()) }
+    }
+
     /// `LANES` numbers, widened.
     #[inline(always)]
     unsafe fn widen_f16(from: *const f16) -> Self {

@@ -71,6 +71,17 @@ impl Simd for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn split_exponent(self) -> (Self, Self) {
+        let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self);
+        (_mm512_sub_ps(self, whole), whole)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn times_power(self, whole: Self) -> Self {
+        _mm512_scalef_ps(self, whole)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn widen_f16(from: *const f16) -> Self {
         // SAFETY: the caller's `from` is valid for 16 numbers of 16 bits.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
