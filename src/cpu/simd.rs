@@ -66,7 +66,8 @@ pub(super) trait Simd: Copy {
         unsafe { Self::load(wide.as_ptr()) }
     }
 
-    /// Asks for the cache line at `at`, which need not be valid.
+    /// Asks for the cache line at `at`, which need not be valid, in the second-level cache: the first has fewer misses in flight, and a
+    /// step of decoding took a quarter longer that way.
     #[inline(always)]
     unsafe fn prefetch(_at: *const f32) {}
 

@@ -91,7 +91,7 @@ impl Simd for __m512 {
     #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
     unsafe fn prefetch(at: *const f32) {
         // SAFETY: a prefetch of any address does no harm.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -216,7 +216,7 @@ impl Simd for __m256 {
     #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
     unsafe fn prefetch(at: *const f32) {
         // SAFETY: a prefetch of any address does no harm.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
