@@ -39,26 +39,24 @@ const FEW: &[(DeviceClass, usize, FewShape)] = &[
     (DeviceClass::Software, 8, FewShape { lanes: 16, rows: 8 }),
 ];
 
-/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the least head for which each is meant.
-///
-/// Chosen by what the compilers of benches/record/lab-*.md make of them: the share of multiply-adds in the loop over the keys on AMD
-/// (256 threads of 4x2: 83 % at head_dim 64, 88 % at 128; 128 threads: 75 and 78 %), static cycles on NVIDIA (256 threads of 4x2 at
-/// head_dim 64 46.6k for twice the rows that 128 threads do in 52.7k), registers on Apple (128 threads of 4x2: 207, none spilled).
-const TILES: &[(usize, usize, TileShape)] = &[
-    (33, 1, tile(256, 4, 16, 2)),
-    (33, 65, tile(256, 4, 16, 1)),
-    (17, 1, tile(128, 4, 16, 2)),
-    (17, 1, tile(128, 4, 16, 1)),
-    (9, 1, tile(128, 2, 16, 2)),
-    (9, 1, tile(128, 2, 16, 1)),
-    (5, 1, tile(128, 1, 16, 2)),
-    (5, 1, tile(128, 1, 16, 1)),
-    (1, 1, tile(64, 1, 16, 2)),
-    (1, 1, tile(64, 1, 16, 1)),
-    (1, 1, tile(32, 1, 8, 1)),
-    (1, 1, tile(16, 1, 8, 1)),
-    (1, 1, tile(8, 1, 4, 1)),
-    (1, 1, tile(4, 1, 2, 1)),
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
+const TILES: &[(usize, TileShape)] = &[
+    (33, tile(256, 4, 16, 4)),
+    (33, tile(128, 4, 8, 4)),
+    (33, tile(128, 4, 8, 2)),
+    (17, tile(128, 4, 16, 2)),
+    (17, tile(128, 2, 8, 2)),
+    (17, tile(64, 4, 8, 1)),
+    (9, tile(128, 2, 16, 2)),
+    (9, tile(128, 2, 16, 1)),
+    (5, tile(128, 1, 16, 2)),
+    (5, tile(128, 1, 16, 1)),
+    (1, tile(64, 1, 16, 2)),
+    (1, tile(64, 1, 16, 1)),
+    (1, tile(32, 1, 8, 1)),
+    (1, tile(16, 1, 8, 1)),
+    (1, tile(8, 1, 4, 1)),
+    (1, tile(4, 1, 2, 1)),
 ];
 
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
@@ -210,7 +208,7 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
         caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
     });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
-    let by_tiles = TILES.iter().filter(|&&(least, least_dim, _)| rows >= least && widest >= least_dim);
+    let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
     let found = if special { by_few.chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
