@@ -21,18 +21,22 @@ const ROW_VECS: u32 = (ROWS + 3u) / 4u;
 const QUERY_STRIDE: u32 = HEAD_VECS | 1u;
 const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) | 1u;
 const WEIGHT_STRIDE: u32 = (THREAD_ROWS * ROW_VECS) | 1u;
-// Steps at once of the loops over a row's vec4s and over a tile's keys.
-const HEAD_STEP: u32 = select(select(1u, 2u, HEAD_VECS % 2u == 0u), 4u, HEAD_VECS % 4u == 0u);
-const KEY_STEP: u32 = min(4u, BLOCK_KEYS);
-
-// The same as VALUE_PER and HEAD_STEP, of which the loops run.
-fn value_per() -> u32 {
-    return (value_vecs() + COLS - 1u) / COLS;
-}
+// Steps at once of the loops over a row's vec4s and over a tile's keys: more where there is little to a step.
+const MOST_STEPS: u32 = select(4u, 8u, ROWS == 1u);
+const FEW_STEPS: u32 = select(select(1u, 2u, HEAD_VECS % 2u == 0u), 4u, HEAD_VECS % 4u == 0u);
+const HEAD_STEP: u32 = select(FEW_STEPS, MOST_STEPS, HEAD_VECS % MOST_STEPS == 0u);
+const KEY_STEP: u32 = min(MOST_STEPS, BLOCK_KEYS);
 
 fn head_step() -> u32 {
     return select(HEAD_STEP, 1u, IS_GENERAL);
 }
+
+// Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers and
+// the next tile is known.
+const KEY_TURNS: u32 = (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS;
+const VALUE_TURNS: u32 = (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS;
+const KEYS_AHEAD: bool = !IS_GENERAL && !SKIPS_TILES && KEY_TURNS <= 8u;
+const VALUES_AHEAD: bool = !IS_GENERAL && VALUE_TURNS <= 8u;
 
 const_assert BLOCK_ROWS == THREAD_ROWS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;
@@ -45,48 +49,50 @@ var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p, 
 var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // where the rows are, and what they see
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
 
-// Fills `tile` with the keys from `first` on. No branch on the end, so that loads overlap; what repeats there is not seen.
-fn load_keys(item: Item, kv_head: u32, first: u32, end: u32, thread: u32) {
-    var key = thread / head_vecs();
-    var dim = thread % head_vecs();
-    for (var n = 0u; n < (BLOCK_KEYS * head_vecs() + THREADS - 1u) / THREADS; n++) {
-        if ((IS_GENERAL || BLOCK_KEYS * HEAD_VECS % THREADS != 0u) && key >= BLOCK_KEYS) {
-            break;
-        }
-        tile[key * TILE_STRIDE + dim] = load_key(key_row(item, kv_head, min(first + key, end - 1u)), dim * 4u);
-        key += THREADS / head_vecs();
-        if (IS_GENERAL || THREADS % HEAD_VECS != 0u) {
-            dim += THREADS % head_vecs();
-            if (dim >= head_vecs()) {
-                dim -= head_vecs();
-                key += 1u;
-            }
-        }
+// The vec4 in `weight_tile` with a thread's i-th pair: key i % KEYS of row i / KEYS, which is its component i / KEYS % 4.
+fn weight_at(thread_row: u32, thread_col: u32, i: u32) -> u32 {
+    return (thread_col + i % KEYS * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i / KEYS / 4u;
+}
+
+// The key or value, and the vec4 of it, that a thread moves to `tile` in its n-th turn.
+fn turn(n: u32, thread: u32, vecs: u32) -> vec2<u32> {
+    if (THREADS % vecs == 0u) {
+        return vec2<u32>(n * (THREADS / vecs) + thread / vecs, thread % vecs);
+    }
+    let i = n * THREADS + thread;
+    return vec2<u32>(i / vecs, i % vecs);
+}
+
+fn turns(vecs: u32) -> u32 {
+    return (BLOCK_KEYS * vecs + THREADS - 1u) / THREADS;
+}
+
+// The n-th turn's words of the tile's keys. No branch on the end, so that loads overlap; what repeats there is not seen.
+fn fetch_keys(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> fetched_key {
+    let at = turn(n, thread, head_vecs());
+    return fetch_key(key_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
+}
+
+fn fetch_values(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> fetched_value {
+    let at = turn(n, thread, value_vecs());
+    return fetch_value(value_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
+}
+
+fn store_keys(n: u32, words: fetched_key, thread: u32) {
+    let at = turn(n, thread, head_vecs());
+    if ((!IS_GENERAL && BLOCK_KEYS * HEAD_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+        tile[at.x * TILE_STRIDE + at.y] = widen_key(words, at.y * 4u);
     }
 }
 
-// The same of values. Whether any of this thread's was infinite or NaN.
-fn load_values(item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> bool {
-    var key = thread / value_vecs();
-    var dim = thread % value_vecs();
-    var infinite = false;
-    for (var n = 0u; n < (BLOCK_KEYS * value_vecs() + THREADS - 1u) / THREADS; n++) {
-        if ((IS_GENERAL || BLOCK_KEYS * VALUE_VECS % THREADS != 0u) && key >= BLOCK_KEYS) {
-            break;
-        }
-        let v = load_value(value_row(item, kv_head, min(first + key, end - 1u)), dim * 4u);
-        infinite = infinite || !is_finite(v);
-        tile[key * TILE_STRIDE + dim] = v;
-        key += THREADS / value_vecs();
-        if (IS_GENERAL || THREADS % VALUE_VECS != 0u) {
-            dim += THREADS % value_vecs();
-            if (dim >= value_vecs()) {
-                dim -= value_vecs();
-                key += 1u;
-            }
-        }
+// Gives the largest magnitude among them.
+fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
+    let at = turn(n, thread, value_vecs());
+    let v = widen_value(words, at.y * 4u);
+    if ((!IS_GENERAL && BLOCK_KEYS * VALUE_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+        tile[at.x * TILE_STRIDE + at.y] = v;
     }
-    return infinite;
+    return magnitude(v);
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -132,13 +138,33 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 
     let range = key_range(item, block);
+    var next_keys: array<fetched_key, select(1u, KEY_TURNS, KEYS_AHEAD)>;
+    var values: array<fetched_value, select(1u, VALUE_TURNS, VALUES_AHEAD)>;
+    if (KEYS_AHEAD && range.start < range.end) {
+        for (var n = 0u; n < KEY_TURNS; n++) {
+            next_keys[n] = fetch_keys(n, item, kv_head, range.start, range.end, thread);
+        }
+    }
     for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
         if (!tile_shows_any(item, block, first, range.end, thread)) {
             continue;
         }
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
-        load_keys(item, kv_head, first, range.end, thread);
+        if (KEYS_AHEAD) {
+            for (var n = 0u; n < KEY_TURNS; n++) {
+                store_keys(n, next_keys[n], thread);
+            }
+        } else {
+            for (var n = 0u; n < turns(head_vecs()); n++) {
+                store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread);
+            }
+        }
         workgroupBarrier(); // between keys written and read
+        if (VALUES_AHEAD) {
+            for (var n = 0u; n < VALUE_TURNS; n++) {
+                values[n] = fetch_values(n, item, kv_head, first, range.end, thread);
+            }
+        }
 
         var score: array<f32, ROWS * KEYS>;
         for (var i = 0u; i < ROWS * KEYS; i++) {
@@ -162,23 +188,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let all_seen = !is_modified() && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
         var hidden = 0u; // a bit for each pair
         if (!all_seen) {
-            for (var r = 0u; r < ROWS; r++) {
+            // By way of this thread's places in the weight tile, so that the loop over rows stays one: its body can be long.
+            for (var i = 0u; i < ROWS * KEYS; i++) {
+                weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u] = score[i];
+            }
+            for (var r = 0u; r < ROWS + params.zero; r++) {
                 let row = row_tile[thread_row + r * THREAD_ROWS];
                 for (var c = 0u; c < KEYS; c++) {
                     let key = first + thread_col + c * COLS;
-                    var sees = key >= row.keys.start && key < min(row.keys.end, range.end);
-                    if (is_modified()) {
-                        if (sees) {
-                            let scored = score_of(score[r * KEYS + c], item, row.head, row.row, key);
-                            score[r * KEYS + c] = scored.score;
-                            sees = scored.visible;
-                        }
+                    var scored = Scored(LOWEST, key >= row.keys.start && key < min(row.keys.end, range.end));
+                    if (scored.visible) {
+                        scored = score_of(weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u], item, row.head, row.row, key);
                     }
-                    if (!sees) {
-                        score[r * KEYS + c] = LOWEST;
+                    if (!scored.visible) {
+                        scored.score = LOWEST;
                         hidden |= 1u << (r * KEYS + c);
                     }
+                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] = scored.score;
                 }
+            }
+            for (var i = 0u; i < ROWS * KEYS; i++) {
+                score[i] = weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u];
             }
         }
         var old_top = top;
@@ -205,7 +235,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var c = 0u; c < KEYS; c++) {
                 sum[r] += score[r * KEYS + c];
             }
-            for (var e = 0u; e < value_per(); e++) {
+            for (var e = 0u; e < VALUE_PER; e++) {
                 acc[r * VALUE_PER + e] *= shrink;
             }
         }
@@ -228,10 +258,25 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i] = p;
             }
         }
-        if (load_values(item, kv_head, first, range.end, thread)) {
+        var largest = 0u;
+        if (VALUES_AHEAD) {
+            for (var n = 0u; n < VALUE_TURNS; n++) {
+                largest = max(largest, store_values(n, values[n], thread));
+            }
+        } else {
+            for (var n = 0u; n < turns(value_vecs()); n++) {
+                largest = max(largest, store_values(n, fetch_values(n, item, kv_head, first, range.end, thread), thread));
+            }
+        }
+        if (largest >= INFINITE) {
             atomicStore(&non_finite, 1u);
         }
         workgroupBarrier(); // between values and weights written and read
+        if (KEYS_AHEAD) {
+            for (var n = 0u; n < KEY_TURNS; n++) {
+                next_keys[n] = fetch_keys(n, item, kv_head, first + BLOCK_KEYS, range.end, thread);
+            }
+        }
 
         let careful = atomicLoad(&non_finite) != 0u;
         if (careful) {
@@ -241,27 +286,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     if (bitcast<u32>(p) == HIDDEN_BITS) {
                         continue; // 0 * NaN must not reach a row that does not see it
                     }
-                    for (var e = 0u; e < value_per(); e++) {
+                    for (var e = 0u; e < VALUE_PER; e++) {
                         acc[r * VALUE_PER + e] = fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
                     }
                 }
             }
         } else {
+            var value_at = thread_col;
+            var weight_at = thread_row * ROW_VECS;
             for (var j = 0u; j < BLOCK_KEYS + params.zero; j += KEY_STEP) {
                 for (var step = 0u; step < KEY_STEP; step++) {
                     var v: array<vec4<f32>, VALUE_PER>;
-                    for (var e = 0u; e < value_per(); e++) {
-                        v[e] = tile[(j + step) * TILE_STRIDE + thread_col + e * COLS];
+                    for (var e = 0u; e < VALUE_PER; e++) {
+                        v[e] = tile[value_at + step * TILE_STRIDE + e * COLS];
                     }
                     for (var i = 0u; i < ROW_VECS; i++) {
-                        let p = weight_tile[(j + step) * WEIGHT_STRIDE + thread_row * ROW_VECS + i];
+                        let p = weight_tile[weight_at + step * WEIGHT_STRIDE + i];
                         for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
-                            for (var e = 0u; e < value_per(); e++) {
+                            for (var e = 0u; e < VALUE_PER; e++) {
                                 acc[r * VALUE_PER + e] = fma(vec4<f32>(p[r % 4u]), v[e], acc[r * VALUE_PER + e]);
                             }
                         }
                     }
                 }
+                value_at += KEY_STEP * TILE_STRIDE;
+                weight_at += KEY_STEP * WEIGHT_STRIDE;
             }
         }
     }
@@ -272,7 +321,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (row.row < item.rows) {
             let factor = store_row_end(item, block, row, top[r], sum[r], thread_col == 0u);
             let at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
-            for (var e = 0u; e < value_per(); e++) {
+            for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
                     store_output(at, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e] * factor);
                 }

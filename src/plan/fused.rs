@@ -39,25 +39,29 @@ const FEW: &[(DeviceClass, usize, FewShape)] = &[
     (DeviceClass::Software, 8, FewShape { lanes: 16, rows: 8 }),
 ];
 
-/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows for which each is meant.
-const TILES: &[(usize, TileShape)] = &[
-    (33, tile(256, 4, 16, 4)),
-    (33, tile(128, 4, 8, 4)),
-    (33, tile(128, 4, 8, 2)),
-    (17, tile(128, 4, 16, 2)),
-    (17, tile(128, 2, 8, 2)),
-    (17, tile(64, 4, 8, 1)),
-    (9, tile(128, 2, 16, 2)),
-    (9, tile(128, 2, 16, 1)),
-    (5, tile(128, 1, 16, 2)),
-    (5, tile(128, 1, 16, 1)),
-    (1, tile(64, 1, 16, 2)),
-    (1, tile(64, 1, 16, 1)),
-    (1, tile(32, 1, 8, 1)),
-    (1, tile(16, 1, 8, 1)),
-    (1, tile(8, 1, 4, 1)),
-    (1, tile(4, 1, 2, 1)),
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the widest head for which each is meant.
+const TILES: &[(usize, usize, TileShape)] = &[
+    (33, ANY, tile(256, 4, 16, 4)),
+    (33, ANY, tile(128, 4, 8, 4)),
+    (33, ANY, tile(128, 4, 8, 2)),
+    (17, ANY, tile(128, 4, 16, 2)),
+    (17, ANY, tile(128, 2, 8, 2)),
+    (17, 128, tile(64, 4, 8, 1)),
+    (9, 128, tile(128, 2, 16, 2)),
+    (9, ANY, tile(128, 2, 16, 1)),
+    (5, 128, tile(128, 1, 16, 2)),
+    (5, ANY, tile(128, 1, 16, 1)),
+    (1, 64, tile(64, 1, 16, 2)),
+    (1, 128, tile(64, 1, 16, 1)),
+    (1, ANY, tile(128, 1, 16, 1)),
+    (1, ANY, tile(64, 1, 16, 1)),
+    (1, ANY, tile(32, 1, 8, 1)),
+    (1, ANY, tile(16, 1, 8, 1)),
+    (1, ANY, tile(8, 1, 4, 1)),
+    (1, ANY, tile(4, 1, 2, 1)),
 ];
+
+const ANY: usize = usize::MAX;
 
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
     TileShape { threads, rows, cols, keys, subgroups: false }
@@ -208,7 +212,7 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
         caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
     });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
-    let by_tiles = TILES.iter().filter(|&&(least, _)| rows >= least);
+    let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
     let found = if special { by_few.chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
