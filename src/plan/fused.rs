@@ -40,6 +40,13 @@ const FEW: &[(DeviceClass, usize, FewShape)] = &[
 ];
 
 /// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the widest head for which each is meant.
+///
+/// Chosen by what the compilers of benches/record/lab-*.md make of them and by what reading workgroup memory costs. For prefill a step of 4x4
+/// reads 0.5 numbers a multiply-add of query times key, 4x2 0.75, 2x2 1; of weight times value 4 rows read 0.5 with 16 threads a row and a
+/// head of 64, 0.375 with 8, 0.31 with 8 and a head of 128. AMD can take in 0.5 beside as many multiply-adds as it issues. 8x4 reads 0.375 and
+/// 0.25, but one multiprocessor then holds one or two waves. Registers: 4x4 and a head of 64 108 on AMD and 112 on NVIDIA, of 128 156; on Apple
+/// 4x2 199 halves, 4x4 231, 4x2 and a head of 128 spills, hence 2x2. Two rows a thread or one: few rows, where memory is the limit and keys
+/// are fetched ahead: no more than eight vec4s a thread and tile.
 const TILES: &[(usize, usize, TileShape)] = &[
     (33, ANY, tile(256, 4, 16, 4)),
     (33, ANY, tile(128, 4, 8, 4)),
