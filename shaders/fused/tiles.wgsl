@@ -31,12 +31,12 @@ fn head_step() -> u32 {
     return select(HEAD_STEP, 1u, IS_GENERAL);
 }
 
-// Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers and
-// the next tile is known.
+// Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers, come four
+// at a time, and the next tile is known.
 const KEY_TURNS: u32 = (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_TURNS: u32 = (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS;
-const KEYS_AHEAD: bool = !IS_GENERAL && !SKIPS_TILES && KEY_TURNS <= 8u;
-const VALUES_AHEAD: bool = !IS_GENERAL && VALUE_TURNS <= 8u;
+const KEYS_AHEAD: bool = !IS_GENERAL && READS_VECTORS && !SKIPS_TILES && KEY_TURNS <= 8u;
+const VALUES_AHEAD: bool = !IS_GENERAL && READS_VECTORS && VALUE_TURNS <= 8u;
 
 const_assert BLOCK_ROWS == THREAD_ROWS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;

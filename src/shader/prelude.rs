@@ -116,6 +116,8 @@ fn switches(text: &mut String, key: &KernelKey) {
         let general = format!("(params.flags & {flag}) != 0u");
         let _ = writeln!(text, "fn {name}() -> bool {{ return {}; }}", if key.general { &general } else { &special });
     }
+    let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_blocks();
+    let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");
     let _ = writeln!(text, "const SKIPS_TILES: bool = {};", key.general || score.mask || score.documents);
     let _ = writeln!(text, "fn is_modified() -> bool {{ return {}; }}", key.general || score.is_modified());
 }
