@@ -8,6 +8,8 @@ const THREADS: u32 = 64u;
 const SIDE: u32 = 16u; // rows and keys of a square
 const CHUNK: u32 = 8u;
 
+const_assert THREADS <= SIDE * (CHUNK + 1u);
+
 var<workgroup> row_chunk: array<vec4<f32>, SIDE * (CHUNK + 1u)>; // queries, then output gradients
 var<workgroup> key_chunk: array<vec4<f32>, SIDE * (CHUNK + 1u)>; // keys, then values
 var<workgroup> square_tile: array<f32, SIDE * SIDE>; // one number a pair, on its way through a reduction
@@ -67,14 +69,22 @@ fn pairs_of_square(item: Item, head: u32, first: vec2<u32>, thread: u32) {
     if (first.y >= high.end || first.y + SIDE <= low.start) {
         return;
     }
-    var scaled = products(item, head, first, thread, true);
-    var weighted = products(item, head, first, thread, false);
-    for (var n = 0u; n < 4u; n++) {
+    let scaled = products(item, head, first, thread, true);
+    let weighted = products(item, head, first, thread, false);
+    // By way of workgroup memory, so that the loop over pairs stays one: its body is long.
+    workgroupBarrier(); // between the last chunk read and this written
+    row_chunk[thread] = vec4<f32>(scaled[0], scaled[1], scaled[2], scaled[3]);
+    key_chunk[thread] = vec4<f32>(weighted[0], weighted[1], weighted[2], weighted[3]);
+    for (var n = 0u; n < 4u + params.zero; n++) {
         let at = first + own_pair(thread, n);
         let row = min(at.x, item.rows - 1u);
         let keys = interval_of(item, row);
         let inside = at.x < item.rows && at.y >= keys.start && at.y < keys.end;
         let key = min(at.y, item.stored_keys - 1u);
-        pair_sums[n] += pair_gradient(scaled[n], weighted[n], row_end(item, head, row), item, head, row, key, inside).d_bias;
+        let pair = pair_gradient(row_chunk[thread][n], key_chunk[thread][n], row_end(item, head, row), item, head, row, key, inside);
+        row_chunk[thread][n] = pair.d_bias;
+    }
+    for (var n = 0u; n < 4u; n++) {
+        pair_sums[n] += row_chunk[thread][n];
     }
 }

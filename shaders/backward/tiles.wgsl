@@ -31,14 +31,6 @@ var<workgroup> d_score_tile: array<f32, BLOCK_STREAM * PAIR_STRIDE>; // one line
 var<workgroup> weight_tile: array<f32, WEIGHTS>; // likewise
 var<workgroup> non_finite: atomic<u32>; // whether any of the others so far was infinite or NaN
 
-fn head_per() -> u32 {
-    return (head_vecs() + COLS - 1u) / COLS;
-}
-
-fn value_per() -> u32 {
-    return (value_vecs() + COLS - 1u) / COLS;
-}
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let index = workgroup_index(id);
@@ -202,7 +194,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                             continue; // 0 * NaN must not reach what does not see it
                         }
                         if (GIVES_A) {
-                            for (var e = 0u; e < head_per(); e++) {
+                            for (var e = 0u; e < HEAD_PER; e++) {
                                 a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score_tile[at]), a_tile[j * A_STRIDE + thread_col + e * COLS], a_sum[o * HEAD_PER + e]);
                             }
                         }
@@ -213,7 +205,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                             if (bitcast<u32>(weight) == HIDDEN_BITS) {
                                 continue;
                             }
-                            for (var e = 0u; e < value_per(); e++) {
+                            for (var e = 0u; e < VALUE_PER; e++) {
                                 b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], b_sum[o * VALUE_PER + e]);
                             }
                         }
@@ -223,24 +215,24 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var j = 0u; j < rolled(BLOCK_STREAM); j++) {
                     if (GIVES_A) {
                         var a: array<vec4<f32>, HEAD_PER>;
-                        for (var e = 0u; e < head_per(); e++) {
+                        for (var e = 0u; e < HEAD_PER; e++) {
                             a[e] = a_tile[j * A_STRIDE + thread_col + e * COLS];
                         }
                         for (var o = 0u; o < OWN; o++) {
                             let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN + o];
-                            for (var e = 0u; e < head_per(); e++) {
+                            for (var e = 0u; e < HEAD_PER; e++) {
                                 a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a[e], a_sum[o * HEAD_PER + e]);
                             }
                         }
                     }
                     if (GIVES_B) {
                         var b: array<vec4<f32>, VALUE_PER>;
-                        for (var e = 0u; e < value_per(); e++) {
+                        for (var e = 0u; e < VALUE_PER; e++) {
                             b[e] = b_tile[j * B_STRIDE + thread_col + e * COLS];
                         }
                         for (var o = 0u; o < OWN; o++) {
                             let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN + o];
-                            for (var e = 0u; e < value_per(); e++) {
+                            for (var e = 0u; e < VALUE_PER; e++) {
                                 b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b[e], b_sum[o * VALUE_PER + e]);
                             }
                         }
@@ -254,14 +246,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let own = work.first + thread_row * OWN + o;
         if (own < owned(item)) {
             if (GIVES_A) {
-                for (var e = 0u; e < head_per(); e++) {
+                for (var e = 0u; e < HEAD_PER; e++) {
                     if (thread_col + e * COLS < head_vecs()) {
                         store_a(item, work, own, thread_col + e * COLS, a_sum[o * HEAD_PER + e]);
                     }
                 }
             }
             if (GIVES_B) {
-                for (var e = 0u; e < value_per(); e++) {
+                for (var e = 0u; e < VALUE_PER; e++) {
                     if (thread_col + e * COLS < value_vecs()) {
                         store_b(item, work, own, thread_col + e * COLS, b_sum[o * VALUE_PER + e]);
                     }

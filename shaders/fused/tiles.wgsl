@@ -1,31 +1,99 @@
 // Defines: main: flash attention forward by register tiles, scores exchanged through workgroup memory. Any head_dim that fits.
 // Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
-// Twin: src/cpu/naive.rs has the formulas.
+// Twin: src/cpu/naive.rs has the formulas; src/shader/shapes.rs (TileShape) the bytes of workgroup memory.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): for each tile of keys: scores s = scale * Q K^T; m' = max(m, rowmax s);
 // p = exp(s - m'); l = l * exp(m - m') + rowsum p; O = O * exp(m - m') + p V. At the end output = O / l and lse = m + ln l.
-// Here a workgroup takes BLOCK_ROWS rows; its threads form a grid of BLOCK_ROWS / ROWS by COLS. A thread owns ROWS rows: of the scores
-// KEYS keys, of the output every COLS-th vec4 column. Queries stay in workgroup memory, keys and values take turns in one tile.
+// Here a workgroup takes BLOCK_ROWS rows; its threads form a grid of THREAD_ROWS by COLS. A thread owns ROWS rows, every THREAD_ROWS-th:
+// of the scores KEYS keys, every COLS-th; of the output every COLS-th vec4 column. Queries stay in workgroup memory, keys and values take
+// turns in one tile. For speed:
+// - the loops over a row's numbers and over a tile's keys do several steps at once, at constant distances: one address each, and loads
+//   far ahead of their use; they are not unrolled whole, so that they stay in an instruction cache;
+// - strides are odd and neighbours take neighbouring rows, so that threads read different banks;
+// - weights lie by key, those of a thread's rows side by side: one load of four;
+// - visibility is looked at only where arithmetic or an option leaves it open.
 
-// Vec4s from one row to the next, odd so that threads reading neighbouring rows hit different banks.
-const QUERY_STRIDE: u32 = HEAD_VECS;
-const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) + 1u;
-const WEIGHT_STRIDE: u32 = BLOCK_ROWS + 4u;
-// Vec4 columns of the output that a thread owns.
+const THREAD_ROWS: u32 = THREADS / COLS;
+// Vec4 columns of the output that a thread owns, and vec4s of its weights of one key.
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
+const ROW_VECS: u32 = (ROWS + 3u) / 4u;
+// Vec4s from one row, key or line of weights to the next.
+const QUERY_STRIDE: u32 = HEAD_VECS | 1u;
+const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) | 1u;
+const WEIGHT_STRIDE: u32 = (THREAD_ROWS * ROW_VECS) | 1u;
+// Steps at once of the loops over a row's vec4s and over a tile's keys: more where there is little to a step.
+const MOST_STEPS: u32 = select(4u, 8u, ROWS == 1u);
+const FEW_STEPS: u32 = select(select(1u, 2u, HEAD_VECS % 2u == 0u), 4u, HEAD_VECS % 4u == 0u);
+const HEAD_STEP: u32 = select(FEW_STEPS, MOST_STEPS, HEAD_VECS % MOST_STEPS == 0u);
+const KEY_STEP: u32 = min(MOST_STEPS, BLOCK_KEYS);
 
-// The same, of which the loops run.
-fn value_per() -> u32 {
-    return (value_vecs() + COLS - 1u) / COLS;
+fn head_step() -> u32 {
+    return select(HEAD_STEP, 1u, IS_GENERAL);
 }
 
-const_assert BLOCK_ROWS == THREADS / COLS * ROWS;
+// Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers, come four
+// at a time, and the next tile is known.
+const KEY_TURNS: u32 = (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS;
+const VALUE_TURNS: u32 = (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS;
+const KEYS_AHEAD: bool = !IS_GENERAL && READS_VECTORS && !SKIPS_TILES && KEY_TURNS <= 8u;
+const VALUES_AHEAD: bool = !IS_GENERAL && READS_VECTORS && VALUE_TURNS <= 8u;
+
+const_assert BLOCK_ROWS == THREAD_ROWS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;
+const_assert BLOCK_KEYS % KEY_STEP == 0u;
+const_assert ROWS * KEYS <= 32u; // bits of `hidden`
 
 var<workgroup> query_tile: array<vec4<f32>, BLOCK_ROWS * QUERY_STRIDE>; // BLOCK_ROWS rows of queries, scaled
 var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS keys, then their values
-var<workgroup> weight_tile: array<f32, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key; a hidden pair is -0
+var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key, in it a thread's rows; a hidden pair is -0
+var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // where the rows are, and what they see
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
+
+// The vec4 in `weight_tile` with a thread's i-th pair: key i % KEYS of row i / KEYS, which is its component i / KEYS % 4.
+fn weight_at(thread_row: u32, thread_col: u32, i: u32) -> u32 {
+    return (thread_col + i % KEYS * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i / KEYS / 4u;
+}
+
+// The key or value, and the vec4 of it, that a thread moves to `tile` in its n-th turn.
+fn turn(n: u32, thread: u32, vecs: u32) -> vec2<u32> {
+    if (THREADS % vecs == 0u) {
+        return vec2<u32>(n * (THREADS / vecs) + thread / vecs, thread % vecs);
+    }
+    let i = n * THREADS + thread;
+    return vec2<u32>(i / vecs, i % vecs);
+}
+
+fn turns(vecs: u32) -> u32 {
+    return (BLOCK_KEYS * vecs + THREADS - 1u) / THREADS;
+}
+
+// The n-th turn's words of the tile's keys. No branch on the end, so that loads overlap; what repeats there is not seen.
+fn fetch_keys(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> fetched_key {
+    let at = turn(n, thread, head_vecs());
+    return fetch_key(key_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
+}
+
+fn fetch_values(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> fetched_value {
+    let at = turn(n, thread, value_vecs());
+    return fetch_value(value_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
+}
+
+fn store_keys(n: u32, words: fetched_key, thread: u32) {
+    let at = turn(n, thread, head_vecs());
+    if ((!IS_GENERAL && BLOCK_KEYS * HEAD_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+        tile[at.x * TILE_STRIDE + at.y] = widen_key(words, at.y * 4u);
+    }
+}
+
+// Gives the largest magnitude among them.
+fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
+    let at = turn(n, thread, value_vecs());
+    let v = widen_value(words, at.y * 4u);
+    if ((!IS_GENERAL && BLOCK_KEYS * VALUE_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+        tile[at.x * TILE_STRIDE + at.y] = v;
+    }
+    return magnitude(v);
+}
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -45,12 +113,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (thread == 0u) {
         atomicStore(&non_finite, 0u);
     }
-    for (var n = 0u; n < (BLOCK_ROWS * head_vecs() + THREADS - 1u) / THREADS; n++) {
-        let i = n * THREADS + thread;
-        if (i >= BLOCK_ROWS * head_vecs()) {
-            break;
-        }
-        let row = row_of(item, block, i / head_vecs());
+    for (var local = thread; local < BLOCK_ROWS; local += THREADS) {
+        row_tile[local] = row_of(item, block, local);
+    }
+    workgroupBarrier(); // between row_tile written and read
+    for (var i = thread; i < BLOCK_ROWS * head_vecs(); i += THREADS) {
+        let row = row_tile[i / head_vecs()];
         var q = vec4<f32>(0.0);
         if (row.row < item.rows) {
             q = load_query(query_row(item, row.head, row.row), (i % head_vecs()) * 4u) * params.scale;
@@ -58,12 +126,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         query_tile[i / head_vecs() * QUERY_STRIDE + i % head_vecs()] = q;
     }
 
-    var rows: array<Row, ROWS>;
     var top: array<f32, ROWS>; // running maximum
     var sum: array<f32, ROWS>; // running sum over this thread's keys
     var acc: array<vec4<f32>, ROWS * VALUE_PER>;
     for (var r = 0u; r < ROWS; r++) {
-        rows[r] = row_of(item, block, thread_row * ROWS + r);
         top[r] = LOWEST;
         sum[r] = 0.0;
     }
@@ -72,130 +138,190 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 
     let range = key_range(item, block);
+    var next_keys: array<fetched_key, select(1u, KEY_TURNS, KEYS_AHEAD)>;
+    var values: array<fetched_value, select(1u, VALUE_TURNS, VALUES_AHEAD)>;
+    if (KEYS_AHEAD && range.start < range.end) {
+        for (var n = 0u; n < KEY_TURNS; n++) {
+            next_keys[n] = fetch_keys(n, item, kv_head, range.start, range.end, thread);
+        }
+    }
     for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
         if (!tile_shows_any(item, block, first, range.end, thread)) {
             continue;
         }
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
-        for (var n = 0u; n < (BLOCK_KEYS * head_vecs() + THREADS - 1u) / THREADS; n++) {
-            let i = n * THREADS + thread;
-            if (BLOCK_KEYS * head_vecs() % THREADS != 0u && i >= BLOCK_KEYS * head_vecs()) {
-                break;
+        if (KEYS_AHEAD) {
+            for (var n = 0u; n < KEY_TURNS; n++) {
+                store_keys(n, next_keys[n], thread);
             }
-            let key = min(first + i / head_vecs(), range.end - 1u); // no branch, so that loads overlap; what repeats is not seen
-            let k = load_key(key_row(item, kv_head, key), (i % head_vecs()) * 4u);
-            tile[i / head_vecs() * TILE_STRIDE + i % head_vecs()] = k;
+        } else {
+            for (var n = 0u; n < turns(head_vecs()); n++) {
+                store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread);
+            }
         }
         workgroupBarrier(); // between keys written and read
+        if (VALUES_AHEAD) {
+            for (var n = 0u; n < VALUE_TURNS; n++) {
+                values[n] = fetch_values(n, item, kv_head, first, range.end, thread);
+            }
+        }
 
         var score: array<f32, ROWS * KEYS>;
         for (var i = 0u; i < ROWS * KEYS; i++) {
             score[i] = 0.0;
         }
-        for (var d = 0u; d < head_vecs(); d++) {
-            var k: array<vec4<f32>, KEYS>;
-            for (var c = 0u; c < KEYS; c++) {
-                k[c] = tile[(thread_col + c * COLS) * TILE_STRIDE + d];
-            }
-            for (var r = 0u; r < ROWS; r++) {
-                let q = query_tile[(thread_row * ROWS + r) * QUERY_STRIDE + d];
+        for (var d = 0u; d < head_vecs() + params.zero; d += head_step()) {
+            for (var step = 0u; step < head_step(); step++) {
+                var k: array<vec4<f32>, KEYS>;
                 for (var c = 0u; c < KEYS; c++) {
-                    score[r * KEYS + c] = fma(q.w, k[c].w, fma(q.z, k[c].z, fma(q.y, k[c].y, fma(q.x, k[c].x, score[r * KEYS + c]))));
+                    k[c] = tile[(thread_col + c * COLS) * TILE_STRIDE + d + step];
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    let q = query_tile[(thread_row + r * THREAD_ROWS) * QUERY_STRIDE + d + step];
+                    for (var c = 0u; c < KEYS; c++) {
+                        score[r * KEYS + c] = fma(q.w, k[c].w, fma(q.z, k[c].z, fma(q.y, k[c].y, fma(q.x, k[c].x, score[r * KEYS + c]))));
+                    }
                 }
             }
         }
 
-        let clear = first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
-        var visible: array<bool, ROWS * KEYS>;
+        let all_seen = !is_modified() && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
+        var hidden = 0u; // a bit for each pair
+        if (!all_seen) {
+            // By way of this thread's places in the weight tile, so that the loop over rows stays one: its body can be long.
+            for (var i = 0u; i < ROWS * KEYS; i++) {
+                weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u] = score[i];
+            }
+            for (var r = 0u; r < ROWS + params.zero; r++) {
+                let row = row_tile[thread_row + r * THREAD_ROWS];
+                for (var c = 0u; c < KEYS; c++) {
+                    let key = first + thread_col + c * COLS;
+                    var scored = Scored(LOWEST, key >= row.keys.start && key < min(row.keys.end, range.end));
+                    if (scored.visible) {
+                        scored = score_of(weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u], item, row.head, row.row, key);
+                    }
+                    if (!scored.visible) {
+                        scored.score = LOWEST;
+                        hidden |= 1u << (r * KEYS + c);
+                    }
+                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] = scored.score;
+                }
+            }
+            for (var i = 0u; i < ROWS * KEYS; i++) {
+                score[i] = weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u];
+            }
+        }
         var old_top = top;
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < KEYS; c++) {
-                let key = first + thread_col + c * COLS;
-                var sees = true;
-                if (!clear) {
-                    sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
-                }
-                if (is_modified()) {
-                    if (sees) {
-                        let scored = score_of(score[r * KEYS + c], item, rows[r].head, rows[r].row, key);
-                        score[r * KEYS + c] = scored.score;
-                        sees = scored.visible;
-                    }
-                }
-                visible[r * KEYS + c] = sees;
-                top[r] = select(top[r], max(top[r], score[r * KEYS + c]), sees);
+                top[r] = max(top[r], score[r * KEYS + c]);
             }
         }
         row_max(&top, thread_row, thread_col); // also: all threads are done with the keys
 
         for (var r = 0u; r < ROWS; r++) {
+            for (var c = 0u; c < KEYS; c++) {
+                score[r * KEYS + c] = exp(score[r * KEYS + c] - top[r]); // from here on weights
+            }
+        }
+        if (!all_seen) {
+            for (var i = 0u; i < ROWS * KEYS; i++) {
+                score[i] = bitcast<f32>(select(bitcast<u32>(score[i]), HIDDEN_BITS, ((hidden >> i) & 1u) != 0u));
+            }
+        }
+        for (var r = 0u; r < ROWS; r++) {
             let shrink = exp(old_top[r] - top[r]);
             sum[r] *= shrink;
             for (var c = 0u; c < KEYS; c++) {
-                var p = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score[r * KEYS + c] - top[r])), visible[r * KEYS + c]));
-                sum[r] += p;
-                if (is_dropping()) {
-                    if (visible[r * KEYS + c]) {
-                        p *= kept(item, rows[r].head, rows[r].row, first + thread_col + c * COLS);
-                    }
-                }
-                weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROWS + r] = p;
+                sum[r] += score[r * KEYS + c];
             }
-            for (var e = 0u; e < value_per(); e++) {
+            for (var e = 0u; e < VALUE_PER; e++) {
                 acc[r * VALUE_PER + e] *= shrink;
             }
         }
-        var infinite = false;
-        for (var n = 0u; n < (BLOCK_KEYS * value_vecs() + THREADS - 1u) / THREADS; n++) {
-            let i = n * THREADS + thread;
-            if (BLOCK_KEYS * value_vecs() % THREADS != 0u && i >= BLOCK_KEYS * value_vecs()) {
-                break;
+        if (is_dropping()) {
+            for (var r = 0u; r < ROWS; r++) {
+                let row = row_tile[thread_row + r * THREAD_ROWS];
+                for (var c = 0u; c < KEYS; c++) {
+                    if (((hidden >> (r * KEYS + c)) & 1u) == 0u) {
+                        score[r * KEYS + c] *= kept(item, row.head, row.row, first + thread_col + c * COLS);
+                    }
+                }
             }
-            let key = min(first + i / value_vecs(), range.end - 1u);
-            let v = load_value(value_row(item, kv_head, key), (i % value_vecs()) * 4u);
-            infinite = infinite || !is_finite(v);
-            tile[i / value_vecs() * TILE_STRIDE + i % value_vecs()] = v;
         }
-        if (infinite) {
+        for (var c = 0u; c < KEYS; c++) {
+            for (var i = 0u; i < ROW_VECS; i++) {
+                var p = vec4<f32>(0.0);
+                for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
+                    p[r % 4u] = score[r * KEYS + c];
+                }
+                weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i] = p;
+            }
+        }
+        var largest = 0u;
+        if (VALUES_AHEAD) {
+            for (var n = 0u; n < VALUE_TURNS; n++) {
+                largest = max(largest, store_values(n, values[n], thread));
+            }
+        } else {
+            for (var n = 0u; n < turns(value_vecs()); n++) {
+                largest = max(largest, store_values(n, fetch_values(n, item, kv_head, first, range.end, thread), thread));
+            }
+        }
+        if (largest >= INFINITE) {
             atomicStore(&non_finite, 1u);
         }
         workgroupBarrier(); // between values and weights written and read
+        if (KEYS_AHEAD) {
+            for (var n = 0u; n < KEY_TURNS; n++) {
+                next_keys[n] = fetch_keys(n, item, kv_head, first + BLOCK_KEYS, range.end, thread);
+            }
+        }
 
         let careful = atomicLoad(&non_finite) != 0u;
         if (careful) {
             for (var j = 0u; j < BLOCK_KEYS + params.zero; j++) { // rolled: rarely run
                 for (var r = 0u; r < ROWS; r++) {
-                    let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROWS + r];
+                    let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROW_VECS + r / 4u][r % 4u];
                     if (bitcast<u32>(p) == HIDDEN_BITS) {
                         continue; // 0 * NaN must not reach a row that does not see it
                     }
-                    for (var e = 0u; e < value_per(); e++) {
+                    for (var e = 0u; e < VALUE_PER; e++) {
                         acc[r * VALUE_PER + e] = fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
                     }
                 }
             }
         } else {
-            for (var j = 0u; j < rolled(BLOCK_KEYS); j++) {
-                var v: array<vec4<f32>, VALUE_PER>;
-                for (var e = 0u; e < value_per(); e++) {
-                    v[e] = tile[j * TILE_STRIDE + thread_col + e * COLS];
-                }
-                for (var r = 0u; r < ROWS; r++) {
-                    let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROWS + r];
-                    for (var e = 0u; e < value_per(); e++) {
-                        acc[r * VALUE_PER + e] = fma(vec4<f32>(p), v[e], acc[r * VALUE_PER + e]);
+            var value_at = thread_col;
+            var weight_at = thread_row * ROW_VECS;
+            for (var j = 0u; j < BLOCK_KEYS + params.zero; j += KEY_STEP) {
+                for (var step = 0u; step < KEY_STEP; step++) {
+                    var v: array<vec4<f32>, VALUE_PER>;
+                    for (var e = 0u; e < VALUE_PER; e++) {
+                        v[e] = tile[value_at + step * TILE_STRIDE + e * COLS];
+                    }
+                    for (var i = 0u; i < ROW_VECS; i++) {
+                        let p = weight_tile[weight_at + step * WEIGHT_STRIDE + i];
+                        for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
+                            for (var e = 0u; e < VALUE_PER; e++) {
+                                acc[r * VALUE_PER + e] = fma(vec4<f32>(p[r % 4u]), v[e], acc[r * VALUE_PER + e]);
+                            }
+                        }
                     }
                 }
+                value_at += KEY_STEP * TILE_STRIDE;
+                weight_at += KEY_STEP * WEIGHT_STRIDE;
             }
         }
     }
 
     row_sum(&sum, thread_row, thread_col);
     for (var r = 0u; r < ROWS; r++) {
-        if (rows[r].row < item.rows) {
-            let factor = store_row_end(item, block, rows[r], top[r], sum[r], thread_col == 0u);
-            let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
-            for (var e = 0u; e < value_per(); e++) {
+        let row = row_tile[thread_row + r * THREAD_ROWS];
+        if (row.row < item.rows) {
+            let factor = store_row_end(item, block, row, top[r], sum[r], thread_col == 0u);
+            let at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
+            for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
                     store_output(at, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e] * factor);
                 }

@@ -1,4 +1,4 @@
-// Defines: what is special among numbers: LOWEST, HIDDEN_BITS; negative_infinity, is_negative_infinity, is_finite.
+// Defines: what is special among numbers: LOWEST, HIDDEN_BITS, INFINITE; negative_infinity, is_negative_infinity, is_finite, magnitude.
 // Expects: nothing.
 // Twin: f32's own constants and methods.
 
@@ -22,3 +22,11 @@ fn is_negative_infinity(x: f32) -> bool {
 fn is_finite(x: vec4<f32>) -> bool {
     return all((bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u));
 }
+
+// The bits of the largest magnitude: below INFINITE where all are finite.
+fn magnitude(x: vec4<f32>) -> u32 {
+    let bits = bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu);
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
+
+const INFINITE: u32 = 0x7f800000u;

@@ -1,13 +1,17 @@
 // Defines: main: the scores of a part of the score matrix, scale * Q K^T, then softcap, biases and visibility as far as `score_stage` says.
-// Expects: lib/*, load_query, load_key, scores (read_write); head_vecs, rolled.
+// Expects: lib/*, load_query, load_key, scores (read_write); head_vecs.
 // Twin: src/cpu/naive.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 keys; a thread 4 x 4 of them. Queries and keys go through workgroup memory 32 numbers at a time.
+// What makes a score of a product can be long: it is there once, in a loop over rows that stays one, and the products come to it by way of
+// workgroup memory, not by an index into registers.
 
 const TILE: u32 = 32u; // rows, and keys, of a workgroup
 const STEP: u32 = 8u; // vec4s of head_dim at a time
 const STRIDE: u32 = STEP + 1u; // odd: neighbouring rows in different banks
 const THREADS: u32 = 64u;
+
+const_assert 4u * THREADS <= TILE * STRIDE;
 
 var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 numbers
 var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 numbers
@@ -26,6 +30,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let first_row = params.first_row + (index / key_tiles % row_tiles) * TILE;
     let first_key = (index % key_tiles) * TILE;
     let end_row = min(params.first_row + params.row_count, item.rows);
+    let kv_head = head / params.group;
 
     var score: array<f32, 16>; // 4 rows x 4 keys
     for (var d = 0u; d < head_vecs(); d += STEP) {
@@ -44,24 +49,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             query_tile[local * STRIDE + i % STEP] = q;
             var k = vec4<f32>(0.0);
             if (first_key + local < item.stored_keys && dim < head_vecs()) {
-                k = load_key(key_row(item, head / params.group, first_key + local), dim * 4u);
+                k = load_key(key_row(item, kv_head, first_key + local), dim * 4u);
             }
             key_tile[local * STRIDE + i % STEP] = k;
         }
         workgroupBarrier(); // between tiles written and read
-        for (var s = 0u; s < rolled(STEP); s++) {
-            for (var r = 0u; r < 4u; r++) {
-                let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s];
-                for (var c = 0u; c < 4u; c++) {
-                    // The same operations in the same order as in the other kernels: gradients compute scores anew, from this one's lse.
-                    let k = key_tile[(thread % 8u + c * 8u) * STRIDE + s];
-                    score[r * 4u + c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, score[r * 4u + c]))));
+        for (var s = 0u; s < STEP + params.zero; s += 4u) {
+            for (var step = 0u; step < 4u; step++) {
+                for (var r = 0u; r < 4u; r++) {
+                    let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s + step];
+                    for (var c = 0u; c < 4u; c++) {
+                        // The same operations in the same order as in the other kernels: gradients compute scores anew, from this one's lse.
+                        let k = key_tile[(thread % 8u + c * 8u) * STRIDE + s + step];
+                        score[r * 4u + c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, score[r * 4u + c]))));
+                    }
                 }
             }
         }
     }
 
+    workgroupBarrier(); // between the last tiles read and query_tile written
     for (var r = 0u; r < 4u; r++) {
+        query_tile[r * THREADS + thread] = vec4<f32>(score[r * 4u], score[r * 4u + 1u], score[r * 4u + 2u], score[r * 4u + 3u]);
+    }
+    for (var r = 0u; r < 4u + params.zero; r++) {
+        let products = query_tile[r * THREADS + thread]; // this thread's own
         let row = first_row + thread / 8u * 4u + r;
         if (row >= params.first_row + params.row_count) {
             continue;
@@ -74,7 +86,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 continue;
             }
             let is_there = row < item.rows && key < item.stored_keys;
-            var scored = Scored(score[r * 4u + c], is_there);
+            var scored = Scored(products[c], is_there);
             if (is_there && params.score_stage == 1u && softcap_first()) {
                 scored.score = params.softcap * tanh_exact(scored.score / params.softcap);
             }

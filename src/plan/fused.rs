@@ -39,27 +39,36 @@ const FEW: &[(DeviceClass, usize, FewShape)] = &[
     (DeviceClass::Software, 8, FewShape { lanes: 16, rows: 8 }),
 ];
 
-/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the least head for which each is meant.
+/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the widest head for which each is meant.
 ///
-/// Chosen by what the compilers of benches/record/lab-*.md make of them: the share of multiply-adds in the loop over the keys on AMD
-/// (256 threads of 4x2: 83 % at head_dim 64, 88 % at 128; 128 threads: 75 and 78 %), static cycles on NVIDIA (256 threads of 4x2 at
-/// head_dim 64 46.6k for twice the rows that 128 threads do in 52.7k), registers on Apple (128 threads of 4x2: 207, none spilled).
+/// Chosen by what the compilers of benches/record/lab-*.md make of them and by what reading workgroup memory costs. For prefill a step of 4x4
+/// reads 0.5 numbers a multiply-add of query times key, 4x2 0.75, 2x2 1; of weight times value 4 rows read 0.5 with 16 threads a row and a
+/// head of 64, 0.375 with 8, 0.31 with 8 and a head of 128. AMD can take in 0.5 beside as many multiply-adds as it issues. 8x4 reads 0.375 and
+/// 0.25, but one multiprocessor then holds one or two waves. Registers: 4x4 and a head of 64 108 on AMD and 112 on NVIDIA, of 128 156; on Apple
+/// 4x2 199 halves, 4x4 231, 4x2 and a head of 128 spills, hence 2x2. Two rows a thread or one: few rows, where memory is the limit and keys
+/// are fetched ahead: no more than eight vec4s a thread and tile.
 const TILES: &[(usize, usize, TileShape)] = &[
-    (33, 1, tile(256, 4, 16, 2)),
-    (33, 65, tile(256, 4, 16, 1)),
-    (17, 1, tile(128, 4, 16, 2)),
-    (17, 1, tile(128, 4, 16, 1)),
-    (9, 1, tile(128, 2, 16, 2)),
-    (9, 1, tile(128, 2, 16, 1)),
-    (5, 1, tile(128, 1, 16, 2)),
-    (5, 1, tile(128, 1, 16, 1)),
-    (1, 1, tile(64, 1, 16, 2)),
-    (1, 1, tile(64, 1, 16, 1)),
-    (1, 1, tile(32, 1, 8, 1)),
-    (1, 1, tile(16, 1, 8, 1)),
-    (1, 1, tile(8, 1, 4, 1)),
-    (1, 1, tile(4, 1, 2, 1)),
+    (33, ANY, tile(256, 4, 16, 4)),
+    (33, ANY, tile(128, 4, 8, 4)),
+    (33, ANY, tile(128, 4, 8, 2)),
+    (17, ANY, tile(128, 4, 16, 2)),
+    (17, ANY, tile(128, 2, 8, 2)),
+    (17, 128, tile(64, 4, 8, 1)),
+    (9, 128, tile(128, 2, 16, 2)),
+    (9, ANY, tile(128, 2, 16, 1)),
+    (5, 128, tile(128, 1, 16, 2)),
+    (5, ANY, tile(128, 1, 16, 1)),
+    (1, 64, tile(64, 1, 16, 2)),
+    (1, 128, tile(64, 1, 16, 1)),
+    (1, ANY, tile(128, 1, 16, 1)),
+    (1, ANY, tile(64, 1, 16, 1)),
+    (1, ANY, tile(32, 1, 8, 1)),
+    (1, ANY, tile(16, 1, 8, 1)),
+    (1, ANY, tile(8, 1, 4, 1)),
+    (1, ANY, tile(4, 1, 2, 1)),
 ];
+
+const ANY: usize = usize::MAX;
 
 const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
     TileShape { threads, rows, cols, keys, subgroups: false }
@@ -210,7 +219,7 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
         caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
     });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
-    let by_tiles = TILES.iter().filter(|&&(least, least_dim, _)| rows >= least && widest >= least_dim);
+    let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
     let found = if special { by_few.chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };

@@ -447,7 +447,7 @@ impl KernelKey {
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
-            Kernel::WeightedValues => 32 * 33 * 4 + 32 * 8 * 16,
+            Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
             Kernel::RowEnds | Kernel::Sum => 0,
             Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,

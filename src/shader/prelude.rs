@@ -116,6 +116,9 @@ fn switches(text: &mut String, key: &KernelKey) {
         let general = format!("(params.flags & {flag}) != 0u");
         let _ = writeln!(text, "fn {name}() -> bool {{ return {}; }}", if key.general { &general } else { &special });
     }
+    let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_blocks();
+    let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");
+    let _ = writeln!(text, "const SKIPS_TILES: bool = {};", key.general || score.mask || score.documents);
     let _ = writeln!(text, "fn is_modified() -> bool {{ return {}; }}", key.general || score.is_modified());
 }
 
@@ -177,51 +180,59 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
 }
 
 /// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end. It has the strides of `like`.
+/// `fetch_NAME` is the memory access in it and `widen_NAME` what is made of the words, so that a kernel can do something in between.
 fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
-    if storage.dtype.is_blocks() {
-        return block_reader(text, number, name, storage.dtype);
-    }
-    let (word, one, four) = match storage.dtype {
-        DType::F32 => ("f32", format!("{name}_words[i]"), format!("{name}_words[(at + dim) / 4u]")),
-        DType::F16 => ("u32", format!("widen_f16_at({name}_words[i / 2u], i)"), format!("widen_f16({name}_words[(at + dim) / 4u])")),
-        _ => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)"), format!("widen_bf16({name}_words[(at + dim) / 4u])")),
+    let (word, words, fetch, widened) = match (storage.vectors, storage.dtype) {
+        (_, dtype) if dtype.is_blocks() => block_reader(name, dtype),
+        (true, DType::F32) => ("vec4<f32>", "vec4<f32>", format!("return {name}_words[(at + dim) / 4u];"), "words"),
+        (true, DType::F16) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_f16(words)"),
+        (true, _) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_bf16(words)"),
+        (false, dtype) => number_reader([name, like], dtype, width),
     };
-    let word = match (storage.vectors, storage.dtype) {
-        (false, _) => word,
-        (true, DType::F32) => "vec4<f32>",
-        (true, _) => "vec2<u32>",
-    };
-    let _ = writeln!(text, "@group(0) @binding({number}) var<storage, read> {name}_words: array<{word}>;");
-    let _ = if storage.vectors {
-        writeln!(text, "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{ return {four}; }}")
-    } else {
-        writeln!(
-            text,
-            "fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
-                 var numbers = vec4<f32>(0.0);\n    \
-                 for (var c = 0u; c < 4u && dim + c < {width}(); c++) {{\n        \
-                     let i = at + (dim + c) * params.{like}_strides.w;\n        \
-                     numbers[c] = {one};\n    \
-                 }}\n    \
-                 return numbers;\n\
-             }}"
-        )
-    };
-}
-
-/// The same of rows of blocks: src/blocks.rs has how they lie.
-fn block_reader(text: &mut String, number: u32, name: &str, dtype: DType) {
-    let (words, per_word, widen) = if dtype == DType::Q4 { (5, 8, "widen_q4(w, i)") } else { (9, 4, "widen_q8(w)") };
     let _ = writeln!(
         text,
-        "@group(0) @binding({number}) var<storage, read> {name}_words: array<u32>;\n\
-         fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{\n    \
+        "@group(0) @binding({number}) var<storage, read> {name}_words: array<{word}>;\n\
+         alias fetched_{name} = {words};\n\
+         fn fetch_{name}(at: u32, dim: u32) -> fetched_{name} {{ {fetch} }}\n\
+         fn widen_{name}(words: fetched_{name}, dim: u32) -> vec4<f32> {{ return {widened}; }}\n\
+         fn load_{name}(at: u32, dim: u32) -> vec4<f32> {{ return widen_{name}(fetch_{name}(at, dim), dim); }}"
+    );
+}
+
+/// One by one: what the buffer is an array of, what is fetched and how, and what is made of it.
+fn number_reader([name, like]: [&str; 2], dtype: DType, width: &str) -> (&'static str, &'static str, String, &'static str) {
+    let (word, one) = match dtype {
+        DType::F32 => ("f32", format!("{name}_words[i]")),
+        DType::F16 => ("u32", format!("widen_f16_at({name}_words[i / 2u], i)")),
+        _ => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)")),
+    };
+    let fetch = format!(
+        "\n    \
+             var numbers = vec4<f32>(0.0);\n    \
+             for (var c = 0u; c < 4u; c++) {{\n        \
+                 if (dim + c < {width}()) {{\n            \
+                     let i = at + (dim + c) * params.{like}_strides.w;\n            \
+                     numbers[c] = {one};\n        \
+                 }}\n    \
+             }}\n    \
+             return numbers;\n"
+    );
+    (word, "vec4<f32>", fetch, "words")
+}
+
+/// The same of rows of blocks: src/blocks.rs has how they lie. The words are four or eight numbers and their scale.
+fn block_reader(name: &str, dtype: DType) -> (&'static str, &'static str, String, &'static str) {
+    let (words, per_word, widened) = match dtype {
+        DType::Q4 => (5, 8, "bitcast<f32>(words.y) * widen_q4(words.x, dim)"),
+        _ => (9, 4, "bitcast<f32>(words.y) * widen_q8(words.x)"),
+    };
+    let fetch = format!(
+        "\n    \
              let i = at + dim;\n    \
              let block = i / 32u * {words}u;\n    \
-             let w = {name}_words[block + 1u + i % 32u / {per_word}u];\n    \
-             return bitcast<f32>({name}_words[block]) * {widen};\n\
-         }}"
+             return vec2<u32>({name}_words[block + 1u + i % 32u / {per_word}u], {name}_words[block]);\n"
     );
+    ("u32", "vec2<u32>", fetch, widened)
 }
 
 /// `store_NAME(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
@@ -231,12 +242,12 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     let (word, body) = match (storage.vectors, storage.dtype) {
         (true, DType::F32) => ("vec4<f32>", format!("    {name}_words[(at + dim) / 4u] = numbers;\n")),
         (true, _) => ("vec2<u32>", format!("    {name}_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n")),
-        (false, DType::F32) => ("f32", format!("        {name}_words[i] = numbers[c];\n")),
+        (false, DType::F32) => ("f32", format!("            {name}_words[i] = numbers[c];\n")),
         (false, _) => (
             "atomic<u32>",
             format!(
-                "        let shift = (i & 1u) * 16u;\n        \
-                     atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n        \
+                "            let shift = (i & 1u) * 16u;\n            \
+                     atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n            \
                      atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(numbers[c], 0.0)) & 0xffffu) << shift);\n"
             ),
         ),
@@ -246,8 +257,10 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
         body
     } else {
         format!(
-            "    for (var c = 0u; c < 4u && dim + c < {width}(); c++) {{\n        \
-                 let i = at + (dim + c) * params.{like}_strides.w;\n{body}    \
+            "    for (var c = 0u; c < 4u; c++) {{\n        \
+                 if (dim + c < {width}()) {{\n            \
+                     let i = at + (dim + c) * params.{like}_strides.w;\n{body}        \
+                 }}\n    \
              }}\n"
         )
     };

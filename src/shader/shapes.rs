@@ -27,12 +27,13 @@ impl TileShape {
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
         let head_vecs = head_dim.div_ceil(4);
         let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
-        let stride = if head_vecs > value_vecs { head_vecs } else { value_vecs } + 1;
-        let query_tile = 16 * self.block_rows() * head_vecs;
+        let stride = if head_vecs > value_vecs { head_vecs } else { value_vecs } | 1;
+        let query_tile = 16 * self.block_rows() * (head_vecs | 1);
         let tile = 16 * self.block_keys() * stride;
-        let weight_tile = 4 * self.block_keys() * (self.block_rows() + 4);
+        let weight_tile = 16 * self.block_keys() * (self.threads / self.cols * self.rows.div_ceil(4) | 1);
+        let row_tile = 16 * self.block_rows();
         let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
-        query_tile + tile + weight_tile + row_partial + 12
+        query_tile + tile + weight_tile + row_tile + row_partial + 12
     }
 }
 

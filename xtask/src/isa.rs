@@ -8,7 +8,7 @@ pub(crate) struct Shares {
     /// Of the loop with the most vector instructions, with the loops within it: a pass over a tile of keys. Of the whole shader
     /// where nothing loops.
     pub(crate) largest_loop: f64,
-    /// Of the loop without a loop in it that has the most multiply-adds.
+    /// Of the loops without a loop in them the worst of those that matter: that have half as many multiply-adds as one of them.
     pub(crate) inner_loop: f64,
     /// Whether matrix instructions (WMMA) are there.
     pub(crate) matrix: bool,
@@ -45,10 +45,12 @@ pub(crate) fn shares(assembly: &str) -> Shares {
     let has_inner = |&(start, end): &(usize, usize)| loops.iter().any(|&(s, e)| (s, e) != (start, end) && s >= start && e <= end);
     let whole = lines.iter().fold(Count::default(), |sum, line| add(sum, line));
     let largest = loops.iter().map(count).max_by_key(|count| count.vector).unwrap_or(whole);
-    let inner = loops.iter().filter(|range| !has_inner(range)).map(count).max_by_key(|count| count.multiply_add).unwrap_or(whole);
+    let inner: Vec<Count> = loops.iter().filter(|range| !has_inner(range)).map(count).collect();
+    let most = inner.iter().map(|count| count.multiply_add).max().unwrap_or(0);
+    let worst = inner.iter().filter(|count| 2 * count.multiply_add >= most).map(|count| count.share()).reduce(f64::min);
     Shares {
         largest_loop: largest.share(),
-        inner_loop: inner.share(),
+        inner_loop: worst.unwrap_or(whole.share()),
         matrix: lines.iter().any(|line| line.starts_with("v_wmma") || line.starts_with("v_swmmac")),
     }
 }
@@ -84,12 +86,17 @@ BB2:
 	v_fmac_f32_e32 v78, v57, v47                                ; 569c5f39
 	v_dual_fmac_f32 v1, v2, v3 :: v_dual_mov_b32 v4, v5         ; c8100101
 	s_cbranch_scc1 BB2                                          ; bfa2fffc
+BB4:
+	v_fmac_f32_e32 v78, v57, v47                                ; 569c5f39
+	v_mov_b32_e32 v0, 0                                         ; 7e000280
+	ds_load_b64 v[48:49], v61                                   ; no vector instruction
+	s_cbranch_scc1 BB4                                          ; bfa2fffc
 	s_branch BB1                                                ; bfa0fff8
 BB3:
 	s_endpgm                                                    ; bfb00000
 ";
         let shares = shares(assembly);
-        assert_eq!(shares, Shares { largest_loop: 2.0 / 5.0, inner_loop: 2.0 / 3.0, matrix: false });
+        assert_eq!(shares, Shares { largest_loop: 3.0 / 7.0, inner_loop: 1.0 / 2.0, matrix: false });
     }
 
     #[test]

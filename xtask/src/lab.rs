@@ -34,8 +34,15 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         return Err(format!("no lab: `{LAB} setup` makes it and needs root and Debian, as does running in it"));
     }
     let mut record = Record::default();
-    for target in &chosen {
-        measure(root, target, &mut record)?;
+    // All at once: a driver compiles one kernel after the other.
+    let measured: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = chosen.iter().map(|target| scope.spawn(|| measure(root, target))).collect();
+        running.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked".to_string())).collect()
+    });
+    for (target, measured) in chosen.iter().zip(measured) {
+        let (driver, entries) = measured??;
+        record.drivers.insert(target.name.into(), driver);
+        record.entries.extend(entries);
     }
     if record.entries.is_empty() {
         return Err("no target could be measured".into());
@@ -59,16 +66,18 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     Ok(failed == 0)
 }
 
-/// Runs `xtask stats` in the lab. A compiler that crashes takes the program with it: it is started again behind that kernel.
-fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), String> {
+/// Runs `xtask stats` in the lab: the driver, and its answers. A compiler that crashes takes the program with it: it is started again
+/// behind that kernel.
+fn measure(root: &Path, target: &Target) -> Result<(String, Vec<Entry>), String> {
     let kernels = kernels::all(&target.caps())?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut done = 0;
-    while done < kernels.len() {
+    let mut driver = None;
+    let mut entries: Vec<Entry> = Vec::new();
+    while entries.len() < kernels.len() {
         let mut child = Command::new(root.join(LAB))
             .args(["run", target.name, "--"])
             .arg(&program)
-            .args(["stats", target.name, "--skip", &done.to_string()])
+            .args(["stats", target.name, "--skip", &entries.len().to_string()])
             .current_dir(root)
             .stdout(Stdio::piped())
             .spawn()
@@ -80,28 +89,25 @@ fn measure(root: &Path, target: &Target, record: &mut Record) -> Result<(), Stri
             match answer {
                 Answer::Driver(name) => {
                     opened = true;
-                    record.drivers.insert(target.name.into(), name);
+                    driver = Some(name);
                 }
                 Answer::Kernel(entry) => {
-                    done += 1;
-                    eprint!("\r{} {done}/{} {:60.60}", target.name, kernels.len(), entry.case);
-                    record.entries.push(*entry);
+                    eprint!("\r{} {}/{} {:60.60}", target.name, entries.len() + 1, kernels.len(), entry.case);
+                    entries.push(*entry);
                 }
             }
         }
         let status: ExitStatus = child.wait().map_err(|error| error.to_string())?;
-        eprintln!();
         if !opened {
-            record.drivers.insert(target.name.into(), MISSING.into());
-            eprintln!("{}: {MISSING} ({status})", target.name);
-            return Ok(());
+            eprintln!("\r{}: {MISSING} ({status})", target.name);
+            return Ok((MISSING.into(), entries));
         }
-        if let Some(kernel) = kernels.get(done) {
-            done += 1;
-            record.entries.push(Entry { error: Some(format!("the compiler ended with {status}")), ..Entry::new(target.name, kernel) });
+        if let Some(kernel) = kernels.get(entries.len()) {
+            entries.push(Entry { error: Some(format!("the compiler ended with {status}")), ..Entry::new(target.name, kernel) });
         }
     }
-    Ok(())
+    eprintln!("\r{}: {} kernels {:60}", target.name, entries.len(), "");
+    Ok((driver.unwrap_or_default(), entries))
 }
 
 const LAB: &str = "scripts/gpulab.sh";

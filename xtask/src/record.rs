@@ -185,7 +185,10 @@ through naga as wgpu 30 does it for a trusted shader: no run-time checks, workgr
 Registers are vector registers a thread (Adreno: vec4). Occupancy: AMD waves a SIMD (of 16), NVIDIA warps a multiprocessor (of 48),
 Apple threads a core (of 1024), Adreno waves a core. Instructions and cycles (AMD: latency) count each instruction once. FMA: multiply-adds
 among the vector instructions, in percent, read off the machine code: of the largest loop with all that is in it (a pass over a
-tile of keys), and of the inner loop with the most of them; each instruction counts once, however often it runs.
+tile of keys; where inner loops are not unrolled they weigh too little here, as each instruction counts once, however often it runs), and
+of the inner loops the worst of those that have at least half as many multiply-adds as one of them (a kernel of tiles has two:
+query times key, weight times value). Vector instructions are those of the vector ALU, v_..: not reads of workgroup memory, scalar instructions
+and waits; of two that are issued together (v_dual_..) each counts.
 A kernel is named after the first problem that it is chosen for.
 
 | target | stands for | driver | kernels | failed | spilling | with arrays in memory |
