@@ -54,8 +54,9 @@ fn compile(target: &Target, driver: &Driver, kernel: &Kernel, args: &Args) -> Re
         Err(error) => entry.error = Some(error),
         Ok(compiled) => {
             entry.figures = target.figures(&compiled.statistics);
-            let assembly = compiled.representations.iter().find(|(name, _)| target.is_amd() && name == "Assembly");
-            entry.shares = assembly.map(|(_, text)| isa::shares(text));
+            let assembly = compiled.representations.iter().find(|(name, _)| name == "Assembly" || name == "NAK assembly");
+            entry.shares = assembly.filter(|_| target.is_amd()).map(|(_, text)| isa::shares(text));
+            entry.matrix = assembly.map(|(_, text)| isa::matrix_instructions(text));
             if let Some(folder) = &args.keep {
                 for (name, text) in &compiled.representations {
                     write(folder, &file_name(&format!("{} {} {name}.txt", target.name, kernel.case)), text)?;
