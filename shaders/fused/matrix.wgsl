@@ -42,7 +42,7 @@ var<workgroup> value_tile: array<f16, VALUE_TILES * SIZE * VALUE_STRIDE>; // the
 var<workgroup> score_tile: array<f32, BLOCK_ROWS * SCORE_STRIDE>; // scores; or BLOCK_KEYS columns of the output
 var<workgroup> weight_tile: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // p, one line a row
 var<workgroup> weight_rest: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // what is left of p
-var<workgroup> moved: atomic<u32>; // the last pass in which the output was to be rescaled
+var<workgroup> moved: atomic<u32>; // the last turn in which the output was to be rescaled
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
 
 fn put_key(at: u32, numbers: vec4<f32>) {

@@ -16,6 +16,9 @@ pub(crate) struct Args {
     target: String,
     /// Shaders to compile, instead of the planner's kernels
     files: Vec<PathBuf>,
+    /// Only the planner's kernels with this in the words for their problem
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Leave out the first kernels
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     skip: usize,
@@ -32,7 +35,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), String> {
     let target = Target::find(&args.target)?;
-    let kernels = if args.files.is_empty() { kernels::all(&target.caps())? } else { read(&args.files)? };
+    let kernels = if args.files.is_empty() { kernels::some(&target.caps(), &args.only)? } else { read(&args.files)? };
     if let Some(folder) = &args.wgsl {
         return kernels.iter().try_for_each(|kernel| write(folder, &format!("{}.wgsl", file_name(&kernel.case)), &kernel.text));
     }
