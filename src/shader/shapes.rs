@@ -30,7 +30,7 @@ impl TileShape {
         let stride = if head_vecs > value_vecs { head_vecs } else { value_vecs } | 1;
         let query_tile = 16 * self.block_rows() * (head_vecs | 1);
         let tile = 16 * self.block_keys() * stride;
-        let weight_tile = 16 * self.block_keys() * (self.threads / self.cols * self.rows.div_ceil(4) | 1);
+        let weight_tile = 16 * self.block_keys() * ((self.threads / self.cols * self.rows.div_ceil(4)) | 1);
         let row_tile = 16 * self.block_rows();
         let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
         query_tile + tile + weight_tile + row_tile + row_partial + 12
