@@ -6,9 +6,11 @@ use common::buffers::{devices, empty, numbers, read, upload};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Bound, Gpu, MergeBindings};
+use wgpu_attention::gpu::{Attention, Bindings, Bound, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
+use wgpu_attention::plan::DeviceClass;
+use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Inputs, Layout, Part, Problem, TensorSpec, cpu, merge};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, cpu, merge};
 
 /// The app's own work between two attentions: every number times -2.
 fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
@@ -224,5 +226,46 @@ fn parts_are_merged_on_the_device() {
         let parts: Vec<_> = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, lse }).collect();
         let merged = merge(&parts).expect("equal sizes");
         assert!(close(&output, &merged.output) && close(&lse, &merged.lse));
+    }
+}
+
+#[test]
+fn an_app_says_which_matrices_its_device_has() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let mut problem = Problem::new(Dims { head_dim_v: 24, ..Dims::square(1, 2, 40, 32) }).causal(Alignment::TopLeft);
+    for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {
+        spec.dtype = DType::F16;
+    }
+    let half = |len, seed| HostVec::from_f32(DType::F16, &numbers(len, seed));
+    let (query, key, value) = (half(problem.query_len(), 1), half(problem.key_len(), 2), half(problem.value_len(), 3));
+    for adapter in adapters {
+        let matrix_size = matrix_size(&adapter);
+        if matrix_size == 0 {
+            println!("\n*** NO COOPERATIVE MATRICES on {}: not tested there ***\n", adapter.get_info().name);
+            continue;
+        }
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: MATRIX_FEATURES,
+            required_limits: adapter.limits(),
+            // SAFETY: only `matrix_size` of the adapter's list is used.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+        let untold = ShaderOptions { pretend: Some(DeviceClass::Discrete), ..Default::default() };
+        for (options, by_matrices) in [(untold, false), (ShaderOptions { matrix_size, ..untold }, true)] {
+            let gpu = Gpu::from_device_with(device.clone(), queue.clone(), options);
+            let attention = Attention::new(&gpu, &problem, Algorithm::Fused).expect("planned");
+            assert_eq!(attention.plan().summary().contains("matrix"), by_matrices, "{}", attention.plan().summary());
+            let case = Case {
+                name: "an app's matrices".into(),
+                problem,
+                fill: Fill::seed(0),
+                data: Data::new(query.clone(), key.clone(), value.clone()),
+            };
+            let engine = Engine::on_gpu(gpu);
+            assert_eq!(check(&case, &|problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs)), Verdict::Passed);
+        }
     }
 }

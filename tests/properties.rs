@@ -5,10 +5,10 @@
 mod common;
 
 use common::Tested;
-use wgpu_attention::Control;
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Row, Verdict, count, run_case, run_generated, table};
+use wgpu_attention::plan::{DeviceClass, Plan, Specialise};
+use wgpu_attention::verify::{Case, Fill, Row, Verdict, count, random, run_case, run_generated, table};
+use wgpu_attention::{Algorithm, Control, DType, Layout, Problem, TensorSpec};
 
 fn variable(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
@@ -55,5 +55,52 @@ fn special_variants() {
         let cases = table().expect("every case is valid").into_iter().step_by(part.max(1));
         let rows: Vec<Row> = cases.flat_map(|case| run_case("special", &case, &candidates).expect("valid")).collect();
         report(&gpus, &rows);
+    }
+}
+
+/// The problem as the matrix kernel takes it, if it can: queries, keys and values in f16, in whole vec4s.
+fn as_f16(mut problem: Problem) -> Problem {
+    let dims = &mut problem.dims;
+    (dims.head_dim, dims.head_dim_v) = (dims.head_dim.next_multiple_of(4), dims.head_dim_v.next_multiple_of(4));
+    if problem.packed.is_none() {
+        dims.seq_len_q = dims.seq_len_q.max(17);
+    }
+    for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {
+        let layout = if let Layout::Strided(_) = spec.layout { Layout::Bhsd } else { spec.layout };
+        *spec = TensorSpec { dtype: DType::F16, layout, offset: spec.offset.next_multiple_of(4) };
+    }
+    problem
+}
+
+/// The matrix kernel on the table and on random problems stored as f16: scores so large that maxima keep growing, NaN and infinity in what
+/// is hidden, now and then a NaN to be seen.
+#[test]
+fn cooperative_matrices() {
+    let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(DeviceClass::Discrete), ..Default::default() });
+    let (seed, random_cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_MATRIX_CASES", 24));
+    let part = 2 * variable("ATTENTION_SPECIAL_PART", 8) as usize;
+    for gpu in gpus.iter().filter(|gpu| gpu.name.ends_with("fused")) {
+        let device = gpu.gpu.as_ref().expect("a GPU");
+        if device.caps().matrix_size == 0 {
+            println!("\n*** NO COOPERATIVE MATRICES on {}: the matrix kernel is not tested there ***\n", device.name());
+            continue;
+        }
+        let by_matrices =
+            |problem: &Problem| Plan::new(problem, device.caps(), Algorithm::Fused).is_ok_and(|plan| plan.summary().contains("matrix"));
+        let random = (seed..seed + 20 * random_cases).map(|seed| random(seed).expect("valid"));
+        let random = random.filter(|case| by_matrices(&as_f16(case.problem))).take(random_cases as usize);
+        let cases = table().expect("valid").into_iter().step_by(part.max(1)).chain(random);
+        let mut rows = Vec::new();
+        for (number, case) in cases.enumerate() {
+            let problem = as_f16(case.problem);
+            let amplitude = [1.0, 3.0][number % 2];
+            let fill = Fill { seed: number as u64, amplitude, poison: number % 3 > 0, nan: number % 7 == 0 };
+            if problem.check().is_ok() && by_matrices(&problem) {
+                let case = Case::new(case.name, problem, fill).expect("checked");
+                rows.extend(run_case("matrices", &case, &[gpu.candidate()]).expect("valid"));
+            }
+        }
+        report(std::slice::from_ref(gpu), &rows);
+        assert!(rows.len() > random_cases as usize, "only {} problems went by matrices", rows.len());
     }
 }

@@ -66,6 +66,11 @@ fn tell(terminal: &mut Terminal, adapter: &AdapterReport) -> Result<(), Failure>
     writeln!(terminal, "  backend     {backend}, driver {}", if driver.is_empty() { "unknown" } else { driver })?;
     writeln!(terminal, "  class       {}", class(caps.class))?;
     writeln!(terminal, "  subgroups   {subgroups}")?;
+    let matrices = match caps.matrix_size {
+        0 => "none of f16 with f32 sums".to_string(),
+        size => format!("{size}x{size}, f16 with f32 sums"),
+    };
+    writeln!(terminal, "  matrices    {matrices}")?;
     writeln!(terminal, "  workgroup   {} bytes of memory, {} threads", caps.workgroup_bytes, caps.workgroup_threads)?;
     writeln!(terminal, "  grid        {} workgroups a dimension", caps.workgroups_per_dimension)?;
     writeln!(terminal, "  buffers     {} MiB, {} MiB bound at once", mebibytes(caps.buffer_bytes), mebibytes(caps.binding_bytes))?;
@@ -92,6 +97,7 @@ fn as_json(adapter: &AdapterReport) -> Value {
         "features": adapter.features,
         "limits": {
             "subgroup_size": caps.subgroup_size,
+            "cooperative_matrix_size": caps.matrix_size,
             "max_compute_workgroup_storage_size": caps.workgroup_bytes,
             "max_compute_invocations_per_workgroup": caps.workgroup_threads,
             "max_compute_workgroups_per_dimension": caps.workgroups_per_dimension,

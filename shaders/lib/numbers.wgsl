@@ -1,4 +1,5 @@
-// Defines: what is special among numbers: LOWEST, HIDDEN_BITS, INFINITE; negative_infinity, is_negative_infinity, is_finite, magnitude.
+// Defines: what is special among numbers: LOWEST, HIDDEN_BITS, INFINITE; negative_infinity, is_negative_infinity, is_finite, magnitude;
+//          finite_part, special_part: a vec4's finite numbers, and its others.
 // Expects: nothing.
 // Twin: f32's own constants and methods.
 
@@ -30,3 +31,13 @@ fn magnitude(x: vec4<f32>) -> u32 {
 }
 
 const INFINITE: u32 = 0x7f800000u;
+
+// The numbers of v that are finite, 0 for the others.
+fn finite_part(v: vec4<f32>) -> vec4<f32> {
+    return select(v, vec4<f32>(0.0), (bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+}
+
+// The numbers of v that are infinite or NaN, 0 for the others.
+fn special_part(v: vec4<f32>) -> vec4<f32> {
+    return select(vec4<f32>(0.0), v, (bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+}

@@ -104,7 +104,7 @@ pub async fn list() -> Vec<AdapterReport> {
                 name: info.name.clone(),
                 backend: info.backend.to_str().to_string(),
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-                caps: caps(adapter.features(), &adapter.limits(), &info),
+                caps: caps(adapter.features(), &adapter.limits(), &info, matrix_size(adapter)),
                 features: notable(adapter.features()),
                 would_be_chosen,
                 verdict: refusal
@@ -175,11 +175,37 @@ pub(crate) async fn choose_every() -> Vec<Chosen> {
 }
 
 /// Features that a kernel may use, or a call from host memory on such a device.
-pub(crate) fn wanted_features(device_type: wgpu::DeviceType) -> wgpu::Features {
-    match device_type {
-        wgpu::DeviceType::DiscreteGpu => wgpu::Features::SUBGROUP,
-        _ => wgpu::Features::SUBGROUP | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+    let matrices = if matrix_size(adapter) > 0 { MATRIX_FEATURES } else { wgpu::Features::empty() };
+    let mapped = match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => wgpu::Features::empty(),
+        _ => wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+    };
+    adapter.features() & (wgpu::Features::SUBGROUP | matrices | mapped)
+}
+
+/// What a device needs for [`matrix_size`] to be of use: cooperative matrices of f16, subgroups.
+pub const MATRIX_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
+
+/// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8; 0 where it has none that WGSL has a type for.
+///
+/// 0 on Metal too, which has 8x8: the kernel translates to its language, but has not been run there.
+///
+/// For an app's own device: make it with [`MATRIX_FEATURES`] and give the size to [`crate::gpu::Gpu::from_device_with`]; a device does not know.
+pub fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
+    if !adapter.features().contains(MATRIX_FEATURES) || adapter.get_info().backend != wgpu::Backend::Vulkan {
+        return 0;
     }
+    let properties = adapter.cooperative_matrix_properties();
+    let has = |&size: &u32| {
+        properties.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [size; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(has).unwrap_or(0)
 }
 
 fn notable(features: wgpu::Features) -> Vec<&'static str> {
@@ -201,8 +227,8 @@ fn llvm_version(name: &str) -> Option<u32> {
     version[..version.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }
 
-/// What the planner needs, of an adapter or of a device.
-pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> DeviceCaps {
+/// What the planner needs, of an adapter or of a device with these features; `matrix_size` is the adapter's.
+pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo, matrix_size: u32) -> DeviceCaps {
     DeviceCaps {
         class: match info.device_type {
             wgpu::DeviceType::Cpu => DeviceClass::Software,
@@ -213,6 +239,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         },
         subgroup_size: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 },
         subgroup_max: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_max_size } else { 0 },
+        matrix_size: if features.contains(MATRIX_FEATURES) && [8, 16].contains(&matrix_size) { matrix_size } else { 0 },
         slow_compiler: llvm_version(&info.name).is_some_and(|version| version < 16),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),

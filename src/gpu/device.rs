@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::adapter::{Chosen, caps, wanted_features};
+use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
 use super::buffers::Kept;
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
@@ -21,6 +21,8 @@ pub struct ShaderOptions {
     pub specialise: Specialise,
     /// Plan as for this class of device, not the one that it is: to test one device's kernels on another.
     pub pretend: Option<DeviceClass>,
+    /// [`crate::gpu::matrix_size`] of the adapter; 0: no cooperative matrices. An engine that opens a device itself sees to it.
+    pub matrix_size: u32,
 }
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
@@ -63,7 +65,7 @@ impl Gpu {
 
     fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
-        let caps = caps(device.features(), &device.limits(), &info);
+        let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
         let caps = DeviceCaps { specialise: options.specialise, class: options.pretend.unwrap_or(caps.class), ..caps };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
@@ -84,14 +86,22 @@ impl Gpu {
     /// Makes a device of the adapter, with all of its limits.
     pub(crate) async fn open(chosen: &Chosen, options: ShaderOptions) -> Result<Self> {
         let adapter = &chosen.adapter;
+        let required_features = wanted_features(adapter);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wgpu-attention"),
-            required_features: adapter.features() & wanted_features(adapter.get_info().device_type),
+            required_features,
+            experimental_features: if required_features.contains(MATRIX_FEATURES) {
+                // SAFETY: asked for cooperative matrices alone. What is unsafe there is a type that the adapter does not have: kernels
+                // have no other than `matrix_size` found in its list, and loads and stores of matrices lie in workgroup memory.
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             required_limits: adapter.limits(),
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|error| Error::Device { why: error.to_string() })?;
-        Ok(Self::new(device, queue, options))
+        Ok(Self::new(device, queue, ShaderOptions { matrix_size: matrix_size(adapter), ..options }))
     }
 
     /// The device.

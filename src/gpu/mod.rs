@@ -20,7 +20,7 @@ mod rotary;
 mod steps;
 mod trial;
 
-pub use adapter::{AdapterReport, list};
+pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
 pub use attention::{Attention, Bindings};
 pub use backward::{Backward, BackwardBindings};
 pub use cache::{CacheSize, DeviceCache, NewTokens};

@@ -9,6 +9,9 @@ pub struct DeviceCaps {
     pub subgroup_size: u32,
     /// Largest subgroup, where subgroup operations can be used; 0 where not.
     pub subgroup_max: u32,
+    /// Rows and columns of the cooperative matrices with f16 factors and f32 sums that kernels may use: 8, 16, or 0 for none. Only an adapter
+    /// knows: see [`crate::gpu::matrix_size`].
+    pub matrix_size: u32,
     /// A software adapter that takes ten seconds and more to compile a large kernel: llvmpipe with an LLVM from before 2023.
     pub slow_compiler: bool,
     /// `max_compute_workgroup_storage_size`.
@@ -61,6 +64,7 @@ impl DeviceCaps {
             class: DeviceClass::Integrated,
             subgroup_size: 0,
             subgroup_max: 0,
+            matrix_size: 0,
             slow_compiler: false,
             workgroup_bytes: 16384,
             workgroup_threads: 256,

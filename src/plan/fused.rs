@@ -1,7 +1,7 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
 use super::ranges::key_ranges;
-use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid};
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, matrix};
 use crate::plan::DeviceClass;
 use crate::shader::{FewShape, Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
@@ -197,8 +197,10 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     let rows = ROWS.iter().filter(|&&(.., shape)| compiles(shape, widest, caps));
     let rows = rows.map(|&(.., shape)| (shape.lanes, Kernel::Rows(shape)));
     let tiles = TILES.iter().map(|&(.., shape)| (0, Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })));
+    let rows_there = heads_packed(&problem.dims) * problem.dims.seq_len_q;
+    let matrix = matrix::kernels(problem, caps, rows_there).map(|kernel| (0, kernel));
     let mut found = Vec::new();
-    for (lanes, kernel) in few.chain(rows).chain(tiles) {
+    for (lanes, kernel) in few.chain(rows).chain(tiles).chain(matrix) {
         if shuffles(lanes, caps) && !found.contains(&kernel) && fits(&KernelKey::new(kernel, problem), caps) {
             found.push(kernel);
         }
@@ -219,10 +221,12 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
         caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
     });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
+    let by_matrix = matrix::kernels(problem, caps, rows).map(|kernel| KernelKey::new(kernel, problem));
     let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
-    let found = if special { by_few.chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
+    let found =
+        if special { by_few.chain(by_matrix).chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
     found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
         needed: TILES.last().map_or(0, |&(.., shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),

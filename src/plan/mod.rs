@@ -3,6 +3,7 @@
 mod backward;
 mod caps;
 mod fused;
+mod matrix;
 mod ranges;
 mod staged;
 mod tables;

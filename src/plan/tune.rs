@@ -3,7 +3,7 @@
 use super::fused::heads_packed;
 use crate::Problem;
 use crate::problem::Operand;
-use crate::shader::{FewShape, Kernel, KernelKey, RowShape, TileShape};
+use crate::shader::{FewShape, Kernel, KernelKey, MatrixShape, RowShape, TileShape};
 
 /// Problems of one class take the same kernel: sizes to the next power of two, widths, types, and what is done to the scores.
 pub(crate) fn class_of(problem: &Problem) -> String {
@@ -47,6 +47,7 @@ pub(crate) fn kernel_text(kernel: Kernel) -> String {
         }
         Kernel::Rows(RowShape { threads, rows, keys, step, lanes }) => format!("rows {threads} {rows} {keys} {step} {lanes}"),
         Kernel::Few(FewShape { lanes, rows }) => format!("few {lanes} {rows}"),
+        Kernel::Matrix(MatrixShape { size, tiles, lanes, keys }) => format!("matrix {size} {tiles} {lanes} {keys}"),
         other => other.to_string(),
     }
 }
@@ -61,6 +62,7 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
             Some(Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups: subgroups == 1 }))
         }
         ("rows", &[threads, rows, keys, step, lanes]) => Some(Kernel::Rows(RowShape { threads, rows, keys, step, lanes })),
+        ("matrix", &[size, tiles, lanes, keys]) => Some(Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })),
         ("few", &[lanes, rows]) => Some(Kernel::Few(FewShape { lanes, rows })),
         _ => None,
     }
@@ -70,12 +72,18 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
 mod tests {
     use super::*;
     use crate::plan::{DeviceCaps, DeviceClass, candidates};
-    use crate::{Algorithm, Alignment, Dims};
+    use crate::{Algorithm, Alignment, DType, Dims, Layout};
 
     #[test]
     fn kernels_read_back_and_only_those_that_work_are_taken() {
-        let problem = Problem::new(Dims::square(1, 8, 512, 64));
-        let caps = DeviceCaps { class: DeviceClass::Discrete, ..DeviceCaps::webgpu_defaults() };
+        let problem = Problem::new(Dims::square(1, 8, 512, 64)).stored(DType::F16, Layout::Bhsd);
+        let caps = DeviceCaps {
+            class: DeviceClass::Discrete,
+            subgroup_size: 32,
+            subgroup_max: 32,
+            matrix_size: 16,
+            ..DeviceCaps::webgpu_defaults()
+        };
         let all = candidates(&problem, &caps);
         assert!(all.len() > 8, "{all:?}");
         for &kernel in &all {
@@ -84,7 +92,7 @@ mod tests {
             assert_eq!(plan.steps[0].key.kernel, kernel);
         }
         let usual = super::super::Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel;
-        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "rows 8 4 32 2 8"] {
+        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "matrix 8 4 32 32", "rows 8 4 32 2 8"] {
             let kernel = read_kernel(bad);
             assert!(kernel.is_some(), "{bad} is well formed");
             let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");

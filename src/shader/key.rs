@@ -1,6 +1,6 @@
 //! What makes one kernel differ from another: the key of the pipeline cache.
 
-use super::shapes::{FewShape, GradientShape, KeySide, RowShape, TileShape};
+use super::shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 use crate::problem::Operand;
 use crate::{Broadcast, DType, Problem, ScoreOrder};
 
@@ -39,6 +39,8 @@ pub(crate) enum Kernel {
     Rows(RowShape),
     /// Fused forward of few query rows, a key's numbers spread over a subgroup.
     Few(FewShape),
+    /// Fused forward by cooperative matrices.
+    Matrix(MatrixShape),
     /// Parts of a fused forward over disjoint keys, put together.
     Merge,
     /// Staged, first: the score matrix.
@@ -82,6 +84,7 @@ impl Kernel {
             Self::Tiles(shape) => shape.block_rows(),
             Self::Rows(shape) => shape.block_rows(),
             Self::Few(shape) => shape.rows,
+            Self::Matrix(shape) => shape.block_rows(),
             _ => 0,
         }
     }
@@ -99,6 +102,10 @@ impl std::fmt::Display for Kernel {
                 write!(f, "rows {}x{}, {} threads of {}x{}, keys by {by}", s.block_rows(), s.keys, s.threads, s.rows, s.step)
             }
             Self::Few(s) => write!(f, "few {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
+            Self::Matrix(s) => {
+                let (rows, threads, size) = (s.block_rows(), s.threads(), s.size);
+                write!(f, "matrix {rows}x{}, {threads} threads, cooperative matrices {size}x{size}", s.keys)
+            }
             Self::Merge => f.write_str("merge"),
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
@@ -272,7 +279,7 @@ impl KernelKey {
             gradient: None,
         };
         match kernel {
-            Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) => Self {
+            Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) | Kernel::Matrix(_) => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
@@ -338,7 +345,7 @@ impl KernelKey {
             }
         };
         let kernel = self.kernel;
-        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_));
+        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) | Kernel::Matrix(_));
         let scores = kernel == Kernel::Scores;
         let (d_query, d_key, d_value) = match kernel {
             Kernel::QueryGradient(_) => (true, false, false),
@@ -385,6 +392,7 @@ impl KernelKey {
             }
             Kernel::Rows(RowShape { lanes: 0, .. }) => files!("shaders/lib/block.wgsl", "shaders/fused/rows.wgsl"),
             Kernel::Rows(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/lanes.wgsl"),
+            Kernel::Matrix(_) => files!("shaders/lib/block.wgsl", "shaders/fused/matrix.wgsl"),
             Kernel::Few(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/few.wgsl"),
             Kernel::Merge => files!("shaders/fused/merge.wgsl"),
             Kernel::Scores => files!("shaders/staged/scores.wgsl"),
@@ -443,6 +451,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Rows(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
+            Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Few(_) => 8,
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
@@ -461,6 +470,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Rows(shape) => shape.threads,
+            Kernel::Matrix(shape) => shape.threads(),
             Kernel::Few(shape) => shape.lanes,
             Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),
             _ => 64,

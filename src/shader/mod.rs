@@ -13,7 +13,7 @@ pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_ca
 pub(crate) use key::{Access, Kernel, KernelKey, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
 pub(crate) use params::Params;
-pub(crate) use shapes::{FewShape, GradientShape, KeySide, RowShape, TileShape};
+pub(crate) use shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 
 /// The text of a kernel, and where its lines come from.
 pub(crate) struct Source {

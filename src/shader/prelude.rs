@@ -9,12 +9,24 @@ use crate::DType;
 /// Renders the prelude of `key`.
 pub(super) fn render(key: &KernelKey) -> String {
     let mut text = String::new();
+    if let Kernel::Matrix(shape) = key.kernel {
+        matrices(&mut text, shape.size);
+    }
     constants(&mut text, key);
     for (slot, access) in key.bindings() {
         binding(&mut text, key, slot, access);
     }
     missing(&mut text, key);
     text
+}
+
+/// Extensions and types of cooperative matrices. naga takes every branch on a variable or behind a return for one that splits a subgroup,
+/// and refuses matrices there, by the name of another rule; the kernel's own branches split none.
+fn matrices(text: &mut String, size: u32) {
+    text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n");
+    for (role, number) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
+        let _ = writeln!(text, "alias Matrix{role} = coop_mat{size}x{size}<{number}, {role}>;");
+    }
 }
 
 fn constants(text: &mut String, key: &KernelKey) {
@@ -48,6 +60,19 @@ fn constants(text: &mut String, key: &KernelKey) {
         }
         line("BLOCK_ROWS", rows);
         line("BLOCK_KEYS", shape.block_keys());
+    }
+    if let Kernel::Matrix(shape) = key.kernel {
+        for (name, value) in [
+            ("SIZE", shape.size),
+            ("TILES", shape.tiles),
+            ("THREADS", shape.threads()),
+            ("COLS", shape.cols()),
+            ("KEYS", shape.keys / shape.cols()),
+            ("BLOCK_ROWS", shape.block_rows()),
+            ("BLOCK_KEYS", shape.keys),
+        ] {
+            line(name, value);
+        }
     }
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERAL: bool = {};", key.general);

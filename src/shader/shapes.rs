@@ -74,6 +74,42 @@ impl FewShape {
     }
 }
 
+/// How a workgroup of the matrix kernel shares its work: `tiles` subgroups own `size` query rows each and go over tiles of `keys` keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MatrixShape {
+    /// Rows and columns of a matrix: 8 or 16.
+    pub(crate) size: u32,
+    pub(crate) tiles: u32,
+    /// Threads of the largest subgroup there may be.
+    pub(crate) lanes: u32,
+    pub(crate) keys: u32,
+}
+
+impl MatrixShape {
+    pub(crate) const fn threads(self) -> u32 {
+        self.tiles * self.lanes
+    }
+
+    pub(crate) const fn block_rows(self) -> u32 {
+        self.tiles * self.size
+    }
+
+    /// Threads that share a query row.
+    pub(crate) const fn cols(self) -> u32 {
+        self.lanes / self.size
+    }
+
+    /// Bytes of workgroup memory: the arrays of shaders/fused/matrix.wgsl and shaders/lib/block.wgsl.
+    pub(crate) fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        let whole = |dim: u32| dim.next_multiple_of(self.size);
+        let key_tile = 2 * (self.keys * (whole(head_dim) + 8)).max(self.block_rows() * (self.size + 8));
+        let value_tile = 2 * whole(head_dim_v) * (self.keys + 8);
+        let score_tile = 4 * self.block_rows() * (self.keys + 4);
+        let weight_tiles = 2 * 2 * self.block_rows() * (self.keys + 8);
+        key_tile + value_tile + score_tile + weight_tiles + 16
+    }
+}
+
 /// What a key-gradient kernel gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum KeySide {

@@ -46,16 +46,21 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-fn devices() -> [DeviceCaps; 5] {
+fn devices() -> [DeviceCaps; 8] {
     let defaults = DeviceCaps::webgpu_defaults();
     let software =
         DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, subgroup_max: 8, workgroup_bytes: 32768, ..defaults.clone() };
+    let discrete =
+        DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, subgroup_max: 32, workgroup_bytes: 49152, ..defaults.clone() };
     [
         defaults.clone(),
         DeviceCaps { specialise: Specialise::Never, ..software.clone() },
         DeviceCaps { specialise: Specialise::Always, ..software.clone() },
         DeviceCaps { specialise: Specialise::Always, subgroup_size: 16, subgroup_max: 16, ..software },
-        DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, subgroup_max: 32, workgroup_bytes: 49152, ..defaults },
+        DeviceCaps { matrix_size: 16, subgroup_max: 64, ..discrete.clone() },
+        DeviceCaps { matrix_size: 16, ..discrete.clone() },
+        DeviceCaps { class: DeviceClass::Integrated, matrix_size: 8, workgroup_bytes: 32768, ..discrete.clone() },
+        discrete,
     ]
 }
 
@@ -136,14 +141,21 @@ fn every_variant_translates_to_msl_hlsl_and_spirv() {
     for key in &keys() {
         let (module, info) = parse(key);
         let entry = Some((naga::ShaderStage::Compute, "main".to_string()));
+        // HLSL has no cooperative matrices, MSL none of 16x16.
+        let matrix_size = if let super::Kernel::Matrix(shape) = key.kernel { shape.size } else { 0 };
         let options = msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
         let pipeline = msl::PipelineOptions { entry_point: entry, ..Default::default() };
-        msl::write_string(&module, &info, &options, &pipeline).unwrap_or_else(|error| panic!("{key:?}: msl: {error}"));
+        if matrix_size != 16 {
+            let (text, _) = msl::write_string(&module, &info, &options, &pipeline).unwrap_or_else(|error| panic!("{key:?}: msl: {error}"));
+            assert_eq!(text.contains("simdgroup_multiply_accumulate"), matrix_size == 8);
+        }
         let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, fake_missing_bindings: true, ..Default::default() };
         let mut text = String::new();
-        hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
-            .write(&module, &info, None)
-            .unwrap_or_else(|error| panic!("{key:?}: hlsl: {error}"));
+        if matrix_size == 0 {
+            hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+                .write(&module, &info, None)
+                .unwrap_or_else(|error| panic!("{key:?}: hlsl: {error}"));
+        }
         let options = spv::Options { lang_version: (1, 3), capabilities: None, ..Default::default() };
         spv::write_vec(&module, &info, &options, None).unwrap_or_else(|error| panic!("{key:?}: spirv: {error}"));
     }

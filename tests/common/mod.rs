@@ -6,7 +6,7 @@ pub(crate) mod bugs;
 pub(crate) mod gradient_bugs;
 pub(crate) mod stack;
 
-use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::gpu::{Gpu, ShaderOptions};
 use wgpu_attention::verify::{Candidate, oracle};
 use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want};
 
@@ -15,6 +15,8 @@ pub(crate) struct Tested {
     pub(crate) name: String,
     pub(crate) attend: Box<Attend<'static>>,
     pub(crate) engine: Option<Engine>,
+    /// Its device.
+    pub(crate) gpu: Option<Gpu>,
 }
 
 impl Tested {
@@ -26,7 +28,7 @@ impl Tested {
 /// Every backend of this machine, by name: the oracle, the CPU path, and each way to compute on each GPU adapter.
 pub(crate) fn backends() -> Vec<Tested> {
     let engine = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
-    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: Some(engine) }];
+    let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: Some(engine), gpu: None }];
     backends.extend(engines());
     backends
 }
@@ -59,6 +61,7 @@ pub(crate) fn insist_on_adapters(found: usize) {
 /// A GPU engine, each way that it can compute.
 fn ways(engine: Engine) -> [Tested; 2] {
     let backend = engine.gpu().map(|gpu| gpu.device().adapter_info().backend.to_string()).unwrap_or_default();
+    let gpu = engine.gpu().cloned();
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     let fused = engine.with_algorithm(Algorithm::Fused);
     let matrices = staged.clone();
@@ -71,10 +74,10 @@ fn ways(engine: Engine) -> [Tested; 2] {
         let Outputs { scores, weights, .. } = matrices.attention(problem, inputs)?;
         Ok(Outputs { scores, weights, ..outputs })
     };
-    [Tested { name: format!("{backend} fused"), attend: Box::new(fused), engine: None }, attend(format!("{backend} staged"), staged)]
+    [Tested { name: format!("{backend} fused"), attend: Box::new(fused), engine: None, gpu }, attend(format!("{backend} staged"), staged)]
 }
 
 fn attend(name: String, engine: Engine) -> Tested {
-    let own = engine.clone();
-    Tested { name, attend: Box::new(move |problem, inputs| own.attention(problem, inputs)), engine: Some(engine) }
+    let (own, gpu) = (engine.clone(), engine.gpu().cloned());
+    Tested { name, attend: Box::new(move |problem, inputs| own.attention(problem, inputs)), engine: Some(engine), gpu }
 }

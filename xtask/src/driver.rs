@@ -71,6 +71,7 @@ impl Driver {
             features13.robust_image_access = vk::FALSE;
             let mut statistics = vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
             let mut robustness = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(robust);
+            let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
             let mut names = vec![khr::pipeline_executable_properties::NAME.as_ptr()];
             let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(0).queue_priorities(&[1.0])];
             let mut info = vk::DeviceCreateInfo::default()
@@ -83,6 +84,10 @@ impl Driver {
             if has(ext::robustness2::NAME) {
                 names.push(ext::robustness2::NAME.as_ptr());
                 info = info.push_next(&mut robustness);
+            }
+            if has(khr::cooperative_matrix::NAME) {
+                names.push(khr::cooperative_matrix::NAME.as_ptr());
+                info = info.push_next(&mut matrices);
             }
             let info = info.enabled_extension_names(&names);
             let device = instance.create_device(physical, &info, None).map_err(|error| format!("no device: {error}"))?;

@@ -1,4 +1,4 @@
-//! How much of AMD machine code is multiply-adds: what the rest of a loop costs.
+//! How much of AMD machine code is multiply-adds: what the rest of a loop costs. How many matrix instructions AMD and NVIDIA code has.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,6 @@ pub(crate) struct Shares {
     pub(crate) largest_loop: f64,
     /// Of the loops without a loop in them the worst of those that matter: that have half as many multiply-adds as one of them.
     pub(crate) inner_loop: f64,
-    /// Whether matrix instructions (WMMA) are there.
-    pub(crate) matrix: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -48,11 +46,13 @@ pub(crate) fn shares(assembly: &str) -> Shares {
     let inner: Vec<Count> = loops.iter().filter(|range| !has_inner(range)).map(count).collect();
     let most = inner.iter().map(|count| count.multiply_add).max().unwrap_or(0);
     let worst = inner.iter().filter(|count| 2 * count.multiply_add >= most).map(|count| count.share()).reduce(f64::min);
-    Shares {
-        largest_loop: largest.share(),
-        inner_loop: worst.unwrap_or(whole.share()),
-        matrix: lines.iter().any(|line| line.starts_with("v_wmma") || line.starts_with("v_swmmac")),
-    }
+    Shares { largest_loop: largest.share(), inner_loop: worst.unwrap_or(whole.share()) }
+}
+
+/// Matrix instructions in AMD's (WMMA) or NVIDIA's (HMMA) assembly, each counted once. NVIDIA's are half as large: 16x8x16.
+pub(crate) fn matrix_instructions(assembly: &str) -> u32 {
+    let is_one = |line: &&str| line.trim_start().starts_with("v_wmma") || line.contains("= hmma.");
+    assembly.lines().filter(is_one).count() as u32
 }
 
 /// `sum` and a line: one vector instruction, or two that are issued together (`v_dual_x .. :: v_dual_y ..`).
@@ -96,7 +96,14 @@ BB3:
 	s_endpgm                                                    ; bfb00000
 ";
         let shares = shares(assembly);
-        assert_eq!(shares, Shares { largest_loop: 3.0 / 7.0, inner_loop: 1.0 / 2.0, matrix: false });
+        assert_eq!(shares, Shares { largest_loop: 3.0 / 7.0, inner_loop: 1.0 / 2.0 });
+    }
+
+    #[test]
+    fn matrix_instructions_are_counted() {
+        let amd = "\tv_wmma_f32_16x16x16_f16 v[88:91], v[128:135], v[144:151], v[88:91] ; cc404\n\tv_mov_b32_e32 v0, 0\n";
+        let nvidia = "      r128..132 = hmma.m16n8k16.f32 r8..12 r120..122 r124..128 // delay=1\n      ur0       = s2r sr[0x25]\n";
+        assert_eq!([amd, nvidia, ""].map(matrix_instructions), [1, 1, 0]);
     }
 
     #[test]

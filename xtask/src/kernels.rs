@@ -44,6 +44,13 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     Ok(kernels)
 }
 
+/// Those of [`all`] with `text` in their case.
+pub(crate) fn some(caps: &DeviceCaps, text: &str) -> Result<Vec<Kernel>, String> {
+    let mut kernels = all(caps)?;
+    kernels.retain(|kernel| kernel.case.contains(text));
+    Ok(kernels)
+}
+
 /// A problem in words, itself, how it is computed (`None`: its gradients), and whether kernels are made for it alone.
 type Case = (String, Problem, Option<Algorithm>, Specialise);
 

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Only these targets; nothing is written
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
+    /// Only kernels with this in the words for their problem, such as `matrix`; nothing is written
+    #[arg(long, value_name = "TEXT", conflicts_with = "compare")]
+    only: Option<String>,
     /// Compare with benches/record/lab.tsv; nothing is written. Exit code 1 on new spills, or where a kernel no longer compiles
     #[arg(long)]
     compare: bool,
@@ -35,8 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     }
     let mut record = Record::default();
     // All at once: a driver compiles one kernel after the other.
+    let only = args.only.as_deref().unwrap_or_default();
     let measured: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = chosen.iter().map(|target| scope.spawn(|| measure(root, target))).collect();
+        let running: Vec<_> = chosen.iter().map(|target| scope.spawn(|| measure(root, target, only))).collect();
         running.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked".to_string())).collect()
     });
     for (target, measured) in chosen.iter().zip(measured) {
@@ -54,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         return Ok(worse.is_empty());
     }
     let failed = record.entries.iter().filter(|entry| entry.error.is_some()).count();
-    if args.targets.is_empty() {
+    if args.targets.is_empty() && args.only.is_none() {
         let dated = folder.join(format!("lab-{}.md", jiff::Timestamp::now().strftime("%Y-%m-%d")));
         std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         write(&tsv, &record.tsv())?;
@@ -68,8 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
 
 /// Runs `xtask stats` in the lab: the driver, and its answers. A compiler that crashes takes the program with it: it is started again
 /// behind that kernel.
-fn measure(root: &Path, target: &Target) -> Result<(String, Vec<Entry>), String> {
-    let kernels = kernels::all(&target.caps())?;
+fn measure(root: &Path, target: &Target, only: &str) -> Result<(String, Vec<Entry>), String> {
+    let kernels = kernels::some(&target.caps(), only)?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut driver = None;
     let mut entries: Vec<Entry> = Vec::new();
@@ -77,7 +81,7 @@ fn measure(root: &Path, target: &Target) -> Result<(String, Vec<Entry>), String>
         let mut child = Command::new(root.join(LAB))
             .args(["run", target.name, "--"])
             .arg(&program)
-            .args(["stats", target.name, "--skip", &entries.len().to_string()])
+            .args(["stats", target.name, "--only", only, "--skip", &entries.len().to_string()])
             .current_dir(root)
             .stdout(Stdio::piped())
             .spawn()

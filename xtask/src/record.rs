@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) workgroup_bytes: u32,
     pub(crate) figures: Figures,
     pub(crate) shares: Option<Shares>,
+    /// Matrix instructions, where the driver hands out machine code that we can read.
+    pub(crate) matrix: Option<u32>,
     /// That compiling took.
     pub(crate) milliseconds: f64,
     pub(crate) error: Option<String>,
@@ -42,6 +44,7 @@ impl Entry {
             workgroup_bytes: kernel.workgroup_bytes,
             figures: Figures::default(),
             shares: None,
+            matrix: None,
             milliseconds: 0.0,
             error: None,
         }
@@ -61,8 +64,7 @@ pub(crate) struct Record {
     pub(crate) entries: Vec<Entry>,
 }
 
-const COLUMNS: &str =
-    "target\tcase\tkernel\tworkgroup_bytes\tregisters\tspills\tscratch\toccupancy\tinstructions\tcycles\tfma_loop\tfma_inner\terror";
+const COLUMNS: &str = "target\tcase\tkernel\tworkgroup_bytes\tregisters\tspills\tscratch\toccupancy\tinstructions\tcycles\tfma_loop\tfma_inner\tmatrix\terror";
 
 impl Record {
     /// One line a kernel and target, with a head.
@@ -103,8 +105,9 @@ impl Record {
                     cycles: figure(9),
                 },
                 shares: None,
+                matrix: None,
                 milliseconds: 0.0,
-                error: Some(cells[12].to_string()).filter(|error| !error.is_empty()),
+                error: Some(cells[13].to_string()).filter(|error| !error.is_empty()),
             })
         };
         let entries = lines.enumerate().map(parse).collect::<Result<_, String>>()?;
@@ -158,7 +161,7 @@ impl Record {
             for entry in entries {
                 let cells = match &entry.error {
                     None => cells(entry).join(" | "),
-                    Some(error) => format!("{} | | | | | | |", error.replace(['\n', '|'], " ")),
+                    Some(error) => format!("{} | | | | | | | |", error.replace(['\n', '|'], " ")),
                 };
                 let _ = writeln!(text, "| {} | {} | {} | {cells} |", entry.case, entry.kernel, entry.workgroup_bytes);
             }
@@ -172,7 +175,7 @@ fn cells(entry: &Entry) -> Vec<String> {
     let Figures { registers, spills, scratch, occupancy, instructions, cycles } = entry.figures;
     let percent = |share: f64| (100.0 * share).round();
     let shares = [entry.shares.map(|shares| percent(shares.largest_loop)), entry.shares.map(|shares| percent(shares.inner_loop))];
-    let all = [registers, spills, scratch, occupancy, instructions, cycles].into_iter().chain(shares);
+    let all = [registers, spills, scratch, occupancy, instructions, cycles].into_iter().chain(shares).chain([entry.matrix.map(f64::from)]);
     all.map(|figure| figure.map(|figure| figure.to_string()).unwrap_or_default()).collect()
 }
 
@@ -188,7 +191,8 @@ among the vector instructions, in percent, read off the machine code: of the lar
 tile of keys; where inner loops are not unrolled they weigh too little here, as each instruction counts once, however often it runs), and
 of the inner loops the worst of those that have at least half as many multiply-adds as one of them (a kernel of tiles has two:
 query times key, weight times value). Vector instructions are those of the vector ALU, v_..: not reads of workgroup memory, scalar instructions
-and waits; of two that are issued together (v_dual_..) each counts.
+and waits; of two that are issued together (v_dual_..) each counts. Matrix: matrix instructions (WMMA 16x16x16, HMMA 16x8x16),
+also each once.
 A kernel is named after the first problem that it is chosen for.
 
 | target | stands for | driver | kernels | failed | spilling | with arrays in memory |
@@ -196,8 +200,8 @@ A kernel is named after the first problem that it is chosen for.
 ";
 
 const TABLE: &str = "\
-| case | kernel | workgroup bytes | registers | spills | scratch bytes | occupancy | instructions | cycles | FMA % loop | FMA % inner |
-|---|---|---|---|---|---|---|---|---|---|---|
+| case | kernel | workgroup bytes | registers | spills | scratch bytes | occupancy | instructions | cycles | FMA % loop | FMA % inner | matrix |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
 #[cfg(test)]

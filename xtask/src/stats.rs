@@ -16,6 +16,9 @@ pub(crate) struct Args {
     target: String,
     /// Shaders to compile, instead of the planner's kernels
     files: Vec<PathBuf>,
+    /// Only the planner's kernels with this in the words for their problem
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Leave out the first kernels
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     skip: usize,
@@ -32,7 +35,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), String> {
     let target = Target::find(&args.target)?;
-    let kernels = if args.files.is_empty() { kernels::all(&target.caps())? } else { read(&args.files)? };
+    let kernels = if args.files.is_empty() { kernels::some(&target.caps(), &args.only)? } else { read(&args.files)? };
     if let Some(folder) = &args.wgsl {
         return kernels.iter().try_for_each(|kernel| write(folder, &format!("{}.wgsl", file_name(&kernel.case)), &kernel.text));
     }
@@ -54,8 +57,9 @@ fn compile(target: &Target, driver: &Driver, kernel: &Kernel, args: &Args) -> Re
         Err(error) => entry.error = Some(error),
         Ok(compiled) => {
             entry.figures = target.figures(&compiled.statistics);
-            let assembly = compiled.representations.iter().find(|(name, _)| target.is_amd() && name == "Assembly");
-            entry.shares = assembly.map(|(_, text)| isa::shares(text));
+            let assembly = compiled.representations.iter().find(|(name, _)| name == "Assembly" || name == "NAK assembly");
+            entry.shares = assembly.filter(|_| target.is_amd()).map(|(_, text)| isa::shares(text));
+            entry.matrix = assembly.map(|(_, text)| isa::matrix_instructions(text));
             if let Some(folder) = &args.keep {
                 for (name, text) in &compiled.representations {
                     write(folder, &file_name(&format!("{} {} {name}.txt", target.name, kernel.case)), text)?;

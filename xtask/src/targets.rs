@@ -11,7 +11,10 @@ pub(crate) struct Target {
     /// What it stands for.
     pub(crate) about: &'static str,
     class: DeviceClass,
-    subgroup_size: u32,
+    /// Smallest and largest.
+    subgroups: [u32; 2],
+    /// Of cooperative matrices of f16 with f32 sums.
+    matrix_size: u32,
     workgroup_bytes: u32,
     vendor: Vendor,
 }
@@ -26,23 +29,24 @@ enum Vendor {
 
 /// All of them, with what wgpu 30 reports of each.
 pub(crate) const TARGETS: &[Target] = &[
-    target("navi31", "AMD RDNA 3", DeviceClass::Discrete, 32, 65536, Vendor::Amd),
-    target("gfx1201", "AMD RDNA 4", DeviceClass::Discrete, 32, 65536, Vendor::Amd),
-    target("nv172", "NVIDIA Ampere", DeviceClass::Discrete, 32, 49152, Vendor::Nvidia),
-    target("nv192", "NVIDIA Ada", DeviceClass::Discrete, 32, 49152, Vendor::Nvidia),
-    target("m1", "Apple M1", DeviceClass::Integrated, 32, 32768, Vendor::Apple),
-    target("adreno740", "Qualcomm Adreno 740", DeviceClass::Integrated, 64, 32768, Vendor::Adreno),
+    target("navi31", "AMD RDNA 3", DeviceClass::Discrete, [32, 64], 16, 65536, Vendor::Amd),
+    target("gfx1201", "AMD RDNA 4", DeviceClass::Discrete, [32, 64], 16, 65536, Vendor::Amd),
+    target("nv172", "NVIDIA Ampere", DeviceClass::Discrete, [32, 32], 16, 49152, Vendor::Nvidia),
+    target("nv192", "NVIDIA Ada", DeviceClass::Discrete, [32, 32], 16, 49152, Vendor::Nvidia),
+    target("m1", "Apple M1", DeviceClass::Integrated, [32, 32], 0, 32768, Vendor::Apple),
+    target("adreno740", "Qualcomm Adreno 740", DeviceClass::Integrated, [64, 64], 0, 32768, Vendor::Adreno),
 ];
 
 const fn target(
     name: &'static str,
     about: &'static str,
     class: DeviceClass,
-    subgroup_size: u32,
+    subgroups: [u32; 2],
+    matrix_size: u32,
     workgroup_bytes: u32,
     vendor: Vendor,
 ) -> Target {
-    Target { name, about, class, subgroup_size, workgroup_bytes, vendor }
+    Target { name, about, class, subgroups, matrix_size, workgroup_bytes, vendor }
 }
 
 /// What we count, whoever the driver is of. Not every driver counts everything.
@@ -73,7 +77,9 @@ impl Target {
     pub(crate) fn caps(&self) -> DeviceCaps {
         DeviceCaps {
             class: self.class,
-            subgroup_size: self.subgroup_size,
+            subgroup_size: self.subgroups[0],
+            subgroup_max: self.subgroups[1],
+            matrix_size: self.matrix_size,
             workgroup_bytes: self.workgroup_bytes,
             workgroup_threads: 1024,
             binding_bytes: (2 << 30) - 4,

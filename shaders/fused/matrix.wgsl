@@ -1,0 +1,318 @@
+// Defines: main: flash attention forward by cooperative matrices: f16 queries, keys and values, sums in f32.
+// Expects: lib/*, load_query, load_key, load_value, store_output; types MatrixA, MatrixB, MatrixC of SIZE x SIZE; consts THREADS, TILES, COLS,
+//          KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_DIM, VALUE_DIM. A subgroup has at most SIZE * COLS threads. Special variants only.
+// Twin: src/cpu/naive.rs has the formulas.
+//
+// The plain algorithm: see fused/tiles.wgsl. Here each of the first TILES subgroups owns SIZE rows: their queries and their output stay in
+// its matrices. A matrix has no rows that could be looked at, so scores go through workgroup memory, where COLS threads take each row,
+// KEYS keys each, and weights come back as matrices. What is done about that:
+// - The output is multiplied by exp(m - m') only when a maximum has grown by more than LAZY (Shah et al., FlashAttention-4, 2025); until then
+//   weights are relative to an old one, at most e^LAZY times as large.
+// - f16 has 11 bits: a weight is the sum of two of them, so that it is as exact as in f32 (22 bits), and is LIFT times as large as
+//   it would be, so that small ones are no subnormal numbers: at most 2^15.
+// - Values lie transposed: a matrix instruction takes the keys of one column, and they are neighbours so.
+
+// Numbers from one line to the next; the surplus spreads the lines over the banks of the memory.
+const HEAD_TILES: u32 = (HEAD_DIM + SIZE - 1u) / SIZE;
+const VALUE_TILES: u32 = (VALUE_DIM + SIZE - 1u) / SIZE;
+const KEY_TILES: u32 = BLOCK_KEYS / SIZE;
+const CHUNKS: u32 = (VALUE_TILES + KEY_TILES - 1u) / KEY_TILES; // of as many columns of the output as a tile has keys
+const QUERY_STRIDE: u32 = SIZE + 8u;
+const KEY_STRIDE: u32 = HEAD_TILES * SIZE + 8u;
+const VALUE_STRIDE: u32 = BLOCK_KEYS + 8u;
+const SCORE_STRIDE: u32 = BLOCK_KEYS + 4u;
+const WEIGHT_STRIDE: u32 = BLOCK_KEYS + 8u;
+
+// Vec4s of a tile of keys; those of two keys of a tile of values, and how many a thread moves.
+const KEY_VECS: u32 = BLOCK_KEYS * HEAD_TILES * SIZE / 4u;
+const VALUE_PAIRS: u32 = BLOCK_KEYS / 2u * VALUE_TILES * SIZE / 4u;
+const VALUE_PER: u32 = (VALUE_PAIRS + THREADS - 1u) / THREADS;
+
+// Whether values are on their way while queries and keys are multiplied. With wide heads their registers are wanted for other things: NVIDIA spills 40.
+const VALUES_EARLY: bool = HEAD_TILES + VALUE_TILES <= 16u;
+
+const LAZY: f32 = 5.545177; // ln 2^8
+const LIFT: f32 = 4.8520303; // ln 2^7
+
+const_assert BLOCK_ROWS == TILES * SIZE && THREADS == BLOCK_ROWS * COLS && BLOCK_KEYS == COLS * KEYS;
+const_assert BLOCK_KEYS % SIZE == 0u && KEYS % 4u == 0u && KEYS <= 32u;
+
+var<workgroup> key_tile: array<f16, max(BLOCK_KEYS * KEY_STRIDE, BLOCK_ROWS * QUERY_STRIDE)>; // BLOCK_KEYS keys; before, SIZE columns of the queries
+var<workgroup> value_tile: array<f16, VALUE_TILES * SIZE * VALUE_STRIDE>; // their values, one line a column
+var<workgroup> score_tile: array<f32, BLOCK_ROWS * SCORE_STRIDE>; // scores; or BLOCK_KEYS columns of the output
+var<workgroup> weight_tile: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // p, one line a row
+var<workgroup> weight_rest: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // what is left of p
+var<workgroup> moved: atomic<u32>; // the last turn in which the output was to be rescaled
+var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
+
+fn put_key(at: u32, numbers: vec4<f32>) {
+    let halves = vec4<f16>(numbers);
+    key_tile[at] = halves.x;
+    key_tile[at + 1u] = halves.y;
+    key_tile[at + 2u] = halves.z;
+    key_tile[at + 3u] = halves.w;
+}
+
+// Four columns of the values of two neighbouring keys.
+struct Pair {
+    even: vec4<f32>,
+    odd: vec4<f32>,
+}
+
+fn load_pair(i: u32, item: Item, kv_head: u32, first: u32, end: u32) -> Pair {
+    let key = first + i % (BLOCK_KEYS / 2u) * 2u;
+    let dim = min(i / (BLOCK_KEYS / 2u) * 4u, VALUE_DIM - 4u);
+    let even = load_value(value_row(item, kv_head, min(key, end - 1u)), dim);
+    return Pair(even, load_value(value_row(item, kv_head, min(key + 1u, end - 1u)), dim));
+}
+
+// Puts their finite numbers into the tile, 0 for the others and beyond the last column.
+fn put_pair(i: u32, pair: Pair) {
+    if (VALUE_PAIRS % THREADS != 0u && i >= VALUE_PAIRS) {
+        return;
+    }
+    var even = pair.even;
+    var odd = pair.odd;
+    let dim = i / (BLOCK_KEYS / 2u) * 4u;
+    let total = abs(even) + abs(odd);
+    if (!is_finite(vec4<f32>(total.x + total.y + total.z + total.w))) { // f16 is too small for a sum of finite numbers to overflow
+        atomicStore(&non_finite, 1u);
+        even = finite_part(even);
+        odd = finite_part(odd);
+    }
+    for (var c = 0u; c < 4u; c++) {
+        let at = (dim + c) * VALUE_STRIDE + i % (BLOCK_KEYS / 2u) * 2u;
+        let inside = VALUE_DIM % SIZE == 0u || dim < VALUE_DIM;
+        value_tile[at] = f16(select(0.0, even[c], inside));
+        value_tile[at + 1u] = f16(select(0.0, odd[c], inside));
+    }
+}
+
+@compute @workgroup_size(THREADS, 1, 1)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32) {
+    let index = workgroup_index(id);
+    if (index == NO_WORK) {
+        return;
+    }
+    let block = locate(index);
+    let item = item_of(block.batch);
+    if (block.first_row >= item.rows * params.pack) {
+        return;
+    }
+    let kv_head = block.first_head / params.group;
+    let thread_row = thread / COLS;
+    let thread_col = thread % COLS;
+    let owns = subgroup < TILES; // of smaller subgroups there are more than tiles
+    let own_row = subgroup * SIZE;
+
+    if (thread == 0u) {
+        atomicStore(&moved, 0u);
+        atomicStore(&non_finite, 0u);
+    }
+    // Some columns of all rows at a time, so that the loads are in no branch: compilers put matrices together anew where branches meet.
+    var query: array<MatrixA, HEAD_TILES>;
+    for (var d = 0u; d < HEAD_TILES; d++) {
+        for (var i = thread; i < BLOCK_ROWS * SIZE / 4u; i += THREADS) {
+            let own = row_of(item, block, i / (SIZE / 4u));
+            let dim = i % (SIZE / 4u) * 4u;
+            var q = vec4<f32>(0.0);
+            if (own.row < item.rows && d * SIZE + dim < HEAD_DIM) {
+                q = load_query(query_row(item, own.head, own.row), d * SIZE + dim);
+            }
+            put_key(i / (SIZE / 4u) * QUERY_STRIDE + dim, q);
+        }
+        workgroupBarrier(); // between queries written and read
+        query[d] = coopLoadT<MatrixA>(&key_tile[min(own_row, BLOCK_ROWS - SIZE) * QUERY_STRIDE], QUERY_STRIDE);
+        workgroupBarrier(); // between queries read and the next ones, or keys, written
+    }
+
+    let row = row_of(item, block, thread_row);
+    let exists = row.row < item.rows;
+    var top = LOWEST; // what weights are relative to: LIFT below a recent maximum
+    var sum = 0.0; // of this thread's keys
+    var acc: array<MatrixC, VALUE_TILES>;
+    for (var e = 0u; e < VALUE_TILES; e++) {
+        acc[e] = MatrixC();
+    }
+
+    var turn = 0u;
+    let range = key_range(item, block);
+    for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
+        if (!tile_shows_any(item, block, first, range.end, thread)) {
+            continue;
+        }
+        turn++;
+        for (var n = 0u; n < (KEY_VECS + THREADS - 1u) / THREADS; n++) {
+            let i = n * THREADS + thread;
+            if (KEY_VECS % THREADS != 0u && i >= KEY_VECS) {
+                break;
+            }
+            let line = i / (HEAD_TILES * SIZE / 4u);
+            let dim = i % (HEAD_TILES * SIZE / 4u) * 4u;
+            // No branches, so that loads overlap; keys that repeat are not seen.
+            let k = load_key(key_row(item, kv_head, min(first + line, range.end - 1u)), min(dim, HEAD_DIM - 4u));
+            put_key(line * KEY_STRIDE + dim, select(vec4<f32>(0.0), k, HEAD_DIM % SIZE == 0u || dim < HEAD_DIM));
+        }
+        workgroupBarrier(); // between keys written and read; also: all are done with the last values and weights
+
+        var pairs: array<Pair, VALUE_PER>;
+        for (var n = 0u; n < VALUE_PER && VALUES_EARLY; n++) {
+            pairs[n] = load_pair(n * THREADS + thread, item, kv_head, first, range.end);
+        }
+        if (owns) {
+            var score: array<MatrixC, KEY_TILES>;
+            for (var n = 0u; n < KEY_TILES; n++) {
+                score[n] = MatrixC();
+            }
+            for (var d = 0u; d < HEAD_TILES; d++) {
+                for (var n = 0u; n < KEY_TILES; n++) {
+                    let k = coopLoad<MatrixB>(&key_tile[n * SIZE * KEY_STRIDE + d * SIZE], KEY_STRIDE);
+                    score[n] = coopMultiplyAdd(query[d], k, score[n]);
+                }
+            }
+            for (var n = 0u; n < KEY_TILES; n++) {
+                coopStoreT(score[n], &score_tile[own_row * SCORE_STRIDE + n * SIZE], SCORE_STRIDE);
+            }
+        }
+        for (var n = 0u; n < VALUE_PER; n++) {
+            if (!VALUES_EARLY) {
+                pairs[n] = load_pair(n * THREADS + thread, item, kv_head, first, range.end);
+            }
+            put_pair(n * THREADS + thread, pairs[n]);
+        }
+        workgroupBarrier(); // between scores written and read
+
+        let clear = first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
+        var score: array<f32, KEYS>;
+        var visible = 0u; // a bit a key
+        var peak = LOWEST;
+        for (var c = 0u; c < KEYS; c++) {
+            score[c] = score_tile[thread_row * SCORE_STRIDE + thread_col * KEYS + c] * params.scale;
+            let key = first + thread_col * KEYS + c;
+            var sees = exists;
+            if (!clear) {
+                sees = key >= row.keys.start && key < min(row.keys.end, range.end);
+            }
+            if (is_modified()) {
+                if (sees) {
+                    let scored = score_of(score[c], item, row.head, row.row, key);
+                    score[c] = scored.score;
+                    sees = scored.visible;
+                }
+            }
+            visible |= select(0u, 1u << c, sees);
+            peak = select(peak, max(peak, score[c]), sees);
+        }
+        for (var step = 1u; step < COLS; step <<= 1u) {
+            peak = max(peak, subgroupShuffleXor(peak, step));
+        }
+        var shrink = 1.0;
+        if (peak > top + (LIFT + LAZY)) {
+            shrink = exp(top - (peak - LIFT));
+            if (top > LOWEST) {
+                atomicMax(&moved, turn);
+            }
+            top = peak - LIFT;
+        }
+        sum *= shrink;
+        for (var c = 0u; c < KEYS; c++) {
+            let sees = (visible & (1u << c)) != 0u;
+            var p = select(0.0, exp(score[c] - top), sees);
+            sum += p;
+            if (is_dropping()) {
+                if (sees && kept(item, row.head, row.row, first + thread_col * KEYS + c) == 0.0) {
+                    p = 0.0;
+                }
+            }
+            let half = bitcast<f32>(bitcast<u32>(p) & 0xffffe000u); // the bits that f16 has; compilers take f32(f16(p)) for p
+            let at = thread_row * WEIGHT_STRIDE + thread_col * KEYS + c;
+            weight_tile[at] = f16(half);
+            weight_rest[at] = f16(p - half);
+        }
+        workgroupBarrier(); // between weights written and read
+
+        if (atomicLoad(&moved) == turn) {
+            for (var chunk = 0u; chunk < CHUNKS + params.zero; chunk++) { // rolled: rarely run
+                if (owns) {
+                    for (var e = 0u; e < VALUE_TILES; e++) { // no index into acc that depends on chunk: it would lie in memory
+                        if (e / KEY_TILES == chunk) {
+                            coopStoreT(acc[e], &score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
+                        }
+                    }
+                }
+                workgroupBarrier(); // between columns written and read
+                for (var c = 0u; c < KEYS; c++) {
+                    score_tile[thread_row * SCORE_STRIDE + thread_col * KEYS + c] *= shrink;
+                }
+                workgroupBarrier(); // between columns written and read
+                if (owns) {
+                    for (var e = 0u; e < VALUE_TILES; e++) {
+                        if (e / KEY_TILES == chunk) {
+                            acc[e] = coopLoadT<MatrixC>(&score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
+                        }
+                    }
+                }
+                workgroupBarrier(); // between columns read and the next ones written
+            }
+        }
+        if (owns) {
+            for (var n = 0u; n < KEY_TILES; n++) {
+                let p = coopLoadT<MatrixA>(&weight_tile[own_row * WEIGHT_STRIDE + n * SIZE], WEIGHT_STRIDE);
+                let rest = coopLoadT<MatrixA>(&weight_rest[own_row * WEIGHT_STRIDE + n * SIZE], WEIGHT_STRIDE);
+                for (var e = 0u; e < VALUE_TILES; e++) {
+                    let v = coopLoad<MatrixB>(&value_tile[e * SIZE * VALUE_STRIDE + n * SIZE], VALUE_STRIDE);
+                    acc[e] = coopMultiplyAdd(rest, v, coopMultiplyAdd(p, v, acc[e]));
+                }
+            }
+        }
+    }
+
+    for (var step = 1u; step < COLS; step <<= 1u) {
+        sum += subgroupShuffleXor(sum, step);
+    }
+    var factor = 0.0;
+    if (exists) {
+        factor = store_row_end(item, block, row, top, sum, thread_col == 0u);
+        if (is_dropping()) {
+            factor *= params.dropout_factor;
+        }
+    }
+    let output_at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
+    for (var chunk = 0u; chunk < CHUNKS + params.zero; chunk++) {
+        workgroupBarrier(); // between scores or columns read and the next columns written
+        if (owns) {
+            for (var e = 0u; e < VALUE_TILES; e++) {
+                if (e / KEY_TILES == chunk) {
+                    coopStoreT(acc[e], &score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
+                }
+            }
+        }
+        workgroupBarrier(); // between columns written and read
+        if (exists) {
+            for (var e = thread_col * 4u; e < BLOCK_KEYS; e += COLS * 4u) {
+                let at = thread_row * SCORE_STRIDE + e;
+                let dim = chunk * BLOCK_KEYS + e;
+                if (dim < VALUE_DIM) {
+                    var o = vec4<f32>(score_tile[at], score_tile[at + 1u], score_tile[at + 2u], score_tile[at + 3u]) * factor;
+                    if (atomicLoad(&non_finite) != 0u) {
+                        o += special_values(item, kv_head, row, range, dim);
+                    }
+                    store_output(output_at, dim, o);
+                }
+            }
+        }
+    }
+}
+
+// What infinite and NaN values that a row sees add to four numbers of its output: they were left out of the sums. Slow, rarely called.
+fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) -> vec4<f32> {
+    var sum = vec4<f32>(0.0);
+    for (var key = max(keys.start, row.keys.start); key < min(keys.end, row.keys.end); key++) {
+        let v = load_value(value_row(item, kv_head, key), dim);
+        if (is_finite(v) || !score_of(0.0, item, row.head, row.row, key).visible) {
+            continue;
+        }
+        sum += special_part(v) * kept(item, row.head, row.row, key);
+    }
+    return sum;
+}

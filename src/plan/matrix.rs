@@ -1,0 +1,85 @@
+//! When the fused algorithm runs on cooperative matrices, and how they share the work.
+
+use super::{DeviceCaps, DeviceClass};
+use crate::problem::Operand;
+use crate::shader::{Kernel, KernelKey, MatrixShape};
+use crate::{DType, Problem};
+
+/// Least rows, widest head, subgroups with rows of their own, matrices along a tile of keys.
+///
+/// In the lab (benches/record/lab-*.md) none of them spills, on AMD or NVIDIA. With two matrices along the keys a head of 256 would take more
+/// workgroup memory than NVIDIA has.
+const SHAPES: &[(usize, u32, u32, u32)] = &[(33, 128, 4, 2), (33, 256, 4, 1), (17, 128, 2, 2), (17, 256, 2, 1)];
+
+/// The shapes of the matrix kernel that compute `problem`, of `rows` rows, on the device, the best first. None where it has no cooperative
+/// matrices, or the problem is not stored as f16 in whole vec4s. None on software adapters either: 1,8,1024,1024,64 took Mesa 26.2
+/// lavapipe 1341 ms by matrices and 126 by `rows` (one busy machine, in turns), and a kernel takes it two seconds and more to compile.
+pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl Iterator<Item = Kernel> {
+    let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
+    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v) as u32;
+    let is_f16 = [Operand::Query, Operand::Key, Operand::Value].map(|operand| problem.spec(operand).dtype == DType::F16) == [true; 3];
+    let works = size > 0 && lanes >= size && is_f16 && caps.class != DeviceClass::Software;
+    let fitting = SHAPES.iter().filter(move |&&(least, most, ..)| works && rows >= least && widest <= most);
+    let kernels = fitting.map(move |&(.., tiles, key_tiles)| {
+        let keys = (key_tiles * size).max(4 * lanes / size); // each thread has at least four
+        Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })
+    });
+    kernels.filter(|&kernel| {
+        let key = KernelKey::new(kernel, problem);
+        key.query.vectors && key.key.vectors && key.value.vectors
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Plan, candidates};
+    use crate::{Algorithm, Dims, Layout};
+
+    fn caps(lanes: [u32; 2]) -> DeviceCaps {
+        let [subgroup_size, subgroup_max] = lanes;
+        let class = DeviceClass::Discrete;
+        DeviceCaps { class, subgroup_size, subgroup_max, matrix_size: 16, workgroup_bytes: 49152, ..DeviceCaps::webgpu_defaults() }
+    }
+
+    fn kernel(problem: &Problem, caps: &DeviceCaps) -> Kernel {
+        Plan::new(problem, caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel
+    }
+
+    fn f16(rows: usize, head_dim: usize) -> Problem {
+        Problem::new(Dims { seq_len_q: rows, ..Dims::square(1, 8, 1024, head_dim) }).stored(DType::F16, Layout::Bhsd)
+    }
+
+    #[test]
+    fn chosen_where_matrices_are_of_use() {
+        let nvidia = caps([32, 32]);
+        let amd = caps([32, 64]);
+        for (problem, device, shape) in [
+            (f16(1024, 64), &nvidia, MatrixShape { size: 16, tiles: 4, lanes: 32, keys: 32 }),
+            (f16(1024, 128), &amd, MatrixShape { size: 16, tiles: 4, lanes: 64, keys: 32 }),
+            (f16(20, 128), &amd, MatrixShape { size: 16, tiles: 2, lanes: 64, keys: 32 }),
+            (f16(1024, 256), &nvidia, MatrixShape { size: 16, tiles: 4, lanes: 32, keys: 16 }),
+        ] {
+            assert_eq!(kernel(&problem, device), Kernel::Matrix(shape), "{:?}", problem.dims);
+            assert!(candidates(&problem, device).contains(&Kernel::Matrix(shape)));
+        }
+    }
+
+    #[test]
+    fn not_chosen_elsewhere() {
+        let device = caps([32, 32]);
+        let f32_query = Problem { query: Problem::new(f16(64, 64).dims).query, ..f16(64, 64) };
+        let odd_width = f16(64, 66);
+        for problem in [Problem::new(f16(64, 64).dims), f32_query, odd_width, f16(16, 64), f16(64, 260)] {
+            assert!(!matches!(kernel(&problem, &device), Kernel::Matrix(_)), "{problem:?}");
+        }
+        for device in [
+            DeviceCaps { matrix_size: 0, ..device.clone() },
+            DeviceCaps { class: DeviceClass::Software, ..device.clone() },
+            DeviceCaps { subgroup_size: 0, subgroup_max: 0, ..device.clone() },
+            DeviceCaps { subgroup_size: 4, subgroup_max: 8, ..device.clone() },
+        ] {
+            assert!(!matches!(kernel(&f16(1024, 64), &device), Kernel::Matrix(_)), "{device:?}");
+        }
+    }
+}
