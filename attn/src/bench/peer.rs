@@ -1,10 +1,10 @@
 //! Somebody else's attention, in a process of its own, so that both can be timed in turns in one run.
 //!
-//! A peer is any program that answers lines of JSON with lines of JSON; `benches/peers/peer.py` is one, and says how:
+//! A peer is any program that answers lines of JSON with lines of JSON; `benches/peers/` has one in Python and one in Rust:
 //!
 //! ```text
 //! > {"do": "prepare", "query": FILE, "key": FILE, "value": FILE, "output": FILE, "shape": [B,H,HKV,LQ,LK,D], "causal": false,
-//!    "window": null, "dtype": "f32", "backward": task.backward, "threads": 2}        files are .npy, f32, [batch, heads, seq, dim]
+//!    "window": null, "dtype": "f32", "backward": false, "threads": 2}        files are .npy, f32, [batch, heads, seq, dim]
 //! < {"ok": true, "adapter": "...", "op": "..."}  or  {"ok": false, "why": "..."}
 //! > {"do": "run", "times": 3}
 //! < {"ms": [1.5, 1.4, 1.4]}
