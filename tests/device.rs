@@ -253,7 +253,7 @@ fn an_app_says_which_matrices_its_device_has() {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
-        let untold = ShaderOptions { pretend: Some(DeviceClass::Discrete), ..Default::default() };
+        let untold = ShaderOptions { pretend: Some(DeviceClass::Discrete), prefer_matrices: true, ..Default::default() };
         for (options, by_matrices) in [(untold, false), (ShaderOptions { matrix_size, ..untold }, true)] {
             let gpu = Gpu::from_device_with(device.clone(), queue.clone(), options);
             let attention = Attention::new(&gpu, &problem, Algorithm::Fused).expect("planned");

@@ -76,7 +76,8 @@ fn as_f16(mut problem: Problem) -> Problem {
 /// is hidden, now and then a NaN to be seen.
 #[test]
 fn cooperative_matrices() {
-    let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(DeviceClass::Discrete), ..Default::default() });
+    let pretend = Some(DeviceClass::Discrete);
+    let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend, prefer_matrices: true, ..Default::default() });
     let (seed, random_cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_MATRIX_CASES", 24));
     let part = 2 * variable("ATTENTION_SPECIAL_PART", 8) as usize;
     for gpu in gpus.iter().filter(|gpu| gpu.name.ends_with("fused")) {

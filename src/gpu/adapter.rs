@@ -239,6 +239,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         },
         subgroup_size: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 },
         subgroup_max: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_max_size } else { 0 },
+        prefer_matrices: false,
         matrix_size: if features.contains(MATRIX_FEATURES) && [8, 16].contains(&matrix_size) { matrix_size } else { 0 },
         slow_compiler: llvm_version(&info.name).is_some_and(|version| version < 16),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,

@@ -23,6 +23,9 @@ pub struct ShaderOptions {
     pub pretend: Option<DeviceClass>,
     /// [`crate::gpu::matrix_size`] of the adapter; 0: no cooperative matrices. An engine that opens a device itself sees to it.
     pub matrix_size: u32,
+    /// Take cooperative matrices where they work. Not by default: no GPU has been measured with them yet, and drivers are young at it.
+    /// [`crate::Engine::tune`] tries them in any case, and checks their answers.
+    pub prefer_matrices: bool,
 }
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
@@ -66,7 +69,12 @@ impl Gpu {
     fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
-        let caps = DeviceCaps { specialise: options.specialise, class: options.pretend.unwrap_or(caps.class), ..caps };
+        let caps = DeviceCaps {
+            specialise: options.specialise,
+            class: options.pretend.unwrap_or(caps.class),
+            prefer_matrices: options.prefer_matrices,
+            ..caps
+        };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
         let shared = Shared {

@@ -12,6 +12,9 @@ pub struct DeviceCaps {
     /// Rows and columns of the cooperative matrices with f16 factors and f32 sums that kernels may use: 8, 16, or 0 for none. Only an adapter
     /// knows: see [`crate::gpu::matrix_size`].
     pub matrix_size: u32,
+    /// Whether kernels of cooperative matrices are the first choice where they work. A choice, not read off the device; autotuning tries them
+    /// in any case.
+    pub prefer_matrices: bool,
     /// A software adapter that takes ten seconds and more to compile a large kernel: llvmpipe with an LLVM from before 2023.
     pub slow_compiler: bool,
     /// `max_compute_workgroup_storage_size`.
@@ -65,6 +68,7 @@ impl DeviceCaps {
             subgroup_size: 0,
             subgroup_max: 0,
             matrix_size: 0,
+            prefer_matrices: false,
             slow_compiler: false,
             workgroup_bytes: 16384,
             workgroup_threads: 256,

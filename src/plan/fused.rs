@@ -221,7 +221,7 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
         caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
     });
     let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
-    let by_matrix = matrix::kernels(problem, caps, rows).map(|kernel| KernelKey::new(kernel, problem));
+    let by_matrix = matrix::kernels(problem, caps, rows).filter(|_| caps.prefer_matrices).map(|kernel| KernelKey::new(kernel, problem));
     let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));

@@ -39,7 +39,15 @@ mod tests {
     fn caps(lanes: [u32; 2]) -> DeviceCaps {
         let [subgroup_size, subgroup_max] = lanes;
         let class = DeviceClass::Discrete;
-        DeviceCaps { class, subgroup_size, subgroup_max, matrix_size: 16, workgroup_bytes: 49152, ..DeviceCaps::webgpu_defaults() }
+        DeviceCaps {
+            class,
+            subgroup_size,
+            subgroup_max,
+            matrix_size: 16,
+            prefer_matrices: true,
+            workgroup_bytes: 49152,
+            ..DeviceCaps::webgpu_defaults()
+        }
     }
 
     fn kernel(problem: &Problem, caps: &DeviceCaps) -> Kernel {
@@ -75,6 +83,7 @@ mod tests {
         }
         for device in [
             DeviceCaps { matrix_size: 0, ..device.clone() },
+            DeviceCaps { prefer_matrices: false, ..device.clone() },
             DeviceCaps { class: DeviceClass::Software, ..device.clone() },
             DeviceCaps { subgroup_size: 0, subgroup_max: 0, ..device.clone() },
             DeviceCaps { subgroup_size: 4, subgroup_max: 8, ..device.clone() },

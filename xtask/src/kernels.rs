@@ -21,8 +21,11 @@ pub(crate) struct Kernel {
 pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     let mut kernels: Vec<Kernel> = Vec::new();
     let mut seen = HashSet::new();
-    for (case, problem, algorithm, specialise) in cases() {
-        let caps = DeviceCaps { specialise, ..caps.clone() };
+    // Where there are cooperative matrices, what is chosen with and without them.
+    let preferences = if caps.matrix_size > 0 { &[false, true][..] } else { &[false] };
+    let cases = cases().into_iter().flat_map(|case| preferences.iter().map(move |&prefer_matrices| (case.clone(), prefer_matrices)));
+    for ((case, problem, algorithm, specialise), prefer_matrices) in cases {
+        let caps = DeviceCaps { specialise, prefer_matrices, ..caps.clone() };
         let plan = match algorithm {
             Some(algorithm) => Plan::new(&problem, &caps, algorithm),
             None => Plan::backward(&problem, &WantGradients::all(&problem), &caps),
