@@ -52,14 +52,15 @@ fn devices() -> [DeviceCaps; 8] {
         DeviceCaps { class: DeviceClass::Software, subgroup_size: 8, subgroup_max: 8, workgroup_bytes: 32768, ..defaults.clone() };
     let discrete =
         DeviceCaps { class: DeviceClass::Discrete, subgroup_size: 32, subgroup_max: 32, workgroup_bytes: 49152, ..defaults.clone() };
+    let matrices = DeviceCaps { matrix_size: 16, prefer_matrices: true, ..discrete.clone() };
     [
         defaults.clone(),
         DeviceCaps { specialise: Specialise::Never, ..software.clone() },
         DeviceCaps { specialise: Specialise::Always, ..software.clone() },
         DeviceCaps { specialise: Specialise::Always, subgroup_size: 16, subgroup_max: 16, ..software },
-        DeviceCaps { matrix_size: 16, subgroup_max: 64, ..discrete.clone() },
-        DeviceCaps { matrix_size: 16, ..discrete.clone() },
-        DeviceCaps { class: DeviceClass::Integrated, matrix_size: 8, workgroup_bytes: 32768, ..discrete.clone() },
+        DeviceCaps { subgroup_max: 64, ..matrices.clone() },
+        DeviceCaps { class: DeviceClass::Integrated, matrix_size: 8, workgroup_bytes: 32768, ..matrices.clone() },
+        matrices,
         discrete,
     ]
 }
@@ -138,11 +139,13 @@ fn every_variant_is_valid_and_as_the_planner_believes() {
 #[test]
 fn every_variant_translates_to_msl_hlsl_and_spirv() {
     use naga::back::{hlsl, msl, spv};
+    let mut matrix_sizes = HashSet::new();
     for key in &keys() {
         let (module, info) = parse(key);
         let entry = Some((naga::ShaderStage::Compute, "main".to_string()));
         // HLSL has no cooperative matrices, MSL none of 16x16.
         let matrix_size = if let super::Kernel::Matrix(shape) = key.kernel { shape.size } else { 0 };
+        matrix_sizes.insert(matrix_size);
         let options = msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
         let pipeline = msl::PipelineOptions { entry_point: entry, ..Default::default() };
         if matrix_size != 16 {
@@ -159,6 +162,7 @@ fn every_variant_translates_to_msl_hlsl_and_spirv() {
         let options = spv::Options { lang_version: (1, 3), capabilities: None, ..Default::default() };
         spv::write_vec(&module, &info, &options, None).unwrap_or_else(|error| panic!("{key:?}: spirv: {error}"));
     }
+    assert!(matrix_sizes.is_superset(&[8, 16].into()), "no kernel of cooperative matrices was among them: {matrix_sizes:?}");
 }
 
 #[test]
