@@ -1,8 +1,8 @@
 //! The gradients of a multi-head layer on a device: projections, attention and projections back, in one submit.
 
-use super::buffers::{Options, ReadBack, refilled, whole, write};
+use super::buffers::{Options, ReadBack, whole};
 use super::host::{Waiting, submit};
-use super::linear::{DeviceLinear, Rows, storage_buffer, transpose};
+use super::linear::{DeviceLinear, Rows, storage_buffer, transpose, uploaded};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::{Control, Inputs, Problem, Result, WantGradients};
 
@@ -46,12 +46,6 @@ struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    fn upload(&self, name: &str, data: &[f32]) -> Result<wgpu::Buffer> {
-        let buffer = storage_buffer(self.gpu, name, data.len(), refilled(self.gpu))?;
-        write(self.gpu, &buffer, bytemuck::cast_slice(data));
-        Ok(buffer)
-    }
-
     /// A buffer that is read back.
     fn result(&mut self, name: &str, len: usize) -> Result<wgpu::Buffer> {
         let buffer = storage_buffer(self.gpu, name, len, wgpu::BufferUsages::COPY_SRC)?;
@@ -75,8 +69,8 @@ impl Recording<'_> {
         let d_x = self.result("dX", rows * in_features)?;
         let d_weight = self.result("dW", out_features * in_features)?;
         let summed = self.result("db", sums * out_features)?;
-        let (weight_t, x_t) = (self.upload("Wᵀ", &side.weight_t)?, self.upload("Xᵀ", &side.x_t)?);
-        let selectors = self.upload("selectors", &side.selectors)?;
+        let (weight_t, x_t) = (uploaded(self.gpu, "Wᵀ", &side.weight_t)?, uploaded(self.gpu, "Xᵀ", &side.x_t)?);
+        let selectors = uploaded(self.gpu, "selectors", &side.selectors)?;
         self.multiply([rows, in_features, out_features], d_y, weight_t, &d_x)?;
         self.multiply([out_features, in_features, rows], &d_y_t, x_t, &d_weight)?;
         self.multiply([sums, out_features, rows], &selectors, d_y_t, &summed)?;
@@ -93,7 +87,7 @@ pub(crate) async fn layer_backward(
 ) -> Result<LayerBackwardResults> {
     let want = WantGradients::all(problem);
     let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new() };
-    let d_output = recording.upload("dY", parts.d_output)?;
+    let d_output = uploaded(gpu, "dY", parts.d_output)?;
     let d_context = recording.project_back(&parts.output, &d_output)?;
     let (d_operands, extras) = attention(&mut recording, problem, inputs, parts, &want, &d_context)?;
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
@@ -120,13 +114,9 @@ fn attention(
     let gpu = recording.gpu;
     let backward = Backward::new(gpu, problem, want)?;
     let [query, key, value, context] = parts.steps;
-    let operands = [
-        recording.upload("query", query)?,
-        recording.upload("key", key)?,
-        recording.upload("value", value)?,
-        recording.upload("context", context)?,
-    ];
-    let lse = recording.upload("lse", parts.lse)?;
+    let operands =
+        [uploaded(gpu, "query", query)?, uploaded(gpu, "key", key)?, uploaded(gpu, "value", value)?, uploaded(gpu, "context", context)?];
+    let lse = uploaded(gpu, "lse", parts.lse)?;
     let spare = wgpu::BufferUsages::empty();
     let d_operands = [
         storage_buffer(gpu, "d_query", query.len(), spare)?,

@@ -37,14 +37,9 @@ pub(super) struct Rows {
 impl DeviceLinear {
     /// Uploads the weights.
     pub(super) fn new(gpu: &Gpu, name: &str, projection: Projection<'_>) -> Result<Self> {
-        let upload = |data: &[f32]| -> Result<wgpu::Buffer> {
-            let buffer = storage_buffer(gpu, name, data.len(), wgpu::BufferUsages::COPY_DST)?;
-            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
-            Ok(buffer)
-        };
         Ok(Self {
-            weight: upload(projection.weight)?,
-            bias: projection.bias.map(upload).transpose()?,
+            weight: uploaded(gpu, name, projection.weight)?,
+            bias: projection.bias.map(|bias| uploaded(gpu, name, bias)).transpose()?,
             in_features: projection.in_features,
             out_features: projection.weight.len() / projection.in_features,
         })
@@ -120,6 +115,17 @@ fn dispatches(
 
 /// A buffer of `len` numbers that kernels bind whole.
 pub(super) fn storage_buffer(gpu: &Gpu, name: &str, len: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    storage(gpu, name, checked_bytes(gpu, name, len)?, usage)
+}
+
+/// A buffer of these numbers that kernels bind whole.
+pub(super) fn uploaded(gpu: &Gpu, name: &str, numbers: &[f32]) -> Result<wgpu::Buffer> {
+    checked_bytes(gpu, name, numbers.len())?;
+    filled(gpu, name, wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(numbers))
+}
+
+/// Bytes of a buffer of `len` numbers, if a device can bind it whole and a shader count them.
+fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
     let bytes = (4 * len as u64).next_multiple_of(16).max(16);
     check_bytes(name, bytes, gpu.caps())?;
     if u32::try_from(len).is_err() {
@@ -130,7 +136,7 @@ pub(super) fn storage_buffer(gpu: &Gpu, name: &str, len: usize, usage: wgpu::Buf
             remedy: format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu"),
         });
     }
-    storage(gpu, name, bytes, usage)
+    Ok(bytes)
 }
 
 #[cfg(test)]
