@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: every target, from outside the lab.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -96,14 +96,16 @@ fn measure(root: &Path, target: &Target, only: &str) -> Result<(String, Vec<Entr
                     driver = Some(name);
                 }
                 Answer::Kernel(entry) => {
-                    eprint!("\r{} {}/{} {:60.60}", target.name, entries.len() + 1, kernels.len(), entry.case);
+                    if std::io::stderr().is_terminal() {
+                        eprint!("\r{} {}/{} {:60.60}", target.name, entries.len() + 1, kernels.len(), entry.case);
+                    }
                     entries.push(*entry);
                 }
             }
         }
         let status: ExitStatus = child.wait().map_err(|error| error.to_string())?;
         if !opened {
-            eprintln!("\r{}: {MISSING} ({status})", target.name);
+            eprintln!("{}: {MISSING} ({status})", target.name);
             return Ok((MISSING.into(), entries));
         }
         if let Some(kernel) = kernels.get(entries.len()) {

@@ -150,17 +150,15 @@ fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShap
     const PIECE: usize = 8 << 20;
     let bytes = data.as_slice().bytes();
     let row = data.as_slice().dtype().bytes(shape.head_dim);
-    let tokens = bytes.len() / row / shape.num_kv_heads;
-    let page_bytes = shape.page_size * some.len() * row;
-    let mut piece = Vec::new();
-    let mut written = 0;
-    for place in 0..tokens.div_ceil(shape.page_size) * some.len() {
-        let (page, head) = (place / some.len(), some.start + place % some.len());
+    let pages = (bytes.len() / row / shape.num_kv_heads).div_ceil(shape.page_size);
+    let (mut piece, mut written) = (Vec::new(), 0);
+    for (page, head) in (0..pages).flat_map(|page| some.clone().map(move |head| (page, head))) {
         for token in page * shape.page_size..(page + 1) * shape.page_size {
-            let stored = token < tokens; // the last page may be not full
             let from = (token * shape.num_kv_heads + head) * row;
-            piece.extend_from_slice(if stored { &bytes[from..][..row] } else { &[] });
-            piece.resize(piece.len() + if stored { 0 } else { row }, 0);
+            match bytes.get(from..from + row) {
+                Some(numbers) => piece.extend_from_slice(numbers),
+                None => piece.resize(piece.len() + row, 0), // the last page is not full
+            }
             if piece.len() >= PIECE {
                 gpu.queue().write_buffer(pool, written, &piece);
                 written += piece.len() as u64;
@@ -168,7 +166,6 @@ fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShap
             }
         }
     }
-    debug_assert_eq!((written as usize + piece.len()) % page_bytes, 0);
     gpu.queue().write_buffer(pool, written, &piece);
 }
 
