@@ -4,15 +4,12 @@ use std::ops::Range;
 
 use super::gradient::{Gradient, NOTHING_SEEN, Slope};
 use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
-use super::product::Product;
+use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::tile::{Hiding, Tile};
 use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{BackwardInputs, ScoreOrder, WantGradients};
-
-/// Factors that change nothing: a product with them adds to what is there.
-const ONES: [f32; 4 * LINE] = [1.0; 4 * LINE];
 
 /// What all tasks share.
 pub(super) struct Work<'a> {
@@ -191,7 +188,8 @@ impl GradientTile {
             b_step: width,
             c: products,
             c_step: width,
-            alpha: None,
+            start: Start::Nothing,
+            ahead: None,
         });
         let drops = problem.drop().is_some();
         if drops {
@@ -329,7 +327,8 @@ impl Work<'_> {
             b_step: width,
             c: side.d_query.take(width * key.width),
             c_step: width,
-            alpha: side.started.then_some(&ONES),
+            start: if side.started { Start::There } else { Start::Nothing },
+            ahead: None,
         });
         side.started = true;
     }
@@ -349,7 +348,8 @@ impl Work<'_> {
                 b_step: step,
                 c: &mut to[first..],
                 c_step: step,
-                alpha: Some(&ONES),
+                start: Start::There,
+                ahead: None,
             });
         }
     }

@@ -4,13 +4,20 @@
 use std::ops::Range;
 
 use super::pack::{Rows, all_finite};
-use super::product::{Dots, Product};
+use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
 use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{DType, ScoreOrder};
+
+/// Keys between two rescalings where they are read in place: of 16 x 8 heads of 2048 x 64, each the longest run that one stream of
+/// memory gets. 64, keys by turns with values, took a fifth longer, 256 a twentieth. Copies go through a buffer, which [`KEY_BLOCK`]
+/// keeps in the first-level cache.
+const BLOCK_IN_PLACE: usize = 1024;
+/// How far ahead of the loads rows in place are asked for, in numbers: 8 KiB.
+const AHEAD: usize = 2048;
 
 /// The memory of one thread for such units: all rows are whole cache lines.
 #[derive(Default)]
@@ -35,11 +42,13 @@ impl Narrow {
         self.max.take(unit.rows).fill(f32::MIN);
         self.sum.take(unit.rows).fill(0.0);
         let (key_in_place, value_in_place) = (d.head_dim.is_multiple_of(LINE), d.head_dim_v.is_multiple_of(LINE));
-        for start in unit.keys.clone().step_by(KEY_BLOCK) {
-            let keys = start..unit.keys.end.min(start + KEY_BLOCK);
+        let in_place = key_in_place && value_in_place && job.problem.key.dtype == DType::F32 && job.problem.paged.is_none();
+        let block = if in_place { BLOCK_IN_PLACE } else { KEY_BLOCK };
+        for start in unit.keys.clone().step_by(block) {
+            let keys = start..unit.keys.end.min(start + block);
             let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key_buffer);
             let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value_buffer);
-            let hidden = self.score(job, unit, start, keys.len(), key, value);
+            let hidden = self.score(job, unit, start, keys.len(), key);
             self.accumulate(job, unit, &keys, value, hidden);
         }
         let (max, sum) = (self.max.take(unit.rows), self.sum.take(unit.rows));
@@ -60,13 +69,11 @@ impl Narrow {
     }
 
     /// The scores of `count` keys from `start` on as softmax needs them, hidden ones -inf. Returns whether there are hidden ones.
-    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>, value: Rows<'_>) -> bool {
+    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>) -> bool {
         let problem = job.problem;
         let item = &job.items[unit.item];
         let step = count.next_multiple_of(LINE);
         let scores = self.scores.take(unit.rows * step);
-        // In place, the values of this block come next, then the keys of the following one.
-        let next = [(value.data.as_ptr(), value.step), (key.data.as_ptr().wrapping_add(KEY_BLOCK * key.step), key.step)];
         job.isa.run(Dots {
             rows: unit.rows,
             keys: count,
@@ -75,7 +82,7 @@ impl Narrow {
             query_step: key.width.next_multiple_of(LINE),
             key: key.data,
             key_step: key.step,
-            next: if problem.key.dtype == DType::F32 { &next } else { &[] },
+            ahead: (problem.key.dtype == DType::F32).then_some(AHEAD),
             scores,
             scores_step: step,
         });
@@ -146,7 +153,8 @@ impl Narrow {
                 b_step: used.step,
                 c: &mut output[first..],
                 c_step: output_step,
-                alpha: Some(&[1.0; 4 * LINE]),
+                start: Start::There,
+                ahead: (job.problem.value.dtype == DType::F32).then_some(AHEAD),
             });
         }
         if unfinite {

@@ -1,12 +1,23 @@
 //! The products: queries with keys, weights with values.
 
 use super::kernel::Kernel;
+use super::shared::LINE;
 use super::simd::Simd;
 
-/// `c[m][lane] = alpha[lane] * c[m][lane] + sum over k of a[m * row_step + k * depth_step] * b[k][lane]`
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    Nothing,
+    /// What c holds.
+    There,
+    /// The same, times a number for each lane.
+    Scaled(&'a [f32]),
+}
+
+/// `c[m][lane] = start + sum over k of a[m * row_step + k * depth_step] * b[k][lane]`
 ///
-/// for m < count, k < depth. Without `alpha`, c is only written. Scores: a = keys, b = the query panel, k = dim.
-/// Weighted values: a = values read along the dims, b = weights, k = key, alpha = the rescaling of what is there.
+/// for m < count, k < depth. Scores: a = keys, b = the query panel, k = dim.
+/// Weighted values: a = values read along the dims, b = weights, k = key, start = what is there, rescaled.
 pub(super) struct Product<'a> {
     pub(super) panel: usize,
     pub(super) count: usize,
@@ -18,7 +29,9 @@ pub(super) struct Product<'a> {
     pub(super) b_step: usize,
     pub(super) c: &'a mut [f32],
     pub(super) c_step: usize,
-    pub(super) alpha: Option<&'a [f32]>,
+    pub(super) start: Start<'a>,
+    /// How far behind each number of b lies one that is read soon: it comes to the cache meanwhile.
+    pub(super) ahead: Option<usize>,
 }
 
 impl Kernel for Product<'_> {
@@ -28,7 +41,7 @@ impl Kernel for Product<'_> {
         assert!(self.a.len() > (self.count - 1) * self.row_step + (self.depth - 1) * self.depth_step);
         assert!(self.b.len() >= (self.depth - 1) * self.b_step + self.panel);
         assert!(self.c.len() >= (self.count - 1) * self.c_step + self.panel && self.c_step >= self.panel);
-        assert!(self.alpha.is_none_or(|alpha| alpha.len() >= self.panel));
+        assert!(!matches!(self.start, Start::Scaled(alpha) if alpha.len() < self.panel));
         // SAFETY: the machine has V's instructions by contract; the lengths were checked.
         unsafe {
             match self.panel / V::LANES {
@@ -97,11 +110,18 @@ impl Product<'_> {
             let b = self.b.as_ptr();
             let c = self.c.as_ptr().cast_mut().add(m * self.c_step);
             let mut sum = [[V::splat(0.0); N]; M];
-            if let Some(alpha) = self.alpha {
+            if !matches!(self.start, Start::Nothing) {
+                for r in 0..M {
+                    for v in 0..N {
+                        sum[r][v] = V::load(c.add(r * self.c_step + v * V::LANES));
+                    }
+                }
+            }
+            if let Start::Scaled(alpha) = self.start {
                 for v in 0..N {
                     let alpha = V::load(alpha.as_ptr().add(v * V::LANES));
                     for r in 0..M {
-                        sum[r][v] = V::load(c.add(r * self.c_step + v * V::LANES)).mul(alpha);
+                        sum[r][v] = sum[r][v].mul(alpha);
                     }
                 }
             }
@@ -109,6 +129,9 @@ impl Product<'_> {
                 let mut lanes = [V::splat(0.0); N];
                 for v in 0..N {
                     lanes[v] = V::load(b.add(k * self.b_step + v * V::LANES));
+                    if let Some(ahead) = self.ahead {
+                        V::prefetch(b.wrapping_add(k * self.b_step + v * V::LANES + ahead));
+                    }
                 }
                 for r in 0..M {
                     let x = V::splat(*a.add(r * row_step + k * depth_step));
@@ -138,8 +161,8 @@ pub(super) struct Dots<'a> {
     pub(super) query_step: usize,
     pub(super) key: &'a [f32],
     pub(super) key_step: usize,
-    /// Rows that are read next, and their steps: as many and as wide as the keys. They come to the cache meanwhile.
-    pub(super) next: &'a [(*const f32, usize)],
+    /// How far behind each number of a key lies one that is read soon: it comes to the cache meanwhile.
+    pub(super) ahead: Option<usize>,
     pub(super) scores: &'a mut [f32],
     pub(super) scores_step: usize,
 }
@@ -181,12 +204,10 @@ impl Dots<'_> {
                 let key = self.key.as_ptr();
                 // Past the last key, that one again: its scores go where there is room, and are not used.
                 let at = [0, 1, 2, 3].map(|i| (j + i).min(self.keys - 1) * self.key_step);
-                if r == 0 {
-                    for i in 0..4 {
-                        for &(next, step) in self.next {
-                            for k in (0..self.depth).step_by(16) {
-                                V::prefetch(next.wrapping_add((j + i) * step + k));
-                            }
+                if let (Some(ahead), 0) = (self.ahead, r) {
+                    for at in at {
+                        for k in (0..self.depth).step_by(LINE) {
+                            V::prefetch(key.wrapping_add(at + k + ahead));
                         }
                     }
                 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::gradient::Keep;
 use super::pack::{Rows, Transpose};
-use super::product::Product;
+use super::product::{Product, Start};
 use super::shared::Buffer;
 use super::softmax::Modify;
 use super::unit::{Job, Panel, Unit};
@@ -97,7 +97,8 @@ impl Tile {
             b_step: panel.width,
             c: self.scores.take(panel.width * keys),
             c_step: panel.width,
-            alpha: None,
+            start: Start::Nothing,
+            ahead: None,
         });
     }
 

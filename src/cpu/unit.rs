@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::narrow::Narrow;
 use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
-use super::product::Product;
+use super::product::{Product, Start};
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::softmax::Softmax;
@@ -250,7 +250,8 @@ impl Tile {
             b_step: width,
             c: panel.output.take(width * value.width),
             c_step: width,
-            alpha: panel.started.then_some(self.alpha.take(width)),
+            start: if panel.started { Start::Scaled(self.alpha.take(width)) } else { Start::Nothing },
+            ahead: None,
         });
         panel.started = true;
         if !finite {
