@@ -13,13 +13,12 @@
 
 use std::ops::Range;
 
+use clap::Parser;
 use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
 use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{
-    Algorithm, Alignment, Backend, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec,
-};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
 
 const VOCABULARY: usize = 211;
 const WIDTH: usize = 64;
@@ -298,11 +297,24 @@ pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     Ok((same, all))
 }
 
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let backend: Backend = arguments.next().map_or(Ok(Backend::Auto), |name| name.parse())?;
-    let dtype: DType = arguments.next().map_or(Ok(DType::F32), |name| name.parse())?;
-    let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
+/// A small model writes several texts at once from a cache, compared with what it says from the start
+#[derive(Parser)]
+#[command(after_help = "Example: cargo run --release --example generate -- cpu q8")]
+struct Args {
+    /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
+    #[arg(value_name = "BACKEND", default_value = "auto", value_parser = open)]
+    engine: Engine,
+    /// How keys and values are stored: f32, f16, bf16, q8 or q4
+    #[arg(default_value = "f32")]
+    dtype: DType,
+}
+
+fn open(name: &str) -> Result<Engine> {
+    Engine::new(EngineOptions { backend: name.parse()?, ..Default::default() })
+}
+
+fn main() -> Result<()> {
+    let Args { engine, dtype } = Args::parse();
     let (same, all) = write(&engine, dtype)?;
     assert!(dtype != DType::F32 || same == all, "the cache changed what the model says");
     Ok(())

@@ -3,12 +3,26 @@
 //! Loads the weights by name, runs the layer where it is told to, and prints which token each head looks at from the word "dead".
 #![expect(clippy::print_stdout, reason = "it prints")]
 
+use clap::Parser;
 use safetensors::SafeTensors;
 use wgpu_attention::layer::{Naming, WeightFile};
-use wgpu_attention::{Backend, Engine, EngineOptions, Inputs};
+use wgpu_attention::{Engine, EngineOptions, Inputs, Result};
+
+/// One layer of a real model on its own sentence
+#[derive(Parser)]
+#[command(after_help = "Example: cargo run --release --example layer -- cpu")]
+struct Args {
+    /// Where to compute it: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
+    #[arg(value_name = "BACKEND", default_value = "auto", value_parser = open)]
+    engine: Engine,
+}
+
+fn open(name: &str) -> Result<Engine> {
+    Engine::new(EngineOptions { backend: name.parse()?, ..Default::default() })
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let backend: Backend = std::env::args().nth(1).as_deref().unwrap_or("auto").parse()?;
+    let Args { engine } = Args::parse();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/minilm/minilm_layer0_block.safetensors");
 
     // The layer: four projections with biases, twelve heads.
@@ -25,7 +39,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seq_len = hidden.len() / embed_dim;
 
     // Self attention over all of them, with the weights handed out.
-    let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
     println!("on {} ({})", engine.chosen(), engine.why());
     let mut problem = layer.problem(1, seq_len, seq_len);
     problem.want.weights = true;

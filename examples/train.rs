@@ -10,8 +10,9 @@
 use std::fmt::Write;
 use std::time::Instant;
 
+use clap::Parser;
 use wgpu_attention::layer::{Linear, LinearGradients, MultiHead};
-use wgpu_attention::{Backend, Dropout, Engine, EngineOptions, Inputs, Result};
+use wgpu_attention::{Dropout, Engine, EngineOptions, Inputs, Result};
 
 const STEPS: usize = 300;
 const BATCH: usize = 32;
@@ -22,14 +23,22 @@ const WIDTH: usize = 48;
 const HEADS: usize = 4;
 const LEARNING_RATE: f32 = 0.004;
 
+/// A small attention model learns associative recall; the curve of each backend's loss goes to train.svg
+#[derive(Parser)]
+#[command(after_help = "Example: cargo run --release --example train -- cpu vulkan")]
+struct Args {
+    /// Where to train: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
+    #[arg(value_name = "BACKEND", default_value = "auto", value_parser = open)]
+    engines: Vec<Engine>,
+}
+
+fn open(name: &str) -> Result<Engine> {
+    Engine::new(EngineOptions { backend: name.parse()?, ..Default::default() })
+}
+
 fn main() -> Result<()> {
-    let mut backends = std::env::args().skip(1).map(|name| name.parse()).collect::<Result<Vec<Backend>>>()?;
-    if backends.is_empty() {
-        backends.push(Backend::Auto);
-    }
     let mut curves = Vec::new();
-    for backend in backends {
-        let engine = Engine::new(EngineOptions { backend, ..Default::default() })?;
+    for engine in Args::parse().engines {
         println!("on {} ({})", engine.chosen(), engine.why());
         curves.push((engine.chosen().to_string(), train(&engine)?));
     }

@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::attn;
+use common::{attn, text};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 #[test]
 fn one_json_object_a_line() {
@@ -60,21 +61,23 @@ fn bad_shapes() {
     }
 }
 
-/// A peer that answers every request by a program's fixed lines.
-fn peer(name: &str, script: &str) -> String {
-    let file = std::env::temp_dir().join(format!("attn-peer-{name}-{}.sh", std::process::id()));
+/// A peer that answers every request by a program's fixed lines. Commands are split at spaces, which the path of the target folder may have.
+fn peer(folder: &TempDir, name: &str, script: &str) -> String {
+    let file = folder.path().join(name).with_extension("sh");
     std::fs::write(&file, script).expect("the temporary folder can be written");
     format!("sh {}", file.display())
 }
 
 #[test]
 fn peers_are_checked_and_timed() {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
     let bench = |command: &str, more: &[&str]| {
         let arguments = ["bench", "--backend", "cpu", "--shape", "1,1,1,2,2,4", "--seconds", "0", "--compare", command];
         attn(&[&arguments[..], more].concat())
     };
     // It hands back the values: with two keys that is no attention.
     let wrong = peer(
+        &folder,
         "wrong",
         r#"of() { printf '%s' "$line" | sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
 while read -r line; do case $line in
@@ -90,10 +93,10 @@ esac; done"#,
     assert!(theirs["wrong"].is_string() && ours["ratio_to_best_peer"].as_f64() > Some(1.0));
     assert!(bench(&wrong, &[]).ok().out.contains("WRONG"));
 
-    let unable = peer("unable", r#"read -r line; echo '{"ok": false, "why": "too tired"}'; read -r line"#);
+    let unable = peer(&folder, "unable", r#"read -r line; echo '{"ok": false, "why": "too tired"}'; read -r line"#);
     assert!(bench(&unable, &[]).ok().err.contains("too tired"));
     for (name, script) in [("mute", "exit 0"), ("babbling", "read -r line; echo hello")] {
-        assert_eq!(bench(&peer(name, script), &[]).code, Some(1), "{name}");
+        assert_eq!(bench(&peer(&folder, name, script), &[]).code, Some(1), "{name}");
     }
     bench("no-such-program-anywhere", &[]).refused(&["--compare", "no-such-program"]);
 }
@@ -102,10 +105,10 @@ esac; done"#,
 fn suites_and_reports() {
     attn(&["bench", "--suite", "no-such"]).refused(&["--suite", "no-such", "prefill"]);
     let told = attn(&["bench", "--backend", "cpu", "--suite", "scaling-decode-1k", "--seconds", "0", "--threads", "1", "--json"]).ok();
-    let folder = std::env::temp_dir();
-    let [record, page] = ["jsonl", "html"].map(|kind| folder.join(format!("attn-report-{}.{kind}", std::process::id())));
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    let (record, page) = (folder.path().join("record.jsonl"), folder.path().join("page.html"));
     std::fs::write(&record, &told.out).expect("the temporary folder can be written");
-    let (record, page) = (record.to_str().expect("UTF-8"), page.to_str().expect("UTF-8"));
+    let (record, page) = (text(&record), text(&page));
     attn(&["report", record, "--out", page]).ok();
     let html = std::fs::read_to_string(page).expect("it was written");
     assert!(html.contains("<svg") && html.contains("scaling-decode-1k f32"));

@@ -21,17 +21,16 @@ pub(crate) struct Kernel {
 pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     let mut kernels: Vec<Kernel> = Vec::new();
     let mut seen = HashSet::new();
-    // Where there are cooperative matrices, what is chosen with and without them.
+    // Where there are cooperative matrices, what is chosen with and without them. Gradients have no such choice.
     let preferences = if caps.matrix_size > 0 { &[false, true][..] } else { &[false] };
-    let cases = cases().into_iter().flat_map(|case| preferences.iter().map(move |&prefer_matrices| (case.clone(), prefer_matrices)));
-    for ((case, problem, algorithm, specialise), prefer_matrices) in cases {
-        let caps = DeviceCaps { specialise, prefer_matrices, ..caps.clone() };
-        let plan = match algorithm {
-            Some(algorithm) => Plan::new(&problem, &caps, algorithm),
-            None => Plan::backward(&problem, &WantGradients::all(&problem), &caps),
+    for (case, problem, algorithm, specialise) in cases() {
+        let caps = |prefer_matrices| DeviceCaps { specialise, prefer_matrices, ..caps.clone() };
+        let plans = match algorithm {
+            Some(algorithm) => preferences.iter().map(|&prefer| Plan::new(&problem, &caps(prefer), algorithm)).collect(),
+            None => Plan::backward(&problem, &WantGradients::all(&problem), &caps(false)).map(|plan| vec![plan]),
         };
-        let plan = plan.map_err(|error| format!("{case}: {error}"))?;
-        for shader in plan.shaders() {
+        let plans: Vec<Plan> = plans.map_err(|error| format!("{case}: {error}"))?;
+        for shader in plans.iter().flat_map(Plan::shaders) {
             if seen.insert(shader.text.clone()) {
                 let role = shader.name.split_whitespace().next().unwrap_or_default();
                 let (name, text, workgroup_bytes) = (shader.name.clone(), shader.text, shader.workgroup_bytes);
