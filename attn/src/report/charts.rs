@@ -107,17 +107,28 @@ pub(super) fn roofline(record: &Record) -> Result<Option<String>, String> {
     })
 }
 
-/// A line for each family of `scaling-FAMILY-NUMBER` and candidate, of what `measure` says.
-pub(super) fn scaling(record: &Record, unit: &str, measure: impl Fn(&Entry) -> Option<f64>) -> Result<Option<String>, String> {
+/// What a chart has along its axes, where it names an entry's line.
+pub(super) struct Axes<'a> {
+    pub(super) x: (&'a str, fn(&Entry) -> f64),
+    pub(super) y: (&'a str, fn(&Entry) -> Option<f64>),
+    /// The families of `scaling-FAMILY-NUMBER` that are drawn; none: what was run with several numbers of threads.
+    pub(super) families: &'a [&'a str],
+}
+
+/// A line for each family, or shape, and candidate.
+pub(super) fn lines(record: &Record, axes: &Axes<'_>) -> Result<Option<String>, String> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for entry in &record.entries {
-        let family = entry.name.split(' ').next().and_then(|name| name.strip_prefix("scaling-")?.rsplit_once('-'));
-        let (Some((family, _)), Some(y)) = (family, measure(entry)) else { continue };
-        if !["prefill", "decode", "window"].contains(&family) {
-            continue;
-        }
-        let line = format!("{family}, {}", entry.who);
-        let point = (entry.shape[4], y);
+        let family = entry.shape_name.strip_prefix("scaling-").and_then(|name| Some(name.rsplit_once('-')?.0));
+        let other_threads = |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
+        let line = match family {
+            Some(family) if axes.families.contains(&family) => family,
+            _ if axes.families.is_empty() && record.entries.iter().any(other_threads) => &entry.shape_name,
+            _ => continue,
+        };
+        let Some(y) = (axes.y.1)(entry) else { continue };
+        let line = format!("{line}, {}", entry.who);
+        let point = ((axes.x.1)(entry), y);
         match lines.iter_mut().find(|(name, _)| *name == line) {
             Some((_, points)) => points.push(point),
             None => lines.push((line, vec![point])),
@@ -139,7 +150,7 @@ pub(super) fn scaling(record: &Record, unit: &str, measure: impl Fn(&Entry) -> O
             .y_label_area_size(60)
             .build_cartesian_2d((x.0..x.1).log_scale(), (y.0..y.1).log_scale())
             .map_err(said)?;
-        chart.configure_mesh().x_desc("keys").y_desc(unit).max_light_lines(0).draw().map_err(said)?;
+        chart.configure_mesh().x_desc(axes.x.0).y_desc(axes.y.0).max_light_lines(0).draw().map_err(said)?;
         for (index, (name, points)) in lines.iter().enumerate() {
             chart
                 .draw_series(LineSeries::new(points.iter().copied(), colour(index).stroke_width(2)).point_size(3))

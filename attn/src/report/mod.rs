@@ -19,7 +19,8 @@ Examples:
   attn bench --json | attn report - --out report.html
 
 The page holds the machine, a table for each shape with the ratio to the best peer, bar charts, a roofline for what ran on the CPU,
-and, of the shapes whose names begin with `scaling-`, time and memory against length. It needs no network and no script.";
+of the shapes whose names begin with `scaling-` time and memory against length, heads and batch, and time against threads where the
+record has runs with several --threads, one after the other. It needs no network and no script.";
 
 /// The arguments.
 #[derive(clap::Args, Debug)]
@@ -35,7 +36,11 @@ pub(crate) struct Args {
 /// One line of a record: a shape on a candidate.
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
+    /// Of the shape in the suite.
+    shape_name: String,
+    /// What it is headed by: the shape's name, the type, and the threads if they are not the machine's.
     name: String,
+    threads: f64,
     who: String,
     peer: bool,
     shape: [f64; 6],
@@ -52,6 +57,7 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Record {
     machine: Option<String>,
+    threads: Option<f64>,
     copy_gb_s: Option<f64>,
     multiply_add_gflops: Option<f64>,
     entries: Vec<Entry>,
@@ -78,12 +84,16 @@ impl Record {
             let at = number + 1;
             let line: Value = serde_json::from_str(line).map_err(|error| format!("line {at} is no JSON: {error}"))?;
             if let Some(machine) = line["machine"].as_str() {
+                if record.machine.is_some() {
+                    continue; // one record after the other: the first says what the machine is
+                }
+                record.threads = line["threads"].as_f64();
                 let text = |name: &str| line[name].as_str().unwrap_or("?").to_string();
                 record.machine = Some(format!("{machine}, {} threads, {}, {}", line["threads"], text("os"), text("date")));
                 record.copy_gb_s = line["copy_gb_s"].as_f64();
                 record.multiply_add_gflops = line["multiply_add_gflops"].as_f64();
             } else {
-                record.entries.push(Entry::read(&line).ok_or(format!("line {at} is nothing that `attn bench --json` writes"))?);
+                record.entries.push(Entry::read(&line, record.threads).ok_or(format!("line {at} is nothing that `attn bench --json` writes"))?);
             }
         }
         if record.entries.is_empty() {
@@ -105,13 +115,18 @@ impl Record {
 }
 
 impl Entry {
-    fn read(line: &Value) -> Option<Self> {
+    fn read(line: &Value, machine_threads: Option<f64>) -> Option<Self> {
         let number = |name: &str| line[name].as_f64();
         let shape: Vec<f64> = line["shape"].as_array()?.iter().map(Value::as_f64).collect::<Option<_>>()?;
         let gflops = number("gflops")?;
         let median = number("ms_median")?;
+        let shape_name = line["name"].as_str()?;
+        let threads = number("threads").or(machine_threads)?;
+        let of_threads = if machine_threads == Some(threads) { String::new() } else { format!(" with --threads {threads}") };
         Some(Self {
-            name: format!("{} {}", line["name"].as_str()?, line["dtype"].as_str()?),
+            shape_name: shape_name.into(),
+            name: format!("{shape_name} {}{of_threads}", line["dtype"].as_str()?),
+            threads,
             who: format!("{} on {}", line["op"].as_str()?, line["adapter"].as_str()?),
             peer: line["peer"].as_bool().unwrap_or(false),
             shape: shape.try_into().ok()?,
@@ -140,11 +155,19 @@ fn page(record: &Record) -> Result<String, Failure> {
     }
     say("</p><p>Each answer of ours was held against the f64 oracle before it was timed; times are medians.</p>".into());
     let drawn = |chart: Result<Option<String>, String>| chart.map_err(|why| Failure::Check(format!("a chart could not be drawn: {why}")));
+    type Measure = fn(&Entry) -> Option<f64>;
+    const LENGTHS: [&str; 3] = ["prefill", "decode", "window"];
+    let length: (_, fn(&Entry) -> f64) = ("keys", |entry| entry.shape[4]);
+    let time: (_, Measure) = ("milliseconds", |entry| Some(entry.ms[1]));
+    let memory: (_, Measure) = ("peak MB", |entry| entry.peak_bytes.map(|bytes| bytes / 1e6));
+    let lines = |x, y, families: &[&str]| drawn(charts::lines(record, &charts::Axes { x, y, families }));
     for (title, chart) in [
         ("Billions of operations a second", drawn(charts::bars(record))?),
         ("Roofline of the CPU", drawn(charts::roofline(record))?),
-        ("Time against length", drawn(charts::scaling(record, "milliseconds", |entry| Some(entry.ms[1])))?),
-        ("Memory against length", drawn(charts::scaling(record, "peak MB", |entry| entry.peak_bytes.map(|bytes| bytes / 1e6)))?),
+        ("Time against length", lines(length, time, &LENGTHS)?),
+        ("Memory against length", lines(length, memory, &LENGTHS)?),
+        ("Time against heads", lines(("heads of all items of the batch", |entry| entry.shape[0] * entry.shape[1]), time, &["heads", "batch"])?),
+        ("Time against threads", lines(("threads", |entry| entry.threads), time, &[])?),
     ] {
         if let Some(svg) = chart {
             say(format!("<h2>{title}</h2>{svg}"));
@@ -187,13 +210,26 @@ mod tests {
     const RECORD: &str = r#"{"machine": "M <1>", "threads": 2, "os": "linux", "date": "2026-01-02", "copy_gb_s": 20.0, "multiply_add_gflops": 300.0}
 {"name": "scaling-prefill-256", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,256,256,64], "ms_min": 1, "ms_median": 2, "ms_max": 3, "gflops": 67.1, "bytes": 2097152, "peak_bytes": 9000000, "peer": false, "checked": true, "ratio_to_best_peer": 1.25}
 {"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,512,512,64], "ms_min": 4, "ms_median": 8, "ms_max": 9, "gflops": 67.1, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
+{"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "threads": 1, "shape": [1,8,8,512,512,64], "ms_min": 9, "ms_median": 15, "ms_max": 19, "gflops": 35.8, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
+{"name": "scaling-batch-2", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [2,8,8,512,512,64], "ms_min": 9, "ms_median": 16, "ms_max": 19, "gflops": 67.1, "bytes": 8388608, "peak_bytes": 9900000, "peer": false, "checked": true}
 {"name": "scaling-prefill-512", "op": "sdpa", "adapter": "peer", "dtype": "f32", "shape": [1,8,8,512,512,64], "ms_min": 4, "ms_median": 8, "ms_max": 9, "gflops": 67.1, "bytes": 4194304, "peer": true, "checked": false}"#;
 
     #[test]
     fn a_page_holds_what_the_record_says() {
         let record = Record::read(RECORD).expect("well formed");
         let page = page(&record).expect("can be drawn");
-        for part in ["M &lt;1&gt;, 2 threads", "1.25x", "wrong answer", "Roofline", "Memory against length", "<svg", "fused on cpu"] {
+        for part in [
+            "M &lt;1&gt;, 2 threads",
+            "1.25x",
+            "wrong answer",
+            "Roofline",
+            "Memory against length",
+            "Time against heads",
+            "Time against threads",
+            "scaling-prefill-512 f32 with --threads 1",
+            "<svg",
+            "fused on cpu",
+        ] {
             assert!(page.contains(part), "{part}");
         }
     }
