@@ -68,7 +68,7 @@ impl<'a> Bindings<'a> {
 impl Attention {
     /// Plans `problem` for the device and compiles what is not compiled yet.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        Self::of_plan(gpu, problem, gpu.plan(problem, algorithm)?, None)
+        Self::of_plan(gpu, problem, gpu.plan_for_replays(problem, algorithm)?, None)
     }
 
     /// What `plan` says; `cache` is what it reads at [`Place::Cache`].

@@ -137,6 +137,11 @@ impl Gpu {
         Plan::with_kernel(problem, self.caps(), algorithm, self.fastest(problem))
     }
 
+    /// As [`Self::plan`], for what is made to be recorded again and again.
+    pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
+        Plan::with_kernel(problem, &self.caps().for_replays(problem.dims.flops()), algorithm, self.fastest(problem))
+    }
+
     /// The fastest kernel that was found for problems of this class.
     pub(super) fn fastest(&self, problem: &Problem) -> Option<Kernel> {
         let tuned = self.tuned();

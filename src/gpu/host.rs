@@ -56,7 +56,7 @@ impl Gpu {
 
 impl Prepared {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        Self::of(gpu, problem, algorithm, &Attention::new(gpu, problem, algorithm)?)
+        Self::of(gpu, problem, algorithm, &Attention::of_plan(gpu, problem, gpu.plan(problem, algorithm)?, None)?)
     }
 
     /// For an attention that was made of `problem`.

@@ -93,7 +93,7 @@ impl DeviceCaps {
         }
     }
 
-    /// Whether `flops` of work are worth a kernel of their own. On a software adapter that takes half a second to compile, of a slow
+    /// Whether `flops` of a general kernel's work are worth a kernel of their own. On a software adapter that takes half a second to compile, of a slow
     /// compiler two or three, and runs at tens of GFLOP/s where a general one reaches one.
     pub(crate) fn specialises(&self, flops: f64) -> bool {
         match self.specialise {
@@ -101,6 +101,13 @@ impl DeviceCaps {
             Specialise::Never => false,
             Specialise::Always => true,
         }
+    }
+
+    /// For what is made once and replayed step after step: that is worth a kernel of its own sooner than a single call.
+    pub(crate) fn for_replays(&self, flops: f64) -> Self {
+        const STEPS: f64 = 32.0;
+        let always = self.specialise == Specialise::Auto && self.specialises(STEPS * flops);
+        Self { specialise: if always { Specialise::Always } else { self.specialise }, ..self.clone() }
     }
 
     /// Workgroups that keep the whole device busy.

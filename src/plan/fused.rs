@@ -214,7 +214,9 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let shuffles = |lanes: u32| shuffles(lanes, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
-    let special = caps.specialises(problem.dims.flops());
+    // A general kernel computes whole blocks of rows.
+    let whole = rows.next_multiple_of(GENERAL[0].block_rows() as usize) as f64 / rows as f64;
+    let special = caps.specialises(whole * problem.dims.flops());
     let by_few = FEW.iter().filter(|&&(class, most, shape)| caps.class == class && rows <= most && shuffles(shape.lanes));
     let by_few = by_few.map(|&(.., shape)| KernelKey::new(Kernel::Few(shape), problem));
     let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, shape)| {

@@ -146,11 +146,7 @@ impl Plan {
         kernel: Option<Kernel>,
         words: CacheWords,
     ) -> Result<Self> {
-        // What is replayed step after step is worth a kernel of its own sooner than a single call.
-        const STEPS: f64 = 32.0;
-        let always = caps.specialise == Specialise::Auto && caps.specialises(STEPS * problem.dims.flops());
-        let specialise = if always { Specialise::Always } else { caps.specialise };
-        let mut plan = Self::with_kernel(problem, &DeviceCaps { specialise, ..caps.clone() }, algorithm, kernel)?;
+        let mut plan = Self::with_kernel(problem, &caps.for_replays(problem.dims.flops()), algorithm, kernel)?;
         let mut others = *problem;
         (others.paged, others.visibility.kv_lengths) = (None, false);
         others.dims.num_heads = words.num_heads;
