@@ -8,27 +8,40 @@
 //     dQ_i = scale * sum_j dscore_ij K_j      dK_j = scale * sum_i dscore_ij Q_i      dV_j = sum_i p_ij d_output_i
 // One loop does both: of n owned vectors (a, b) and m others (a', b'), the products a·a' and b·b' give dscore and p, and the sums are
 // A = sum dscore a', B = sum p b'. No other workgroup adds to them: no atomics, and always in the same order.
-// The threads form a grid of BLOCK_OWN / OWN by COLS. A thread takes OWN owned by every COLS-th of the others, STREAM of them; of the
-// sums every COLS-th vec4 column.
+// The threads form a grid of THREAD_ROWS by COLS. A thread takes every THREAD_ROWS-th of the owned, OWN of them, by every COLS-th of the
+// others, STREAM of them; of the sums every COLS-th vec4 column. What is done for speed is as in shaders/fused/tiles.wgsl: several steps at once
+// at constant distances, odd strides, and a thread's pairs with one of the others side by side, one load of four.
 
-// Vec4 columns of each sum that a thread owns.
+const THREAD_ROWS: u32 = THREADS / COLS;
+// Vec4 columns of each sum that a thread owns, and vec4s of its pairs with one of the others.
 const HEAD_PER: u32 = (HEAD_VECS + COLS - 1u) / COLS;
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
-// Vec4s from one row to the next, odd where it can be so that threads reading neighbouring rows hit different banks.
-const A_STRIDE: u32 = HEAD_PER * COLS + 1u;
-const B_STRIDE: u32 = VALUE_PER * COLS + 1u;
-const PAIR_STRIDE: u32 = BLOCK_OWN + 4u;
+const OWN_VECS: u32 = (OWN + 3u) / 4u;
+// Vec4s from one of the owned, of the others, and from one line of pairs to the next.
+const OWN_A_STRIDE: u32 = HEAD_VECS | 1u;
+const OWN_B_STRIDE: u32 = VALUE_VECS | 1u;
+const A_STRIDE: u32 = (HEAD_PER * COLS) | 1u;
+const B_STRIDE: u32 = (VALUE_PER * COLS) | 1u;
+const PAIR_STRIDE: u32 = (THREAD_ROWS * OWN_VECS) | 1u;
 const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_B);
+const STREAM_STEP: u32 = min(4u, BLOCK_STREAM);
 
-const_assert BLOCK_OWN == THREADS / COLS * OWN;
+// Steps at once of a loop over a row of so many vec4s: fewer where the sums of both kinds leave few registers.
+const MOST_STEPS: u32 = select(4u, 2u, GIVES_A && GIVES_B && OWN * (HEAD_PER + VALUE_PER) > 8u);
+fn steps(vecs: u32) -> u32 {
+    return select(select(select(1u, 2u, vecs % 2u == 0u), MOST_STEPS, vecs % 4u == 0u), 1u, IS_GENERAL);
+}
+
+const_assert BLOCK_OWN == THREAD_ROWS * OWN;
 const_assert BLOCK_STREAM == COLS * STREAM;
+const_assert BLOCK_STREAM % STREAM_STEP == 0u;
 
-var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * HEAD_VECS>; // what is owned
-var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * VALUE_VECS>;
+var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * OWN_A_STRIDE>; // what is owned
+var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * OWN_B_STRIDE>;
 var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // some of the others
 var<workgroup> b_tile: array<vec4<f32>, BLOCK_STREAM * B_STRIDE>;
-var<workgroup> d_score_tile: array<f32, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others; a hidden pair is -0
-var<workgroup> weight_tile: array<f32, WEIGHTS>; // likewise
+var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others, in it a thread's; a hidden pair is -0
+var<workgroup> weight_tile: array<vec4<f32>, WEIGHTS>; // likewise
 var<workgroup> non_finite: atomic<u32>; // whether any of the others so far was infinite or NaN
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -53,7 +66,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             break;
         }
         let own = min(work.first + i / head_vecs(), owned(item) - 1u);
-        own_a_tile[i / head_vecs() * HEAD_VECS + i % head_vecs()] = own_a(item, work, own, i % head_vecs());
+        own_a_tile[i / head_vecs() * OWN_A_STRIDE + i % head_vecs()] = own_a(item, work, own, i % head_vecs());
     }
     if (GIVES_A) {
         for (var n = 0u; n < (BLOCK_OWN * value_vecs() + THREADS - 1u) / THREADS; n++) {
@@ -62,14 +75,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 break;
             }
             let own = min(work.first + i / value_vecs(), owned(item) - 1u);
-            own_b_tile[i / value_vecs() * VALUE_VECS + i % value_vecs()] = own_b(item, work, own, i % value_vecs());
+            own_b_tile[i / value_vecs() * OWN_B_STRIDE + i % value_vecs()] = own_b(item, work, own, i % value_vecs());
         }
     }
 
     var own_ends: array<RowEnd, OWN>;
     if (OWNS_ROWS) {
         for (var o = 0u; o < OWN; o++) {
-            own_ends[o] = row_end(item, pass_head(work, 0u), min(work.first + thread_row * OWN + o, owned(item) - 1u));
+            own_ends[o] = row_end(item, pass_head(work, 0u), min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u));
         }
     }
     var a_sum: array<vec4<f32>, OWN * HEAD_PER>;
@@ -126,28 +139,32 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 a_product[i] = 0.0;
                 b_product[i] = 0.0;
             }
-            for (var d = 0u; d < head_vecs(); d++) {
-                var a: array<vec4<f32>, STREAM>;
-                for (var c = 0u; c < STREAM; c++) {
-                    a[c] = a_tile[(thread_col + c * COLS) * A_STRIDE + d];
-                }
-                for (var o = 0u; o < OWN; o++) {
-                    let x = own_a_tile[(thread_row * OWN + o) * HEAD_VECS + d];
+            for (var d = 0u; d < head_vecs() + params.zero; d += steps(HEAD_VECS)) {
+                for (var step = 0u; step < steps(HEAD_VECS); step++) {
+                    var a: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        a_product[o * STREAM + c] = fma(x.w, a[c].w, fma(x.z, a[c].z, fma(x.y, a[c].y, fma(x.x, a[c].x, a_product[o * STREAM + c]))));
+                        a[c] = a_tile[(thread_col + c * COLS) * A_STRIDE + d + step];
+                    }
+                    for (var o = 0u; o < OWN; o++) {
+                        let x = own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + d + step];
+                        for (var c = 0u; c < STREAM; c++) {
+                            a_product[o * STREAM + c] = fma(x.w, a[c].w, fma(x.z, a[c].z, fma(x.y, a[c].y, fma(x.x, a[c].x, a_product[o * STREAM + c]))));
+                        }
                     }
                 }
             }
             if (GIVES_A) {
-                for (var d = 0u; d < value_vecs(); d++) {
-                    var b: array<vec4<f32>, STREAM>;
-                    for (var c = 0u; c < STREAM; c++) {
-                        b[c] = b_tile[(thread_col + c * COLS) * B_STRIDE + d];
-                    }
-                    for (var o = 0u; o < OWN; o++) {
-                        let x = own_b_tile[(thread_row * OWN + o) * VALUE_VECS + d];
+                for (var d = 0u; d < value_vecs() + params.zero; d += steps(VALUE_VECS)) {
+                    for (var step = 0u; step < steps(VALUE_VECS); step++) {
+                        var b: array<vec4<f32>, STREAM>;
                         for (var c = 0u; c < STREAM; c++) {
-                            b_product[o * STREAM + c] = fma(x.w, b[c].w, fma(x.z, b[c].z, fma(x.y, b[c].y, fma(x.x, b[c].x, b_product[o * STREAM + c]))));
+                            b[c] = b_tile[(thread_col + c * COLS) * B_STRIDE + d + step];
+                        }
+                        for (var o = 0u; o < OWN; o++) {
+                            let x = own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + d + step];
+                            for (var c = 0u; c < STREAM; c++) {
+                                b_product[o * STREAM + c] = fma(x.w, b[c].w, fma(x.z, b[c].z, fma(x.y, b[c].y, fma(x.x, b[c].x, b_product[o * STREAM + c]))));
+                            }
                         }
                     }
                 }
@@ -164,7 +181,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     other_end = row_end(item, head, other);
                 }
                 for (var o = 0u; o < OWN; o++) {
-                    let own = min(work.first + thread_row * OWN + o, owned(item) - 1u);
+                    let own = min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u);
                     let row = row_of_pair(own, other);
                     let key = key_of_pair(own, other);
                     var inside = true;
@@ -177,9 +194,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         end = own_ends[o];
                     }
                     let gradient = pair_gradient(a_product[o * STREAM + c], b_product[o * STREAM + c], end, item, head, row, key, inside);
-                    d_score_tile[local * PAIR_STRIDE + thread_row * OWN + o] = gradient.d_score;
+                    d_score_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.d_score;
                     if (GIVES_B) {
-                        weight_tile[local * PAIR_STRIDE + thread_row * OWN + o] = gradient.weight;
+                        weight_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.weight;
                     }
                 }
             }
@@ -189,19 +206,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             if (careful || IS_GENERAL) {
                 for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: rarely run
                     for (var o = 0u; o < OWN; o++) {
-                        let at = j * PAIR_STRIDE + thread_row * OWN + o;
-                        if (bitcast<u32>(d_score_tile[at]) == HIDDEN_BITS) {
+                        let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
+                        if (bitcast<u32>(d_score) == HIDDEN_BITS) {
                             continue; // 0 * NaN must not reach what does not see it
                         }
                         if (GIVES_A) {
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score_tile[at]), a_tile[j * A_STRIDE + thread_col + e * COLS], a_sum[o * HEAD_PER + e]);
+                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a_tile[j * A_STRIDE + thread_col + e * COLS], a_sum[o * HEAD_PER + e]);
                             }
                         }
                     }
                     if (GIVES_B) {
                         for (var o = 0u; o < OWN; o++) {
-                            let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                            let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
                             if (bitcast<u32>(weight) == HIDDEN_BITS) {
                                 continue;
                             }
@@ -212,38 +229,50 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     }
                 }
             } else {
-                for (var j = 0u; j < rolled(BLOCK_STREAM); j++) {
-                    if (GIVES_A) {
-                        var a: array<vec4<f32>, HEAD_PER>;
-                        for (var e = 0u; e < HEAD_PER; e++) {
-                            a[e] = a_tile[j * A_STRIDE + thread_col + e * COLS];
-                        }
-                        for (var o = 0u; o < OWN; o++) {
-                            let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                var pair_at = thread_row * OWN_VECS;
+                var a_at = thread_col;
+                var b_at = thread_col;
+                for (var j = 0u; j < BLOCK_STREAM + params.zero; j += STREAM_STEP) {
+                    for (var step = 0u; step < STREAM_STEP; step++) {
+                        if (GIVES_A) {
+                            var a: array<vec4<f32>, HEAD_PER>;
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a[e], a_sum[o * HEAD_PER + e]);
+                                a[e] = a_tile[a_at + step * A_STRIDE + e * COLS];
+                            }
+                            for (var i = 0u; i < OWN_VECS; i++) {
+                                let d_score = d_score_tile[pair_at + step * PAIR_STRIDE + i];
+                                for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
+                                    for (var e = 0u; e < HEAD_PER; e++) {
+                                        a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score[o % 4u]), a[e], a_sum[o * HEAD_PER + e]);
+                                    }
+                                }
                             }
                         }
-                    }
-                    if (GIVES_B) {
-                        var b: array<vec4<f32>, VALUE_PER>;
-                        for (var e = 0u; e < VALUE_PER; e++) {
-                            b[e] = b_tile[j * B_STRIDE + thread_col + e * COLS];
-                        }
-                        for (var o = 0u; o < OWN; o++) {
-                            let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN + o];
+                        if (GIVES_B) {
+                            var b: array<vec4<f32>, VALUE_PER>;
                             for (var e = 0u; e < VALUE_PER; e++) {
-                                b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b[e], b_sum[o * VALUE_PER + e]);
+                                b[e] = b_tile[b_at + step * B_STRIDE + e * COLS];
+                            }
+                            for (var i = 0u; i < OWN_VECS; i++) {
+                                let weight = weight_tile[pair_at + step * PAIR_STRIDE + i];
+                                for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
+                                    for (var e = 0u; e < VALUE_PER; e++) {
+                                        b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight[o % 4u]), b[e], b_sum[o * VALUE_PER + e]);
+                                    }
+                                }
                             }
                         }
                     }
+                    pair_at += STREAM_STEP * PAIR_STRIDE;
+                    a_at += STREAM_STEP * A_STRIDE;
+                    b_at += STREAM_STEP * B_STRIDE;
                 }
             }
         }
     }
 
     for (var o = 0u; o < OWN; o++) {
-        let own = work.first + thread_row * OWN + o;
+        let own = work.first + thread_row + o * THREAD_ROWS;
         if (own < owned(item)) {
             if (GIVES_A) {
                 for (var e = 0u; e < HEAD_PER; e++) {

@@ -160,16 +160,16 @@ impl GradientShape {
     /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/block.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
         let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
-        let cols = match self {
+        let (thread_rows, own, cols) = match self {
             Self::Vectors { lanes: 0, .. } => return 16 * self.block_stream() * (head_vecs + value_vecs) + 12,
             Self::Vectors { .. } => return 8,
-            Self::Tiles { cols, .. } => cols,
+            Self::Tiles { threads, own, cols, .. } => (threads / cols, own, cols),
         };
-        let strides = head_vecs.div_ceil(cols) * cols + value_vecs.div_ceil(cols) * cols + 2;
-        let own = 16 * self.block_own() * (head_vecs + value_vecs);
+        let strides = ((head_vecs.div_ceil(cols) * cols) | 1) + ((value_vecs.div_ceil(cols) * cols) | 1);
+        let owned = 16 * self.block_own() * ((head_vecs | 1) + (value_vecs | 1));
         let others = 16 * self.block_stream() * strides;
-        let pairs = 4 * self.block_stream() * (self.block_own() + 4);
-        own + others + pairs + if weights { pairs } else { 4 } + 12
+        let pairs = 16 * self.block_stream() * ((thread_rows * own.div_ceil(4)) | 1);
+        owned + others + pairs + if weights { pairs } else { 16 } + 12
     }
 }
 
