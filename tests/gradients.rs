@@ -56,8 +56,19 @@ fn special_variants() {
         println!("as on a device of class {class:?}:");
         let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
         let part = variable("ATTENTION_SPECIAL_PART", 40) as usize;
-        run(&gpus, cases(part, 0));
+        run(&gpus, cases(part, 0).chain(half_hidden()));
     }
+}
+
+/// NaN in tiles with others: keys that nobody sees, and rows that see nothing (a few, of six keys under a mask).
+fn half_hidden() -> [Case; 2] {
+    let dims = Dims { batch: 2, num_heads: 2, num_kv_heads: 1, seq_len_q: 70, seq_len_kv: 50, head_dim: 24, head_dim_v: 40 };
+    let mut keys = Problem::new(dims).causal(Alignment::BottomRight);
+    keys.visibility.kv_lengths = true;
+    let mut rows = Problem::new(Dims { seq_len_q: 300, seq_len_kv: 6, ..dims });
+    rows.visibility.mask = Some(Broadcast([1, 1, 300, 6]));
+    [("keys half hidden", keys), ("rows half hidden", rows)]
+        .map(|(name, problem)| Case::new(name, problem, Fill::seed(5)).expect("a valid problem"))
 }
 
 fn engines() -> Vec<Engine> {
