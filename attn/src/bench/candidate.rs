@@ -37,9 +37,9 @@ enum Runner {
     Peer(Peer),
 }
 
-/// Fused and staged on every adapter, fused on the CPU, each once; then the peers. Gradients have one way.
+/// Fused on every adapter and on the CPU, staged on adapters if it is wanted, each once; then the peers.
 /// `tuned` is a file of kernels that were found to be the fastest.
-pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, backward: bool) -> Result<Vec<Candidate>, Failure> {
+pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
     for (backend, engine) in backend::open_each(backends)? {
         if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
@@ -47,7 +47,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
             let count = engine.load_tuned(&text)?;
             note(format_args!("{}: {count} tuned kernels", engine.chosen()));
         }
-        if engine.gpu().is_some() && !backward {
+        if engine.gpu().is_some() && staged {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
         }
         found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));

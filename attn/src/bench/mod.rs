@@ -76,6 +76,9 @@ pub(crate) struct Args {
     /// Forward and backward: the gradients of query, key and value too
     #[arg(long)]
     backward: bool,
+    /// Leave the staged kernels out, which take long where sequences are long
+    #[arg(long)]
+    fused: bool,
     /// Seconds to spend on each shape, besides checking
     #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
@@ -109,7 +112,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if args.decode.decode {
         return decode::run(&args.decode, &backends, args.seconds, args.json, terminal);
     }
-    let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref(), args.backward)?;
+    let mut candidates = candidate::all(&backends, &args.compare, args.tuned.as_deref(), !(args.fused || args.backward))?;
     if args.json {
         terminal.json(&machine::line(machine::copy_gb_s()), false)?;
     }
@@ -122,7 +125,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 /// One shape on one engine, for `attn` alone.
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
     let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
-    time(&task, &mut candidate::all(backends, &[], None, false)?, 2.0, false, terminal)
+    time(&task, &mut candidate::all(backends, &[], None, true)?, 2.0, false, terminal)
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
