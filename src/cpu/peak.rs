@@ -3,13 +3,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::kernel::Kernel;
 use super::simd::{Isa, Simd};
 
 /// Multiply-adds of each of the independent chains of a run: enough chains to fill two pipelines of latency 4 or 5.
-const STEPS: usize = 1 << 16;
+const STEPS: usize = 1 << 18;
 const CHAINS: usize = 12;
 
 /// Chains of multiply-adds that touch no memory.
@@ -44,9 +42,10 @@ pub fn multiply_add_gflops() -> f64 {
     let isa = Isa::best();
     let threads = rayon::current_num_threads();
     let mut best = f64::INFINITY;
-    for _ in 0..40 {
+    for _ in 0..20 {
         let started = Instant::now();
-        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        // On each thread: items of a loop may all be taken by one, before the others wake.
+        rayon::broadcast(|_| {
             let mut result = 0.0;
             isa.run(MultiplyAdds { result: &mut result });
             black_box(result);
