@@ -120,7 +120,8 @@ pub(super) fn lines(record: &Record, axes: &Axes<'_>) -> Result<Option<String>, 
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for entry in &record.entries {
         let family = entry.shape_name.strip_prefix("scaling-").and_then(|name| Some(name.rsplit_once('-')?.0));
-        let other_threads = |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
+        let other_threads =
+            |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
         let line = match family {
             Some(family) if axes.families.contains(&family) => family,
             _ if axes.families.is_empty() && record.entries.iter().any(other_threads) => &entry.shape_name,

@@ -93,7 +93,9 @@ impl Record {
                 record.copy_gb_s = line["copy_gb_s"].as_f64();
                 record.multiply_add_gflops = line["multiply_add_gflops"].as_f64();
             } else {
-                record.entries.push(Entry::read(&line, record.threads).ok_or(format!("line {at} is nothing that `attn bench --json` writes"))?);
+                record
+                    .entries
+                    .push(Entry::read(&line, record.threads).ok_or(format!("line {at} is nothing that `attn bench --json` writes"))?);
             }
         }
         if record.entries.is_empty() {
@@ -166,7 +168,10 @@ fn page(record: &Record) -> Result<String, Failure> {
         ("Roofline of the CPU", drawn(charts::roofline(record))?),
         ("Time against length", lines(length, time, &LENGTHS)?),
         ("Memory against length", lines(length, memory, &LENGTHS)?),
-        ("Time against heads", lines(("heads of all items of the batch", |entry| entry.shape[0] * entry.shape[1]), time, &["heads", "batch"])?),
+        (
+            "Time against heads",
+            lines(("heads of all items of the batch", |entry| entry.shape[0] * entry.shape[1]), time, &["heads", "batch"])?,
+        ),
         ("Time against threads", lines(("threads", |entry| entry.threads), time, &[])?),
     ] {
         if let Some(svg) = chart {
