@@ -12,9 +12,8 @@ use super::visible::{Extra, ExtraKind, Item};
 use crate::problem::Operand;
 use crate::{DType, ScoreOrder};
 
-/// Keys between two rescalings where they are read in place: of 16 x 8 heads of 2048 x 64, each the longest run that one stream of
-/// memory gets. 64, keys by turns with values, took a fifth longer, 256 a twentieth. Copies go through a buffer, which [`KEY_BLOCK`]
-/// keeps in the first-level cache.
+/// Keys between two rescalings where rows are read in place: keys and values come in long runs by turns. For 16 x 8 heads of 2048 x 64
+/// runs of 256 took a twentieth longer, of 64 a fifth. Copies go through a buffer, which [`KEY_BLOCK`] keeps in the first-level cache.
 const BLOCK_IN_PLACE: usize = 1024;
 /// How far ahead of the loads rows in place are asked for, in numbers: 8 KiB.
 const AHEAD: usize = 2048;
