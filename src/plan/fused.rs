@@ -9,7 +9,8 @@ use crate::{Dims, Error, Problem, Result};
 /// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
 ///
 /// Mesa 26.2 lavapipe, GFLOP/s of 2 cores (by processor time, host to host): 1,8,1024,1024,64: 4 rows and 2 keys by shuffles 73, 4 and 4
-/// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 61, 2 and 4 46, tiles 7.
+/// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 64, 4 and 4 62, 4 and 8 59,
+/// 3 and 2 61, 3 and 4 58, 2 and 2 54, 2 and 4 51, tiles 7.
 /// With LLVM 15 (Mesa 22 to 25) unrolled code takes long to compile: a head of 64 with 4 rows 15 s, with 2 rows 2.6 s and just as fast, 15
 /// GFLOP/s, where workgroup memory reaches 2; a head of 128 with 4 rows a minute. So there a thread keeps no more than 128 numbers of queries.
 /// Head of 256: 2 and 2 47 (4 and 2 48, but twice the time to compile), 1 and 4 35, tiles 3; of 576: 1 and 2 28.
