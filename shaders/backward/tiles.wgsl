@@ -26,11 +26,8 @@ const PAIR_STRIDE: u32 = (THREAD_ROWS * OWN_VECS) | 1u;
 const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_B);
 const STREAM_STEP: u32 = min(4u, BLOCK_STREAM);
 
-// Steps at once of a loop over a row of so many vec4s: fewer where the sums of both kinds leave few registers.
+// Steps at once of the loops over a row's vec4s: fewer where the sums of both kinds leave few registers.
 const MOST_STEPS: u32 = select(4u, 2u, GIVES_A && GIVES_B && OWN * (HEAD_PER + VALUE_PER) > 8u);
-fn steps(vecs: u32) -> u32 {
-    return select(select(select(1u, 2u, vecs % 2u == 0u), MOST_STEPS, vecs % 4u == 0u), 1u, IS_GENERAL);
-}
 
 const_assert BLOCK_OWN == THREAD_ROWS * OWN;
 const_assert BLOCK_STREAM == COLS * STREAM;
@@ -139,8 +136,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 a_product[i] = 0.0;
                 b_product[i] = 0.0;
             }
-            for (var d = 0u; d < head_vecs() + params.zero; d += steps(HEAD_VECS)) {
-                for (var step = 0u; step < steps(HEAD_VECS); step++) {
+            let a_step = steps_at_once(HEAD_VECS, MOST_STEPS);
+            for (var d = 0u; d < head_vecs() + params.zero; d += a_step) {
+                for (var step = 0u; step < a_step; step++) {
                     var a: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
                         a[c] = a_tile[(thread_col + c * COLS) * A_STRIDE + d + step];
@@ -154,8 +152,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 }
             }
             if (GIVES_A) {
-                for (var d = 0u; d < value_vecs() + params.zero; d += steps(VALUE_VECS)) {
-                    for (var step = 0u; step < steps(VALUE_VECS); step++) {
+                let b_step = steps_at_once(VALUE_VECS, MOST_STEPS);
+                for (var d = 0u; d < value_vecs() + params.zero; d += b_step) {
+                    for (var step = 0u; step < b_step; step++) {
                         var b: array<vec4<f32>, STREAM>;
                         for (var c = 0u; c < STREAM; c++) {
                             b[c] = b_tile[(thread_col + c * COLS) * B_STRIDE + d + step];

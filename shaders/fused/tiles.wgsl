@@ -23,13 +23,7 @@ const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) | 1u;
 const WEIGHT_STRIDE: u32 = (THREAD_ROWS * ROW_VECS) | 1u;
 // Steps at once of the loops over a row's vec4s and over a tile's keys: more where there is little to a step.
 const MOST_STEPS: u32 = select(4u, 8u, ROWS == 1u);
-const FEW_STEPS: u32 = select(select(1u, 2u, HEAD_VECS % 2u == 0u), 4u, HEAD_VECS % 4u == 0u);
-const HEAD_STEP: u32 = select(FEW_STEPS, MOST_STEPS, HEAD_VECS % MOST_STEPS == 0u);
 const KEY_STEP: u32 = min(MOST_STEPS, BLOCK_KEYS);
-
-fn head_step() -> u32 {
-    return select(HEAD_STEP, 1u, IS_GENERAL);
-}
 
 // Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers, come four
 // at a time, and the next tile is known.
@@ -170,8 +164,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var i = 0u; i < ROWS * KEYS; i++) {
             score[i] = 0.0;
         }
-        for (var d = 0u; d < head_vecs() + params.zero; d += head_step()) {
-            for (var step = 0u; step < head_step(); step++) {
+        let head_step = steps_at_once(HEAD_VECS, MOST_STEPS);
+        for (var d = 0u; d < head_vecs() + params.zero; d += head_step) {
+            for (var step = 0u; step < head_step; step++) {
                 var k: array<vec4<f32>, KEYS>;
                 for (var c = 0u; c < KEYS; c++) {
                     k[c] = tile[(thread_col + c * COLS) * TILE_STRIDE + d + step];

@@ -1,5 +1,6 @@
 // Defines: Block, locate: which rows of which head and batch item a workgroup of a fused kernel computes; Row, row_of; KeyRange, key_range;
-//          tile_shows_any: whether a tile has anything to see, where that is not arithmetic; store_row_end: normalisation, sink and lse of a finished row.
+//          tile_shows_any: whether a tile has anything to see, where that is not arithmetic; store_row_end: normalisation, sink and lse of a finished row;
+//          steps_at_once: of a loop over the vec4s of a row.
 // Expects: params, Item, Interval, lse_at, store_lse, mask_at; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // Twin: src/plan/fused.rs (the size of the grid).
 
@@ -23,6 +24,11 @@ struct KeyRange {
     // Keys in here are visible to every row of the block, as far as arithmetic tells.
     clear_start: u32,
     clear_end: u32,
+}
+
+// Of a loop over so many vec4s, at most `most`, a power of two, so that whole groups of steps make up the loop.
+fn steps_at_once(vecs: u32, most: u32) -> u32 {
+    return select(min(most, 1u << firstTrailingBit(vecs)), 1u, IS_GENERAL);
 }
 
 // Blocks of a head run from the last to the first: under a causal mask the long ones start early.

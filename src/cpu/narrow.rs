@@ -31,6 +31,11 @@ pub(super) struct Narrow {
     clean: Buffer,
 }
 
+/// Whether an operand's rows can be read where they lie: f32, in whole cache lines.
+fn in_place(job: &Job<'_>, operand: Operand) -> bool {
+    job.problem.spec(operand).dtype == DType::F32 && job.problem.shape(operand)[3].is_multiple_of(LINE)
+}
+
 impl Narrow {
     /// Computes a unit and writes its results.
     pub(super) fn run(&mut self, job: &Job<'_>, unit: &Unit, key_buffer: &mut Buffer, value_buffer: &mut Buffer) {
@@ -40,9 +45,8 @@ impl Narrow {
         self.output.take(unit.rows * output_step).fill(0.0);
         self.max.take(unit.rows).fill(f32::MIN);
         self.sum.take(unit.rows).fill(0.0);
-        let (key_in_place, value_in_place) = (d.head_dim.is_multiple_of(LINE), d.head_dim_v.is_multiple_of(LINE));
-        let in_place = key_in_place && value_in_place && job.problem.key.dtype == DType::F32 && job.problem.paged.is_none();
-        let block = if in_place { BLOCK_IN_PLACE } else { KEY_BLOCK };
+        let [key_in_place, value_in_place] = [Operand::Key, Operand::Value].map(|operand| in_place(job, operand));
+        let block = if key_in_place && value_in_place && job.problem.paged.is_none() { BLOCK_IN_PLACE } else { KEY_BLOCK };
         for start in unit.keys.clone().step_by(block) {
             let keys = start..unit.keys.end.min(start + block);
             let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key_buffer);
@@ -81,7 +85,7 @@ impl Narrow {
             query_step: key.width.next_multiple_of(LINE),
             key: key.data,
             key_step: key.step,
-            ahead: (problem.key.dtype == DType::F32).then_some(AHEAD),
+            ahead: in_place(job, Operand::Key).then_some(AHEAD),
             scores,
             scores_step: step,
         });
@@ -153,7 +157,7 @@ impl Narrow {
                 c: &mut output[first..],
                 c_step: output_step,
                 start: Start::There,
-                ahead: (job.problem.value.dtype == DType::F32).then_some(AHEAD),
+                ahead: in_place(job, Operand::Value).then_some(AHEAD),
             });
         }
         if unfinite {

@@ -107,29 +107,17 @@ pub(super) fn roofline(record: &Record) -> Result<Option<String>, String> {
     })
 }
 
-/// What a chart has along its axes, where it names an entry's line.
-pub(super) struct Axes<'a> {
-    pub(super) x: (&'a str, fn(&Entry) -> f64),
-    pub(super) y: (&'a str, fn(&Entry) -> Option<f64>),
-    /// The families of `scaling-FAMILY-NUMBER` that are drawn; none: what was run with several numbers of threads.
-    pub(super) families: &'a [&'a str],
-}
+/// What lies along an axis, and how much of it an entry has.
+pub(super) type Axis = (&'static str, fn(&Entry) -> Option<f64>);
 
-/// A line for each family, or shape, and candidate.
-pub(super) fn lines(record: &Record, axes: &Axes<'_>) -> Result<Option<String>, String> {
+/// A line for each name that `line` gives to entries, and each candidate.
+pub(super) fn lines(record: &Record, [x, y]: [Axis; 2], line: impl Fn(&Entry) -> Option<&str>) -> Result<Option<String>, String> {
+    let (titles, of) = ([x.0, y.0], [x.1, y.1]);
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for entry in &record.entries {
-        let family = entry.shape_name.strip_prefix("scaling-").and_then(|name| Some(name.rsplit_once('-')?.0));
-        let other_threads =
-            |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
-        let line = match family {
-            Some(family) if axes.families.contains(&family) => family,
-            _ if axes.families.is_empty() && record.entries.iter().any(other_threads) => &entry.shape_name,
-            _ => continue,
-        };
-        let Some(y) = (axes.y.1)(entry) else { continue };
-        let line = format!("{line}, {}", entry.who);
-        let point = ((axes.x.1)(entry), y);
+        let [Some(x), Some(y)] = of.map(|of| of(entry)) else { continue };
+        let Some(line) = line(entry) else { continue };
+        let (line, point) = (format!("{line}, {}", entry.who), (x, y));
         match lines.iter_mut().find(|(name, _)| *name == line) {
             Some((_, points)) => points.push(point),
             None => lines.push((line, vec![point])),
@@ -151,7 +139,7 @@ pub(super) fn lines(record: &Record, axes: &Axes<'_>) -> Result<Option<String>, 
             .y_label_area_size(60)
             .build_cartesian_2d((x.0..x.1).log_scale(), (y.0..y.1).log_scale())
             .map_err(said)?;
-        chart.configure_mesh().x_desc(axes.x.0).y_desc(axes.y.0).max_light_lines(0).draw().map_err(said)?;
+        chart.configure_mesh().x_desc(titles[0]).y_desc(titles[1]).max_light_lines(0).draw().map_err(said)?;
         for (index, (name, points)) in lines.iter().enumerate() {
             chart
                 .draw_series(LineSeries::new(points.iter().copied(), colour(index).stroke_width(2)).point_size(3))

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use self::charts::Axis;
 use crate::arrays::write_file;
 use crate::failure::Failure;
 use crate::terminal::Terminal;
@@ -140,6 +141,11 @@ impl Entry {
             wrong: line["checked"].as_bool() == Some(false),
         })
     }
+
+    /// What `scaling-FAMILY-NUMBER` is a member of.
+    fn family(&self) -> Option<&str> {
+        Some(self.shape_name.strip_prefix("scaling-")?.rsplit_once('-')?.0)
+    }
 }
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}\
@@ -157,22 +163,27 @@ fn page(record: &Record) -> Result<String, Failure> {
     }
     say("</p><p>Each answer of ours was held against the f64 oracle before it was timed; times are medians.</p>".into());
     let drawn = |chart: Result<Option<String>, String>| chart.map_err(|why| Failure::Check(format!("a chart could not be drawn: {why}")));
-    type Measure = fn(&Entry) -> Option<f64>;
+    let length: Axis = ("keys", |entry| Some(entry.shape[4]));
+    let heads: Axis = ("heads of all items of the batch", |entry| Some(entry.shape[0] * entry.shape[1]));
+    let threads: Axis = ("threads", |entry| Some(entry.threads));
+    let time: Axis = ("milliseconds", |entry| Some(entry.ms[1]));
+    let memory: Axis = ("peak MB", |entry| entry.peak_bytes.map(|bytes| bytes / 1e6));
+    let families = |axes, wanted: &[&str]| drawn(charts::lines(record, axes, |entry| entry.family().filter(|name| wanted.contains(name))));
     const LENGTHS: [&str; 3] = ["prefill", "decode", "window"];
-    let length: (_, fn(&Entry) -> f64) = ("keys", |entry| entry.shape[4]);
-    let time: (_, Measure) = ("milliseconds", |entry| Some(entry.ms[1]));
-    let memory: (_, Measure) = ("peak MB", |entry| entry.peak_bytes.map(|bytes| bytes / 1e6));
-    let lines = |x, y, families: &[&str]| drawn(charts::lines(record, &charts::Axes { x, y, families }));
+    let several_threads = |entry: &Entry| {
+        let is_other = |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
+        record.entries.iter().any(is_other)
+    };
     for (title, chart) in [
         ("Billions of operations a second", drawn(charts::bars(record))?),
         ("Roofline of the CPU", drawn(charts::roofline(record))?),
-        ("Time against length", lines(length, time, &LENGTHS)?),
-        ("Memory against length", lines(length, memory, &LENGTHS)?),
+        ("Time against length", families([length, time], &LENGTHS)?),
+        ("Memory against length", families([length, memory], &LENGTHS)?),
+        ("Time against heads", families([heads, time], &["heads", "batch"])?),
         (
-            "Time against heads",
-            lines(("heads of all items of the batch", |entry| entry.shape[0] * entry.shape[1]), time, &["heads", "batch"])?,
+            "Time against threads",
+            drawn(charts::lines(record, [threads, time], |entry| several_threads(entry).then_some(entry.shape_name.as_str())))?,
         ),
-        ("Time against threads", lines(("threads", |entry| entry.threads), time, &[])?),
     ] {
         if let Some(svg) = chart {
             say(format!("<h2>{title}</h2>{svg}"));
