@@ -1,6 +1,6 @@
 // Defines: main: the gradient of the bias, summed over the axes along which it is broadcast, or a part of the terms of that sum.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// See: src/cpu/naive_backward.rs has the formulas.
 //
 // A workgroup owns 16 x 16 elements of the bias (one row, one column or one element of it where an axis is broadcast) and goes over all
 // squares of pairs that add to them, or over one of `splits` parts of those.

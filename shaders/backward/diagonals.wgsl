@@ -1,6 +1,6 @@
 // Defines: main: the sums of the biases' gradients along each diagonal of the pairs of one head and item, where key - row is the same.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
-// Twin: src/cpu/naive_backward.rs has the formulas; relative.wgsl goes on with the sums.
+// See: src/cpu/naive_backward.rs has the formulas; relative.wgsl goes on with the sums.
 //
 // A workgroup takes a diagonal of squares, whose pairs lie on 31 diagonals: place t is key - row = 16 (band - row squares + 1) + t - 15.
 // The diagonals of one band are the upper half of the next one's: each has two sums.

@@ -2,12 +2,13 @@
 //          round by shuffles.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS; GIVES_A, GIVES_B: which sums are wanted.
-// Twin: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm, vectors.wgsl the same through workgroup memory.
+// See: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm.
 //
 // As in fused/lanes.wgsl: STREAM others at a time meet the OWN vectors of a thread; each lane loads every LANES-th vec4 of them once, then
 // all lanes take each vec4 from the lane that has it. Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that
 // compilers unroll these and keep those in registers.
 
+const_assert THREADS == LANES;
 const_assert BLOCK_OWN == THREADS * OWN;
 const_assert BLOCK_STREAM % STREAM == 0u;
 
@@ -19,13 +20,13 @@ const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
 var<private> special: array<vec4<f32>, OWN * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let index = workgroup_index(id);
     if (index == NO_WORK) {
         return;
     }
     let work = work_of(index);
-    let item = item_of(work_batch(index));
+    let item = item_of(work.batch);
     if (work.first >= owned(item)) {
         return;
     }
@@ -36,7 +37,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var own: array<u32, OWN>;
     var own_ends: array<RowEnd, OWN>;
     for (var o = 0u; o < OWN; o++) {
-        own[o] = min(work.first + o * THREADS + thread, owned(item) - 1u);
+        own[o] = min(work.first + o * THREADS + lane, owned(item) - 1u);
         for (var i = 0u; i < HEAD_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
                 if (i * LANES + j < HEAD_VECS) {
@@ -69,7 +70,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let first_key = key_of_pair(work.first, first);
             if ((first - range.start) % BLOCK_STREAM == 0u) {
                 let tile_end = key_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
-                shown = tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, tile_end, thread);
+                shown = tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, tile_end, lane);
             }
             if (!shown) {
                 continue;
@@ -93,7 +94,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                             let y = subgroupShuffle(a[c], j);
                             for (var o = 0u; o < OWN; o++) {
                                 let x = a_own[o][i][j];
-                                weight[o][c] = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, weight[o][c]))));
+                                weight[o][c] = dot_add(weight[o][c], x, y);
                             }
                         }
                     }
@@ -111,7 +112,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                                 let y = subgroupShuffle(b[c], j);
                                 for (var o = 0u; o < OWN; o++) {
                                     let x = b_own[o][i][j];
-                                    d_score[o][c] = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, d_score[o][c]))));
+                                    d_score[o][c] = dot_add(d_score[o][c], x, y);
                                 }
                             }
                         }
@@ -124,7 +125,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let clear = first + STREAM <= range.end && high.start <= first_key && key_of_pair(own_end, end) <= low.end;
             for (var c = 0u; c < STREAM; c++) {
                 let other = min(first + c, range.end - 1u);
-                var other_end = RowEnd(0.0, 0.0);
+                var other_end = RowEnd(0.0, 0.0, 0.0);
                 if (!OWNS_ROWS) {
                     other_end = row_end(item, head, other);
                 }
@@ -189,7 +190,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
                             let b = special_part(stream_b(item, work, head, min(first + c, range.end - 1u), e));
                             for (var o = 0u; o < OWN; o++) {
-                                if (bitcast<u32>(weight[o][c]) != HIDDEN_BITS) {
+                                if (bitcast<u32>(weight[o][c]) != 0u) {
                                     special[o * VALUE_VECS + e] += weight[o][c] * b;
                                 }
                             }
@@ -201,7 +202,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 
     for (var o = 0u; o < OWN; o++) {
-        if (work.first + o * THREADS + thread < owned(item)) {
+        if (work.first + o * THREADS + lane < owned(item)) {
             if (GIVES_A) {
                 for (var i = 0u; i < HEAD_SLICES; i++) {
                     for (var j = 0u; j < LANES; j++) {

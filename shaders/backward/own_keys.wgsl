@@ -1,23 +1,22 @@
 // Defines: what a workgroup owns and what it goes over, for dK and dV: it owns keys and goes over the rows of all query heads that read them.
 //          Work, work_of; owned; passes, pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
 // Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_key, store_d_value; consts BLOCK_OWN.
-// Twin: own_rows.wgsl, the other way round.
+// See: own_rows.wgsl, the other way round.
 
 const OWNS_ROWS: bool = false;
 
 struct Work {
+    batch: u32,
     kv_head: u32,
     first: u32,
 }
 
-fn work_batch(index: u32) -> u32 {
-    return index / ((params.seq_len_kv + BLOCK_OWN - 1u) / BLOCK_OWN) / (params.num_heads / params.group);
-}
-
 // Blocks of a head run from the first to the last: under a causal mask the long ones start early.
 fn work_of(index: u32) -> Work {
-    let blocks = (params.seq_len_kv + BLOCK_OWN - 1u) / BLOCK_OWN;
-    return Work(index / blocks % (params.num_heads / params.group), index % blocks * BLOCK_OWN);
+    let places = params.item_blocks;
+    let heads = params.num_heads / params.group;
+    let at = block_of(index / places / heads, index % places, params.table_cu_seqlens_kv, 1u, BLOCK_OWN);
+    return Work(at.batch, index / places % heads, at.block * BLOCK_OWN);
 }
 
 fn owned(item: Item) -> u32 {
@@ -32,7 +31,7 @@ fn pass_head(work: Work, pass_index: u32) -> u32 {
     return work.kv_head * params.group + pass_index;
 }
 
-// The rows that may see some owned key. The ends of their intervals never decrease: the first such row is the first whose interval
+// The rows of this step that may see some owned key. The ends of their intervals never decrease: the first such row is the first whose interval
 // ends after the first key, the last one the last whose interval starts before the end of the keys.
 fn stream_range(item: Item, work: Work) -> Interval {
     let end = min(work.first + BLOCK_OWN, item.stored_keys);
@@ -56,7 +55,7 @@ fn stream_range(item: Item, work: Work) -> Interval {
             above = middle;
         }
     }
-    return range;
+    return Interval(max(range.start, params.range_start), min(range.end, params.range_end));
 }
 
 fn own_a(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
@@ -84,9 +83,9 @@ fn key_of_pair(own: u32, stream: u32) -> u32 {
 }
 
 fn store_a(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
-    store_d_key(key_row(item, work.kv_head, index), column * 4u, sum);
+    store_d_key(key_row(item, work.kv_head, index), column * 4u, bitcast<vec4<u32>>(sum));
 }
 
 fn store_b(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
-    store_d_value(value_row(item, work.kv_head, index), column * 4u, sum);
+    store_d_value(value_row(item, work.kv_head, index), column * 4u, bitcast<vec4<u32>>(sum));
 }

@@ -1,27 +1,25 @@
 // Defines: what a workgroup owns and what it goes over, for dQ: it owns query rows of a head and goes over the keys.
 //          Work, work_of; owned; passes, pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
 // Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_query; consts BLOCK_OWN.
-// Twin: own_keys.wgsl, the other way round.
+// See: own_keys.wgsl, the other way round.
 //
 // Vectors `a` are as wide as a query, vectors `b` as a value.
 
 const OWNS_ROWS: bool = true;
 
 struct Work {
+    batch: u32,
     head: u32,
     kv_head: u32,
     first: u32,
 }
 
-fn work_batch(index: u32) -> u32 {
-    return index / ((params.seq_len_q + BLOCK_OWN - 1u) / BLOCK_OWN) / params.num_heads;
-}
-
 // Blocks of a head run from the last to the first: under a causal mask the long ones start early.
 fn work_of(index: u32) -> Work {
-    let blocks = (params.seq_len_q + BLOCK_OWN - 1u) / BLOCK_OWN;
-    let head = index / blocks % params.num_heads;
-    return Work(head, head / params.group, (blocks - 1u - index % blocks) * BLOCK_OWN);
+    let places = params.item_blocks;
+    let head = index / places % params.num_heads;
+    let at = block_of(index / places / params.num_heads, places - 1u - index % places, params.table_cu_seqlens_q, 1u, BLOCK_OWN);
+    return Work(at.batch, head, head / params.group, at.block * BLOCK_OWN);
 }
 
 fn owned(item: Item) -> u32 {
@@ -37,9 +35,10 @@ fn pass_head(work: Work, pass_index: u32) -> u32 {
     return work.head;
 }
 
-// The keys that some owned row may see.
+// The keys of this step that some owned row may see.
 fn stream_range(item: Item, work: Work) -> Interval {
-    return Interval(interval_of(item, work.first).start, interval_of(item, min(work.first + BLOCK_OWN, item.rows) - 1u).end);
+    let last = interval_of(item, min(work.first + BLOCK_OWN, item.rows) - 1u);
+    return Interval(max(interval_of(item, work.first).start, params.range_start), min(last.end, params.range_end));
 }
 
 fn own_a(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
@@ -67,7 +66,7 @@ fn key_of_pair(own: u32, stream: u32) -> u32 {
 }
 
 fn store_a(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
-    store_d_query(query_row(item, work.head, index), column * 4u, sum * params.scale);
+    store_d_query(query_row(item, work.head, index), column * 4u, bitcast<vec4<u32>>(sum * params.scale));
 }
 
 fn store_b(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {

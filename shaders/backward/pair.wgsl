@@ -1,13 +1,14 @@
-// Defines: RowEnd, row_end: lse and delta of a row; PairGradient, pair_gradient: the weight of one query row and key, and the gradients of its score.
+// Defines: RowEnd, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: the weight of one query row and key, and the gradients of its score.
 // Expects: lib/*, row_words.
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// See: src/cpu/naive_backward.rs has the formulas.
 
 struct RowEnd {
-    lse: f32,
-    delta: f32,
+    top: f32, // m
+    share: f32, // 1 / l; NaN by its bits where the row's scores are not all finite
+    delta: f32, // dot(d_output, output)
 }
 
-// -0 all three where the pair is hidden.
+// All three are 0 where the pair is hidden. A visible pair's weight is not, by its bits.
 struct PairGradient {
     weight: f32, // after dropout
     d_bias: f32, // of whatever is added to the score
@@ -15,29 +16,31 @@ struct PairGradient {
 }
 
 fn row_end(item: Item, head: u32, row: u32) -> RowEnd {
-    let at = 2u * lse_at(item, head, row);
-    return RowEnd(bitcast<f32>(row_words[at]), bitcast<f32>(row_words[at + 1u]));
+    let at = ROW_WORDS * lse_at(item, head, row);
+    return RowEnd(bitcast<f32>(row_words[at]), bitcast<f32>(row_words[at + 1u]), bitcast<f32>(row_words[at + 2u]));
+}
+
+// NaN, by bits that no compiler knows.
+fn not_a_number() -> f32 {
+    return bitcast<f32>(NOT_A_NUMBER | params.zero);
 }
 
 // Of scaled = scale * dot(query, key) and product = dot(d_output, value). `inside`: the key is in the row's interval.
 fn pair_gradient(scaled: f32, product: f32, end: RowEnd, item: Item, head: u32, row: u32, key: u32, inside: bool) -> PairGradient {
-    let hidden = bitcast<f32>(HIDDEN_BITS);
-    var scored = Scored(scaled, inside);
-    if (is_modified()) {
-        if (inside) {
-            scored = score_of(scaled, item, head, row, key);
-        }
-    }
+    let scored = score_pair(scaled, pair_of(item, head, row, key), inside);
     if (!scored.visible) {
-        return PairGradient(hidden, hidden, hidden);
+        return PairGradient(0.0, 0.0, 0.0);
     }
-    let weight = exp(scored.score - end.lse);
+    if (magnitude_bits(end.share) >= INFINITE) {
+        return PairGradient(not_a_number(), not_a_number(), not_a_number());
+    }
+    let weight = exp(scored.score - end.top) * end.share;
     var factor = 1.0;
     if (is_dropping()) {
         factor = kept(item, head, row, key);
     }
     let d_biased = weight * (factor * product - end.delta);
-    var result = PairGradient(weight * factor, d_biased, d_biased);
+    var result = PairGradient(visible_weight(weight * factor, true), d_biased, d_biased);
     if (softcap_first()) {
         let t = tanh_exact(scaled / params.softcap);
         result.d_score = d_biased * (1.0 - t * t);

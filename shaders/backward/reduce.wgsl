@@ -1,6 +1,6 @@
 // Defines: workgroup_total: the sum of one number a thread, always in the same order.
 // Expects: nothing.
-// Twin: none.
+// See: none.
 
 const THREADS: u32 = 64u;
 

@@ -1,6 +1,6 @@
 // Defines: main: the gradient of the table of relative biases, from the sums along the diagonals.
 // Expects: lib/*, reduce.wgsl, parts (read), sums (read_write).
-// Twin: src/cpu/naive_backward.rs has the formulas; diagonals.wgsl makes the parts.
+// See: src/cpu/naive_backward.rs has the formulas; diagonals.wgsl makes the parts.
 //
 // A workgroup takes one number of the table: of each item the diagonals at its distance, which are many at both ends of the table.
 

@@ -1,11 +1,10 @@
-// Defines: main: of each query row its lse and delta = dot(d_output, output), side by side, and behind them a copy of the tables.
-// Expects: lib/*, load_result, load_d_output, forward_lse (read), row_words (read_write); value_vecs.
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// Defines: main: m, 1 / l and delta = dot(d_output, output) of each query row, side by side, and behind them a copy of the tables.
+// Expects: lib/*, load_result, load_d_output, forward_stats (read), row_words (read_write); value_vecs.
+// See: src/cpu/naive_backward.rs has the formulas.
 //
 // A thread takes one row. The kernels that follow find in one buffer what would take three.
 
 const THREADS: u32 = 64u;
-const HIGHEST: f32 = 3.4028234e38;
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -23,7 +22,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let head = pair % params.num_heads;
-    let item = item_of(pair / params.num_heads);
+    let item = item_of_rows(pair / params.num_heads);
     if (row >= item.rows) {
         return;
     }
@@ -35,8 +34,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let d_output = select(load_d_output(at, e * 4u), vec4<f32>(0.0), output == vec4<f32>(0.0));
         delta += dot(output, d_output);
     }
-    let lse = forward_lse[lse_at(item, head, row)];
-    // With the highest lse, the weights of a row that sees nothing but scores of -inf are 0 too.
-    row_words[2u * lse_at(item, head, row)] = bitcast<u32>(select(lse, HIGHEST, is_negative_infinity(lse)));
-    row_words[2u * lse_at(item, head, row) + 1u] = bitcast<u32>(delta);
+    let of_row = lse_at(item, head, row);
+    let sum = forward_stats[2u * of_row + 1u];
+    let share = select(bitcast<u32>(1.0 / bitcast<f32>(sum)), 0u, sum == 0u);
+    row_words[ROW_WORDS * of_row] = forward_stats[2u * of_row];
+    row_words[ROW_WORDS * of_row + 1u] = select(share, NOT_A_NUMBER, (sum & 0x7fffffffu) >= INFINITE);
+    row_words[ROW_WORDS * of_row + 2u] = bitcast<u32>(delta);
 }

@@ -1,6 +1,6 @@
 // Defines: main: the gradient of the sinks: of each head the sum over its rows of -exp(sink - lse) * delta.
 // Expects: lib/*, reduce.wgsl, row_words, sums (read_write).
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// See: src/cpu/naive_backward.rs has the formulas.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -11,10 +11,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let sink = bitcast<f32>(table(params.table_sinks + head));
     var sum = 0.0;
     for (var batch = 0u; batch < params.batch; batch++) {
-        let item = item_of(batch);
+        let item = item_of_rows(batch);
         for (var row = thread; row < item.rows; row += THREADS) {
-            let at = 2u * lse_at(item, head, row);
-            sum -= exp(sink - bitcast<f32>(row_words[at])) * bitcast<f32>(row_words[at + 1u]);
+            let at = ROW_WORDS * lse_at(item, head, row);
+            sum -= exp(sink - bitcast<f32>(row_words[at])) * bitcast<f32>(row_words[at + 1u]) * bitcast<f32>(row_words[at + 2u]);
         }
     }
     let total = workgroup_total(sum, thread);

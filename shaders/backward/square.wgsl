@@ -1,6 +1,6 @@
 // Defines: pairs_of_square: the gradients by the biases of 16 rows and 16 keys, four pairs a thread; own_pair; square_tile.
 // Expects: lib/*, pair.wgsl, load_query, load_key, load_value, load_d_output; head_vecs, value_vecs.
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// See: src/cpu/naive_backward.rs has the formulas.
 //
 // Both products of a pair go through workgroup memory CHUNK vec4s of each row at a time.
 
@@ -52,7 +52,7 @@ fn products(item: Item, head: u32, first: vec2<u32>, thread: u32, of_scores: boo
                 let pair = own_pair(thread, n);
                 let x = row_chunk[pair.x * (CHUNK + 1u) + d];
                 let y = key_chunk[pair.y * (CHUNK + 1u) + d];
-                sums[n] = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, sums[n]))));
+                sums[n] = dot_add(sums[n], x, y);
             }
         }
     }

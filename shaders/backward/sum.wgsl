@@ -1,6 +1,6 @@
 // Defines: main: parts of a gradient summed, always in the same order.
 // Expects: lib/*, parts (read), sums (read_write).
-// Twin: none.
+// See: none.
 
 const THREADS: u32 = 64u;
 

@@ -1,7 +1,7 @@
 // Defines: main: the gradients of what the workgroup owns, by register tiles, d_scores and weights exchanged through workgroup memory.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_A, GIVES_B: which sums are wanted.
-// Twin: src/cpu/naive_backward.rs has the formulas.
+// See: src/cpu/naive_backward.rs has the formulas.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows goes over the keys, and a block of keys over the rows;
 // both compute the scores of each pair anew, the weight p = exp(score - lse) and dscore = p * (dot(d_output, value) - delta):
@@ -37,7 +37,7 @@ var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * OWN_A_STRIDE>; // what i
 var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * OWN_B_STRIDE>;
 var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // some of the others
 var<workgroup> b_tile: array<vec4<f32>, BLOCK_STREAM * B_STRIDE>;
-var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others, in it a thread's; a hidden pair is -0
+var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others, in it a thread's; a hidden pair is 0
 var<workgroup> weight_tile: array<vec4<f32>, WEIGHTS>; // likewise
 var<workgroup> non_finite: atomic<u32>; // whether any of the others so far was infinite or NaN
 
@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let work = work_of(index);
-    let item = item_of(work_batch(index));
+    let item = item_of(work.batch);
     if (work.first >= owned(item)) {
         return;
     }
@@ -146,7 +146,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     for (var o = 0u; o < OWN; o++) {
                         let x = own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + d + step];
                         for (var c = 0u; c < STREAM; c++) {
-                            a_product[o * STREAM + c] = fma(x.w, a[c].w, fma(x.z, a[c].z, fma(x.y, a[c].y, fma(x.x, a[c].x, a_product[o * STREAM + c]))));
+                            a_product[o * STREAM + c] = dot_add(a_product[o * STREAM + c], x, a[c]);
                         }
                     }
                 }
@@ -162,7 +162,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         for (var o = 0u; o < OWN; o++) {
                             let x = own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + d + step];
                             for (var c = 0u; c < STREAM; c++) {
-                                b_product[o * STREAM + c] = fma(x.w, b[c].w, fma(x.z, b[c].z, fma(x.y, b[c].y, fma(x.x, b[c].x, b_product[o * STREAM + c]))));
+                                b_product[o * STREAM + c] = dot_add(b_product[o * STREAM + c], x, b[c]);
                             }
                         }
                     }
@@ -175,7 +175,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var c = 0u; c < STREAM; c++) {
                 let local = thread_col + c * COLS;
                 let other = min(first + local, range.end - 1u);
-                var other_end = RowEnd(0.0, 0.0);
+                var other_end = RowEnd(0.0, 0.0, 0.0);
                 if (!OWNS_ROWS) {
                     other_end = row_end(item, head, other);
                 }
@@ -206,20 +206,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: rarely run
                     for (var o = 0u; o < OWN; o++) {
                         let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
-                        if (bitcast<u32>(d_score) == HIDDEN_BITS) {
-                            continue; // 0 * NaN must not reach what does not see it
-                        }
                         if (GIVES_A) {
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a_tile[j * A_STRIDE + thread_col + e * COLS], a_sum[o * HEAD_PER + e]);
+                                // What is not finite in an a makes the d_score of all that see it NaN: its finite part will do.
+                                let a = finite_part(a_tile[j * A_STRIDE + thread_col + e * COLS]);
+                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, a_sum[o * HEAD_PER + e]);
                             }
                         }
                     }
                     if (GIVES_B) {
                         for (var o = 0u; o < OWN; o++) {
                             let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
-                            if (bitcast<u32>(weight) == HIDDEN_BITS) {
-                                continue;
+                            if (bitcast<u32>(weight) == 0u) {
+                                continue; // 0 * NaN must not reach what does not see it
                             }
                             for (var e = 0u; e < VALUE_PER; e++) {
                                 b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], b_sum[o * VALUE_PER + e]);

@@ -1,6 +1,6 @@
 // Defines: main: flash attention forward for few query rows, bound by the memory that keys and values come from.
 // Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
-// Twin: src/cpu/naive.rs has the formulas.
+// See: src/cpu/naive.rs has the formulas.
 //
 // A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4 l, l + LANES, .. of each: of the queries, of the
 // output, of each key and value as it comes by, read once and side by side. LANES keys at a time: lane l finds where key l lies, which takes
@@ -42,7 +42,7 @@ fn sum_of_own(parts: array<f32, LANES>, lane: u32) -> f32 {
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let index = workgroup_index(id);
     if (index == NO_WORK) {
         return;
@@ -59,6 +59,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var rows: array<Row, ROWS>;
     var top: array<f32, ROWS>; // running maximum, the same in all lanes
     var sum: array<f32, ROWS>; // running sum over this lane's keys
+    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = row_of(item, block, r);
         top[r] = LOWEST;
@@ -77,7 +78,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
     for (var first = range.start; first < range.end; first += LANES) {
         if ((first - range.start) % KEYS == 0u) {
-            shown = tile_shows_any(item, block, first, range.end, thread);
+            shown = tile_shows_any(item, block, first, range.end, lane);
         }
         if (!shown) {
             continue;
@@ -95,7 +96,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let k = load_key(at, column_of(i, lane, HEAD_VECS) * 4u);
                 for (var r = 0u; r < ROWS; r++) {
                     let q = query[r][i];
-                    parts[r][c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, parts[r][c]))));
+                    parts[r][c] = dot_add(parts[r][c], q, k);
                 }
             }
         }
@@ -103,25 +104,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         var weight: array<f32, ROWS>; // of this lane's key
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
-            var score = sum_of_own(parts[r], lane);
-            var sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
-            if (is_modified()) {
-                if (sees) {
-                    let scored = score_of(score, item, rows[r].head, rows[r].row, key);
-                    score = scored.score;
-                    sees = scored.visible;
-                }
-            }
-            var new_top = select(top[r], max(top[r], score), sees);
+            let inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
+            let scored = score_pair(sum_of_own(parts[r], lane), pair_of(item, rows[r].head, rows[r].row, key), inside);
+            nan_rows |= select(0u, 1u << r, is_nan_score(scored));
+            let score = select(LOWEST, scored.score, scored.visible && !is_nan_score(scored));
+            var new_top = max(top[r], score);
             for (var step = 1u; step < LANES; step <<= 1u) {
                 new_top = max(new_top, subgroupShuffleXor(new_top, step));
             }
             shrink[r] = exp(top[r] - new_top);
             top[r] = new_top;
-            weight[r] = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score - new_top)), sees));
+            weight[r] = visible_weight(exp(score - new_top), scored.visible);
             sum[r] = fma(sum[r], shrink[r], weight[r]);
             if (is_dropping()) {
-                weight[r] *= kept(item, rows[r].head, rows[r].row, key);
+                weight[r] = visible_weight(weight[r] * kept(item, rows[r].head, rows[r].row, key), scored.visible);
             }
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 acc[r][i] *= shrink[r];
@@ -149,7 +145,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let at = subgroupShuffle(own_value_row, c);
                 for (var r = 0u; r < ROWS; r++) {
                     let p = subgroupShuffle(weight[r], c);
-                    if (bitcast<u32>(p) != HIDDEN_BITS) {
+                    if (bitcast<u32>(p) != 0u) {
                         for (var i = 0u; i < VALUE_SLICES + params.zero; i++) {
                             special[r * VALUE_SLICES + i] += p * special_part(load_value(at, column_of(i, lane, VALUE_VECS) * 4u));
                         }
@@ -160,16 +156,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 
     for (var r = 0u; r < ROWS; r++) {
-        var total = sum[r];
+        var total = select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
         for (var step = 1u; step < LANES; step <<= 1u) {
             total += subgroupShuffleXor(total, step);
         }
         if (rows[r].row < item.rows) {
-            let factor = store_row_end(item, block, rows[r], top[r], total, lane == 0u);
-            let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
+            let result = finish_row(item, block, rows[r], top[r], total, lane == 0u);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 if (i * LANES + lane < VALUE_VECS) {
-                    store_output(at, (i * LANES + lane) * 4u, (acc[r][i] + special[r * VALUE_SLICES + i]) * factor);
+                    store_part(item, block, rows[r], result, (i * LANES + lane) * 4u, acc[r][i] + special[r * VALUE_SLICES + i]);
                 }
             }
         }

@@ -1,12 +1,13 @@
 // Defines: main: flash attention forward, whole query rows to a thread; keys and values come in by a subgroup's lanes and go round by shuffles.
 // Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, STEP, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
-// Twin: src/cpu/naive.rs has the formulas, rows.wgsl is the same through workgroup memory.
+// See: src/cpu/naive.rs has the formulas.
 //
 // A thread keeps ROWS query rows, their unnormalised output, running maximum and sum to itself. STEP keys at a time meet the rows: each lane
 // loads every LANES-th vec4 of them once, then all lanes take each vec4 from the lane that has it. On a CPU, where a lane is a vector's
 // element, a shuffle by a constant costs one instruction and a load that all lanes share about twelve; nothing waits at a barrier.
 // Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that compilers unroll these and keep those in registers.
 
+const_assert THREADS == LANES;
 const_assert BLOCK_ROWS == THREADS * ROWS;
 const_assert BLOCK_KEYS == KEYS;
 const_assert KEYS % STEP == 0u;
@@ -18,7 +19,7 @@ const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
 var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let index = workgroup_index(id);
     if (index == NO_WORK) {
         return;
@@ -35,8 +36,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var rows: array<Row, ROWS>;
     var top: array<f32, ROWS>; // running maximum
     var sum: array<f32, ROWS>; // running sum
+    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
-        rows[r] = row_of(item, block, r * THREADS + thread);
+        rows[r] = row_of(item, block, r * THREADS + lane);
         top[r] = LOWEST;
         sum[r] = 0.0;
         let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
@@ -58,7 +60,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
     for (var first = range.start; first < range.end; first += STEP) {
         if ((first - range.start) % KEYS == 0u) {
-            shown = tile_shows_any(item, block, first, range.end, thread);
+            shown = tile_shows_any(item, block, first, range.end, lane);
         }
         if (!shown) {
             continue;
@@ -81,7 +83,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         let own = subgroupShuffle(k[c], j);
                         for (var r = 0u; r < ROWS; r++) {
                             let q = query[r][i][j];
-                            score[r][c] = fma(q.w, own.w, fma(q.z, own.z, fma(q.y, own.y, fma(q.x, own.x, score[r][c]))));
+                            score[r][c] = dot_add(score[r][c], q, own);
                         }
                     }
                 }
@@ -95,27 +97,23 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                var sees = true;
+                var inside = true;
                 if (!clear) {
-                    sees = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
+                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
                 }
-                if (is_modified()) {
-                    if (sees) {
-                        let scored = score_of(score[r][c], item, rows[r].head, rows[r].row, key);
-                        score[r][c] = scored.score;
-                        sees = scored.visible;
-                    }
-                }
-                visible[c] = sees;
-                top[r] = select(top[r], max(top[r], score[r][c]), sees);
+                let scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
+                nan_rows |= select(0u, 1u << r, is_nan_score(scored));
+                score[r][c] = select(LOWEST, scored.score, scored.visible && !is_nan_score(scored));
+                visible[c] = scored.visible;
+                top[r] = max(top[r], score[r][c]);
             }
             shrink[r] = exp(old_top - top[r]);
             sum[r] *= shrink[r];
             for (var c = 0u; c < STEP; c++) {
-                score[r][c] = bitcast<f32>(select(HIDDEN_BITS, bitcast<u32>(exp(score[r][c] - top[r])), visible[c]));
+                score[r][c] = visible_weight(exp(score[r][c] - top[r]), visible[c]);
                 sum[r] += score[r][c];
                 if (is_dropping()) {
-                    score[r][c] *= kept(item, rows[r].head, rows[r].row, first + c);
+                    score[r][c] = visible_weight(score[r][c] * kept(item, rows[r].head, rows[r].row, first + c), visible[c]);
                 }
             }
         }
@@ -153,7 +151,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
                     let v = special_part(load_value(at, e * 4u));
                     for (var r = 0u; r < ROWS; r++) {
-                        if (bitcast<u32>(score[r][c]) != HIDDEN_BITS) {
+                        if (bitcast<u32>(score[r][c]) != 0u) {
                             special[r * VALUE_VECS + e] += score[r][c] * v;
                         }
                     }
@@ -164,13 +162,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     for (var r = 0u; r < ROWS; r++) {
         if (rows[r].row < item.rows) {
-            let factor = store_row_end(item, block, rows[r], top[r], sum[r], true);
-            let at = block.split * params.output_split_stride + output_row(item, rows[r].head, rows[r].row);
+            let result = finish_row(item, block, rows[r], top[r], select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u), true);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 for (var j = 0u; j < LANES; j++) {
                     let e = i * LANES + j;
                     if (e < VALUE_VECS) {
-                        store_output(at, e * 4u, (acc[r][i][j] + special[r * VALUE_VECS + e]) * factor);
+                        store_part(item, block, rows[r], result, e * 4u, acc[r][i][j] + special[r * VALUE_VECS + e]);
                     }
                 }
             }

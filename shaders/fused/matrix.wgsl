@@ -1,7 +1,7 @@
 // Defines: main: flash attention forward by cooperative matrices: f16 queries, keys and values, sums in f32.
 // Expects: lib/*, load_query, load_key, load_value, store_output; types MatrixA, MatrixB, MatrixC of SIZE x SIZE; consts THREADS, TILES, COLS,
-//          KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_DIM, VALUE_DIM. A subgroup has at most SIZE * COLS threads. Special variants only.
-// Twin: src/cpu/naive.rs has the formulas.
+//          KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_DIM, VALUE_DIM. A subgroup is full, and has at most SIZE * COLS threads. Special variants only.
+// See: src/cpu/naive.rs has the formulas.
 //
 // The plain algorithm: see fused/tiles.wgsl. Here each of the first TILES subgroups owns SIZE rows: their queries and their output stay in
 // its matrices. A matrix has no rows that could be looked at, so scores go through workgroup memory, where COLS threads take each row,
@@ -55,20 +55,20 @@ fn put_key(at: u32, numbers: vec4<f32>) {
 }
 
 // Four columns of the values of two neighbouring keys.
-struct Pair {
+struct ValuePair {
     even: vec4<f32>,
     odd: vec4<f32>,
 }
 
-fn load_pair(i: u32, item: Item, kv_head: u32, first: u32, end: u32) -> Pair {
+fn load_pair(i: u32, item: Item, kv_head: u32, first: u32, end: u32) -> ValuePair {
     let key = first + i % (BLOCK_KEYS / 2u) * 2u;
     let dim = min(i / (BLOCK_KEYS / 2u) * 4u, VALUE_DIM - 4u);
     let even = load_value(value_row(item, kv_head, min(key, end - 1u)), dim);
-    return Pair(even, load_value(value_row(item, kv_head, min(key + 1u, end - 1u)), dim));
+    return ValuePair(even, load_value(value_row(item, kv_head, min(key + 1u, end - 1u)), dim));
 }
 
 // Puts their finite numbers into the tile, 0 for the others and beyond the last column.
-fn put_pair(i: u32, pair: Pair) {
+fn put_pair(i: u32, pair: ValuePair) {
     if (VALUE_PAIRS % THREADS != 0u && i >= VALUE_PAIRS) {
         return;
     }
@@ -90,8 +90,8 @@ fn put_pair(i: u32, pair: Pair) {
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32) {
-    let index = workgroup_index(id);
+fn main(at: Invocation) {
+    let index = workgroup_index(at.workgroup);
     if (index == NO_WORK) {
         return;
     }
@@ -101,6 +101,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let kv_head = block.first_head / params.group;
+    let thread = thread_of(at);
+    let subgroup = thread / at.lanes;
     let thread_row = thread / COLS;
     let thread_col = thread % COLS;
     let owns = subgroup < TILES; // of smaller subgroups there are more than tiles
@@ -131,6 +133,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let exists = row.row < item.rows;
     var top = LOWEST; // what weights are relative to: LIFT below a recent maximum
     var sum = 0.0; // of this thread's keys
+    var is_nan = false; // whether the row sees a score of NaN or +inf
     var acc: array<MatrixC, VALUE_TILES>;
     for (var e = 0u; e < VALUE_TILES; e++) {
         acc[e] = MatrixC();
@@ -156,7 +159,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
         workgroupBarrier(); // between keys written and read; also: all are done with the last values and weights
 
-        var pairs: array<Pair, VALUE_PER>;
+        var pairs: array<ValuePair, VALUE_PER>;
         for (var n = 0u; n < VALUE_PER && VALUES_EARLY; n++) {
             pairs[n] = load_pair(n * THREADS + thread, item, kv_head, first, range.end);
         }
@@ -190,19 +193,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var c = 0u; c < KEYS; c++) {
             score[c] = score_tile[thread_row * SCORE_STRIDE + thread_col * KEYS + c] * params.scale;
             let key = first + thread_col * KEYS + c;
-            var sees = exists;
+            var inside = exists;
             if (!clear) {
-                sees = key >= row.keys.start && key < min(row.keys.end, range.end);
+                inside = key >= row.keys.start && key < min(row.keys.end, range.end);
             }
-            if (is_modified()) {
-                if (sees) {
-                    let scored = score_of(score[c], item, row.head, row.row, key);
-                    score[c] = scored.score;
-                    sees = scored.visible;
-                }
-            }
-            visible |= select(0u, 1u << c, sees);
-            peak = select(peak, max(peak, score[c]), sees);
+            let scored = score_pair(score[c], pair_of(item, row.head, row.row, key), inside);
+            is_nan = is_nan || is_nan_score(scored);
+            score[c] = select(LOWEST, scored.score, scored.visible && !is_nan_score(scored));
+            visible |= select(0u, 1u << c, scored.visible);
+            peak = max(peak, score[c]);
         }
         for (var step = 1u; step < COLS; step <<= 1u) {
             peak = max(peak, subgroupShuffleXor(peak, step));
@@ -268,17 +267,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
     }
 
+    sum = select(sum, NAN_SUM, is_nan);
     for (var step = 1u; step < COLS; step <<= 1u) {
         sum += subgroupShuffleXor(sum, step);
     }
-    var factor = 0.0;
+    var result = RowResult(0.0, 0.0, false);
     if (exists) {
-        factor = store_row_end(item, block, row, top, sum, thread_col == 0u);
+        result = finish_row(item, block, row, top, sum, thread_col == 0u);
         if (is_dropping()) {
-            factor *= params.dropout_factor;
+            result.own *= params.dropout_factor;
         }
     }
-    let output_at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
     for (var chunk = 0u; chunk < CHUNKS + params.zero; chunk++) {
         workgroupBarrier(); // between scores or columns read and the next columns written
         if (owns) {
@@ -294,11 +293,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let at = thread_row * SCORE_STRIDE + e;
                 let dim = chunk * BLOCK_KEYS + e;
                 if (dim < VALUE_DIM) {
-                    var o = vec4<f32>(score_tile[at], score_tile[at + 1u], score_tile[at + 2u], score_tile[at + 3u]) * factor;
+                    var o = vec4<f32>(score_tile[at], score_tile[at + 1u], score_tile[at + 2u], score_tile[at + 3u]);
                     if (atomicLoad(&non_finite) != 0u) {
                         o += special_values(item, kv_head, row, range, dim);
                     }
-                    store_output(output_at, dim, o);
+                    store_part(item, block, row, result, dim, o);
                 }
             }
         }
@@ -310,7 +309,7 @@ fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) 
     var sum = vec4<f32>(0.0);
     for (var key = max(keys.start, row.keys.start); key < min(keys.end, row.keys.end); key++) {
         let v = load_value(value_row(item, kv_head, key), dim);
-        if (is_finite(v) || !score_of(0.0, item, row.head, row.row, key).visible) {
+        if (is_finite(v) || !score_pair(0.0, pair_of(item, row.head, row.row, key), true).visible) {
             continue;
         }
         sum += special_part(v) * kept(item, row.head, row.row, key);

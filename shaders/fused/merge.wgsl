@@ -1,11 +1,30 @@
-// Defines: main: partial results over disjoint keys merged into one: lse = ln(sum of exp(lse_s)), output = sum of exp(lse_s - lse) output_s.
-// Expects: lib/*, partial_output, partial_lse (read), store_output, store_lse; value_vecs.
-// Twin: src/cpu/naive.rs has the formulas.
+// Defines: main: partial results over disjoint keys merged into one:
+//          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
+// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const PARTS_OF_LSE.
+// See: src/cpu/naive.rs has the formulas.
 //
-// A thread takes one vec4 of one row. Each part is normalised by its own sum; a part that saw nothing has lse -inf and joins with
-// weight 0. A sink joins the denominator here, not in the parts.
+// A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination: it overflows only where a part
+// did. A part that saw nothing has l = 0 and joins with weight 0. A sink joins the denominator here, not in the parts. An app's own parts come
+// with their lse instead, m = lse and l = 1: there a weight is as exact as the lse, |lse| * 2^-24.
 
 const THREADS: u32 = 64u;
+
+struct Part {
+    top: f32,
+    sum: f32,
+    is_nan: bool,
+}
+
+fn part_of(at: u32) -> Part {
+    if (PARTS_OF_LSE) {
+        let lse = partial_stats[at];
+        let is_number = (lse & 0x7fffffffu) < INFINITE;
+        return Part(select(LOWEST, bitcast<f32>(lse), is_number), select(0.0, 1.0, is_number), !is_number && lse != NEGATIVE_INFINITY);
+    }
+    let sum = partial_stats[2u * (params.stats_from + at) + 1u];
+    let is_nan = (sum & 0x7fffffffu) >= INFINITE;
+    return Part(bitcast<f32>(partial_stats[2u * (params.stats_from + at)]), select(bitcast<f32>(sum), 0.0, is_nan), is_nan);
+}
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -21,35 +40,37 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let head = pair % params.num_heads;
-    let item = item_of(pair / params.num_heads);
-    if (row >= item.rows) {
-        return;
-    }
+    let item = item_of_rows(pair / params.num_heads);
     // Parts lie as [split][item.first_row + row, head] rows of whole vec4s.
     let at = lse_at(item, head, row);
     var top = LOWEST;
+    var is_nan = false;
     for (var s = 0u; s < params.splits; s++) {
-        top = max(top, partial_lse[s * params.lse_split_stride + at]);
-    }
-    if (has_flag(FLAG_SINKS)) {
-        top = max(top, bitcast<f32>(table(params.table_sinks + head)));
+        let part = part_of(s * params.lse_split_stride + at);
+        top = max(top, part.top);
+        is_nan = is_nan || part.is_nan;
     }
     var total = 0.0;
-    var acc = vec4<f32>(0.0);
+    if (has_flag(FLAG_SINKS)) {
+        let sink = bitcast<f32>(table(params.table_sinks + head));
+        top = max(top, sink);
+        total = exp(sink - top);
+    }
     for (var s = 0u; s < params.splits; s++) {
-        let lse = partial_lse[s * params.lse_split_stride + at];
-        if (!is_negative_infinity(lse)) {
-            let weight = exp(lse - top);
-            total += weight;
-            acc = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], acc);
+        let part = part_of(s * params.lse_split_stride + at);
+        total += part.sum * exp(part.top - top);
+    }
+    var numbers = vec4<f32>(0.0);
+    for (var s = 0u; s < params.splits; s++) {
+        let part = part_of(s * params.lse_split_stride + at);
+        if (part.sum > 0.0) {
+            let weight = part.sum * exp(part.top - top) / total;
+            numbers = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
         }
     }
-    let seen = total;
-    if (has_flag(FLAG_SINKS)) {
-        total += exp(bitcast<f32>(table(params.table_sinks + head)) - top);
-    }
     if (column == 0u) {
-        store_lse(at, select(top + log(total), negative_infinity(), total == 0.0));
+        store_lse(at, lse_bits(top, total, is_nan));
+        store_stats(at, vec2<u32>(bitcast<u32>(top), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
     }
-    store_output(output_row(item, head, row), column * 4u, select(acc / total, vec4<f32>(0.0), seen == 0.0));
+    store_output(output_row(item, head, row), column * 4u, select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), is_nan));
 }

@@ -1,6 +1,6 @@
 // Defines: main: flash attention forward by register tiles, scores exchanged through workgroup memory. Any head_dim that fits.
 // Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
-// Twin: src/cpu/naive.rs has the formulas; src/shader/shapes.rs (TileShape) the bytes of workgroup memory.
+// See: src/cpu/naive.rs has the formulas; src/shader/shapes.rs (TileShape) the bytes of workgroup memory.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): for each tile of keys: scores s = scale * Q K^T; m' = max(m, rowmax s);
 // p = exp(s - m'); l = l * exp(m - m') + rowsum p; O = O * exp(m - m') + p V. At the end output = O / l and lse = m + ln l.
@@ -39,9 +39,9 @@ const_assert ROWS * KEYS <= 32u; // bits of `hidden`
 
 var<workgroup> query_tile: array<vec4<f32>, BLOCK_ROWS * QUERY_STRIDE>; // BLOCK_ROWS rows of queries, scaled
 var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS keys, then their values
-var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key, in it a thread's rows; a hidden pair is -0
+var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key, in it a thread's rows; a hidden pair is 0 by its bits
 var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // where the rows are, and what they see
-var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
+var<workgroup> non_finite: atomic<u32>; // what was infinite or NaN so far: 1 a value, 2 a query or key
 
 // The vec4 in `weight_tile` with a thread's i-th pair: key i % KEYS of row i / KEYS, which is its component i / KEYS % 4.
 fn weight_at(thread_row: u32, thread_col: u32, i: u32) -> u32 {
@@ -72,14 +72,16 @@ fn fetch_values(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: 
     return fetch_value(value_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
 }
 
-fn store_keys(n: u32, words: fetched_key, thread: u32) {
+// Returns the largest magnitude among them.
+fn store_keys(n: u32, words: fetched_key, thread: u32) -> u32 {
     let at = turn(n, thread, head_vecs());
+    let k = widen_key(words, at.y * 4u);
     if ((!IS_GENERAL && BLOCK_KEYS * HEAD_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
-        tile[at.x * TILE_STRIDE + at.y] = widen_key(words, at.y * 4u);
+        tile[at.x * TILE_STRIDE + at.y] = k;
     }
+    return magnitude(k);
 }
 
-// Gives the largest magnitude among them.
 fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
     let at = turn(n, thread, value_vecs());
     let v = widen_value(words, at.y * 4u);
@@ -90,8 +92,8 @@ fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let index = workgroup_index(id);
+fn main(at: Invocation) {
+    let index = workgroup_index(at.workgroup);
     if (index == NO_WORK) {
         return;
     }
@@ -101,6 +103,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let kv_head = block.first_head / params.group;
+    let thread = thread_of(at);
+    let by_subgroup = subgroups_hold(COLS);
     let thread_row = thread / COLS;
     let thread_col = thread % COLS;
 
@@ -111,6 +115,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         row_tile[local] = row_of(item, block, local);
     }
     workgroupBarrier(); // between row_tile written and read
+    var largest_score_part = 0u;
     for (var i = thread; i < BLOCK_ROWS * head_vecs(); i += THREADS) {
         let row = row_tile[i / head_vecs()];
         var q = vec4<f32>(0.0);
@@ -118,10 +123,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             q = load_query(query_row(item, row.head, row.row), (i % head_vecs()) * 4u) * params.scale;
         }
         query_tile[i / head_vecs() * QUERY_STRIDE + i % head_vecs()] = q;
+        largest_score_part = max(largest_score_part, magnitude(q));
     }
 
     var top: array<f32, ROWS>; // running maximum
     var sum: array<f32, ROWS>; // running sum over this thread's keys
+    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
     var acc: array<vec4<f32>, ROWS * VALUE_PER>;
     for (var r = 0u; r < ROWS; r++) {
         top[r] = LOWEST;
@@ -146,12 +153,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
         if (KEYS_AHEAD) {
             for (var n = 0u; n < KEY_TURNS; n++) {
-                store_keys(n, next_keys[n], thread);
+                largest_score_part = max(largest_score_part, store_keys(n, next_keys[n], thread));
             }
         } else {
             for (var n = 0u; n < turns(head_vecs()); n++) {
-                store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread);
+                largest_score_part = max(largest_score_part, store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread));
             }
+        }
+        if (largest_score_part >= INFINITE) {
+            atomicOr(&non_finite, 2u);
         }
         workgroupBarrier(); // between keys written and read
         if (VALUES_AHEAD) {
@@ -174,13 +184,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var r = 0u; r < ROWS; r++) {
                     let q = query_tile[(thread_row + r * THREAD_ROWS) * QUERY_STRIDE + d + step];
                     for (var c = 0u; c < KEYS; c++) {
-                        score[r * KEYS + c] = fma(q.w, k[c].w, fma(q.z, k[c].z, fma(q.y, k[c].y, fma(q.x, k[c].x, score[r * KEYS + c]))));
+                        score[r * KEYS + c] = dot_add(score[r * KEYS + c], q, k[c]);
                     }
                 }
             }
         }
 
-        let all_seen = !is_modified() && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
+        // A sum that overflows shows at the end of the row; what was NaN or infinite before must be looked for pair by pair.
+        let all_finite = (atomicLoad(&non_finite) & 2u) == 0u;
+        let all_seen = !is_modified() && all_finite && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
         var hidden = 0u; // a bit for each pair
         if (!all_seen) {
             // By way of this thread's places in the weight tile, so that the loop over rows stays one: its body can be long.
@@ -191,15 +203,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let row = row_tile[thread_row + r * THREAD_ROWS];
                 for (var c = 0u; c < KEYS; c++) {
                     let key = first + thread_col + c * COLS;
-                    var scored = Scored(LOWEST, key >= row.keys.start && key < min(row.keys.end, range.end));
-                    if (scored.visible) {
-                        scored = score_of(weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u], item, row.head, row.row, key);
-                    }
+                    let inside = key >= row.keys.start && key < min(row.keys.end, range.end);
+                    let scaled = weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u];
+                    let scored = score_pair(scaled, pair_of(item, row.head, row.row, key), inside);
                     if (!scored.visible) {
-                        scored.score = LOWEST;
                         hidden |= 1u << (r * KEYS + c);
                     }
-                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] = scored.score;
+                    if (is_nan_score(scored)) {
+                        nan_rows |= 1u << r;
+                    }
+                    let is_number = scored.visible && !is_nan_score(scored);
+                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] = select(LOWEST, scored.score, is_number);
                 }
             }
             for (var i = 0u; i < ROWS * KEYS; i++) {
@@ -212,7 +226,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 top[r] = max(top[r], score[r * KEYS + c]);
             }
         }
-        row_max(&top, thread_row, thread_col); // also: all threads are done with the keys
+        row_max(&top, thread_row, thread_col, by_subgroup); // also: all threads are done with the keys
 
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < KEYS; c++) {
@@ -221,7 +235,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
         if (!all_seen) {
             for (var i = 0u; i < ROWS * KEYS; i++) {
-                score[i] = bitcast<f32>(select(bitcast<u32>(score[i]), HIDDEN_BITS, ((hidden >> i) & 1u) != 0u));
+                score[i] = select(score[i], 0.0, ((hidden >> i) & 1u) != 0u);
             }
         }
         for (var r = 0u; r < ROWS; r++) {
@@ -248,7 +262,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var i = 0u; i < ROW_VECS; i++) {
                 var p = vec4<f32>(0.0);
                 for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
-                    p[r % 4u] = score[r * KEYS + c];
+                    p[r % 4u] = visible_weight(score[r * KEYS + c], ((hidden >> (r * KEYS + c)) & 1u) == 0u);
                 }
                 weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i] = p;
             }
@@ -264,7 +278,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
         }
         if (largest >= INFINITE) {
-            atomicStore(&non_finite, 1u);
+            atomicOr(&non_finite, 1u);
         }
         workgroupBarrier(); // between values and weights written and read
         if (KEYS_AHEAD) {
@@ -273,12 +287,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
         }
 
-        let careful = atomicLoad(&non_finite) != 0u;
-        if (careful) {
+        if ((atomicLoad(&non_finite) & 1u) != 0u) {
             for (var j = 0u; j < BLOCK_KEYS + params.zero; j++) { // rolled: rarely run
                 for (var r = 0u; r < ROWS; r++) {
                     let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROW_VECS + r / 4u][r % 4u];
-                    if (bitcast<u32>(p) == HIDDEN_BITS) {
+                    if (bitcast<u32>(p) == 0u) {
                         continue; // 0 * NaN must not reach a row that does not see it
                     }
                     for (var e = 0u; e < VALUE_PER; e++) {
@@ -310,15 +323,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
     }
 
-    row_sum(&sum, thread_row, thread_col);
+    for (var r = 0u; r < ROWS; r++) {
+        sum[r] = select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
+    }
+    row_sum(&sum, thread_row, thread_col, by_subgroup);
     for (var r = 0u; r < ROWS; r++) {
         let row = row_tile[thread_row + r * THREAD_ROWS];
         if (row.row < item.rows) {
-            let factor = store_row_end(item, block, row, top[r], sum[r], thread_col == 0u);
-            let at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
+            let result = finish_row(item, block, row, top[r], sum[r], thread_col == 0u);
             for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
-                    store_output(at, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e] * factor);
+                    store_part(item, block, row, result, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e]);
                 }
             }
         }

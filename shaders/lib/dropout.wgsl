@@ -1,6 +1,6 @@
 // Defines: kept: what dropout multiplies a weight by: 0, or 1 / (1 - probability).
 // Expects: params, table, Item; the switch is_dropping.
-// Twin: src/dropout.rs, which has the source.
+// See: src/dropout.rs, which has the source.
 
 // a * b in 64 bits: the low word and the high one.
 fn wide_product(a: u32, b: u32) -> vec2<u32> {

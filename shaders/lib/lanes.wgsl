@@ -1,6 +1,6 @@
 // Defines: any_lane: a vote of a subgroup.
 // Expects: const LANES, the threads of a subgroup.
-// Twin: none.
+// See: none.
 
 // Whether any lane says so; the same answer for all, and all lanes must be there.
 fn any_lane(yes: bool) -> bool {

@@ -1,27 +1,24 @@
-// Defines: what is special among numbers: LOWEST, HIDDEN_BITS, INFINITE; negative_infinity, is_negative_infinity, is_finite, magnitude;
-//          finite_part, special_part: a vec4's finite numbers, and its others.
+// Defines: LOWEST, INFINITE, NEGATIVE_INFINITY, NOT_A_NUMBER; magnitude_bits, is_negative_infinity, is_finite, magnitude: what a number is, told by
+//          its bits; finite_part, special_part: a vec4's finite numbers, and its others; dot_add.
 // Expects: nothing.
-// Twin: f32's own constants and methods.
+// See: DESIGN in docs/architecture.md, "Numerics": compilers may assume that floats are finite, so nothing is told by a comparison.
 
 const LOWEST: f32 = -3.4028234e38;
 
-// The weight of a hidden pair, -0: nothing in a sum, and told apart from a visible weight that is 0.
-const HIDDEN_BITS: u32 = 0x80000000u;
+const INFINITE: u32 = 0x7f800000u; // bits of +inf; a larger magnitude is NaN
+const NEGATIVE_INFINITY: u32 = 0xff800000u;
+const NOT_A_NUMBER: u32 = 0x7fc00000u;
 
-// A constant infinity is an error in WGSL; a variable's bits are not.
-var<private> negative_infinity_bits: u32 = 0xff800000u;
-
-fn negative_infinity() -> f32 {
-    return bitcast<f32>(negative_infinity_bits);
+fn magnitude_bits(x: f32) -> u32 {
+    return bitcast<u32>(x) & 0x7fffffffu;
 }
 
-// By bits: compilers may assume that floats are finite.
 fn is_negative_infinity(x: f32) -> bool {
-    return bitcast<u32>(x) == 0xff800000u;
+    return bitcast<u32>(x) == NEGATIVE_INFINITY;
 }
 
 fn is_finite(x: vec4<f32>) -> bool {
-    return all((bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u));
+    return magnitude(x) < INFINITE;
 }
 
 // The bits of the largest magnitude: below INFINITE where all are finite.
@@ -30,14 +27,24 @@ fn magnitude(x: vec4<f32>) -> u32 {
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
-const INFINITE: u32 = 0x7f800000u;
-
 // The numbers of v that are finite, 0 for the others.
 fn finite_part(v: vec4<f32>) -> vec4<f32> {
-    return select(v, vec4<f32>(0.0), (bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+    let bits = bitcast<vec4<u32>>(v);
+    return bitcast<vec4<f32>>(select(bits, vec4<u32>(0u), (bits & vec4<u32>(INFINITE)) == vec4<u32>(INFINITE)));
 }
 
 // The numbers of v that are infinite or NaN, 0 for the others.
 fn special_part(v: vec4<f32>) -> vec4<f32> {
-    return select(vec4<f32>(0.0), v, (bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+    let bits = bitcast<vec4<u32>>(v);
+    return bitcast<vec4<f32>>(select(vec4<u32>(0u), bits, (bits & vec4<u32>(INFINITE)) == vec4<u32>(INFINITE)));
+}
+
+// sum + dot(x, y), added in this order by every kernel: gradients compute scores anew, and must find those of the forward pass.
+fn dot_add(sum: f32, x: vec4<f32>, y: vec4<f32>) -> f32 {
+    return fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, sum))));
+}
+
+// The bits of m + ln(l): -inf where nothing was visible.
+fn lse_bits(top: f32, sum: f32, is_nan: bool) -> u32 {
+    return select(select(bitcast<u32>(top + log(sum)), NEGATIVE_INFINITY, sum == 0.0), NOT_A_NUMBER, is_nan);
 }

@@ -1,6 +1,6 @@
 // Defines: Params, the uniform of every attention kernel, and the bits of its flags.
 // Expects: nothing. The binding itself is declared by the prelude.
-// Twin: src/shader/params.rs, field by field.
+// See: src/shader/params.rs, field by field.
 
 const FLAG_CAUSAL: u32 = 1u;
 const FLAG_WINDOW_LEFT: u32 = 2u;
@@ -20,6 +20,8 @@ const FLAG_SOFTCAP_FIRST: u32 = 16384u;
 const FLAG_SOFTCAP_LAST: u32 = 32768u;
 const FLAG_PAGED: u32 = 65536u;
 const FLAG_DROPOUT: u32 = 131072u;
+const FLAG_STATS: u32 = 262144u;
+const FLAG_ADDS: u32 = 524288u;
 
 struct Params {
     // Strides of [batch, head, seq, dim] in elements; 0 along a broadcast axis.
@@ -85,14 +87,18 @@ struct Params {
     // Keys of a page, and width of the page table.
     page_size: u32,
     pages_per_item: u32,
-    // Fused: the keys that this step has bound, and the number of its first split among all parts that are merged.
-    key_start: u32,
-    key_end: u32,
-    first_part: u32,
+    // The keys that this step goes over (the rows, for dK and dV). With FLAG_ADDS what was computed of others is there, and this joins it.
+    range_start: u32,
+    range_end: u32,
     // A weight whose random word is below drops; the others are multiplied by the factor.
     dropout_threshold: u32,
     dropout_factor: f32,
     // Backward: where the copy of the tables starts behind the rows' ends, and how long it is.
     first_table: u32,
     table_words: u32,
+    // Blocks of rows (keys, for dK and dV) of an item; of all items together where sequences are varlen.
+    item_blocks: u32,
+    // Fused: the rows in front of this step's (m, l), and of those that it joins.
+    stats_to: u32,
+    stats_from: u32,
 }

@@ -1,8 +1,12 @@
-// Defines: row_max, row_sum: each of ROWS values reduced over the COLS threads that share the rows; also a barrier for the whole workgroup.
-// Expects: consts ROWS, COLS; COLS a power of two, at most the subgroup size. Every thread of the workgroup calls, in uniform control flow.
-// Twin: row_reduce_workgroup.wgsl, the same through workgroup memory.
+// Defines: row_max, row_sum: each of ROWS values reduced over the COLS threads that share the rows, by_subgroup where subgroups hold them. After row_max all threads of the workgroup are done with what they read before.
+// Expects: lib/row_reduce.wgsl, lib/subgroup_threads.wgsl; consts ROWS, COLS, a power of two.
+// See: row_reduce_workgroup.wgsl, the same through workgroup memory.
 
-fn row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
+fn row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32, by_subgroup: bool) {
+    if (!by_subgroup) {
+        shared_row_max(values, thread_row, thread_col);
+        return;
+    }
     for (var r = 0u; r < ROWS; r++) {
         var result = (*values)[r];
         for (var step = 1u; step < COLS; step <<= 1u) {
@@ -13,7 +17,11 @@ fn row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col:
     workgroupBarrier(); // what the callers promise: all threads are done with what they read before
 }
 
-fn row_sum(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
+fn row_sum(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32, by_subgroup: bool) {
+    if (!by_subgroup) {
+        shared_row_sum(values, thread_row, thread_col);
+        return;
+    }
     for (var r = 0u; r < ROWS; r++) {
         var result = (*values)[r];
         for (var step = 1u; step < COLS; step <<= 1u) {
@@ -21,5 +29,4 @@ fn row_sum(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col:
         }
         (*values)[r] = result;
     }
-    workgroupBarrier(); // as above
 }

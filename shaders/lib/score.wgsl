@@ -1,14 +1,28 @@
-// Defines: is_shown: the element-wise part of visibility; score_of: that, and softcap and biases on a scaled dot product.
-// Expects: params, table, bias_at, mask_at; switches is_modified, softcap_first, softcap_last, has_bias, alibi_signed, alibi_symmetric,
+// Defines: Pair, pair_of; is_shown: the element-wise part of visibility; Scored, score_pair: a pair's score and whether the row sees the key;
+//          is_nan_score, NAN_SUM, LARGEST_SUM: which rows are NaN; visible_weight.
+// Expects: params, Item, table, bias_at, mask_at; switches is_modified, softcap_first, softcap_last, has_bias, alibi_signed, alibi_symmetric,
 //          has_relative_bias, has_documents, has_mask: constant in special variants, flags in general ones.
-// Twin: src/cpu/naive.rs has the formulas.
+// See: src/cpu/naive.rs has the formulas.
+
+// A query row and a key. Signed, so that differences need no conversions.
+struct Pair {
+    batch: i32,
+    head: i32,
+    row: i32,
+    key: i32,
+    position: i32, // of the row among the keys
+}
+
+fn pair_of(item: Item, head: u32, row: u32, key: u32) -> Pair {
+    return Pair(i32(item.batch), i32(head), i32(row), i32(key), i32(row) + item.offset);
+}
 
 struct Scored {
     score: f32,
     visible: bool,
 }
 
-// tanh without overflow for any argument and without cancellation near 0; NaN stays NaN.
+// tanh without overflow for any argument and without cancellation near 0.
 fn tanh_exact(x: f32) -> f32 {
     let t = exp(-2.0 * abs(x));
     let far = (1.0 - t) / (1.0 + t);
@@ -17,45 +31,76 @@ fn tanh_exact(x: f32) -> f32 {
     return select(select(far, -far, x < 0.0), near, abs(x) < 0.3);
 }
 
+// softcap * tanh(x / softcap). What is infinite or NaN stays so, by its bits: the infinite is capped, the rest is not to be computed with.
+fn softcapped(x: f32) -> f32 {
+    let capped = params.softcap * tanh_exact(x / params.softcap);
+    return bitcast<f32>(select(bitcast<u32>(capped), bitcast<u32>(x), magnitude_bits(x) > INFINITE));
+}
+
+// An element of a bias or mask broadcast to [batch, num_heads, seq_len_q, seq_len_kv].
+fn broadcast_at(at: Pair, strides: vec4<u32>) -> u32 {
+    return u32(at.batch) * strides.x + u32(at.head) * strides.y + u32(at.row) * strides.z + u32(at.key) * strides.w;
+}
+
 // The part of visibility that is not arithmetic: documents and the mask.
-fn is_shown(item: Item, head: u32, row: u32, key: u32) -> bool {
+fn is_shown(at: Pair) -> bool {
     var shown = true;
     if (has_documents()) {
-        let own = table(params.table_documents_q + item.batch * params.seq_len_q + row);
-        shown = own == table(params.table_documents_kv + item.batch * params.seq_len_kv + key);
+        let own = table(params.table_documents_q + u32(at.batch) * params.seq_len_q + u32(at.row));
+        shown = own == table(params.table_documents_kv + u32(at.batch) * params.seq_len_kv + u32(at.key));
     }
     if (has_mask()) {
-        shown = shown && mask_at(item.batch * params.mask_strides.x + head * params.mask_strides.y + row * params.mask_strides.z + key * params.mask_strides.w);
+        shown = shown && mask_at(broadcast_at(at, params.mask_strides));
     }
     return shown;
 }
 
-fn score_of(scaled: f32, item: Item, head: u32, row: u32, key: u32) -> Scored {
-    var result = Scored(scaled, true);
+// The score of a pair, from scaled = scale * dot(query, key). `inside`: the key is in the row's interval; what is not is not looked at.
+// A bias of -inf hides, and so does a score that overflows to it. A visible score is finite, or makes its row NaN: see is_nan_score.
+fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
+    if (!is_modified() || !inside) {
+        return Scored(scaled, inside);
+    }
+    var score = scaled;
+    var is_hidden = false;
     if (softcap_first()) {
-        result.score = params.softcap * tanh_exact(result.score / params.softcap);
+        score = softcapped(score);
     }
     if (has_bias()) {
-        let bias = bias_at(item.batch * params.bias_strides.x + head * params.bias_strides.y + row * params.bias_strides.z + key * params.bias_strides.w);
-        result.score += bias;
-        result.visible = !is_negative_infinity(bias);
+        let bias = bias_at(broadcast_at(at, params.bias_strides));
+        is_hidden = is_negative_infinity(bias);
+        score += bias;
     }
     if (alibi_signed() || alibi_symmetric() || has_relative_bias()) {
-        let distance = i32(key) - (i32(row) + item.offset);
+        let distance = at.key - at.position;
         if (alibi_signed()) {
-            result.score += bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(distance);
+            score += bitcast<f32>(table(params.table_alibi_slopes + u32(at.head))) * f32(distance);
         }
         if (alibi_symmetric()) {
-            result.score -= bitcast<f32>(table(params.table_alibi_slopes + head)) * f32(abs(distance));
+            score -= bitcast<f32>(table(params.table_alibi_slopes + u32(at.head))) * f32(abs(distance));
         }
         if (has_relative_bias()) {
             let column = clamp(-distance, -params.max_distance, params.max_distance) + params.max_distance;
-            result.score += bitcast<f32>(table(params.table_relative_bias + head * u32(2 * params.max_distance + 1) + u32(column)));
+            score += bitcast<f32>(table(params.table_relative_bias + u32(at.head) * u32(2 * params.max_distance + 1) + u32(column)));
         }
     }
+    is_hidden = is_hidden || is_negative_infinity(score);
     if (softcap_last()) {
-        result.score = params.softcap * tanh_exact(result.score / params.softcap);
+        score = softcapped(score);
     }
-    result.visible = result.visible && is_shown(item, head, row, key);
-    return result;
+    return Scored(score, !is_hidden && is_shown(at));
+}
+
+// A running sum that no row of finite scores reaches: a weight is at most 1. NaN and infinity are larger by their bits.
+const NAN_SUM: f32 = 1e38;
+const LARGEST_SUM: u32 = 0x70000000u;
+
+// A visible score makes its row NaN where it is NaN or +inf.
+fn is_nan_score(scored: Scored) -> bool {
+    return scored.visible && magnitude_bits(scored.score) >= INFINITE;
+}
+
+// The weight of a visible pair is never 0 by its bits: those of 0 tell a hidden pair, whose value is not touched.
+fn visible_weight(weight: f32, visible: bool) -> f32 {
+    return bitcast<f32>(select(0u, max(bitcast<u32>(weight), 1u), visible));
 }

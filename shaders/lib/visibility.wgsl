@@ -1,6 +1,6 @@
-// Defines: Item, item_of; Interval, interval_of: which keys a row may see, as arithmetic.
+// Defines: Item, item_of, item_of_rows; Interval, interval_of: which keys a row may see, as arithmetic.
 // Expects: params, table(index) and cache_word(index) -> u32.
-// Twin: src/visibility.rs (Visibility::interval, Alignment::offset).
+// See: src/visibility.rs (Visibility::interval, Alignment::offset).
 
 // One batch item: where its rows and keys lie, how many there are, where row 0 stands.
 struct Item {
@@ -48,6 +48,14 @@ fn item_of(batch: u32) -> Item {
         item.prefix = i32(min(table(params.table_prefix_lengths + batch), item.keys));
     }
     return item;
+}
+
+// For kernels that go over all rows and look at no keys: varlen rows are those of one item, of params.seq_len_q tokens.
+fn item_of_rows(batch: u32) -> Item {
+    if (has_flag(FLAG_PACKED)) {
+        return Item(0u, 0u, params.seq_len_q, 0u, 0u, 0u, 0, 0);
+    }
+    return item_of(batch);
 }
 
 // Start and end never decrease from one row to the next.

@@ -1,6 +1,6 @@
 // Defines: main: the scores of a part of the score matrix, scale * Q K^T, then softcap, biases and visibility as far as `score_stage` says.
 // Expects: lib/*, load_query, load_key, scores (read_write); head_vecs.
-// Twin: src/cpu/naive.rs has the formulas.
+// See: src/cpu/naive.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 keys; a thread 4 x 4 of them. Queries and keys go through workgroup memory 32 numbers at a time.
 // What makes a score of a product can be long: it is there once, in a loop over rows that stays one, and the products come to it by way of
@@ -59,9 +59,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var r = 0u; r < 4u; r++) {
                     let q = query_tile[(thread / 8u * 4u + r) * STRIDE + s + step];
                     for (var c = 0u; c < 4u; c++) {
-                        // The same operations in the same order as in the other kernels: gradients compute scores anew, from this one's lse.
                         let k = key_tile[(thread % 8u + c * 8u) * STRIDE + s + step];
-                        score[r * 4u + c] = fma(q.w, k.w, fma(q.z, k.z, fma(q.y, k.y, fma(q.x, k.x, score[r * 4u + c]))));
+                        score[r * 4u + c] = dot_add(score[r * 4u + c], q, k);
                     }
                 }
             }
@@ -88,13 +87,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let is_there = row < item.rows && key < item.stored_keys;
             var scored = Scored(products[c], is_there);
             if (is_there && params.score_stage == 1u && softcap_first()) {
-                scored.score = params.softcap * tanh_exact(scored.score / params.softcap);
+                scored.score = softcapped(scored.score);
             }
-            if (is_there && params.score_stage == 2u) {
-                scored = score_of(scored.score, item, head, row, key);
-                scored.visible = scored.visible && key >= visible_keys.start && key < visible_keys.end;
+            if (params.score_stage == 2u) {
+                let inside = is_there && key >= visible_keys.start && key < visible_keys.end;
+                scored = score_pair(scored.score, pair_of(item, head, row, key), inside);
             }
-            scores[line + key] = select(negative_infinity(), scored.score, scored.visible);
+            scores[line + key] = select(NEGATIVE_INFINITY, bitcast<u32>(scored.score), scored.visible);
         }
     }
 }

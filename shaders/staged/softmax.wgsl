@@ -1,6 +1,7 @@
-// Defines: main: each row of the score matrix turned into softmax weights in place, and the row's lse. A hidden key's weight is -0.
-// Expects: lib/*, scores (read_write), store_lse.
-// Twin: src/cpu/naive.rs has the formulas.
+// Defines: main: each row of the score matrix turned into softmax weights in place, and the row's lse or (m, l). A hidden key's weight is 0, another's at
+//          least the smallest number.
+// Expects: lib/*, scores (read_write), lse_words.
+// See: src/cpu/naive.rs has the formulas.
 //
 // A workgroup takes one row: the maximum, the sum of exp(score - maximum), the division. A sink joins the sum only.
 
@@ -46,32 +47,47 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let row = params.first_row + index % params.row_count;
     let line = index * params.seq_len_kv;
 
+    // A score of -inf is hidden; another that is no finite number makes the row NaN.
     var top = LOWEST;
+    var sum_or_nan = 0.0;
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
-        top = max(top, scores[line + key]);
+        let score = scores[line + key];
+        let is_finite = (score & 0x7fffffffu) < INFINITE;
+        top = max(top, select(LOWEST, bitcast<f32>(score), is_finite));
+        sum_or_nan = select(sum_or_nan, NAN_SUM, !is_finite && score != NEGATIVE_INFINITY);
     }
-    var has_sink = has_flag(FLAG_SINKS);
+    let has_sink = has_flag(FLAG_SINKS);
     var sink = 0.0;
     if (has_sink) {
         sink = bitcast<f32>(table(params.table_sinks + head));
         top = max(top, sink);
     }
     top = workgroup_max(top, thread);
-    var sum = 0.0;
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
-        if (!is_negative_infinity(scores[line + key])) {
-            sum += exp(scores[line + key] - top);
+        let score = scores[line + key];
+        if ((score & 0x7fffffffu) < INFINITE) {
+            sum_or_nan += exp(bitcast<f32>(score) - top);
         }
     }
-    sum = workgroup_sum(sum, thread);
+    sum_or_nan = workgroup_sum(sum_or_nan, thread);
+    let is_nan = magnitude_bits(sum_or_nan) >= LARGEST_SUM;
+    var sum = select(sum_or_nan, 0.0, is_nan);
     if (has_sink) {
         sum += exp(sink - top);
     }
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
         let score = scores[line + key];
-        scores[line + key] = select(exp(score - top) / sum, bitcast<f32>(HIDDEN_BITS), is_negative_infinity(score));
+        let is_finite = (score & 0x7fffffffu) < INFINITE;
+        let weight = visible_weight(exp(select(top, bitcast<f32>(score), is_finite) - top) / sum, score != NEGATIVE_INFINITY);
+        scores[line + key] = select(bitcast<u32>(weight), NOT_A_NUMBER, is_nan && score != NEGATIVE_INFINITY);
     }
     if (thread == 0u && row < item.rows) {
-        store_lse(lse_at(item, head, row), select(top + log(sum), negative_infinity(), sum == 0.0));
+        let at = lse_at(item, head, row);
+        if (has_flag(FLAG_STATS)) {
+            lse_words[2u * at] = bitcast<u32>(top);
+            lse_words[2u * at + 1u] = select(bitcast<u32>(sum), NOT_A_NUMBER, is_nan);
+        } else {
+            lse_words[at] = lse_bits(top, sum, is_nan);
+        }
     }
 }

@@ -1,6 +1,6 @@
-// Defines: main: output = weights x V for a part of the score matrix. A weight of -0 is a hidden key: its value is not touched.
+// Defines: main: output = weights x V for a part of the score matrix. A weight that is 0 by its bits is a hidden key's: its value is not touched.
 // Expects: lib/*, load_value, store_output, scores (read); value_vecs.
-// Twin: src/cpu/naive.rs has the formulas.
+// See: src/cpu/naive.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 columns; a thread 4 rows x one vec4. Weights and values go through workgroup memory 32 keys at a time.
 // Only where a value is infinite or NaN does it matter that a hidden key's is not touched.
@@ -8,6 +8,7 @@
 const TILE: u32 = 32u; // rows and keys of a tile
 const COLUMNS: u32 = 8u; // vec4 columns of a workgroup
 const THREADS: u32 = 64u;
+const PART_TILES: u32 = 4u; // tiles of keys that are summed before they join the running sum
 
 const STRIDE: u32 = TILE / 4u + 1u; // odd: neighbouring rows in different banks
 
@@ -35,26 +36,24 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         atomicStore(&non_finite, 0u);
     }
 
+    // Long sums are summed in levels: the error of one chain would grow with the number of keys.
     var acc: array<vec4<f32>, 4>;
+    var part: array<vec4<f32>, 4>;
     for (var first = 0u; first < item.keys; first += TILE) {
         workgroupBarrier(); // between the last step's tiles being read and these being written
-        for (var n = 0u; n < (TILE * TILE + THREADS - 1u) / THREADS; n++) {
+        for (var n = 0u; n < TILE * TILE / 4u / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= TILE * TILE) {
-                break;
-            }
-            let local = first_local + i / TILE;
-            let key = first + i % TILE;
-            var weight = bitcast<f32>(HIDDEN_BITS);
-            if (local < params.row_count && key < item.keys) {
-                weight = scores[(matrix_row + local) * params.seq_len_kv + key];
-                if (is_dropping()) {
-                    if (bitcast<u32>(weight) != HIDDEN_BITS) {
-                        weight *= kept(item, head, params.first_row + local, key);
-                    }
+            let local = first_local + i / (TILE / 4u);
+            var weights = vec4<f32>(0.0);
+            for (var c = 0u; c < 4u; c++) {
+                let key = first + i % (TILE / 4u) * 4u + c;
+                if (local < params.row_count && key < item.keys) {
+                    let weight = bitcast<f32>(scores[(matrix_row + local) * params.seq_len_kv + key]);
+                    let factor = kept(item, head, params.first_row + local, key);
+                    weights[c] = visible_weight(weight * factor, bitcast<u32>(weight) != 0u);
                 }
             }
-            weight_tile[i / TILE * STRIDE + i % TILE / 4u][i % 4u] = weight;
+            weight_tile[i / (TILE / 4u) * STRIDE + i % (TILE / 4u)] = weights;
         }
         var largest = 0u;
         for (var n = 0u; n < (TILE * COLUMNS + THREADS - 1u) / THREADS; n++) {
@@ -81,7 +80,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let v = value_tile[j * COLUMNS + thread % COLUMNS];
                 for (var r = 0u; r < 4u; r++) {
                     let weight = weight_tile[(own_rows + r) * STRIDE + j / 4u][j % 4u];
-                    acc[r] = select(fma(vec4<f32>(weight), v, acc[r]), acc[r], bitcast<u32>(weight) == HIDDEN_BITS);
+                    if (bitcast<u32>(weight) != 0u) {
+                        part[r] = fma(vec4<f32>(weight), v, part[r]);
+                    }
                 }
             }
         } else {
@@ -90,9 +91,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let v = array<vec4<f32>, 4>(value_tile[at], value_tile[at + COLUMNS], value_tile[at + 2u * COLUMNS], value_tile[at + 3u * COLUMNS]);
                 for (var r = 0u; r < 4u; r++) {
                     let w = weight_tile[(own_rows + r) * STRIDE + j / 4u];
-                    let first_two = fma(vec4<f32>(w.y), v[1], fma(vec4<f32>(w.x), v[0], acc[r]));
-                    acc[r] = fma(vec4<f32>(w.w), v[3], fma(vec4<f32>(w.z), v[2], first_two));
+                    let first_two = fma(vec4<f32>(w.y), v[1], fma(vec4<f32>(w.x), v[0], part[r]));
+                    part[r] = fma(vec4<f32>(w.w), v[3], fma(vec4<f32>(w.z), v[2], first_two));
                 }
+            }
+        }
+        if (first / TILE % PART_TILES == PART_TILES - 1u || first + TILE >= item.keys) {
+            for (var r = 0u; r < 4u; r++) {
+                acc[r] += part[r];
+                part[r] = vec4<f32>(0.0);
             }
         }
     }
@@ -101,7 +108,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let local = first_local + thread / COLUMNS * 4u + r;
         let row = params.first_row + local;
         if (local < params.row_count && row < item.rows && column < value_vecs()) {
-            store_output(output_row(item, head, row), column * 4u, acc[r]);
+            store_output(output_row(item, head, row), column * 4u, bitcast<vec4<u32>>(acc[r]));
         }
     }
 }

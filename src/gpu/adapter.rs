@@ -250,6 +250,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+        loop_iterations: None,
         specialise: Specialise::Auto,
     }
 }

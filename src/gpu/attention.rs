@@ -34,6 +34,8 @@ pub struct Bindings<'a> {
     pub output: wgpu::BufferBinding<'a>,
     /// f32, [`Problem::lse_len`] of them, if wanted.
     pub lse: Option<wgpu::BufferBinding<'a>>,
+    /// Pairs of f32, [`Problem::lse_len`] of them, as [`crate::Outputs::stats`], if wanted.
+    pub stats: Option<wgpu::BufferBinding<'a>>,
     /// The small vectors, in the order of [`crate::plan::TableLayout`], if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
     /// f32, if the problem has a bias.
@@ -42,7 +44,7 @@ pub struct Bindings<'a> {
     pub mask: Option<wgpu::BufferBinding<'a>>,
     /// f32, [`Problem::scores_len`] of them, if the problem wants scores.
     pub scores: Option<wgpu::BufferBinding<'a>>,
-    /// f32, [`Problem::scores_len`] of them, if the problem wants weights. A hidden key's weight is -0.
+    /// f32, [`Problem::scores_len`] of them, if the problem wants weights. A hidden key's weight is 0.
     pub weights: Option<wgpu::BufferBinding<'a>>,
 }
 
@@ -56,6 +58,7 @@ impl<'a> Bindings<'a> {
             value: whole(value),
             output: whole(output),
             lse: None,
+            stats: None,
             tables: None,
             bias: None,
             mask: None,
@@ -93,6 +96,7 @@ impl Attention {
             Place::Value => Some(bindings.value.clone()),
             Place::Output => Some(bindings.output.clone()),
             Place::Lse => bindings.lse.clone().or(Some(self.spare_lse.as_entire_buffer_binding())),
+            Place::Stats => bindings.stats.clone(),
             Place::Tables => bindings.tables.clone(),
             Place::Bias => bindings.bias.clone(),
             Place::Mask => bindings.mask.clone(),
@@ -117,6 +121,7 @@ impl Attention {
             ("value", Some(&bindings.value), Some(bytes(Operand::Value))),
             ("output", Some(&bindings.output), Some(bytes(Operand::Output))),
             ("lse", bindings.lse.as_ref(), needs(p.want.lse, 4 * p.lse_len() as u64)),
+            ("stats", bindings.stats.as_ref(), needs(p.want.stats, 8 * p.lse_len() as u64)),
             ("tables", bindings.tables.as_ref(), needs_tables),
             ("bias", bindings.bias.as_ref(), needs(p.bias.is_some(), 4 * elements(p.bias))),
             ("mask", bindings.mask.as_ref(), needs(p.visibility.mask.is_some(), elements(p.visibility.mask))),

@@ -28,8 +28,8 @@ pub struct BackwardBindings<'a> {
     pub value: wgpu::BufferBinding<'a>,
     /// The forward pass's output, as [`Problem::output`] describes.
     pub output: wgpu::BufferBinding<'a>,
-    /// The forward pass's lse: f32, [`Problem::lse_len`] of them.
-    pub lse: wgpu::BufferBinding<'a>,
+    /// The forward pass's softmax statistics: pairs of f32, [`Problem::lse_len`] of them, as [`crate::Outputs::stats`].
+    pub stats: wgpu::BufferBinding<'a>,
     /// The gradient of the output, stored as the output is.
     pub d_output: wgpu::BufferBinding<'a>,
     /// The small vectors, in the order of [`crate::plan::TableLayout`], if the problem has any.
@@ -72,7 +72,7 @@ impl Backward {
             Place::Key => Some(bindings.key.clone()),
             Place::Value => Some(bindings.value.clone()),
             Place::Output => Some(bindings.output.clone()),
-            Place::Lse => Some(bindings.lse.clone()),
+            Place::Stats => Some(bindings.stats.clone()),
             Place::DOutput => Some(bindings.d_output.clone()),
             Place::Tables => bindings.tables.clone(),
             Place::Bias => bindings.bias.clone(),
@@ -99,7 +99,7 @@ impl Backward {
             ("key", Some(&bindings.key), Some(bytes(Operand::Key))),
             ("value", Some(&bindings.value), Some(bytes(Operand::Value))),
             ("output", Some(&bindings.output), Some(bytes(Operand::Output))),
-            ("lse", Some(&bindings.lse), Some(4 * p.lse_len() as u64)),
+            ("stats", Some(&bindings.stats), Some(8 * p.lse_len() as u64)),
             ("d_output", Some(&bindings.d_output), Some(bytes(Operand::Output))),
             ("tables", bindings.tables.as_ref(), needs(table_words > 0, 4 * table_words)),
             ("bias", bindings.bias.as_ref(), needs(p.bias.is_some(), 4 * elements(p.bias))),

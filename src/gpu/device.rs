@@ -139,7 +139,7 @@ impl Gpu {
 
     /// As [`Self::plan`], for what is made to be recorded again and again.
     pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::with_kernel(problem, &self.caps().for_replays(problem.dims.flops()), algorithm, self.fastest(problem))
+        Plan::with_kernel(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
     }
 
     /// The fastest kernel that was found for problems of this class.

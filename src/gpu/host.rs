@@ -77,6 +77,7 @@ impl Prepared {
             Ok::<_, Error>(buffer)
         };
         let lse = wanted(problem.want.lse, "lse", problem.lse_len())?;
+        let stats = wanted(problem.want.stats, "stats", 2 * problem.lse_len())?;
         let scores = wanted(problem.want.scores.is_some(), "scores", problem.scores_len())?;
         let weights = wanted(problem.want.weights, "weights", problem.scores_len())?;
         let bound = attention.bind(&Bindings {
@@ -84,6 +85,7 @@ impl Prepared {
             bias: whole(&options.bias),
             mask: whole(&options.mask),
             lse: whole(&lse),
+            stats: whole(&stats),
             scores: whole(&scores),
             weights: whole(&weights),
             ..Bindings::new(&query, &key, &value, &output)
@@ -116,10 +118,12 @@ impl Prepared {
         let Problem { want, output, .. } = self.problem;
         let take = |parts: &mut dyn Iterator<Item = &[u8]>| {
             let output = HostVec::from_bytes(output.dtype, parts.next().unwrap_or_default());
-            let mut f32s = |wanted: bool| wanted.then(|| parts.next().map(bytemuck::pod_collect_to_vec::<u8, f32>)).flatten();
-            let (lse, scores) = (f32s(want.lse), f32s(want.scores.is_some()));
-            let weights = f32s(want.weights).map(|weights| weights.into_iter().map(|weight| weight + 0.0).collect());
-            Outputs { output, lse, scores, weights }
+            let mut next = |wanted: bool| if wanted { parts.next() } else { None };
+            let f32s = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
+            let lse = next(want.lse).map(f32s);
+            let stats = next(want.stats).map(bytemuck::pod_collect_to_vec::<u8, [f32; 2]>);
+            let scores = next(want.scores.is_some()).map(f32s);
+            Outputs { output, lse, stats, scores, weights: next(want.weights).map(f32s) }
         };
         let outputs = self.results.read(gpu, submission, waiting, take).await?;
         control.report(1.0)?;

@@ -4,7 +4,7 @@ use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::host::{Waiting, submit};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::problem::Operand;
-use crate::{BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
+use crate::{Algorithm, BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
 /// A backward pass with buffers of its own.
 pub(super) struct PreparedBackward {
@@ -13,7 +13,7 @@ pub(super) struct PreparedBackward {
     bound: Bound,
     /// query, key, value, output, d_output.
     operands: [wgpu::Buffer; 5],
-    lse: wgpu::Buffer,
+    stats: wgpu::Buffer,
     options: Options,
     /// The gradients that are wanted: of query, key, value, bias, relative biases, sinks.
     results: ReadBack,
@@ -31,18 +31,27 @@ impl Gpu {
         waiting: Waiting,
         control: &mut Control<'_>,
     ) -> Result<Gradients> {
+        let made = if backward.stats.is_some() { None } else { Some(self.stats_of(problem, inputs, waiting).await?) };
+        let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
         let kept = self.prepared_backward().take(|kept| kept.problem == *problem && kept.want == *want);
         let ready = match kept {
             Some(ready) => ready,
             None => PreparedBackward::new(self, problem, want)?,
         };
-        ready.upload(self, inputs, backward);
+        ready.upload(self, inputs, backward, stats);
         let result = ready.run(self, waiting, control).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let bytes = ready.bytes();
             self.prepared_backward().keep(ready, bytes);
         }
         result
+    }
+
+    /// The softmax statistics, by a forward pass over all keys.
+    pub(super) async fn stats_of(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting) -> Result<Vec<[f32; 2]>> {
+        let problem = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
+        let forward = self.attention(&problem, inputs, Algorithm::Auto, waiting, &mut Control::default()).await?;
+        Ok(forward.stats.unwrap_or_default())
     }
 }
 
@@ -61,7 +70,7 @@ impl PreparedBackward {
             operand("output", Operand::Output)?,
             operand("d_output", Operand::Output)?,
         ];
-        let lse = storage(gpu, "lse", 4 * problem.lse_len() as u64, input)?;
+        let stats = storage(gpu, "stats", 8 * problem.lse_len() as u64, input)?;
         let options = Options::new(gpu, problem, backward.plan().table_words())?;
         let mut results = Vec::new();
         let mut wanted = |wanted: bool, label: &str, bytes: usize| {
@@ -82,7 +91,7 @@ impl PreparedBackward {
             value: operands[2].as_entire_buffer_binding(),
             output: operands[3].as_entire_buffer_binding(),
             d_output: operands[4].as_entire_buffer_binding(),
-            lse: lse.as_entire_buffer_binding(),
+            stats: stats.as_entire_buffer_binding(),
             tables: whole(&options.tables),
             bias: whole(&options.bias),
             mask: whole(&options.mask),
@@ -95,23 +104,23 @@ impl PreparedBackward {
         })?;
         let results = ReadBack::new(gpu, results)?;
         let scratch_bytes = backward.plan().scratch_bytes();
-        Ok(Self { problem: *problem, want: *want, bound, operands, lse, options, results, scratch_bytes })
+        Ok(Self { problem: *problem, want: *want, bound, operands, stats, options, results, scratch_bytes })
     }
 
     /// Of all its buffers.
     fn bytes(&self) -> u64 {
         let operands: u64 = self.operands.iter().map(wgpu::Buffer::size).sum();
-        self.scratch_bytes + operands + self.lse.size() + self.options.bytes() + self.results.bytes()
+        self.scratch_bytes + operands + self.stats.size() + self.options.bytes() + self.results.bytes()
     }
 
-    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>) {
+    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) {
         let slices = [inputs.query, inputs.key, inputs.value, backward.output, backward.d_output];
         let operands = [Operand::Query, Operand::Key, Operand::Value, Operand::Output, Operand::Output];
         for ((buffer, slice), operand) in self.operands.iter().zip(slices).zip(operands) {
             let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
             write(gpu, buffer, &slice.bytes()[..used]);
         }
-        write(gpu, &self.lse, bytemuck::cast_slice(backward.lse));
+        write(gpu, &self.stats, bytemuck::cast_slice(stats));
         self.options.upload(gpu, &self.problem, inputs);
     }
 

@@ -17,7 +17,7 @@ use crate::shader::{Params, Slot};
 pub struct MergeBindings<'a> {
     /// [parts, rows, width], width being head_dim_v rounded up to a multiple of 4. A row of lse -inf is not read into a result.
     pub partial_output: wgpu::BufferBinding<'a>,
-    /// [parts, rows], -inf where a part saw nothing.
+    /// [parts, rows], -inf where a part saw nothing; +inf or NaN makes the row NaN.
     pub partial_lse: wgpu::BufferBinding<'a>,
     /// [rows, head_dim_v]. Must not overlap the others.
     pub output: wgpu::BufferBinding<'a>,
@@ -47,7 +47,7 @@ impl Bound {
             (Slot::Output, &bindings.output),
             (Slot::Lse, &bindings.lse),
             (Slot::PartialOutput, &bindings.partial_output),
-            (Slot::PartialLse, &bindings.partial_lse),
+            (Slot::PartialStats, &bindings.partial_lse),
         ];
         let entries = slots
             .map(|(slot, binding)| wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) });

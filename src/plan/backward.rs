@@ -1,10 +1,10 @@
 //! The backward pass: which kernels, in which shapes, for the gradients that are wanted.
 
-use super::fused::{places, variant};
-use super::{DeviceCaps, DeviceClass, Place, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid};
+use super::fused::{CHAIN, every_row, item_blocks, lanes, places, variant};
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops};
 use crate::problem::Operand;
-use crate::shader::{GradientShape, Kernel, KernelKey, KeySide, Params, Slot};
-use crate::{Broadcast, Error, Problem, Result, Want, WantGradients};
+use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_WORDS, Slot};
+use crate::{Broadcast, DType, Error, Problem, Result, Want, WantGradients};
 
 /// Shapes of the gradient kernels from the fastest to the smallest, with the least of rows or keys for which each is meant.
 const TILES: &[(usize, GradientShape)] = &[
@@ -22,26 +22,19 @@ const TILES: &[(usize, GradientShape)] = &[
 /// Shapes for a software adapter, with the least of rows or keys and the widest head for which each is meant.
 ///
 /// With Mesa 26.2 lavapipe, 8 heads of 2048 by 2048, in CPU time beside a forward pass of 240 ms: head of 64 by shuffles 4 owned and 4
-/// others dQ 310, dK and dV 460 ms; 4 and 8 360 and 480, 4 and 2 400 and 500, 2 and 8 400 and 590; through workgroup memory 870 and 1040;
-/// tiles ten times as much. Head of 128, 1024 by 1024, beside 140 ms: 4 and 4 170 and 270, 2 and 4 200 and 300.
-const VECTORS: &[(usize, usize, GradientShape)] = &[
-    (17, 128, vectors(8, 4, 32, 4, 8)),
-    (9, 576, vectors(8, 1, 32, 4, 8)),
-    (129, 64, vectors(64, 4, 32, 2, 0)),
-    (33, 64, vectors(64, 2, 32, 2, 0)),
-    (33, 128, vectors(64, 2, 16, 2, 0)),
-    (1, 576, vectors(8, 1, 8, 4, 0)),
-];
+/// others dQ 310, dK and dV 460 ms; 4 and 8 360 and 480, 4 and 2 400 and 500, 2 and 8 400 and 590; tiles ten times as much. Head of 128, 1024 by 1024, beside 140 ms: 4 and 4 170 and 270, 2 and 4 200 and 300.
+const VECTORS: &[(usize, usize, GradientShape)] = &[(17, 128, vectors(4)), (9, 576, vectors(1))];
 
-const fn vectors(threads: u32, own: u32, tile: u32, stream: u32, lanes: u32) -> GradientShape {
-    GradientShape::Vectors { threads, own, tile, stream, lanes }
+const fn vectors(own: u32) -> GradientShape {
+    GradientShape::Vectors { lanes: 0, own, tile: 32, stream: 4 }
 }
 
-/// Whether shuffles among its lanes work, and a kernel of it is compiled in reasonable time: a slow compiler takes seconds for long
-/// unrolled code, so that there a thread has no more than 64 numbers of each kind.
-fn is_good(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> bool {
-    let GradientShape::Vectors { own, lanes, .. } = shape else { return true };
-    lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max && (!caps.slow_compiler || own as usize * widest <= 64))
+/// `shape` for the device's lanes, where kernels of whole subgroups work and are compiled in reasonable time: a slow compiler takes seconds for
+/// long unrolled code, so that there a thread has no more than 64 numbers of each kind.
+fn on_lanes(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> Option<GradientShape> {
+    let GradientShape::Vectors { own, tile, stream, .. } = shape else { return None };
+    let lanes = lanes(caps).filter(|_| !caps.slow_compiler || own as usize * widest <= 64)?;
+    Some(GradientShape::Vectors { lanes, own, tile, stream })
 }
 
 /// Shapes of their general variants.
@@ -59,13 +52,13 @@ const fn shape(threads: u32, own: u32, cols: u32, stream: u32) -> GradientShape 
 }
 
 impl Plan {
-    /// Plans the gradients of `problem` that are wanted for a device with `caps`, from query, key, value, output, lse and the
-    /// gradient of the output.
+    /// Plans the gradients of `problem` that are wanted for a device with `caps`, from query, key, value, output, (m, l) of
+    /// the rows and the gradient of the output.
     ///
     /// Nothing of size seq_len_q x seq_len_kv is stored: the scores are computed anew, once for dQ and once for dK and dV.
     /// Errors are those of [`Plan::new`], and [`Error::Unsupported`] for keys in pages and for operands of which elements share places.
     pub fn backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
-        let problem = &Problem { want: Want { lse: true, ..Want::default() }, ..*problem };
+        let problem = &Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
         problem.check()?;
         want.check(problem)?;
         check_addressing(problem, caps)?;
@@ -75,13 +68,13 @@ impl Plan {
             let larger = dtype.bytes(problem.operand_len(operand)).max(problem.spec(operand).dtype.bytes(problem.operand_len(operand)));
             check_bytes(operand.name(), larger as u64, caps)?;
         }
-        let row_words = 2 * problem.lse_len() as u64 + u64::from(table_words);
+        let row_words = ROW_WORDS as u64 * problem.lse_len() as u64 + u64::from(table_words);
         check_bytes("ends of rows", 4 * row_words, caps)?;
-        let first_table = grid(2 * problem.lse_len())?;
+        let first_table = grid(ROW_WORDS * problem.lse_len())?;
         let mut plan = Planner {
             problem,
             caps,
-            special: caps.specialises(2.5 * problem.dims.flops()),
+            special: caps.specialises(2.5 * problem.flops()),
             params: Params { table_words, first_table, ..Params::new(problem, layout.shifted(first_table)) },
             steps: Vec::new(),
             scratch: vec![4 * row_words],
@@ -100,7 +93,7 @@ impl Plan {
         if want.sinks {
             plan.push(
                 Kernel::SinkGradient,
-                plan.params,
+                Params { num_heads: problem.dims.num_heads as u32, ..every_row(problem, Operand::Query, plan.params) },
                 problem.dims.num_heads,
                 10.0 * problem.lse_len() as f64,
                 [None, Some(Place::DSinks)],
@@ -137,16 +130,23 @@ struct Planner<'a> {
 impl Planner<'_> {
     /// Adds a kernel in the variant that the problem needs; `parts` and `sums` say what those bindings refer to.
     fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<Place>; 2]) -> Result<()> {
-        self.push_key(variant(!self.special, kernel, self.problem), params, workgroups, flops, [parts, sums])
-    }
-
-    fn push_key(&mut self, key: KernelKey, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<Place>; 2]) -> Result<()> {
-        let own = |slot| match slot {
+        self.push_key(variant(!self.special, kernel, self.problem), params, workgroups, flops, |slot| match slot {
             Slot::Parts => parts,
             Slot::Sums => sums,
             _ => None,
-        };
-        let places = places(&key, |slot| Place::of(slot).or(own(slot)).unwrap_or(Place::Scratch(0)));
+        })
+    }
+
+    /// As [`Self::push`], of a variant; `own` says what the bindings refer to that are not where they usually are.
+    fn push_key(
+        &mut self,
+        key: KernelKey,
+        params: Params,
+        workgroups: usize,
+        flops: f64,
+        own: impl Fn(Slot) -> Option<Place>,
+    ) -> Result<()> {
+        let places = places(&key, |slot| own(slot).or(Place::of(slot)).unwrap_or(Place::Scratch(0)));
         self.steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops, bound: None });
         Ok(())
     }
@@ -158,39 +158,98 @@ impl Planner<'_> {
         Ok(Place::Scratch(self.scratch.len() - 1))
     }
 
-    /// lse and delta of the rows, and the tables as they come.
+    /// m, 1 / l and delta of the rows, and the tables as they come.
     fn row_ends(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
-        let d = &self.problem.dims;
-        let threads = (d.batch * d.num_heads * d.seq_len_q).max(table_words as usize);
-        let params = Params { tables: layout, ..self.params };
-        let flops = 2.0 * (d.batch * d.num_heads * d.seq_len_q * d.head_dim_v) as f64;
-        self.push(Kernel::RowEnds, params, threads.div_ceil(64), flops, [None; 2])
+        let rows = self.problem.lse_len();
+        let params = Params { tables: layout, ..every_row(self.problem, Operand::Query, self.params) };
+        let flops = 2.0 * (rows * self.problem.dims.head_dim_v) as f64;
+        self.push(Kernel::RowEnds, params, rows.max(table_words as usize).div_ceil(64), flops, [None; 2])
     }
 
     fn query(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
-        let (key, block) = self.choose(d.seq_len_q, Kernel::QueryGradient)?;
-        let key = KernelKey { gradient: want.dtype.filter(|&dtype| dtype != key.query.dtype), ..key };
-        let workgroups = d.batch * d.num_heads * d.seq_len_q.div_ceil(block);
-        self.push_key(key, self.params, workgroups, 1.5 * d.flops(), [None; 2])
+        let (key, shape) = self.choose(d.seq_len_q, Kernel::QueryGradient)?;
+        let flops = 1.5 * self.problem.flops();
+        self.gradients(key, shape, [Operand::Query, Operand::Key], want, d.num_heads, &[(Operand::Query, Place::DQuery)], flops)
     }
 
     /// dK and dV in one kernel where its buffers are few enough, else in two.
     fn keys(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let many_buffers = !self.special || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
-        let sides: &[(KeySide, f64)] = match (want.key, want.value) {
-            (true, true) if many_buffers => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
-            (true, true) => &[(KeySide::Both, 2.0)],
-            (true, false) => &[(KeySide::Key, 1.5)],
-            (false, true) => &[(KeySide::Value, 1.0)],
+        let (key, value) = ((Operand::Key, Place::DKey), (Operand::Value, Place::DValue));
+        let sides: &[(KeySide, f64, &[(Operand, Place)])] = match (want.key, want.value) {
+            (true, true) if many_buffers => &[(KeySide::Key, 1.5, &[key]), (KeySide::Value, 1.0, &[value])],
+            (true, true) => &[(KeySide::Both, 2.0, &[key, value])],
+            (true, false) => &[(KeySide::Key, 1.5, &[key])],
+            (false, true) => &[(KeySide::Value, 1.0, &[value])],
             (false, false) => &[],
         };
-        for &(side, share) in sides {
-            let (key, block) = self.choose(d.seq_len_kv, |shape| Kernel::KeyGradient(shape, side))?;
-            let key = KernelKey { gradient: want.dtype.filter(|&dtype| dtype != key.key.dtype || dtype != key.value.dtype), ..key };
-            let workgroups = d.batch * d.num_kv_heads * d.seq_len_kv.div_ceil(block);
-            self.push_key(key, self.params, workgroups, share * d.flops(), [None; 2])?;
+        for &(side, share, gives) in sides {
+            let (key, shape) = self.choose(d.seq_len_kv, |shape| Kernel::KeyGradient(shape, side))?;
+            let flops = share * self.problem.flops();
+            self.gradients(key, shape, [Operand::Key, Operand::Query], want, d.num_kv_heads, gives, flops)?;
+        }
+        Ok(())
+    }
+
+    /// The steps of a gradient kernel that owns the rows of one operand and goes over those of the other. Where these are many it does so in several
+    /// steps, each of which adds to the sums; sums that are not to be stored as f32 are scratch until then.
+    #[expect(clippy::too_many_arguments, reason = "all that dQ does otherwise than dK and dV")]
+    fn gradients(
+        &mut self,
+        key: KernelKey,
+        shape: GradientShape,
+        [owned, stream]: [Operand; 2],
+        want: &WantGradients,
+        heads: usize,
+        gives: &[(Operand, Place)],
+        flops: f64,
+    ) -> Result<()> {
+        let d = &self.problem.dims;
+        let (len, passes) = if stream == Operand::Key { (d.seq_len_kv, 1) } else { (d.seq_len_q, d.group()) };
+        let at_once = (loops::stream_at_once(&key, shape, self.caps).min(CHAIN) / passes).max(1);
+        let steps = len.div_ceil(at_once).max(1);
+        let stored = |operand| want.dtype(self.problem, operand);
+        let is_narrow = steps > 1 && gives.iter().any(|&(operand, _)| stored(operand) != DType::F32);
+        let dtype = if is_narrow { DType::F32 } else { stored(gives[0].0) };
+        let own_dtype = |operand| self.problem.spec(operand).dtype;
+        let gradient = gives.iter().any(|&(operand, _)| own_dtype(operand) != dtype).then_some(dtype);
+        let key = KernelKey { gradient, ..key };
+        let blocks = item_blocks(self.problem, owned, 1, shape.block_own() as usize);
+        let items = if self.problem.packed.is_some() { 1 } else { d.batch };
+        let mut sums = gives.to_vec();
+        if is_narrow {
+            for (operand, place) in &mut sums {
+                *place = self.scratch("sums of gradients", self.problem.operand_len(*operand).next_multiple_of(4))?;
+            }
+        }
+        for step in 0..steps {
+            let range = [step * at_once, len.min((step + 1) * at_once)];
+            let params = Params {
+                item_blocks: grid(blocks)?,
+                range_start: range[0] as u32,
+                range_end: range[1] as u32,
+                flags: self.params.flags | if step > 0 { Flags::ADDS } else { 0 },
+                ..self.params
+            };
+            let share = (range[1] - range[0]) as f64 / len.max(1) as f64;
+            self.push_key(key.clone(), params, items * heads * blocks, share * flops, |slot| {
+                sums.iter().find(|&&(operand, _)| slot == gradient_slot(operand)).map(|&(_, place)| place)
+            })?;
+        }
+        if is_narrow {
+            for (&(operand, to), &(_, from)) in gives.iter().zip(&sums) {
+                let narrow = variant(!self.special, Kernel::NarrowGradient(operand), self.problem);
+                let gradient = Some(stored(operand)).filter(|&dtype| dtype != own_dtype(operand));
+                let [.., width] = self.problem.shape(operand);
+                let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
+                let params = every_row(self.problem, operand, self.params);
+                self.push_key(KernelKey { gradient, ..narrow }, params, elements.div_ceil(64), 4.0 * elements as f64, |slot| match slot {
+                    Slot::Parts => Some(from),
+                    _ => Some(to),
+                })?;
+            }
         }
         Ok(())
     }
@@ -227,19 +286,16 @@ impl Planner<'_> {
         self.push(Kernel::RelativeGradient, self.params, d.num_heads * columns, flops, [Some(parts), Some(Place::DRelativeBias)])
     }
 
-    /// The first shape meant for so many owned rows or keys that fits the device, and how many a workgroup owns.
-    fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, usize)> {
-        let fits = |(key, _): &(KernelKey, usize)| {
+    /// The first shape meant for so many owned rows or keys that fits the device.
+    fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, GradientShape)> {
+        let fits = |(key, _): &(KernelKey, GradientShape)| {
             key.workgroup_bytes() <= self.caps.workgroup_bytes && key.threads() <= self.caps.workgroup_threads
         };
-        let special = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape.block_own() as usize);
-        let general = |shape: GradientShape| (KernelKey::general(kernel(shape), self.problem), shape.block_own() as usize);
+        let special = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
+        let general = |shape: GradientShape| (KernelKey::general(kernel(shape), self.problem), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
-        let is_meant = |&&(least, most_dim, shape): &&(usize, usize, GradientShape)| {
-            owned >= least && widest <= most_dim && is_good(shape, widest, self.caps)
-        };
-        let by_vectors = VECTORS.iter().filter(is_meant);
-        let by_vectors = by_vectors.map(|&(.., shape)| special(shape)).filter(|_| self.caps.class == DeviceClass::Software && self.special);
+        let by_vectors = VECTORS.iter().filter(|&&(least, most_dim, _)| self.special && owned >= least && widest <= most_dim);
+        let by_vectors = by_vectors.filter_map(|&(.., shape)| on_lanes(shape, widest, self.caps)).map(special);
         let by_tiles = TILES.iter().filter(|&&(least, _)| owned >= least).map(|&(_, shape)| special(shape));
         let by_general = GENERAL.iter().map(|&shape| general(shape)).filter(|_| !self.special);
         by_general.chain(by_vectors).chain(by_tiles).find(fits).ok_or_else(|| Error::Limit {
@@ -248,5 +304,14 @@ impl Planner<'_> {
             available: self.caps.workgroup_bytes.into(),
             remedy: "use a smaller head_dim or Backend::Cpu".into(),
         })
+    }
+}
+
+/// Where a kernel writes the gradient of an operand.
+const fn gradient_slot(operand: Operand) -> Slot {
+    match operand {
+        Operand::Key => Slot::DKey,
+        Operand::Value => Slot::DValue,
+        _ => Slot::DQuery,
     }
 }

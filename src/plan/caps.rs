@@ -33,6 +33,8 @@ pub struct DeviceCaps {
     pub storage_alignment: u32,
     /// `min_uniform_buffer_offset_alignment`.
     pub uniform_alignment: u32,
+    /// Iterations of all its loops after which the device ends an invocation's loops; `None` where it was not found to.
+    pub loop_iterations: Option<u32>,
     /// When kernels are made for one problem only. A choice, not read off the device.
     pub specialise: Specialise,
 }
@@ -78,6 +80,7 @@ impl DeviceCaps {
             storage_buffers: 8,
             storage_alignment: 256,
             uniform_alignment: 256,
+            loop_iterations: None,
             specialise: Specialise::Auto,
         }
     }

@@ -1,12 +1,13 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
-use super::ranges::key_ranges;
-use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, matrix};
+use super::ranges::{of_parts, parts};
+use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
 use crate::plan::DeviceClass;
+use crate::problem::Operand;
 use crate::shader::{FewShape, Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
 
-/// Shapes of the rows kernel from the fastest on: device class, least rows and widest head for which each is meant.
+/// Shapes of the rows kernel from the fastest on, for subgroups of any size: least rows and widest head for which each is meant.
 ///
 /// Mesa 26.2 lavapipe, GFLOP/s of 2 cores (by processor time, host to host): 1,8,1024,1024,64: 4 rows and 2 keys by shuffles 73, 4 and 4
 /// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 64, 4 and 4 62, 4 and 8 59,
@@ -14,31 +15,17 @@ use crate::{Dims, Error, Problem, Result};
 /// With LLVM 15 (Mesa 22 to 25) unrolled code takes long to compile: a head of 64 with 4 rows 15 s, with 2 rows 2.6 s and just as fast, 15
 /// GFLOP/s, where workgroup memory reaches 2; a head of 128 with 4 rows a minute. So there a thread keeps no more than 128 numbers of queries.
 /// Head of 256: 2 and 2 47 (4 and 2 48, but twice the time to compile), 1 and 4 35, tiles 3; of 576: 1 and 2 28.
-const ROWS: &[(DeviceClass, usize, usize, RowShape)] = &[
-    (DeviceClass::Software, 17, 128, rows(8, 4, 32, 2, 8)),
-    (DeviceClass::Software, 9, 256, rows(8, 2, 32, 2, 8)),
-    (DeviceClass::Software, 9, 576, rows(8, 1, 32, 2, 8)),
-    (DeviceClass::Software, 65, 64, rows(64, 2, 32, 2, 0)),
-    (DeviceClass::Software, 65, 128, rows(64, 2, 16, 2, 0)),
-    (DeviceClass::Software, 1, 576, rows(8, 1, 16, 4, 0)),
-];
+const ROWS: &[(usize, usize, RowShape)] = &[(17, 128, rows(4)), (9, 256, rows(2)), (9, 576, rows(1))];
 
-const fn rows(threads: u32, rows: u32, keys: u32, step: u32, lanes: u32) -> RowShape {
-    RowShape { threads, rows, keys, step, lanes }
+const fn rows(rows: u32) -> RowShape {
+    RowShape { lanes: 0, rows, keys: 32, step: 2 }
 }
 
-/// Shapes of the few kernel: device class, most rows for which each is meant.
+/// Shapes of the few kernel, for subgroups of any size: most rows for which each is meant.
 ///
 /// One step of decoding 1,32:8,1,4096,128, milliseconds of processor time with upload: Mesa 26.2 lavapipe 21, of 512 bits 29 (rows: 50);
 /// Mesa 25.0.7 23.
-const FEW: &[(DeviceClass, usize, FewShape)] = &[
-    (DeviceClass::Software, 1, FewShape { lanes: 8, rows: 1 }),
-    (DeviceClass::Software, 4, FewShape { lanes: 8, rows: 4 }),
-    (DeviceClass::Software, 8, FewShape { lanes: 8, rows: 8 }),
-    (DeviceClass::Software, 1, FewShape { lanes: 16, rows: 1 }),
-    (DeviceClass::Software, 4, FewShape { lanes: 16, rows: 4 }),
-    (DeviceClass::Software, 8, FewShape { lanes: 16, rows: 8 }),
-];
+const FEW: &[(usize, u32)] = &[(1, 1), (4, 4), (8, 8)];
 
 /// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the widest head for which each is meant.
 ///
@@ -87,6 +74,14 @@ pub(super) fn heads_packed(d: &Dims) -> usize {
     if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 }
 }
 
+/// Keys that one invocation goes over at most: the error of a chain of sums grows with its length, and longer ones are put together of these.
+///
+/// 0.1 in every value, 131,072 keys, relative error on lavapipe: one chain 6.5e-4, of 4,096 keys 2e-5.
+pub(super) const CHAIN: usize = 4096;
+
+/// Bytes of partial results up to which splits are preferred to steps one after the other.
+const SCRATCH_BYTES: u64 = 64 << 20;
+
 /// `wanted` is the kernel to take, where it is one of [`candidates`].
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>) -> Result<Plan> {
     let d = &problem.dims;
@@ -97,55 +92,89 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         None => choose(problem, caps, pack * d.seq_len_q)?,
     };
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
-    let blocks = (pack * d.seq_len_q).div_ceil(key.kernel.block_rows() as usize) * (d.num_heads / pack) * d.batch;
-    // Ranges of keys that are bound apart are merged as splits are.
-    let least = if key_ranges(problem, caps)? > 1 { 2 } else { 1 };
-    let splits = splits(problem, caps, blocks).max(least);
+    let block_rows = key.kernel.block_rows() as usize;
+    let item_blocks = item_blocks(problem, Operand::Query, pack, block_rows);
+    let items = if problem.packed.is_some() { 1 } else { d.batch };
+    let blocks = item_blocks * (d.num_heads / pack) * items;
+    let (splits, most_keys) = splits(problem, caps, &key, blocks);
+    let parts = parts(problem, caps, most_keys)?;
+    let turns = parts.iter().map(|part| part.turn + 1).max().unwrap_or(1);
     let workgroups = grid(blocks.saturating_mul(splits))?;
 
-    let mut params = Params { pack: pack as u32, splits: splits as u32, end_workgroup: workgroups, ..Params::new(problem, layout) };
+    let mut params = Params {
+        pack: pack as u32,
+        splits: splits as u32,
+        item_blocks: grid(item_blocks)?,
+        end_workgroup: workgroups,
+        ..Params::new(problem, layout)
+    };
+    let in_place = |slot| match slot {
+        Slot::Lse if problem.want.stats => Place::Stats,
+        slot => Place::of(slot).unwrap_or(Place::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 })),
+    };
+    let rows = problem.lse_len();
+    let width = 4 * d.head_dim_v.div_ceil(4);
     let mut scratch = Vec::new();
-    let mut steps = Vec::new();
-    let in_place = |slot| Place::of(slot).unwrap_or(Place::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 }));
-    if splits == 1 {
-        steps.push(Step { places: places(&key, in_place), key: key.clone(), params, bound: None, flops: d.flops() });
-    } else {
-        let width = 4 * (d.head_dim_v.div_ceil(4) as u32);
-        let rows = problem.lse_len();
-        let merge = Step {
-            key: variant(key.general, Kernel::Merge, problem),
-            params: Params { end_workgroup: grid((rows * (width as usize / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..params },
-            places: Vec::new(),
+    let mut merge = None;
+    if splits > 1 || turns > 1 || (problem.want.lse && problem.want.stats) {
+        let whole_rows = every_row(problem, Operand::Query, params);
+        let last_stats = if turns.is_multiple_of(2) { splits * rows } else { 0 };
+        let merged = Params { end_workgroup: grid((rows * (width / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..whole_rows };
+        let key_of_merge = variant(key.general, Kernel::Merge, problem);
+        let of_merge = |slot| if slot == Slot::Lse { Place::Lse } else { in_place(slot) };
+        merge = Some(Step {
+            places: places(&key_of_merge, of_merge),
+            key: key_of_merge,
+            params: Params { stats_from: grid(last_stats)?, ..merged },
             bound: None,
-            flops: 2.0 * (splits * rows * width as usize) as f64,
-        };
+            flops: 2.0 * (splits * rows * width) as f64,
+        });
         // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
-        key.output = Storage { vectors: !key.general, ..Storage::SCRATCH };
+        (key.partial, key.output) = (true, Storage::SCRATCH);
         params.offsets[3] = 0;
+        let width = width as u32;
         params.output_strides = match problem.packed {
             Some(_) => [0, width, d.num_heads as u32 * width, 1],
             None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
         };
-        params.output_split_stride = rows as u32 * width;
+        params.output_split_stride = grid(rows)? * width;
         params.lse_split_stride = rows as u32;
-        scratch = vec![4 * (splits * rows) as u64 * u64::from(width), 4 * (splits * rows) as u64];
-        check_bytes("partial outputs", scratch[0], caps)?;
-        let to_scratch = |slot| match slot {
-            Slot::Output => Place::Scratch(0),
-            Slot::Lse => Place::Scratch(1),
-            other => in_place(other),
-        };
-        steps.push(Step { places: places(&key, to_scratch), key: key.clone(), params, bound: None, flops: d.flops() });
-        steps.push(Step { places: places(&merge.key, in_place), ..merge });
+        scratch = vec![4 * (splits * rows) as u64 * u64::from(width), 8 * (splits * rows * turns.min(2)) as u64];
+        scratch.iter().try_for_each(|&bytes| check_bytes("partial results", bytes, caps))?;
     }
+    let to_scratch = |slot| match slot {
+        Slot::Output if key.partial => Place::Scratch(0),
+        Slot::Lse if key.partial => Place::Scratch(1),
+        other => in_place(other),
+    };
+    let step = Step { places: places(&key, to_scratch), key: key.clone(), params, bound: None, flops: problem.flops() };
     let summary = format!(
-        "fused {}{}, heads packed {pack}, key splits {splits}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        "fused {}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
         if key.general { "general " } else { "" },
         key.kernel,
+        if parts.len() > 1 { format!(", {} steps over the keys", parts.len()) } else { String::new() },
         key.workgroup_bytes(),
         scratch.iter().sum::<u64>(),
     );
+    let steps = of_parts(problem, step, &parts, splits * rows).into_iter().chain(merge).collect();
     Ok(Plan { steps, scratch, table_words, summary })
+}
+
+/// Blocks of `size` rows (keys, of [`Operand::Key`]) that an item has at most; of varlen sequences those of all items, as shaders/lib/addressing.wgsl
+/// (block_of) places them.
+pub(super) fn item_blocks(problem: &Problem, of: Operand, pack: usize, size: usize) -> usize {
+    let d = &problem.dims;
+    let len = if of == Operand::Query { d.seq_len_q } else { d.seq_len_kv };
+    match problem.packed {
+        None => (pack * len).div_ceil(size),
+        Some(packed) => pack * if of == Operand::Query { packed.tokens_q } else { packed.tokens_kv } / size + d.batch,
+    }
+}
+
+/// The params of a kernel that goes over the rows of an operand without looking at anything else: varlen sequences are one.
+pub(super) fn every_row(problem: &Problem, of: Operand, params: Params) -> Params {
+    let [batch, heads, len, _] = problem.shape(of);
+    Params { batch: batch as u32, num_heads: heads as u32, seq_len_q: len as u32, ..params }
 }
 
 /// The steps that merge `parts` results of `rows` rows: one head of one item, f32.
@@ -165,7 +194,7 @@ pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCa
         end_workgroup: grid((rows * columns).div_ceil(64))?,
         ..Params::new(&problem, TableLayout::default())
     };
-    let key = KernelKey::new(Kernel::Merge, &problem);
+    let key = KernelKey { partial: true, ..KernelKey::new(Kernel::Merge, &problem) };
     Ok(cut(Step { key, params, places: Vec::new(), bound: None, flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
 }
 
@@ -182,28 +211,38 @@ fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
     key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
 }
 
-/// Whether kernels that shuffle among this many lanes work.
-fn shuffles(lanes: u32, caps: &DeviceCaps) -> bool {
-    lanes == 0 || (lanes == caps.subgroup_size && lanes == caps.subgroup_max)
+/// Lanes among which kernels of whole subgroups shuffle: where a subgroup has a known size that they can have.
+pub(super) fn lanes(caps: &DeviceCaps) -> Option<u32> {
+    (caps.class == DeviceClass::Software && caps.subgroup_size == caps.subgroup_max && [4, 8, 16].contains(&caps.subgroup_size))
+        .then_some(caps.subgroup_size)
+}
+
+/// The shapes of the few kernel with the most rows for each, and of the rows kernel with the least rows and the widest head.
+fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl Iterator<Item = (usize, usize, Kernel)>) {
+    let few = lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Few(FewShape { lanes, rows }))));
+    let rows = lanes(caps).into_iter().flat_map(|lanes| {
+        ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Rows(RowShape { lanes, ..shape })))
+    });
+    (few, rows)
 }
 
 /// Whether a rows kernel compiles in seconds.
-fn compiles(shape: RowShape, widest: usize, caps: &DeviceCaps) -> bool {
-    !caps.slow_compiler || shape.lanes == 0 || shape.rows as usize * widest <= 128
+fn compiles(kernel: Kernel, widest: usize, caps: &DeviceCaps) -> bool {
+    let Kernel::Rows(shape) = kernel else { return true };
+    !caps.slow_compiler || shape.rows as usize * widest <= 128
 }
 
 /// Every kernel that computes `problem` on the device in reasonable time to compile, whatever it is meant for, each once: what autotuning tries.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
-    let few = FEW.iter().map(|&(.., shape)| (shape.lanes, Kernel::Few(shape)));
+    let (few, by_rows) = by_lanes(caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
-    let rows = ROWS.iter().filter(|&&(.., shape)| compiles(shape, widest, caps));
-    let rows = rows.map(|&(.., shape)| (shape.lanes, Kernel::Rows(shape)));
-    let tiles = TILES.iter().map(|&(.., shape)| (0, Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })));
+    let few = few.map(|(_, kernel)| kernel);
+    let by_rows = by_rows.map(|(.., kernel)| kernel).filter(|&kernel| compiles(kernel, widest, caps));
+    let tiles = TILES.iter().map(|&(.., shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
     let rows_there = heads_packed(&problem.dims) * problem.dims.seq_len_q;
-    let matrix = matrix::kernels(problem, caps, rows_there).map(|kernel| (0, kernel));
     let mut found = Vec::new();
-    for (lanes, kernel) in few.chain(rows).chain(tiles).chain(matrix) {
-        if shuffles(lanes, caps) && !found.contains(&kernel) && fits(&KernelKey::new(kernel, problem), caps) {
+    for kernel in few.chain(by_rows).chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
+        if !found.contains(&kernel) && fits(&KernelKey::new(kernel, problem), caps) {
             found.push(kernel);
         }
     }
@@ -213,18 +252,15 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
 /// The first kernel meant for this many rows on this class of device that fits it.
 fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
     let fits = |key: &KernelKey| fits(key, caps);
-    let shuffles = |lanes: u32| shuffles(lanes, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
     // A general kernel computes whole blocks of rows.
     let whole = rows.next_multiple_of(GENERAL[0].block_rows() as usize) as f64 / rows as f64;
-    let special = caps.specialises(whole * problem.dims.flops());
-    let by_few = FEW.iter().filter(|&&(class, most, shape)| caps.class == class && rows <= most && shuffles(shape.lanes));
-    let by_few = by_few.map(|&(.., shape)| KernelKey::new(Kernel::Few(shape), problem));
-    let by_rows = ROWS.iter().filter(|&&(class, least, most_dim, shape)| {
-        caps.class == class && rows >= least && widest <= most_dim && shuffles(shape.lanes) && compiles(shape, widest, caps)
-    });
-    let by_rows = by_rows.map(|&(.., shape)| KernelKey::new(Kernel::Rows(shape), problem));
+    let special = caps.specialises(whole * problem.flops());
+    let (by_few, by_rows) = by_lanes(caps);
+    let by_few = by_few.filter(|&(most, _)| rows <= most).map(|(_, kernel)| KernelKey::new(kernel, problem));
+    let by_rows = by_rows.filter(|&(least, most_dim, kernel)| rows >= least && widest <= most_dim && compiles(kernel, widest, caps));
+    let by_rows = by_rows.map(|(.., kernel)| KernelKey::new(kernel, problem));
     let by_matrix = matrix::kernels(problem, caps, rows).filter(|_| caps.prefer_matrices).map(|kernel| KernelKey::new(kernel, problem));
     let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
@@ -239,19 +275,25 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     })
 }
 
-/// Into how many parts the keys are split: enough to fill the device and to keep workgroups short, none too short, all in one buffer.
-fn splits(problem: &Problem, caps: &DeviceCaps, blocks: usize) -> usize {
+/// Into how many parts the keys are split, enough to fill the device and to keep workgroups short, none too short, all in one buffer; and how many
+/// keys one step may go over.
+fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) -> (usize, usize) {
     let v = &problem.visibility;
     let d = &problem.dims;
     let mut keys = d.seq_len_kv;
     if let (Some(left), true) = (v.window_left, v.causal || v.window_right.is_some()) {
         let right = if v.causal { 0 } else { v.window_right.unwrap_or(0) as usize };
-        keys = keys.min(d.seq_len_q.saturating_add(left as usize).saturating_add(right));
+        let rows = d.seq_len_q.min(key.kernel.block_rows() as usize);
+        let prefix = if v.prefix_lengths { d.seq_len_kv } else { 0 };
+        keys = keys.min(rows.saturating_add(left as usize).saturating_add(right).saturating_add(prefix));
     }
     let to_fill = caps.full_grid().div_ceil(blocks.max(1));
     // One workgroup of very many keys must not take as long as a dispatch may.
-    let to_be_short = (8.0 * d.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
+    let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
     let row_bytes = 16 * d.head_dim_v.div_ceil(4) as u64 * problem.lse_len().max(1) as u64;
-    let that_fit = (caps.binding_bytes.min(caps.buffer_bytes) / row_bytes) as usize;
-    to_fill.max(to_be_short).min(keys / KEYS_PER_SPLIT).min(that_fit).max(1)
+    let that_fit = |bytes: u64| (bytes / row_bytes).max(1) as usize;
+    let at_once = loops::keys_at_once(key, caps).min(CHAIN);
+    let to_be_exact = keys.div_ceil(at_once).min(that_fit(SCRATCH_BYTES));
+    let splits = to_fill.max(to_be_short).min(keys / KEYS_PER_SPLIT).max(to_be_exact).min(that_fit(caps.binding_bytes.min(caps.buffer_bytes))).max(1);
+    (splits, if keys <= splits * at_once { d.seq_len_kv } else { splits * at_once })
 }

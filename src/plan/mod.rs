@@ -3,6 +3,7 @@
 mod backward;
 mod caps;
 mod fused;
+mod loops;
 mod matrix;
 mod ranges;
 mod staged;
@@ -28,6 +29,8 @@ pub(crate) enum Place {
     Value,
     Output,
     Lse,
+    /// What [`crate::Want::stats`] asks for.
+    Stats,
     Tables,
     Bias,
     Mask,
@@ -57,7 +60,8 @@ impl Place {
             Slot::Key => Some(Self::Key),
             Slot::Value => Some(Self::Value),
             Slot::Output | Slot::Result => Some(Self::Output),
-            Slot::Lse | Slot::ForwardLse => Some(Self::Lse),
+            Slot::Lse => Some(Self::Lse),
+            Slot::Stats | Slot::ForwardStats => Some(Self::Stats),
             Slot::Tables => Some(Self::Tables),
             Slot::Bias => Some(Self::Bias),
             Slot::Mask => Some(Self::Mask),
@@ -66,7 +70,7 @@ impl Place {
             Slot::DQuery => Some(Self::DQuery),
             Slot::DKey => Some(Self::DKey),
             Slot::DValue => Some(Self::DValue),
-            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialLse | Slot::RowWords | Slot::Parts | Slot::Sums => None,
+            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowWords | Slot::Parts | Slot::Sums => None,
         }
     }
 }
@@ -117,8 +121,8 @@ impl Plan {
             }
             Algorithm::Staged => staged::plan(problem, caps, "asked for")?,
             Algorithm::Auto if wants_matrix => staged::plan(problem, caps, "scores or weights are wanted")?,
-            Algorithm::Fused => ranges::cut_to_bindings(problem, caps, fused::plan(problem, caps, kernel)?)?,
-            Algorithm::Auto => match fused::plan(problem, caps, kernel).and_then(|plan| ranges::cut_to_bindings(problem, caps, plan)) {
+            Algorithm::Fused => fused::plan(problem, caps, kernel)?,
+            Algorithm::Auto => match fused::plan(problem, caps, kernel) {
                 Err(Error::Limit { limit: "max_compute_workgroup_storage_size", .. }) => {
                     staged::plan(problem, caps, "the head is too wide for the fused kernel's workgroup memory")?
                 }
@@ -146,7 +150,7 @@ impl Plan {
         kernel: Option<Kernel>,
         words: CacheWords,
     ) -> Result<Self> {
-        let mut plan = Self::with_kernel(problem, &caps.for_replays(problem.dims.flops()), algorithm, kernel)?;
+        let mut plan = Self::with_kernel(problem, &caps.for_replays(problem.flops()), algorithm, kernel)?;
         let mut others = *problem;
         (others.paged, others.visibility.kv_lengths) = (None, false);
         others.dims.num_heads = words.num_heads;

@@ -1,14 +1,14 @@
-//! Keys and values that are more than one binding can have: bound and computed in parts.
+//! A fused kernel in steps over parts of the keys: what a binding can have of keys and values, and what an invocation can go over.
 //!
-//! A part is a range of (item, key/value head) pairs and a range of keys. Parts of different pairs write different rows; parts of different
-//! keys are partial results, merged by their lse as splits of the keys are. A kernel counts items, heads and keys as ever: a part's
-//! workgroups are those of its pairs, its keys are cut down to its range, and its offset in the buffer is counted from its binding.
+//! A part is a range of (item, key/value head) pairs and a range of keys. Parts of different pairs write different rows; of the same pairs each
+//! joins what those before it left as (m, l, output / l). Kernels are unchanged: a part runs the workgroups of its pairs, its keys are cut down to
+//! its range, and its offset in the buffer is counted from its binding.
 
 use std::ops::Range;
 
-use super::{DeviceCaps, Plan, Step, check_bytes};
+use super::{DeviceCaps, Step, check_bytes};
 use crate::problem::Operand;
-use crate::shader::{Kernel, Params, Slot};
+use crate::shader::{Flags, Slot};
 use crate::{Problem, Result};
 
 /// What a binding has of key or value.
@@ -20,54 +20,66 @@ pub(crate) struct Bound {
     first: usize,
 }
 
+/// A part of the work.
 #[derive(Clone, Debug)]
-struct Part {
+pub(super) struct Part {
     pairs: Range<usize>,
     keys: Range<usize>,
-    bound: [Bound; 2],
+    /// What it binds of keys and values, where that is not all.
+    bound: Option<[Bound; 2]>,
+    /// Parts of the same pairs before it.
+    pub(super) turn: usize,
 }
 
-/// How many ranges the keys go into; an error where no part would fit.
-pub(super) fn key_ranges(problem: &Problem, caps: &DeviceCaps) -> Result<usize> {
-    Ok(parts(problem, caps)?.map_or(1, |(ranges, _)| ranges))
-}
-
-/// Makes a fused plan of one that binds keys and values whole. Where the keys go into several ranges, the plan has splits.
-pub(super) fn cut_to_bindings(problem: &Problem, caps: &DeviceCaps, mut plan: Plan) -> Result<Plan> {
-    let Some((ranges, parts)) = parts(problem, caps)? else { return Ok(plan) };
-    let splits = plan.steps.first().map_or(1, |step| step.params.splits);
-    if ranges > 1 {
-        plan.scratch.iter_mut().for_each(|bytes| *bytes *= ranges as u64);
-        plan.scratch.iter().try_for_each(|&bytes| check_bytes("partial outputs", bytes, caps))?;
+/// The parts in which `problem` is computed, in order, none of more than `most_keys` keys; an error where no binding has room for one.
+pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> Result<Vec<Part>> {
+    let keys = problem.dims.seq_len_kv;
+    let all = Part { pairs: 0..problem.dims.batch * problem.dims.num_kv_heads, keys: 0..keys, bound: None, turn: 0 };
+    let whole = bindings(problem, caps)?.unwrap_or_else(|| vec![all]);
+    let ranges_before = |part: &Part| whole.iter().filter(|other| other.pairs == part.pairs && other.keys.end <= part.keys.start).map(|other| other.keys.len().div_ceil(most_keys.max(1))).sum::<usize>();
+    let mut parts = Vec::new();
+    for part in &whole {
+        let first_turn = ranges_before(part);
+        let starts = part.keys.clone().step_by(most_keys.max(1));
+        parts.extend(starts.enumerate().map(|(turn, start)| Part {
+            keys: start..part.keys.end.min(start + most_keys),
+            turn: first_turn + turn,
+            ..part.clone()
+        }));
     }
-    let steps = std::mem::take(&mut plan.steps);
-    for step in steps {
-        if step.key.kernel == Kernel::Merge {
-            plan.steps.push(Step { params: Params { splits: splits * ranges as u32, ..step.params }, ..step });
-            continue;
-        }
-        let workgroups = step.params.end_workgroup / (problem.dims.batch * problem.dims.num_kv_heads) as u32;
-        let longest = parts.iter().map(|part| part.keys.len()).max().unwrap_or(1);
-        for part in &parts {
-            let mut params = step.params;
+    if parts.is_empty() { Ok(whole) } else { Ok(parts) }
+}
+
+/// `step` for each part. Of parts one after the other the (m, l) of `rows` rows are in two places by turns, so that none reads what it writes.
+pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[Part], rows: usize) -> Vec<Step> {
+    if let [_] = parts {
+        return vec![step];
+    }
+    let pairs = problem.dims.batch * problem.dims.num_kv_heads;
+    // Varlen sequences are never bound in parts.
+    let workgroups = if problem.packed.is_some() { 0 } else { step.params.end_workgroup / pairs as u32 };
+    let all = (pairs * problem.dims.seq_len_kv) as f64;
+    let place = |turn: usize| if turn.is_multiple_of(2) { 0 } else { rows as u32 };
+    let of_part = |part: &Part| {
+        let mut params = step.params;
+        if part.pairs.len() < pairs {
             params.first_workgroup = part.pairs.start as u32 * workgroups;
             params.end_workgroup = part.pairs.end as u32 * workgroups;
-            (params.key_start, params.key_end) = (part.keys.start as u32, part.keys.end as u32);
-            params.first_part = (part.keys.start / longest) as u32 * splits;
-            for (offset, bound) in params.offsets[1..].iter_mut().zip(&part.bound) {
-                *offset = offset.wrapping_sub(bound.first as u32);
-            }
-            let share = (part.pairs.len() * part.keys.len()) as f64;
-            let all = (problem.dims.batch * problem.dims.num_kv_heads * problem.dims.seq_len_kv) as f64;
-            plan.steps.push(Step { params, bound: Some(part.bound.clone()), flops: step.flops * share / all, ..step.clone() });
         }
-    }
-    plan.summary = format!("{}, {} bindings of keys in {ranges} ranges", plan.summary, parts.len());
-    Ok(plan)
+        (params.range_start, params.range_end) = (part.keys.start as u32, part.keys.end as u32);
+        (params.stats_to, params.stats_from) = (place(part.turn), place(part.turn + 1));
+        params.flags |= if part.turn > 0 { Flags::ADDS } else { 0 };
+        for (offset, bound) in params.offsets[1..].iter_mut().zip(part.bound.iter().flatten()) {
+            *offset = offset.wrapping_sub(bound.first as u32);
+        }
+        let share = (part.pairs.len() * part.keys.len()) as f64 / all;
+        Step { params, bound: part.bound.clone(), flops: step.flops * share, ..step.clone() }
+    };
+    parts.iter().map(of_part).collect()
 }
 
-/// The parts, as few as can be, and how many ranges the keys go into; `None` where keys and values fit whole.
-fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Option<(usize, Vec<Part>)>> {
+/// The parts that can be bound, as few as can be; `None` where keys and values fit whole.
+fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
     let bytes = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
     let sizes = [Operand::Key, Operand::Value].map(bytes);
     if sizes.iter().all(|&bytes| bytes <= caps.binding_bytes) {
@@ -92,7 +104,7 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Option<(usize, Vec<Part
             }
         }
     }
-    best.map_or_else(too_large, |((_, ranges), parts)| Ok(Some((ranges, parts))))
+    best.map_or_else(too_large, |(_, parts)| Ok(Some(parts)))
 }
 
 /// Parts of so many pairs and keys, if they fit.
@@ -105,7 +117,7 @@ fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: u
             let [Some(key), Some(value)] = [Operand::Key, Operand::Value].map(|operand| bind(problem, caps, operand, &pairs, &keys)) else {
                 return None;
             };
-            parts.push(Part { pairs, keys, bound: [key, value] });
+            parts.push(Part { pairs, keys, bound: Some([key, value]), turn: 0 });
         }
     }
     Some(parts)
@@ -126,7 +138,7 @@ fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<us
     (bytes.end - bytes.start <= caps.binding_bytes).then_some(Bound { bytes, first })
 }
 
-/// Which of a step's bindings a slot has.
+/// The one of a step's bindings a slot has.
 pub(crate) fn of_slot(bound: Option<&[Bound; 2]>, slot: Slot) -> Option<&Bound> {
     match slot {
         Slot::Key => bound.map(|bound| &bound[0]),

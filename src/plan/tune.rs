@@ -45,7 +45,7 @@ pub(crate) fn kernel_text(kernel: Kernel) -> String {
         Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups }) => {
             format!("tiles {threads} {rows} {cols} {keys} {}", u32::from(subgroups))
         }
-        Kernel::Rows(RowShape { threads, rows, keys, step, lanes }) => format!("rows {threads} {rows} {keys} {step} {lanes}"),
+        Kernel::Rows(RowShape { lanes, rows, keys, step }) => format!("rows {lanes} {rows} {keys} {step}"),
         Kernel::Few(FewShape { lanes, rows }) => format!("few {lanes} {rows}"),
         Kernel::Matrix(MatrixShape { size, tiles, lanes, keys }) => format!("matrix {size} {tiles} {lanes} {keys}"),
         other => other.to_string(),
@@ -61,7 +61,7 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
         ("tiles", &[threads, rows, cols, keys, subgroups]) => {
             Some(Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups: subgroups == 1 }))
         }
-        ("rows", &[threads, rows, keys, step, lanes]) => Some(Kernel::Rows(RowShape { threads, rows, keys, step, lanes })),
+        ("rows", &[lanes, rows, keys, step]) => Some(Kernel::Rows(RowShape { lanes, rows, keys, step })),
         ("matrix", &[size, tiles, lanes, keys]) => Some(Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })),
         ("few", &[lanes, rows]) => Some(Kernel::Few(FewShape { lanes, rows })),
         _ => None,
@@ -92,13 +92,13 @@ mod tests {
             assert_eq!(plan.steps[0].key.kernel, kernel);
         }
         let usual = super::super::Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel;
-        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "matrix 8 4 32 32", "rows 8 4 32 2 8"] {
+        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "matrix 8 4 32 32", "rows 8 4 32 2"] {
             let kernel = read_kernel(bad);
             assert!(kernel.is_some(), "{bad} is well formed");
             let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");
             assert_eq!(plan.steps[0].key.kernel, usual, "{bad}");
         }
-        for bad in ["", "tiles", "tiles 1 2 3", "rows a b c d e", "merge"] {
+        for bad in ["", "tiles", "tiles 1 2 3", "rows a b c d", "merge"] {
             assert_eq!(read_kernel(bad), None, "{bad}");
         }
     }

@@ -4,6 +4,9 @@ use super::shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, Til
 use crate::problem::Operand;
 use crate::{Broadcast, DType, Problem, ScoreOrder};
 
+/// Words of a row between the kernels of a backward pass: shaders/lib/addressing.wgsl.
+pub(crate) const ROW_WORDS: usize = 3;
+
 /// A kernel in one of its variants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelKey {
@@ -29,13 +32,17 @@ pub(crate) struct KernelKey {
     pub(crate) dropout: bool,
     /// How gradients of query, key and value are stored, if not as those.
     pub(crate) gradient: Option<DType>,
+    /// Fused kernels: the results are parts, (m, l, output / l) over some of the keys. Merge: the parts are an app's own, with their lse.
+    pub(crate) partial: bool,
+    /// Merge: (m, l) of the rows are handed out.
+    pub(crate) stats: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     /// Fused forward by register tiles.
     Tiles(TileShape),
-    /// Fused forward, whole query rows to a thread.
+    /// Fused forward, whole query rows to a thread, keys by shuffles.
     Rows(RowShape),
     /// Fused forward of few query rows, a key's numbers spread over a subgroup.
     Few(FewShape),
@@ -49,7 +56,7 @@ pub(crate) enum Kernel {
     Softmax,
     /// Staged, third: weights x V.
     WeightedValues,
-    /// Backward, first: lse and delta of each row, and the tables.
+    /// Backward, first: m, 1 / l and delta of each row, and the tables.
     RowEnds,
     /// Backward: dQ.
     QueryGradient(GradientShape),
@@ -65,6 +72,8 @@ pub(crate) enum Kernel {
     SinkGradient,
     /// Backward: parts summed.
     Sum,
+    /// Backward: a gradient that was summed in f32, as it is to be stored.
+    NarrowGradient(Operand),
 }
 
 impl Kernel {
@@ -98,8 +107,7 @@ impl std::fmt::Display for Kernel {
                 write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
             }
             Self::Rows(s) => {
-                let by = if s.lanes > 0 { "subgroup shuffles" } else { "workgroup memory" };
-                write!(f, "rows {}x{}, {} threads of {}x{}, keys by {by}", s.block_rows(), s.keys, s.threads, s.rows, s.step)
+                write!(f, "rows {}x{}, {} lanes of {}x{}", s.block_rows(), s.keys, s.lanes, s.rows, s.step)
             }
             Self::Few(s) => write!(f, "few {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
             Self::Matrix(s) => {
@@ -120,6 +128,7 @@ impl std::fmt::Display for Kernel {
             Self::RelativeGradient => f.write_str("drelative_bias"),
             Self::SinkGradient => f.write_str("dsinks"),
             Self::Sum => f.write_str("sum"),
+            Self::NarrowGradient(operand) => write!(f, "narrow the gradient of {}", operand.name()),
         }
     }
 }
@@ -212,14 +221,17 @@ pub(crate) enum Slot {
     Mask,
     Scores,
     PartialOutput,
-    PartialLse,
+    /// (m, l) of the parts; of an app's own their lse.
+    PartialStats,
     Cache,
     /// The forward pass's output, read.
     Result,
-    /// The forward pass's lse, read.
-    ForwardLse,
+    /// (m, l) of the whole rows.
+    Stats,
+    /// The forward pass's, read.
+    ForwardStats,
     DOutput,
-    /// Of each row lse and delta; behind them the tables.
+    /// m, 1 / l and delta of each row; behind them the tables.
     RowWords,
     DQuery,
     DKey,
@@ -277,6 +289,8 @@ impl KernelKey {
             cached: false,
             dropout: false,
             gradient: None,
+            partial: false,
+            stats: false,
         };
         match kernel {
             Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) | Kernel::Matrix(_) => Self {
@@ -302,12 +316,20 @@ impl KernelKey {
                 ..unused
             },
             Kernel::RowEnds => Self { head_dim_v, output: storage(Operand::Output), ..unused },
-            Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), ..unused },
+            Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
             Kernel::Scores => {
                 Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), score: ScoreKey::of(problem), ..unused }
             }
             Kernel::Softmax | Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum => Self { tables: false, ..unused },
+            Kernel::NarrowGradient(operand) => {
+                let narrow = Self { tables: false, paged: false, ..unused };
+                match operand {
+                    Operand::Query => Self { head_dim, query: storage(operand), ..narrow },
+                    Operand::Key => Self { head_dim, key: storage(operand), ..narrow },
+                    _ => Self { head_dim_v, value: storage(operand), ..narrow },
+                }
+            }
             Kernel::WeightedValues => {
                 Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), dropout, ..unused }
             }
@@ -329,7 +351,7 @@ impl KernelKey {
             value: scalar(special.value),
             output: scalar(special.output),
             score: ScoreKey { bias: scores, mask: scores, ..ScoreKey::default() },
-            tables: kernel != Kernel::Sum,
+            tables: !matches!(kernel, Kernel::Sum | Kernel::NarrowGradient(_)),
             paged: false,
             dropout: false,
             ..special
@@ -350,6 +372,7 @@ impl KernelKey {
         let (d_query, d_key, d_value) = match kernel {
             Kernel::QueryGradient(_) => (true, false, false),
             Kernel::KeyGradient(_, side) => (false, side != KeySide::Value, side != KeySide::Key),
+            Kernel::NarrowGradient(operand) => (operand == Operand::Query, operand == Operand::Key, operand == Operand::Value),
             _ => (false, false, false),
         };
         let backward = kernel.visits_pairs_backward();
@@ -365,17 +388,18 @@ impl KernelKey {
         add(scores || kernel == Kernel::Softmax, Slot::Scores, Access::ReadWrite);
         add(kernel == Kernel::WeightedValues, Slot::Scores, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
-        add(kernel == Kernel::Merge, Slot::PartialLse, Access::Read);
+        add(kernel == Kernel::Merge, Slot::PartialStats, Access::Read);
+        add(self.stats, Slot::Stats, Access::ReadWrite);
         add(self.cached, Slot::Cache, Access::Read);
         add(kernel == Kernel::RowEnds, Slot::Result, Access::Read);
-        add(kernel == Kernel::RowEnds, Slot::ForwardLse, Access::Read);
+        add(kernel == Kernel::RowEnds, Slot::ForwardStats, Access::Read);
         add(backward || kernel == Kernel::RowEnds, Slot::DOutput, Access::Read);
         add(kernel == Kernel::RowEnds, Slot::RowWords, Access::ReadWrite);
         add(kernel.reads_row_words(), Slot::RowWords, Access::Read);
         add(d_query, Slot::DQuery, Access::ReadWrite);
         add(d_key, Slot::DKey, Access::ReadWrite);
         add(d_value, Slot::DValue, Access::ReadWrite);
-        add(matches!(kernel, Kernel::RelativeGradient | Kernel::Sum), Slot::Parts, Access::Read);
+        add(matches!(kernel, Kernel::RelativeGradient | Kernel::Sum | Kernel::NarrowGradient(_)), Slot::Parts, Access::Read);
         let sums = [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::SinkGradient, Kernel::Sum];
         add(sums.contains(&kernel), Slot::Sums, Access::ReadWrite);
         bindings
@@ -385,15 +409,34 @@ impl KernelKey {
     pub(super) fn files(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         let own: Files = match self.kernel {
             Kernel::Tiles(TileShape { subgroups: false, .. }) => {
-                files!("shaders/lib/block.wgsl", "shaders/lib/row_reduce_workgroup.wgsl", "shaders/fused/tiles.wgsl")
+                files!(
+                    "shaders/lib/block.wgsl",
+                    "shaders/lib/row_result.wgsl",
+                    "shaders/lib/row_reduce.wgsl",
+                    "shaders/lib/row_reduce_workgroup.wgsl",
+                    "shaders/fused/tiles.wgsl"
+                )
             }
-            Kernel::Tiles(TileShape { subgroups: true, .. }) => {
-                files!("shaders/lib/block.wgsl", "shaders/lib/row_reduce_subgroup.wgsl", "shaders/fused/tiles.wgsl")
+            Kernel::Tiles(TileShape { subgroups: true, .. }) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/lib/row_result.wgsl",
+                "shaders/lib/subgroup_threads.wgsl",
+                "shaders/lib/row_reduce.wgsl",
+                "shaders/lib/row_reduce_subgroup.wgsl",
+                "shaders/fused/tiles.wgsl"
+            ),
+            Kernel::Rows(_) => {
+                files!("shaders/lib/block.wgsl", "shaders/lib/row_result.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/lanes.wgsl")
             }
-            Kernel::Rows(RowShape { lanes: 0, .. }) => files!("shaders/lib/block.wgsl", "shaders/fused/rows.wgsl"),
-            Kernel::Rows(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/lanes.wgsl"),
-            Kernel::Matrix(_) => files!("shaders/lib/block.wgsl", "shaders/fused/matrix.wgsl"),
-            Kernel::Few(_) => files!("shaders/lib/block.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/few.wgsl"),
+            Kernel::Matrix(_) => files!(
+                "shaders/lib/block.wgsl",
+                "shaders/lib/row_result.wgsl",
+                "shaders/lib/subgroup_threads.wgsl",
+                "shaders/fused/matrix.wgsl"
+            ),
+            Kernel::Few(_) => {
+                files!("shaders/lib/block.wgsl", "shaders/lib/row_result.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/few.wgsl")
+            }
             Kernel::Merge => files!("shaders/fused/merge.wgsl"),
             Kernel::Scores => files!("shaders/staged/scores.wgsl"),
             Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
@@ -404,12 +447,6 @@ impl KernelKey {
                 "shaders/backward/pair.wgsl",
                 "shaders/backward/own_rows.wgsl",
                 "shaders/backward/tiles.wgsl"
-            ),
-            Kernel::QueryGradient(GradientShape::Vectors { lanes: 0, .. }) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_rows.wgsl",
-                "shaders/backward/vectors.wgsl"
             ),
             Kernel::QueryGradient(GradientShape::Vectors { .. }) => files!(
                 "shaders/lib/block.wgsl",
@@ -424,12 +461,6 @@ impl KernelKey {
                 "shaders/backward/own_keys.wgsl",
                 "shaders/backward/tiles.wgsl"
             ),
-            Kernel::KeyGradient(GradientShape::Vectors { lanes: 0, .. }, _) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_keys.wgsl",
-                "shaders/backward/vectors.wgsl"
-            ),
             Kernel::KeyGradient(GradientShape::Vectors { .. }, _) => files!(
                 "shaders/lib/block.wgsl",
                 "shaders/lib/lanes.wgsl",
@@ -442,6 +473,7 @@ impl KernelKey {
             Kernel::RelativeGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/relative.wgsl"),
             Kernel::SinkGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/sinks.wgsl"),
             Kernel::Sum => files!("shaders/backward/sum.wgsl"),
+            Kernel::NarrowGradient(_) => files!("shaders/backward/narrow.wgsl"),
         };
         SHARED.iter().chain(own)
     }
@@ -450,14 +482,13 @@ impl KernelKey {
     pub(crate) fn workgroup_bytes(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
-            Kernel::Rows(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
-            Kernel::Few(_) => 8,
+            Kernel::Rows(_) | Kernel::Few(_) => 8,
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
-            Kernel::RowEnds | Kernel::Sum => 0,
+            Kernel::RowEnds | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,
             Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),
@@ -469,7 +500,7 @@ impl KernelKey {
     pub(crate) fn threads(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
-            Kernel::Rows(shape) => shape.threads,
+            Kernel::Rows(shape) => shape.lanes,
             Kernel::Matrix(shape) => shape.threads(),
             Kernel::Few(shape) => shape.lanes,
             Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),

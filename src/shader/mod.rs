@@ -10,9 +10,9 @@ mod shapes;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, Kernel, KernelKey, Slot, Storage};
+pub(crate) use key::{Access, Kernel, KernelKey, ROW_WORDS, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
-pub(crate) use params::Params;
+pub(crate) use params::{Flags, Params};
 pub(crate) use shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 
 /// The text of a kernel, and where its lines come from.

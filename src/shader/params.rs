@@ -30,6 +30,10 @@ impl Flags {
     pub(crate) const SOFTCAP_LAST: u32 = 32768;
     pub(crate) const PAGED: u32 = 65536;
     pub(crate) const DROPOUT: u32 = 131_072;
+    /// (m, l) of rows are written in the place of their lse.
+    pub(crate) const STATS: u32 = 262_144;
+    /// The step's results join what is there.
+    pub(crate) const ADDS: u32 = 524_288;
 }
 
 /// Runtime quantities of one dispatch.
@@ -72,15 +76,17 @@ pub(crate) struct Params {
     pub(crate) score_stage: u32,
     pub(crate) page_size: u32,
     pub(crate) pages_per_item: u32,
-    pub(crate) key_start: u32,
-    pub(crate) key_end: u32,
-    pub(crate) first_part: u32,
+    pub(crate) range_start: u32,
+    pub(crate) range_end: u32,
     pub(crate) dropout_threshold: u32,
     pub(crate) dropout_factor: f32,
     pub(crate) first_table: u32,
     pub(crate) table_words: u32,
+    pub(crate) item_blocks: u32,
+    pub(crate) stats_to: u32,
+    pub(crate) stats_from: u32,
     /// A uniform's size is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 2],
+    pub(crate) padding: [u32; 0],
 }
 
 impl Params {
@@ -95,7 +101,8 @@ impl Params {
         let v = &problem.visibility;
         let drop = problem.drop();
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
-        let window = |width: Option<u32>| width.map_or(0, |width| width.min(i32::MAX as u32 / 4) as i32);
+        // No farther than two positions can be apart: see `check_addressing`.
+        let window = |width: Option<u32>| width.map_or(0, |width| width.min((1 << 30) - 1) as i32);
         Self {
             query_strides: strides(Operand::Query),
             key_strides: strides(Operand::Key),
@@ -114,6 +121,7 @@ impl Params {
                 | flag(problem.packed.is_some(), Flags::PACKED)
                 | flag(problem.paged.is_some(), Flags::PAGED)
                 | flag(problem.sinks, Flags::SINKS)
+                | flag(problem.want.stats, Flags::STATS)
                 | flag(problem.bias.is_some(), Flags::BIAS)
                 | flag(v.mask.is_some(), Flags::MASK)
                 | flag(v.documents, Flags::DOCUMENTS)
@@ -140,7 +148,7 @@ impl Params {
             head_dim_v: problem.dims.head_dim_v as u32,
             page_size: problem.paged.map_or(0, |paged| paged.page_size as u32),
             pages_per_item: problem.paged.map_or(0, |paged| paged.pages_per_item as u32),
-            key_end: u32::MAX,
+            range_end: u32::MAX,
             dropout_threshold: drop.unwrap_or(Drop::NOTHING).threshold,
             dropout_factor: drop.unwrap_or(Drop::NOTHING).factor,
             ..Self::default()

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::key::{Alibi, SoftcapPlace};
 use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
 use crate::DType;
+use crate::problem::Operand;
 
 /// Renders the prelude of `key`.
 pub(super) fn render(key: &KernelKey) -> String {
@@ -46,8 +47,8 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_KEYS", shape.block_keys());
     }
     if let Kernel::Rows(shape) = key.kernel {
-        let RowShape { threads, rows, keys, step, lanes } = shape;
-        for (name, value) in [("THREADS", threads), ("ROWS", rows), ("KEYS", keys), ("STEP", step), ("LANES", lanes)] {
+        let RowShape { lanes, rows, keys, step } = shape;
+        for (name, value) in [("THREADS", lanes), ("ROWS", rows), ("KEYS", keys), ("STEP", step), ("LANES", lanes)] {
             line(name, value);
         }
         line("BLOCK_ROWS", shape.block_rows());
@@ -76,6 +77,8 @@ fn constants(text: &mut String, key: &KernelKey) {
     }
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERAL: bool = {};", key.general);
+    let partial = if key.kernel == Kernel::Merge { "PARTS_OF_LSE" } else { "PARTIAL" };
+    let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
     sizes(text, key);
     switches(text, key);
 }
@@ -163,15 +166,22 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         Slot::Query => reader(text, number, ["query", "query"], key.query, "head_dim"),
         Slot::Key => reader(text, number, ["key", "key"], key.key, "head_dim"),
         Slot::Value => reader(text, number, ["value", "value"], key.value, "value_dim"),
-        Slot::Output => writer(text, number, ["output", "output"], key.output, "value_dim"),
+        Slot::Output => {
+            writer(text, number, ["output", "output"], key.output, "value_dim", false);
+            if key.partial {
+                text.push_str(
+                    "fn prior_output(at: u32, dim: u32) -> vec4<f32> { return bitcast<vec4<f32>>(output_words[(at + dim) / 4u]); }\n",
+                );
+            }
+        }
         Slot::Result => reader(text, number, ["result", "output"], key.output, "value_dim"),
         Slot::DOutput => reader(text, number, ["d_output", "output"], key.output, "value_dim"),
-        Slot::DQuery => writer(text, number, ["d_query", "query"], gradient_of(key.query), "head_dim"),
-        Slot::DKey => writer(text, number, ["d_key", "key"], gradient_of(key.key), "head_dim"),
-        Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim"),
+        Slot::DQuery => writer(text, number, ["d_query", "query"], gradient_of(key.query), "head_dim", true),
+        Slot::DKey => writer(text, number, ["d_key", "key"], gradient_of(key.key), "head_dim", true),
+        Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim", true),
         Slot::Parts => declare("parts", "array<f32>"),
         Slot::Sums => declare("sums", "array<f32>"),
-        Slot::ForwardLse => declare("forward_lse", "array<f32>"),
+        Slot::ForwardStats => declare("forward_stats", "array<u32>"),
         Slot::RowWords => {
             declare("row_words", "array<u32>");
             if access == Access::Read {
@@ -179,8 +189,12 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
             }
         }
         Slot::Lse => {
-            declare("lse_words", "array<f32>");
-            text.push_str("fn store_lse(at: u32, value: f32) { lse_words[at] = value; }\n");
+            declare("lse_words", "array<u32>");
+            text.push_str("fn store_lse(at: u32, bits: u32) { lse_words[at] = bits; }\n");
+        }
+        Slot::Stats => {
+            declare("stats_words", "array<vec2<u32>>");
+            text.push_str("fn store_stats(at: u32, bits: vec2<u32>) { stats_words[at] = bits; }\n");
         }
         Slot::Tables => {
             declare("table_words", "array<u32>");
@@ -194,9 +208,9 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
             declare("mask_words", "array<u32>");
             text.push_str("fn mask_at(at: u32) -> bool { return ((mask_words[at / 4u] >> (at % 4u * 8u)) & 0xffu) != 0u; }\n");
         }
-        Slot::Scores => declare("scores", "array<f32>"),
+        Slot::Scores => declare("scores", "array<u32>"),
         Slot::PartialOutput => declare("partial_output", "array<vec4<f32>>"),
-        Slot::PartialLse => declare("partial_lse", "array<f32>"),
+        Slot::PartialStats => declare("partial_stats", "array<u32>"),
         Slot::Cache => {
             declare("cache_words", "array<u32>");
             text.push_str("fn cache_word(at: u32) -> u32 { return cache_words[at]; }\n");
@@ -260,20 +274,40 @@ fn block_reader(name: &str, dtype: DType) -> (&'static str, &'static str, String
     ("u32", "vec2<u32>", fetch, widened)
 }
 
-/// `store_NAME(at, dim, numbers)`: numbers dim..dim+4 of the row that starts at element `at`; what lies past its end is dropped.
-/// Half words that two threads share are put together by atomics.
-fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
+/// `store_NAME(at, dim, bits)`: numbers dim..dim+4, as f32 bits, of the row that starts at element `at`; what lies past its end is dropped. An f32
+/// tensor that `adds` takes them as one more part of its sums where FLAG_ADDS says so. Half words that two threads share are put together by atomics.
+fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str, adds: bool) {
     let narrow = if storage.dtype == DType::BF16 { "narrow_bf16" } else { "narrow_f16" };
+    let sums = |to: &str, place: &str, [words, numbers]: [&str; 2]| {
+        if adds {
+            format!("if (has_flag(FLAG_ADDS)) {{ {to} = bitcast<{words}>(bitcast<{numbers}>({to}) + bitcast<{numbers}>({place})); }}")
+        } else {
+            String::new()
+        }
+    };
     let (word, body) = match (storage.vectors, storage.dtype) {
-        (true, DType::F32) => ("vec4<f32>", format!("    {name}_words[(at + dim) / 4u] = numbers;\n")),
-        (true, _) => ("vec2<u32>", format!("    {name}_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n")),
-        (false, DType::F32) => ("f32", format!("            {name}_words[i] = numbers[c];\n")),
+        (true, DType::F32) => {
+            let place = format!("{name}_words[(at + dim) / 4u]");
+            ("vec4<u32>", format!("    var words = bits;\n    {}\n    {place} = words;\n", sums("words", &place, ["vec4<u32>", "vec4<f32>"])))
+        }
+        (true, _) => (
+            "vec2<u32>",
+            format!(
+                "    let numbers = bitcast<vec4<f32>>(bits);\n    \
+                     {name}_words[(at + dim) / 4u] = vec2<u32>({narrow}(numbers.xy), {narrow}(numbers.zw));\n"
+            ),
+        ),
+        (false, DType::F32) => {
+            let place = format!("{name}_words[i]");
+            let sums = sums("word", &place, ["u32", "f32"]);
+            ("u32", format!("            var word = bits[c];\n            {sums}\n            {place} = word;\n"))
+        }
         (false, _) => (
             "atomic<u32>",
             format!(
                 "            let shift = (i & 1u) * 16u;\n            \
                      atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n            \
-                     atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(numbers[c], 0.0)) & 0xffffu) << shift);\n"
+                     atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(bitcast<f32>(bits[c]), 0.0)) & 0xffffu) << shift);\n"
             ),
         ),
     };
@@ -289,7 +323,7 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
              }}\n"
         )
     };
-    let _ = writeln!(text, "fn store_{name}(at: u32, dim: u32, numbers: vec4<f32>) {{\n{body}}}");
+    let _ = writeln!(text, "fn store_{name}(at: u32, dim: u32, bits: vec4<u32>) {{\n{body}}}");
 }
 
 /// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named. Lengths and
@@ -309,15 +343,30 @@ fn missing(text: &mut String, key: &KernelKey) {
     if !key.score.mask {
         text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
     }
-    if !has(Slot::Lse) {
-        text.push_str("fn store_lse(at: u32, value: f32) {}\n");
+    if !has(Slot::Stats) {
+        text.push_str("fn store_stats(at: u32, bits: vec2<u32>) {}\n");
+    }
+    if has(Slot::Output) && !key.partial {
+        text.push_str("fn prior_output(at: u32, dim: u32) -> vec4<f32> { return vec4<f32>(0.0); }\n");
+    }
+    if let Kernel::NarrowGradient(operand) = key.kernel {
+        let (name, at) = (operand.name(), operand as usize);
+        let width = if operand == Operand::Value { "value" } else { "head" };
+        let _ = writeln!(
+            text,
+            "fn gradient_row(batch: u32, head: u32, row: u32) -> u32 {{ return row_start(params.offsets[{at}], params.{name}_strides, batch, head, row); }}\n\
+             fn gradient_stride() -> u32 {{ return params.{name}_strides.w; }}\n\
+             fn gradient_vecs() -> u32 {{ return {width}_vecs(); }}\n\
+             fn gradient_dim() -> u32 {{ return {width}_dim(); }}\n\
+             fn store_gradient(at: u32, dim: u32, bits: vec4<u32>) {{ store_d_{name}(at, dim, bits); }}"
+        );
     }
     if let Kernel::KeyGradient(_, side) = key.kernel {
         if side == KeySide::Value {
             text.push_str("fn load_value(at: u32, dim: u32) -> vec4<f32> { return vec4<f32>(0.0); }\n");
-            text.push_str("fn store_d_key(at: u32, dim: u32, numbers: vec4<f32>) {}\n");
+            text.push_str("fn store_d_key(at: u32, dim: u32, bits: vec4<u32>) {}\n");
         } else if side == KeySide::Key {
-            text.push_str("fn store_d_value(at: u32, dim: u32, numbers: vec4<f32>) {}\n");
+            text.push_str("fn store_d_value(at: u32, dim: u32, bits: vec4<u32>) {}\n");
         }
     }
 }

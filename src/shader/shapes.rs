@@ -23,7 +23,7 @@ impl TileShape {
         self.cols * self.keys
     }
 
-    /// Bytes of workgroup memory: the arrays of shaders/fused/tiles.wgsl and shaders/lib/block.wgsl.
+    /// Bytes of workgroup memory: the variables of shaders/fused/tiles.wgsl, shaders/lib/block.wgsl and shaders/lib/subgroup_threads.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
         let head_vecs = head_dim.div_ceil(4);
         let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
@@ -32,31 +32,24 @@ impl TileShape {
         let tile = 16 * self.block_keys() * stride;
         let weight_tile = 16 * self.block_keys() * ((self.threads / self.cols * self.rows.div_ceil(4)) | 1);
         let row_tile = 16 * self.block_rows();
-        let row_partial = if self.subgroups { 0 } else { 4 * self.block_rows() * self.cols };
-        query_tile + tile + weight_tile + row_tile + row_partial + 12
+        query_tile + tile + weight_tile + row_tile + 12 + if self.subgroups { 8 } else { 0 }
     }
 }
 
-/// How a workgroup of the rows kernel shares its work: `threads * rows` query rows by tiles of `keys` keys, `step` of them at a time.
+/// How a workgroup of the rows kernel, one subgroup, shares its work: `lanes * rows` query rows by tiles of `keys` keys, `step` of them at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RowShape {
-    pub(crate) threads: u32,
+    /// Threads, which load the keys and shuffle them round.
+    pub(crate) lanes: u32,
     /// Query rows of a thread.
     pub(crate) rows: u32,
     pub(crate) keys: u32,
     pub(crate) step: u32,
-    /// Threads of a subgroup, whose lanes load the keys and shuffle them round; 0 where keys go through workgroup memory.
-    pub(crate) lanes: u32,
 }
 
 impl RowShape {
     pub(crate) const fn block_rows(self) -> u32 {
-        self.threads * self.rows
-    }
-
-    /// Bytes of workgroup memory: the arrays of shaders/fused/rows.wgsl and shaders/lib/block.wgsl.
-    pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
-        if self.lanes > 0 { 8 } else { 16 * self.keys * (head_dim.div_ceil(4) + head_dim_v.div_ceil(4)) + 12 }
+        self.lanes * self.rows
     }
 }
 
@@ -106,7 +99,7 @@ impl MatrixShape {
         let value_tile = 2 * whole(head_dim_v) * (self.keys + 8);
         let score_tile = 4 * self.block_rows() * (self.keys + 4);
         let weight_tiles = 2 * 2 * self.block_rows() * (self.keys + 8);
-        key_tile + value_tile + score_tile + weight_tiles + 16
+        key_tile + value_tile + score_tile + weight_tiles + 24
     }
 }
 
@@ -132,15 +125,15 @@ pub(crate) enum GradientShape {
         stream: u32,
     },
     /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time. These go round by shuffles
-    /// among `lanes` threads (shaders/backward/lanes.wgsl), or with 0 lanes through workgroup memory (shaders/backward/vectors.wgsl).
-    Vectors { threads: u32, own: u32, tile: u32, stream: u32, lanes: u32 },
+    /// among `lanes` threads, all of the workgroup: shaders/backward/lanes.wgsl.
+    Vectors { lanes: u32, own: u32, tile: u32, stream: u32 },
 }
 
 impl GradientShape {
     pub(crate) const fn block_own(self) -> u32 {
         match self {
             Self::Tiles { threads, own, cols, .. } => threads / cols * own,
-            Self::Vectors { threads, own, .. } => threads * own,
+            Self::Vectors { lanes, own, .. } => lanes * own,
         }
     }
 
@@ -153,7 +146,7 @@ impl GradientShape {
 
     pub(crate) const fn threads(self) -> u32 {
         match self {
-            Self::Tiles { threads, .. } | Self::Vectors { threads, .. } => threads,
+            Self::Tiles { threads, .. } | Self::Vectors { lanes: threads, .. } => threads,
         }
     }
 
@@ -161,7 +154,6 @@ impl GradientShape {
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
         let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
         let (thread_rows, own, cols) = match self {
-            Self::Vectors { lanes: 0, .. } => return 16 * self.block_stream() * (head_vecs + value_vecs) + 12,
             Self::Vectors { .. } => return 8,
             Self::Tiles { threads, own, cols, .. } => (threads / cols, own, cols),
         };
@@ -177,7 +169,6 @@ impl std::fmt::Display for GradientShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (kind, own, stream) = match *self {
             Self::Tiles { own, stream, .. } => ("tiles", own, stream),
-            Self::Vectors { own, stream, lanes: 0, .. } => ("vectors", own, stream),
             Self::Vectors { own, stream, .. } => ("vectors by shuffles", own, stream),
         };
         write!(f, "{kind} {}x{}, {} threads of {own}x{stream}", self.block_own(), self.block_stream(), self.threads())

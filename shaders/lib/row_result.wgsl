@@ -1,0 +1,55 @@
+// Defines: RowResult, finish_row: normalisation, sink, (m, l) or lse of a finished row; store_part: its output.
+// Expects: lib/*, Block, Row, lse_words, prior_output, store_output; const PARTIAL.
+// See: src/plan/fused.rs (splits and ranges of keys), fused/merge.wgsl.
+
+// What becomes of a row's sums: output = prior * the output of the parts before + own * this kernel's sum; NaN by its bits where is_nan.
+struct RowResult {
+    prior: f32,
+    own: f32,
+    is_nan: bool,
+}
+
+// Takes a row's running maximum and sum, l = sum of exp(score - m). One thread `writes` what is wanted of them: (m, l) of a part, where the other
+// parts' have joined it; else those of the whole row, or its lse, where a sink has joined them.
+fn finish_row(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes: bool) -> RowResult {
+    let at = lse_at(item, row.head, row.row);
+    var is_nan = magnitude_bits(sum) >= LARGEST_SUM;
+    let own_sum = select(sum, 0.0, is_nan);
+    var old_top = LOWEST;
+    var old_sum = 0.0;
+    if (PARTIAL) {
+        if (has_flag(FLAG_ADDS)) {
+            let old = 2u * (params.stats_from + block.split * params.lse_split_stride + at);
+            old_top = bitcast<f32>(lse_words[old]);
+            is_nan = is_nan || (lse_words[old + 1u] & 0x7fffffffu) >= INFINITE;
+            old_sum = select(bitcast<f32>(lse_words[old + 1u]), 0.0, is_nan);
+        }
+    } else if (has_flag(FLAG_SINKS)) {
+        old_top = bitcast<f32>(table(params.table_sinks + row.head));
+        old_sum = 1.0;
+    }
+    let top = max(maximum, old_top);
+    let old_part = old_sum * exp(old_top - top);
+    let own_factor = exp(maximum - top);
+    let total = old_part + own_sum * own_factor;
+    if (writes) {
+        if (PARTIAL || has_flag(FLAG_STATS)) {
+            let to = params.stats_to + block.split * params.lse_split_stride + at;
+            lse_words[2u * to] = bitcast<u32>(top);
+            lse_words[2u * to + 1u] = select(bitcast<u32>(total), NOT_A_NUMBER, is_nan);
+        } else {
+            lse_words[at] = lse_bits(top, total, is_nan);
+        }
+    }
+    return RowResult(select(old_part / total, 0.0, old_part == 0.0), select(own_factor / total, 0.0, own_sum == 0.0), is_nan);
+}
+
+// Writes four numbers of a finished row's output, of which `sum` is this kernel's part.
+fn store_part(item: Item, block: Block, row: Row, result: RowResult, dim: u32, sum: vec4<f32>) {
+    let at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
+    var numbers = sum * result.own;
+    if (PARTIAL && result.prior != 0.0) {
+        numbers += prior_output(at, dim) * result.prior;
+    }
+    store_output(at, dim, select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), result.is_nan));
+}
