@@ -156,7 +156,7 @@ impl Model {
             Linear::new(weight.numbers.clone(), Some(bias.numbers.clone()), WIDTH)
         };
         let layer = MultiHead::new(linear(0)?, linear(1)?, linear(2)?, linear(3)?, HEADS, HEADS)?;
-        let mut problem = layer.problem(BATCH, PAIRS, PAIRS).with_lse();
+        let mut problem = layer.problem(BATCH, PAIRS, PAIRS);
         problem.dropout = Some(0.05);
         let inputs = Inputs { dropout: Dropout { seed: 7, offset: step as u32 }, ..Inputs::new(&asked, &pairs, &pairs) };
         let forward = layer.forward_with_steps(engine, &problem, &inputs)?;

@@ -74,8 +74,11 @@ impl WantGradients {
 pub struct BackwardInputs<'a> {
     /// The forward pass's output, as [`Problem::output`] describes.
     pub output: HostSlice<'a>,
-    /// The forward pass's lse: [`Problem::lse_len`] numbers.
-    pub lse: &'a [f32],
+    /// The forward pass's [`crate::Outputs::stats`]: [`Problem::lse_len`] pairs. `None` where there are none: then the backward pass
+    /// makes them first, of all keys of this problem and its sinks.
+    ///
+    /// Those of a larger whole, of which the problem has some of the keys, give this part's share of the gradients.
+    pub stats: Option<&'a [[f32; 2]]>,
     /// The gradient of the loss by the output, stored as the output is.
     pub d_output: HostSlice<'a>,
 }
@@ -93,10 +96,12 @@ impl BackwardInputs<'_> {
                 return Err(Error::invalid(argument, why));
             }
         }
-        if self.lse.len() != problem.lse_len() {
-            return Err(Error::invalid("lse", format!("has {} elements, the problem needs {}", self.lse.len(), problem.lse_len())));
+        match self.stats {
+            Some(stats) if stats.len() != problem.lse_len() => {
+                Err(Error::invalid("stats", format!("has {} pairs, the problem needs {}", stats.len(), problem.lse_len())))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -108,8 +113,8 @@ impl BackwardInputs<'_> {
 /// ```text
 /// dp_j       = m_j * dot(do, value_j)
 /// delta      = dot(do, o)                                     = sum_j p_j * dp_j
-/// dbiased_j  = p_j * (dp_j - delta)                           p_j = exp(biased_j - lse)
-/// dsink      = -exp(sink - lse) * delta
+/// dbiased_j  = p_j * (dp_j - delta)                           p_j = exp(biased_j - m) / l
+/// dsink      = -exp(sink - m) / l * delta
 /// dscore_j   = dbiased_j * (1 - tanh²)                        if there is a softcap; dbias_j is taken before or after, by the order
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query

@@ -141,6 +141,12 @@ pub struct Outputs {
     pub output: HostVec,
     /// If asked for: natural logarithm, -inf for a row that sees nothing.
     pub lse: Option<Vec<f32>>,
+    /// If asked for: softmax statistics, in the order of the lse, `[m, l]` a row. m is the largest `biased` of the visible keys, or the
+    /// sink where that is larger; l is the sum of `exp(biased - m)` over them, and of `exp(sink - m)`.
+    ///
+    /// A row that sees nothing, without a sink, has m = f32::MIN and l = 0; one that sees NaN or infinity has l = NaN.
+    /// `m + ln(l)` is the lse, which keeps less: where it is large, one f32 has no digits left for l.
+    pub stats: Option<Vec<[f32; 2]>>,
     /// If asked for.
     pub scores: Option<Vec<f32>>,
     /// If asked for.
@@ -150,7 +156,7 @@ pub struct Outputs {
 impl Default for Outputs {
     /// Nothing yet, for [`crate::Engine::attention_into`].
     fn default() -> Self {
-        Self { output: HostVec::F32(Vec::new()), lse: None, scores: None, weights: None }
+        Self { output: HostVec::F32(Vec::new()), lse: None, stats: None, scores: None, weights: None }
     }
 }
 

@@ -85,6 +85,8 @@ pub enum ScoreStage {
 pub struct Want {
     /// The natural logarithm of each row's softmax denominator: f32 [batch, num_heads, seq_len_q]; packed: [tokens, num_heads].
     pub lse: bool,
+    /// What makes each row's weights of its scores, `exp(biased - m) / l`: see [`crate::Outputs::stats`]. A backward pass takes it.
+    pub stats: bool,
     /// The scores, at one stage. Needs the staged path: memory grows with seq_len_q x seq_len_kv.
     pub scores: Option<ScoreStage>,
     /// The softmax weights, f32 [batch, num_heads, seq_len_q, seq_len_kv]. Needs the staged path.
@@ -207,7 +209,7 @@ impl Problem {
             key: PLAIN,
             value: PLAIN,
             output: PLAIN,
-            want: Want { lse: false, scores: None, weights: false },
+            want: Want { lse: false, stats: false, scores: None, weights: false },
         }
     }
 
@@ -243,6 +245,13 @@ impl Problem {
     #[must_use]
     pub const fn with_lse(mut self) -> Self {
         self.want.lse = true;
+        self
+    }
+
+    /// Hands out the softmax statistics too: what a backward pass takes.
+    #[must_use]
+    pub const fn with_stats(mut self) -> Self {
+        self.want.stats = true;
         self
     }
 
@@ -308,7 +317,7 @@ impl Problem {
         self.operand_len(Operand::Output)
     }
 
-    /// Numbers of the lse: one a row and head.
+    /// Numbers of the lse, and pairs of the softmax statistics: one a row and head.
     pub fn lse_len(&self) -> usize {
         self.dims.num_heads * self.packed.map_or(self.dims.batch * self.dims.seq_len_q, |packed| packed.tokens_q)
     }

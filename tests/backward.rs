@@ -9,6 +9,9 @@ use wgpu_attention::{
     Alibi, Alignment, Broadcast, DType, Dims, Inputs, Layout, Packed, Problem, ScoreOrder, Strides, TensorSpec, Visibility, gather,
 };
 
+/// Between the points of a difference.
+const STEP: f32 = 1.0 / 32.0;
+
 /// A problem with data of its own.
 #[derive(Clone)]
 struct Case {
@@ -104,22 +107,26 @@ impl Case {
         loss
     }
 
-    /// The derivative of the loss by one number, from both sides.
+    /// The derivative of the loss by one number, from two points on each side.
     fn difference(&self, at: usize, of: impl Fn(&mut Case) -> &mut Vec<f32>) -> f64 {
         let mut moved = self.clone();
         let x = of(&mut moved)[at];
-        let (above, below) = (x + 1.0 / 1024.0, x - 1.0 / 1024.0);
-        of(&mut moved)[at] = above;
-        let loss_above = moved.loss();
-        of(&mut moved)[at] = below;
-        (loss_above - moved.loss()) / (f64::from(above) - f64::from(below))
+        let mut slope = |step: f32| {
+            let (above, below) = (x + step, x - step);
+            let [loss_above, loss_below] = [above, below].map(|x| {
+                of(&mut moved)[at] = x;
+                moved.loss()
+            });
+            (loss_above - loss_below) / (f64::from(above) - f64::from(below))
+        };
+        (4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0
     }
 
     /// Compares a whole gradient; `index` says where element n of it lies in the stored tensor.
     fn compare(&self, what: &str, gradient: &[f64], index: &[usize], of: impl Fn(&mut Case) -> &mut Vec<f32>) {
         assert_eq!(gradient.len(), index.len(), "{}: {what}", self.name);
         for (n, (&got, &at)) in gradient.iter().zip(index).enumerate() {
-            // The third derivative times h²/6, with h = 2^-10, and f64 roundings divided by h.
+            // The fifth derivative times STEP⁴/30, and the roundings of biased scores to f32 divided by STEP.
             let expected = self.difference(at, &of);
             assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences give {expected}", self.name);
         }

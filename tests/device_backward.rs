@@ -27,8 +27,7 @@ fn forward_and_backward_in_one_encoder() {
     let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
     let inputs = Inputs { sinks: &sinks, ..Inputs::new(&query, &key, &value) };
     let forward = cpu.attention(&problem, &inputs).expect("valid");
-    let lse = forward.lse.expect("it is wanted");
-    let backward = BackwardInputs { output: forward.output.as_slice(), lse: &lse, d_output: (&d_output).into() };
+    let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&d_output).into() };
     let expected = cpu.backward(&problem, &inputs, &backward, &want).expect("valid");
 
     for (device, queue) in devices(wgpu::Adapter::limits) {
@@ -94,15 +93,14 @@ fn forward_and_backward_in_one_encoder() {
 /// The host's call reports progress, stops when told to, and can be awaited.
 #[test]
 fn backward_is_followed_stopped_and_awaited() {
-    let problem = Problem::new(Dims::square(2, 2, 90, 16)).with_lse();
+    let problem = Problem::new(Dims::square(2, 2, 90, 16));
     let data = numbers(problem.query_len(), 7);
     let inputs = Inputs::new(&data, &data, &data);
     let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
     let gpus = common::gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
     for engine in std::iter::once(cpu).chain(gpus) {
         let forward = engine.attention(&problem, &inputs).expect("valid");
-        let lse = forward.lse.expect("it is wanted");
-        let backward = BackwardInputs { output: forward.output.as_slice(), lse: &lse, d_output: (&data).into() };
+        let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&data).into() };
         let want = WantGradients::default();
         let expected = engine.backward(&problem, &inputs, &backward, &want).expect("valid");
         let mut last = 0.0;

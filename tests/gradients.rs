@@ -167,15 +167,15 @@ fn refusals() {
     let problem = Problem::new(Dims::square(1, 2, 4, 8));
     let data = vec![0.5f32; 64];
     let inputs = Inputs::new(&data, &data, &data);
-    let lse = vec![0.0f32; 8];
-    let good = BackwardInputs { output: (&data).into(), lse: &lse, d_output: (&data).into() };
+    let stats = [[0.0f32, 1.0]; 8];
+    let good = BackwardInputs { output: (&data).into(), stats: Some(&stats), d_output: (&data).into() };
     for engine in engines() {
         let refused = |problem: &Problem, backward: &BackwardInputs<'_>, want: &WantGradients| {
             engine.backward(problem, &inputs, backward, want).expect_err("it must be refused").to_string()
         };
         let want = WantGradients::default();
         assert!(engine.backward(&problem, &inputs, &good, &want).is_ok());
-        assert!(refused(&problem, &BackwardInputs { lse: &lse[1..], ..good }, &want).contains("invalid `lse`"));
+        assert!(refused(&problem, &BackwardInputs { stats: Some(&stats[1..]), ..good }, &want).contains("invalid `stats`"));
         assert!(refused(&problem, &BackwardInputs { d_output: (&data[1..]).into(), ..good }, &want).contains("invalid `d_output`"));
         assert!(refused(&problem, &BackwardInputs { output: (&data[1..]).into(), ..good }, &want).contains("invalid `output`"));
         assert!(refused(&problem, &good, &WantGradients { bias: true, ..want }).contains("invalid `bias`"));

@@ -140,7 +140,7 @@ fn missing_and_surplus_parts_are_noticed() {
     let short = |p: &Problem, x: &Inputs<'_>| {
         let mut output = oracle(p, x)?.output.to_f32();
         output.pop();
-        Ok(Outputs { output: HostVec::F32(output), lse: None, scores: None, weights: None })
+        Ok(Outputs { output: HostVec::F32(output), lse: None, stats: None, scores: None, weights: None })
     };
     assert!(fails(&check(&plain, &short)));
     let gap = |p: &Problem, x: &Inputs<'_>| {

@@ -82,7 +82,7 @@ impl Case {
     }
 
     fn problem(&self, layer: &MultiHead) -> Problem {
-        let mut problem = layer.problem(BATCH, ROWS, KEYS).with_lse();
+        let mut problem = layer.problem(BATCH, ROWS, KEYS);
         problem.softcap = Some(3.0);
         problem.dropout = Some(0.2);
         if self.packed {
@@ -185,7 +185,7 @@ fn what_the_forward_pass_did_not_keep_is_an_error() {
         };
         let without_steps = layer.forward(&engine, &problem, &inputs).expect("a valid problem");
         assert_eq!(refused(&without_steps, &case.d_output), "forward");
-        assert_eq!(refused(&wgpu_attention::layer::LayerOutputs { lse: None, ..kept.clone() }, &case.d_output), "forward");
+        assert_eq!(refused(&wgpu_attention::layer::LayerOutputs { stats: Some(vec![]), ..kept.clone() }, &case.d_output), "forward");
         assert_eq!(refused(&kept, &case.d_output[1..]), "d_output");
     }
 }

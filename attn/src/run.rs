@@ -160,7 +160,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     problem.output = problem.query;
     let target = |path: &Option<PathBuf>| path.as_deref().map(|path| Target::new(path, DType::F32)).transpose();
     let (out, lse, weights) = (Target::new(&args.out, problem.output.dtype)?, target(&args.lse)?, target(&args.weights)?);
-    problem.want = Want { lse: lse.is_some(), weights: weights.is_some(), scores: None };
+    problem.want = Want { lse: lse.is_some(), weights: weights.is_some(), ..Want::default() };
 
     let mask = match files.mask.as_ref().map(|array| (&array.data, array)) {
         None => Vec::new(),

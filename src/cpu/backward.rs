@@ -1,7 +1,7 @@
 //! Gradients on the CPU, fast: scores computed anew, block by block, never a score matrix.
 //!
 //! The plain algorithm, for a panel of query rows and each block of keys in turn: scores and products of output gradients with
-//! values; from them weights p = exp(score - lse) and dscore = p * (dp - delta); then dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO.
+//! values; from them weights p = exp(score - m) / l and dscore = p * (dp - delta); then dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO.
 //!
 //! What is done for speed, besides what `tiled.rs` lists: each pair is visited once for all gradients, five products of the same
 //! register-blocked kernel. That is safe and always gives the same sums, because a task owns the dK and dV that it adds to: a
@@ -11,11 +11,11 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::backward_unit::{Scratch, Sums, Work};
+use super::backward_unit::{Forward, Scratch, Sums, Work};
 use super::pack::SharedOutput;
 use super::shared::Shared;
 use super::simd::Isa;
-use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some};
+use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some, stats_on};
 use super::unit::{Job, Unit};
 use super::visible::Item;
 use crate::problem::Operand;
@@ -60,6 +60,9 @@ pub(super) fn attention_on(
     inputs.check(problem)?;
     want.check(problem)?;
     backward.check(problem)?;
+    let made = backward.stats.is_none().then(|| stats_on(isa, problem, inputs, &mut Control::default())).transpose()?;
+    let stats = made.as_deref().or(backward.stats).unwrap_or_default();
+    let forward = &Forward { output: backward.output, stats, d_output: backward.d_output };
     let d = &problem.dims;
     let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
     let (mut query, mut key, mut value) =
@@ -73,19 +76,19 @@ pub(super) fn attention_on(
     let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
     let threads = if is_small { 1 } else { rayon::current_num_threads() };
     let tasks = tasks(problem, &items, threads);
-    let mut nothing = HostVec::F32(Vec::new());
     let job = Job {
         problem,
         inputs,
         isa,
         items: &items,
-        output: SharedOutput::new(&mut nothing),
+        output: None,
         lse: None,
+        stats: None,
         scores: None,
         weights: None,
         partials: Shared::new(&mut []),
     };
-    let work = Work { job: &job, backward, want, query: query.as_mut().map(SharedOutput::new) };
+    let work = Work { job: &job, forward, want, query: query.as_mut().map(SharedOutput::new) };
 
     // Chunk by chunk, so that the sums of a few tasks are in memory at a time.
     let chunk = tasks.per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(tasks.per_head);
@@ -106,7 +109,7 @@ pub(super) fn attention_on(
             }
         }
     }
-    let bias = if want.bias { Some(super::backward_bias::gradient(&job, backward, threads, control)?) } else { None };
+    let bias = if want.bias { Some(super::backward_bias::gradient(&job, forward, threads, control)?) } else { None };
     control.report(1.0)?;
     Ok(Gradients { query, key, value, bias, relative_bias, sinks })
 }

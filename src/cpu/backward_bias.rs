@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward::units;
-use super::backward_unit::{Scratch, visit};
+use super::backward_unit::{Forward, Scratch, visit};
 use super::shared::Shared;
 use super::unit::{Job, Unit};
-use crate::{BackwardInputs, Broadcast, Control, Result};
+use crate::{Broadcast, Control, Result};
 
 /// Numbers that all copies of a bias may have together.
 const COPIES: usize = 1 << 24;
@@ -22,7 +22,7 @@ thread_local! {
 ///
 /// Units that add to the same elements go into one task, in a fixed order. Where that leaves too few tasks, each gets a part of the
 /// units and a copy of the bias to add to, and the copies are summed in order.
-pub(super) fn gradient(job: &Job<'_>, backward: &BackwardInputs<'_>, threads: usize, control: &mut Control<'_>) -> Result<Vec<f32>> {
+pub(super) fn gradient(job: &Job<'_>, forward: &Forward<'_>, threads: usize, control: &mut Control<'_>) -> Result<Vec<f32>> {
     let shape = job.problem.bias.unwrap_or(Broadcast([0; 4]));
     let elements = shape.elements().unwrap_or(0);
     let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
@@ -45,7 +45,7 @@ pub(super) fn gradient(job: &Job<'_>, backward: &BackwardInputs<'_>, threads: us
             .flat_map(|group| group.chunks(group.len().div_ceil(copies)).enumerate().map(|(copy, units)| (copy * elements, units)))
             .collect();
         let run = |&(start, units): &(usize, &[Unit])| {
-            SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_unit(job, backward, unit, shape, &shared, start, scratch)));
+            SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_unit(job, forward, unit, shape, &shared, start, scratch)));
         };
         for (index, some) in tasks.chunks(4 * threads).enumerate() {
             control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
@@ -63,7 +63,7 @@ pub(super) fn gradient(job: &Job<'_>, backward: &BackwardInputs<'_>, threads: us
 /// Adds a unit's share to the copy of the bias that begins at `start`.
 fn add_unit(
     job: &Job<'_>,
-    backward: &BackwardInputs<'_>,
+    forward: &Forward<'_>,
     unit: &Unit,
     shape: Broadcast,
     bias: &Shared<'_, f32>,
@@ -74,7 +74,7 @@ fn add_unit(
     let batch = job.items[unit.item].batch;
     visit(
         job,
-        backward,
+        forward,
         unit,
         scratch,
         &mut [],

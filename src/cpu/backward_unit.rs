@@ -2,19 +2,26 @@
 
 use std::ops::Range;
 
-use super::gradient::{Gradient, NOTHING_SEEN, Slope};
+use super::gradient::{Gradient, Slope};
 use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::tile::{Hiding, Tile};
 use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
-use crate::{BackwardInputs, ScoreOrder, WantGradients};
+use crate::{HostSlice, ScoreOrder, WantGradients};
+
+/// What the forward pass gave, and the gradient that comes back: [`crate::BackwardInputs`] with statistics.
+pub(super) struct Forward<'a> {
+    pub(super) output: HostSlice<'a>,
+    pub(super) stats: &'a [[f32; 2]],
+    pub(super) d_output: HostSlice<'a>,
+}
 
 /// What all tasks share.
 pub(super) struct Work<'a> {
     pub(super) job: &'a Job<'a>,
-    pub(super) backward: &'a BackwardInputs<'a>,
+    pub(super) forward: &'a Forward<'a>,
     pub(super) want: &'a WantGradients,
     pub(super) query: Option<SharedOutput<'a>>,
 }
@@ -44,7 +51,9 @@ pub(super) struct Side {
     d_output: Buffer,
     /// [dim][lane].
     d_query: Buffer,
-    lse: Buffer,
+    max: Buffer,
+    /// 1 / l; 0 where nothing is seen.
+    factor: Buffer,
     delta: Buffer,
     started: bool,
 }
@@ -78,7 +87,8 @@ impl Side {
             unfinite: Vec::new(),
             d_output: Buffer::default(),
             d_query: Buffer::default(),
-            lse: Buffer::default(),
+            max: Buffer::default(),
+            factor: Buffer::default(),
             delta: Buffer::default(),
             started: false,
         }
@@ -88,7 +98,7 @@ impl Side {
     fn load(
         &mut self,
         job: &Job<'_>,
-        backward: &BackwardInputs<'_>,
+        forward: &Forward<'_>,
         unit: &Unit,
         (first, rows): (usize, usize),
         tile: &mut GradientTile,
@@ -104,10 +114,11 @@ impl Side {
         let (query_step, step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
         let query_rows = self.query_rows.take(width * query_step);
         let d_output_rows = self.d_output_rows.take(width * step);
-        let (lse, delta) = (self.lse.take(width), self.delta.take(width));
+        let (max, factor, delta) = (self.max.take(width), self.factor.take(width), self.delta.take(width));
         query_rows.fill(0.0);
         d_output_rows.fill(0.0);
-        lse.fill(NOTHING_SEEN);
+        max.fill(0.0);
+        factor.fill(0.0);
         delta.fill(0.0);
         let output = tile.rows.take(d.head_dim_v);
         for r in 0..rows {
@@ -117,16 +128,16 @@ impl Side {
             query.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = 0.0);
             let place = job.place(unit, Operand::Output, head, i);
             let d_output = &mut d_output_rows[r * step..][..d.head_dim_v];
-            read_rows(job.isa, backward.d_output, place, (1, d.head_dim_v), d_output, d.head_dim_v);
-            read_rows(job.isa, backward.output, place, (1, d.head_dim_v), output, d.head_dim_v);
+            read_rows(job.isa, forward.d_output, place, (1, d.head_dim_v), d_output, d.head_dim_v);
+            read_rows(job.isa, forward.output, place, (1, d.head_dim_v), output, d.head_dim_v);
             // A row that sees nothing has output 0, and its gradient may be anything.
             delta[r] = output.iter().zip(&*d_output).map(|(&o, &d)| if o == 0.0 { 0.0 } else { o * d }).sum();
-            let at = item.lse_place(problem, head, i);
-            if backward.lse[at] != f32::NEG_INFINITY {
-                lse[r] = backward.lse[at];
+            let [m, l] = forward.stats[item.lse_place(problem, head, i)];
+            if l != 0.0 {
+                (max[r], factor[r]) = (m, 1.0 / l);
             }
             if let Some(sink) = sinks.get_mut(head % d.group()) {
-                *sink -= (job.inputs.sinks[head] - lse[r]).exp() * delta[r];
+                *sink -= (job.inputs.sinks[head] - max[r]).exp() * factor[r] * delta[r];
             }
         }
         job.isa.run(Transpose {
@@ -176,6 +187,9 @@ impl GradientTile {
         } else {
             tile.modify(job, panel, count, hiding);
         }
+        if !side.unfinite.is_empty() {
+            tile.keep_scores(width * count);
+        }
         let products = self.products.take(width * count);
         job.isa.run(Product {
             panel: width,
@@ -199,7 +213,8 @@ impl GradientTile {
             panel: width,
             scores: tile.scores.take(width * count),
             products,
-            lse: side.lse.take(width),
+            max: side.max.take(width),
+            factor: side.factor.take(width),
             delta: side.delta.take(width),
             kept: drops.then_some(tile.kept.take(width * count)),
             softcap: problem.softcap.map(|softcap| Slope { softcap, capped: caps_first.then_some(capped) }),
@@ -217,7 +232,7 @@ impl GradientTile {
 /// Visits the panels of a unit and the blocks of keys that some of their rows see. `ended` gets each panel after its last block.
 pub(super) fn visit(
     job: &Job<'_>,
-    backward: &BackwardInputs<'_>,
+    forward: &Forward<'_>,
     unit: &Unit,
     scratch: &mut Scratch,
     sinks: &mut [f32],
@@ -233,7 +248,7 @@ pub(super) fn visit(
     let sides = &mut sides[..count];
     for (p, side) in sides.iter_mut().enumerate() {
         let first = p * widest;
-        side.load(job, backward, unit, (first, widest.min(unit.rows - first)), tile, sinks);
+        side.load(job, forward, unit, (first, widest.min(unit.rows - first)), tile, sinks);
     }
     let step = |operand: Operand| job.problem.spec(operand).strides(job.problem.shape(operand)).seq;
     // Keys are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
@@ -275,7 +290,7 @@ impl Work<'_> {
             let Sums { key: d_key, value: d_value, relative_bias, sinks } = &mut sums;
             visit(
                 job,
-                self.backward,
+                self.forward,
                 unit,
                 scratch,
                 sinks,
@@ -292,7 +307,7 @@ impl Work<'_> {
                         self.add_rows(side.panel.width, weights, rows, &mut d_value[keys.start * value_step..], value_step, keys.len());
                         for &(lane, e, x) in &side.unfinite {
                             for j in 0..keys.len() {
-                                if tile.tile.sees(&side.panel, keys, hiding, lane, j) {
+                                if tile.tile.sees(j * side.panel.width + lane) {
                                     let weight = tile.tile.scores.get(j * side.panel.width + lane);
                                     d_value[(keys.start + j) * value_step + e] += weight * x;
                                 }

@@ -8,17 +8,15 @@ use super::softmax::exp;
 use crate::Dropout;
 use crate::dropout::Drop;
 
-/// The lse of a lane that sees nothing.
-pub(super) const NOTHING_SEEN: f32 = f32::MAX;
-
 /// From scores, as [key][lane] and -inf where hidden, and the products of output gradients with values: the weights in place of the
 /// scores, and the gradients of the scores in place of the products. All are 0 where hidden, whatever the products hold.
 pub(super) struct Gradient<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
     pub(super) products: &'a mut [f32],
-    /// Of each lane; [`NOTHING_SEEN`] where it sees nothing.
-    pub(super) lse: &'a [f32],
+    /// Of each lane what is taken off its scores, and the factor that makes weights of `exp(score - max)`; 0 where it sees nothing.
+    pub(super) max: &'a [f32],
+    pub(super) factor: &'a [f32],
     pub(super) delta: &'a [f32],
     /// What dropout multiplies the weights by.
     pub(super) kept: Option<&'a [f32]>,
@@ -37,7 +35,7 @@ impl Kernel for Gradient<'_> {
     unsafe fn run<V: Simd>(self) {
         let len = self.scores.len();
         assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES) && self.products.len() >= len);
-        assert!(self.lse.len() >= self.panel && self.delta.len() >= self.panel);
+        assert!(self.max.len() >= self.panel && self.factor.len() >= self.panel && self.delta.len() >= self.panel);
         assert!(self.kept.is_none_or(|kept| kept.len() >= len));
         let (softcap, mut capped) = match self.softcap {
             Some(Slope { softcap, capped }) => (Some(softcap), capped),
@@ -46,13 +44,13 @@ impl Kernel for Gradient<'_> {
         assert!(capped.as_ref().is_none_or(|capped| capped.len() >= len));
         // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
         unsafe {
-            let (zero, one, lowest, nothing) = (V::splat(0.0), V::splat(1.0), V::splat(f32::MIN), V::splat(NOTHING_SEEN / 2.0));
+            let (zero, one, lowest, tiny) = (V::splat(0.0), V::splat(1.0), V::splat(f32::MIN), V::splat(f32::MIN_POSITIVE));
             for at in (0..len).step_by(V::LANES) {
                 let lane = at % self.panel;
-                let lse = V::load(self.lse.as_ptr().add(lane));
+                let factor = V::load(self.factor.as_ptr().add(lane));
                 // A lane that sees nothing may have any scores.
-                let score = nothing.select_less(lse, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
-                let mut weight = exp(score.sub(lse));
+                let score = factor.select_less(tiny, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
+                let mut weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(factor);
                 let mut product = V::load(self.products.as_ptr().add(at));
                 let plain = weight;
                 if let Some(kept) = self.kept {

@@ -14,6 +14,8 @@ pub struct Reference {
     pub output: Vec<f64>,
     /// [batch, num_heads, seq_len_q].
     pub lse: Vec<f64>,
+    /// [batch, num_heads, seq_len_q], m and l: see [`Outputs::stats`].
+    pub stats: Vec<[f64; 2]>,
     /// [batch, num_heads, seq_len_q, seq_len_kv]: `scale * q.k`.
     pub raw: Vec<f64>,
     /// The same after softcap (where it comes before the biases).
@@ -23,6 +25,9 @@ pub struct Reference {
     /// Softmax weights.
     pub weights: Vec<f64>,
 }
+
+/// The statistics of a row that sees nothing and has no sink.
+const NOTHING_SEEN: [f64; 2] = [f32::MIN as f64, 0.0];
 
 /// Computes `problem` as written. Time and memory grow with batch x num_heads x seq_len_q x seq_len_kv.
 pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
@@ -47,6 +52,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     let mut out = Reference {
         output: vec![0.0; d.batch * d.num_heads * d.seq_len_q * d.head_dim_v],
         lse: vec![f64::NEG_INFINITY; d.batch * d.num_heads * d.seq_len_q],
+        stats: vec![NOTHING_SEEN; d.batch * d.num_heads * d.seq_len_q],
         raw: vec![f64::NEG_INFINITY; pairs],
         capped: vec![f64::NEG_INFINITY; pairs],
         masked: vec![f64::NEG_INFINITY; pairs],
@@ -87,34 +93,29 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     let distance = j as i64 - p;
 
                     let cap = |score: f64| problem.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-                    let mut bias = 0.0;
+                    // What is added, in this order, each sum rounded to f32.
+                    let mut biases = Vec::new();
                     if let Some(shape) = problem.bias {
-                        bias += f64::from(inputs.bias[broadcast(shape, [b, h, i, j])]);
+                        biases.push(inputs.bias[broadcast(shape, [b, h, i, j])]);
                     }
                     if let Some(alibi) = problem.alibi {
-                        let slope = f64::from(inputs.alibi_slopes[h]);
-                        bias += match alibi {
-                            Alibi::Signed => slope * distance as f64,
-                            Alibi::Symmetric => -slope * distance.abs() as f64,
-                        };
+                        let slope = inputs.alibi_slopes[h];
+                        biases.push(match alibi {
+                            Alibi::Signed => slope * distance as f32,
+                            Alibi::Symmetric => -slope * distance.abs() as f32,
+                        });
                     }
                     if let Some(max) = problem.relative_bias {
                         let max = i64::from(max);
                         let column = (-distance).clamp(-max, max) + max;
-                        bias += f64::from(inputs.relative_bias[h * (2 * max as usize + 1) + column as usize]);
+                        biases.push(inputs.relative_bias[h * (2 * max as usize + 1) + column as usize]);
                     }
+                    let biased_from = |score: f64| biases.iter().fold(score, |sum, &bias| f64::from(sum as f32 + bias));
                     let score = scale * dot;
                     out.raw[at] = score;
-                    let biased = match problem.score_order {
-                        ScoreOrder::SoftcapThenBias => {
-                            out.capped[at] = cap(score);
-                            cap(score) + bias
-                        }
-                        ScoreOrder::BiasThenSoftcap => {
-                            out.capped[at] = score;
-                            cap(score + bias)
-                        }
-                    };
+                    out.capped[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { cap(score) } else { score };
+                    let sum = biased_from(out.capped[at]);
+                    let biased = if problem.score_order == ScoreOrder::SoftcapThenBias { sum } else { cap(sum) };
 
                     let mut visible = j < length;
                     if v.causal {
@@ -133,10 +134,10 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     if let Some(shape) = v.mask {
                         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
                     }
-                    visible &= bias != f64::NEG_INFINITY;
+                    // A bias of -inf hides, whatever it is added to, and so does a sum that overflows to it.
+                    visible &= !biases.contains(&f32::NEG_INFINITY) && sum != f64::NEG_INFINITY;
                     if visible {
                         out.masked[at] = biased;
-                        // A visible score of -inf has weight 0 like a hidden one; a NaN stays.
                     }
                     out.weights[at] = f64::from(u8::from(visible)); // for now: who is visible
                 }
@@ -152,6 +153,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                 }
                 let sum: f64 = seen.iter().map(|&at| out.masked[at]).chain(sink).map(|score| (score - max).exp()).sum();
                 out.lse[row] = max + sum.ln();
+                out.stats[row] = [max, sum];
                 for &at in &seen {
                     let weight = (out.masked[at] - max).exp() / sum;
                     out.weights[at] = weight;
@@ -178,6 +180,7 @@ impl Reference {
         let strides = problem.output.strides([items, d.num_heads, tokens, d.head_dim_v]);
         let mut output = vec![0.0f32; problem.output_len()];
         let mut lse = vec![f32::NEG_INFINITY; problem.lse_len()];
+        let mut stats = vec![NOTHING_SEEN.map(|x| x as f32); problem.lse_len()];
         for b in 0..d.batch {
             let (item, first, rows) = if packed {
                 (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize)
@@ -191,7 +194,12 @@ impl Reference {
                     for e in 0..d.head_dim_v {
                         output[at + e * strides.dim] = self.output[row * d.head_dim_v + e] as f32;
                     }
-                    lse[if packed { (first + i) * d.num_heads + h } else { row }] = self.lse[row] as f32;
+                    let place = if packed { (first + i) * d.num_heads + h } else { row };
+                    lse[place] = self.lse[row] as f32;
+                    // l is that of the m that is kept.
+                    let [max, sum] = self.stats[row];
+                    let kept = max as f32;
+                    stats[place] = [kept, if max == f64::from(kept) { sum } else { sum * (max - f64::from(kept)).exp() } as f32];
                 }
             }
         }
@@ -199,6 +207,7 @@ impl Reference {
         Outputs {
             output: HostVec::from_f32(problem.output.dtype, &output),
             lse: problem.want.lse.then_some(lse),
+            stats: problem.want.stats.then_some(stats),
             scores: problem.want.scores.map(|stage| match stage {
                 ScoreStage::Raw => narrow(&self.raw),
                 ScoreStage::Capped => narrow(&self.capped),

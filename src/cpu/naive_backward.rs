@@ -62,7 +62,7 @@ struct Item {
 /// dp_j       = m_j * dot(do, value_j)                          m_j from dropout: 0 or 1 / (1 - probability); 1 without
 /// delta      = sum_j p_j * dp_j
 /// dbiased_j  = p_j * (dp_j - delta)
-/// dsink      = -p_sink * delta                       p_sink = exp(sink - lse)
+/// dsink      = -p_sink * delta                       p_sink = exp(sink - m) / l
 /// dscore_j   = dbiased_j * (1 - tanh²)               if there is a softcap; dbias_j is taken before or after, by the order
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
@@ -147,7 +147,8 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                 };
                 let delta: f64 = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum();
                 if problem.sinks && !seen.is_empty() {
-                    out.d_sink[row] = -(f64::from(inputs.sinks[h]) - forward.lse[row]).exp() * delta;
+                    let [max, sum] = forward.stats[row];
+                    out.d_sink[row] = -(f64::from(inputs.sinks[h]) - max).exp() / sum * delta;
                 }
                 for j in seen {
                     let d_biased = forward.weights[at(j)] * (d_weight(j) - delta);

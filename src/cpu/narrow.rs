@@ -24,6 +24,7 @@ pub(super) struct Narrow {
     query: Buffer,
     output: Buffer,
     scores: Buffer,
+    before: Buffer,
     extra: Buffer,
     max: Buffer,
     sum: Buffer,
@@ -123,10 +124,15 @@ impl Narrow {
         let output_step = value.width.next_multiple_of(LINE);
         let alpha = self.alpha.take(unit.rows);
         let output = self.output.take(unit.rows * output_step);
-        let has_extra = Item::has_extra(job.problem);
-        let unfinite = hidden && !(0..count).all(|j| all_finite(value.row(j)));
+        let unfinite = hidden && job.output.is_some() && !(0..count).all(|j| all_finite(value.row(j)));
         let scores = self.scores.take(unit.rows * step);
+        if unfinite {
+            self.before.take(unit.rows * step).copy_from_slice(scores);
+        }
         job.isa.run(RowSoftmax { scores, scores_step: step, max: self.max.take(unit.rows), sum: self.sum.take(unit.rows), alpha });
+        if job.output.is_none() {
+            return;
+        }
         if let Some(drop) = job.problem.drop() {
             let batch = job.items[unit.item].batch;
             for (r, row) in scores.chunks_exact_mut(step).enumerate() {
@@ -163,9 +169,8 @@ impl Narrow {
         if unfinite {
             // What is NaN or infinite, for the rows that see it alone.
             for (r, row) in output.chunks_exact_mut(output_step).enumerate() {
-                let seen = job.items[unit.item].interval(job.problem, unit.row(job.problem, r).1);
-                for (j, key) in keys.clone().enumerate() {
-                    if seen.contains(&key) && !(has_extra && self.extra.get(r * step + j) == f32::NEG_INFINITY) {
+                for j in 0..count {
+                    if self.before.get(r * step + j) != f32::NEG_INFINITY {
                         let unfinite = row.iter_mut().zip(value.row(j)).filter(|(_, value)| !value.is_finite());
                         unfinite.for_each(|(x, &value)| *x += scores[r * step + j] * value);
                     }

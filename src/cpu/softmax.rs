@@ -33,6 +33,7 @@ impl Kernel for Modify<'_> {
                 if let (true, Some(extra)) = (self.bias_first, extra) {
                     score = score.add(extra);
                 }
+                let sum = score;
                 if let Some(softcap) = self.softcap {
                     let softcap = V::splat(softcap);
                     score = softcap.mul(tanh(score.div(softcap)));
@@ -42,6 +43,9 @@ impl Kernel for Modify<'_> {
                 }
                 if let Some(extra) = extra {
                     score = extra.select_less(lowest, hidden, score);
+                }
+                if self.bias_first {
+                    score = sum.select_less(lowest, hidden, score);
                 }
                 if let Some((first, end)) = self.bounds {
                     let lane = at % self.panel;

@@ -34,17 +34,6 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
         if let Some(weights) = &job.weights {
             let (max, factor) = panel.weighing();
             job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
-            // In a row whose sum is NaN so is every visible weight, whatever its score.
-            for lane in 0..panel.rows {
-                if !panel.weighing().1[lane].is_nan() {
-                    continue;
-                }
-                for j in 0..keys.len() {
-                    if tile.sees(panel, &keys, hiding, lane, j) {
-                        tile.scores.take(width * keys.len())[j * width + lane] = f32::NAN;
-                    }
-                }
-            }
             write_rows(job, unit, panel, tile, start, keys.len(), weights);
         }
     }

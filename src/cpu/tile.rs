@@ -16,6 +16,7 @@ use crate::dropout::Drop;
 #[derive(Default)]
 pub(super) struct Tile {
     pub(super) scores: Buffer,
+    before: Buffer,
     extra: Buffer,
     pub(super) rows: Buffer,
     bounds: Buffer,
@@ -153,13 +154,13 @@ impl Tile {
         kept
     }
 
-    /// Whether the row in this lane sees the j-th of these keys; after [`Self::hide`] for them.
-    pub(super) fn sees(&self, panel: &Panel, keys: &Range<usize>, hiding: Hiding, lane: usize, j: usize) -> bool {
-        match hiding {
-            Hiding::Nothing => true,
-            Hiding::Everything => false,
-            Hiding::Bounds => panel.seen[lane].contains(&(keys.start + j)),
-            Hiding::Extra => self.extra.get(j * panel.width + lane) != f32::NEG_INFINITY,
-        }
+    /// Keeps the scores as softmax sees them, so that [`Self::sees`] can tell when they are weights.
+    pub(super) fn keep_scores(&mut self, len: usize) {
+        self.before.take(len).copy_from_slice(self.scores.take(len));
+    }
+
+    /// Whether the pair at this place of the kept scores is visible.
+    pub(super) fn sees(&self, at: usize) -> bool {
+        self.before.get(at) != f32::NEG_INFINITY
     }
 }

@@ -23,7 +23,7 @@ use super::shared::{Buffer, Shared};
 use super::simd::Isa;
 use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
-use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result};
+use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, Want};
 
 /// Multiply-adds below which other threads are not woken: 10 to 20 microseconds of work.
 pub(super) const SMALL: usize = 1 << 21;
@@ -31,6 +31,8 @@ pub(super) const SMALL: usize = 1 << 21;
 const FEW_ROWS: usize = 8;
 /// Units a thread should have, so that all end at about the same time.
 pub(super) const UNITS_PER_THREAD: usize = 4;
+/// The statistics of a row that sees nothing and has no sink.
+const NOTHING_SEEN: [f32; 2] = [f32::MIN, 0.0];
 /// The fewest keys worth a part of their own.
 const SPLIT_KEYS: usize = 2 * KEY_BLOCK;
 
@@ -75,9 +77,17 @@ fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: 
     inputs.check(problem)?;
     fit(problem, outputs)?;
     let mut call = CALL.take();
-    let done = run(isa, problem, inputs, outputs, &mut call, control);
+    let done = run(isa, problem, inputs, outputs, true, &mut call, control);
     CALL.set(call);
     done
+}
+
+/// The softmax statistics alone: values are not read. All has been checked.
+pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Vec<[f32; 2]>> {
+    let problem = &Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
+    let mut outputs = Outputs { stats: Some(vec![NOTHING_SEEN; problem.lse_len()]), ..Outputs::default() };
+    run(isa, problem, inputs, &mut outputs, false, &mut CALL.take(), control)?;
+    Ok(outputs.stats.unwrap_or_default())
 }
 
 /// Makes `outputs` what `problem` wants.
@@ -86,33 +96,47 @@ fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
     if (output.dtype(), output.len()) != (problem.output.dtype, problem.output_len()) {
         outputs.output = HostVec::zeros(problem.output.dtype, problem.output_len());
     }
-    let keep = |old: &mut Option<Vec<f32>>, wanted: Option<usize>| match wanted {
-        Some(len) if old.as_ref().is_some_and(|old| old.len() == len) => Ok(()),
-        wanted => wanted.map(numbers).transpose().map(|new| *old = new),
-    };
     keep(&mut outputs.lse, problem.want.lse.then(|| problem.lse_len()))?;
+    keep(&mut outputs.stats, problem.want.stats.then(|| problem.lse_len()))?;
     keep(&mut outputs.scores, problem.want.scores.map(|_| problem.scores_len()))?;
     keep(&mut outputs.weights, problem.want.weights.then(|| problem.scores_len()))?;
     // Not every pair and not every row of a packed batch is visited.
+    outputs.stats.iter_mut().for_each(|stats| stats.fill(NOTHING_SEEN));
     outputs.lse.iter_mut().chain(&mut outputs.scores).for_each(|numbers| numbers.fill(f32::NEG_INFINITY));
     outputs.weights.iter_mut().for_each(|weights| weights.fill(0.0));
     Ok(())
 }
 
+/// Makes a result as long as it is wanted.
+fn keep<T: Clone + Default>(old: &mut Option<Vec<T>>, wanted: Option<usize>) -> Result<()> {
+    match wanted {
+        Some(len) if old.as_ref().is_some_and(|old| old.len() == len) => Ok(()),
+        wanted => wanted.map(numbers).transpose().map(|new| *old = new),
+    }
+}
+
 /// `len` numbers, if memory has room for them.
-fn numbers(len: usize) -> Result<Vec<f32>> {
+fn numbers<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
     data.try_reserve_exact(len).map_err(|_| Error::Limit {
         limit: "memory",
-        needed: 4 * len as u64,
+        needed: (len * size_of::<T>()) as u64,
         available: 0,
         remedy: "do not ask for scores or weights, or ask for fewer rows at a time".into(),
     })?;
-    data.resize(len, 0.0);
+    data.resize(len, T::default());
     Ok(data)
 }
 
-fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, call: &mut Call, control: &mut Control<'_>) -> Result<()> {
+fn run(
+    isa: Isa,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    outputs: &mut Outputs,
+    with_output: bool,
+    call: &mut Call,
+    control: &mut Control<'_>,
+) -> Result<()> {
     let d = &problem.dims;
     let Call { items, units, pieces, partials, row } = call;
     items.clear();
@@ -126,14 +150,15 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
     split(units, parts, record, pieces);
 
     let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
-    let Outputs { output, lse, scores, weights } = outputs;
+    let Outputs { output, lse, stats, scores, weights } = outputs;
     let job = Job {
         problem,
         inputs,
         isa,
         items,
-        output: SharedOutput::new(output),
+        output: with_output.then(|| SharedOutput::new(output)),
         lse: lse.as_mut().map(|lse| Shared::new(lse)),
+        stats: stats.as_mut().map(|stats| Shared::new(stats)),
         scores: problem.want.scores.zip(scores.as_mut()).map(|(stage, scores)| (stage, Shared::new(scores))),
         weights: weights.as_mut().map(|weights| Shared::new(weights)),
         partials: Shared::new(partials.take(partials_len)),

@@ -26,8 +26,10 @@ pub(super) struct Job<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) isa: Isa,
     pub(super) items: &'a [Item],
-    pub(super) output: SharedOutput<'a>,
+    /// `None` where only statistics are wanted.
+    pub(super) output: Option<SharedOutput<'a>>,
     pub(super) lse: Option<Shared<'a, f32>>,
+    pub(super) stats: Option<Shared<'a, [f32; 2]>>,
     pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,
     pub(super) weights: Option<Shared<'a, f32>>,
     /// Of each part of a split unit and each of its rows: output before division, maximum, sum.
@@ -226,6 +228,10 @@ impl Tile {
         self.score(job, panel, key, keys.len());
         self.modify(job, panel, keys.len(), hiding);
         let width = panel.width;
+        let finite = hiding == Hiding::Nothing || job.output.is_none() || block.is_finite();
+        if !finite {
+            self.keep_scores(width * keys.len());
+        }
         job.isa.run(Softmax {
             panel: width,
             scores: self.scores.take(width * keys.len()),
@@ -233,11 +239,13 @@ impl Tile {
             sum: panel.sum.take(width),
             alpha: self.alpha.take(width),
         });
+        if job.output.is_none() {
+            return;
+        }
         if job.problem.drop().is_some() {
             let kept = self.keep(job, unit, panel, keys).to_vec();
             self.scores.take(width * keys.len()).iter_mut().zip(kept).for_each(|(weight, kept)| *weight *= kept);
         }
-        let finite = hiding == Hiding::Nothing || block.is_finite();
         let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {
             panel: width,
@@ -255,18 +263,18 @@ impl Tile {
         });
         panel.started = true;
         if !finite {
-            self.add_not_finite(panel, keys, value, hiding);
+            self.add_not_finite(panel, keys, value);
         }
     }
 
     /// The share of values that are NaN or infinite, in the rows that see them and only there: a weight of 0 times
     /// infinity must not get into the others.
-    fn add_not_finite(&mut self, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>, hiding: Hiding) {
+    fn add_not_finite(&mut self, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>) {
         let width = panel.width;
         for j in 0..keys.len() {
             for (e, &x) in value.row(j).iter().enumerate().filter(|(_, x)| !x.is_finite()) {
                 for lane in 0..panel.rows {
-                    if self.sees(panel, keys, hiding, lane, j) {
+                    if self.sees(j * width + lane) {
                         let weight = self.scores.get(j * width + lane);
                         panel.output.take(width * value.width)[e * width + lane] += weight * x;
                     }
@@ -341,7 +349,7 @@ pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32]
     1.0
 }
 
-/// Writes output and lse of a row from its undivided output, maximum and sum. Returns the factor that divides.
+/// Writes output, lse and statistics of a row from its undivided output, maximum and sum. Returns the factor that divides.
 pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
     let problem = job.problem;
     let item = &job.items[unit.item];
@@ -356,13 +364,19 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
     let factor = if total == 0.0 { 0.0 } else { rescale / total };
     // Nothing visible is 0, even if what was seen with weight 0 has left a NaN.
     row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * factor });
-    let place = job.place(unit, Operand::Output, head, i);
-    // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
-    unsafe { job.output.write_row(place.start, place.step, row) };
+    if let Some(output) = &job.output {
+        let place = job.place(unit, Operand::Output, head, i);
+        // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
+        unsafe { output.write_row(place.start, place.step, row) };
+    }
+    let at = item.lse_place(problem, head, i);
     if let Some(lse) = &job.lse {
-        let at = item.lse_place(problem, head, i);
         // SAFETY: each row has a place of its own.
-        unsafe { lse.scatter(at, 1, &[top + total.ln()], |x| x) };
+        (unsafe { lse.slice(at..at + 1) })[0] = top + total.ln();
+    }
+    if let Some(stats) = &job.stats {
+        // SAFETY: as above.
+        (unsafe { stats.slice(at..at + 1) })[0] = [top, total];
     }
     factor
 }

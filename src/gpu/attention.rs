@@ -42,7 +42,7 @@ pub struct Bindings<'a> {
     pub mask: Option<wgpu::BufferBinding<'a>>,
     /// f32, [`Problem::scores_len`] of them, if the problem wants scores.
     pub scores: Option<wgpu::BufferBinding<'a>>,
-    /// f32, [`Problem::scores_len`] of them, if the problem wants weights. A hidden key's weight is -0.
+    /// f32, [`Problem::scores_len`] of them, if the problem wants weights. A hidden key's weight is 0.
     pub weights: Option<wgpu::BufferBinding<'a>>,
 }
 

@@ -119,7 +119,7 @@ impl Prepared {
             let mut f32s = |wanted: bool| wanted.then(|| parts.next().map(bytemuck::pod_collect_to_vec::<u8, f32>)).flatten();
             let (lse, scores) = (f32s(want.lse), f32s(want.scores.is_some()));
             let weights = f32s(want.weights).map(|weights| weights.into_iter().map(|weight| weight + 0.0).collect());
-            Outputs { output, lse, scores, weights }
+            Outputs { output, lse, stats: None, scores, weights }
         };
         let outputs = self.results.read(gpu, submission, waiting, take).await?;
         control.report(1.0)?;

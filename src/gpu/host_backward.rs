@@ -4,7 +4,7 @@ use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::host::{Waiting, submit};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::problem::Operand;
-use crate::{BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
+use crate::{Algorithm, BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
 /// A backward pass with buffers of its own.
 pub(super) struct PreparedBackward {
@@ -36,13 +36,30 @@ impl Gpu {
             Some(ready) => ready,
             None => PreparedBackward::new(self, problem, want)?,
         };
-        ready.upload(self, inputs, backward);
+        let lse = self.lse_of(problem, inputs, backward.stats, waiting).await?;
+        ready.upload(self, inputs, backward, &lse);
         let result = ready.run(self, waiting, control).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let bytes = ready.bytes();
             self.prepared_backward().keep(ready, bytes);
         }
         result
+    }
+
+    /// The lse that the kernels make weights from: of the statistics, or by a forward pass where there are none.
+    pub(super) async fn lse_of(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        stats: Option<&[[f32; 2]]>,
+        waiting: Waiting,
+    ) -> Result<Vec<f32>> {
+        if let Some(stats) = stats {
+            return Ok(stats.iter().map(|[m, l]| m + l.ln()).collect());
+        }
+        let problem = Problem { want: Want { lse: true, ..Want::default() }, dropout: None, ..*problem };
+        let forward = self.attention(&problem, inputs, Algorithm::Auto, waiting, &mut Control::default()).await?;
+        Ok(forward.lse.unwrap_or_default())
     }
 }
 
@@ -104,14 +121,14 @@ impl PreparedBackward {
         self.scratch_bytes + operands + self.lse.size() + self.options.bytes() + self.results.bytes()
     }
 
-    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>) {
+    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, lse: &[f32]) {
         let slices = [inputs.query, inputs.key, inputs.value, backward.output, backward.d_output];
         let operands = [Operand::Query, Operand::Key, Operand::Value, Operand::Output, Operand::Output];
         for ((buffer, slice), operand) in self.operands.iter().zip(slices).zip(operands) {
             let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
             write(gpu, buffer, &slice.bytes()[..used]);
         }
-        write(gpu, &self.lse, bytemuck::cast_slice(backward.lse));
+        write(gpu, &self.lse, bytemuck::cast_slice(lse));
         self.options.upload(gpu, &self.problem, inputs);
     }
 

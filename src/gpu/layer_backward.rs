@@ -27,7 +27,7 @@ pub(crate) struct LayerBackwardParts<'a> {
     pub(crate) d_output: &'a [f32],
     /// Q, K, V and context.
     pub(crate) steps: [&'a [f32]; 4],
-    pub(crate) lse: &'a [f32],
+    pub(crate) stats: Option<&'a [[f32; 2]]>,
 }
 
 /// What they are.
@@ -89,7 +89,10 @@ pub(crate) async fn layer_backward(
     let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new() };
     let d_output = uploaded(gpu, "dY", parts.d_output)?;
     let d_context = recording.project_back(&parts.output, &d_output)?;
-    let (d_operands, extras) = attention(&mut recording, problem, inputs, parts, &want, &d_context)?;
+    let [query, key, value, _] = parts.steps;
+    let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
+    let lse = gpu.lse_of(problem, &projected, parts.stats, Waiting::Blocking).await?;
+    let (d_operands, extras) = attention(&mut recording, problem, inputs, (parts.steps, &lse), &want, &d_context)?;
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
         recording.project_back(side, d_y)?;
     }
@@ -107,16 +110,15 @@ fn attention(
     recording: &mut Recording<'_>,
     problem: &Problem,
     inputs: &Inputs<'_>,
-    parts: &LayerBackwardParts<'_>,
+    ([query, key, value, context], lse): ([&[f32]; 4], &[f32]),
     want: &WantGradients,
     d_context: &wgpu::Buffer,
 ) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
     let gpu = recording.gpu;
     let backward = Backward::new(gpu, problem, want)?;
-    let [query, key, value, context] = parts.steps;
     let operands =
         [uploaded(gpu, "query", query)?, uploaded(gpu, "key", key)?, uploaded(gpu, "value", value)?, uploaded(gpu, "context", context)?];
-    let lse = uploaded(gpu, "lse", parts.lse)?;
+    let lse = uploaded(gpu, "lse", lse)?;
     let spare = wgpu::BufferUsages::empty();
     let d_operands = [
         storage_buffer(gpu, "d_query", query.len(), spare)?,

@@ -84,7 +84,8 @@ impl Rows {
 
 impl MultiHead {
     /// The gradients of the layer, from the gradient of its output [batch, seq_len_q, embed_dim_out], on `engine`. `problem` and
-    /// `inputs` are those of the forward pass, `forward` is what [`Self::forward_with_steps`] gave with [`crate::Want::lse`].
+    /// `inputs` are those of the forward pass, `forward` is what [`Self::forward_with_steps`] gave; with [`crate::Want::stats`] less is
+    /// computed again.
     pub fn backward(
         &self,
         engine: &Engine,
@@ -94,9 +95,8 @@ impl MultiHead {
         d_output: &[f32],
     ) -> Result<LayerGradients> {
         let x = self.check(problem, inputs)?;
-        let missing = |what: &str| Error::invalid("forward", format!("has no {what}: use forward_with_steps with Want::lse"));
-        let steps = forward.steps.as_ref().ok_or_else(|| missing("steps"))?;
-        let lse = forward.lse.as_deref().ok_or_else(|| missing("lse"))?;
+        let steps = forward.steps.as_ref().ok_or_else(|| Error::invalid("forward", "has no steps: use forward_with_steps"))?;
+        let stats = forward.stats.as_deref();
         let rows_q = x[0].len() / self.query.in_features();
         for (argument, found, expected) in [
             ("d_output", d_output.len(), rows_q * self.output.out_features()),
@@ -104,13 +104,13 @@ impl MultiHead {
             ("forward", steps.key.len(), problem.key_len()),
             ("forward", steps.value.len(), problem.value_len()),
             ("forward", steps.context.len(), problem.output_len()),
-            ("forward", lse.len(), problem.lse_len()),
+            ("forward", stats.map_or(problem.lse_len(), <[_]>::len), problem.lse_len()),
         ] {
             if found != expected {
                 return Err(Error::invalid(argument, format!("has {found} numbers where the problem needs {expected}")));
             }
         }
-        let backward = Backward { layer: self, problem, inputs, x, steps, lse, d_output };
+        let backward = Backward { layer: self, problem, inputs, x, steps, stats, d_output };
         match engine.gpu() {
             // Buffers of no size cannot be bound.
             Some(gpu) if x.iter().all(|x| !x.is_empty()) => backward.on_gpu(gpu),
@@ -126,7 +126,7 @@ struct Backward<'a> {
     inputs: &'a Inputs<'a>,
     x: [&'a [f32]; 3],
     steps: &'a Steps,
-    lse: &'a [f32],
+    stats: Option<&'a [[f32; 2]]>,
     d_output: &'a [f32],
 }
 
@@ -153,7 +153,7 @@ impl Backward<'_> {
         let (d_context, w_o, _) = project_back(&layer.output, &self.steps.context, self.d_output, &[]);
         let Steps { query, key, value, context } = self.steps;
         let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*self.inputs };
-        let backward = BackwardInputs { output: context.into(), lse: self.lse, d_output: (&d_context).into() };
+        let backward = BackwardInputs { output: context.into(), stats: self.stats, d_output: (&d_context).into() };
         let gradients = engine.backward(self.problem, &projected, &backward, &WantGradients::all(self.problem))?;
         let mut sides = Vec::new();
         for (index, (linear, gradient)) in
@@ -192,7 +192,7 @@ impl Backward<'_> {
             output: side(&layer.output, context, rows_q, vec![1.0; rows_q]),
             d_output: self.d_output,
             steps: [query, key, value, context],
-            lse: self.lse,
+            stats: self.stats,
         };
         let results = pollster::block_on(gpu::layer_backward(gpu, self.problem, self.inputs, &parts))?;
         let mut projections = results.projections.into_iter();

@@ -15,7 +15,7 @@ pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 pub use weights::{Naming, WeightFile};
 
 use crate::gpu::{self, Gpu};
-use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Problem, Result, TensorSpec};
+use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Result, TensorSpec};
 
 /// A multi-head attention layer:
 ///
@@ -79,6 +79,8 @@ pub struct LayerOutputs {
     pub output: Vec<f32>,
     /// If [`Problem::want`] asks for it.
     pub lse: Option<Vec<f32>>,
+    /// If [`Problem::want`] asks for them: what [`MultiHead::backward`] takes, and else makes again.
+    pub stats: Option<Vec<[f32; 2]>>,
     /// If [`Problem::want`] asks for them.
     pub scores: Option<Vec<f32>>,
     /// If [`Problem::want`] asks for them: of every head. [`average_heads`] gives their mean.
@@ -226,6 +228,7 @@ impl MultiHead {
         Ok(LayerOutputs {
             output,
             lse: attention.lse,
+            stats: attention.stats,
             scores: attention.scores,
             weights: attention.weights,
             steps: steps.then_some(Steps { query, key, value, context }),
@@ -255,7 +258,8 @@ impl MultiHead {
             (Some(query), Some(key), Some(value)) => Some(Steps { query, key, value, context: attention.output.into_f32() }),
             _ => None,
         };
-        Ok(LayerOutputs { output, lse: attention.lse, scores: attention.scores, weights: attention.weights, steps })
+        let Outputs { lse, stats, scores, weights, .. } = attention;
+        Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
     /// The rows that every item of K and of V gets after its own.

@@ -42,7 +42,7 @@ fn problems() -> Vec<Problem> {
         }
     }
     problems.push(Problem { dropout: Some(0.5), ..plain });
-    problems.push(Problem { want: Want { lse: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
+    problems.push(Problem { want: Want { lse: true, scores: Some(crate::ScoreStage::Masked), weights: true, ..Want::default() }, ..plain });
     problems
 }
 

@@ -6,7 +6,7 @@ use crate::layer::{LayerGradients, Linear, MultiHead};
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::Given;
 use crate::verify::cases_model::{batch_first, given, swap_first_two};
-use crate::{Attend, BackwardInputs, DType, Engine, Error, HostVec, Inputs, Problem, Result, Want, WantGradients};
+use crate::{Attend, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
 /// Runs `op` on `attend`, and the gradients of the attention that it asks for last on `engine`.
 pub(crate) fn with_gradients(
@@ -29,11 +29,10 @@ pub(crate) fn with_gradients(
 
 /// dq, dk, dv, and those of a float mask, a bias of every head, a table of relative biases and sinks.
 fn attention(file: &CaseFile, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<Given>> {
-    let problem = &Problem { want: Want { lse: true, ..Want::default() }, ..*problem };
+    let problem = &Problem { want: Want::default(), ..*problem };
     let forward = engine.attention(problem, inputs)?;
     let d_output = HostVec::from_f32(problem.output.dtype, &file.f32s("dout")?);
-    let lse = forward.lse.ok_or_else(|| Error::invalid("lse", "was asked for and is not there"))?;
-    let backward = BackwardInputs { output: forward.output.as_slice(), lse: &lse, d_output: d_output.as_slice() };
+    let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: d_output.as_slice() };
     let got = engine.backward(problem, inputs, &backward, &WantGradients { dtype: Some(DType::F32), ..WantGradients::all(problem) })?;
     let wide = |gradient: Option<HostVec>| gradient.map(HostVec::into_f32);
     let tensors = [
@@ -72,7 +71,7 @@ fn layer(file: &CaseFile, engine: &Engine, attention: &Problem, inputs: &Inputs<
     let output = Linear::new(file.f32s("out_proj.weight")?, Some(file.f32s("out_proj.bias")?), width)?;
     let heads = attention.dims.num_heads;
     let layer = MultiHead::new(part(0)?, part(1)?, part(2)?, output, heads, heads)?;
-    let mut problem = layer.problem(batch, seq_len_q, tokens).with_lse();
+    let mut problem = layer.problem(batch, seq_len_q, tokens);
     (problem.visibility, problem.bias) = (attention.visibility, attention.bias);
     let inputs = Inputs { mask: inputs.mask, bias: inputs.bias, ..Inputs::new(&query, &key, &value) };
     let forward = layer.forward_with_steps(engine, &problem, &inputs)?;

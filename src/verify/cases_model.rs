@@ -29,7 +29,7 @@ pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Gi
 
 /// Runs a self attention with lse and weights, and names the three results.
 fn with_weights(mut problem: Problem, data: &Data, attend: &Attend<'_>, names: [&str; 3]) -> Result<[Given; 3]> {
-    problem.want = Want { lse: true, weights: true, scores: None };
+    problem.want = Want { lse: true, weights: true, ..Want::default() };
     let outputs = attend(&problem, &data.inputs())?;
     let d = problem.dims;
     let scores = d.scores_shape();
@@ -72,7 +72,7 @@ pub(crate) fn bert_layer(file: &CaseFile, engine: &Engine) -> Result<Vec<Given>>
     let layer = MultiHead::new(part("q")?, part("k")?, part("v")?, part("o")?, heads, heads)?;
     let mut problem = layer.problem(batch, seq_len, seq_len);
     problem.scale = file.attr("scale")?;
-    problem.want = Want { lse: true, weights: true, scores: None };
+    problem.want = Want { lse: true, weights: true, ..Want::default() };
     let inputs = Inputs::new(&block.hidden, &block.hidden, &block.hidden);
     let got = layer.forward_with_steps(engine, &problem, &inputs)?;
     let steps = got.steps.ok_or_else(|| Error::invalid("steps", "were asked for and are not there"))?;

@@ -8,6 +8,8 @@
 //! score error    = S u ((sqrt(head_dim) + 4) * magnitude + 4 softcap)     the errors of a long sum grow like a random walk
 //! weight error   = exp(2 * the row's largest score error) - 1 + S u (sqrt(seq_len_kv) + 16)           relative
 //! output error   = weight error * sum_j weight(i,j) |value_j| + e |output|
+//! m error        = the row's largest score error
+//! l error        = l * weight error
 //! lse error      = the row's largest score error + S u (sqrt(seq_len_kv) + 16 + |lse|)
 //! ```
 //!
@@ -41,6 +43,8 @@ pub struct Expected {
     pub output: ExpectedTensor,
     /// [batch, num_heads, seq_len_q]; packed: [tokens, num_heads].
     pub lse: Option<ExpectedTensor>,
+    /// As the lse, with m and l along a last axis.
+    pub stats: Option<ExpectedTensor>,
     /// [batch, num_heads, seq_len_q, seq_len_kv].
     pub scores: Option<ExpectedTensor>,
     /// [batch, num_heads, seq_len_q, seq_len_kv].
@@ -92,6 +96,17 @@ impl Expected {
             Some(packed) => vec![packed.tokens_q, d.num_heads],
             None => vec![d.batch, d.num_heads, d.seq_len_q],
         };
+        let stats = || {
+            let pair = |m: Vec<f64>, l: Vec<f64>| m.into_iter().zip(l).flat_map(|(m, l)| [m, l]).collect();
+            let [m, l] = [0, 1].map(|which| answer.stats.iter().map(|row| row[which]).collect::<Vec<_>>());
+            let l_error: Vec<f64> = l.iter().zip(&weight_error).map(|(l, error)| l * error).collect();
+            let arrange = |numbers: &[f64]| arrange_lse(problem, inputs, numbers);
+            ExpectedTensor {
+                shape: [&lse_shape[..], &[2]].concat(),
+                values: pair(arrange(&m), arrange(&l)),
+                tolerance: per_element(pair(arrange(&row_error), arrange(&l_error)), 0.0),
+            }
+        };
         Ok(Self {
             output: ExpectedTensor {
                 shape: problem.shape(Operand::Output).to_vec(),
@@ -99,10 +114,11 @@ impl Expected {
                 tolerance: per_element(arrange_output(problem, inputs, &output_error), problem.output.dtype.epsilon()),
             },
             lse: problem.want.lse.then(|| ExpectedTensor {
-                shape: lse_shape,
+                shape: lse_shape.clone(),
                 values: arrange_lse(problem, inputs, &answer.lse),
                 tolerance: per_element(arrange_lse(problem, inputs, &lse_error), unit),
             }),
+            stats: problem.want.stats.then(stats),
             scores: problem.want.scores.map(scores),
             weights: problem.want.weights.then(weights),
         })

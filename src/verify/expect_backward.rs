@@ -56,7 +56,7 @@ pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &Backwa
 impl ExpectedGradients {
     /// Draws a gradient of the output, and asks the oracle for the gradients and for the sums of their errors.
     pub fn of(case: &Case) -> Result<Self> {
-        let problem = &Problem { want: Want { lse: true, ..Want::default() }, ..case.problem };
+        let problem = &Problem { want: Want { stats: true, ..Want::default() }, ..case.problem };
         let inputs = &case.data.inputs();
         let forward = naive::attention(problem, inputs)?;
         let stored = draw_d_output(problem, inputs, &forward, case.fill);
@@ -96,11 +96,7 @@ impl ExpectedGradients {
 
     /// What a backward pass computes from.
     pub fn inputs(&self) -> BackwardInputs<'_> {
-        BackwardInputs {
-            output: self.forward.output.as_slice(),
-            lse: self.forward.lse.as_deref().unwrap_or_default(),
-            d_output: self.d_output.as_slice(),
-        }
+        BackwardInputs { output: self.forward.output.as_slice(), stats: self.forward.stats.as_deref(), d_output: self.d_output.as_slice() }
     }
 }
 
@@ -157,7 +153,8 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
             errors.weights[at] = pairs.weights[at] * (weight_error + summing) + TINY * kept;
         }
         if problem.sinks && sees_some {
-            let weight = (f64::from(inputs.sinks[head]) - forward.lse[row]).exp();
+            let [max, sum] = forward.stats[row];
+            let weight = (f64::from(inputs.sinks[head]) - max).exp() / sum;
             errors.d_sink[row] = weight * ((weight_error + summing) * delta + delta_error);
         }
     }

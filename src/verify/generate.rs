@@ -51,6 +51,7 @@ pub fn random(seed: u64) -> Result<Case> {
     }
     p.want = Want {
         lse: r.one_in(2),
+        stats: r.one_in(8),
         scores: r.one_in(6).then(|| r.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
         weights: r.one_in(6),
     };
@@ -163,7 +164,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     })
 }
 
-const PLAINER: [fn(&mut Problem); 22] = [
+const PLAINER: [fn(&mut Problem); 23] = [
     |p| p.paged = None,
     |p| p.packed = None,
     |p| p.visibility.mask = None,
@@ -182,6 +183,7 @@ const PLAINER: [fn(&mut Problem); 22] = [
     |p| p.score_order = ScoreOrder::SoftcapThenBias,
     |p| p.scale = None,
     |p| p.want = Want { lse: false, ..p.want },
+    |p| p.want = Want { stats: false, ..p.want },
     |p| p.want = Want { scores: None, ..p.want },
     |p| p.want = Want { weights: false, ..p.want },
     |p| [&mut p.query, &mut p.key, &mut p.value, &mut p.output].into_iter().for_each(|spec| spec.dtype = DType::F32),

@@ -152,7 +152,7 @@ fn scores(rows: &mut Rows) {
         p.visibility.alignment = Some(BottomRight);
         push(rows, format!("{name}-alibi"), p);
         for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
-            p.want = Want { lse: true, scores: Some(stage), weights: true };
+            p.want = Want { lse: true, scores: Some(stage), weights: true, ..Want::default() };
             p.visibility.causal = true;
             push(rows, format!("{name}-hand-out-{stage:?}"), p);
         }
@@ -178,7 +178,7 @@ fn scores(rows: &mut Rows) {
     push(rows, "sinks", with(|p| p.sinks = true));
     push(rows, "sinks-softcap-causal", Problem { sinks: true, softcap: Some(2.0), ..base().causal(BottomRight) });
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
-        let want = Want { lse: true, scores: Some(stage), weights: false };
+        let want = Want { lse: true, scores: Some(stage), ..Want::default() };
         push(rows, format!("hand-out-{stage:?}"), Problem { want, softcap: Some(3.0), ..base() });
     }
     push(rows, "hand-out-weights", with(|p| p.want.weights = true));
@@ -347,7 +347,11 @@ fn paged(rows: &mut Rows) {
         p.stored(DType::BF16, Layout::Bshd)
     });
     push(rows, "paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).causal(BottomRight));
-    push(rows, "paged-hand-out", Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true }, ..pool(8, dims) });
+    push(
+        rows,
+        "paged-hand-out",
+        Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true, ..Want::default() }, ..pool(8, dims) },
+    );
     push(rows, "paged-documents", {
         let mut p = pool(8, dims);
         p.visibility.documents = true;

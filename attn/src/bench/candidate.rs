@@ -60,11 +60,13 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
 
 /// The forward pass, and the gradients of query, key and value.
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
-    let problem = &task.problem.with_lse();
-    engine.attention_into(problem, &tensors.inputs(), outputs)?;
-    let lse = outputs.lse.as_deref().unwrap_or_default();
-    let backward = BackwardInputs { output: outputs.output.as_slice(), lse, d_output: tensors.d_output.as_slice() };
-    engine.backward(problem, &tensors.inputs(), &backward, &WantGradients::default())
+    let mut problem = task.problem;
+    // Those of a GPU are made again.
+    problem.want.stats = engine.gpu().is_none();
+    engine.attention_into(&problem, &tensors.inputs(), outputs)?;
+    let backward =
+        BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: tensors.d_output.as_slice() };
+    engine.backward(&problem, &tensors.inputs(), &backward, &WantGradients::default())
 }
 
 impl Candidate {
