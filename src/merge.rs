@@ -8,7 +8,7 @@ pub struct Part<'a> {
     /// Rows of equally many numbers, in the order of `lse`: [tokens, num_heads, head_dim_v] goes with the lse of packed sequences,
     /// [batch, num_heads, seq_len_q, head_dim_v] with that of a padded batch. A row of lse -inf is not read.
     pub output: &'a [f32],
-    /// The natural logarithm of each row's denominator; -inf for a row that saw nothing.
+    /// The natural logarithm of each row's denominator; -inf for a row that saw nothing, NaN for one that saw NaN.
     pub lse: &'a [f32],
 }
 
@@ -28,7 +28,11 @@ pub struct Merged {
 /// output = sum_p exp(lse_p - lse) * output_p
 /// ```
 ///
-/// Exact up to the rounding of the parts, whatever their number, order and size: sums are f64, the largest lse is taken off first.
+/// Sums are f64, and the largest lse is taken off first: the merge is exact up to the rounding of the parts, whatever their number, order
+/// and size, and finite where they are. That rounding is the lse's own: a part's weight is off by up to |lse| * 2^-24, a hundredth where
+/// scores are 2e5, and means nothing from 1e7 on. Keys that must not lose that belong in one attention, which keeps more of its own parts.
+///
+/// An lse of +inf or NaN in a part makes output and lse of that row NaN.
 /// A sink that none of the parts had is one more part, of output 0 and the sink as its lse.
 /// (Rabe and Staats 2021, *Self-attention does not need O(n²) memory*.)
 ///
@@ -49,6 +53,11 @@ pub fn merge(parts: &[Part<'_>]) -> Result<Merged> {
     for row in 0..rows {
         let seen = || parts.iter().filter(|part| part.lse[row] != f32::NEG_INFINITY);
         if seen().next().is_none() {
+            continue;
+        }
+        if seen().any(|part| !part.lse[row].is_finite()) {
+            merged.lse[row] = f32::NAN;
+            merged.output[row * width..][..width].fill(f32::NAN);
             continue;
         }
         let top = seen().map(|part| f64::from(part.lse[row])).fold(f64::NEG_INFINITY, f64::max);

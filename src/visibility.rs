@@ -23,7 +23,7 @@ impl Alignment {
     pub fn offset(self, seq_len_q: usize, seq_len_kv: usize) -> i64 {
         match self {
             Self::TopLeft => 0,
-            Self::BottomRight => seq_len_kv as i64 - seq_len_q as i64,
+            Self::BottomRight => (seq_len_kv as i64).wrapping_sub(seq_len_q as i64),
             Self::Offset(offset) => offset.into(),
         }
     }
@@ -81,14 +81,16 @@ impl Visibility {
     /// The keys that a row at `position` may see, as far as arithmetic tells, of `0..seq_len_kv`.
     /// `prefix` is the item's prefix length, 0 where there is none.
     pub fn interval(&self, position: i64, prefix: usize, seq_len_kv: usize) -> Range<usize> {
-        let mut end = seq_len_kv as i64;
+        let signed = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+        let next = position.saturating_add(1);
+        let mut end = signed(seq_len_kv);
         if self.causal {
-            end = end.min((position + 1).max(prefix as i64));
+            end = end.min(next.max(signed(prefix)));
         }
         if let Some(right) = self.window_right {
-            end = end.min(position + 1 + i64::from(right));
+            end = end.min(next.saturating_add(right.into()));
         }
-        let start = self.window_left.map_or(0, |left| (position - i64::from(left)).max(0));
+        let start = self.window_left.map_or(0, |left| position.saturating_sub(left.into()).max(0));
         let end = end.max(0);
         start.min(end) as usize..end as usize
     }

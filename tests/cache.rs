@@ -300,8 +300,11 @@ fn merging_edges() {
     // A sink of the same size halves the output.
     let sink = Part { output: &[0.0, 0.0], lse: &[700.0] };
     assert_eq!(merge(&[one, sink]).expect("equal sizes").output, [0.5, -1.0]);
-    let spoilt = Part { output: &[1.0, 1.0], lse: &[f32::NAN] };
-    assert!(merge(&[one, spoilt]).expect("equal sizes").lse[0].is_nan());
+    for lse in [f32::NAN, f32::INFINITY] {
+        let spoilt = Part { output: &[1.0, 1.0], lse: &[lse] };
+        let merged = merge(&[one, spoilt]).expect("equal sizes");
+        assert!(merged.output.iter().chain(&merged.lse).all(|x| x.is_nan()), "{merged:?}");
+    }
     assert!(merge(&[]).is_err() && merge(&[one, Part { output: &[1.0], lse: &[0.0] }]).is_err());
     assert!(merge(&[Part { output: &[1.0; 3], lse: &[0.0; 2] }]).is_err());
     assert!(merge(&[Part { output: &[], lse: &[] }]).expect("no rows").output.is_empty());

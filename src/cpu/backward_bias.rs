@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::backward::units;
-use super::backward_unit::{Forward, Scratch, visit};
+use super::backward_unit::{Forward, GradientTile, Scratch, Side, Visitor, visit};
+use super::pack::Rows;
 use super::shared::Shared;
+use super::tile::Hiding;
 use super::unit::{Job, Unit};
 use crate::{Broadcast, Control, Result};
 
@@ -70,27 +73,37 @@ fn add_unit(
     start: usize,
     scratch: &mut Scratch,
 ) {
-    let strides = shape.strides();
     let batch = job.items[unit.item].batch;
-    visit(
-        job,
-        forward,
-        unit,
-        scratch,
-        &mut [],
-        |tile, side, keys, _, _| {
-            let width = side.panel.width;
-            let d_bias = tile.d_bias(job, width * keys.len());
-            for lane in 0..side.panel.rows {
-                let (head, i) = unit.row(job.problem, side.panel.first + lane);
-                let at = start + batch * strides[0] + head * strides[1] + i * strides[2] + keys.start * strides[3];
-                // SAFETY: units that add to the same elements of the same copy are of one task; the part ends inside the copy.
-                let to = unsafe { bias.slice(at..at + (keys.len() - 1) * strides[3] + 1) };
-                for j in 0..keys.len() {
-                    to[j * strides[3]] += d_bias[j * width + lane];
-                }
+    visit(job, forward, unit, scratch, &mut [], &mut AddingBias { job, unit, strides: shape.strides(), start, batch, bias });
+}
+
+/// Adds what a unit gives to the bias.
+struct AddingBias<'a> {
+    job: &'a Job<'a>,
+    unit: &'a Unit,
+    strides: [usize; 4],
+    start: usize,
+    batch: usize,
+    bias: &'a Shared<'a, f32>,
+}
+
+impl Visitor for AddingBias<'_> {
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, _: Rows<'_>, _: Hiding) {
+        let width = side.panel.width;
+        let d_bias = tile.d_bias(self.job, width * keys.len());
+        let [of_batch, of_head, of_row, of_key] = self.strides;
+        for lane in 0..side.panel.rows {
+            let (head, i) = self.unit.row(self.job.problem, side.panel.first + lane);
+            let at = self.start + self.batch * of_batch + head * of_head + i * of_row + keys.start * of_key;
+            // SAFETY: units that add to the same elements of the same copy are of one task; the part ends inside the copy.
+            let to = unsafe { self.bias.slice(at..at + (keys.len() - 1) * of_key + 1) };
+            if of_key == 0 {
+                to[0] += (0..keys.len()).map(|j| d_bias[j * width + lane]).sum::<f32>();
+                continue;
             }
-        },
-        |_, _| {},
-    );
+            for (j, x) in to.iter_mut().enumerate() {
+                *x += d_bias[j * width + lane];
+            }
+        }
+    }
 }

@@ -229,15 +229,26 @@ impl GradientTile {
     }
 }
 
-/// Visits the panels of a unit and the blocks of keys that some of their rows see. `ended` gets each panel after its last block.
+/// What is done with the weights and the gradients of the scores of a unit.
+pub(super) trait Visitor {
+    /// Takes those of a panel and these keys.
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding);
+
+    /// Every panel has been at these keys.
+    fn block_ended(&mut self, _keys: &Range<usize>) {}
+
+    /// A panel has been at all its keys.
+    fn panel_ended(&mut self, _tile: &mut GradientTile, _side: &mut Side) {}
+}
+
+/// Visits the panels of a unit and the blocks of keys that some of their rows see.
 pub(super) fn visit(
     job: &Job<'_>,
     forward: &Forward<'_>,
     unit: &Unit,
     scratch: &mut Scratch,
     sinks: &mut [f32],
-    mut block: impl FnMut(&mut GradientTile, &mut Side, &Range<usize>, Rows<'_>, Hiding),
-    mut ended: impl FnMut(&mut GradientTile, &mut Side),
+    visitor: &mut impl Visitor,
 ) {
     let Scratch { sides, key, value, tile } = scratch;
     let widest = job.isa.panel();
@@ -265,11 +276,79 @@ pub(super) fn visit(
             let (key, value) = (key.from(some.start - keys.start), value.from(some.start - keys.start));
             let hiding = tile.compute(job, unit, side, &some, key, value);
             if hiding != Hiding::Everything {
-                block(tile, side, &some, key, hiding);
+                visitor.tile(tile, side, &some, key, hiding);
             }
         }
+        visitor.block_ended(&keys);
     }
-    sides.iter_mut().for_each(|side| ended(tile, side));
+    sides.iter_mut().for_each(|side| visitor.panel_ended(tile, side));
+}
+
+/// Rows of sums that are added up block by block: the rows of a unit first, then what they come to.
+struct Level<'a> {
+    /// [KEY_BLOCK, step]: of the block at hand, 0 before it.
+    block: &'a mut [f32],
+    /// [keys, step]; empty where nobody wants them.
+    all: &'a mut [f32],
+    step: usize,
+}
+
+impl Level<'_> {
+    /// From this key of the block on.
+    fn from(&mut self, key: usize) -> &mut [f32] {
+        &mut self.block[key % KEY_BLOCK * self.step..]
+    }
+
+    /// Adds the block to all.
+    fn fold(&mut self, keys: &Range<usize>) {
+        for (x, block) in self.all.iter_mut().skip(keys.start * self.step).zip(&mut self.block[..]) {
+            *x += std::mem::take(block);
+        }
+    }
+}
+
+/// Adds what a unit gives to the sums of its task.
+struct Adding<'a> {
+    work: &'a Work<'a>,
+    unit: &'a Unit,
+    key: Level<'a>,
+    value: Level<'a>,
+    relative_bias: &'a mut [f32],
+}
+
+impl Visitor for Adding<'_> {
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding) {
+        let work = self.work;
+        let width = side.panel.width;
+        work.add_query(tile, side, keys, key, hiding);
+        let first = keys.start - self.unit.keys.start;
+        if work.want.key {
+            let step = self.key.step;
+            let rows = side.query_rows.take(width * step);
+            work.add_rows(width, tile.products.take(width * keys.len()), rows, self.key.from(first), step, keys.len());
+        }
+        if work.want.value {
+            let step = self.value.step;
+            let rows = side.d_output_rows.take(width * step);
+            let to = self.value.from(first);
+            work.add_rows(width, tile.tile.scores.take(width * keys.len()), rows, to, step, keys.len());
+            for &(lane, e, x) in &side.unfinite {
+                for j in (0..keys.len()).filter(|j| tile.tile.sees(j * width + lane)) {
+                    to[j * step + e] += tile.tile.scores.get(j * width + lane) * x;
+                }
+            }
+        }
+        work.add_relative_bias(tile, self.unit, &side.panel, keys, self.relative_bias);
+    }
+
+    fn block_ended(&mut self, keys: &Range<usize>) {
+        self.key.fold(keys);
+        self.value.fold(keys);
+    }
+
+    fn panel_ended(&mut self, tile: &mut GradientTile, side: &mut Side) {
+        self.work.write_query(self.unit, tile, side);
+    }
 }
 
 impl Work<'_> {
@@ -286,38 +365,13 @@ impl Work<'_> {
             relative_bias: zeros(self.want.relative_bias, d.group() * columns),
             sinks: zeros(self.want.sinks, d.group()),
         };
+        let mut block_key = zeros(self.want.key, KEY_BLOCK * key_step);
+        let mut block_value = zeros(self.want.value, KEY_BLOCK * value_step);
         for unit in units {
-            let Sums { key: d_key, value: d_value, relative_bias, sinks } = &mut sums;
-            visit(
-                job,
-                self.forward,
-                unit,
-                scratch,
-                sinks,
-                |tile, side, keys, key, hiding| {
-                    self.add_query(tile, side, keys, key, hiding);
-                    if self.want.key {
-                        let gradients = tile.products.take(side.panel.width * keys.len());
-                        let rows = side.query_rows.take(side.panel.width * key_step);
-                        self.add_rows(side.panel.width, gradients, rows, &mut d_key[keys.start * key_step..], key_step, keys.len());
-                    }
-                    if self.want.value {
-                        let weights = tile.tile.scores.take(side.panel.width * keys.len());
-                        let rows = side.d_output_rows.take(side.panel.width * value_step);
-                        self.add_rows(side.panel.width, weights, rows, &mut d_value[keys.start * value_step..], value_step, keys.len());
-                        for &(lane, e, x) in &side.unfinite {
-                            for j in 0..keys.len() {
-                                if tile.tile.sees(j * side.panel.width + lane) {
-                                    let weight = tile.tile.scores.get(j * side.panel.width + lane);
-                                    d_value[(keys.start + j) * value_step + e] += weight * x;
-                                }
-                            }
-                        }
-                    }
-                    self.add_relative_bias(tile, unit, &side.panel, keys, relative_bias);
-                },
-                |tile, side| self.write_query(unit, tile, side),
-            );
+            let Sums { key, value, relative_bias, sinks } = &mut sums;
+            let key = Level { block: &mut block_key, all: key, step: key_step };
+            let value = Level { block: &mut block_value, all: value, step: value_step };
+            visit(job, self.forward, unit, scratch, sinks, &mut Adding { work: self, unit, key, value, relative_bias });
         }
         sums
     }

@@ -135,7 +135,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
                     }
                     // A bias of -inf hides, whatever it is added to, and so does a sum that overflows to it.
-                    visible &= !biases.contains(&f32::NEG_INFINITY) && (biases.is_empty() || sum != f64::NEG_INFINITY);
+                    visible &= !biases.contains(&f32::NEG_INFINITY) && sum != f64::NEG_INFINITY;
                     if visible {
                         out.masked[at] = biased;
                     }

@@ -15,6 +15,8 @@ use crate::{DType, ScoreOrder};
 /// Keys between two rescalings where rows are read in place: keys and values come in long runs by turns. For 16 x 8 heads of 2048 x 64
 /// runs of 256 took a twentieth longer, of 64 a fifth. Copies go through a buffer, which [`KEY_BLOCK`] keeps in the first-level cache.
 const BLOCK_IN_PLACE: usize = 1024;
+/// Keys whose weighted values are summed in one chain.
+const CHAIN: usize = 64;
 /// How far ahead of the loads rows in place are asked for, in numbers: 8 KiB.
 const AHEAD: usize = 2048;
 
@@ -23,6 +25,8 @@ const AHEAD: usize = 2048;
 pub(super) struct Narrow {
     query: Buffer,
     output: Buffer,
+    /// Of one block.
+    part: Buffer,
     scores: Buffer,
     before: Buffer,
     extra: Buffer,
@@ -143,28 +147,29 @@ impl Narrow {
                 }
             }
         }
-        for (row, &mut alpha) in output.chunks_exact_mut(output_step).zip(alpha) {
-            if alpha != 1.0 {
-                row.iter_mut().for_each(|x| *x *= alpha);
-            }
-        }
         let used = if unfinite { value.cleaned(count, &mut self.clean) } else { value };
         let panel = job.isa.panel();
-        for first in (0..output_step).step_by(panel) {
-            job.isa.run(Product {
-                panel: panel.min(output_step - first),
-                count: unit.rows,
-                depth: count,
-                a: scores,
-                row_step: step,
-                depth_step: 1,
-                b: &used.data[first..],
-                b_step: used.step,
-                c: &mut output[first..],
-                c_step: output_step,
-                start: Start::There,
-                ahead: in_place(job, Operand::Value).then_some(AHEAD),
-            });
+        let part = self.part.take(unit.rows * output_step);
+        for chain in (0..count).step_by(CHAIN) {
+            for first in (0..output_step).step_by(panel) {
+                job.isa.run(Product {
+                    panel: panel.min(output_step - first),
+                    count: unit.rows,
+                    depth: CHAIN.min(count - chain),
+                    a: &scores[chain..],
+                    row_step: step,
+                    depth_step: 1,
+                    b: &used.data[chain * used.step + first..],
+                    b_step: used.step,
+                    c: &mut part[first..],
+                    c_step: output_step,
+                    start: if chain == 0 { Start::Nothing } else { Start::There },
+                    ahead: in_place(job, Operand::Value).then_some(AHEAD),
+                });
+            }
+        }
+        for ((row, part), &mut alpha) in output.chunks_exact_mut(output_step).zip(part.chunks_exact(output_step)).zip(alpha) {
+            row.iter_mut().zip(part).for_each(|(x, part)| *x = *x * alpha + part);
         }
         if unfinite {
             // What is NaN or infinite, for the rows that see it alone.

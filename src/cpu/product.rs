@@ -16,7 +16,7 @@ pub(super) enum Start<'a> {
 
 /// `c[m][lane] = start + sum over k of a[m * row_step + k * depth_step] * b[k][lane]`
 ///
-/// for m < count, k < depth. Scores: a = keys, b = the query panel, k = dim.
+/// The sum comes first and is added to the start in one piece: sums over many keys go in levels, not in one long chain. For m < count, k < depth. Scores: a = keys, b = the query panel, k = dim.
 /// Weighted values: a = values read along the dims, b = weights, k = key, start = what is there, rescaled.
 pub(super) struct Product<'a> {
     pub(super) panel: usize,
@@ -110,21 +110,6 @@ impl Product<'_> {
             let b = self.b.as_ptr();
             let c = self.c.as_ptr().cast_mut().add(m * self.c_step);
             let mut sum = [[V::splat(0.0); N]; M];
-            if !matches!(self.start, Start::Nothing) {
-                for r in 0..M {
-                    for v in 0..N {
-                        sum[r][v] = V::load(c.add(r * self.c_step + v * V::LANES));
-                    }
-                }
-            }
-            if let Start::Scaled(alpha) = self.start {
-                for v in 0..N {
-                    let alpha = V::load(alpha.as_ptr().add(v * V::LANES));
-                    for r in 0..M {
-                        sum[r][v] = sum[r][v].mul(alpha);
-                    }
-                }
-            }
             for k in 0..self.depth {
                 let mut lanes = [V::splat(0.0); N];
                 for v in 0..N {
@@ -140,9 +125,17 @@ impl Product<'_> {
                     }
                 }
             }
-            for r in 0..M {
-                for v in 0..N {
-                    sum[r][v].store(c.add(r * self.c_step + v * V::LANES));
+            for v in 0..N {
+                let alpha = match self.start {
+                    Start::Scaled(alpha) => V::load(alpha.as_ptr().add(v * V::LANES)),
+                    Start::Nothing | Start::There => V::splat(1.0),
+                };
+                for r in 0..M {
+                    let place = c.add(r * self.c_step + v * V::LANES);
+                    if !matches!(self.start, Start::Nothing) {
+                        sum[r][v] = V::load(place).mul_add(alpha, sum[r][v]);
+                    }
+                    sum[r][v].store(place);
                 }
             }
         }

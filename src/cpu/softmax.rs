@@ -47,6 +47,9 @@ impl Kernel for Modify<'_> {
                         score = sum.select_less(lowest, hidden, score);
                     }
                 }
+                if self.bias_first {
+                    score = sum.select_less(lowest, hidden, score);
+                }
                 if let Some((first, end)) = self.bounds {
                     let lane = at % self.panel;
                     let key = V::splat((at / self.panel) as f32);

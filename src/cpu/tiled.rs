@@ -227,7 +227,7 @@ fn split(units: &[Unit], parts: usize, record: usize, pieces: &mut Vec<Unit>) {
     }
 }
 
-/// Puts the parts of a unit together: each counts with `exp(its maximum - the common maximum)`.
+/// Puts the parts of a unit together: each counts with its share of the common sum, so that what was finite stays so.
 fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
     let record = row.len() + 2;
     for r in 0..unit.rows {
@@ -239,14 +239,15 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
             })
         };
         let max = parts().map(|part| part[record - 2]).fold(f32::MIN, f32::max);
+        let seen = || parts().filter(|part| part[record - 1] != 0.0);
+        let size = |part: &[f32]| (part[record - 2] - max).exp() * part[record - 1];
+        let sum = seen().map(size).sum();
         row.fill(0.0);
-        let mut sum = 0.0;
-        for part in parts().filter(|part| part[record - 1] != 0.0) {
-            let factor = (part[record - 2] - max).exp();
-            sum += factor * part[record - 1];
-            row.iter_mut().zip(part).for_each(|(x, part)| *x += factor * part);
+        for part in seen() {
+            let share = size(part) / sum;
+            row.iter_mut().zip(part).for_each(|(x, part)| *x += share * part);
         }
-        unit::finish_row(job, unit, r, row, max, sum);
+        unit::finish_row(job, unit, r, (row, max, sum), sum);
     }
 }
 

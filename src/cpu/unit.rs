@@ -32,7 +32,7 @@ pub(super) struct Job<'a> {
     pub(super) stats: Option<Shared<'a, [f32; 2]>>,
     pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,
     pub(super) weights: Option<Shared<'a, f32>>,
-    /// Of each part of a split unit and each of its rows: output before division, maximum, sum.
+    /// Of each part of a split unit and each of its rows: output, maximum, sum.
     pub(super) partials: Shared<'a, f32>,
 }
 
@@ -287,7 +287,8 @@ impl Tile {
 /// Computes a unit and writes its results.
 pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let Scratch { panels, key, value, tile, narrow } = scratch;
-    if unit.rows * 2 <= job.isa.lanes() && job.scores.is_none() && job.weights.is_none() {
+    // Statistics come from scores as the backward pass computes them, in panels.
+    if unit.rows * 2 <= job.isa.lanes() && job.scores.is_none() && job.weights.is_none() && job.stats.is_none() {
         return narrow.run(job, unit, key, value);
     }
     let widest = job.isa.panel();
@@ -339,18 +340,20 @@ fn finish_panel(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) 
 /// Finishes a row, or writes it to `partials` if the unit is only a part. Returns the factor that divides.
 pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
     let Some(partial) = unit.partial else {
-        return finish_row(job, unit, r, row, max, sum);
+        return finish_row(job, unit, r, (row, max, sum), 1.0);
     };
     let (width, at) = (row.len(), partial + r * (row.len() + 2));
     // SAFETY: each row of each part has a record of its own, read only after all units are done.
     let record = unsafe { job.partials.slice(at..at + width + 2) };
-    record[..width].copy_from_slice(row);
+    let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    record[..width].iter_mut().zip(row).for_each(|(to, x)| *to = if sum == 0.0 { 0.0 } else { *x * factor });
     record[width..].copy_from_slice(&[max, sum]);
     1.0
 }
 
-/// Writes output, lse and statistics of a row from its undivided output, maximum and sum. Returns the factor that divides.
-pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
+/// Writes output, lse and statistics of a row from its output, maximum and sum. The output is the weighted values with the weights
+/// `exp(score - maximum) / divided`. Returns the factor that makes weights of `exp(score - maximum)`.
+pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, (row, max, sum): (&mut [f32], f32, f32), divided: f32) -> f32 {
     let problem = job.problem;
     let item = &job.items[unit.item];
     let (head, i) = unit.row(problem, r);
@@ -363,7 +366,7 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], 
     }
     let factor = if total == 0.0 { 0.0 } else { rescale / total };
     // Nothing visible is 0, even if what was seen with weight 0 has left a NaN.
-    row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * factor });
+    row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * (factor * divided) });
     if let Some(output) = &job.output {
         let place = job.place(unit, Operand::Output, head, i);
         // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.

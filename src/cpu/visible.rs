@@ -86,12 +86,16 @@ impl Item {
         let distance = keys.start as i64 - position;
         if let Some(alibi) = problem.alibi {
             let slope = inputs.alibi_slopes[head];
-            for (j, x) in to.iter_mut().enumerate() {
-                let distance = distance as f32 + j as i32 as f32;
+            let add = |x: &mut f32, distance: f32| {
                 *x += match alibi {
                     Alibi::Signed => slope * distance,
                     Alibi::Symmetric => -slope * distance.abs(),
                 };
+            };
+            // Distances are rounded once. Few are too large for the vectors' integers.
+            match (i32::try_from(distance), i32::try_from(distance + to.len() as i64)) {
+                (Ok(distance), Ok(_)) => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i32) as f32)),
+                _ => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i64) as f32)),
             }
         }
         if let Some(max) = problem.relative_bias {
