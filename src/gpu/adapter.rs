@@ -229,14 +229,15 @@ fn llvm_version(name: &str) -> Option<u32> {
 
 /// What the planner needs, of an adapter or of a device with these features; `matrix_size` is the adapter's.
 pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo, matrix_size: u32) -> DeviceCaps {
+    let class = match info.device_type {
+        wgpu::DeviceType::Cpu => DeviceClass::Software,
+        wgpu::DeviceType::DiscreteGpu => DeviceClass::Discrete,
+        // llvmpipe's GL calls itself `Other`.
+        _ if info.name.to_lowercase().contains("llvmpipe") => DeviceClass::Software,
+        _ => DeviceClass::Integrated,
+    };
     DeviceCaps {
-        class: match info.device_type {
-            wgpu::DeviceType::Cpu => DeviceClass::Software,
-            wgpu::DeviceType::DiscreteGpu => DeviceClass::Discrete,
-            // llvmpipe's GL calls itself `Other`.
-            _ if info.name.to_lowercase().contains("llvmpipe") => DeviceClass::Software,
-            _ => DeviceClass::Integrated,
-        },
+        class,
         subgroup_size: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 },
         subgroup_max: if features.contains(wgpu::Features::SUBGROUP) { info.subgroup_max_size } else { 0 },
         prefer_matrices: false,
@@ -250,6 +251,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+        params_in_storage: class == DeviceClass::Software,
         loop_iterations: None,
         specialise: Specialise::Auto,
     }

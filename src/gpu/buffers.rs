@@ -27,6 +27,31 @@ pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &
     Ok(buffer)
 }
 
+/// The params of some dispatches, and the bytes from one to the next.
+pub(super) fn params_buffer<T: bytemuck::NoUninit>(
+    gpu: &Gpu,
+    label: &str,
+    params: impl ExactSizeIterator<Item = T>,
+) -> Result<(wgpu::Buffer, u32)> {
+    let caps = gpu.caps();
+    let (usage, alignment) = if caps.params_in_storage {
+        (wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE, caps.uniform_alignment.max(caps.storage_alignment))
+    } else {
+        (wgpu::BufferUsages::UNIFORM, caps.uniform_alignment)
+    };
+    let stride = size_of::<T>().next_multiple_of(alignment as usize);
+    let mut bytes = vec![0; stride * params.len().max(1)];
+    for (slot, params) in bytes.chunks_exact_mut(stride).zip(params) {
+        slot[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&params));
+    }
+    Ok((filled(gpu, label, usage, &bytes)?, stride as u32))
+}
+
+/// What of it a dispatch sees, at the offset that is bound with it.
+pub(super) fn params_binding<T>(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(size_of::<T>() as u64) }
+}
+
 /// Usage of buffers that are filled anew by each call: where device and host share their memory they are written in place, which spares
 /// a second copy, and the pages of a new staging buffer.
 pub(super) fn refilled(gpu: &Gpu) -> wgpu::BufferUsages {

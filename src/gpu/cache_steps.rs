@@ -1,6 +1,6 @@
 //! The dispatches of a cache, bound to buffers.
 
-use super::buffers::filled;
+use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
 use super::steps::{BoundStep, bind_group, check_binding};
 use super::{Bound, Gpu};
@@ -17,9 +17,9 @@ pub(super) fn bound(
 ) -> Result<Bound> {
     let grid = grid(gpu, threads)?;
     let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
-    let uniform = filled(gpu, "cache params", wgpu::BufferUsages::UNIFORM, bytemuck::bytes_of(&params))?;
+    let (buffer, _) = params_buffer(gpu, "cache params", std::iter::once(params))?;
     let pipeline = gpu.pipelines().get(gpu, PipelineKey::Cache(key))?;
-    let params = (CacheSlot::Params, wgpu::BufferBinding { buffer: &uniform, offset: 0, size: None });
+    let params = (CacheSlot::Params, params_binding::<CacheParams>(&buffer));
     let entries: Vec<_> = std::iter::once(&params)
         .chain(bindings)
         .map(|(slot, binding)| wgpu::BindGroupEntry { binding: *slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) })

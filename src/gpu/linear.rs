@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::buffers::{filled, storage};
+use super::buffers::{filled, params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use super::steps::{BoundStep, bind_group};
 use crate::plan::{Piece, check_bytes, grid, pieces};
@@ -90,15 +90,14 @@ fn dispatches(
     buffers: &[&wgpu::Buffer],
 ) -> Result<Vec<BoundStep>> {
     let parts = pieces(workgroups, flops, gpu.caps());
-    let stride = (size_of::<LinearParams>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
-    let mut bytes = vec![0u8; stride as usize * parts.len().max(1)];
-    for (slot, &Piece { first, end, width }) in bytes.chunks_exact_mut(stride as usize).zip(&parts) {
-        let params = LinearParams { first_workgroup: first, end_workgroup: end, grid_width: width, ..base };
-        slot[..size_of::<LinearParams>()].copy_from_slice(bytemuck::bytes_of(&params));
-    }
-    let params = filled(gpu, "linear params", wgpu::BufferUsages::UNIFORM, &bytes)?;
-    let size = wgpu::BufferSize::new(size_of::<LinearParams>() as u64);
-    let uniform = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &params, offset: 0, size });
+    let params = parts.iter().map(|&Piece { first, end, width }| LinearParams {
+        first_workgroup: first,
+        end_workgroup: end,
+        grid_width: width,
+        ..base
+    });
+    let (params, stride) = params_buffer(gpu, "linear params", params)?;
+    let uniform = wgpu::BindingResource::Buffer(params_binding::<LinearParams>(&params));
     let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
     let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
     let entries: Vec<_> = resources.enumerate().map(entry).collect();

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
-use super::steps::{BoundStep, bind_group, check_binding, params_buffer};
+use super::steps::{BoundStep, bind_group, check_binding};
 use super::{Bound, Gpu};
 use crate::Result;
 use crate::plan::merge_steps;
@@ -40,10 +41,10 @@ impl Bound {
         ] {
             check_binding(gpu, argument, binding, needed)?;
         }
-        let (params, params_stride) = params_buffer(gpu, &steps)?;
-        let uniform = wgpu::BufferBinding { buffer: &params, offset: 0, size: wgpu::BufferSize::new(size_of::<Params>() as u64) };
+        let (params, params_stride) = params_buffer(gpu, "merge params", steps.iter().map(|step| step.params))?;
+        let params = params_binding::<Params>(&params);
         let slots = [
-            (Slot::Params, &uniform),
+            (Slot::Params, &params),
             (Slot::Output, &bindings.output),
             (Slot::Lse, &bindings.lse),
             (Slot::PartialOutput, &bindings.partial_output),

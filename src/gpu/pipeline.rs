@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
 use crate::shader::{
-    Access, CacheKey, CacheParams, CacheSlot, KernelKey, LinearKey, LinearParams, Params, Slot, Source, compose, compose_cache,
-    compose_linear, compose_transpose,
+    Access, CacheKey, CacheParams, KernelKey, LinearKey, LinearParams, Params, Source, compose, compose_cache, compose_linear,
+    compose_transpose,
 };
 use crate::{Error, Result};
 
@@ -64,26 +64,26 @@ impl PipelineKey {
         }
     }
 
-    fn layout_entries(&self) -> Vec<wgpu::BindGroupLayoutEntry> {
+    /// The bindings, the params first.
+    fn bindings(&self) -> Vec<(u32, Access)> {
         match self {
-            Self::Attention(key) => {
-                let entry = |(slot, access): (Slot, Access)| layout_entry(slot as u32, access, size_of::<Params>());
-                key.bindings().into_iter().map(entry).collect()
-            }
-            Self::Cache(key) => {
-                let entry = |(slot, access): (CacheSlot, Access)| layout_entry(slot as u32, access, size_of::<CacheParams>());
-                key.bindings().into_iter().map(entry).collect()
-            }
+            Self::Attention(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect(),
+            Self::Cache(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect(),
             Self::Linear(key) => {
                 let accesses = [Access::Uniform, Access::Read, Access::Read, Access::ReadWrite, Access::Read];
-                let entry = |(number, &access)| layout_entry(number as u32, access, size_of::<LinearParams>());
-                accesses[..if key.bias { 5 } else { 4 }].iter().enumerate().map(entry).collect()
+                (0..).zip(accesses).take(if key.bias { 5 } else { 4 }).collect()
             }
-            Self::Transpose => {
-                let entry = |(number, access)| layout_entry(number, access, size_of::<LinearParams>());
-                [(0, Access::Uniform), (1, Access::Read), (2, Access::ReadWrite)].map(entry).to_vec()
-            }
+            Self::Transpose => vec![(0, Access::Uniform), (1, Access::Read), (2, Access::ReadWrite)],
         }
+    }
+
+    const fn params_bytes(&self) -> u64 {
+        let bytes = match self {
+            Self::Attention(_) => size_of::<Params>(),
+            Self::Cache(_) => size_of::<CacheParams>(),
+            Self::Linear(_) | Self::Transpose => size_of::<LinearParams>(),
+        };
+        bytes as u64
     }
 }
 
@@ -91,7 +91,10 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     let device = gpu.device();
     let started = std::time::Instant::now();
     let label = key.label();
-    let source = key.source();
+    let bindings = key.bindings();
+    // As a storage buffer the params count against the limit on these.
+    let params_in_storage = gpu.caps().params_in_storage && bindings.len() <= gpu.caps().storage_buffers as usize;
+    let source = if params_in_storage { key.source().with_params_in_storage() } else { key.source() };
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
 
@@ -102,7 +105,8 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     // and kv_lengths are checked on the host or promised by the caller of `record`, and the driver's own robustness stays on.
     // Every loop ends: bounds are constants or lengths. The suite runs the same kernels with all checks on too.
     let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
-    let entries = key.layout_entries();
+    let entries: Vec<_> =
+        bindings.into_iter().map(|(binding, access)| layout_entry(binding, access, key.params_bytes(), params_in_storage)).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(&label),
@@ -129,12 +133,13 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     Ok(Pipeline { pipeline, layout })
 }
 
-fn layout_entry(binding: u32, access: Access, uniform_bytes: usize) -> wgpu::BindGroupLayoutEntry {
-    let (ty, has_dynamic_offset, min_binding_size) = match access {
-        Access::Uniform => (wgpu::BufferBindingType::Uniform, true, wgpu::BufferSize::new(uniform_bytes as u64)),
-        Access::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false, None),
-        Access::ReadWrite => (wgpu::BufferBindingType::Storage { read_only: false }, false, None),
+fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {
+    let ty = match access {
+        Access::Uniform if !params_in_storage => wgpu::BufferBindingType::Uniform,
+        _ => wgpu::BufferBindingType::Storage { read_only: access != Access::ReadWrite },
     };
+    let has_dynamic_offset = access == Access::Uniform;
+    let min_binding_size = if has_dynamic_offset { wgpu::BufferSize::new(params_bytes) } else { None };
     wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,

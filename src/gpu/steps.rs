@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::buffers::{filled, storage};
+use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
 use crate::shader::{Params, Slot};
@@ -44,7 +44,7 @@ impl Ready {
         let pipelines =
             plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
-        let (params, params_stride) = params_buffer(gpu, &plan.steps)?;
+        let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
         let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
         let spare = own("attention spare", 0)?;
         Ok(Self { gpu: gpu.clone(), plan, pipelines, params, params_stride, scratch, spare })
@@ -79,7 +79,7 @@ impl Ready {
         step: &Step,
         find: impl Fn(Place) -> Option<wgpu::BufferBinding<'a>>,
     ) -> Result<wgpu::BindGroup> {
-        let params = wgpu::BufferBinding { buffer: &self.params, offset: 0, size: wgpu::BufferSize::new(size_of::<Params>() as u64) };
+        let params = params_binding::<Params>(&self.params);
         let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: wgpu::BindingResource::Buffer(params) }];
         for &(slot, place) in &step.places {
             let resource = match place {
@@ -142,16 +142,6 @@ pub(super) fn bind_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, entries: &[w
         Some(error) => Err(Error::Device { why: error.to_string() }),
         None => Ok(group),
     }
-}
-
-/// The params of all steps, and the bytes from one to the next.
-pub(super) fn params_buffer(gpu: &Gpu, steps: &[Step]) -> Result<(wgpu::Buffer, u32)> {
-    let params_stride = (size_of::<Params>() as u32).next_multiple_of(gpu.caps().uniform_alignment);
-    let mut bytes = vec![0; params_stride as usize * steps.len().max(1)];
-    for (slot, step) in bytes.chunks_exact_mut(params_stride as usize).zip(steps) {
-        slot[..size_of::<Params>()].copy_from_slice(bytemuck::bytes_of(&step.params));
-    }
-    Ok((filled(gpu, "attention params", wgpu::BufferUsages::UNIFORM, &bytes)?, params_stride))
 }
 
 impl Bound {

@@ -33,7 +33,11 @@ pub struct DeviceCaps {
     pub storage_alignment: u32,
     /// `min_uniform_buffer_offset_alignment`.
     pub uniform_alignment: u32,
-    /// Iterations of all its loops after which the device ends an invocation's loops; `None` where it was not found to.
+    /// True if kernels read their parameters from a read-only storage buffer instead of a uniform one, where that is not one buffer too
+    /// many. Mesa 22.3's lavapipe compiles a kernel again for every dispatch whose uniforms could be constants of its loops: half a second
+    /// each, and a megabyte that it never gives back.
+    pub params_in_storage: bool,
+    /// Iterations after which the device ends every loop of an invocation, all of its loops together; `None` if it was not seen to do so.
     pub loop_iterations: Option<u32>,
     /// When kernels are made for one problem only. A choice, not read off the device.
     pub specialise: Specialise,
@@ -80,6 +84,7 @@ impl DeviceCaps {
             storage_buffers: 8,
             storage_alignment: 256,
             uniform_alignment: 256,
+            params_in_storage: false,
             loop_iterations: None,
             specialise: Specialise::Auto,
         }

@@ -111,9 +111,6 @@ impl Plan {
     pub(crate) fn with_kernel(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, kernel: Option<Kernel>) -> Result<Self> {
         problem.check()?;
         check_addressing(problem, caps)?;
-        if problem.want.stats {
-            return Err(Error::unsupported("softmax statistics from a GPU", "leave BackwardInputs::stats out: then they are made again"));
-        }
         let wants_matrix = problem.want.scores.is_some() || problem.want.weights;
         let mut plan = match algorithm {
             Algorithm::Fused if wants_matrix => {

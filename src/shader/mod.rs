@@ -35,6 +35,12 @@ impl Source {
         source
     }
 
+    /// Reads the parameters from a read-only storage buffer instead of a uniform one: `DeviceCaps::params_in_storage`.
+    pub(crate) fn with_params_in_storage(mut self) -> Self {
+        self.text = self.text.replacen("var<uniform>", "var<storage, read>", 1);
+        self
+    }
+
     /// The place in the project's own files of a line of the text.
     pub(crate) fn locate(&self, line: usize) -> String {
         let at = self.parts.partition_point(|&(first, _)| first <= line).saturating_sub(1);

@@ -173,3 +173,16 @@ fn lines_are_found_in_their_files() {
     assert!(source.locate(line).starts_with("shaders/fused/tiles.wgsl:"), "{}", source.locate(line));
     assert_eq!(source.locate(1), "prelude:1");
 }
+
+#[test]
+fn parameters_can_lie_in_storage() {
+    let keys = keys().into_iter().map(|key| compose(&key));
+    let cache_keys = super::every_cache_key().into_iter().map(super::compose_cache);
+    for source in keys.chain(cache_keys).chain([super::compose_transpose()]) {
+        let lines = source.text.lines().count();
+        let text = source.with_params_in_storage().text;
+        assert_eq!(text.matches("@group(0) @binding(0) var<storage, read> ").count(), 1, "{text}");
+        assert!(!text.contains("<uniform>"), "{text}");
+        assert_eq!(text.lines().count(), lines, "errors are located by line");
+    }
+}
