@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::key::{Alibi, SoftcapPlace};
-use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape, directives};
 use crate::DType;
 
 /// Renders the prelude of `key`.
@@ -20,10 +20,9 @@ pub(super) fn render(key: &KernelKey) -> String {
     text
 }
 
-/// Extensions and types of cooperative matrices. naga takes every branch on a variable or behind a return for one that splits a subgroup,
-/// and refuses matrices there, by the name of another rule; the kernel's own branches split none.
+/// Directives and types of cooperative matrices.
 fn matrices(text: &mut String, size: u32) {
-    text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n");
+    text.push_str(directives::MATRICES);
     for (role, number) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
         let _ = writeln!(text, "alias Matrix{role} = coop_mat{size}x{size}<{number}, {role}>;");
     }
