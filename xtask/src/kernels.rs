@@ -208,7 +208,7 @@ fn odd_cases() -> Vec<Case> {
     masked.visibility.mask = everything.visibility.mask;
     add("mask", masked);
     add("bias", Problem { bias: everything.bias, ..plain });
-    let matrix = Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true }, ..plain };
+    let matrix = Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), ..Want::default() }, ..plain };
     cases.push(("scores and weights".into(), matrix, Some(Algorithm::Staged), Specialise::Always));
     cases
 }
