@@ -2,7 +2,8 @@
 # Runs the whole test suite. Arguments go to `cargo test`: scripts/test.sh layer
 #
 # The GPU tests need a Vulkan and a GL adapter. On Debian and Ubuntu a software driver (Mesa) is installed for what is missing,
-# with sudo where this is not root; elsewhere this says what to install.
+# with sudo where this is not root; elsewhere this says what to install. Where Chromium's SwiftShader can be had it is one more
+# adapter, for it is what browsers fall back to: scripts/swiftshader.sh. The suite runs on every adapter that is found.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,5 +40,14 @@ if [ "$(uname -s)" = Linux ]; then
 elif ! target/release/attn devices --json | grep -q '"adapters":\[{'; then
     echo "No adapter. macOS has Metal and Windows has DX12 (WARP) by themselves; on other systems install a Vulkan driver." >&2
     exit 1
+fi
+if [ "$(uname -s)" = Linux ]; then
+    if swiftshader=$(scripts/swiftshader.sh); then
+        export VK_ADD_DRIVER_FILES="${VK_ADD_DRIVER_FILES:+$VK_ADD_DRIVER_FILES:}$swiftshader"
+    fi
+    if ! target/release/attn devices | grep -q SwiftShader; then
+        echo "NOT TESTED on SwiftShader: it cannot be had here, or the Vulkan loader is older than 1.3.207" >&2
+        [ -z "${CI:-}" ] || exit 1
+    fi
 fi
 cargo test --release --workspace "$@"

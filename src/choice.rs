@@ -16,7 +16,8 @@ pub enum Backend {
     Cpu,
     /// The f64 oracle: slow, right.
     Oracle,
-    /// An adapter of this wgpu backend or with this text in its name, software or not: `vulkan`, `gl`, `metal`, `dx12`, `llvmpipe`.
+    /// The first adapter whose wgpu backend or name has every word of this text, software or not: `vulkan`, `gl`, `metal`, `dx12`, `rtx 4090`,
+    /// `llvmpipe gl`.
     Adapter(String),
 }
 

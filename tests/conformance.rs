@@ -19,10 +19,10 @@ fn case_files() {
     for row in &rows {
         table.entry((&row.suite, &row.backend)).or_default().push(row);
     }
-    println!("{:<12} {:<24} {:>7} {:>7} {:>8}", "suite", "backend", "passed", "failed", "skipped");
+    println!("{:<12} {:<26} {:>7} {:>7} {:>8}", "suite", "backend", "passed", "failed", "skipped");
     for ((suite, backend), rows) in table {
         let [passed, failed, skipped] = count(rows);
-        println!("{suite:<12} {backend:<24} {passed:>7} {failed:>7} {skipped:>8}");
+        println!("{suite:<12} {backend:<26} {passed:>7} {failed:>7} {skipped:>8}");
     }
     for row in rows.iter().filter(|row| row.verdict != Verdict::Passed) {
         println!("{}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict);

@@ -14,7 +14,7 @@ use wgpu_attention::{
 
 fn problem() -> Problem {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::square(2, 4, 37, 16) };
-    Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_lse() }
+    Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_stats() }
 }
 
 /// Forward and backward in one encoder of the app's: nothing runs before it submits, and recording again gives the same bits.
@@ -34,13 +34,13 @@ fn forward_and_backward_in_one_encoder() {
         let gpu = Gpu::from_device(device.clone(), queue.clone());
         let up = |data: &[f32]| upload(&device, &queue, data);
         let (query, key, value, d_output, tables) = (up(&query), up(&key), up(&value), up(&d_output), up(&sinks));
-        let [output, lse, d_query, d_key, d_value, d_sinks] =
-            [problem.output_len(), problem.lse_len(), problem.query_len(), problem.key_len(), problem.value_len(), 4]
+        let [output, stats, d_query, d_key, d_value, d_sinks] =
+            [problem.output_len(), 2 * problem.lse_len(), problem.query_len(), problem.key_len(), problem.value_len(), 4]
                 .map(|len| empty(&device, len));
         let whole = Buffer::as_entire_buffer_binding;
         let attention = Attention::new(&gpu, &problem, Algorithm::Fused).expect("planned");
-        let (some_lse, some_tables) = (Some(whole(&lse)), Some(whole(&tables)));
-        let bindings = Bindings { lse: some_lse, tables: some_tables.clone(), ..Bindings::new(&query, &key, &value, &output) };
+        let (some_stats, some_tables) = (Some(whole(&stats)), Some(whole(&tables)));
+        let bindings = Bindings { stats: some_stats, tables: some_tables.clone(), ..Bindings::new(&query, &key, &value, &output) };
         let forward = attention.bind(&bindings).expect("bound");
         let backward = Backward::new(&gpu, &problem, &want).expect("planned");
         let bindings = BackwardBindings {
@@ -48,7 +48,7 @@ fn forward_and_backward_in_one_encoder() {
             key: whole(&key),
             value: whole(&value),
             output: whole(&output),
-            lse: whole(&lse),
+            stats: whole(&stats),
             d_output: whole(&d_output),
             tables: some_tables,
             bias: None,

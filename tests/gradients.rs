@@ -30,7 +30,7 @@ fn run(backends: &[Tested], cases: impl Iterator<Item = Case>) {
     let rows: Vec<Row> = cases.flat_map(|case| run_backward_case(&case, &candidates).expect("the case is valid")).collect();
     for backend in backends.iter().filter(|backend| backend.engine.is_some()) {
         let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
-        println!("{:<24} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
+        println!("{:<26} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
         assert!(passed > 0, "nothing ran on {}", backend.name);
     }
     for row in rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))).take(40) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use safetensors::{Dtype, SafeTensors};
+use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::layer::{Appended, Linear, MultiHead, Naming, TorchMask, WeightFile, average_heads, merge_torch_masks, naive};
 use wgpu_attention::{Alignment, Backend, Broadcast, Engine, EngineOptions, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
 
@@ -10,17 +11,17 @@ fn cpu() -> Engine {
     Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
 }
 
-/// Every backend of this machine: CPU, oracle, each adapter.
+/// Every backend of this machine: oracle, CPU, each adapter.
 fn engines() -> Vec<Engine> {
-    let adapters = pollster::block_on(wgpu_attention::gpu::list());
-    if adapters.is_empty() {
+    let oracle = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
+    let (engines, left_out) = Engine::every(ShaderOptions::default());
+    assert!(left_out.is_empty(), "adapters that give no device: {left_out:?}");
+    if engines.len() == 1 {
         let message = "NO GPU ADAPTER: the layer was tested on the CPU alone; install a (software) Vulkan or GL driver";
         assert!(std::env::var_os("CI").is_none(), "{message}");
         eprintln!("{message}");
     }
-    let adapters = adapters.into_iter().map(|adapter| Backend::Adapter(adapter.backend));
-    let open = |backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("a backend that was found");
-    [Backend::Cpu, Backend::Oracle].into_iter().chain(adapters).map(open).collect()
+    std::iter::once(oracle).chain(engines).collect()
 }
 
 fn draw(seed: u32, len: usize) -> Vec<f32> {

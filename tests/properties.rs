@@ -18,7 +18,7 @@ fn variable(name: &str, default: u64) -> u64 {
 fn report(backends: &[Tested], rows: &[Row]) {
     for backend in backends {
         let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
-        println!("{:<24} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
+        println!("{:<26} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
     }
     for row in rows.iter().filter(|row| row.verdict != Verdict::Passed).take(40) {
         println!("{}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict);

@@ -27,7 +27,7 @@ fn widen_q8(word: u32) -> vec4<f32> {
 
 // Four of eight signed halves of bytes: from the lowest, or from the fifth where index / 4 is odd.
 fn widen_q4(word: u32, index: u32) -> vec4<f32> {
-    let half = word >> (index & 4u) * 4u;
+    let half = word >> ((index & 4u) * 4u);
     return vec4<f32>(vec4<i32>(vec4<u32>(half << 28u, half << 24u, half << 20u, half << 16u)) >> vec4<u32>(28u));
 }
 

@@ -158,7 +158,10 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
         }
         Some(text) => {
             let wanted = text.to_lowercase();
-            let fits = |info: &wgpu::AdapterInfo| info.backend.to_str() == wanted || info.name.to_lowercase().contains(&wanted);
+            let fits = |info: &wgpu::AdapterInfo| {
+                let name = info.name.to_lowercase();
+                wanted.split_whitespace().all(|word| info.backend.to_str() == word || name.contains(word))
+            };
             let adapter = adapters.into_iter().find(|adapter| fits(&adapter.get_info()));
             let adapter = adapter.ok_or_else(|| Error::NoAdapter { why: format!("none matches `{text}`; found: {found}") })?;
             Some(Chosen { adapter, why: format!("`{text}` was asked for") })

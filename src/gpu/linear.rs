@@ -141,9 +141,8 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::host::map;
-    use super::super::{Bound, choose, list};
+    use super::super::{Bound, choose_every};
     use super::*;
-    use crate::Backend;
 
     /// Y on the device, `item_stride` rows an item.
     fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: Rows, x: &[f32]) -> Vec<f32> {
@@ -167,12 +166,11 @@ mod tests {
     /// Every kernel, with tails, on every adapter: rows of whole vec4s with a bias and room after each item, and neither.
     #[test]
     fn every_tile_agrees_with_three_loops() {
-        let adapters = pollster::block_on(list());
+        let adapters = pollster::block_on(choose_every());
         assert!(!adapters.is_empty() || std::env::var_os("CI").is_none(), "NO GPU ADAPTER: install a (software) driver");
         let number = |at: usize| (at * 7 % 23) as f32 / 16.0 - 0.6875; // products and sums of these are exact in f32
-        for adapter in &adapters {
-            let chosen = pollster::block_on(choose(&Backend::Adapter(adapter.backend.clone()))).expect("it was found").expect("an adapter");
-            let gpu = pollster::block_on(Gpu::open(&chosen, crate::gpu::ShaderOptions::default())).expect("it opens");
+        for chosen in &adapters {
+            let gpu = pollster::block_on(Gpu::open(chosen, crate::gpu::ShaderOptions::default())).expect("it opens");
             for (m, n, k, biased) in [(17, 33, 5, false), (67, 131, 36, true)] {
                 let weight: Vec<f32> = (0..n * k).map(number).collect();
                 let bias: Vec<f32> = (0..n).map(number).collect();
@@ -187,7 +185,7 @@ mod tests {
                         let products = (0..k).map(|i| x[row * k + i] * weight[column * k + i]);
                         let expected = products.sum::<f32>() + if biased { bias[column] } else { 0.0 };
                         let got = y[(row / item_rows * rows.item_stride + row % item_rows) * n + column];
-                        assert_eq!(got, expected, "{tile:?} {m}x{n}x{k} at {row}, {column} on {adapter}");
+                        assert_eq!(got, expected, "{tile:?} {m}x{n}x{k} at {row}, {column} on {}", gpu.name());
                     }
                 }
             }

@@ -220,9 +220,9 @@ pub(super) fn lanes(caps: &DeviceCaps) -> Option<u32> {
 /// The shapes of the few kernel with the most rows for each, and of the rows kernel with the least rows and the widest head.
 fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl Iterator<Item = (usize, usize, Kernel)>) {
     let few = lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Few(FewShape { lanes, rows }))));
-    let rows = lanes(caps).into_iter().flat_map(|lanes| {
-        ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Rows(RowShape { lanes, ..shape })))
-    });
+    let rows = lanes(caps)
+        .into_iter()
+        .flat_map(|lanes| ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Rows(RowShape { lanes, ..shape }))));
     (few, rows)
 }
 
@@ -294,6 +294,11 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
     let that_fit = |bytes: u64| (bytes / row_bytes).max(1) as usize;
     let at_once = loops::keys_at_once(key, caps).min(CHAIN);
     let to_be_exact = keys.div_ceil(at_once).min(that_fit(SCRATCH_BYTES));
-    let splits = to_fill.max(to_be_short).min(keys / KEYS_PER_SPLIT).max(to_be_exact).min(that_fit(caps.binding_bytes.min(caps.buffer_bytes))).max(1);
+    let splits = to_fill
+        .max(to_be_short)
+        .min(keys / KEYS_PER_SPLIT)
+        .max(to_be_exact)
+        .min(that_fit(caps.binding_bytes.min(caps.buffer_bytes)))
+        .max(1);
     (splits, if keys <= splits * at_once { d.seq_len_kv } else { splits * at_once })
 }

@@ -6,6 +6,7 @@ mod fused;
 mod loops;
 mod matrix;
 mod ranges;
+mod shader;
 mod staged;
 mod tables;
 mod tune;
@@ -15,10 +16,11 @@ pub(crate) use ranges::{Bound, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
+pub use shader::{Shader, cache_shaders, linear_shaders};
 pub use tables::{TableLayout, table_bytes};
 
 use crate::problem::Operand;
-use crate::shader::{CacheKey, Kernel, KernelKey, Params, Slot, compose, compose_cache, every_cache_key};
+use crate::shader::{Kernel, KernelKey, Params, Slot, compose};
 use crate::{Algorithm, Error, Problem, Result};
 
 /// What a binding of a step refers to.
@@ -186,9 +188,7 @@ impl Plan {
                 keys.push(&step.key);
             }
         }
-        keys.into_iter()
-            .map(|key| Shader { name: key.kernel.to_string(), text: compose(key).text, workgroup_bytes: key.workgroup_bytes() })
-            .collect()
+        keys.into_iter().map(|key| Shader::new(key.kernel.to_string(), compose(key), key.workgroup_bytes())).collect()
     }
 
     /// Bytes of the plan's own buffers.
@@ -216,23 +216,6 @@ pub(crate) struct CacheWords {
     /// The heads that the tables are of, and which of them is the problem's first.
     pub(crate) num_heads: usize,
     pub(crate) first_head: usize,
-}
-
-/// A kernel as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shader {
-    /// Which kernel, and its shape.
-    pub name: String,
-    /// WGSL, complete.
-    pub text: String,
-    /// Bytes of workgroup memory.
-    pub workgroup_bytes: u32,
-}
-
-/// The kernels that keep a cache on a device, each variant once, with their WGSL.
-pub fn cache_shaders() -> Vec<Shader> {
-    let shader = |key: CacheKey| Shader { name: key.to_string(), text: compose_cache(key).text, workgroup_bytes: 0 };
-    every_cache_key().into_iter().map(shader).collect()
 }
 
 /// Shaders count elements in u32 and positions in i32, and bind whole tensors.

@@ -36,7 +36,13 @@ pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> R
     let keys = problem.dims.seq_len_kv;
     let all = Part { pairs: 0..problem.dims.batch * problem.dims.num_kv_heads, keys: 0..keys, bound: None, turn: 0 };
     let whole = bindings(problem, caps)?.unwrap_or_else(|| vec![all]);
-    let ranges_before = |part: &Part| whole.iter().filter(|other| other.pairs == part.pairs && other.keys.end <= part.keys.start).map(|other| other.keys.len().div_ceil(most_keys.max(1))).sum::<usize>();
+    let ranges_before = |part: &Part| {
+        whole
+            .iter()
+            .filter(|other| other.pairs == part.pairs && other.keys.end <= part.keys.start)
+            .map(|other| other.keys.len().div_ceil(most_keys.max(1)))
+            .sum::<usize>()
+    };
     let mut parts = Vec::new();
     for part in &whole {
         let first_turn = ranges_before(part);

@@ -35,7 +35,6 @@ impl LinearTile {
     /// rows of 384 by 384 in 2 ms, with LARGE 30, with SMALL 4.
     const COLUMNS: Self = Self { tile_m: 16, tile_n: 128, tile_k: 0, rows: 16, cols: 2 };
 
-    #[cfg(test)]
     pub(crate) const ALL: [Self; 3] = [Self::LARGE, Self::SMALL, Self::COLUMNS];
 
     /// The first choice for `rows` rows of X.
@@ -56,6 +55,21 @@ impl LinearTile {
     pub(crate) const fn workgroup_bytes(self) -> u32 {
         if self.tile_k == 0 { 0 } else { 16 * (self.tile_m + self.tile_n) * (self.tile_k / 4 + 1) }
     }
+}
+
+impl std::fmt::Display for LinearKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let LinearTile { tile_m, tile_n, tile_k, rows, cols } = self.tile;
+        write!(f, "projection {tile_m}x{tile_n}x{tile_k}, {rows}x{cols} a thread")?;
+        f.write_str(if self.vectors { ", vec4s" } else { "" })?;
+        f.write_str(if self.bias { ", bias" } else { "" })
+    }
+}
+
+/// Every variant.
+pub(crate) fn every_linear_key() -> impl Iterator<Item = LinearKey> {
+    let variants = [(false, false), (false, true), (true, false), (true, true)];
+    LinearTile::ALL.into_iter().flat_map(move |tile| variants.map(|(bias, vectors)| LinearKey { tile, bias, vectors }))
 }
 
 /// Runtime quantities of one dispatch: LinearParams of shaders/linear/params.wgsl, field by field.
@@ -137,26 +151,23 @@ mod tests {
     /// Every variant parses and validates, in all that naga checks and can write, and uses the workgroup memory it says.
     #[test]
     fn variants_are_valid() {
-        for tile in LinearTile::ALL {
-            for (bias, vectors) in [(false, false), (false, true), (true, false), (true, true)] {
-                let key = LinearKey { tile, bias, vectors };
-                let source = compose_linear(key);
-                let module = naga::front::wgsl::parse_str(&source.text)
-                    .unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
-                let flags = naga::valid::ValidationFlags::all();
-                let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module);
-                let info = info.unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
-                assert_eq!(module.entry_points[0].workgroup_size, [tile.threads(), 1, 1]);
-                let mut layouter = naga::proc::Layouter::default();
-                layouter.update(module.to_ctx()).expect("a valid module has a layout");
-                let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-                assert_eq!(shared.map(|(_, v)| layouter[v.ty].size).sum::<u32>(), tile.workgroup_bytes());
-                let options = naga::back::spv::Options::default();
-                naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
-                assert_eq!(layouter[struct_type(&module, "LinearParams")].size as usize, size_of::<LinearParams>());
-                let first = source.text.lines().position(|line| line.starts_with("// Defines: LinearParams")).expect("its first line");
-                assert_eq!(source.locate(first + 1), "shaders/linear/params.wgsl:1");
-            }
+        for key in every_linear_key() {
+            let source = compose_linear(key);
+            let module = naga::front::wgsl::parse_str(&source.text)
+                .unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+            let flags = naga::valid::ValidationFlags::all();
+            let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module);
+            let info = info.unwrap_or_else(|error| panic!("{key:?}: {}", error.emit_to_string(&source.text)));
+            assert_eq!(module.entry_points[0].workgroup_size, [key.tile.threads(), 1, 1]);
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).expect("a valid module has a layout");
+            let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+            assert_eq!(shared.map(|(_, v)| layouter[v.ty].size).sum::<u32>(), key.tile.workgroup_bytes());
+            let options = naga::back::spv::Options::default();
+            naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
+            assert_eq!(layouter[struct_type(&module, "LinearParams")].size as usize, size_of::<LinearParams>());
+            let first = source.text.lines().position(|line| line.starts_with("// Defines: LinearParams")).expect("its first line");
+            assert_eq!(source.locate(first + 1), "shaders/linear/params.wgsl:1");
         }
     }
 

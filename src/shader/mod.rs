@@ -1,6 +1,7 @@
 //! From a [`KernelKey`] to WGSL text: a generated prelude and the chosen files, in a row.
 
 mod cache;
+mod directives;
 mod key;
 mod linear;
 mod params;
@@ -11,11 +12,12 @@ mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
 pub(crate) use key::{Access, Kernel, KernelKey, ROW_WORDS, Slot, Storage};
-pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose};
+pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};
 pub(crate) use shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 
-/// The text of a kernel, and where its lines come from.
+/// The text of a kernel as naga takes it, and where its lines come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) text: String,
     /// First line (from 1) and name of each part, in order.
@@ -39,6 +41,16 @@ impl Source {
     pub(crate) fn with_params_in_storage(mut self) -> Self {
         self.text = self.text.replacen("var<uniform>", "var<storage, read>", 1);
         self
+    }
+
+    /// The kernel in standard WGSL, as Tint and browsers take it: extensions are enabled by name. `None` for cooperative matrices, which
+    /// the standard does not have.
+    pub(crate) fn standard(&self) -> Option<Self> {
+        let directives = directives::standard(&self.text, self.parts.iter().map(|&(_, name)| name))?;
+        let lines = directives.lines().count();
+        let mut parts = self.parts.clone();
+        parts.iter_mut().skip(1).for_each(|(first, _)| *first += lines);
+        Some(Self { text: directives + &self.text, parts })
     }
 
     /// The place in the project's own files of a line of the text.

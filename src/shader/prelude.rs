@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::key::{Alibi, SoftcapPlace};
-use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape};
+use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape, directives};
 use crate::DType;
 use crate::problem::Operand;
 
@@ -21,10 +21,9 @@ pub(super) fn render(key: &KernelKey) -> String {
     text
 }
 
-/// Extensions and types of cooperative matrices. naga takes every branch on a variable or behind a return for one that splits a subgroup,
-/// and refuses matrices there, by the name of another rule; the kernel's own branches split none.
+/// Directives and types of cooperative matrices.
 fn matrices(text: &mut String, size: u32) {
-    text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n");
+    text.push_str(directives::MATRICES);
     for (role, number) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
         let _ = writeln!(text, "alias Matrix{role} = coop_mat{size}x{size}<{number}, {role}>;");
     }
@@ -288,7 +287,10 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     let (word, body) = match (storage.vectors, storage.dtype) {
         (true, DType::F32) => {
             let place = format!("{name}_words[(at + dim) / 4u]");
-            ("vec4<u32>", format!("    var words = bits;\n    {}\n    {place} = words;\n", sums("words", &place, ["vec4<u32>", "vec4<f32>"])))
+            (
+                "vec4<u32>",
+                format!("    var words = bits;\n    {}\n    {place} = words;\n", sums("words", &place, ["vec4<u32>", "vec4<f32>"])),
+            )
         }
         (true, _) => (
             "vec2<u32>",

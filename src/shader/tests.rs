@@ -165,6 +165,28 @@ fn every_variant_translates_to_msl_hlsl_and_spirv() {
     assert!(matrix_sizes.is_superset(&[8, 16].into()), "no kernel of cooperative matrices was among them: {matrix_sizes:?}");
 }
 
+/// Standard WGSL differs from naga's by directives only: subgroups are enabled where naga finds subgroup operations, and cooperative
+/// matrices have no standard form. That the text is standard is for scripts/tint.sh to say.
+#[test]
+fn standard_text_enables_what_it_uses() {
+    let mut seen = HashSet::new();
+    for key in &keys() {
+        let (module, _) = parse(key);
+        let source = compose(key);
+        let Some(standard) = source.standard() else {
+            assert!(matches!(key.kernel, super::Kernel::Matrix(_)), "{key:?}");
+            continue;
+        };
+        let without = Validator::new(ValidationFlags::all(), Capabilities::all() - Capabilities::SUBGROUP).validate(&module).is_ok();
+        assert_eq!(standard.text.contains("enable subgroups;"), !without, "{key:?}");
+        assert!(standard.text.ends_with(&source.text));
+        let line = |text: &str| text.lines().position(|line| line.starts_with("fn main(")).expect("an entry point") + 1;
+        assert_eq!(standard.locate(line(&standard.text)), source.locate(line(&source.text)));
+        seen.insert(without);
+    }
+    assert_eq!(seen.len(), 2, "kernels with and without subgroups");
+}
+
 #[test]
 fn lines_are_found_in_their_files() {
     let key = keys().into_iter().find(|key| matches!(key.kernel, super::Kernel::Tiles(_))).expect("a tiles kernel");

@@ -8,7 +8,7 @@ pub(crate) mod stack;
 
 use wgpu_attention::gpu::{Gpu, ShaderOptions};
 use wgpu_attention::verify::{Candidate, oracle};
-use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want};
+use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want, wgpu};
 
 /// A backend by name.
 pub(crate) struct Tested {
@@ -60,7 +60,7 @@ pub(crate) fn insist_on_adapters(found: usize) {
 
 /// A GPU engine, each way that it can compute.
 fn ways(engine: Engine) -> [Tested; 2] {
-    let backend = engine.gpu().map(|gpu| gpu.device().adapter_info().backend.to_string()).unwrap_or_default();
+    let adapter = engine.gpu().map(|gpu| gpu.device().adapter_info()).map(|info| adapter_name(&info)).unwrap_or_default();
     let gpu = engine.gpu().cloned();
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     let fused = engine.with_algorithm(Algorithm::Fused);
@@ -74,7 +74,12 @@ fn ways(engine: Engine) -> [Tested; 2] {
         let Outputs { scores, weights, .. } = matrices.attention(problem, inputs)?;
         Ok(Outputs { scores, weights, ..outputs })
     };
-    [Tested { name: format!("{backend} fused"), attend: Box::new(fused), engine: None, gpu }, attend(format!("{backend} staged"), staged)]
+    [Tested { name: format!("{adapter} fused"), attend: Box::new(fused), engine: None, gpu }, attend(format!("{adapter} staged"), staged)]
+}
+
+/// Tells adapters apart in a table: `llvmpipe vulkan`, `SwiftShader vulkan`, `llvmpipe gl`.
+fn adapter_name(info: &wgpu::AdapterInfo) -> String {
+    format!("{} {}", info.name.split_whitespace().next().unwrap_or_default(), info.backend)
 }
 
 fn attend(name: String, engine: Engine) -> Tested {

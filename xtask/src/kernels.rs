@@ -2,8 +2,13 @@
 
 use std::collections::HashSet;
 
-use wgpu_attention::plan::{DeviceCaps, Plan, Shader, Specialise, cache_shaders};
-use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem, WantGradients};
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Shader, Specialise, cache_shaders, linear_shaders};
+use wgpu_attention::{
+    Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
+    WantGradients,
+};
+
+use crate::targets::TARGETS;
 
 /// A kernel and what it is for.
 pub(crate) struct Kernel {
@@ -19,11 +24,58 @@ pub(crate) struct Kernel {
 
 /// Every kernel, each once. A kernel is named after the first case that has it.
 pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
-    let mut kernels: Vec<Kernel> = Vec::new();
+    let kernel = |case, name: &str, shader: &Shader| Kernel {
+        case,
+        name: name.into(),
+        text: shader.text().into(),
+        workgroup_bytes: shader.workgroup_bytes,
+    };
+    let mut kernels: Vec<_> = shaders(caps, cases())?.into_iter().map(|(case, shader)| kernel(case, &shader.name, &shader)).collect();
+    // What keeps a cache on a device is the same for every one.
+    let caches = cache_shaders();
+    kernels.extend(caches.iter().map(|shader| kernel(format!("cache: {}", shader.name), first_word(&shader.name), shader)));
+    Ok(kernels)
+}
+
+/// Every kernel on any kind of device, with the odd cases too, each once.
+pub(crate) fn everywhere() -> Result<Vec<(String, Shader)>, String> {
+    let mut all = Vec::new();
+    for (device, caps) in devices() {
+        let found = shaders(&caps, cases().into_iter().chain(odd_cases()).collect())?;
+        all.extend(found.into_iter().map(|(case, shader)| (format!("{device}: {case}"), shader)));
+    }
+    all.extend(cache_shaders().into_iter().map(|shader| (format!("cache: {}", shader.name), shader)));
+    all.extend(linear_shaders().into_iter().map(|shader| (format!("layer: {}", shader.name), shader)));
+    let mut seen = HashSet::new();
+    all.retain(|(_, shader)| seen.insert(shader.text().to_string()));
+    Ok(all)
+}
+
+/// Devices between which plans differ: the limits that every WebGPU device has, the lab's targets, and a software adapter without
+/// subgroups and with some of each size.
+fn devices() -> Vec<(String, DeviceCaps)> {
+    let defaults = DeviceCaps::webgpu_defaults();
+    let software = |size| DeviceCaps {
+        class: DeviceClass::Software,
+        subgroup_size: size,
+        subgroup_max: size,
+        workgroup_bytes: 32768,
+        workgroup_threads: 1024,
+        ..DeviceCaps::webgpu_defaults()
+    };
+    let mut devices = vec![("WebGPU defaults".into(), defaults)];
+    devices.extend(TARGETS.iter().map(|target| (target.name.to_string(), target.caps())));
+    devices.extend([0, 4, 8, 16].map(|size| (format!("software, subgroups of {size}"), software(size))));
+    devices
+}
+
+/// The kernels of the cases' plans, each with the first case that has it.
+fn shaders(caps: &DeviceCaps, cases: Vec<Case>) -> Result<Vec<(String, Shader)>, String> {
+    let mut shaders = Vec::new();
     let mut seen = HashSet::new();
     // Where there are cooperative matrices, what is chosen with and without them. Gradients have no such choice.
     let preferences = if caps.matrix_size > 0 { &[false, true][..] } else { &[false] };
-    for (case, problem, algorithm, specialise) in cases() {
+    for (case, problem, algorithm, specialise) in cases {
         let caps = |prefer_matrices| DeviceCaps { specialise, prefer_matrices, ..caps.clone() };
         let plans = match algorithm {
             Some(algorithm) => preferences.iter().map(|&prefer| Plan::new(&problem, &caps(prefer), algorithm)).collect(),
@@ -31,19 +83,16 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
         };
         let plans: Vec<Plan> = plans.map_err(|error| format!("{case}: {error}"))?;
         for shader in plans.iter().flat_map(Plan::shaders) {
-            if seen.insert(shader.text.clone()) {
-                let role = shader.name.split_whitespace().next().unwrap_or_default();
-                let (name, text, workgroup_bytes) = (shader.name.clone(), shader.text, shader.workgroup_bytes);
-                kernels.push(Kernel { case: format!("{case}: {role}"), name, text, workgroup_bytes });
+            if seen.insert(shader.text().to_string()) {
+                shaders.push((format!("{case}: {}", first_word(&shader.name)), shader));
             }
         }
     }
-    // What keeps a cache on a device is the same for every one.
-    kernels.extend(cache_shaders().into_iter().map(|Shader { name, text, workgroup_bytes }| {
-        let role = name.split_whitespace().next().unwrap_or_default().to_string();
-        Kernel { case: format!("cache: {name}"), name: role, text, workgroup_bytes }
-    }));
-    Ok(kernels)
+    Ok(shaders)
+}
+
+fn first_word(text: &str) -> &str {
+    text.split_whitespace().next().unwrap_or_default()
 }
 
 /// Those of [`all`] with `text` in their case.
@@ -119,6 +168,51 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// Cases that no record is kept of: widths, layouts and options that those of [`cases`] do not have.
+fn odd_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |what: &str, problem: Problem| {
+        let ways = [("", Some(Algorithm::Fused)), (", staged", Some(Algorithm::Staged)), (", backward", None)];
+        for (general, specialise) in [("", Specialise::Always), (", general", Specialise::Never)] {
+            for (way, algorithm) in ways {
+                // Blocks have no gradients and no staged form.
+                if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_blocks() {
+                    cases.push((format!("{what}{general}{way}"), problem, algorithm, specialise));
+                }
+            }
+        }
+    };
+    for dim in [1, 3, 8, 30, 64, 80, 256, 576] {
+        for rows in [1, 7, 12, 300] {
+            add(&format!("D={dim}, {rows} rows"), problem((2, 2), rows, 300, dim));
+        }
+    }
+    let plain = problem((4, 2), 40, 2000, 32);
+    for dtype in DType::ALL {
+        add(&format!("{dtype} D=32"), plain.stored(dtype, Layout::Bshd));
+        let strided =
+            |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 900_000, head: 200_000, seq: 77, dim }), offset: 1 };
+        add(&format!("{dtype} strided"), Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
+    }
+    for dtype in DType::BLOCKS {
+        add(&format!("{dtype} keys"), cached(plain, DType::F32, dtype));
+    }
+    add("dropout", Problem { dropout: Some(0.5), ..plain });
+    add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain) });
+    let everything = everything(plain);
+    add(
+        "softcap last, symmetric slopes",
+        Problem { score_order: ScoreOrder::BiasThenSoftcap, alibi: Some(Alibi::Symmetric), ..everything },
+    );
+    let mut masked = plain;
+    masked.visibility.mask = everything.visibility.mask;
+    add("mask", masked);
+    add("bias", Problem { bias: everything.bias, ..plain });
+    let matrix = Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), ..Want::default() }, ..plain };
+    cases.push(("scores and weights".into(), matrix, Some(Algorithm::Staged), Specialise::Always));
+    cases
+}
+
 // (num_heads, num_kv_heads), seq_len_q, seq_len_kv: one of each row of the planner's table, and one that splits the keys.
 type Lengths = ((usize, usize), usize, usize);
 const PREFILL: Lengths = ((8, 8), 1024, 1024);
@@ -162,7 +256,6 @@ fn everything(problem: Problem) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::targets::TARGETS;
 
     #[test]
     fn every_target_has_kernels_under_names_of_their_own() {

@@ -9,6 +9,8 @@
 //!
 //! `cargo xtask stats TARGET FILE.wgsl..` is the inner half: one target, any shader, one JSON object a line. In the lab:
 //! `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
+//!
+//! `cargo xtask wgsl --out FOLDER` writes the text of every kernel as standard WGSL, which `scripts/tint.sh` gives to browsers' compiler.
 
 mod driver;
 mod isa;
@@ -18,6 +20,7 @@ mod record;
 mod spirv;
 mod stats;
 mod targets;
+mod wgsl;
 
 use std::process::ExitCode;
 
@@ -37,12 +40,15 @@ enum Command {
     Lab(lab::Args),
     /// Compile for one target, from inside the lab; JSON lines
     Stats(stats::Args),
+    /// Write every kernel as standard WGSL, with an index that says where its lines come from
+    Wgsl(wgsl::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
+        Command::Wgsl(args) => wgsl::run(&args).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

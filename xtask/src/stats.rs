@@ -28,17 +28,11 @@ pub(crate) struct Args {
     /// Write the driver's intermediate and machine code into this folder
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
-    /// Write the planner's kernels as WGSL into this folder, and compile nothing
-    #[arg(long, value_name = "FOLDER")]
-    wgsl: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), String> {
     let target = Target::find(&args.target)?;
     let kernels = if args.files.is_empty() { kernels::some(&target.caps(), &args.only)? } else { read(&args.files)? };
-    if let Some(folder) = &args.wgsl {
-        return kernels.iter().try_for_each(|kernel| write(folder, &format!("{}.wgsl", file_name(&kernel.case)), &kernel.text));
-    }
     let driver = Driver::open(!args.fragile)?;
     say(&Answer::Driver(driver.name.clone()))?;
     for kernel in kernels.iter().skip(args.skip) {

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Checks that every kernel is standard WGSL: gives them to Tint, the compiler of Chrome and Edge, and fails on any message.
+#
+# Needs node 20 and npm, and the network once: Dawn for Node (npm's `webgpu`, pinned in scripts/tint) is installed into target/tint.
+# No GPU and no driver. Where it cannot be installed this says so and passes, except where CI is set: there nothing may go unseen.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+not_checked() {
+    echo "NOT CHECKED: $*, so nobody looked whether browsers take the kernels" >&2
+    [ -z "${CI:-}" ] || exit 1
+    exit 0
+}
+
+command -v npm >/dev/null || not_checked "there is no npm here (Debian: apt-get install nodejs npm)"
+mkdir -p target/tint
+if ! cmp -s scripts/tint/package-lock.json target/tint/node_modules/.tint-lock; then
+    cp scripts/tint/package.json scripts/tint/package-lock.json target/tint/
+    (cd target/tint && npm ci --ignore-scripts --no-audit --no-fund >&2) || not_checked "npm could not install Dawn"
+    cp scripts/tint/package-lock.json target/tint/node_modules/.tint-lock
+fi
+cp scripts/tint/check.mjs target/tint/
+rm -rf target/tint/kernels
+cargo run --release -q -p xtask -- wgsl --out target/tint/kernels
+node target/tint/check.mjs target/tint/kernels
