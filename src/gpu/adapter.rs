@@ -255,7 +255,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
         params_in_storage: class == DeviceClass::Software,
-        loop_iterations: None,
+        loop_iterations: llvm_version(&info.name).is_some_and(|version| version < 16).then_some(65_535),
         specialise: Specialise::Auto,
     }
 }

@@ -1,0 +1,68 @@
+//! Long contexts: every key counts, sums keep their digits, and rows of equal scores are uniform however large those are.
+
+mod common;
+
+use wgpu_attention::{Alignment, BackwardInputs, DType, Dims, HostVec, Inputs, Layout, Problem, WantGradients};
+
+/// 1, heads, rows by keys of a width; each query group reads one key/value head.
+const fn dims(num_heads: usize, num_kv_heads: usize, seq_len_q: usize, seq_len_kv: usize, head_dim: usize) -> Dims {
+    Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim }
+}
+
+/// Largest difference from `expected`, relative to it.
+fn error(got: &[f32], expected: f64) -> f64 {
+    got.iter()
+        .map(|&x| ((f64::from(x) - expected) / expected).abs())
+        .fold(0.0, |most, x| if x.is_nan() { f64::INFINITY } else { x.max(most) })
+}
+
+/// With queries of 0 every visible key adds 1 to exp(lse), and the output is the mean of the values.
+#[test]
+fn every_key_counts() {
+    let problems = [
+        ("16 rows, head of 128", Problem::new(dims(1, 1, 16, 8192, 128))),
+        ("16 rows, head of 64", Problem::new(dims(1, 1, 16, 20_000, 64))),
+        ("16 rows, head of 80", Problem::new(dims(1, 1, 16, 30_000, 80))),
+        ("decode, 8 heads", Problem::new(dims(8, 8, 1, 131_072, 64))),
+        ("decode, 32 heads on 8", Problem::new(dims(32, 8, 1, 131_072, 64)).stored(DType::F16, Layout::Bhsd)),
+        ("decode, a million keys", Problem::new(dims(1, 1, 1, 1 << 20, 32))),
+        ("causal", Problem::new(dims(1, 1, 8192, 8192, 128)).causal(Alignment::TopLeft)),
+    ];
+    for backend in common::engines().iter().filter(|backend| !backend.name.contains("staged")) {
+        for (what, problem) in problems {
+            let problem = problem.with_lse();
+            let filled = |len: usize, x: f32| HostVec::from_f32(problem.query.dtype, &vec![x; len]);
+            let (query, key, value) = (filled(problem.query_len(), 0.0), filled(problem.key_len(), 0.1), filled(problem.value_len(), 0.1));
+            let outputs = (backend.attend)(&problem, &Inputs::new(query.as_slice(), key.as_slice(), value.as_slice()))
+                .unwrap_or_else(|error| panic!("{what} on {}: {error}", backend.name));
+            let lse = outputs.lse.expect("asked for");
+            let keys = |row: usize| if problem.visibility.causal { row + 1 } else { problem.dims.seq_len_kv } as f64;
+            let lost = lse.iter().enumerate().map(|(at, &lse)| (f64::from(lse).exp() / keys(at % problem.dims.seq_len_q) - 1.0).abs());
+            let lost = lost.fold(0.0, f64::max);
+            assert!(lost < 1e-4, "{what} on {}: of the keys {lost} are not counted", backend.name);
+            let tenth = f64::from(value.to_f32()[0]);
+            // The errors of the parts of a sum add up, a few 1e-11 a key, beyond 131,072 keys too.
+            let rounding = if problem.output.dtype == DType::F16 { 1e-3 } else { 3e-11 * problem.dims.seq_len_kv as f64 };
+            let worst = error(&outputs.output.to_f32(), tenth);
+            assert!(worst < 3e-5 + rounding, "{what} on {}: the mean of equal values is off by {worst}", backend.name);
+        }
+    }
+}
+
+/// dV of few keys is a sum over very many rows, dQ and dK of equal scores are 0.
+#[test]
+fn gradients_of_very_many_rows() {
+    let rows = 65_536;
+    let problem = Problem::new(dims(2, 1, rows, 4, 16));
+    let (query, key, value) = (vec![0.0; problem.query_len()], vec![0.1; problem.key_len()], vec![0.1; problem.value_len()]);
+    let (output, d_output) = (vec![0.1; problem.output_len()], vec![0.1; problem.output_len()]);
+    let backward = BackwardInputs { output: (&output).into(), stats: None, d_output: (&d_output).into() };
+    for backend in common::engines() {
+        let Some(engine) = &backend.engine else { continue };
+        let gradients = engine.backward(&problem, &Inputs::new(&query, &key, &value), &backward, &WantGradients::default());
+        let gradients = gradients.unwrap_or_else(|error| panic!("{}: {error}", backend.name));
+        // Each of the rows of two heads gives a quarter of its gradient to each key.
+        let worst = error(&gradients.value.expect("wanted").to_f32(), 2.0 * rows as f64 * f64::from(0.1f32) / 4.0);
+        assert!(worst < 3e-5, "{}: dV is off by {worst}", backend.name);
+    }
+}
