@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 
-use crate::layer::{LayerGradients, Linear, MultiHead};
+use crate::layer::{Appended, LayerGradients, Linear, LinearGradients, MultiHead};
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::Given;
-use crate::verify::cases_model::{batch_first, given, swap_first_two};
+use crate::verify::cases_model::{batch_first, given, mask_place, swap_first_two};
 use crate::{Attend, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
 /// Runs `op` on `attend`, and the gradients of the attention that it asks for last on `engine`.
@@ -54,47 +54,69 @@ fn attention(file: &CaseFile, engine: &Engine, problem: &Problem, inputs: &Input
 /// The gradients of nn.MultiheadAttention, by the engine's own multi-head layer. Masks and biases are those of the file's attention.
 fn layer(file: &CaseFile, engine: &Engine, attention: &Problem, inputs: &Inputs<'_>) -> Result<Vec<Given>> {
     let width: usize = file.required_attr("embed_dim")?;
-    let self_attention = file.optional("key").is_none();
-    let own = |name: &'static str| if self_attention { "query" } else { name };
-    let (query, batch, seq_len_q, _) = batch_first(file, "query")?;
-    let (key, _, tokens, _) = batch_first(file, own("key"))?;
-    let (value, ..) = batch_first(file, own("value"))?;
+    // In self attention all three are the query.
+    let sources = ["query", "key", "value"].map(|name| if file.optional(name).is_some() { name } else { "query" });
+    let (query, batch, seq_len_q, width_q) = batch_first(file, sources[0])?;
+    let (key, _, tokens, width_k) = batch_first(file, sources[1])?;
+    let (value, _, _, width_v) = batch_first(file, sources[2])?;
     let (d_output, ..) = batch_first(file, "doutput")?;
-    let (weights, biases) = (file.f32s("in_proj_weight")?, file.f32s("in_proj_bias")?);
-    if weights.len() != 3 * width * width || biases.len() != 3 * width {
-        return Err(file.error("its in_proj_weight is not of three square projections"));
-    }
-    let part = |at: usize| {
-        let bias = biases[at * width..][..width].to_vec();
-        Linear::new(weights[at * width * width..][..width * width].to_vec(), Some(bias), width)
+
+    let optional = |name: &str| file.optional(name).map(|_| file.f32s(name)).transpose();
+    let (packed, biases) = (optional("in_proj_weight")?, optional("in_proj_bias")?);
+    let projection = |at: usize, name: &str, width_in: usize| {
+        let third = |all: &[f32], len: usize| all.get(at * len..(at + 1) * len).map(<[f32]>::to_vec).unwrap_or_default();
+        let weight = match &packed {
+            Some(all) => third(all, width * width_in),
+            None => file.f32s(&format!("{name}_proj_weight"))?,
+        };
+        Linear::new(weight, biases.as_ref().map(|all| third(all, width)), width_in)
     };
-    let output = Linear::new(file.f32s("out_proj.weight")?, Some(file.f32s("out_proj.bias")?), width)?;
+    let output = Linear::new(file.f32s("out_proj.weight")?, optional("out_proj.bias")?, width)?;
     let heads = attention.dims.num_heads;
-    let layer = MultiHead::new(part(0)?, part(1)?, part(2)?, output, heads, heads)?;
+    let layer =
+        MultiHead::new(projection(0, "q", width_q)?, projection(1, "k", width_k)?, projection(2, "v", width_v)?, output, heads, heads)?;
+    let bias_kv = if file.flag("add_bias_kv")? { Some((file.f32s("bias_k")?, file.f32s("bias_v")?)) } else { None };
+    let layer = layer.with_appended(Appended { bias_kv, zero: file.flag("add_zero_attn")? })?;
+
     let mut problem = layer.problem(batch, seq_len_q, tokens);
     (problem.visibility, problem.bias) = (attention.visibility, attention.bias);
     let inputs = Inputs { mask: inputs.mask, bias: inputs.bias, ..Inputs::new(&query, &key, &value) };
     let forward = layer.forward_with_steps(engine, &problem, &inputs)?;
     let got = layer.backward(engine, &problem, &inputs, &forward, &d_output)?;
-    Ok(layer_gradients(got, self_attention, width, [batch, seq_len_q, tokens]))
+    layer_gradients(file, got, sources, &problem, tokens)
 }
 
-/// In the names and shapes of the file: [seq, batch, width].
-fn layer_gradients(got: LayerGradients, self_attention: bool, width: usize, [batch, seq_len_q, tokens]: [usize; 3]) -> Vec<Given> {
-    let LayerGradients { mut query, key, value, w_q, w_k, w_v, w_o, .. } = got;
-    let seq_first = |name: &str, data: &[f32], seq| given(name, &[seq, batch, width], swap_first_two(data, batch, seq, width));
-    if self_attention {
-        query.iter_mut().zip(&key).zip(&value).for_each(|((x, key), value)| *x += key + value);
+/// In the names and shapes of the file.
+fn layer_gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], problem: &Problem, tokens: usize) -> Result<Vec<Given>> {
+    let (batch, rows) = (problem.dims.batch, [problem.dims.seq_len_q, tokens, tokens]);
+    let mut found: Vec<(&str, Vec<f32>)> = Vec::new();
+    let is_first = file.flag("batch_first")? || file.flag("unbatched")?;
+    for (at, gradient) in [got.query, got.key, got.value].into_iter().enumerate() {
+        let width = gradient.len() / (batch * rows[at]).max(1);
+        let gradient = if is_first { gradient } else { swap_first_two(&gradient, batch, rows[at], width) };
+        // What is read more than once gets the sum.
+        match found.iter_mut().find(|(name, _)| *name == sources[at]) {
+            Some((_, sum)) => sum.iter_mut().zip(&gradient).for_each(|(x, more)| *x += more),
+            None => found.push((sources[at], gradient)),
+        }
     }
-    let mut all = vec![seq_first("dquery", &query, seq_len_q)];
-    if !self_attention {
-        all.push(seq_first("dkey", &key, tokens));
-        all.push(seq_first("dvalue", &value, tokens));
+    let bias = |linear: &LinearGradients| linear.bias.clone().unwrap_or_default();
+    found.push(("in_proj_bias", [bias(&got.w_q), bias(&got.w_k), bias(&got.w_v)].concat()));
+    found.push(("out_proj.bias", bias(&got.w_o)));
+    found.push(("in_proj_weight", [&got.w_q.weight[..], &got.w_k.weight, &got.w_v.weight].concat()));
+    found.extend([("q_proj_weight", got.w_q.weight), ("k_proj_weight", got.w_k.weight), ("v_proj_weight", got.w_v.weight)]);
+    found.push(("out_proj.weight", got.w_o.weight));
+    let (bias_k, bias_v) = got.bias_kv.unwrap_or_default();
+    found.extend([("bias_k", bias_k), ("bias_v", bias_v)]);
+    if let Some(d_bias) = got.bias {
+        for name in ["key_padding_mask", "attn_mask"] {
+            let Some(mask) = file.optional(name) else { continue };
+            let place = mask_place(file, name, problem.dims.scores_shape(), tokens)?;
+            let mut sum = vec![0.0; mask.shape.iter().product()];
+            d_bias.iter().enumerate().filter_map(|(at, x)| Some((place(at)?, x))).for_each(|(at, x)| sum[at] += x);
+            found.push((name, sum));
+        }
     }
-    let bias = |bias: Option<Vec<f32>>| bias.unwrap_or_default();
-    all.push(given("din_proj_weight", &[3 * width, width], [w_q.weight, w_k.weight, w_v.weight].concat()));
-    all.push(given("din_proj_bias", &[3 * width], [bias(w_q.bias), bias(w_k.bias), bias(w_v.bias)].concat()));
-    all.push(given("dout_proj.weight", &[width, width], w_o.weight));
-    all.push(given("dout_proj.bias", &[width], bias(w_o.bias)));
-    all
+    let given = |(name, values): (&str, Vec<f32>)| Some(given(&format!("d{name}"), &file.optional(name)?.shape, values));
+    Ok(found.into_iter().filter_map(given).collect())
 }

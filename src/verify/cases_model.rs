@@ -5,7 +5,7 @@
 use crate::layer::{Linear, MultiHead};
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
-use crate::verify::cases::{Given, asked_for, broadcast_shape};
+use crate::verify::cases::{Given, asked_for};
 use crate::{Attend, Broadcast, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Want};
 
 /// Attention of each layer of a model: q<i>, k<i>, v<i>.
@@ -209,19 +209,10 @@ pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
 /// mask (true = may attend) and one bias over all heads and rows.
 fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: usize) -> Result<()> {
     let shape = problem.dims.scores_shape();
-    let [batch, heads, rows, keys] = shape;
-    for (name, whole) in [("key_padding_mask", [batch, 1, 1, tokens]), ("attn_mask", [1, 1, rows, tokens])] {
+    let pairs = shape.iter().product();
+    for name in ["key_padding_mask", "attn_mask"] {
         let Some(tensor) = file.optional(name) else { continue };
-        let whole = if name == "attn_mask" && tensor.shape.len() == 3 { [batch, heads, rows, tokens] } else { whole };
-        if tensor.shape.iter().product::<usize>() != whole.iter().product::<usize>() {
-            return Err(file.error(format!("tensor `in.{name}` has shape {:?}, not {whole:?}", tensor.shape)));
-        }
-        let strides = broadcast_shape(file, name, &whole)?.strides();
-        let place = |at: usize| {
-            let (b, h, i, j) = (at / (heads * rows * keys), at / (rows * keys) % heads, at / keys % rows, at % keys);
-            (j < tokens).then(|| b * strides[0] + h * strides[1] + i * strides[2] + j * strides[3])
-        };
-        let pairs = batch * heads * rows * keys;
+        let place = mask_place(file, name, shape, tokens)?;
         if let FileData::Bool(hide) = &tensor.data {
             data.mask.resize(pairs, true);
             problem.visibility.mask = Some(Broadcast(shape));
@@ -234,6 +225,25 @@ fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: 
         }
     }
     Ok(())
+}
+
+/// Where in one of these masks the pair lies that is at a place in `shape`, the scores' with the appended keys: they have none.
+pub(super) fn mask_place(file: &CaseFile, name: &str, shape: [usize; 4], tokens: usize) -> Result<impl Fn(usize) -> Option<usize>> {
+    let [batch, heads, rows, keys] = shape;
+    let tensor = file.input(name)?;
+    let whole = match (name, tensor.shape.len()) {
+        ("attn_mask", 3) => [batch, heads, rows, tokens],
+        ("attn_mask", _) => [1, 1, rows, tokens],
+        _ => [batch, 1, 1, tokens],
+    };
+    if tensor.shape.iter().product::<usize>() != whole.iter().product::<usize>() {
+        return Err(file.error(format!("tensor `in.{name}` has shape {:?}, not {whole:?}", tensor.shape)));
+    }
+    let strides = Broadcast(whole).strides();
+    Ok(move |at: usize| {
+        let (b, h, i, j) = (at / (heads * rows * keys), at / (rows * keys) % heads, at / keys % rows, at % keys);
+        (j < tokens).then(|| b * strides[0] + h * strides[1] + i * strides[2] + j * strides[3])
+    })
 }
 
 /// The tensor as [batch, seq, width], with its sizes.
