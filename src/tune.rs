@@ -41,7 +41,8 @@ impl Engine {
     /// Tries the fused kernels that can compute `problem` on the device, each answer checked against the CPU path before it is timed,
     /// and keeps the fastest for all problems of its class. Stops trying after `budget`; the planner's own choice is always tried.
     ///
-    /// Needs an engine on a GPU. Keep what was found with [`Self::tuned`], give it back with [`Self::load_tuned`].
+    /// Needs an engine on a GPU; kernels of cooperative matrices are among those tried where it was made with
+    /// [`ShaderOptions::tune_matrices`](crate::gpu::ShaderOptions::tune_matrices). Keep what was found with [`Self::tuned`], give it back with [`Self::load_tuned`].
     pub fn tune(&self, problem: &Problem, inputs: &Inputs<'_>, budget: Duration) -> Result<Tuned> {
         problem.check()?;
         inputs.check(problem)?;

@@ -3,6 +3,7 @@
 mod common;
 
 use common::buffers::{devices, empty, numbers, read, upload};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -252,7 +253,13 @@ fn an_app_says_which_matrices_its_device_has() {
             experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+        // lavapipe 26 with vectors of 128 bits advertises what it refuses, and wgpu-hal panics.
+        let requested =
+            std::panic::catch_unwind(AssertUnwindSafe(|| pollster::block_on(adapter.request_device(&descriptor)).expect("a device")));
+        let Ok((device, queue)) = requested else {
+            println!("\n*** COOPERATIVE MATRICES REFUSED by {}: not tested there ***\n", adapter.get_info().name);
+            continue;
+        };
         let untold = ShaderOptions { pretend: Some(DeviceClass::Discrete), prefer_matrices: true, ..Default::default() };
         for (options, by_matrices) in [(untold, false), (ShaderOptions { matrix_size, ..untold }, true)] {
             let gpu = Gpu::from_device_with(device.clone(), queue.clone(), options);

@@ -15,18 +15,27 @@ pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
 
 /// Makes the engine ready.
 pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
-    let options = EngineOptions { backend: backend.clone(), algorithm, shaders: shaders(checked) };
+    open_with(backend, algorithm, ShaderOptions { checked, ..Default::default() })
+}
+
+/// An engine whose fused kernels can be tuned, or taken from what tuning has found.
+pub(crate) fn open_tunable(backend: &Backend) -> Result<Engine, Failure> {
+    open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: true, ..Default::default() })
+}
+
+fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) -> Result<Engine, Failure> {
+    let options = EngineOptions { backend: backend.clone(), algorithm, shaders };
     Engine::new(options).map_err(|error| match Failure::from(error) {
         Failure::Input(why) => Failure::Input(format!("--backend {backend}: {why}")),
         other => other,
     })
 }
 
-/// One fused engine for each of the backends; where two are the same, the first one's.
-pub(crate) fn open_each(backends: &[Backend]) -> Result<Vec<(&Backend, Engine)>, Failure> {
+/// One fused engine for each of the backends; where two are the same, the first one's. `tuned` if kernels that tuning found are loaded.
+pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<(&Backend, Engine)>, Failure> {
     let mut engines: Vec<(&Backend, Engine)> = Vec::new();
     for backend in backends {
-        let engine = open(backend, Algorithm::Fused, false)?;
+        let engine = if tuned { open_tunable(backend)? } else { open(backend, Algorithm::Fused, false)? };
         if engines.iter().all(|(_, known)| known.chosen() != engine.chosen()) {
             engines.push((backend, engine));
         }
@@ -36,9 +45,5 @@ pub(crate) fn open_each(backends: &[Backend]) -> Result<Vec<(&Backend, Engine)>,
 
 /// The CPU path and every adapter, each once; and why an adapter is left out.
 pub(crate) fn every(checked: bool) -> (Vec<Engine>, Vec<String>) {
-    Engine::every(shaders(checked))
-}
-
-fn shaders(checked: bool) -> ShaderOptions {
-    ShaderOptions { checked, ..Default::default() }
+    Engine::every(ShaderOptions { checked, ..Default::default() })
 }

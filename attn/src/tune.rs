@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
-use wgpu_attention::{Algorithm, Backend, DType, Engine};
+use wgpu_attention::{Backend, DType, Engine};
 
 use crate::arrays::write_file;
 use crate::backend;
@@ -51,7 +51,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
-    let engine = backend::open(&args.backend, Algorithm::Fused, false)?;
+    let engine = backend::open_tunable(&args.backend)?;
     let old = match std::fs::read_to_string(&args.out) {
         Ok(old) => old,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),

@@ -177,14 +177,13 @@ pub(crate) async fn choose_every() -> Vec<Chosen> {
     adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
 }
 
-/// Features that a kernel may use, or a call from host memory on such a device.
+/// Features that a kernel may use, or a call from host memory on such a device; cooperative matrices are asked for apart.
 pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-    let matrices = if matrix_size(adapter) > 0 { MATRIX_FEATURES } else { wgpu::Features::empty() };
     let mapped = match adapter.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => wgpu::Features::empty(),
         _ => wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
     };
-    adapter.features() & (wgpu::Features::SUBGROUP | matrices | mapped)
+    adapter.features() & (wgpu::Features::SUBGROUP | mapped)
 }
 
 /// What a device needs for [`matrix_size`] to be of use: cooperative matrices of f16, subgroups.

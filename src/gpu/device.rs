@@ -1,6 +1,7 @@
 //! A device with what is kept for it: capabilities, pipelines, prepared problems.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
@@ -24,8 +25,10 @@ pub struct ShaderOptions {
     /// [`crate::gpu::matrix_size`] of the adapter; 0: no cooperative matrices. An engine that opens a device itself sees to it.
     pub matrix_size: u32,
     /// Take cooperative matrices where they work. Not by default: no GPU has been measured with them yet, and drivers are young at it.
-    /// [`crate::Engine::tune`] tries them in any case, and checks their answers.
     pub prefer_matrices: bool,
+    /// Open a device with cooperative matrices where the adapter has them, so that [`crate::Engine::tune`] can try them, each answer checked,
+    /// and [`crate::Engine::load_tuned`] take them. `prefer_matrices` does so too.
+    pub tune_matrices: bool,
 }
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
@@ -94,22 +97,16 @@ impl Gpu {
     /// Makes a device of the adapter, with all of its limits.
     pub(crate) async fn open(chosen: &Chosen, options: ShaderOptions) -> Result<Self> {
         let adapter = &chosen.adapter;
-        let required_features = wanted_features(adapter);
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("wgpu-attention"),
-            required_features,
-            experimental_features: if required_features.contains(MATRIX_FEATURES) {
-                // SAFETY: asked for cooperative matrices alone. What is unsafe there is a type that the adapter does not have: kernels
-                // have no other than `matrix_size` found in its list, and loads and stores of matrices lie in workgroup memory.
-                unsafe { wgpu::ExperimentalFeatures::enabled() }
-            } else {
-                wgpu::ExperimentalFeatures::disabled()
-            },
-            required_limits: adapter.limits(),
-            ..Default::default()
-        };
-        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|error| Error::Device { why: error.to_string() })?;
-        Ok(Self::new(device, queue, ShaderOptions { matrix_size: matrix_size(adapter), ..options }))
+        let matrix_size = if options.prefer_matrices || options.tune_matrices { matrix_size(adapter) } else { 0 };
+        let features = wanted_features(adapter);
+        if matrix_size > 0 {
+            match request(adapter, features | MATRIX_FEATURES).await {
+                Ok((device, queue)) => return Ok(Self::new(device, queue, ShaderOptions { matrix_size, ..options })),
+                Err(why) => log::warn!("{}: no cooperative matrices: {why}", adapter.get_info().name),
+            }
+        }
+        let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why })?;
+        Ok(Self::new(device, queue, ShaderOptions { matrix_size: 0, ..options }))
     }
 
     /// The device.
@@ -174,5 +171,48 @@ impl Gpu {
     /// The same of backward passes.
     pub(super) fn prepared_backward(&self) -> &Kept<PreparedBackward> {
         &self.shared.prepared_backward
+    }
+}
+
+/// A device with these features and all of the adapter's limits, or why there is none. A driver may advertise a feature and refuse it, as
+/// lavapipe 26 with vectors of 128 bits does with cooperative matrices; wgpu-hal 30 panics then.
+async fn request(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> Result<(wgpu::Device, wgpu::Queue), String> {
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("wgpu-attention"),
+        required_features,
+        experimental_features: if required_features.contains(MATRIX_FEATURES) {
+            // SAFETY: asked for cooperative matrices alone. What is unsafe there is a type that the adapter does not have: kernels
+            // have no other than `matrix_size` found in its list, and loads and stores of matrices lie in workgroup memory.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        },
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    // On native the device is made before there is a future.
+    let requested = std::panic::catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)));
+    let future = requested.map_err(|_| "the driver refused a feature that it advertises".to_string())?;
+    future.await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::choose_every;
+    use super::*;
+
+    #[test]
+    fn what_an_adapter_refuses_is_an_error() {
+        for chosen in pollster::block_on(choose_every()) {
+            let missing = wgpu::Features::all() - wgpu::Features::all_experimental_mask() - chosen.adapter.features();
+            let one = missing.iter().next().expect("no adapter has every feature");
+            assert!(pollster::block_on(request(&chosen.adapter, one)).is_err());
+            let wishes = ShaderOptions { prefer_matrices: true, ..ShaderOptions::default() };
+            let gpu = pollster::block_on(Gpu::open(&chosen, wishes)).expect("with matrices or without");
+            let usable = gpu.device().features().contains(MATRIX_FEATURES);
+            assert_eq!(gpu.caps().matrix_size > 0, usable, "{}", gpu.name());
+            let plain = pollster::block_on(Gpu::open(&chosen, ShaderOptions::default())).expect("it opens");
+            assert!(!plain.device().features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX), "nobody asked for them");
+        }
     }
 }

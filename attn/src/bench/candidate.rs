@@ -41,7 +41,7 @@ enum Runner {
 /// `tuned` is a file of kernels that were found to be the fastest.
 pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
-    for (backend, engine) in backend::open_each(backends)? {
+    for (backend, engine) in backend::open_each(backends, tuned.is_some())? {
         if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
             let text = std::fs::read_to_string(path).map_err(|error| Failure::input(format!("--tuned {}: {error}", path.display())))?;
             let count = engine.load_tuned(&text)?;

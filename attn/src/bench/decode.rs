@@ -204,7 +204,7 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
     let stored = if args.cache.is_empty() { vec![DType::F32, DType::F16, DType::Q8, DType::Q4] } else { args.cache.clone() };
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
-    for (_, engine) in backend::open_each(backends)? {
+    for (_, engine) in backend::open_each(backends, false)? {
         let copy = match engine.gpu() {
             Some(gpu) => decode_device::copy_gb_s(gpu)?,
             None => host_copy,

@@ -1,0 +1,82 @@
+//! Calls leave memory as it was. A program of its own with one test: it looks at the whole process.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::buffers::{empty, numbers};
+use wgpu_attention::gpu::{Attention, Bindings, ShaderOptions};
+use wgpu_attention::{Algorithm, Alignment, BackwardInputs, Dims, Engine, Inputs, Problem, WantGradients, wgpu};
+
+/// The most by which the process may grow from call 200 to call 1,000.
+const MOST: i64 = 8 << 20;
+
+/// Bytes of this process in memory.
+fn resident() -> i64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    4096 * pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<i64>().ok()).expect("a number of pages")
+}
+
+/// By how many bytes the process grows from call 200 to call 1,000.
+fn growth(mut call: impl FnMut(usize)) -> i64 {
+    (0..200).for_each(&mut call);
+    let before = resident();
+    (200..1000).for_each(&mut call);
+    resident() - before
+}
+
+fn problem(seq_len_q: usize, seq_len_kv: usize) -> Problem {
+    Problem::new(Dims { num_kv_heads: 1, seq_len_q, seq_len_kv, ..Dims::square(1, 2, 1, 16) }).causal(Alignment::BottomRight)
+}
+
+fn forward(engine: &Engine, problem: &Problem, data: &[f32]) {
+    let [query, key, value] = [problem.query_len(), problem.key_len(), problem.value_len()].map(|len| &data[..len]);
+    engine.attention(problem, &Inputs::new(query, key, value)).expect("valid");
+}
+
+fn backward(engine: &Engine, problem: &Problem, data: &[f32]) {
+    let [query, key, value, output, lse] =
+        [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len(), problem.lse_len()].map(|len| &data[..len]);
+    let given = BackwardInputs { output: output.into(), lse, d_output: output.into() };
+    engine.backward(problem, &Inputs::new(query, key, value), &given, &WantGradients::default()).expect("valid");
+}
+
+/// An app's own loop: one attention, bound once, recorded and submitted again and again.
+fn replays(engine: &Engine, problem: &Problem) -> Option<i64> {
+    let gpu = engine.gpu()?;
+    let (device, queue) = (gpu.device(), gpu.queue());
+    let [query, key, value, output] =
+        [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(|len| empty(device, len));
+    let attention = Attention::new(gpu, problem, Algorithm::Auto).expect("planned");
+    let bound = attention.bind(&Bindings::new(&query, &key, &value, &output)).expect("bound");
+    Some(growth(|_| {
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        bound.record(&mut encoder);
+        queue.submit([encoder.finish()]);
+        device.poll(wgpu::PollType::wait_indefinitely()).expect("the device is there");
+    }))
+}
+
+#[test]
+fn a_thousand_calls_leave_memory_as_it_was() {
+    let leak = growth(|_| std::mem::forget(std::hint::black_box(vec![1u8; 16 << 10])));
+    assert!(leak > MOST, "16 KiB a call are not seen: {leak} bytes");
+
+    let data = numbers(4096, 1);
+    let one = problem(9, 71);
+    // Not larger and larger: buffers are kept for the last 16.
+    let many: Vec<Problem> = (0..1000).map(|i| problem(1 + i % 25, 60 + i / 25)).collect();
+    for engine in Engine::every(ShaderOptions::default()).0 {
+        let kinds = [
+            ("calls of one shape", Some(growth(|_| forward(&engine, &one, &data)))),
+            ("calls of different shapes", Some(growth(|at| forward(&engine, &many[at], &data)))),
+            ("gradients of one shape", Some(growth(|_| backward(&engine, &one, &data)))),
+            ("gradients of different shapes", Some(growth(|at| backward(&engine, &many[at], &data)))),
+            ("recordings of one attention", replays(&engine, &one)),
+        ];
+        for (kind, grown) in kinds {
+            let Some(grown) = grown else { continue };
+            println!("{}: {kind}: {} KiB", engine.chosen(), grown >> 10);
+            assert!(grown < MOST, "{}: 800 {kind} leave {} KiB", engine.chosen(), grown >> 10);
+        }
+    }
+}
