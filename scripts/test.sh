@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the whole test suite. Arguments go to `cargo test`: scripts/test.sh layer
+# Runs the whole test suite, then a minute of random problems (cargo xtask fuzz). Arguments go to `cargo test`, which is all then:
+# scripts/test.sh layer
 #
 # The GPU tests need a Vulkan and a GL adapter. On Debian and Ubuntu a software driver (Mesa) is installed for what is missing,
 # with sudo where this is not root; elsewhere this says what to install. Where Chromium's SwiftShader can be had it is one more
@@ -51,3 +52,4 @@ if [ "$(uname -s)" = Linux ]; then
     fi
 fi
 cargo test --release --workspace "$@"
+[ $# -gt 0 ] || target/release/xtask fuzz --minutes 1 --seed "$(date +%s)"

@@ -11,10 +11,29 @@ use crate::{
 /// A random case, small enough for the oracle. The same seed gives the same case.
 pub fn random(seed: u64) -> Result<Case> {
     let mut r = Random::new(seed ^ 0x5eed);
+    let dims = small_dims(&mut r);
+    let (problem, fill) = options(seed, dims, &mut r);
+    Case::new(format!("random-{seed}"), problem, fill)
+}
+
+/// A random case of sizes around which kernels change: several tiles, keys that are split, wide heads; keys and values are stored in blocks
+/// now and then. The same seed gives the same case.
+pub fn random_large(seed: u64) -> Result<Case> {
+    let mut r = Random::new(seed ^ 0x1a26e);
+    let dims = large_dims(&mut r);
+    let (problem, fill) = options(seed, dims, &mut r);
+    let (dtype, layout) = (r.pick(&DType::BLOCKS), r.pick(&[Layout::Bhsd, Layout::Bshd]));
+    let spec = TensorSpec { dtype, layout, offset: 0 };
+    let blocks = Problem { key: spec, value: spec, ..problem };
+    let problem = if r.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
+    Case::new(format!("large-{seed}"), problem, fill)
+}
+
+fn small_dims(r: &mut Random) -> Dims {
     let kv_heads = r.pick(&[1, 1, 2, 3]);
     let head_dim = r.pick(&[1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 24, 32, 40, 64, 72]);
     let lengths = [1, 1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 23, 31, 32, 33, 47, 63, 64, 65];
-    let dims = Dims {
+    Dims {
         batch: r.pick(&[1, 1, 2, 3]),
         num_heads: kv_heads * r.pick(&[1, 1, 2, 3, 4]),
         num_kv_heads: kv_heads,
@@ -22,18 +41,48 @@ pub fn random(seed: u64) -> Result<Case> {
         seq_len_kv: if r.one_in(40) { 0 } else { r.pick(&lengths) },
         head_dim,
         head_dim_v: if r.one_in(3) { r.pick(&[1, 3, 8, 20, 32, 64]) } else { head_dim },
-    };
+    }
+}
+
+fn large_dims(r: &mut Random) -> Dims {
+    loop {
+        let kv_heads = r.pick(&[1, 1, 1, 2, 3]);
+        let head_dim = match r.below(4) {
+            0 => 1 + r.below(70),
+            1 => r.pick(&[65, 95, 127, 129, 160, 192, 255, 256, 257, 511, 512, 513, 576, 600]),
+            _ => r.pick(&[32, 64, 64, 80, 96, 128, 128]),
+        };
+        let dims = Dims {
+            batch: r.pick(&[1, 1, 1, 2, 3]),
+            num_heads: kv_heads * r.pick(&[1, 1, 2, 4, 7, 8]),
+            num_kv_heads: kv_heads,
+            seq_len_q: r.pick(&[1, 1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 257, 300]),
+            seq_len_kv: if r.one_in(3) {
+                r.below(2100)
+            } else {
+                r.pick(&[1, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 1024, 1025, 2048])
+            },
+            head_dim,
+            head_dim_v: if r.one_in(4) { r.pick(&[1, 20, 32, 64, 72, 128, 130, 257]) } else { head_dim },
+        };
+        if dims.scores_shape().iter().product::<usize>() * (dims.head_dim + dims.head_dim_v) < 3_000_000 {
+            return dims;
+        }
+    }
+}
+
+/// Everything but the sizes.
+fn options(seed: u64, dims: Dims, r: &mut Random) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
-    p.packed =
-        r.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, &mut r), tokens_kv: tokens(&dims, dims.seq_len_kv, &mut r) });
+    p.packed = r.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, r), tokens_kv: tokens(&dims, dims.seq_len_kv, r) });
     p.scale = r.one_in(4).then(|| r.pick(&[0.0, 0.1, 1.0, -0.3]));
     p.softcap = r.one_in(4).then(|| r.pick(&[0.5, 5.0, 30.0]));
     p.score_order = if r.one_in(3) { ScoreOrder::BiasThenSoftcap } else { ScoreOrder::SoftcapThenBias };
-    p.bias = r.one_in(4).then(|| broadcast(&dims, &mut r));
+    p.bias = r.one_in(4).then(|| broadcast(&dims, r));
     p.alibi = r.one_in(5).then(|| r.pick(&[Alibi::Signed, Alibi::Symmetric]));
     p.relative_bias = r.one_in(6).then(|| r.pick(&[0, 1, 4, 16]));
     p.sinks = r.one_in(5);
-    p.visibility = visibility(&p, &mut r);
+    p.visibility = visibility(&p, r);
     if !p.visibility.documents && r.one_in(6) {
         let page_size = r.pick(&[1, 2, 4, 5, 8, 16, 32, 64]);
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + r.below(2);
@@ -46,7 +95,7 @@ pub fn random(seed: u64) -> Result<Case> {
     for operand in Operand::ALL {
         let shape = p.shape(operand);
         let dtype = if mixed { r.pick(&DType::ALL) } else { dtype };
-        let spec = TensorSpec { dtype, layout: layout(shape, &mut r), offset: if r.one_in(4) { r.below(9) } else { 0 } };
+        let spec = TensorSpec { dtype, layout: layout(shape, r), offset: if r.one_in(4) { r.below(9) } else { 0 } };
         set_spec(&mut p, operand, spec);
     }
     p.want = Want {
@@ -58,7 +107,7 @@ pub fn random(seed: u64) -> Result<Case> {
     let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
     let fill = Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16) };
     p.dropout = r.one_in(8).then(|| r.pick(&[0.0, 0.1, 0.5, 0.9]));
-    Case::new(format!("random-{seed}"), p, fill)
+    (p, fill)
 }
 
 /// A count of packed tokens of which the longest sequence may have `longest`.

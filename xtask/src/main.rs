@@ -11,8 +11,11 @@
 //! `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
 //!
 //! `cargo xtask wgsl --out FOLDER` writes the text of every kernel as standard WGSL, which `scripts/tint.sh` gives to browsers' compiler.
+//!
+//! `cargo xtask fuzz` holds random problems on every backend against the oracle, for a minute or for days; it has examples in its `--help`.
 
 mod driver;
+mod fuzz;
 mod isa;
 mod kernels;
 mod lab;
@@ -40,6 +43,8 @@ enum Command {
     Lab(lab::Args),
     /// Compile for one target, from inside the lab; JSON lines
     Stats(stats::Args),
+    /// Random problems on every backend against the oracle, for as long as one likes
+    Fuzz(fuzz::Args),
     /// Write every kernel as standard WGSL, with an index that says where its lines come from
     Wgsl(wgsl::Args),
 }
@@ -47,6 +52,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
         Command::Wgsl(args) => wgsl::run(&args).map(|()| true),
     };

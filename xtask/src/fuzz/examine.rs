@@ -1,0 +1,182 @@
+//! One problem on one backend: the ways to compute it, what comes of it, and how a wrong one is made small.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::plan::{DeviceClass, Specialise};
+use wgpu_attention::verify::{Case, Verdict, check, check_backward, minimise, random, random_large};
+use wgpu_attention::{
+    Algorithm, Backend, BackwardInputs, Engine, EngineOptions, HostVec, Inputs, Outputs, Problem, Result as Answer, WantGradients,
+};
+
+use super::state::Kind;
+
+/// How long a failing problem is made smaller at most.
+const SHRINKING: Duration = Duration::from_secs(120);
+
+/// Mistakes that the tests of the fuzz make, on problems with more than [`Plant::KEYS`] keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Plant {
+    Wrong,
+    Panic,
+    Hang,
+    Crash,
+}
+
+impl Plant {
+    const KEYS: usize = 4;
+
+    fn spoil(self, problem: &Problem, outputs: &mut Outputs) {
+        if problem.dims.seq_len_kv <= Self::KEYS {
+            return;
+        }
+        match self {
+            Self::Wrong => {
+                let mut numbers = outputs.output.to_f32();
+                numbers.iter_mut().for_each(|x| *x += 1.0);
+                outputs.output = HostVec::from_f32(problem.output.dtype, &numbers);
+            }
+            Self::Panic => panic!("planted"),
+            Self::Hang => std::thread::sleep(Duration::from_secs(3600)),
+            Self::Crash => std::process::abort(),
+        }
+    }
+}
+
+/// The problem of a seed: each generator has its turn.
+pub(super) fn draw(seed: u64) -> Answer<Case> {
+    if seed.is_multiple_of(3) { random_large(seed) } else { random(seed) }
+}
+
+/// The ways in which a backend computes.
+pub(super) struct Engines {
+    engines: Vec<Way>,
+    plant: Option<Plant>,
+}
+
+/// One way, and on how many of [`Engines::ROUND`] problems it is taken.
+struct Way {
+    name: &'static str,
+    engine: Engine,
+    share: usize,
+}
+
+/// The way that a problem goes.
+pub(super) struct Examined<'a> {
+    pub(super) name: &'static str,
+    engine: &'a Engine,
+    plant: Option<Plant>,
+    /// Gradients too.
+    backward: bool,
+}
+
+impl Engines {
+    const ROUND: u64 = 64;
+
+    /// Software adapters take a second to compile a kernel: mostly the general ones, each compiled once.
+    pub(super) fn open(backend: &str, plant: Option<Plant>) -> Result<Self, String> {
+        let backend: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
+        let general = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
+        let special = ShaderOptions { specialise: Specialise::Always, prefer_matrices: true, ..Default::default() };
+        let as_card = |shaders| ShaderOptions { pretend: Some(DeviceClass::Discrete), ..shaders };
+        let ways = [
+            ("general kernels", Algorithm::Auto, general, 28),
+            ("general staged kernels", Algorithm::Staged, general, 12),
+            ("general kernels of a graphics card", Algorithm::Auto, as_card(general), 22),
+            ("special kernels", Algorithm::Auto, special, 1),
+            ("special kernels of a graphics card", Algorithm::Auto, as_card(special), 1),
+        ];
+        let ways = if backend == Backend::Cpu { vec![("CPU path", Algorithm::Auto, general, 1)] } else { ways.to_vec() };
+        let open = |(name, algorithm, shaders, share)| {
+            let engine = Engine::new(EngineOptions { backend: backend.clone(), algorithm, shaders });
+            engine.map(|engine| Way { name, engine, share })
+        };
+        let engines: Vec<Way> = ways.into_iter().map(open).collect::<Answer<_>>().map_err(|error| error.to_string())?;
+        Ok(Self { engines, plant })
+    }
+
+    /// The way that the problem of `seed` goes, always the same. Gradients are of every second problem, on an adapter of every fourth.
+    pub(super) fn of(&self, seed: u64) -> Examined<'_> {
+        let turns = self.engines.iter().flat_map(|way| std::iter::repeat_n(way, way.share));
+        let way = turns.cycle().nth((seed % Self::ROUND) as usize).unwrap_or(&self.engines[0]);
+        let nth = if way.engine.gpu().is_some() { 4 } else { 2 };
+        let backward = (seed / Self::ROUND).is_multiple_of(nth);
+        Examined { name: way.name, engine: &way.engine, plant: self.plant, backward }
+    }
+}
+
+impl Examined<'_> {
+    fn forward(&self, problem: &Problem, inputs: &Inputs<'_>) -> Answer<Outputs> {
+        // Into outputs that held something else before, which must not matter.
+        let mut outputs = Outputs { output: HostVec::F32(vec![0.0; 7]), lse: Some(vec![f32::NAN; 5]), ..Outputs::default() };
+        self.engine.attention_into(problem, inputs, &mut outputs)?;
+        if let Some(plant) = self.plant {
+            plant.spoil(problem, &mut outputs);
+        }
+        Ok(outputs)
+    }
+}
+
+/// What came of a problem.
+pub(super) enum Outcome {
+    Passed,
+    /// Neither outputs nor gradients are supported, for this reason.
+    Skipped(String),
+    Failed(Kind, String),
+}
+
+/// Computes a problem and compares.
+pub(super) fn examine(case: &Case, way: &Examined<'_>) -> Outcome {
+    let forward = caught(|| check(case, &|problem, inputs| way.forward(problem, inputs)));
+    if !way.backward || matches!(forward, Outcome::Failed(..)) {
+        return forward;
+    }
+    let backward = |problem: &Problem, inputs: &Inputs<'_>, given: &BackwardInputs<'_>, want: &WantGradients| {
+        way.engine.backward(problem, inputs, given, want)
+    };
+    match caught(|| check_backward(case, &backward)) {
+        Outcome::Failed(kind, report) => Outcome::Failed(kind, format!("gradients: {report}")),
+        Outcome::Passed => Outcome::Passed,
+        Outcome::Skipped(_) => forward,
+    }
+}
+
+/// The smallest problem on the way down from `case` that still fails, and what is wrong with it. `beat` is called before each.
+pub(super) fn smallest(case: Case, way: &Examined<'_>, beat: impl Fn() -> Result<(), String>) -> String {
+    let started = Instant::now();
+    let last = Cell::new(String::new());
+    let smallest = minimise(case, |case| {
+        if started.elapsed() > SHRINKING || beat().is_err() {
+            return false;
+        }
+        let Outcome::Failed(_, report) = examine(case, way) else { return false };
+        last.set(report);
+        true
+    });
+    format!("{} {:?} {:?}", last.into_inner(), smallest.problem, smallest.fill)
+}
+
+/// What was said in the last panic.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn last_panic() -> MutexGuard<'static, String> {
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the words and the place of panics, instead of printing them.
+pub(super) fn remember_panics() {
+    std::panic::set_hook(Box::new(|info| *last_panic() = info.to_string()));
+}
+
+/// Runs a check; a panic is a failure.
+fn caught(check: impl FnOnce() -> Verdict) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(check)) {
+        Ok(Verdict::Passed) => Outcome::Passed,
+        Ok(Verdict::Skipped(reason)) => Outcome::Skipped(reason),
+        Ok(Verdict::Failed(report)) => Outcome::Failed(Kind::Wrong, report),
+        Err(_) => Outcome::Failed(Kind::Panic, last_panic().clone()),
+    }
+}

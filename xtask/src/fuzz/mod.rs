@@ -1,0 +1,125 @@
+//! `cargo xtask fuzz`: random problems on every backend, held against the oracle, for as long as one likes.
+//!
+//! A worker, a process of its own, draws the problems of consecutive seeds, asks the backend for outputs and gradients and compares them
+//! with the oracle's. What fails is made smaller until nothing can be left out. The parent reads along: it counts, sees a worker that hangs
+//! or dies, keeps the seed that did it, and starts another worker behind it.
+
+mod examine;
+mod state;
+mod supervise;
+mod worker;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use wgpu_attention::gpu;
+
+use state::{Failure, Progress, State};
+
+const EXAMPLES: &str = "Examples:
+  cargo xtask fuzz
+      a minute, shared by the CPU path and every adapter
+  cargo xtask fuzz --backend cpu --count 1000000 --state target/fuzz.json
+      a million problems; started again it goes on where it left off
+  cargo xtask fuzz --backend 'llvmpipe gl' --minutes 60
+      an adapter by words of its name and its wgpu backend
+  cargo xtask fuzz --backend swiftshader --seed 1234 --count 1
+      one problem again
+
+Exit code: 0 if nothing failed, 1 if something did, 2 if it could not run.";
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Where to compute: cpu, or words of an adapter's name and wgpu backend; may be repeated [default: cpu and every adapter]
+    #[arg(long, value_name = "BACKEND")]
+    backend: Vec<String>,
+    /// The first seed; problems have consecutive seeds [default: 1, or where the state file left off]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Problems on each backend
+    #[arg(long)]
+    count: Option<u64>,
+    /// Time for all backends together [default: 1 if there is no count]
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// A file that keeps how far each backend came and what failed; it is made if there is none
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Give up on a problem after so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    hang: u64,
+    /// Leave a backend after so many failures
+    #[arg(long, value_name = "COUNT", default_value_t = 5)]
+    failures: usize,
+    /// One JSON object for each failure, and one for each backend at its end
+    #[arg(long)]
+    json: bool,
+    /// Be a worker: for this program's own use
+    #[arg(long, hide = true)]
+    worker: bool,
+    /// Make a mistake on purpose: for the tests of this program
+    #[arg(long, hide = true, value_enum)]
+    plant: Option<examine::Plant>,
+}
+
+/// Runs until the time or the count is over; true if nothing failed in this run.
+pub(crate) fn run(args: &Args) -> Result<bool, String> {
+    if args.worker {
+        return worker::run(args).map(|()| true);
+    }
+    let backends = if args.backend.is_empty() { every_backend() } else { args.backend.clone() };
+    let mut state = State::read(args.state.as_deref())?;
+    let minutes = args.minutes.or(args.count.is_none().then_some(1.0));
+    let time = minutes.map(|minutes| Duration::try_from_secs_f64(60.0 * minutes / backends.len() as f64)).transpose();
+    let time = time.map_err(|_| "--minutes must be a time of at least 0")?;
+    let mut sound = true;
+    for backend in &backends {
+        let mut progress = state.take(backend);
+        progress.next = args.seed.unwrap_or(progress.next);
+        let (first, known) = (progress.next, progress.failures.len());
+        supervise::run(args, backend, time, &mut progress, |progress| state.save(args.state.as_deref(), backend, progress))?;
+        sound &= progress.failures.len() == known;
+        conclude(args, backend, first, &progress)?;
+    }
+    Ok(sound)
+}
+
+fn every_backend() -> Vec<String> {
+    let adapters = pollster::block_on(gpu::list());
+    let names = adapters.into_iter().map(|adapter| format!("{} {}", adapter.name, adapter.backend));
+    std::iter::once("cpu".to_string()).chain(names).collect()
+}
+
+/// Tells of a failure at once, with what to do to see it again.
+fn tell(args: &Args, backend: &str, failure: &Failure) -> Result<(), String> {
+    let Failure { seed, kind, report, smallest } = failure;
+    if args.json {
+        return print(&serde_json::json!({ "backend": backend, "failure": failure }).to_string());
+    }
+    print(&format!("{backend}, seed {seed}: {kind}: {report}"))?;
+    if !smallest.is_empty() {
+        print(&format!("    smallest: {smallest}"))?;
+    }
+    print(&format!("    again: cargo xtask fuzz --backend '{backend}' --seed {seed} --count 1"))
+}
+
+/// The last word on a backend.
+fn conclude(args: &Args, backend: &str, first: u64, progress: &Progress) -> Result<(), String> {
+    if args.json {
+        return print(&serde_json::json!({ "backend": backend, "first": first, "progress": progress }).to_string());
+    }
+    let Progress { next, passed, skipped, seconds, failures, skips } = progress;
+    let (done, failed) = (passed + skipped + failures.len() as u64, failures.len());
+    let rate = done as f64 / seconds.max(1e-3);
+    print(&format!("{backend}: seeds {first} to {next}; in all {passed} passed, {skipped} skipped, {failed} failed, {rate:.1} a second"))?;
+    for (reason, count) in skips {
+        print(&format!("    skipped {count} x: {reason}"))?;
+    }
+    Ok(())
+}
+
+fn print(line: &str) -> Result<(), String> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").map_err(|error| format!("standard output: {error}"))
+}
