@@ -253,7 +253,8 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-        params_in_storage: class == DeviceClass::Software,
+        // On Mesa 22.3's GL kernels that read them so gave wrong answers (widths of an odd number of vec4s), and uniforms cost nothing there.
+        params_in_storage: class == DeviceClass::Software && info.backend == wgpu::Backend::Vulkan,
         loop_iterations: llvm_version(&info.name).is_some_and(|version| version < 16).then_some(65_535),
         specialise: Specialise::Auto,
     }
