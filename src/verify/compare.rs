@@ -22,10 +22,11 @@ impl Tolerance {
         Self { absolute: vec![absolute], relative, minus_infinity: f64::NEG_INFINITY }
     }
 
-    /// The error allowed at an element. Never NaN.
+    /// The error allowed at an element. Never NaN: where nothing is known anything is allowed.
     pub fn allowed(&self, index: usize, expected: f64) -> f64 {
         let absolute = if self.absolute.len() == 1 { self.absolute[0] } else { self.absolute.get(index).copied().unwrap_or(0.0) };
-        (absolute + self.relative * expected.abs()).max(0.0)
+        let allowed = absolute + self.relative * expected.abs();
+        if allowed.is_nan() { f64::INFINITY } else { allowed.max(0.0) }
     }
 }
 
@@ -111,7 +112,7 @@ pub fn compare(
             of: expected.len(),
         })
     };
-    let kind_differs = |_: usize, got: f64, expected: f64| {
+    let kind_differs = |index: usize, got: f64, expected: f64| {
         let same = if expected.is_nan() {
             got.is_nan()
         } else if expected == f64::INFINITY {
@@ -119,7 +120,8 @@ pub fn compare(
         } else if expected == f64::NEG_INFINITY {
             got <= tolerance.minus_infinity
         } else {
-            got.is_finite()
+            // What is too large for an f32 may be infinite.
+            got.is_finite() || got.is_infinite() && expected.abs() + tolerance.allowed(index, expected) >= f64::from(f32::MAX)
         };
         (!same).then_some(0.0)
     };
@@ -127,7 +129,7 @@ pub fn compare(
         return Err(Mismatch::NotFinite(element));
     }
     let share = |index: usize, got: f64, expected: f64| {
-        if !expected.is_finite() || got == expected {
+        if !expected.is_finite() || !got.is_finite() || got == expected {
             return 0.0;
         }
         let allowed = tolerance.allowed(index, expected);

@@ -11,6 +11,8 @@
 //! slope error    = 2 |tanh| (score error / softcap + 4 S u) + 4 S u             with a softcap; else slope = 1, error 0
 //! ```
 //!
+//! A weight is at most 1, and with it the errors, where scores are too large for more.
+//!
 //! The errors of the gradients are sums of these as the gradients are of dbias, dscore and p, with |query|, |key| and |d_output|, and
 //! with S u (sqrt(terms) + 4) * |dscore| more in each term for the summing itself. The output that a gradient is computed from may be
 //! anyone's, as far as it passes.
@@ -19,7 +21,9 @@ use crate::cpu::naive;
 use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
 use crate::problem::Operand;
 use crate::verify::case::{Case, Fill, scatter};
-use crate::verify::expect::{ExpectedTensor, SAFETY, TINY, absolute, finite, magnitudes, per_element, rows, storage_floor};
+use crate::verify::expect::{
+    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, magnitudes, per_element, rows, score_error, storage_floor, summing,
+};
 use crate::verify::random::Random;
 use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
 
@@ -68,7 +72,7 @@ impl ExpectedGradients {
         let d = &problem.dims;
         let operand = |operand: Operand, values: Vec<f64>, errors: Vec<f64>| {
             let dtype = problem.spec(operand).dtype;
-            let absolute = errors.into_iter().map(|error| finite(error) + storage_floor(dtype)).collect();
+            let absolute = errors.into_iter().map(|error| error + storage_floor(dtype)).collect();
             ExpectedTensor {
                 shape: problem.shape(operand).to_vec(),
                 values,
@@ -76,7 +80,7 @@ impl ExpectedGradients {
             }
         };
         let vector = |shape: Vec<usize>, values: Vec<f64>, errors: Vec<f64>| {
-            let absolute = errors.into_iter().map(|error| finite(error) + TINY).collect();
+            let absolute = errors.into_iter().map(|error| error + TINY).collect();
             ExpectedTensor { shape, values, tolerance: per_element(absolute, SAFETY * DType::F32.epsilon()) }
         };
         let columns = |max: u32| 2 * max as usize + 1;
@@ -112,50 +116,50 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
     let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
     let products = products(problem, &unsigned, &operands);
     let wide = (d.head_dim_v as f64).sqrt() + 4.0;
-    let summing = unit * ((d.seq_len_kv as f64).sqrt() + 16.0);
+    let summing = summing(problem);
+    let weight_errors = Errors::new(problem, forward, &magnitudes).weight;
+    let values = ValueSize::of(value.as_slice());
     let kept = problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)));
 
     let mut errors = pairs.clone();
     for (row, at) in rows(problem, inputs) {
         let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
-        let score_error = |at: usize| {
-            let capped = 4.0 * f64::from(problem.softcap.unwrap_or(0.0));
-            unit * (((d.head_dim as f64).sqrt() + 4.0) * magnitudes[at] + capped)
-        };
-        let row_error = keys.clone().filter(|&at| forward.masked[at].is_finite()).map(score_error).fold(0.0, f64::max);
-        let weight_error = (2.0 * row_error).exp_m1() + summing;
+        let weight_error = weight_errors[row];
         let [item, head, token] = at;
         let [_, heads, tokens, width] = problem.shape(Operand::Output);
         let d_output = &operands.d_output[((item * heads + head) * tokens + token) * width..][..width];
         let (mut delta, mut delta_error) = (0.0, 0.0);
         for (e, &d_output) in d_output.iter().enumerate() {
             let output = forward.output[row * width + e].abs();
-            let output_error = weight_error * weighted_values[row * width + e]
+            let output_error = values.output_error(problem, weight_error, weighted_values[row * width + e])
                 + problem.output.dtype.epsilon() * output
                 + storage_floor(problem.output.dtype);
             delta += f64::from(d_output) * weighted_values[row * width + e];
             delta_error += f64::from(d_output) * (unit * wide * output + output_error);
         }
         let sees_some = keys.clone().any(|at| pairs.seen[at]);
+        let largest = keys.clone().filter(|&at| pairs.seen[at]).map(|at| kept * products[at]).fold(0.0, f64::max);
         for at in keys.filter(|&at| pairs.seen[at]) {
             let (weight, product) = (forward.weights[at], kept * products[at]);
             let size = weight * (product + delta);
             // A weight this small may be 0.
             let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
+            // Whatever the weights, they are at most 1.
+            let d_biased = at_most(d_biased, 2.0 * (product + largest) + unit * wide * product + delta_error);
             let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
             let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
                 let t = capped / f64::from(softcap);
-                (1.0 - t * t, 2.0 * t.abs() * (score_error(at) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
+                (1.0 - t * t, 2.0 * t.abs() * (score_error(problem, magnitudes[at]) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
             });
             let summed = summing * size;
             errors.d_score[at] = (d_biased + summed) * slope + size * slope_error;
             errors.d_bias[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased + summed } else { errors.d_score[at] };
-            errors.weights[at] = pairs.weights[at] * (weight_error + summing) + TINY * kept;
+            errors.weights[at] = at_most(pairs.weights[at] * (weight_error + summing) + TINY * kept, kept * (1.0 + summing));
         }
         if problem.sinks && sees_some {
             let [max, sum] = forward.stats[row];
             let weight = (f64::from(inputs.sinks[head]) - max).exp() / sum;
-            errors.d_sink[row] = weight * ((weight_error + summing) * delta + delta_error);
+            errors.d_sink[row] = at_most(weight * ((weight_error + summing) * delta + delta_error), 2.0 * largest + delta_error);
         }
     }
     let scale = Some(problem.effective_scale().abs());
