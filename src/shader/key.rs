@@ -248,23 +248,6 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
-/// Shader files by name, as they lie under `shaders/`.
-macro_rules! files {
-    ($($name:literal),*) => { &[$(($name, include_str!(concat!("../../", $name)))),*] };
-}
-
-type Files = &'static [(&'static str, &'static str)];
-
-const SHARED: Files = files!(
-    "shaders/lib/numbers.wgsl",
-    "shaders/lib/params.wgsl",
-    "shaders/io/widen.wgsl",
-    "shaders/lib/visibility.wgsl",
-    "shaders/lib/score.wgsl",
-    "shaders/lib/dropout.wgsl",
-    "shaders/lib/addressing.wgsl"
-);
-
 impl KernelKey {
     /// The variant of `kernel` that `problem` needs. What the kernel does not touch is left at its default, so that variants stay few.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
@@ -403,79 +386,6 @@ impl KernelKey {
         let sums = [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::SinkGradient, Kernel::Sum];
         add(sums.contains(&kernel), Slot::Sums, Access::ReadWrite);
         bindings
-    }
-
-    /// The files after the prelude: what every kernel shares, then its own.
-    pub(super) fn files(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-        let own: Files = match self.kernel {
-            Kernel::Tiles(TileShape { subgroups: false, .. }) => {
-                files!(
-                    "shaders/lib/block.wgsl",
-                    "shaders/lib/row_result.wgsl",
-                    "shaders/lib/row_reduce.wgsl",
-                    "shaders/lib/row_reduce_workgroup.wgsl",
-                    "shaders/fused/tiles.wgsl"
-                )
-            }
-            Kernel::Tiles(TileShape { subgroups: true, .. }) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/lib/row_result.wgsl",
-                "shaders/lib/subgroup_threads.wgsl",
-                "shaders/lib/row_reduce.wgsl",
-                "shaders/lib/row_reduce_subgroup.wgsl",
-                "shaders/fused/tiles.wgsl"
-            ),
-            Kernel::Rows(_) => {
-                files!("shaders/lib/block.wgsl", "shaders/lib/row_result.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/lanes.wgsl")
-            }
-            Kernel::Matrix(_) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/lib/row_result.wgsl",
-                "shaders/lib/subgroup_threads.wgsl",
-                "shaders/fused/matrix.wgsl"
-            ),
-            Kernel::Few(_) => {
-                files!("shaders/lib/block.wgsl", "shaders/lib/row_result.wgsl", "shaders/lib/lanes.wgsl", "shaders/fused/few.wgsl")
-            }
-            Kernel::Merge => files!("shaders/fused/merge.wgsl"),
-            Kernel::Scores => files!("shaders/staged/scores.wgsl"),
-            Kernel::Softmax => files!("shaders/staged/softmax.wgsl"),
-            Kernel::WeightedValues => files!("shaders/staged/weighted_values.wgsl"),
-            Kernel::RowEnds => files!("shaders/backward/rows.wgsl"),
-            Kernel::QueryGradient(GradientShape::Tiles { .. }) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_rows.wgsl",
-                "shaders/backward/tiles.wgsl"
-            ),
-            Kernel::QueryGradient(GradientShape::Vectors { .. }) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/lib/lanes.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_rows.wgsl",
-                "shaders/backward/lanes.wgsl"
-            ),
-            Kernel::KeyGradient(GradientShape::Tiles { .. }, _) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_keys.wgsl",
-                "shaders/backward/tiles.wgsl"
-            ),
-            Kernel::KeyGradient(GradientShape::Vectors { .. }, _) => files!(
-                "shaders/lib/block.wgsl",
-                "shaders/lib/lanes.wgsl",
-                "shaders/backward/pair.wgsl",
-                "shaders/backward/own_keys.wgsl",
-                "shaders/backward/lanes.wgsl"
-            ),
-            Kernel::BiasGradient => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/bias.wgsl"),
-            Kernel::Diagonals => files!("shaders/backward/pair.wgsl", "shaders/backward/square.wgsl", "shaders/backward/diagonals.wgsl"),
-            Kernel::RelativeGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/relative.wgsl"),
-            Kernel::SinkGradient => files!("shaders/backward/reduce.wgsl", "shaders/backward/sinks.wgsl"),
-            Kernel::Sum => files!("shaders/backward/sum.wgsl"),
-            Kernel::NarrowGradient(_) => files!("shaders/backward/narrow.wgsl"),
-        };
-        SHARED.iter().chain(own)
     }
 
     /// Bytes of workgroup memory. wgpu does not check them: the planner does.

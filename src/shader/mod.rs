@@ -2,6 +2,7 @@
 
 mod cache;
 mod directives;
+mod files;
 mod key;
 mod linear;
 mod params;
@@ -63,5 +64,5 @@ impl Source {
 
 /// Composes the text of a kernel.
 pub(crate) fn compose(key: &KernelKey) -> Source {
-    Source::of(prelude::render(key), key.files().copied())
+    Source::of(prelude::render(key), key.files())
 }

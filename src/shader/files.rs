@@ -1,0 +1,68 @@
+//! Which files of `shaders/` make up a kernel after its prelude.
+
+use super::{GradientShape, Kernel, KernelKey, TileShape};
+
+/// A shader file: its name and its text.
+pub(super) type File = (&'static str, &'static str);
+
+/// Shader files by name, as they lie under `shaders/`.
+macro_rules! files {
+    ($($name:literal),*) => { &[$((concat!("shaders/", $name), include_str!(concat!("../../shaders/", $name)))),*] };
+}
+
+const SHARED: &[File] = files!(
+    "lib/numbers.wgsl",
+    "lib/params.wgsl",
+    "io/widen.wgsl",
+    "lib/visibility.wgsl",
+    "lib/score.wgsl",
+    "lib/dropout.wgsl",
+    "lib/addressing.wgsl"
+);
+
+/// What the fused kernels share.
+const FUSED: &[File] = files!("lib/block.wgsl", "lib/row_result.wgsl");
+
+impl KernelKey {
+    /// The files after the prelude: what every kernel shares, then its own.
+    pub(super) fn files(&self) -> impl Iterator<Item = File> {
+        let own: [&[File]; 3] = match self.kernel {
+            Kernel::Tiles(TileShape { subgroups: false, .. }) => {
+                [FUSED, files!("lib/row_reduce.wgsl", "lib/row_reduce_workgroup.wgsl"), files!("fused/tiles.wgsl")]
+            }
+            Kernel::Tiles(TileShape { subgroups: true, .. }) => [
+                FUSED,
+                files!("lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
+                files!("fused/tiles.wgsl"),
+            ],
+            Kernel::Rows(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/lanes.wgsl")],
+            Kernel::Few(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/few.wgsl")],
+            Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
+            Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
+            Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
+            Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
+            Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
+            Kernel::RowEnds => [&[], &[], files!("backward/rows.wgsl")],
+            Kernel::QueryGradient(shape) => {
+                [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
+            }
+            Kernel::KeyGradient(shape, _) => {
+                [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
+            }
+            Kernel::BiasGradient => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")],
+            Kernel::Diagonals => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/diagonals.wgsl")],
+            Kernel::RelativeGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/relative.wgsl")],
+            Kernel::SinkGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/sinks.wgsl")],
+            Kernel::Sum => [&[], &[], files!("backward/sum.wgsl")],
+            Kernel::NarrowGradient(_) => [&[], &[], files!("backward/narrow.wgsl")],
+        };
+        SHARED.iter().chain(own.into_iter().flatten()).copied()
+    }
+}
+
+const fn gradient(shape: GradientShape) -> &'static [File] {
+    match shape {
+        GradientShape::Tiles { .. } => files!("backward/tiles.wgsl"),
+        GradientShape::Vectors { .. } => files!("lib/lanes.wgsl", "backward/lanes.wgsl"),
+    }
+}
