@@ -1,6 +1,6 @@
 //! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
 
-use super::ranges::{of_parts, parts};
+use super::ranges::{Part, of_parts, parts};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
 use crate::plan::DeviceClass;
 use crate::problem::Operand;
@@ -153,12 +153,24 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         "fused {}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
         if key.general { "general " } else { "" },
         key.kernel,
-        if parts.len() > 1 { format!(", {} steps over the keys", parts.len()) } else { String::new() },
+        in_parts(&parts, turns),
         key.workgroup_bytes(),
         scratch.iter().sum::<u64>(),
     );
     let steps = of_parts(problem, step, &parts, splits * rows).into_iter().chain(merge).collect();
     Ok(Plan { steps, scratch, table_words, summary })
+}
+
+/// The parts in words, where there are several.
+fn in_parts(parts: &[Part], turns: usize) -> String {
+    match parts {
+        [_] => String::new(),
+        [first, ..] => {
+            let kind = if first.bound.is_some() { "bindings" } else { "steps" };
+            format!(", {} {kind} of keys in {turns} ranges", parts.len())
+        }
+        [] => ", no keys".into(),
+    }
 }
 
 /// Blocks of `size` rows (keys, of [`Operand::Key`]) that an item has at most; of varlen sequences those of all items, as shaders/lib/addressing.wgsl

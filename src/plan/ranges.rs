@@ -26,7 +26,7 @@ pub(super) struct Part {
     pairs: Range<usize>,
     keys: Range<usize>,
     /// What it binds of keys and values, where that is not all.
-    bound: Option<[Bound; 2]>,
+    pub(super) bound: Option<[Bound; 2]>,
     /// Parts of the same pairs before it.
     pub(super) turn: usize,
 }

@@ -19,7 +19,9 @@ pub(super) fn standard(code: &str, mut files: impl Iterator<Item = &'static str>
     if mentions(code, "coop_mat") {
         return None;
     }
-    let subgroups = if mentions(code, "subgroup") { SUBGROUPS } else { "" };
+    let uses_subgroups =
+        mentions(code, "@builtin(subgroup") || (b'A'..=b'Z').any(|letter| mentions(code, &format!("subgroup{}", letter as char)));
+    let subgroups = if uses_subgroups { SUBGROUPS } else { "" };
     let unproven = if files.any(|file| UNPROVEN_FILES.contains(&file)) { UNPROVEN } else { "" };
     Some(format!("{subgroups}{unproven}"))
 }
