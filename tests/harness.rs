@@ -49,13 +49,19 @@ fn random_cases_catch_every_mistake_too() {
 /// Spoils the oracle's answers to every plainly stored case of the table and returns the cases that did not notice.
 fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String> {
     let mut unnoticed = Vec::new();
-    let mut tried = 0;
+    let (mut tried, mut free) = (0, 0);
     for case in cases() {
         let p = case.problem;
         if p.output.layout != Layout::Bhsd || p.output.offset != 0 {
             continue;
         }
         let expected = Expected::of(&p, &case.data.inputs()).expect("the table is valid");
+        // Where scores are larger than an f32 can hold, or values smaller, any output may be right.
+        let (right, tolerance) = (&expected.output.values, &expected.output.tolerance);
+        if !right.is_empty() && right.iter().enumerate().all(|(at, &right)| right.abs() <= tolerance.allowed(at, right)) {
+            free += 1;
+            continue;
+        }
         let mut outputs = oracle(&p, &case.data.inputs()).expect("the table is valid");
         let mut output = outputs.output.to_f32();
         if !spoil(&case, &expected, &mut output) {
@@ -67,7 +73,7 @@ fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String
             unnoticed.push(case.name);
         }
     }
-    assert!(tried > 100, "only {tried} cases were spoilt");
+    assert!(tried > 100 && free < 16, "{tried} cases were spoilt, in {free} anything is right");
     unnoticed
 }
 

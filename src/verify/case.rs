@@ -17,12 +17,30 @@ pub struct Fill {
     pub poison: bool,
     /// Write one NaN into query, key or value, to be seen by whoever sees it.
     pub nan: bool,
+    /// What is drawn otherwise than from a normal distribution.
+    pub extreme: Extreme,
+}
+
+/// Numbers at the ends of what an f32 holds, and equal ones, in place of drawn ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Extreme {
+    /// All are drawn.
+    #[default]
+    Nothing,
+    /// Every finite number of the additive bias is this one: of a huge one all keys of a row have the same score.
+    Bias(f32),
+    /// Every number of query and key is this one: so have they here.
+    Scores(f32),
+    /// Values are drawn, and multiplied by this.
+    Values(f32),
+    /// Every number of query, key and value is this one, which comes back.
+    All(f32),
 }
 
 impl Fill {
     /// Spread 1, poisoned, without a NaN that may be seen.
     pub const fn seed(seed: u64) -> Self {
-        Self { seed, amplitude: 1.0, poison: true, nan: false }
+        Self { seed, amplitude: 1.0, poison: true, nan: false, extreme: Extreme::Nothing }
     }
 }
 
@@ -121,6 +139,13 @@ impl Case {
         let mut query = dense(Operand::Query, fill.amplitude, &mut random);
         let mut key = dense(Operand::Key, fill.amplitude, &mut random);
         let mut value = dense(Operand::Value, 1.0, &mut random);
+        match fill.extreme {
+            Extreme::Nothing => {}
+            Extreme::Bias(x) => data.bias.iter_mut().filter(|bias| bias.is_finite()).for_each(|bias| *bias = x),
+            Extreme::Scores(x) => [&mut query, &mut key].into_iter().for_each(|numbers| numbers.fill(x)),
+            Extreme::Values(x) => value.iter_mut().for_each(|value| *value *= x),
+            Extreme::All(x) => [&mut query, &mut key, &mut value].into_iter().for_each(|numbers| numbers.fill(x)),
+        }
         if fill.nan {
             let tensors = [&mut query, &mut key, &mut value];
             let tensor = random.below(tensors.len());

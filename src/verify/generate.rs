@@ -1,7 +1,7 @@
 //! Random cases over every option of [`Problem`], and the way from a failing one to a small one.
 
 use crate::problem::Operand;
-use crate::verify::case::{Case, Fill};
+use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::random::Random;
 use crate::{
     Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
@@ -105,9 +105,25 @@ fn options(seed: u64, dims: Dims, r: &mut Random) -> (Problem, Fill) {
         weights: r.one_in(6),
     };
     let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
-    let fill = Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16) };
+    let mut fill = Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16), extreme: Extreme::Nothing };
     p.dropout = r.one_in(8).then(|| r.pick(&[0.0, 0.1, 0.5, 0.9]));
+    if r.one_in(8) {
+        fill.extreme = extreme(&p, r);
+    }
     (p, fill)
+}
+
+/// Numbers at the ends of what the problem's storage holds.
+fn extreme(p: &Problem, r: &mut Random) -> Extreme {
+    if p.bias.is_some() {
+        return Extreme::Bias(r.pick(&[-1e9, f32::MIN, -1e4, 7e7, 1e30]));
+    }
+    let is_wide = Operand::ALL.iter().all(|&operand| matches!(p.spec(operand).dtype, DType::F32 | DType::BF16));
+    match r.below(4) {
+        0 if is_wide => Extreme::Values(r.pick(&[1e30, 1e-39])),
+        1 => Extreme::All(0.1),
+        _ => Extreme::Scores(r.pick(&[3000.0, 30.0])),
+    }
 }
 
 /// A count of packed tokens of which the longest sequence may have `longest`.
@@ -123,7 +139,7 @@ fn visibility(p: &Problem, r: &mut Random) -> Visibility {
     let d = &p.dims;
     let causal = r.one_in(3);
     let (left, right) = (r.one_in(5), r.one_in(8));
-    let mut window = |there: bool| there.then(|| r.below(d.seq_len_kv + 2) as u32);
+    let mut window = |there: bool| there.then(|| if r.one_in(12) { u32::MAX } else { r.below(d.seq_len_kv + 2) as u32 });
     let (window_left, window_right) = (window(left), window(right));
     let mut v = Visibility {
         alignment: None,
@@ -136,7 +152,8 @@ fn visibility(p: &Problem, r: &mut Random) -> Visibility {
         mask: r.one_in(4).then(|| broadcast(d, r)),
     };
     let positioned = Problem { visibility: v, ..*p }.uses_position();
-    let offset = r.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
+    let near = r.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
+    let offset = if r.one_in(12) { r.pick(&[1 << 29, -(1 << 29), i32::MAX, i32::MIN]) } else { near };
     v.alignment = positioned.then(|| r.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
     v
 }
@@ -205,6 +222,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     simpler.push((same_group, fill));
     simpler.push((p, Fill { poison: false, ..fill }));
     simpler.push((p, Fill { nan: false, ..fill }));
+    simpler.push((p, Fill { extreme: Extreme::Nothing, ..fill }));
     simpler.push((p, Fill { amplitude: 1.0, ..fill }));
     let before = p;
     simpler.into_iter().filter(move |(q, f)| (*q, *f) != (before, fill)).filter_map(move |(q, f)| {

@@ -37,7 +37,7 @@ mod suite;
 mod suite_backward;
 mod table;
 
-pub use case::{Case, Data, Fill};
+pub use case::{Case, Data, Extreme, Fill};
 pub use case_file::{CaseFile, FileData, FileTensor};
 pub use cases::check_file;
 pub use compare::{Element, Mismatch, Tolerance, compare};

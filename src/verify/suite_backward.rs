@@ -7,7 +7,7 @@ use crate::verify::compare::compare;
 use crate::verify::expect::ExpectedTensor;
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::suite::{Candidate, Row, Verdict, verdict_of};
-use crate::{DType, Engine, Gradients, HostVec, Problem, Result, TensorSpec, WantGradients, gather};
+use crate::{BackwardInputs, DType, Engine, Error, Gradients, HostVec, Inputs, Problem, Result, TensorSpec, Want, WantGradients, gather};
 
 /// Of the cases that take kernels of their own, one in so many is run on software adapters.
 const OTHERS: u64 = 20;
@@ -53,12 +53,24 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
         let verdict = if is_slow && !is_chosen {
             Verdict::Skipped("gradients of other storage or wide heads on a software adapter, which compiles kernels for each".into())
         } else {
-            let backward: &AttendBackward<'_> = &|problem, inputs, backward, want| engine.backward(problem, inputs, backward, want);
+            let backward: &AttendBackward<'_> = &|problem, inputs, backward, want| {
+                let stats = if case.fill.seed.is_multiple_of(2) { own_stats(engine, problem, inputs)? } else { None };
+                engine.backward(problem, inputs, &BackwardInputs { stats: stats.as_deref(), ..*backward }, want)
+            };
             check_backward_against(case, &expected, backward)
         };
         Row { suite: "gradients".into(), case: case.name.clone(), backend: name.into(), verdict, note: String::new() }
     };
     Ok(engines.into_iter().map(run).collect())
+}
+
+/// The statistics of the engine's own forward pass, where it hands them out.
+fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
+    let problem = Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
+    match engine.attention(&problem, inputs) {
+        Err(Error::Unsupported { .. }) => Ok(None),
+        outputs => outputs.map(|outputs| outputs.stats),
+    }
 }
 
 /// All that is wrong with gradients, one line a tensor.

@@ -1,6 +1,6 @@
 //! The fixed suite: named problems that hold every option, alone and with others, and the lengths at which tiled code breaks.
 
-use crate::verify::case::{Case, Fill};
+use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use crate::{
     Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
@@ -25,6 +25,7 @@ pub fn table() -> Result<Vec<Case>> {
     together(&mut rows);
     paged(&mut rows);
     dropout(&mut rows);
+    extremes(&mut rows);
     rows.into_iter()
         .enumerate()
         .map(|(at, (name, problem, fill))| Case::new(name, problem, Fill { seed: 1000 + at as u64, ..fill }))
@@ -365,4 +366,57 @@ fn paged(rows: &mut Rows) {
         p.value = TensorSpec { offset: half, ..p.key };
         p
     });
+}
+
+/// Numbers at the ends of what an f32 holds, and sums of many equal ones.
+fn extremes(rows: &mut Rows) {
+    let mut push = |name: String, problem: Problem, extreme| rows.push((name, problem, Fill { extreme, ..Fill::seed(0) }));
+    let decode = |keys: usize| Dims { seq_len_q: 1, seq_len_kv: keys, ..Dims::square(1, 2, 0, 8) };
+    for bias in [-1e9, f32::MIN, 1e9, 1e30] {
+        for (name, dims) in [("", BASE), ("-decode", decode(1000))] {
+            let padding = Broadcast([dims.batch, 1, 1, dims.seq_len_kv]);
+            push(
+                format!("all-biases-{bias:e}{name}"),
+                Problem { bias: Some(padding), ..Problem::new(dims).with_lse() },
+                Extreme::Bias(bias),
+            );
+        }
+    }
+    // 4183² * 16 / 4 = 7e7.
+    for number in [30.0, 3000.0, 4183.0] {
+        push(format!("all-queries-and-keys-{number}"), base(), Extreme::Scores(number));
+        push(format!("all-queries-and-keys-{number}-causal"), base().causal(BottomRight), Extreme::Scores(number));
+        push(format!("all-queries-and-keys-{number}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Scores(number));
+    }
+    for factor in [1e30, 1e-39] {
+        push(format!("values-{factor:e}"), base(), Extreme::Values(factor));
+        push(format!("values-{factor:e}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Values(factor));
+    }
+    for number in [1 << 29, i32::MIN, i32::MAX] {
+        let offset = Offset(number);
+        push(
+            format!("alibi-offset-{number}"),
+            with(|p| (p.alibi, p.visibility.alignment) = (Some(Alibi::Symmetric), Some(offset))),
+            Extreme::Nothing,
+        );
+        push(format!("window-all-offset-{number}"), base().window(offset, Some(u32::MAX), Some(u32::MAX)), Extreme::Nothing);
+    }
+    push(
+        "one-key-huge-scale".into(),
+        Problem { scale: Some(1e6), ..Problem::new(Dims { seq_len_kv: 1, ..BASE }).with_lse() },
+        Extreme::Nothing,
+    );
+    push("equal-values-long".into(), Problem::new(Dims { seq_len_q: 2, ..decode(32_768) }).with_lse(), Extreme::All(0.1));
+    push(
+        "equal-values-long-decode".into(),
+        Problem::new(Dims { num_heads: 1, num_kv_heads: 1, ..decode(32_768) }).with_lse(),
+        Extreme::All(0.1),
+    );
+    push("statistics".into(), base().with_stats(), Extreme::Nothing);
+    push("statistics-with-sinks".into(), Problem { sinks: true, ..base().causal(BottomRight).with_stats() }, Extreme::Nothing);
+    push(
+        "statistics-all-biases-f32-min".into(),
+        Problem { bias: Some(Broadcast([1, 1, 1, 1])), ..base().with_stats() },
+        Extreme::Bias(f32::MIN),
+    );
 }

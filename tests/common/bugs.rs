@@ -1,5 +1,6 @@
 //! Wrong ways to compute attention, each the oracle with one mistake that real kernels have made.
 
+use wgpu_attention::cpu::naive;
 use wgpu_attention::verify::oracle;
 use wgpu_attention::{
     Alibi, Alignment, Broadcast, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
@@ -13,7 +14,7 @@ pub(crate) struct Bug {
 }
 
 /// All of them.
-pub(crate) const BUGS: [Bug; 46] = [
+pub(crate) const BUGS: [Bug; 48] = [
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -103,6 +104,8 @@ pub(crate) const BUGS: [Bug; 46] = [
             })
         },
     },
+    Bug { name: "parts merged by one f32 lse each", attend: |p, x| summed(p, x, merged_by_lse) },
+    Bug { name: "one f32 chain over all keys", attend: |p, x| summed(p, x, one_chain) },
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
     Bug { name: "scores handed out at another stage", attend: other_stage },
     Bug { name: "packed sequences see each other", attend: packed_as_one },
@@ -120,7 +123,7 @@ fn flip_alignment(p: &mut Problem) {
     p.visibility.alignment = p.visibility.alignment.map(|alignment| match alignment {
         Alignment::TopLeft => Alignment::BottomRight,
         Alignment::BottomRight => Alignment::TopLeft,
-        Alignment::Offset(offset) => Alignment::Offset(-offset),
+        Alignment::Offset(offset) => Alignment::Offset(offset.wrapping_neg()),
     });
 }
 
@@ -131,7 +134,7 @@ fn shift_alignment(p: &mut Problem, by: i32) {
         return;
     }
     let offset = v.alignment.map_or(0, |alignment| alignment.offset(d.seq_len_q, d.seq_len_kv));
-    v.alignment = Some(Alignment::Offset(offset as i32 + by));
+    v.alignment = Some(Alignment::Offset((offset as i32).wrapping_add(by)));
 }
 
 fn flip_order(p: &mut Problem) {
@@ -293,6 +296,54 @@ fn values(p: &Problem, dense: &[f32], b: usize, h: usize) -> Vec<Vec<f32>> {
     let d = p.dims;
     let head = (b * d.num_kv_heads + h / d.group()) * d.seq_len_kv;
     (head..head + d.seq_len_kv).map(|at| dense[at * d.head_dim_v..(at + 1) * d.head_dim_v].to_vec()).collect()
+}
+
+/// The oracle's answer with each number of the output summed anew from the scores of its row and that column of the values; only of
+/// padded batches without sinks and dropout.
+fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<Outputs> {
+    let dense = dense_values(p, x);
+    if p.sinks || p.dropout.is_some() || dense.is_empty() {
+        return oracle(p, x);
+    }
+    let keys = p.dims.seq_len_kv;
+    let scores = naive::attention(p, x)?.masked;
+    edited_at(p, x, |b, h, i, row, lse| {
+        if !lse.is_finite() {
+            return;
+        }
+        let values = values(p, &dense, b, h);
+        let scores = &scores[((b * p.dims.num_heads + h) * p.dims.seq_len_q + i) * keys..][..keys];
+        for (e, number) in row.iter_mut().enumerate() {
+            let seen = scores.iter().zip(&values).filter(|(score, _)| **score != f64::NEG_INFINITY);
+            *number = sum(&seen.map(|(&score, value)| (score, value[e])).collect::<Vec<_>>()) as f32;
+        }
+    })
+}
+
+/// The mean of a third of the keys and of the others, each with exp of its lse as its weight.
+fn merged_by_lse(keys: &[(f64, f32)]) -> f64 {
+    let (first, rest) = keys.split_at(keys.len() / 3);
+    let parts = [first, rest].map(|part| {
+        let top = part.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = part.iter().map(|key| (key.0 - top).exp()).sum();
+        let mean = part.iter().map(|key| (key.0 - top).exp() * f64::from(key.1)).sum::<f64>() / sum;
+        (f64::from((top + sum.ln()) as f32), mean)
+    });
+    let parts = || parts.iter().filter(|part| part.0 != f64::NEG_INFINITY);
+    let top = parts().map(|part| part.0).fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = parts().map(|part| (part.0 - top).exp()).sum();
+    parts().map(|part| (part.0 - top).exp() * part.1).sum::<f64>() / total
+}
+
+fn one_chain(keys: &[(f64, f32)]) -> f64 {
+    let top = keys.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+    let (mut weights, mut sum) = (0.0f32, 0.0f32);
+    for &(score, value) in keys {
+        let weight = (score - top).exp() as f32;
+        weights += weight;
+        sum += weight * value;
+    }
+    f64::from(sum / weights)
 }
 
 fn mean_of_empty_rows(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {

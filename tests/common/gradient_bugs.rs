@@ -14,7 +14,7 @@ pub(crate) struct GradientBug {
 }
 
 /// All of them.
-pub(crate) const GRADIENT_BUGS: [GradientBug; 8] = [
+pub(crate) const GRADIENT_BUGS: [GradientBug; 9] = [
     GradientBug { name: "softcap's derivative left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_some(), false) },
     GradientBug { name: "the delta term left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_none(), true) },
     GradientBug { name: "dK not summed over the group", backward: first_head_of_the_group },
@@ -28,6 +28,7 @@ pub(crate) const GRADIENT_BUGS: [GradientBug; 8] = [
     GradientBug { name: "dropout ignored in backward", backward: |p, x, b, w| backward_oracle(&Problem { dropout: None, ..*p }, x, b, w) },
     GradientBug { name: "scale applied twice", backward: |p, x, b, w| scaled(p, x, b, w, p.effective_scale()) },
     GradientBug { name: "scale left out", backward: |p, x, b, w| scaled(p, x, b, w, 1.0 / p.effective_scale()) },
+    GradientBug { name: "weights from one f32 lse", backward: weights_from_lse },
     GradientBug {
         name: "sinks ignored in backward",
         backward: |p, x, b, w| {
@@ -98,6 +99,18 @@ fn first_head_of_the_group(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, 
         got.key = backward_oracle(p, x, &BackwardInputs { d_output: (&d_output).into(), ..*b }, w)?.key;
     }
     Ok(got)
+}
+
+/// exp(score - lse) with the lse rounded: every weight of a row is off by one factor, and so are its gradients.
+fn weights_from_lse(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients) -> Result<Gradients> {
+    if !is_plain(p) {
+        return backward_oracle(p, x, b, w);
+    }
+    let lse = naive::attention(p, x)?.lse;
+    let factor = |row: usize| if lse[row].is_finite() { (lse[row] - f64::from(lse[row] as f32)).exp() } else { 1.0 };
+    let d_output = (0..b.d_output.len()).map(|at| (f64::from(b.d_output.get(at)) * factor(at / p.dims.head_dim_v)) as f32);
+    let d_output: Vec<f32> = d_output.collect();
+    backward_oracle(p, x, &BackwardInputs { d_output: (&d_output).into(), ..*b }, w)
 }
 
 fn scaled(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients, factor: f32) -> Result<Gradients> {
