@@ -8,6 +8,7 @@ use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features
 use super::buffers::Kept;
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
+use super::loss::Sentinel;
 use super::pipeline::PipelineCache;
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::shader::Kernel;
@@ -43,6 +44,7 @@ struct Shared {
     caps: DeviceCaps,
     name: String,
     options: ShaderOptions,
+    sentinel: Sentinel,
     pipelines: PipelineCache,
     prepared: Kept<Prepared>,
     /// The fastest kernels that were found, by class of problem.
@@ -80,12 +82,14 @@ impl Gpu {
         };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
+        let sentinel = Sentinel::new(&device);
         let shared = Shared {
             device,
             queue,
             caps,
             name,
             options,
+            sentinel,
             pipelines,
             prepared: Kept::default(),
             tuned: Mutex::default(),
@@ -157,6 +161,10 @@ impl Gpu {
 
     pub(crate) fn is_checked(&self) -> bool {
         self.shared.options.checked
+    }
+
+    pub(super) fn sentinel(&self) -> &Sentinel {
+        &self.shared.sentinel
     }
 
     pub(super) fn pipelines(&self) -> &PipelineCache {

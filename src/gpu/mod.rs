@@ -13,6 +13,7 @@ mod host_backward;
 mod layer;
 mod layer_backward;
 mod linear;
+mod loss;
 mod merge;
 mod page_table;
 mod pipeline;
