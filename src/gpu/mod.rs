@@ -17,6 +17,7 @@ mod loss;
 mod merge;
 mod page_table;
 mod pipeline;
+mod probe;
 mod rotary;
 mod steps;
 mod trial;
