@@ -66,6 +66,9 @@ impl Engine {
                 Ok(right.then_some(trial))
             });
             let mut seconds = None;
+            if let Err(lost @ Error::Lost { .. }) = trial {
+                return Err(lost);
+            }
             if let Ok(Some(trial)) = trial {
                 let once = trial.seconds(1)?;
                 seconds = Some(once);

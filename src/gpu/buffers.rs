@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Gpu;
 use super::host::{Waiting, map};
+use super::loss::poll;
 use crate::plan::table_bytes;
-use crate::{Broadcast, Error, Inputs, Problem, Result};
+use crate::{Broadcast, Inputs, Problem, Result};
 
 /// Calls kept ready on a device, of each kind; the least recently used go first.
 const KEPT: usize = 16;
@@ -22,8 +23,12 @@ pub(super) fn storage(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsa
 /// A buffer with this in it, written while it is mapped: no queue operation that the app's own submits could overtake.
 pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> Result<wgpu::Buffer> {
     let buffer = make(gpu, label, bytes.len() as u64, usage, true)?;
-    buffer.get_mapped_range_mut(..).map_err(|error| Error::Device { why: error.to_string() })?.slice(..bytes.len()).copy_from_slice(bytes);
-    buffer.unmap();
+    gpu.guarded(|| {
+        let view = buffer.get_mapped_range_mut(..).map(|mut view| view.slice(..bytes.len()).copy_from_slice(bytes));
+        buffer.unmap();
+        view
+    })?
+    .map_err(|error| gpu.failure(error))?;
     Ok(buffer)
 }
 
@@ -61,7 +66,7 @@ pub(super) fn refilled(gpu: &Gpu) -> wgpu::BufferUsages {
     wgpu::BufferUsages::COPY_DST | if in_place { wgpu::BufferUsages::MAP_WRITE } else { wgpu::BufferUsages::empty() }
 }
 
-/// Writes bytes of any number; the last word is filled up with zeros.
+/// Writes bytes of any number; the last word is filled up with zeros. To be called by [`Gpu::guarded`].
 pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
     if buffer.usage().contains(wgpu::BufferUsages::MAP_WRITE) && write_in_place(gpu, buffer, bytes) {
         return;
@@ -80,7 +85,7 @@ fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
     let mapped = Arc::new(AtomicBool::new(false));
     let told = mapped.clone();
     buffer.map_async(wgpu::MapMode::Write, .., move |result| told.store(result.is_ok(), Ordering::Release));
-    let polled = gpu.device().poll(wgpu::PollType::Poll);
+    let polled = poll(gpu.device(), wgpu::PollType::Poll);
     let written = polled.is_ok()
         && mapped.load(Ordering::Acquire)
         && buffer.get_mapped_range_mut(..).is_ok_and(|mut view| {
@@ -94,15 +99,8 @@ fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
 }
 
 fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
-    let device = gpu.device();
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let size = bytes.next_multiple_of(16).max(16);
-    let buffer = device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation });
-    match [pollster::block_on(validation.pop()), pollster::block_on(memory.pop())].into_iter().flatten().next() {
-        Some(error) => Err(Error::Device { why: error.to_string() }),
-        None => Ok(buffer),
-    }
+    gpu.guarded(|| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }))
 }
 
 /// A whole buffer, where there is one.
@@ -181,12 +179,13 @@ impl ReadBack {
         take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
     ) -> Result<T> {
         map(gpu, &self.staging, submission, waiting).await?;
-        let taken = {
-            let view = self.staging.get_mapped_range(..).map_err(|error| Error::Device { why: error.to_string() })?;
-            take(&mut self.parts.iter().map(|(_, place)| &view[place.start as usize..place.end as usize]))
-        };
-        self.staging.unmap();
-        Ok(taken)
+        gpu.guarded(|| {
+            let view = self.staging.get_mapped_range(..);
+            let taken = view.map(|view| take(&mut self.parts.iter().map(|(_, place)| &view[place.start as usize..place.end as usize])));
+            self.staging.unmap();
+            taken
+        })?
+        .map_err(|error| gpu.failure(error))
     }
 
     /// Those of the buffers, and of where they are read back.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::buffers::{filled, storage};
 use super::cache_attention::CacheAttention;
 use super::cache_steps;
+use super::loss::Scopes;
 use super::rotary::DeviceRotary;
 use super::{Bound, Gpu};
 use crate::cache::{CacheShape, PagePool, SequenceId};
@@ -159,6 +160,7 @@ impl DeviceCache {
 
     /// An empty sequence in a slot that was free.
     pub fn start(&mut self) -> Result<usize> {
+        self.gpu.check_alive()?;
         let slot = self.free_slot()?;
         let id = self.pool.start();
         self.put(slot, id);
@@ -167,6 +169,7 @@ impl DeviceCache {
 
     /// A sequence, in a slot that was free, that begins with the first `prefix` tokens of another one, on the same pages.
     pub fn fork(&mut self, slot: usize, prefix: usize) -> Result<usize> {
+        self.gpu.check_alive()?;
         let id = self.sequence(slot)?;
         let to = self.free_slot()?;
         let fork = self.pool.fork(id, prefix)?;
@@ -176,6 +179,7 @@ impl DeviceCache {
 
     /// Forgets a slot's sequence. Gives the pages that nobody has any more.
     pub fn free(&mut self, slot: usize) -> Result<Vec<u32>> {
+        self.gpu.check_alive()?;
         let freed = self.pool.free(self.sequence(slot)?)?;
         self.slots[slot] = None;
         self.add(slot, 0);
@@ -186,6 +190,7 @@ impl DeviceCache {
 
     /// Forgets a slot's tokens from `length` on, as when guessed ones were wrong. Gives the pages that nobody has any more.
     pub fn truncate(&mut self, slot: usize, length: usize) -> Result<Vec<u32>> {
+        self.gpu.check_alive()?;
         let id = self.sequence(slot)?;
         let freed = self.pool.truncate(id, length)?;
         self.put(slot, id);
@@ -209,6 +214,7 @@ impl DeviceCache {
     ///
     /// Errors: a slot that is empty or would get longer than its pages, pages that run out; then everything is as it was.
     pub fn extend(&mut self, tokens: &[usize], steps: usize, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.gpu.check_alive()?;
         if tokens.len() != self.size.slots {
             return Err(Error::invalid("tokens", format!("has {} numbers for {} slots", tokens.len(), self.size.slots)));
         }
@@ -422,14 +428,19 @@ impl DeviceCache {
             return Ok(());
         }
         let at = 4 * self.size.slots + slot * self.size.pages_per_slot + first;
-        self.gpu.queue().write_buffer(&self.state, 4 * at as u64, bytemuck::cast_slice(&pages[first..]));
+        self.write_words(at, &pages[first..]);
         self.write_state(State::Reserved, slot, (pages.len() * self.shape.page_size) as u32);
         Ok(())
     }
 
     fn write_state(&self, word: State, slot: usize, value: u32) {
-        let at = word as usize * self.size.slots + slot;
-        self.gpu.queue().write_buffer(&self.state, 4 * at as u64, &value.to_le_bytes());
+        self.write_words(word as usize * self.size.slots + slot, &[value]);
+    }
+
+    fn write_words(&self, at: usize, words: &[u32]) {
+        // Where it fails the device is out of memory and lost, as the next call says.
+        let _scopes = Scopes::open(self.gpu.device());
+        self.gpu.queue().write_buffer(&self.state, 4 * at as u64, bytemuck::cast_slice(words));
     }
 
     /// Copies pages, in all pools. Rare, and so nothing is kept for it.

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
 use super::buffers::Kept;
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
+use super::loss::Sentinel;
 use super::pipeline::PipelineCache;
+use super::probe;
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::shader::Kernel;
 use crate::{Algorithm, Error, Problem, Result};
@@ -40,9 +42,13 @@ pub struct Gpu {
 struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    caps: DeviceCaps,
+    /// But for what is found by probes.
+    read_off: DeviceCaps,
+    caps: OnceLock<DeviceCaps>,
+    is_software: bool,
     name: String,
     options: ShaderOptions,
+    sentinel: Sentinel,
     pipelines: PipelineCache,
     prepared: Kept<Prepared>,
     /// The fastest kernels that were found, by class of problem.
@@ -57,7 +63,8 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Uses an app's own device and queue. Its limits and features are taken as they are; none of its hooks is replaced.
+    /// Uses an app's own device and queue. Its limits and features are taken as they are; none of its hooks is replaced. Nothing is
+    /// submitted but by calls that say so, and once on a software adapter: see [`Self::caps`].
     ///
     /// Ask for `adapter.limits()` and [`wgpu::Features::SUBGROUP`] when you make the device: WebGPU's defaults are small.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
@@ -72,7 +79,8 @@ impl Gpu {
     fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
-        let caps = DeviceCaps {
+        let is_software = caps.class == DeviceClass::Software;
+        let read_off = DeviceCaps {
             specialise: options.specialise,
             class: options.pretend.unwrap_or(caps.class),
             prefer_matrices: options.prefer_matrices,
@@ -80,12 +88,16 @@ impl Gpu {
         };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
         let pipelines = PipelineCache::default();
+        let sentinel = Sentinel::new(&device);
         let shared = Shared {
             device,
             queue,
-            caps,
+            read_off,
+            caps: OnceLock::new(),
+            is_software,
             name,
             options,
+            sentinel,
             pipelines,
             prepared: Kept::default(),
             tuned: Mutex::default(),
@@ -120,8 +132,18 @@ impl Gpu {
     }
 
     /// What the planner works with.
+    ///
+    /// The first call on a software adapter, which every plan makes, submits a small dispatch and waits for it: these adapters end loops
+    /// early without a word, and only trying tells which. It takes milliseconds, once for each adapter in a process. Real GPUs are not
+    /// probed: they have a limit on time, which loses the device and so is seen, and a kernel more to compile at every start would cost
+    /// up to a second.
     pub fn caps(&self) -> &DeviceCaps {
-        &self.shared.caps
+        let Shared { device, queue, read_off, caps, is_software, name, .. } = &*self.shared;
+        caps.get_or_init(|| {
+            let probed = *is_software && !cfg!(target_family = "wasm");
+            let loop_iterations = if probed { probe::loop_iterations(device, queue, name) } else { None };
+            DeviceCaps { loop_iterations, ..read_off.clone() }
+        })
     }
 
     /// Adapter, backend and driver.
@@ -157,6 +179,10 @@ impl Gpu {
 
     pub(crate) fn is_checked(&self) -> bool {
         self.shared.options.checked
+    }
+
+    pub(super) fn sentinel(&self) -> &Sentinel {
+        &self.shared.sentinel
     }
 
     pub(super) fn pipelines(&self) -> &PipelineCache {

@@ -1,11 +1,12 @@
 //! Host slices in, host vectors out: upload, run, read back, with the buffers kept for the next call of the same problem.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use futures_intrusive::channel::shared::oneshot_channel;
+use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
-use super::{Attention, Bindings, Bound, Gpu};
+use super::{Attention, Bindings, Bound, Gpu, loss};
 use crate::problem::Operand;
 use crate::{Algorithm, Control, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Result};
 
@@ -39,7 +40,7 @@ impl Gpu {
             Some(ready) => ready,
             None => Prepared::new(self, problem, algorithm)?,
         };
-        ready.upload(self, inputs);
+        ready.upload(self, inputs)?;
         let result = ready.run(self, &ready.bound, control, waiting, |_| {}).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let bytes = ready.bytes();
@@ -130,19 +131,21 @@ impl Prepared {
         Ok(outputs)
     }
 
-    pub(super) fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
-        for (operand, buffer, slice) in [
-            (Operand::Query, &self.query, inputs.query),
-            (Operand::Key, &self.key, inputs.key),
-            (Operand::Value, &self.value, inputs.value),
-        ] {
-            let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
-            write(gpu, buffer, &HostSlice::bytes(&slice)[..used]);
-        }
-        self.upload_options(gpu, inputs);
+    pub(super) fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) -> Result<()> {
+        gpu.guarded(|| {
+            for (operand, buffer, slice) in [
+                (Operand::Query, &self.query, inputs.query),
+                (Operand::Key, &self.key, inputs.key),
+                (Operand::Value, &self.value, inputs.value),
+            ] {
+                let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
+                write(gpu, buffer, &HostSlice::bytes(&slice)[..used]);
+            }
+            self.upload_options(gpu, inputs);
+        })
     }
 
-    /// All but query, key and value.
+    /// All but query, key and value. To be called by [`Gpu::guarded`].
     pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
         self.options.upload(gpu, &self.problem, inputs);
     }
@@ -160,15 +163,18 @@ pub(super) async fn submit(
     let pieces = pieces(gpu, bound);
     let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
     for (index, piece) in pieces.iter().enumerate() {
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
-            bound.record_steps(piece.clone(), &mut pass);
-        }
-        if index + 1 == pieces.len() {
-            copy(&mut encoder);
-        }
-        submitted.push(gpu.queue().submit([encoder.finish()]));
+        submitted.push(gpu.guarded(|| {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
+            {
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
+                bound.record_steps(piece.clone(), &mut pass);
+            }
+            if index + 1 == pieces.len() {
+                copy(&mut encoder);
+            }
+            gpu.queue().submit([encoder.finish()])
+        })?);
         // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
         if let Some(before) = index.checked_sub(1) {
             finished(gpu, submitted[before].clone(), waiting).await?;
@@ -194,32 +200,40 @@ fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
     pieces
 }
 
+/// What tells a call that it can go on, or why it cannot.
+type Signal = OneshotSender<Result<(), String>>;
+
 /// Maps a buffer for reading, once `submission` is done.
 pub(super) async fn map(gpu: &Gpu, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
-    let (sender, receiver) = oneshot_channel();
-    buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-        let _ = sender.send(result); // nobody listens any more: the call was dropped
-    });
-    poll(gpu, submission, waiting)?;
-    match receiver.receive().await {
-        Some(Ok(())) => Ok(()),
-        Some(Err(error)) => Err(Error::Lost { why: error.to_string() }),
-        None => Err(Error::Lost { why: "the read-back never ended".into() }),
-    }
+    let start = |signal: Arc<Signal>| {
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = signal.send(result.map_err(|error| error.to_string())); // nobody listens any more: the call was dropped
+        });
+    };
+    wait(gpu, start, submission, waiting).await
 }
 
 /// Waits until `submission` is done.
 async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
-    let (sender, receiver) = oneshot_channel();
-    gpu.queue().on_submitted_work_done(move || {
-        let _ = sender.send(()); // nobody listens any more: the call was dropped
-    });
-    // What was submitted later is waited for too only where the callback is the only way to know.
-    poll(gpu, Some(submission), waiting)?;
-    if waiting == Waiting::Blocking {
-        return Ok(());
+    let start = |signal: Arc<Signal>| {
+        gpu.queue().on_submitted_work_done(move || {
+            let _ = signal.send(Ok(())); // nobody listens any more: the call was dropped
+        });
+    };
+    wait(gpu, start, Some(submission), waiting).await
+}
+
+/// Waits for what `start` asks wgpu to signal, and polls until `submission` is done.
+async fn wait(gpu: &Gpu, start: impl FnOnce(Arc<Signal>), submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
+    let (signal, receiver) = oneshot_channel();
+    let signal = Arc::new(signal);
+    gpu.guarded(|| start(Arc::clone(&signal)))?;
+    poll(gpu, submission, waiting, signal);
+    match receiver.receive().await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(why)) => Err(gpu.failure(why)),
+        None => Err(gpu.failure("the device never answered")),
     }
-    receiver.receive().await.ok_or_else(|| Error::Lost { why: "the queue never finished".into() })
 }
 
 /// How a call waits for the device.
@@ -231,22 +245,20 @@ pub(crate) enum Waiting {
     Async,
 }
 
-/// Makes sure that somebody polls the device until `submission` is done.
+/// Makes sure that somebody polls the device until `submission` is done, and signals where that fails.
 #[cfg(not(target_family = "wasm"))]
-fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
-    let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
-    match waiting {
-        Waiting::Blocking => gpu.device().poll(wait).map(|_| ()).map_err(|error| Error::Lost { why: error.to_string() }),
-        Waiting::Async => {
-            let device = gpu.device().clone();
-            // A poll that fails leaves its callbacks dropped, which the receiver reports.
-            std::thread::spawn(move || device.poll(wait).map(|_| ()));
-            Ok(())
+fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting, signal: Arc<Signal>) {
+    let device = gpu.device().clone();
+    let poll = move || {
+        if let Err(why) = loss::poll(&device, wgpu::PollType::Wait { submission_index: submission, timeout: None }) {
+            let _ = signal.send(Err(why)); // it was signalled before, or nobody listens any more
         }
+    };
+    match waiting {
+        Waiting::Blocking => poll(),
+        Waiting::Async => drop(std::thread::spawn(poll)),
     }
 }
 
 #[cfg(target_family = "wasm")]
-fn poll(_: &Gpu, _: Option<wgpu::SubmissionIndex>, _: Waiting) -> Result<()> {
-    Ok(())
-}
+fn poll(_: &Gpu, _: Option<wgpu::SubmissionIndex>, _: Waiting, _: Arc<Signal>) {}

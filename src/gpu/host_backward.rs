@@ -38,7 +38,7 @@ impl Gpu {
             Some(ready) => ready,
             None => PreparedBackward::new(self, problem, want)?,
         };
-        ready.upload(self, inputs, backward, stats);
+        ready.upload(self, inputs, backward, stats)?;
         let result = ready.run(self, waiting, control).await;
         if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
             let bytes = ready.bytes();
@@ -113,15 +113,17 @@ impl PreparedBackward {
         self.scratch_bytes + operands + self.stats.size() + self.options.bytes() + self.results.bytes()
     }
 
-    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) {
+    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) -> Result<()> {
         let slices = [inputs.query, inputs.key, inputs.value, backward.output, backward.d_output];
         let operands = [Operand::Query, Operand::Key, Operand::Value, Operand::Output, Operand::Output];
-        for ((buffer, slice), operand) in self.operands.iter().zip(slices).zip(operands) {
-            let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
-            write(gpu, buffer, &slice.bytes()[..used]);
-        }
-        write(gpu, &self.stats, bytemuck::cast_slice(stats));
-        self.options.upload(gpu, &self.problem, inputs);
+        gpu.guarded(|| {
+            for ((buffer, slice), operand) in self.operands.iter().zip(slices).zip(operands) {
+                let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
+                write(gpu, buffer, &slice.bytes()[..used]);
+            }
+            write(gpu, &self.stats, bytemuck::cast_slice(stats));
+            self.options.upload(gpu, &self.problem, inputs);
+        })
     }
 
     async fn run(&self, gpu: &Gpu, waiting: Waiting, control: &mut Control<'_>) -> Result<Gradients> {

@@ -72,7 +72,7 @@ impl Layer {
             let width = rows.len() / parts.appended_rows.max(1);
             for item in 0..if rows.is_empty() { 0 } else { d.batch } {
                 let at = 4 * ((item * d.seq_len_kv + own_keys) * width) as u64;
-                gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows));
+                gpu.guarded(|| gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows)))?;
             }
         }
         let mut prepared = prepared;
@@ -91,10 +91,12 @@ impl Layer {
 
     /// What the attention gives, and Y, and with steps Q, K, V. `inputs` has been checked.
     pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
-        for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
-            self.gpu.queue().write_buffer(buffer, 0, x.bytes());
-        }
-        self.prepared.upload_options(&self.gpu, inputs);
+        self.gpu.guarded(|| {
+            for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
+                self.gpu.queue().write_buffer(buffer, 0, x.bytes());
+            }
+            self.prepared.upload_options(&self.gpu, inputs);
+        })?;
         let copy = |encoder: &mut wgpu::CommandEncoder| self.results.copy(encoder);
         let attention = self.prepared.run(&self.gpu, &self.bound, control, Waiting::Blocking, copy).await?;
         let results = self.results.read(&self.gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());

@@ -127,7 +127,7 @@ fn attention(
         storage_buffer(gpu, "d_value", value.len(), spare)?,
     ];
     let options = Options::new(gpu, problem, backward.plan().table_words())?;
-    options.upload(gpu, problem, inputs);
+    gpu.guarded(|| options.upload(gpu, problem, inputs))?;
     let mut extra = |wanted: bool, name: &str, len: usize| wanted.then(|| recording.result(name, len)).transpose();
     let d_bias = extra(want.bias, "d_bias", inputs.bias.len())?;
     let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;

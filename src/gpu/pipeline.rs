@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
+use super::loss::Scopes;
 use crate::shader::{
     Access, CacheKey, CacheParams, KernelKey, LinearKey, LinearParams, Params, Source, compose, compose_cache, compose_linear,
     compose_transpose,
@@ -95,9 +96,7 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     // As a storage buffer the params count against the limit on these.
     let params_in_storage = gpu.caps().params_in_storage && bindings.len() <= gpu.caps().storage_buffers as usize;
     let source = if params_in_storage { key.source().with_params_in_storage() } else { key.source() };
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-
+    let scopes = Scopes::open(device);
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()) };
     let checks = if gpu.is_checked() { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
     // SAFETY: the project's own shaders. Every index into a buffer is below the tensor's extent, which the planner and `bind`
@@ -122,8 +121,9 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
         cache: None,
     });
 
-    let errors = [pollster::block_on(internal.pop()), pollster::block_on(validation.pop())];
-    if let Some(error) = errors.into_iter().flatten().next() {
+    let error = scopes.close();
+    gpu.check_alive()?;
+    if let Some(error) = error {
         let messages = pollster::block_on(module.get_compilation_info()).messages;
         let place =
             messages.iter().find_map(|message| message.location.as_ref()).map(|location| source.locate(location.line_number as usize));

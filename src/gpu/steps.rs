@@ -135,13 +135,7 @@ pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::B
 
 /// A bind group, or why there is none.
 pub(super) fn bind_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
-    let device = gpu.device();
-    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries });
-    match pollster::block_on(scope.pop()) {
-        Some(error) => Err(Error::Device { why: error.to_string() }),
-        None => Ok(group),
-    }
+    gpu.guarded(|| gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries }))
 }
 
 impl Bound {

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::host::Prepared;
-use super::{Attention, Gpu, Waiting};
+use super::{Attention, Gpu, Waiting, loss};
 use crate::plan::Plan;
 use crate::shader::Kernel;
-use crate::{Algorithm, Control, Error, Inputs, Outputs, Problem, Result};
+use crate::{Algorithm, Control, Inputs, Outputs, Problem, Result};
 
 /// A problem with its data on the device, to be computed by one kernel.
 pub(crate) struct Trial {
@@ -20,7 +20,7 @@ impl Trial {
         let plan = Plan::with_kernel(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
         let attention = Attention::of_plan(gpu, problem, plan, None)?;
         let prepared = Prepared::of(gpu, problem, Algorithm::Fused, &attention)?;
-        prepared.upload(gpu, inputs);
+        prepared.upload(gpu, inputs)?;
         Ok(Self { gpu: gpu.clone(), prepared })
     }
 
@@ -34,10 +34,12 @@ impl Trial {
     pub(crate) fn seconds(&self, times: u32) -> Result<f64> {
         let device = self.gpu.device();
         let started = Instant::now();
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
-        (0..times).for_each(|_| self.prepared.bound.record(&mut encoder));
-        self.gpu.queue().submit([encoder.finish()]);
-        device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Lost { why: error.to_string() })?;
+        self.gpu.guarded(|| {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
+            (0..times).for_each(|_| self.prepared.bound.record(&mut encoder));
+            self.gpu.queue().submit([encoder.finish()]);
+        })?;
+        loss::poll(device, wgpu::PollType::wait_indefinitely()).map_err(|why| self.gpu.failure(why))?;
         Ok(started.elapsed().as_secs_f64() / f64::from(times))
     }
 }

@@ -1,0 +1,95 @@
+//! A device can be lost at any moment. wgpu says so in one callback, which is the app's, and is silent afterwards: objects are made that do
+//! nothing. Here every call of wgpu stands between error scopes, and whether the device is there is found by trying to map a buffer.
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Gpu;
+use crate::{Error, Result};
+
+/// Error scopes of every kind on this thread, so that no error reaches the app's handler. Dropped in this order, the last opened first.
+pub(super) struct Scopes {
+    internal: wgpu::ErrorScopeGuard,
+    validation: wgpu::ErrorScopeGuard,
+    memory: wgpu::ErrorScopeGuard,
+}
+
+impl Scopes {
+    pub(super) fn open(device: &wgpu::Device) -> Self {
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        Self { internal, validation, memory }
+    }
+
+    /// The first error of the most telling kind.
+    pub(super) fn close(self) -> Option<wgpu::Error> {
+        let [internal, validation, memory] = [self.internal, self.validation, self.memory].map(|scope| pollster::block_on(scope.pop()));
+        internal.or(validation).or(memory)
+    }
+}
+
+/// A buffer that nobody uses. A device that is lost refuses to map it, at once; any other leaves it for the next poll.
+#[derive(Debug)]
+pub(super) struct Sentinel(Mutex<wgpu::Buffer>);
+
+impl Sentinel {
+    pub(super) fn new(device: &wgpu::Device) -> Self {
+        let _scopes = Scopes::open(device);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: Some("attention sentinel"), size: 16, usage, mapped_at_creation: false };
+        Self(Mutex::new(device.create_buffer(&descriptor)))
+    }
+
+    fn sees_loss(&self, device: &wgpu::Device) -> bool {
+        let buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _scopes = Scopes::open(device);
+        let refused = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&refused);
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| told.store(result.is_err(), Ordering::Release));
+        let refused = refused.load(Ordering::Acquire);
+        buffer.unmap();
+        refused
+    }
+}
+
+impl Gpu {
+    /// True if the device is lost, so that every call answers [`Error::Lost`]. In browsers a loss is known only once a result is read back.
+    pub fn is_lost(&self) -> bool {
+        cfg!(not(target_family = "wasm")) && self.sentinel().sees_loss(self.device())
+    }
+
+    /// An error if the device is lost.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.is_lost() { Err(lost("the device was destroyed, reset or unplugged")) } else { Ok(()) }
+    }
+
+    /// Calls wgpu, whose errors are returned: [`Error::Lost`] in any case on a device that is lost.
+    pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
+        let scopes = Scopes::open(self.device());
+        let made = call();
+        match scopes.close() {
+            Some(error) => Err(self.failure(error)),
+            None => self.check_alive().map(|()| made),
+        }
+    }
+
+    /// What an error of wgpu's means.
+    pub(super) fn failure(&self, error: impl Display) -> Error {
+        if self.is_lost() { lost(error) } else { Error::Device { why: error.to_string() } }
+    }
+}
+
+fn lost(why: impl Display) -> Error {
+    Error::Lost { why: why.to_string() }
+}
+
+/// Polls the device; why it failed. wgpu 30 panics in a poll where the driver loses the device.
+pub(super) fn poll(device: &wgpu::Device, how: wgpu::PollType) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(|| device.poll(how))) {
+        Ok(polled) => polled.map(|_| ()).map_err(|error| error.to_string()),
+        Err(_) => Err("the driver lost the device while it was waited for".into()),
+    }
+}

@@ -1,0 +1,107 @@
+//! Small shaders that find out what a device does where specifications leave it open.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::loss::{Scopes, poll};
+/// Iterations that are tried: one invocation that goes over a million keys one by one.
+const TRIED: u32 = 1 << 20;
+
+/// One loop whose end the compiler does not know, and a state that it cannot compute otherwise.
+const LOOP: &str = "@group(0) @binding(0) var<storage, read_write> words: array<u32>;
+@compute @workgroup_size(1) fn main() {
+    var state = words[1];
+    for (var i = 0u; i < words[0]; i++) { state = state * 1664525u + 1013904223u; }
+    words[1] = state;
+}";
+
+/// Iterations after which the device ends every loop of an invocation; `None` where it goes on, or gives no answer.
+///
+/// Found once for each adapter and driver in a process: a kernel compiled, a dispatch of some milliseconds, and waiting for it.
+pub(super) fn loop_iterations(device: &wgpu::Device, queue: &wgpu::Queue, adapter: &str) -> Option<u32> {
+    static FOUND: Mutex<Option<HashMap<String, Option<u32>>>> = Mutex::new(None);
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = found.get_or_insert_default();
+    if let Some(&known) = found.get(adapter) {
+        return known;
+    }
+    let seed = 1;
+    let words = match run(device, queue, LOOP, &[TRIED, seed]) {
+        Ok(words) => words,
+        Err(error) => {
+            log::warn!("{adapter}: the probe of its loops failed: {error}");
+            return None;
+        }
+    };
+    let bound = steps_to(seed, words[1]);
+    if let Some(bound) = bound {
+        log::info!("{adapter} ends loops after {bound} iterations of an invocation");
+    }
+    found.insert(adapter.to_string(), bound);
+    bound
+}
+
+/// Iterations of the loop that lead from one state to another, where they are fewer than were asked for.
+fn steps_to(seed: u32, end: u32) -> Option<u32> {
+    let mut state = seed;
+    (0..TRIED).find(|_| {
+        let reached = state == end;
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        reached
+    })
+}
+
+/// What one workgroup of a shader makes of the words at its binding 0.
+pub(super) fn run(device: &wgpu::Device, queue: &wgpu::Queue, wgsl: &str, words: &[u32]) -> Result<Vec<u32>, String> {
+    let scopes = Scopes::open(device);
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some("attention probe"), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
+    // SAFETY: the project's own shaders, which stay inside their one buffer and end; made as its kernels are, since those are asked about.
+    let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some("attention probe"),
+        layout: None,
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    });
+    let size = size_of_val(words) as u64;
+    let buffer = |usage| device.create_buffer(&wgpu::BufferDescriptor { label: Some("probe"), size, usage, mapped_at_creation: false });
+    let storage = buffer(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST);
+    let staging = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+    queue.write_buffer(&storage, 0, bytemuck::cast_slice(words));
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("attention probe"),
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: storage.as_entire_binding() }],
+    });
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention probe") });
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+    encoder.copy_buffer_to_buffer(&storage, 0, &staging, 0, size);
+    let submission = queue.submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |_| {});
+    let polled = poll(device, wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
+    let view = staging.get_mapped_range(..).map(|view| bytemuck::pod_collect_to_vec(&view)).map_err(|error| error.to_string());
+    match scopes.close() {
+        Some(error) => Err(error.to_string()),
+        None => polled.and(view),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn early_ends_are_counted() {
+        let after = |steps: u32| (0..steps).fold(1u32, |state, _| state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        assert_eq!(steps_to(1, after(65_535)), Some(65_535));
+        assert_eq!(steps_to(1, 1), Some(0), "a loop that never began");
+        assert_eq!(steps_to(1, after(TRIED)), None, "all of them");
+    }
+}

@@ -1,0 +1,217 @@
+//! A device that is lost: every call says so, every time, nothing panics, and the app's hooks stay the app's.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::buffers::{devices, empty, numbers};
+use wgpu_attention::cache::CacheShape;
+use wgpu_attention::gpu::{
+    Attention, Backward, BackwardBindings, Bindings, Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, MergeBindings, NewTokens,
+    QueryBindings,
+};
+use wgpu_attention::layer::{LayerOutputs, Linear, MultiHead};
+use wgpu_attention::rotary::{Pairing, Rotary};
+use wgpu_attention::{
+    Algorithm, BackwardInputs, Control, DType, Dims, Engine, Error, Inputs, Layout, Problem, TensorSpec, WantGradients, wgpu,
+};
+
+/// What the app's own hooks are told.
+#[derive(Default)]
+struct Hooks {
+    errors: AtomicUsize,
+    losses: AtomicUsize,
+}
+
+fn hook(device: &wgpu::Device) -> Arc<Hooks> {
+    let hooks = Arc::new(Hooks::default());
+    let seen = Arc::clone(&hooks);
+    device.on_uncaptured_error(Arc::new(move |error| {
+        eprintln!("uncaptured: {error}");
+        seen.errors.fetch_add(1, Ordering::SeqCst);
+    }));
+    let seen = Arc::clone(&hooks);
+    device.set_device_lost_callback(move |_, _| {
+        seen.losses.fetch_add(1, Ordering::SeqCst);
+    });
+    hooks
+}
+
+/// A call, which says whether the device was lost, as often as it is asked.
+fn says_lost<T>(name: &str, mut call: impl FnMut() -> Result<T, Error>) {
+    for _ in 0..2 {
+        match call() {
+            Err(Error::Lost { .. }) => {}
+            Ok(_) => panic!("{name} went well on a lost device"),
+            Err(error) => panic!("{name}: {error:?}"),
+        }
+    }
+}
+
+const PROBLEM: Dims = Dims { batch: 1, num_heads: 2, num_kv_heads: 2, seq_len_q: 20, seq_len_kv: 20, head_dim: 16, head_dim_v: 16 };
+
+fn host_calls(engine: &Engine, layer: &MultiHead, x: &[f32], forward: &LayerOutputs) {
+    let problem = Problem::new(PROBLEM);
+    let data = numbers(problem.query_len(), 1);
+    let inputs = Inputs::new(&data, &data, &data);
+    let given = BackwardInputs { output: (&data).into(), stats: None, d_output: (&data).into() };
+    let want = WantGradients::default();
+    says_lost("attention", || engine.attention(&problem, &inputs));
+    let other = Problem { scale: Some(0.3), ..problem };
+    says_lost("attention of a new problem", || engine.attention(&other, &inputs));
+    let staged = engine.clone().with_algorithm(Algorithm::Staged);
+    says_lost("staged attention", || staged.attention(&problem, &inputs));
+    says_lost("attention in the background", || pollster::block_on(engine.attention_async(&problem, &inputs, &mut Control::default())));
+    says_lost("backward", || engine.backward(&problem, &inputs, &given, &want));
+    says_lost("tune", || engine.tune(&problem, &inputs, Duration::from_millis(100)));
+    let (problem, inputs) = (layer_problem(layer), Inputs::new(x, x, x));
+    says_lost("layer", || layer.forward(engine, &problem, &inputs));
+    says_lost("gradients of a layer", || layer.backward(engine, &problem, &inputs, forward, x));
+}
+
+fn layer_problem(layer: &MultiHead) -> Problem {
+    layer.problem(1, 20, 20)
+}
+
+fn layer() -> MultiHead {
+    let linear = || Linear::new(numbers(32 * 32, 3), None, 32).expect("square");
+    MultiHead::new(linear(), linear(), linear(), linear(), 2, 2).expect("they fit")
+}
+
+/// What an app of its own has ready before the loss.
+struct App {
+    gpu: Gpu,
+    attention: Attention,
+    backward: Backward,
+    bound: Bound,
+    cache: DeviceCache,
+    buffer: wgpu::Buffer,
+}
+
+/// Gradients of everything into two buffers that are not the inputs'.
+fn gradients<'a>(input: &'a wgpu::Buffer, results: &[&'a wgpu::Buffer; 2]) -> BackwardBindings<'a> {
+    let [input, first, second] = [input, results[0], results[1]].map(wgpu::Buffer::as_entire_buffer_binding);
+    BackwardBindings {
+        query: input.clone(),
+        key: input.clone(),
+        value: input.clone(),
+        output: input.clone(),
+        stats: input.clone(),
+        d_output: input,
+        tables: None,
+        bias: None,
+        mask: None,
+        d_query: Some(first),
+        d_key: Some(second),
+        d_value: None,
+        d_bias: None,
+        d_relative_bias: None,
+        d_sinks: None,
+    }
+}
+
+fn want() -> WantGradients {
+    WantGradients { value: false, ..WantGradients::default() }
+}
+
+const SHAPE: CacheShape =
+    CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 16, head_dim_v: 16, dtype: DType::F32, layout: Layout::Bshd };
+const SIZE: CacheSize = CacheSize { layers: 1, slots: 2, pages_per_slot: 5, pages: 10 };
+
+impl App {
+    fn new(gpu: Gpu) -> Self {
+        let problem = Problem::new(PROBLEM);
+        let buffer = empty(gpu.device(), problem.query_len());
+        let output = empty(gpu.device(), problem.query_len());
+        let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
+        let bound = attention.bind(&Bindings::new(&buffer, &buffer, &buffer, &output)).expect("bound");
+        let backward = Backward::new(&gpu, &problem, &want()).expect("planned");
+        let mut cache = DeviceCache::new(&gpu, SHAPE, SIZE).expect("a cache");
+        cache.start().expect("a slot");
+        Self { gpu, attention, backward, bound, cache, buffer }
+    }
+
+    fn calls(self) {
+        let Self { gpu, attention, backward, bound, mut cache, buffer } = self;
+        let (gpu, buffer) = (&gpu, &buffer);
+        let whole = || buffer.as_entire_buffer_binding();
+        let problem = Problem::new(PROBLEM);
+        let output = empty(gpu.device(), problem.query_len());
+        says_lost("Attention::new", || Attention::new(gpu, &problem, Algorithm::Auto));
+        says_lost("Backward::new", || Backward::new(gpu, &problem, &want()));
+        says_lost("Attention::bind", || attention.bind(&Bindings::new(buffer, buffer, buffer, &output)));
+        let merge = MergeBindings {
+            partial_output: whole(),
+            partial_lse: whole(),
+            output: output.as_entire_buffer_binding(),
+            lse: output.as_entire_buffer_binding(),
+        };
+        says_lost("merge", || {
+            Bound::merge(gpu, [2, 3, 4], &MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() })
+        });
+        says_lost("DeviceCache::new", || DeviceCache::new(gpu, SHAPE, SIZE));
+        let rotary = Rotary::new(Pairing::HalfSplit, 1e4, 16, 20).expect("valid");
+        says_lost("DeviceRotary::new", || DeviceRotary::new(gpu, &rotary));
+        let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+        let new = NewTokens { key: whole(), key_spec: spec, value: whole(), value_spec: spec, rotary: None, query: None };
+        says_lost("append", || cache.append(0, 0..1, 1, &new));
+        says_lost("cache attention", || {
+            cache.attention(&cache.problem(1, 2, 1), 0, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(buffer, &output))
+        });
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        says_lost("start", || cache.start());
+        says_lost("extend", || cache.extend(&[1, 0], 1, &mut encoder));
+        says_lost("grow", || cache.grow(4, &mut encoder));
+        says_lost("free", || cache.free(0));
+        says_lost("Backward::bind", || backward.bind(&gradients(buffer, &[&cache.pools(0).expect("a layer")[0][0], &output])));
+        // Recording gives nothing back: it does no harm.
+        bound.record(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+    }
+}
+
+#[test]
+fn every_call_says_that_the_device_is_lost() {
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let hooks = hook(&device);
+        let gpu = Gpu::from_device(device.clone(), queue);
+        println!("{}", gpu.name());
+        let engine = Engine::on_gpu(gpu.clone());
+        let problem = Problem::new(PROBLEM);
+        let data = numbers(problem.query_len(), 1);
+        engine.attention(&problem, &Inputs::new(&data, &data, &data)).expect("the device is there");
+        assert!(!gpu.is_lost());
+        let (layer, x) = (layer(), numbers(20 * 32, 2));
+        let forward = layer.forward_with_steps(&engine, &layer_problem(&layer), &Inputs::new(&x, &x, &x)).expect("the device is there");
+        let app = App::new(gpu.clone());
+
+        device.destroy();
+        assert!(gpu.is_lost());
+        host_calls(&engine, &layer, &x, &forward);
+        app.calls();
+        device.poll(wgpu::PollType::Poll).expect("polled");
+        assert_eq!(hooks.errors.load(Ordering::SeqCst), 0, "{}: the app's handler saw an error", gpu.name());
+        assert_eq!(hooks.losses.load(Ordering::SeqCst), 1, "{}: the app was not told of the loss", gpu.name());
+    }
+}
+
+#[test]
+fn a_call_in_flight_ends() {
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let engine = Engine::on_gpu(Gpu::from_device(device.clone(), queue));
+        let long = Problem::new(Dims { seq_len_q: 1500, seq_len_kv: 1500, num_heads: 8, num_kv_heads: 8, ..PROBLEM });
+        let data = numbers(long.query_len(), 1);
+        let inputs = Inputs::new(&data, &data, &data);
+        let outcome = std::thread::scope(|scope| {
+            let running = scope.spawn(|| engine.attention(&long, &inputs));
+            std::thread::sleep(Duration::from_millis(100));
+            device.destroy();
+            running.join().expect("no panic")
+        });
+        // Either it was quick enough, or it says why not.
+        assert!(matches!(outcome, Ok(_) | Err(Error::Lost { .. })), "{}: {outcome:?}", engine.chosen());
+        says_lost("afterwards", || engine.attention(&long, &inputs));
+    }
+}
