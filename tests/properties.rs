@@ -20,7 +20,9 @@ fn report(backends: &[Tested], rows: &[Row]) {
         let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
         println!("{:<26} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
     }
-    for row in rows.iter().filter(|row| row.verdict != Verdict::Passed).take(40) {
+    let is_failed = |row: &&Row| matches!(row.verdict, Verdict::Failed(_));
+    let others = rows.iter().filter(|row| row.verdict != Verdict::Passed && !is_failed(row));
+    for row in rows.iter().filter(is_failed).take(40).chain(others.take(20)) {
         println!("{}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict);
     }
     assert_eq!(count(rows)[1], 0, "cases failed; they are listed above");

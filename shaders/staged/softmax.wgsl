@@ -1,6 +1,6 @@
-// Defines: main: each row of the score matrix turned into softmax weights in place, and the row's lse or (m, l). A hidden key's weight is 0, another's at
+// Defines: main: each row of the score matrix turned into softmax weights in place, and the row's lse and (m, l). A hidden key's weight is 0, another's at
 //          least the smallest number.
-// Expects: lib/*, scores (read_write), lse_words.
+// Expects: lib/*, scores (read_write), store_lse, store_stats.
 // See: src/cpu/naive.rs has the formulas.
 //
 // A workgroup takes one row: the maximum, the sum of exp(score - maximum), the division. A sink joins the sum only.
@@ -83,11 +83,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     if (thread == 0u && row < item.rows) {
         let at = lse_at(item, head, row);
-        if (has_flag(FLAG_STATS)) {
-            lse_words[2u * at] = bitcast<u32>(top);
-            lse_words[2u * at + 1u] = select(bitcast<u32>(sum), NOT_A_NUMBER, is_nan);
-        } else {
-            lse_words[at] = lse_bits(top, sum, is_nan);
-        }
+        store_lse(at, lse_bits(top, sum, is_nan));
+        store_stats(at, vec2<u32>(bitcast<u32>(top), select(bitcast<u32>(sum), NOT_A_NUMBER, is_nan)));
     }
 }

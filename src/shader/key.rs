@@ -34,7 +34,7 @@ pub(crate) struct KernelKey {
     pub(crate) gradient: Option<DType>,
     /// Fused kernels: the results are parts, (m, l, output / l) over some of the keys. Merge: the parts are an app's own, with their lse.
     pub(crate) partial: bool,
-    /// Merge: (m, l) of the rows are handed out.
+    /// Merge and softmax: (m, l) of the rows are handed out.
     pub(crate) stats: bool,
 }
 
@@ -303,7 +303,8 @@ impl KernelKey {
             Kernel::Scores => {
                 Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), score: ScoreKey::of(problem), ..unused }
             }
-            Kernel::Softmax | Kernel::RelativeGradient | Kernel::SinkGradient => unused,
+            Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
+            Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum => Self { tables: false, ..unused },
             Kernel::NarrowGradient(operand) => {
                 let narrow = Self { tables: false, paged: false, ..unused };

@@ -392,7 +392,8 @@ fn extremes(rows: &mut Rows) {
         push(format!("values-{factor:e}"), base(), Extreme::Values(factor));
         push(format!("values-{factor:e}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Values(factor));
     }
-    for number in [1 << 29, i32::MIN, i32::MAX] {
+    // The farthest positions that a shader counts; what is beyond them is the CPU path's.
+    for number in [1 << 29, -(1 << 29)] {
         let offset = Offset(number);
         push(
             format!("alibi-offset-{number}"),
