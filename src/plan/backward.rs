@@ -115,6 +115,14 @@ impl Plan {
     }
 }
 
+/// What a gradient kernel owns, what it goes over, of how many heads, and how long that takes.
+struct Work {
+    owned: Operand,
+    stream: Operand,
+    heads: usize,
+    flops: f64,
+}
+
 /// A plan in the making.
 struct Planner<'a> {
     problem: &'a Problem,
@@ -169,43 +177,46 @@ impl Planner<'_> {
     fn query(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let (key, shape) = self.choose(d.seq_len_q, Kernel::QueryGradient)?;
-        let flops = 1.5 * self.problem.flops();
-        self.gradients(key, shape, [Operand::Query, Operand::Key], want, d.num_heads, &[(Operand::Query, Place::DQuery)], flops)
+        let work = Work { owned: Operand::Query, stream: Operand::Key, heads: d.num_heads, flops: 1.5 * self.problem.flops() };
+        self.gradients(key, shape, want, &work, vec![(Operand::Query, Place::DQuery)])
     }
 
     /// dK and dV in one kernel where its buffers are few enough, else in two.
     fn keys(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let many_buffers = !self.special || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
-        let (key, value) = ((Operand::Key, Place::DKey), (Operand::Value, Place::DValue));
-        let sides: &[(KeySide, f64, &[(Operand, Place)])] = match (want.key, want.value) {
-            (true, true) if many_buffers => &[(KeySide::Key, 1.5, &[key]), (KeySide::Value, 1.0, &[value])],
-            (true, true) => &[(KeySide::Both, 2.0, &[key, value])],
-            (true, false) => &[(KeySide::Key, 1.5, &[key])],
-            (false, true) => &[(KeySide::Value, 1.0, &[value])],
+        let sides: &[(KeySide, f64)] = match (want.key, want.value) {
+            (true, true) if many_buffers => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
+            (true, true) => &[(KeySide::Both, 2.0)],
+            (true, false) => &[(KeySide::Key, 1.5)],
+            (false, true) => &[(KeySide::Value, 1.0)],
             (false, false) => &[],
         };
-        for &(side, share, gives) in sides {
+        let (d_key, d_value) = ((Operand::Key, Place::DKey), (Operand::Value, Place::DValue));
+        for &(side, share) in sides {
             let (key, shape) = self.choose(d.seq_len_kv, |shape| Kernel::KeyGradient(shape, side))?;
-            let flops = share * self.problem.flops();
-            self.gradients(key, shape, [Operand::Key, Operand::Query], want, d.num_kv_heads, gives, flops)?;
+            let gives = match side {
+                KeySide::Both => vec![d_key, d_value],
+                KeySide::Key => vec![d_key],
+                KeySide::Value => vec![d_value],
+            };
+            let work = Work { owned: Operand::Key, stream: Operand::Query, heads: d.num_kv_heads, flops: share * self.problem.flops() };
+            self.gradients(key, shape, want, &work, gives)?;
         }
         Ok(())
     }
 
     /// The steps of a gradient kernel that owns the rows of one operand and goes over those of the other. Where these are many it does so in several
     /// steps, each of which adds to the sums; sums that are not to be stored as f32 are scratch until then.
-    #[expect(clippy::too_many_arguments, reason = "all that dQ does otherwise than dK and dV")]
     fn gradients(
         &mut self,
         key: KernelKey,
         shape: GradientShape,
-        [owned, stream]: [Operand; 2],
         want: &WantGradients,
-        heads: usize,
-        gives: &[(Operand, Place)],
-        flops: f64,
+        work: &Work,
+        gives: Vec<(Operand, Place)>,
     ) -> Result<()> {
+        let &Work { owned, stream, heads, flops } = work;
         let d = &self.problem.dims;
         let (len, passes) = if stream == Operand::Key { (d.seq_len_kv, 1) } else { (d.seq_len_q, d.group()) };
         let at_once = (loops::stream_at_once(&key, shape, self.caps).min(CHAIN) / passes).max(1);
@@ -218,7 +229,7 @@ impl Planner<'_> {
         let key = KernelKey { gradient, ..key };
         let blocks = item_blocks(self.problem, owned, 1, shape.block_own() as usize);
         let items = if self.problem.packed.is_some() { 1 } else { d.batch };
-        let mut sums = gives.to_vec();
+        let mut sums = gives.clone();
         if is_narrow {
             for (operand, place) in &mut sums {
                 *place = self.scratch("sums of gradients", self.problem.operand_len(*operand).next_multiple_of(4))?;
@@ -240,18 +251,23 @@ impl Planner<'_> {
         }
         if is_narrow {
             for (&(operand, to), &(_, from)) in gives.iter().zip(&sums) {
-                let narrow = variant(!self.special, Kernel::NarrowGradient(operand), self.problem);
-                let gradient = Some(stored(operand)).filter(|&dtype| dtype != own_dtype(operand));
-                let [.., width] = self.problem.shape(operand);
-                let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
-                let params = every_row(self.problem, operand, self.params);
-                self.push_key(KernelKey { gradient, ..narrow }, params, elements.div_ceil(64), 4.0 * elements as f64, |slot| match slot {
-                    Slot::Parts => Some(from),
-                    _ => Some(to),
-                })?;
+                self.narrow(operand, stored(operand), [from, to])?;
             }
         }
         Ok(())
+    }
+
+    /// Stores a gradient that was summed as f32.
+    fn narrow(&mut self, operand: Operand, dtype: DType, [from, to]: [Place; 2]) -> Result<()> {
+        let [.., width] = self.problem.shape(operand);
+        let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
+        let gradient = Some(dtype).filter(|&dtype| dtype != self.problem.spec(operand).dtype);
+        let key = KernelKey { gradient, ..variant(!self.special, Kernel::NarrowGradient(operand), self.problem) };
+        let params = every_row(self.problem, operand, self.params);
+        self.push_key(key, params, elements.div_ceil(64), 4.0 * elements as f64, |slot| match slot {
+            Slot::Parts => Some(from),
+            _ => Some(to),
+        })
     }
 
     /// The gradient of the bias; the terms of its sums in parts where they are many.

@@ -42,7 +42,8 @@ fn problems() -> Vec<Problem> {
         }
     }
     problems.push(Problem { dropout: Some(0.5), ..plain });
-    problems.push(Problem { want: Want { lse: true, scores: Some(crate::ScoreStage::Masked), weights: true, ..Want::default() }, ..plain });
+    problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::square(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
+    problems.push(Problem { want: Want { lse: true, stats: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
     problems
 }
 
