@@ -14,12 +14,14 @@ pub struct Tolerance {
     pub relative: f64,
     /// -inf: only -inf passes for -inf. Case files allow -1e30.
     pub minus_infinity: f64,
+    /// The largest number of the storage: what may be larger may be infinite.
+    pub largest: f64,
 }
 
 impl Tolerance {
     /// The same for every element; only -inf passes for -inf.
     pub fn uniform(absolute: f64, relative: f64) -> Self {
-        Self { absolute: vec![absolute], relative, minus_infinity: f64::NEG_INFINITY }
+        Self { absolute: vec![absolute], relative, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into() }
     }
 
     /// The error allowed at an element. Never NaN: where nothing is known anything is allowed.
@@ -120,8 +122,7 @@ pub fn compare(
         } else if expected == f64::NEG_INFINITY {
             got <= tolerance.minus_infinity
         } else {
-            // What is too large for an f32 may be infinite.
-            got.is_finite() || got.is_infinite() && expected.abs() + tolerance.allowed(index, expected) >= f64::from(f32::MAX)
+            got.is_finite() || got.is_infinite() && expected.abs() + tolerance.allowed(index, expected) >= tolerance.largest
         };
         (!same).then_some(0.0)
     };

@@ -104,7 +104,7 @@ impl Expected {
             output: ExpectedTensor {
                 shape: problem.shape(Operand::Output).to_vec(),
                 values: arrange_output(problem, inputs, &answer.output),
-                tolerance: per_element(arrange_output(problem, inputs, &output_error), problem.output.dtype.epsilon()),
+                tolerance: stored_as(problem.output.dtype, arrange_output(problem, inputs, &output_error), problem.output.dtype.epsilon()),
             },
             lse: problem.want.lse.then(|| ExpectedTensor {
                 shape: lse_shape.clone(),
@@ -219,8 +219,13 @@ fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     }
     let biased = answer.masked[first] as f32;
     let spacing = f64::from(biased.abs()) - f64::from(f32::from_bits(biased.abs().to_bits().saturating_sub(1)));
-    let is_alone = problem.softcap.is_none() && problem.alibi.is_none() && problem.relative_bias.is_none();
-    same(&answer.raw) || is_alone && seen.iter().all(|&at| 8.0 * answer.raw[at].abs() < spacing)
+    if problem.alibi.is_some() || problem.relative_bias.is_some() {
+        return false;
+    }
+    match problem.bias {
+        None => same(&answer.raw),
+        Some(_) => problem.softcap.is_none() && seen.iter().all(|&at| 8.0 * answer.raw[at].abs() < spacing),
+    }
 }
 
 /// The size of the values of a problem.
@@ -241,7 +246,13 @@ impl ValueSize {
 }
 
 pub(super) fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
-    Tolerance { absolute, relative, minus_infinity: f64::NEG_INFINITY }
+    Tolerance { absolute, ..Tolerance::uniform(0.0, relative) }
+}
+
+/// As [`per_element`], of numbers in this storage.
+pub(super) fn stored_as(dtype: DType, absolute: Vec<f64>, relative: f64) -> Tolerance {
+    let largest = if dtype == DType::F16 { f64::from(crate::f16::MAX) } else { f64::from(f32::MAX) };
+    Tolerance { largest, ..per_element(absolute, relative) }
 }
 
 /// The spacing of the smallest numbers of a storage type, where rounding is no longer relative.

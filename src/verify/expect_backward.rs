@@ -22,7 +22,8 @@ use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
 use crate::problem::Operand;
 use crate::verify::case::{Case, Fill, scatter};
 use crate::verify::expect::{
-    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, magnitudes, per_element, rows, score_error, storage_floor, summing,
+    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, magnitudes, per_element, rows, score_error, storage_floor,
+    stored_as, summing,
 };
 use crate::verify::random::Random;
 use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
@@ -76,7 +77,7 @@ impl ExpectedGradients {
             ExpectedTensor {
                 shape: problem.shape(operand).to_vec(),
                 values,
-                tolerance: per_element(absolute, dtype.epsilon() + SAFETY * DType::F32.epsilon()),
+                tolerance: stored_as(dtype, absolute, dtype.epsilon() + SAFETY * DType::F32.epsilon()),
             }
         };
         let vector = |shape: Vec<usize>, values: Vec<f64>, errors: Vec<f64>| {
