@@ -35,6 +35,11 @@ impl Source {
         source
     }
 
+    /// First line (from 1) and name of each part, in order.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        self.parts.iter().copied()
+    }
+
     /// The place in the project's own files of a line of the text.
     pub(crate) fn locate(&self, line: usize) -> String {
         let at = self.parts.partition_point(|&(first, _)| first <= line).saturating_sub(1);

@@ -9,12 +9,16 @@
 //!
 //! `cargo xtask stats TARGET FILE.wgsl..` is the inner half: one target, any shader, one JSON object a line. In the lab:
 //! `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
+//!
+//! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the planner chooses
+//! differently, compares the answers with the oracle, and exits with 1 where the simulator finds anything.
 
 mod driver;
 mod isa;
 mod kernels;
 mod lab;
 mod record;
+mod simulate;
 mod spirv;
 mod stats;
 mod targets;
@@ -35,6 +39,8 @@ struct Cli {
 enum Command {
     /// Compile every kernel for GPUs that are not here; write or compare benches/record/lab.tsv
     Lab(lab::Args),
+    /// Run every kernel on the simulator; report races, reads of what nobody wrote and the like
+    Simulate(simulate::Args),
     /// Compile for one target, from inside the lab; JSON lines
     Stats(stats::Args),
 }
@@ -42,6 +48,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
     };
     match outcome {

@@ -1,0 +1,146 @@
+//! Values of all invocations of a workgroup, side by side: the registers of expressions, and which invocations are running.
+
+/// Type of a scalar, or of a vector's components.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bool,
+    I32,
+    U32,
+    F32,
+}
+
+/// Registers of an expression: its scalars in order, each a word for every lane. A `bool` is 0 or 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Value {
+    /// First word among those of a lane.
+    pub(crate) at: u32,
+    pub(crate) words: u32,
+    /// Kind of a scalar or vector; of composite types it means nothing.
+    pub(crate) kind: Kind,
+}
+
+impl Value {
+    /// Some of its words.
+    pub(crate) const fn part(self, first: u32, words: u32, kind: Kind) -> Self {
+        Self { at: self.at + first, words, kind }
+    }
+}
+
+/// The registers of a workgroup: word by word, in each word lane by lane.
+#[derive(Debug)]
+pub(crate) struct Registers {
+    pub(crate) lanes: usize,
+    pub(crate) data: Vec<u32>,
+}
+
+impl Registers {
+    pub(crate) fn new(words: usize, lanes: usize) -> Self {
+        Self { lanes, data: vec![0; words * lanes] }
+    }
+
+    /// One word of a value, of all lanes.
+    pub(crate) fn word(&self, value: Value, word: u32) -> &[u32] {
+        let start = (value.at + word) as usize * self.lanes;
+        &self.data[start..start + self.lanes]
+    }
+
+    pub(crate) fn word_mut(&mut self, value: Value, word: u32) -> &mut [u32] {
+        let start = (value.at + word) as usize * self.lanes;
+        &mut self.data[start..start + self.lanes]
+    }
+
+    pub(crate) fn get(&self, value: Value, word: u32, lane: usize) -> u32 {
+        self.data[(value.at + word) as usize * self.lanes + lane]
+    }
+
+    /// Gives every lane the same words.
+    pub(crate) fn fill(&mut self, value: Value, words: &[u32]) {
+        for (word, &bits) in words.iter().enumerate() {
+            self.word_mut(value, word as u32).fill(bits);
+        }
+    }
+
+    /// Copies a value, of the lanes in `mask`.
+    pub(crate) fn copy(&mut self, to: Value, from: Value, mask: &Mask) {
+        for word in 0..to.words {
+            let from = (from.at + word) as usize * self.lanes;
+            let to = (to.at + word) as usize * self.lanes;
+            if mask.is_full() {
+                self.data.copy_within(from..from + self.lanes, to);
+            } else {
+                mask.lanes().for_each(|lane| self.data[to + lane] = self.data[from + lane]);
+            }
+        }
+    }
+}
+
+/// The lanes that run a statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mask {
+    on: Vec<bool>,
+    count: usize,
+}
+
+impl Mask {
+    pub(crate) fn all(lanes: usize) -> Self {
+        Self { on: vec![true; lanes], count: lanes }
+    }
+
+    pub(crate) fn none(lanes: usize) -> Self {
+        Self { on: vec![false; lanes], count: 0 }
+    }
+
+    pub(crate) const fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(crate) const fn is_full(&self) -> bool {
+        self.count == self.on.len()
+    }
+
+    pub(crate) fn has(&self, lane: usize) -> bool {
+        self.on[lane]
+    }
+
+    /// The lanes, in order.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = usize> {
+        self.on.iter().enumerate().filter(|&(_, &on)| on).map(|(lane, _)| lane)
+    }
+
+    /// The lanes of this one that are `keep`.
+    pub(crate) fn filter(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let on: Vec<bool> = self.on.iter().enumerate().map(|(lane, &on)| on && keep(lane)).collect();
+        let count = on.iter().filter(|&&on| on).count();
+        Self { on, count }
+    }
+
+    /// Splits it by a condition: the lanes where it is true, and the others.
+    pub(crate) fn split(self, condition: &[u32]) -> (Self, Self) {
+        let lanes = self.on.len();
+        let yes = self.on.iter().zip(condition).filter(|&(&on, &condition)| on && condition != 0).count();
+        if yes == self.count {
+            return (self, Self::none(lanes));
+        }
+        if yes == 0 {
+            return (Self::none(lanes), self);
+        }
+        (self.filter(|lane| condition[lane] != 0), self.filter(|lane| condition[lane] == 0))
+    }
+
+    /// Adds the lanes of another one.
+    pub(crate) fn join(&mut self, other: &Self) {
+        if other.is_empty() {
+            return;
+        }
+        if self.is_empty() {
+            self.clone_from(other);
+            return;
+        }
+        self.on.iter_mut().zip(&other.on).for_each(|(on, &other)| *on |= other);
+        self.count = self.on.iter().filter(|&&on| on).count();
+    }
+}

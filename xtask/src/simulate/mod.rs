@@ -1,0 +1,163 @@
+//! `cargo xtask simulate`: whole plans on the simulator, answers compared with the oracle.
+
+mod device;
+mod log;
+
+use std::collections::HashSet;
+
+use rayon::prelude::*;
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
+use wgpu_attention::verify::{Case, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against, random, table};
+use wgpu_attention::{Algorithm, Error, Problem, WantGradients};
+use wgpu_attention_simulator::LaneOrder;
+
+use crate::kernels::{self, SHORT};
+use device::{Device, Shaders};
+use log::Log;
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Only problems with this in their words, such as `decode`; coverage is then no matter of success
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only devices with subgroups of this size; 0 is none
+    #[arg(long, value_name = "LANES")]
+    subgroup: Option<u32>,
+    /// Seed of the data, of the order of invocations and lanes, and of the random problems
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Random problems, besides those that need every kernel
+    #[arg(long, value_name = "COUNT", default_value_t = 40)]
+    random: u64,
+    /// Lanes of a subgroup in the order of local_invocation_index, as most drivers have them
+    #[arg(long)]
+    lanes_in_order: bool,
+    /// Print the coverage of each kernel
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// Subgroup sizes of devices; 0: without subgroups.
+const SUBGROUPS: [u32; 6] = [0, 4, 8, 16, 32, 64];
+const CLASSES: [DeviceClass; 3] = [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete];
+
+/// A problem with data, and what is computed of it.
+struct Task {
+    case: Case,
+    /// `None`: its gradients.
+    algorithm: Option<Algorithm>,
+    specialise: Specialise,
+}
+
+/// True if nothing was found and every statement ran.
+pub(crate) fn run(args: &Args) -> Result<bool, String> {
+    let tasks = tasks(args).map_err(|error| error.to_string())?;
+    let (shaders, log) = (Shaders::default(), Log::default());
+    let started = std::time::Instant::now();
+    let runs: usize = tasks.par_iter().map(|task| simulate(args, task, &shaders, &log)).sum();
+    println!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
+    let (found, unreached) = log.print(args.verbose);
+    let whole = args.only.is_none() && args.subgroup.is_none();
+    Ok(found == 0 && (!whole || unreached == 0))
+}
+
+fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
+    let mut tasks = Vec::new();
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
+        if wanted(&name) {
+            // Every other one has a NaN that somebody sees: kernels have a path of their own for it.
+            let fill = Fill { nan: at % 2 == 1, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
+            tasks.push(Task { case: Case::new(name, problem, fill)?, algorithm, specialise });
+        }
+    }
+    let drawn = (0..args.random).map(|at| random(args.seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
+    for case in table()?.into_iter().chain(drawn).filter(|case| wanted(&case.name)) {
+        for (algorithm, specialise) in [
+            (Some(Algorithm::Auto), Specialise::Always),
+            (Some(Algorithm::Staged), Specialise::Always),
+            (Some(Algorithm::Fused), Specialise::Never),
+            (None, Specialise::Always),
+            (None, Specialise::Never),
+        ] {
+            tasks.push(Task { case: case.clone(), algorithm, specialise });
+        }
+    }
+    Ok(tasks)
+}
+
+/// Runs a task on every device that has a plan of its own for it; gives the number of runs.
+fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
+    let problem = &task.case.problem;
+    let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
+    let mut seen = HashSet::new();
+    let mut devices = Vec::new();
+    for (class, size) in CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| (class, size))) {
+        let caps = caps(class, size, task.specialise);
+        match plan(problem, &caps, task.algorithm) {
+            Ok(plan) => {
+                let export = plan.export();
+                let shuffles = export.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
+                let texts: Vec<String> = export.kernels.into_iter().map(|kernel| kernel.text).collect();
+                if seen.insert((texts, export.dispatches.len(), if shuffles { size } else { 0 })) {
+                    devices.push(caps);
+                }
+            }
+            // As on any device: what cannot be asked for.
+            Err(Error::Unsupported { .. }) => {}
+            Err(error) => log.complain(format!("{} on {class:?}: {error}", task.case.name)),
+        }
+    }
+    let lanes = if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled };
+    let devices: Vec<Device<'_>> =
+        devices.into_iter().map(|caps| Device { caps, seed: args.seed, lanes, shaders, log }).collect();
+    for (device, verdict) in devices.iter().zip(verdicts(task, &devices)) {
+        if let Verdict::Failed(why) = verdict {
+            let caps = &device.caps;
+            log.complain(format!("{} on {:?}, subgroups of {}: {why}", task.case.name, caps.class, caps.subgroup_size));
+        }
+    }
+    devices.len()
+}
+
+fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
+    let roomy = DeviceCaps { workgroup_bytes: 49152, ..DeviceCaps::webgpu_defaults() };
+    DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
+}
+
+fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {
+    match algorithm {
+        Some(algorithm) => Plan::new(problem, caps, algorithm),
+        None => Plan::backward(problem, &WantGradients::all(problem), caps),
+    }
+}
+
+fn verdicts(task: &Task, devices: &[Device<'_>]) -> Vec<Verdict> {
+    let case = &task.case;
+    let refused = |error: Error| vec![Verdict::Failed(format!("the oracle refused it: {error}")); devices.len()];
+    if devices.is_empty() {
+        return Vec::new();
+    }
+    match task.algorithm {
+        Some(algorithm) => match Expected::of(&case.problem, &case.data.inputs()) {
+            Ok(expected) => {
+                let check = |device: &Device<'_>| {
+                    check_against(case, &expected, &|problem, inputs| device.attention(problem, inputs, algorithm))
+                };
+                devices.iter().map(check).collect()
+            }
+            Err(error) => refused(error),
+        },
+        None => match ExpectedGradients::of(case) {
+            Ok(expected) => {
+                let check = |device: &Device<'_>| {
+                    check_backward_against(case, &expected, &|problem, inputs, backward, want| {
+                        device.backward(problem, inputs, backward, want)
+                    })
+                };
+                devices.iter().map(check).collect()
+            }
+            Err(error) => refused(error),
+        },
+    }
+}
