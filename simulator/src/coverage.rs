@@ -11,7 +11,6 @@ use crate::value::{Mask, Registers, Value};
 /// For each statement, true if it can be reached.
 pub(crate) fn reachable(program: &Program) -> Vec<bool> {
     let mut analysis = Analysis {
-        program,
         registers: Registers::new(program.register_words as usize, 1),
         known: vec![false; program.register_words as usize],
         results: Vec::new(),
@@ -48,8 +47,7 @@ pub(crate) fn reachable(program: &Program) -> Vec<bool> {
 /// Words of variables that are known.
 type Variables = HashMap<u32, u32>;
 
-struct Analysis<'a> {
-    program: &'a Program,
+struct Analysis {
     /// Of one lane.
     registers: Registers,
     known: Vec<bool>,
@@ -69,7 +67,7 @@ struct Ends {
     continues: bool,
 }
 
-impl Analysis<'_> {
+impl Analysis {
     fn know(&mut self, value: Value, known: bool) {
         self.known[value.at as usize..(value.at + value.words) as usize].fill(known);
     }

@@ -41,6 +41,8 @@ pub(crate) struct Lowerer<'a> {
     /// Where each line of the text starts.
     line_starts: Vec<usize>,
     pub(crate) program: Program,
+    /// Line of the last statement: those that naga adds have none of their own.
+    line: u32,
     /// Memory and first word of each global variable.
     pub(crate) globals: HashMap<Handle<GlobalVariable>, (Space, u32)>,
 }
@@ -48,7 +50,7 @@ pub(crate) struct Lowerer<'a> {
 impl<'a> Lowerer<'a> {
     fn new(module: &'a Module, text: &str) -> Result<Self, Error> {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        let mut lowerer = Self { module, line_starts, program: Program::default(), globals: HashMap::new() };
+        let mut lowerer = Self { module, line_starts, program: Program::default(), line: 1, globals: HashMap::new() };
         for (handle, variable) in module.global_variables.iter() {
             let place = lowerer.global(variable)?;
             lowerer.globals.insert(handle, place);
@@ -125,7 +127,7 @@ impl<'a> Lowerer<'a> {
         spans.push(Span::default());
         let body = Body { lowered: &lowered, spans: &spans };
         let body = self.block(&function.body, &body)?;
-        Ok(Function { name: function.name.clone().unwrap_or_default(), arguments: lowered.arguments, result, variables: initials, body })
+        Ok(Function { arguments: lowered.arguments, result, variables: initials, body })
     }
 
     /// Where the entry point's builtins go: its arguments, or members of them.
@@ -161,7 +163,10 @@ impl<'a> Lowerer<'a> {
                 _ => *span,
             };
             let number = self.program.lines.len();
-            let line = self.line(span);
+            if span.is_defined() {
+                self.line = self.line(span);
+            }
+            let line = self.line;
             self.program.lines.push(line);
             statements.push(Statement { number, line, what: self.act(statement, body)? });
         }

@@ -244,8 +244,9 @@ impl<'a> Machine<'a> {
         let mut after = Mask::none(lanes);
         let mut running = mask;
         while !running.is_empty() {
-            running.lanes().for_each(|lane| self.iterations[lane] += 1);
-            if running.lanes().any(|lane| self.iterations[lane] > self.most_iterations) {
+            let iterations = &mut self.iterations;
+            let most = running.lanes().map(|lane| { iterations[lane] += 1; iterations[lane] }).max();
+            if most > Some(self.most_iterations) {
                 self.findings.add(Rule::EndlessLoop, line, None, || format!("more than {} iterations", self.most_iterations));
                 after.join(&running);
                 break;

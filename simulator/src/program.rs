@@ -43,7 +43,6 @@ pub struct Declared {
 
 #[derive(Debug, Default)]
 pub(crate) struct Function {
-    pub(crate) name: String,
     pub(crate) arguments: Vec<Value>,
     pub(crate) result: Option<Value>,
     pub(crate) variables: Vec<Initial>,

@@ -77,17 +77,24 @@ impl Registers {
 /// The lanes that run a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mask {
+    /// Empty where all lanes run, or none.
     on: Vec<bool>,
     count: usize,
+    lanes: usize,
 }
 
 impl Mask {
-    pub(crate) fn all(lanes: usize) -> Self {
-        Self { on: vec![true; lanes], count: lanes }
+    pub(crate) const fn all(lanes: usize) -> Self {
+        Self { on: Vec::new(), count: lanes, lanes }
     }
 
-    pub(crate) fn none(lanes: usize) -> Self {
-        Self { on: vec![false; lanes], count: 0 }
+    pub(crate) const fn none(lanes: usize) -> Self {
+        Self { on: Vec::new(), count: 0, lanes }
+    }
+
+    fn of(on: Vec<bool>) -> Self {
+        let (count, lanes) = (on.iter().filter(|&&on| on).count(), on.len());
+        if count == 0 || count == lanes { Self { on: Vec::new(), count, lanes } } else { Self { on, count, lanes } }
     }
 
     pub(crate) const fn count(&self) -> usize {
@@ -99,29 +106,31 @@ impl Mask {
     }
 
     pub(crate) const fn is_full(&self) -> bool {
-        self.count == self.on.len()
+        self.count == self.lanes
     }
 
     pub(crate) fn has(&self, lane: usize) -> bool {
-        self.on[lane]
+        if self.on.is_empty() { self.count > 0 } else { self.on[lane] }
     }
 
     /// The lanes, in order.
     pub(crate) fn lanes(&self) -> impl Iterator<Item = usize> {
-        self.on.iter().enumerate().filter(|&(_, &on)| on).map(|(lane, _)| lane)
+        (0..if self.count == 0 { 0 } else { self.lanes }).filter(|&lane| self.has(lane))
     }
 
     /// The lanes of this one that are `keep`.
     pub(crate) fn filter(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
-        let on: Vec<bool> = self.on.iter().enumerate().map(|(lane, &on)| on && keep(lane)).collect();
-        let count = on.iter().filter(|&&on| on).count();
-        Self { on, count }
+        Self::of((0..self.lanes).map(|lane| self.has(lane) && keep(lane)).collect())
     }
 
     /// Splits it by a condition: the lanes where it is true, and the others.
     pub(crate) fn split(self, condition: &[u32]) -> (Self, Self) {
-        let lanes = self.on.len();
-        let yes = self.on.iter().zip(condition).filter(|&(&on, &condition)| on && condition != 0).count();
+        let lanes = self.lanes;
+        let yes = if self.is_full() {
+            condition.iter().filter(|&&condition| condition != 0).count()
+        } else {
+            self.lanes().filter(|&lane| condition[lane] != 0).count()
+        };
         if yes == self.count {
             return (self, Self::none(lanes));
         }
@@ -133,14 +142,13 @@ impl Mask {
 
     /// Adds the lanes of another one.
     pub(crate) fn join(&mut self, other: &Self) {
-        if other.is_empty() {
+        if other.is_empty() || self.is_full() {
             return;
         }
-        if self.is_empty() {
+        if self.is_empty() || other.is_full() {
             self.clone_from(other);
             return;
         }
-        self.on.iter_mut().zip(&other.on).for_each(|(on, &other)| *on |= other);
-        self.count = self.on.iter().filter(|&&on| on).count();
+        *self = Self::of((0..self.lanes).map(|lane| self.has(lane) || other.has(lane)).collect());
     }
 }

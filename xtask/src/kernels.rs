@@ -156,11 +156,11 @@ pub(crate) const LONG: Sizes = Sizes {
 
 /// As small as they can be for the same kernels, and odd, so that every tile has a tail.
 pub(crate) const SHORT: Sizes = Sizes {
-    prefill: lengths(2, 2, 71, 83),
+    prefill: lengths(2, 2, 37, 41),
     decode: lengths(4, 1, 1, 527),
-    eight_rows: lengths(2, 2, 8, 83),
-    sixteen_rows: lengths(2, 2, 16, 83),
-    window: 40,
+    eight_rows: lengths(2, 2, 8, 41),
+    sixteen_rows: lengths(2, 2, 16, 41),
+    window: 20,
     max_distance: 16,
 };
 

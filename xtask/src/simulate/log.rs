@@ -1,6 +1,6 @@
 //! What the simulator said of each kernel, over all runs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use wgpu_attention::plan::KernelExport;
@@ -66,42 +66,52 @@ impl Log {
         self.lock().complaints.push(what);
     }
 
-    /// True if the kernel with this text ran.
-    pub(crate) fn has(&self, text: &str) -> bool {
-        self.lock().kernels.contains_key(text)
-    }
-
     /// Prints it all; gives the number of findings and complaints, and of statements that never ran.
     pub(crate) fn print(&self, verbose: bool) -> (usize, usize) {
         let inner = self.lock();
-        let mut unreached: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-        let (mut all, mut ran) = (0, 0);
         let mut kernels: Vec<&Kernel> = inner.kernels.values().collect();
         kernels.sort_by_key(|kernel| &kernel.name);
-        for kernel in &kernels {
-            let reachable = kernel.statements.iter().filter(|&&(_, reachable, _)| reachable);
-            let (mut of, mut covered) = (0, 0);
-            for (place, _, count) in reachable {
-                of += 1;
-                covered += usize::from(*count > 0);
-                if *count == 0 {
-                    unreached.entry(place).or_insert((0, &kernel.name)).0 += 1;
-                }
-            }
-            (all, ran) = (all + of, ran + covered);
-            if verbose {
-                println!("{}: {covered} of {of} statements, at most {} iterations", kernel.name, kernel.iterations);
+        if verbose {
+            for kernel in &kernels {
+                let reachable = kernel.statements.iter().filter(|&&(_, reachable, _)| reachable);
+                let (of, ran) = reachable.fold((0, 0), |(of, ran), &(.., count)| (of + 1, ran + usize::from(count > 0)));
+                println!("{}: {ran} of {of} statements, at most {} iterations", kernel.name, kernel.iterations);
             }
         }
-        println!("coverage: {ran} of {all} statements of {} kernels ran", kernels.len());
-        for (place, (count, name)) in &unreached {
-            println!("  never run: {place} in {count} kernel(s), first {name}");
+        let unreached = unreached(&kernels);
+        let names: HashSet<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+        let iterations = kernels.iter().map(|kernel| kernel.iterations).max().unwrap_or(0);
+        println!("{} kernels of {} shapes, at most {iterations} iterations; never run: {} lines", kernels.len(), names.len(), unreached.len());
+        for (place, names) in &unreached {
+            println!("  {place} in {}{}", names[0], if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() });
         }
         for ((place, rule), found) in &inner.findings {
             let of = found.kernels.len();
             println!("{place}: {rule}: {} ({} times, {of} kernel(s), first {})", found.detail, found.count, found.kernels[0]);
         }
         inner.complaints.iter().for_each(|complaint| println!("{complaint}"));
-        (inner.findings.len() + inner.complaints.len(), all - ran)
+        (inner.findings.len() + inner.complaints.len(), unreached.len())
     }
+}
+
+/// Lines of a shape's kernels that none of them has run as a whole, and the shapes. Variants of a shape share files, and not each can take
+/// each branch: an option that the problem does not have.
+fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut lines: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    for kernel in kernels {
+        let mut own: BTreeMap<&str, bool> = BTreeMap::new();
+        for (place, reachable, count) in &kernel.statements {
+            if *reachable {
+                *own.entry(place).or_insert(true) &= *count > 0;
+            }
+        }
+        for (place, ran) in own {
+            *lines.entry((place, &kernel.name)).or_insert(false) |= ran;
+        }
+    }
+    let mut unreached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for ((place, name), _) in lines.into_iter().filter(|&(_, ran)| !ran) {
+        unreached.entry(place).or_default().push(name);
+    }
+    unreached
 }

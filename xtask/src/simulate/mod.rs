@@ -54,7 +54,15 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     let tasks = tasks(args).map_err(|error| error.to_string())?;
     let (shaders, log) = (Shaders::default(), Log::default());
     let started = std::time::Instant::now();
-    let runs: usize = tasks.par_iter().map(|task| simulate(args, task, &shaders, &log)).sum();
+    let run = |task: &Task| {
+        let started = std::time::Instant::now();
+        let runs = simulate(args, task, &shaders, &log);
+        if args.verbose {
+            println!("{:.2} s for {runs} runs of {}", started.elapsed().as_secs_f64(), task.case.name);
+        }
+        runs
+    };
+    let runs: usize = tasks.par_iter().map(run).sum();
     println!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
     let (found, unreached) = log.print(args.verbose);
     let whole = args.only.is_none() && args.subgroup.is_none();
@@ -66,9 +74,11 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
         if wanted(&name) {
-            // Every other one has a NaN that somebody sees: kernels have a path of their own for it.
-            let fill = Fill { nan: at % 2 == 1, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
-            tasks.push(Task { case: Case::new(name, problem, fill)?, algorithm, specialise });
+            // Kernels have a path of their own for a NaN that somebody sees.
+            for nan in [false, true] {
+                let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
+                tasks.push(Task { case: Case::new(name.clone(), problem, fill)?, algorithm, specialise });
+            }
         }
     }
     let drawn = (0..args.random).map(|at| random(args.seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
