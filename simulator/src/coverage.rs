@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 
-use crate::eval::{Pure, What};
 use crate::program::{Act, Argument, Function, Pointer, Program, Space, Statement, Step};
 use crate::value::{Mask, Registers, Value};
 
@@ -197,7 +196,7 @@ impl Analysis {
     fn step(&mut self, step: &Step, variables: &Variables) {
         match step {
             Step::Pure(pure) => {
-                let known = operands(pure).iter().all(|&operand| self.is_known(operand));
+                let known = pure.operands().all(|operand| self.is_known(operand));
                 if known {
                     pure.run(&mut self.registers, &Mask::none(1), &mut |_, _, _| ());
                 }
@@ -210,15 +209,5 @@ impl Analysis {
             Step::Load { to, .. } | Step::Length { to, .. } => self.know(*to, false),
             Step::Index(index) => self.know(index.to, false),
         }
-    }
-}
-
-fn operands(pure: &Pure) -> Vec<Value> {
-    match &pure.what {
-        What::Unary(_, a) | What::All(a) | What::Any(a) | What::Convert(a) | What::Splat(a) => vec![*a],
-        What::Binary(_, a, b) => vec![*a, *b],
-        What::Select { condition, accept, reject } => vec![*condition, *accept, *reject],
-        What::Math(_, values) | What::Compose(values) => values.clone(),
-        What::Pick { from, index, .. } => vec![*from, *index],
     }
 }

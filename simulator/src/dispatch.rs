@@ -56,8 +56,11 @@ pub struct Binding {
 pub struct Report {
     /// Findings, by line.
     pub findings: Vec<Finding>,
-    /// Iterations of all loops of the invocation that has most of them.
+    /// Iterations of all loops together, of the invocation that has most of them.
     pub iterations: u64,
+    /// Iterations of each loop alone, of the invocation that has most of them, and the loop's line. A compiler may unroll what has a
+    /// constant number of them.
+    pub loops: Vec<(u32, u64)>,
     /// Times that each statement ran; [`Shader::lines`] has their lines.
     pub covered: Vec<u64>,
 }
@@ -111,15 +114,21 @@ impl Shader {
         let mut workgroups: Vec<u32> = (0..x * y * z).collect();
         random.shuffle(&mut workgroups);
         let mut iterations = 0;
+        let mut loops: Vec<(u32, u64)> = self.program.loops.iter().map(|&line| (line, 0)).collect();
         for index in workgroups {
             let id = [index % x, index / x % y, index / x / y];
             machine.subgroups = Subgroups::new(options.subgroup_size as usize, invocations, options.lanes, &mut random);
             set_builtins(&mut machine, id, grid);
             machine.run(POISON);
-            iterations = machine.iterations.iter().copied().fold(iterations, u64::max);
+            let mut of_lane = vec![0; invocations];
+            for ((_, most), counts) in loops.iter_mut().zip(machine.iterations.chunks_exact(invocations)) {
+                *most = counts.iter().copied().fold(*most, u64::max);
+                of_lane.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+            }
+            iterations = of_lane.into_iter().fold(iterations, u64::max);
         }
         ranges.iter().for_each(|range| buffers[range.buffer].memory.forget());
-        Ok(Report { findings: findings.into_list(), iterations, covered })
+        Ok(Report { findings: findings.into_list(), iterations, loops, covered })
     }
 
     /// What each declared buffer is bound to.

@@ -50,6 +50,7 @@ impl Pure {
     /// Computes it for all lanes; tells `undefined` of each running lane that has no defined result.
     pub(crate) fn run(&self, registers: &mut Registers, mask: &Mask, undefined: &mut Undefined<'_>) {
         let lanes = registers.lanes;
+        self.follow(registers);
         let start = self.to.at as usize * lanes;
         let (below, to) = registers.data.split_at_mut(start);
         let mut call = Call { below, to: &mut to[..self.to.words as usize * lanes], lanes, kind: self.to.kind, mask };
@@ -65,6 +66,69 @@ impl Pure {
             What::Compose(parts) => call.compose(parts),
             What::Splat(a) => call.map(*a, |x| x),
             What::Pick { from, index, count } => call.pick(*from, *index, *count, &mut report),
+        }
+    }
+}
+
+impl Pure {
+    pub(crate) fn operands(&self) -> impl Iterator<Item = Value> {
+        let few: [Option<Value>; 3] = match &self.what {
+            What::Unary(_, a) | What::All(a) | What::Any(a) | What::Convert(a) | What::Splat(a) => [Some(*a), None, None],
+            What::Binary(_, a, b) => [Some(*a), Some(*b), None],
+            What::Select { condition, accept, reject } => [Some(*condition), Some(*accept), Some(*reject)],
+            What::Math(..) | What::Compose(_) => [None; 3],
+            What::Pick { from, index, .. } => [Some(*from), Some(*index), None],
+        };
+        let many = if let What::Math(_, values) | What::Compose(values) = &self.what { &values[..] } else { &[] };
+        few.into_iter().flatten().chain(many.iter().copied())
+    }
+
+    /// Marks results that come of what nobody wrote.
+    fn follow(&self, registers: &mut Registers) {
+        let to = self.to;
+        registers.clean(to);
+        if !self.operands().any(|operand| registers.is_tainted(operand)) {
+            return;
+        }
+        for lane in 0..registers.lanes {
+            for word in 0..to.words {
+                let origin = self.origin(registers, word, lane);
+                let bits = registers.get(to, word, lane);
+                registers.set(to, word, lane, (bits, origin));
+            }
+        }
+    }
+
+    /// Origin of a word of the result.
+    fn origin(&self, registers: &Registers, word: u32, lane: usize) -> u32 {
+        let of = |value: Value| registers.origin(value, if value.words == 1 { 0 } else { word }, lane);
+        let first = |origins: &[u32]| origins.iter().copied().find(|&origin| origin != 0).unwrap_or(0);
+        match &self.what {
+            What::Unary(_, a) | What::Convert(a) | What::Splat(a) => of(*a),
+            What::Binary(_, a, b) => first(&[of(*a), of(*b)]),
+            What::Select { condition, accept, reject } => {
+                let condition_word = if condition.words == 1 { 0 } else { word };
+                let chosen = if registers.get(*condition, condition_word, lane) != 0 { *accept } else { *reject };
+                first(&[of(*condition), of(chosen)])
+            }
+            What::Compose(parts) => {
+                let mut at = word;
+                for part in parts {
+                    if at < part.words {
+                        return registers.origin(*part, at, lane);
+                    }
+                    at -= part.words;
+                }
+                0
+            }
+            What::Pick { from, index, count } => {
+                let element = registers.get(*index, 0, lane).min(count - 1);
+                first(&[of(*index), registers.origin(*from, element * self.to.words + word, lane)])
+            }
+            What::Math(_, args) if args.iter().all(|arg| arg.words == self.to.words) => first(&args.iter().map(|&arg| of(arg)).collect::<Vec<_>>()),
+            What::All(_) | What::Any(_) | What::Math(..) => {
+                self.operands().map(|operand| registers.any_origin(operand, lane)).find(|&origin| origin != 0).unwrap_or(0)
+            }
         }
     }
 }

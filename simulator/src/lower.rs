@@ -125,7 +125,7 @@ impl<'a> Lowerer<'a> {
         };
         let mut spans: Vec<_> = function.expressions.iter().map(|(handle, _)| function.expressions.get_span(handle)).collect();
         spans.push(Span::default());
-        let body = Body { lowered: &lowered, spans: &spans };
+        let body = Body { lowered: &lowered, spans: &spans, info };
         let body = self.block(&function.body, &body)?;
         Ok(Function { arguments: lowered.arguments, result, variables: initials, body })
     }
@@ -190,11 +190,12 @@ impl<'a> Lowerer<'a> {
                 };
                 Act::Switch { selector: value(selector)?, cases: cases.iter().map(case).collect::<Result<_, Error>>()? }
             }
-            S::Loop { body: inner, continuing, break_if } => Act::Loop {
-                body: self.block(inner, body)?,
-                continuing: self.block(continuing, body)?,
-                break_if: optional(break_if)?,
-            },
+            S::Loop { body: inner, continuing, break_if } => {
+                let number = self.program.loops.len();
+                self.program.loops.push(self.line);
+                let (inner, continuing) = (self.block(inner, body)?, self.block(continuing, body)?);
+                Act::Loop { number, body: inner, continuing, break_if: optional(break_if)? }
+            }
             S::Break => Act::Break,
             S::Continue => Act::Continue,
             S::Return { value } => Act::Return(optional(value)?),
@@ -207,7 +208,8 @@ impl<'a> Lowerer<'a> {
                     fun: *fun,
                     operand: value(operand)?,
                     compare,
-                    result: optional(result)?,
+                    // A result that nobody looks at is none.
+                    result: optional(&result.filter(|&result| body.info[result].ref_count > 0))?,
                 }
             }
             S::WorkGroupUniformLoad { pointer, result } => {
@@ -236,6 +238,7 @@ impl<'a> Lowerer<'a> {
 /// A function whose body is lowered.
 struct Body<'a> {
     lowered: &'a Lowered,
+    info: &'a FunctionInfo,
     /// Of its expressions.
     spans: &'a [Span],
 }

@@ -32,7 +32,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) findings: &'a mut Findings,
     /// Times that each statement ran.
     pub(crate) covered: &'a mut [u64],
-    /// Iterations of all loops so far, of each lane.
+    /// Iterations so far of each loop, in each of each lane.
     pub(crate) iterations: Vec<u64>,
     pub(crate) most_iterations: u64,
     /// Number of the workgroup, from 1.
@@ -84,7 +84,7 @@ impl<'a> Machine<'a> {
             subgroups,
             findings,
             covered,
-            iterations: vec![0; lanes],
+            iterations: vec![0; lanes * program.loops.len()],
             most_iterations,
             number: 0,
             epochs: [0; 2],
@@ -108,19 +108,18 @@ impl<'a> Machine<'a> {
 
     fn initialise(&mut self, initial: &Initial) {
         let to = Value { at: initial.at, words: initial.words, kind: Kind::U32 };
-        for word in 0..initial.words {
-            match initial.value {
-                Some(value) => {
-                    let from = self.registers.word(value, word);
-                    self.variables.word_mut(to, word).copy_from_slice(from);
-                }
-                None => self.variables.word_mut(to, word).fill(0),
-            }
+        self.variables.clean(to);
+        let first = initial.at as usize * self.registers.lanes;
+        let data = &mut self.variables.data[first..first + initial.words as usize * self.registers.lanes];
+        match initial.value {
+            Some(value) => data.copy_from_slice(&self.registers.data[value.at as usize * self.registers.lanes..][..data.len()]),
+            None => data.fill(0),
         }
     }
 
     fn call(&mut self, function: &Function, mask: Mask) {
         function.variables.iter().for_each(|initial| self.initialise(initial));
+        function.result.iter().for_each(|&result| self.registers.clean(result));
         let mut left = Left::none(self.registers.lanes);
         self.block(function, &function.body, mask, &mut left);
     }
@@ -144,12 +143,13 @@ impl<'a> Machine<'a> {
             Act::Evaluate(steps) => steps.iter().for_each(|step| self.step(step, &mask)),
             Act::Block(block) => return self.block(function, block, mask, left),
             Act::If { condition, accept, reject } => {
+                self.use_value(*condition, "a branch", line, &mask);
                 let (yes, no) = mask.split(self.registers.word(*condition, 0));
                 return self.branch(function, [(accept, yes), (reject, no)], left);
             }
-            Act::Switch { selector, cases } => return self.switch(function, *selector, cases, mask, left),
-            Act::Loop { body, continuing, break_if } => {
-                return self.repeat(function, [body, continuing], *break_if, line, mask, left);
+            Act::Switch { selector, cases } => return self.switch(function, (*selector, line), cases, mask, left),
+            Act::Loop { number, body, continuing, break_if } => {
+                return self.repeat(function, *number, [body, continuing], *break_if, mask, left);
             }
             Act::Break => {
                 left.breaks.join(&mask);
@@ -203,8 +203,9 @@ impl<'a> Machine<'a> {
         after
     }
 
-    fn switch(&mut self, function: &Function, selector: Value, cases: &[crate::program::Case], mask: Mask, left: &mut Left) -> Mask {
+    fn switch(&mut self, function: &Function, (selector, line): (Value, u32), cases: &[crate::program::Case], mask: Mask, left: &mut Left) -> Mask {
         let lanes = self.registers.lanes;
+        self.use_value(selector, "a branch", line, &mask);
         let chosen: Vec<u32> = self.registers.word(selector, 0).to_vec();
         let matches = |case: &crate::program::Case, value: u32| match case.value {
             SwitchValue::I32(x) => x as u32 == value,
@@ -234,19 +235,19 @@ impl<'a> Machine<'a> {
     fn repeat(
         &mut self,
         function: &Function,
+        number: usize,
         [body, continuing]: [&Vec<Statement>; 2],
         break_if: Option<Value>,
-        line: u32,
         mask: Mask,
         left: &mut Left,
     ) -> Mask {
-        let lanes = self.registers.lanes;
+        let (lanes, line) = (self.registers.lanes, self.program.loops[number]);
         let mut after = Mask::none(lanes);
         let mut running = mask;
         while !running.is_empty() {
-            let iterations = &mut self.iterations;
-            let most = running.lanes().map(|lane| { iterations[lane] += 1; iterations[lane] }).max();
-            if most > Some(self.most_iterations) {
+            let iterations = &mut self.iterations[number * lanes..][..lanes];
+            running.lanes().for_each(|lane| iterations[lane] += 1);
+            if iterations.iter().any(|&count| count > self.most_iterations) {
                 self.findings.add(Rule::EndlessLoop, line, None, || format!("more than {} iterations", self.most_iterations));
                 after.join(&running);
                 break;
@@ -261,6 +262,7 @@ impl<'a> Machine<'a> {
             }
             running = self.block(function, continuing, running, &mut Left::none(lanes));
             if let Some(condition) = break_if {
+                self.use_value(condition, "a branch", line, &running);
                 let (out, on) = running.split(self.registers.word(condition, 0));
                 after.join(&out);
                 running = on;
@@ -289,7 +291,23 @@ impl<'a> Machine<'a> {
         (self.ranges[buffer].words.saturating_sub(first as usize) / stride.max(1) as usize) as u32
     }
 
+    /// Reports a value that comes of what nobody wrote, where it matters.
+    pub(crate) fn use_value(&mut self, value: Value, as_what: &str, line: u32, mask: &Mask) {
+        if self.registers.is_tainted(value) {
+            for lane in mask.lanes() {
+                self.report_origin(self.registers.any_origin(value, lane), as_what, line);
+            }
+        }
+    }
+
+    fn report_origin(&mut self, origin: u32, as_what: &str, line: u32) {
+        if origin != 0 {
+            self.findings.add(Rule::Uninitialised, line, Some(origin), || format!("used as {as_what}, read at line {origin}"));
+        }
+    }
+
     fn index(&mut self, index: &Index, mask: &Mask) {
+        self.use_value(index.index, "an index", index.line, mask);
         let count = match index.count {
             Count::Fixed(count) => count,
             Count::Runtime { buffer, first } => self.elements(buffer, first, index.stride),
@@ -352,30 +370,32 @@ impl<'a> Machine<'a> {
         if from.space == Space::Own {
             return self.load_own(from, to, mask);
         }
+        self.registers.clean(to);
         for lane in mask.lanes() {
             let first = self.place(from.base, from.add, lane);
             for (word, &leaf) in from.leaves.iter().enumerate() {
                 let place = first.and_then(|first| self.shared(from.space, first + leaf as usize, lane, line));
-                let bits = place.map_or(0, |(memory, at, mut access)| {
-                    if from.atomic { memory.atomic_load(at, &mut access) } else { memory.read(at, &mut access) }
-                });
-                self.registers.word_mut(to, word as u32)[lane] = bits;
+                let read = place.map_or((0, 0), |(memory, at, mut access)| memory.read(at, from.atomic, &mut access));
+                self.registers.set(to, word as u32, lane, read);
             }
         }
     }
 
     fn load_own(&mut self, from: &Pointer, to: Value, mask: &Mask) {
-        let one = self.same_place(from, mask);
-        for word in 0..to.words {
-            if let Some(first) = one {
-                let slot = Value { at: first as u32, words: to.words, kind: to.kind };
-                self.registers.word_mut(to, word).copy_from_slice(self.variables.word(slot, word));
-                continue;
-            }
-            for lane in mask.lanes() {
-                let place = self.place(from.base, from.add, lane);
-                let bits = place.map_or(0, |first| self.variables.data[(first + word as usize) * self.registers.lanes + lane]);
-                self.registers.word_mut(to, word)[lane] = bits;
+        self.registers.clean(to);
+        if let Some(first) = self.same_place(from, mask) {
+            (0..to.words).for_each(|word| self.registers.copy_word((to.at + word) as usize, &self.variables, first + word as usize, mask));
+            return;
+        }
+        let lanes = self.registers.lanes;
+        for lane in mask.lanes() {
+            let place = self.place(from.base, from.add, lane);
+            for word in 0..to.words {
+                let read = place.map_or((0, 0), |first| {
+                    let slot = first + word as usize;
+                    (self.variables.data[slot * lanes + lane], self.variables.origin_of(slot, lane))
+                });
+                self.registers.set(to, word, lane, read);
             }
         }
     }
@@ -395,9 +415,12 @@ impl<'a> Machine<'a> {
         for lane in self.in_order(mask) {
             let Some(first) = self.place(to.base, to.add, lane) else { continue };
             for (word, &leaf) in to.leaves.iter().enumerate() {
-                let bits = self.registers.get(from, word as u32, lane);
+                let value = (self.registers.get(from, word as u32, lane), self.registers.origin(from, word as u32, lane));
+                if to.atomic || to.space != Space::Workgroup {
+                    self.report_origin(value.1, "a result", line);
+                }
                 let Some((memory, at, mut access)) = self.shared(to.space, first + leaf as usize, lane, line) else { continue };
-                if to.atomic { memory.atomic_store(at, bits, &mut access) } else { memory.write(at, bits, &mut access) }
+                if to.atomic { memory.atomic_store(at, value.0, &mut access) } else { memory.write(at, value, &mut access) }
             }
             if let Some(vector) = to.vector {
                 self.store_beside(to.space, vector, first, lane, line);
@@ -416,18 +439,15 @@ impl<'a> Machine<'a> {
     }
 
     fn store_own(&mut self, to: &Pointer, from: Value, mask: &Mask) {
-        let one = self.same_place(to, mask);
-        let lanes = self.registers.lanes;
-        for word in 0..from.words {
-            let from = self.registers.word(from, word);
-            if let (Some(first), true) = (one, mask.is_full()) {
-                self.variables.data[(first + word as usize) * lanes..][..lanes].copy_from_slice(from);
-                continue;
-            }
-            for lane in mask.lanes() {
-                if let Some(first) = self.place(to.base, to.add, lane) {
-                    self.variables.data[(first + word as usize) * lanes + lane] = from[lane];
-                }
+        if let Some(first) = self.same_place(to, mask) {
+            (0..from.words).for_each(|word| self.variables.copy_word(first + word as usize, &self.registers, (from.at + word) as usize, mask));
+            return;
+        }
+        for lane in mask.lanes() {
+            let Some(first) = self.place(to.base, to.add, lane) else { continue };
+            for word in 0..from.words {
+                let value = (self.registers.get(from, word, lane), self.registers.origin(from, word, lane));
+                self.variables.put(first + word as usize, lane, value);
             }
         }
     }
@@ -440,6 +460,7 @@ impl<'a> Machine<'a> {
     fn atomic(&mut self, to: &Pointer, fun: AtomicFunction, values: [Option<Value>; 3], line: u32, mask: &Mask) {
         let [operand, compare, result] = values;
         let signed = operand.is_some_and(|operand| operand.kind == Kind::I32);
+        [operand, compare].into_iter().flatten().for_each(|value| self.use_value(value, "an atomic's operand", line, mask));
         for lane in self.in_order(mask) {
             let get = |value: Option<Value>| value.map_or(0, |value| self.registers.get(value, 0, lane));
             let (operand, compared) = (get(operand), get(compare));

@@ -134,31 +134,22 @@ impl Memory {
         self.cells.fill(Cell::default());
     }
 
-    pub(crate) fn read(&mut self, at: usize, access: &mut Access<'_>) -> u32 {
-        if !self.defined[at] {
-            access.findings.add(Rule::Uninitialised, access.line, None, || format!("word {at}"));
-        }
-        self.touch(at, access, false, Kind::Plain);
-        self.words[at]
+    /// Gives a word, and the line of this access if nobody wrote the word; else 0.
+    pub(crate) fn read(&mut self, at: usize, atomic: bool, access: &mut Access<'_>) -> (u32, u32) {
+        self.touch(at, access, false, if atomic { Kind::Atomic } else { Kind::Plain });
+        (self.words[at], if self.defined[at] { 0 } else { access.line })
     }
 
-    pub(crate) fn write(&mut self, at: usize, bits: u32, access: &mut Access<'_>) {
+    /// Writes a word; one that comes of what nobody wrote stays unwritten.
+    pub(crate) fn write(&mut self, at: usize, (bits, origin): (u32, u32), access: &mut Access<'_>) {
         self.touch(at, access, true, Kind::Plain);
         self.words[at] = bits;
-        self.defined[at] = true;
+        self.defined[at] = origin == 0;
     }
 
     /// Counts as a write for races, but changes nothing: a component beside the one that is stored.
     pub(crate) fn write_beside(&mut self, at: usize, access: &mut Access<'_>) {
         self.touch(at, access, true, Kind::Plain);
-    }
-
-    pub(crate) fn atomic_load(&mut self, at: usize, access: &mut Access<'_>) -> u32 {
-        if !self.defined[at] {
-            access.findings.add(Rule::Uninitialised, access.line, None, || format!("word {at}"));
-        }
-        self.touch(at, access, false, Kind::Atomic);
-        self.words[at]
     }
 
     pub(crate) fn atomic_store(&mut self, at: usize, bits: u32, access: &mut Access<'_>) {

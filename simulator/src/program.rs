@@ -26,6 +26,8 @@ pub(crate) struct Program {
     pub(crate) privates: Vec<Initial>,
     /// Line of each statement.
     pub(crate) lines: Vec<u32>,
+    /// Line of each loop.
+    pub(crate) loops: Vec<u32>,
 }
 
 /// A binding as the shader declares it.
@@ -79,6 +81,8 @@ pub(crate) enum Act {
         cases: Vec<Case>,
     },
     Loop {
+        /// Number among all loops of the program.
+        number: usize,
         body: Vec<Statement>,
         continuing: Vec<Statement>,
         break_if: Option<Value>,

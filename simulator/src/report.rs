@@ -9,7 +9,7 @@ pub enum Rule {
     Race,
     /// An atomic store or a change of value beside another invocation's atomic load or store: which comes first is open.
     UnorderedAtomic,
-    /// A read of a word that nobody wrote.
+    /// A value that comes of a word that nobody wrote and that decides a branch, a place or a result.
     Uninitialised,
     /// An index past the end of an array, a vector or a binding.
     OutOfBounds,
@@ -36,7 +36,7 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Self::Race => "data race",
             Self::UnorderedAtomic => "atomics without order",
-            Self::Uninitialised => "read of what nobody wrote",
+            Self::Uninitialised => "use of what nobody wrote",
             Self::OutOfBounds => "out of bounds",
             Self::NonUniformBarrier => "barrier in non-uniform control flow",
             Self::NonUniformSubgroup => "subgroup operation in non-uniform control flow",
@@ -57,7 +57,7 @@ pub struct Finding {
     pub rule: Rule,
     /// Line of the shader's text, from 1.
     pub line: u32,
-    /// Line of the other access of a race.
+    /// Line of the other access of a race, or of the read of what nobody wrote.
     pub other: Option<u32>,
     /// Particulars of the first time.
     pub detail: String,

@@ -56,6 +56,7 @@ impl Machine<'_> {
 
     pub(crate) fn ballot(&mut self, predicate: Option<Value>, result: Value, line: u32, mask: &Mask) {
         self.check_subgroups(line, mask);
+        predicate.iter().for_each(|&predicate| self.use_value(predicate, "a ballot", line, mask));
         let mut words = vec![[0u32; 4]; self.subgroups.members.len()];
         for lane in mask.lanes() {
             let (subgroup, at) = self.subgroups.place[lane];
@@ -70,6 +71,10 @@ impl Machine<'_> {
 
     pub(crate) fn gather(&mut self, mode: Gather, from: Value, result: Value, line: u32, mask: &Mask) {
         self.check_subgroups(line, mask);
+        self.registers.clean(result);
+        if let Gather::Broadcast(lane) | Gather::Shuffle(lane) | Gather::Down(lane) | Gather::Up(lane) | Gather::Xor(lane) = mode {
+            self.use_value(lane, "a lane", line, mask);
+        }
         for lane in mask.lanes() {
             let source = self.source(mode, lane, line, mask);
             let invocation = source.and_then(|source| self.subgroups.members[self.subgroups.place[lane].0].get(source).copied());
@@ -80,8 +85,10 @@ impl Machine<'_> {
                 self.findings.add(Rule::NoSuchLane, line, None, || format!("{from} of {has}"));
             }
             for word in 0..result.words {
-                let bits = invocation.map_or(u32::MAX, |invocation| self.registers.get(from, word, invocation));
-                self.registers.word_mut(result, word)[lane] = bits;
+                let from = invocation.map_or((u32::MAX, line), |invocation| {
+                    (self.registers.get(from, word, invocation), self.registers.origin(from, word, invocation))
+                });
+                self.registers.set(result, word, lane, from);
             }
         }
     }
@@ -121,6 +128,7 @@ impl Machine<'_> {
         mask: &Mask,
     ) {
         self.check_subgroups(line, mask);
+        self.registers.clean(result);
         for subgroup in 0..self.subgroups.members.len() {
             let members: Vec<usize> = self.subgroups.members[subgroup].iter().copied().filter(|&one| mask.has(one)).collect();
             for word in 0..result.words {
@@ -132,7 +140,9 @@ impl Machine<'_> {
                         CollectiveOperation::ExclusiveScan => &values[..at],
                     };
                     let sum = terms.iter().copied().reduce(|a, b| combine(operation, from.kind, a, b));
-                    self.registers.word_mut(result, word)[member] = sum.unwrap_or_else(|| neutral(operation, from.kind));
+                    let bits = sum.unwrap_or_else(|| neutral(operation, from.kind));
+                    let origin = members.iter().map(|&member| self.registers.origin(from, word, member)).max().unwrap_or(0);
+                    self.registers.set(result, word, member, (bits, origin));
                 }
             }
         }

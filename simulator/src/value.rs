@@ -31,11 +31,14 @@ impl Value {
 pub(crate) struct Registers {
     pub(crate) lanes: usize,
     pub(crate) data: Vec<u32>,
+    /// Line that read what nobody wrote, where a word comes of that; else 0. Of words that are not `tainted` it means nothing.
+    origin: Vec<u32>,
+    tainted: Vec<bool>,
 }
 
 impl Registers {
     pub(crate) fn new(words: usize, lanes: usize) -> Self {
-        Self { lanes, data: vec![0; words * lanes] }
+        Self { lanes, data: vec![0; words * lanes], origin: vec![0; words * lanes], tainted: vec![false; words] }
     }
 
     /// One word of a value, of all lanes.
@@ -55,6 +58,7 @@ impl Registers {
 
     /// Gives every lane the same words.
     pub(crate) fn fill(&mut self, value: Value, words: &[u32]) {
+        self.clean(value);
         for (word, &bits) in words.iter().enumerate() {
             self.word_mut(value, word as u32).fill(bits);
         }
@@ -63,14 +67,77 @@ impl Registers {
     /// Copies a value, of the lanes in `mask`.
     pub(crate) fn copy(&mut self, to: Value, from: Value, mask: &Mask) {
         for word in 0..to.words {
-            let from = (from.at + word) as usize * self.lanes;
-            let to = (to.at + word) as usize * self.lanes;
+            let (from, to) = ((from.at + word) as usize, (to.at + word) as usize);
+            let (first, into) = (from * self.lanes, to * self.lanes);
             if mask.is_full() {
-                self.data.copy_within(from..from + self.lanes, to);
+                self.data.copy_within(first..first + self.lanes, into);
             } else {
-                mask.lanes().for_each(|lane| self.data[to + lane] = self.data[from + lane]);
+                mask.lanes().for_each(|lane| self.data[into + lane] = self.data[first + lane]);
+            }
+            if self.tainted[from] || self.tainted[to] {
+                mask.lanes().for_each(|lane| self.set_origin(to, lane, self.origin_of(from, lane)));
             }
         }
+    }
+
+    /// Copies a word from other registers, of the lanes in `mask`.
+    pub(crate) fn copy_word(&mut self, to: usize, other: &Self, from: usize, mask: &Mask) {
+        let (first, into) = (from * self.lanes, to * self.lanes);
+        if mask.is_full() {
+            self.data[into..into + self.lanes].copy_from_slice(&other.data[first..first + self.lanes]);
+        } else {
+            mask.lanes().for_each(|lane| self.data[into + lane] = other.data[first + lane]);
+        }
+        if other.tainted[from] || self.tainted[to] {
+            mask.lanes().for_each(|lane| self.set_origin(to, lane, other.origin_of(from, lane)));
+        }
+    }
+
+    /// Sets one lane's word, and where it comes from.
+    pub(crate) fn set(&mut self, value: Value, word: u32, lane: usize, (bits, origin): (u32, u32)) {
+        self.put((value.at + word) as usize, lane, (bits, origin));
+    }
+
+    pub(crate) fn put(&mut self, word: usize, lane: usize, (bits, origin): (u32, u32)) {
+        self.data[word * self.lanes + lane] = bits;
+        if origin != 0 || self.tainted[word] {
+            self.set_origin(word, lane, origin);
+        }
+    }
+
+    /// Line that read what nobody wrote, if a lane's word comes of that; else 0.
+    pub(crate) fn origin(&self, value: Value, word: u32, lane: usize) -> u32 {
+        self.origin_of((value.at + word) as usize, lane)
+    }
+
+    pub(crate) fn origin_of(&self, word: usize, lane: usize) -> u32 {
+        if self.tainted[word] { self.origin[word * self.lanes + lane] } else { 0 }
+    }
+
+    fn set_origin(&mut self, word: usize, lane: usize, origin: u32) {
+        if !self.tainted[word] {
+            if origin == 0 {
+                return;
+            }
+            self.origin[word * self.lanes..][..self.lanes].fill(0);
+            self.tainted[word] = true;
+        }
+        self.origin[word * self.lanes + lane] = origin;
+    }
+
+    /// The first origin among all words of a lane's value.
+    pub(crate) fn any_origin(&self, value: Value, lane: usize) -> u32 {
+        (0..value.words).map(|word| self.origin(value, word, lane)).find(|&origin| origin != 0).unwrap_or(0)
+    }
+
+    /// True if a lane's word may come of what nobody wrote.
+    pub(crate) fn is_tainted(&self, value: Value) -> bool {
+        self.tainted[value.at as usize..(value.at + value.words) as usize].contains(&true)
+    }
+
+    /// Takes all its lanes for written.
+    pub(crate) fn clean(&mut self, value: Value) {
+        self.tainted[value.at as usize..(value.at + value.words) as usize].fill(false);
     }
 }
 

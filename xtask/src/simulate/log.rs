@@ -43,14 +43,14 @@ impl Log {
         let mut inner = self.lock();
         let known = inner.kernels.entry(kernel.text.clone()).or_insert_with(|| Kernel {
             name: kernel.name.clone(),
-            statements: shader.lines().map(|(line, reachable)| (kernel.locate(line), reachable, 0)).collect(),
+            statements: shader.lines().map(|(line, reachable)| (place(kernel, line), reachable, 0)).collect(),
             iterations: 0,
         });
         known.iterations = known.iterations.max(report.iterations);
         known.statements.iter_mut().zip(&report.covered).for_each(|((_, _, ran), more)| *ran += more);
         for finding in &report.findings {
-            let other = finding.other.map(|line| format!(" and {}", kernel.locate(line))).unwrap_or_default();
-            let found = inner.findings.entry((kernel.locate(finding.line) + &other, finding.rule)).or_default();
+            let other = finding.other.map(|line| format!(" and {}", place(kernel, line))).unwrap_or_default();
+            let found = inner.findings.entry((place(kernel, finding.line) + &other, finding.rule)).or_default();
             if found.count == 0 {
                 found.detail.clone_from(&finding.detail);
             }
@@ -114,4 +114,11 @@ fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
         unreached.entry(place).or_default().push(name);
     }
     unreached
+}
+
+/// A line of a kernel: file and number, or its words where it is generated.
+fn place(kernel: &KernelExport, line: u32) -> String {
+    let place = kernel.locate(line);
+    let words = kernel.text.lines().nth(line.saturating_sub(1) as usize).unwrap_or_default().trim();
+    if place.starts_with("prelude:") { format!("prelude `{words}`") } else { place }
 }
