@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use wgpu_attention::plan::KernelExport;
 use wgpu_attention_simulator::{Report, Rule, Shader};
 
+/// Complaints that are printed.
+const MOST_COMPLAINTS: usize = 40;
+
 /// Everything that was found, and what ran.
 #[derive(Default)]
 pub(crate) struct Log(Mutex<Inner>);
@@ -79,23 +82,25 @@ impl Log {
             }
         }
         let unreached = unreached(&kernels);
-        let names: HashSet<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+        let families: HashSet<&str> = kernels.iter().map(|kernel| family(&kernel.name)).collect();
         let iterations = kernels.iter().map(|kernel| kernel.iterations).max().unwrap_or(0);
-        println!("{} kernels of {} shapes, at most {iterations} iterations; never run: {} lines", kernels.len(), names.len(), unreached.len());
-        for (place, names) in &unreached {
-            println!("  {place} in {}{}", names[0], if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() });
-        }
+        println!("{} kernels of {} families, at most {iterations} iterations of an invocation", kernels.len(), families.len());
+        println!("coverage: {} lines never run", unreached.len());
+        unreached.iter().for_each(|(place, families)| println!("  {place} in {}", families.join(", ")));
         for ((place, rule), found) in &inner.findings {
             let of = found.kernels.len();
             println!("{place}: {rule}: {} ({} times, {of} kernel(s), first {})", found.detail, found.count, found.kernels[0]);
         }
-        inner.complaints.iter().for_each(|complaint| println!("{complaint}"));
+        inner.complaints.iter().take(MOST_COMPLAINTS).for_each(|complaint| println!("{complaint}"));
+        if inner.complaints.len() > MOST_COMPLAINTS {
+            println!("... and {} more", inner.complaints.len() - MOST_COMPLAINTS);
+        }
         (inner.findings.len() + inner.complaints.len(), unreached.len())
     }
 }
 
-/// Lines of a shape's kernels that none of them has run as a whole, and the shapes. Variants of a shape share files, and not each can take
-/// each branch: an option that the problem does not have.
+/// Lines of a family's kernels that none of them has run as a whole, and the families. Kernels of a family are made of the same files, and
+/// not each can take each branch: an option that its problem does not have, a shape that needs no tail.
 fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
     let mut lines: BTreeMap<(&str, &str), bool> = BTreeMap::new();
     for kernel in kernels {
@@ -106,14 +111,19 @@ fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
             }
         }
         for (place, ran) in own {
-            *lines.entry((place, &kernel.name)).or_insert(false) |= ran;
+            *lines.entry((place, family(&kernel.name))).or_insert(false) |= ran;
         }
     }
     let mut unreached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for ((place, name), _) in lines.into_iter().filter(|&(_, ran)| !ran) {
-        unreached.entry(place).or_default().push(name);
+    for ((place, family), _) in lines.into_iter().filter(|&(_, ran)| !ran) {
+        unreached.entry(place).or_default().push(family);
     }
     unreached
+}
+
+/// A kernel's name without the sizes of its shape.
+fn family(name: &str) -> &str {
+    name.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().trim_end()
 }
 
 /// A line of a kernel: file and number, or its words where it is generated.

@@ -2,6 +2,7 @@
 
 mod device;
 mod log;
+mod variants;
 
 use std::collections::HashSet;
 
@@ -14,6 +15,7 @@ use wgpu_attention_simulator::LaneOrder;
 use crate::kernels::{self, SHORT};
 use device::{Device, Shaders};
 use log::Log;
+use variants::variants;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -71,11 +73,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
 
 fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
     let mut tasks = Vec::new();
-    // Nothing asked is an empty answer, before any plan.
-    let is_empty = |problem: &Problem| problem.lse_len() == 0;
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
-        if wanted(&name) {
+        let others = variants(&problem).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
+        for (name, problem) in std::iter::once((name.clone(), problem)).chain(others).filter(|(name, _)| wanted(name)) {
             // Kernels have a path of their own for a NaN that somebody sees.
             for nan in [false, true] {
                 let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
@@ -84,7 +85,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
         }
     }
     let drawn = (0..args.random).map(|at| random(args.seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
-    for case in table()?.into_iter().chain(drawn).filter(|case| wanted(&case.name) && !is_empty(&case.problem)) {
+    for case in table()?.into_iter().chain(drawn).filter(|case| wanted(&case.name)) {
         for (algorithm, specialise) in [
             (Some(Algorithm::Auto), Specialise::Always),
             (Some(Algorithm::Staged), Specialise::Always),
@@ -92,7 +93,11 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
             (None, Specialise::Always),
             (None, Specialise::Never),
         ] {
-            tasks.push(Task { case: case.clone(), algorithm, specialise });
+            // Nothing asked, or gradients of no keys: answered before any plan.
+            let nothing = case.problem.lse_len() == 0 || (algorithm.is_none() && case.problem.dims.seq_len_kv == 0);
+            if !nothing {
+                tasks.push(Task { case: case.clone(), algorithm, specialise });
+            }
         }
     }
     Ok(tasks)
@@ -133,7 +138,8 @@ fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
 }
 
 fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
-    let roomy = DeviceCaps { workgroup_bytes: 49152, ..DeviceCaps::webgpu_defaults() };
+    // Grids of several lines, whose last is not full.
+    let roomy = DeviceCaps { workgroup_bytes: 49152, workgroups_per_dimension: 5, ..DeviceCaps::webgpu_defaults() };
     DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
 }
 
