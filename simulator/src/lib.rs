@@ -38,8 +38,6 @@ mod memory;
 mod program;
 mod report;
 mod subgroup;
-#[cfg(test)]
-mod tests;
 mod types;
 mod value;
 

@@ -5,7 +5,8 @@ use wgpu_attention::{Alibi, Alignment, Broadcast, DType, Layout, Packed, Problem
 /// Problems of the same sizes with other options, so that they need kernels of the same shapes; in words.
 pub(crate) fn variants(problem: &Problem) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
-    if problem.paged.is_some() || problem.key.dtype != DType::F32 || problem.visibility.documents {
+    let v = &problem.visibility;
+    if problem.paged.is_some() || problem.key.dtype != DType::F32 || v.documents || v.kv_lengths {
         return Vec::new();
     }
     let full = Broadcast(d.scores_shape());
