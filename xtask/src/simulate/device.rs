@@ -11,6 +11,7 @@ use wgpu_attention::{
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options, Shader};
 
 use super::log::Log;
+use super::sabotage::Edit;
 
 /// Shaders by their text, so that each is prepared once.
 #[derive(Default)]
@@ -34,6 +35,10 @@ pub(crate) struct Device<'a> {
     pub(crate) lanes: LaneOrder,
     pub(crate) shaders: &'a Shaders,
     pub(crate) log: &'a Log,
+    /// A change of the kernels.
+    pub(crate) edit: Option<Edit>,
+    /// Iterations of a loop after which it is taken for endless.
+    pub(crate) most_iterations: u64,
 }
 
 /// Contents of the plan's buffers: what a reader finds that nobody wrote.
@@ -110,13 +115,16 @@ impl Device<'_> {
         for (number, dispatch) in plan.dispatches.iter().enumerate() {
             buffers.list[params] = Buffer::filled(&dispatch.params);
             let kernel = &plan.kernels[dispatch.kernel];
-            let shader = self.shaders.get(&kernel.text)?;
+            let shader = match &self.edit {
+                Some(edit) => self.shaders.get(&edit.apply(kernel))?,
+                None => self.shaders.get(&kernel.text)?,
+            };
             let bindings = buffers.bind(dispatch, params, &scratch)?;
             let options = Options {
                 subgroup_size: self.caps.subgroup_size.max(1),
                 lanes: self.lanes,
                 seed: self.seed.wrapping_add(number as u64),
-                ..Options::default()
+                most_iterations: self.most_iterations,
             };
             let report = shader.dispatch(&mut buffers.list, &bindings, dispatch.grid, &options);
             let report = report.map_err(|error| Error::Device { why: format!("{}: {error}", kernel.name) })?;

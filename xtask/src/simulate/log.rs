@@ -69,6 +69,12 @@ impl Log {
         self.lock().complaints.push(what);
     }
 
+    /// True if nothing was found.
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.findings.is_empty() && inner.complaints.is_empty()
+    }
+
     /// Prints it all; gives the number of findings and complaints, and of statements that never ran.
     pub(crate) fn print(&self, verbose: bool) -> (usize, usize) {
         let inner = self.lock();

@@ -2,12 +2,13 @@
 
 mod device;
 mod log;
+mod sabotage;
 mod variants;
 
 use std::collections::HashSet;
 
 use rayon::prelude::*;
-use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport, Specialise};
 use wgpu_attention::verify::{Case, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against, random, table};
 use wgpu_attention::{Algorithm, Error, Problem, WantGradients};
 use wgpu_attention_simulator::LaneOrder;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Lanes of a subgroup in the order of local_invocation_index, as most drivers have them
     #[arg(long)]
     lanes_in_order: bool,
+    /// Take out each barrier and each test of a tail in turn: each must be noticed
+    #[arg(long)]
+    sabotage: bool,
     /// Print the coverage of each kernel
     #[arg(long)]
     verbose: bool,
@@ -53,6 +57,9 @@ struct Task {
 
 /// True if nothing was found and every statement ran.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
+    if args.sabotage {
+        return sabotage::run(args);
+    }
     let tasks = tasks(args).map_err(|error| error.to_string())?;
     let (shaders, log) = (Shaders::default(), Log::default());
     let started = std::time::Instant::now();
@@ -105,29 +112,18 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
 
 /// Runs a task on every device that has a plan of its own for it; gives the number of runs.
 fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
-    let problem = &task.case.problem;
-    let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
-    let mut seen = HashSet::new();
-    let mut devices = Vec::new();
-    for (class, size) in CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| (class, size))) {
-        let caps = caps(class, size, task.specialise);
-        match plan(problem, &caps, task.algorithm) {
-            Ok(plan) => {
-                let export = plan.export();
-                let shuffles = export.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
-                let texts: Vec<String> = export.kernels.into_iter().map(|kernel| kernel.text).collect();
-                if seen.insert((texts, export.dispatches.len(), if shuffles { size } else { 0 })) {
-                    devices.push(caps);
-                }
-            }
-            // As on any device: what cannot be asked for.
-            Err(Error::Unsupported { .. }) => {}
-            Err(error) => log.complain(format!("{} on {class:?}: {error}", task.case.name)),
-        }
-    }
-    let lanes = if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled };
-    let devices: Vec<Device<'_>> =
-        devices.into_iter().map(|caps| Device { caps, seed: args.seed, lanes, shaders, log }).collect();
+    let (devices, refusals) = devices(args, task);
+    refusals.into_iter().for_each(|refusal| log.complain(refusal));
+    let device = |(caps, _)| Device {
+        caps,
+        seed: args.seed,
+        lanes: lanes(args),
+        shaders,
+        log,
+        edit: None,
+        most_iterations: 10_000_000,
+    };
+    let devices: Vec<Device<'_>> = devices.into_iter().map(device).collect();
     for (device, verdict) in devices.iter().zip(verdicts(task, &devices)) {
         if let Verdict::Failed(why) = verdict {
             let caps = &device.caps;
@@ -135,6 +131,34 @@ fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
         }
     }
     devices.len()
+}
+
+fn lanes(args: &Args) -> LaneOrder {
+    if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled }
+}
+
+/// Devices that have plans of their own for a task, and the plans; and what was refused.
+fn devices(args: &Args, task: &Task) -> (Vec<(DeviceCaps, PlanExport)>, Vec<String>) {
+    let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
+    let mut seen = HashSet::new();
+    let (mut devices, mut refusals) = (Vec::new(), Vec::new());
+    for (class, size) in CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| (class, size))) {
+        let caps = caps(class, size, task.specialise);
+        match plan(&task.case.problem, &caps, task.algorithm) {
+            Ok(plan) => {
+                let export = plan.export();
+                let shuffles = export.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
+                let texts: Vec<String> = export.kernels.iter().map(|kernel| kernel.text.clone()).collect();
+                if seen.insert((texts, export.dispatches.len(), if shuffles { size } else { 0 })) {
+                    devices.push((caps, export));
+                }
+            }
+            // As on any device: what cannot be asked for.
+            Err(Error::Unsupported { .. }) => {}
+            Err(error) => refusals.push(format!("{} on {class:?}: {error}", task.case.name)),
+        }
+    }
+    (devices, refusals)
 }
 
 fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
