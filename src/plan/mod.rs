@@ -2,6 +2,7 @@
 
 mod backward;
 mod caps;
+mod export;
 mod fused;
 mod loops;
 mod matrix;
@@ -16,6 +17,7 @@ pub(crate) use ranges::{Bound, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
+pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
 pub use tables::{TableLayout, table_bytes};
 

@@ -54,6 +54,11 @@ impl Source {
         Some(Self { text: directives + &self.text, parts })
     }
 
+    /// First line (from 1) and name of each part, in order.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        self.parts.iter().copied()
+    }
+
     /// The place in the project's own files of a line of the text.
     pub(crate) fn locate(&self, line: usize) -> String {
         let at = self.parts.partition_point(|&(first, _)| first <= line).saturating_sub(1);

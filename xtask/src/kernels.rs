@@ -30,7 +30,7 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
         text: shader.text().into(),
         workgroup_bytes: shader.workgroup_bytes,
     };
-    let mut kernels: Vec<_> = shaders(caps, cases())?.into_iter().map(|(case, shader)| kernel(case, &shader.name, &shader)).collect();
+    let mut kernels: Vec<_> = shaders(caps, cases(&LONG))?.into_iter().map(|(case, shader)| kernel(case, &shader.name, &shader)).collect();
     // What keeps a cache on a device is the same for every one.
     let caches = cache_shaders();
     kernels.extend(caches.iter().map(|shader| kernel(format!("cache: {}", shader.name), first_word(&shader.name), shader)));
@@ -41,7 +41,7 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
 pub(crate) fn everywhere() -> Result<Vec<(String, Shader)>, String> {
     let mut all = Vec::new();
     for (device, caps) in devices() {
-        let found = shaders(&caps, cases().into_iter().chain(odd_cases()).collect())?;
+        let found = shaders(&caps, cases(&LONG).into_iter().chain(odd_cases()).collect())?;
         all.extend(found.into_iter().map(|(case, shader)| (format!("{device}: {case}"), shader)));
     }
     all.extend(cache_shaders().into_iter().map(|shader| (format!("cache: {}", shader.name), shader)));
@@ -103,15 +103,17 @@ pub(crate) fn some(caps: &DeviceCaps, text: &str) -> Result<Vec<Kernel>, String>
 }
 
 /// A problem in words, itself, how it is computed (`None`: its gradients), and whether kernels are made for it alone.
-type Case = (String, Problem, Option<Algorithm>, Specialise);
+pub(crate) type Case = (String, Problem, Option<Algorithm>, Specialise);
 
-fn cases() -> Vec<Case> {
+/// Problems that between them need every kernel.
+pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
     const DIMS: [usize; 4] = [64, 80, 128, 256];
     let mut cases = Vec::new();
     for dtype in DType::ALL {
         for dim in DIMS {
-            let stored = |(heads, seq_len_q, seq_len_kv)| problem(heads, seq_len_q, seq_len_kv, dim).stored(dtype, Layout::Bhsd);
-            let (prefill, decode) = (stored(PREFILL), stored(DECODE));
+            let stored = |lengths| problem(lengths, dim).stored(dtype, Layout::Bhsd);
+            let everything = |problem| everything(problem, sizes);
+            let (prefill, decode) = (stored(sizes.prefill), stored(sizes.decode));
             let mut add = |what: &str, problem, algorithm, specialise| {
                 cases.push((format!("{dtype} D={dim} {what}"), problem, Some(algorithm), specialise));
             };
@@ -120,8 +122,8 @@ fn cases() -> Vec<Case> {
             add("decode", decode, Algorithm::Fused, Specialise::Always);
             add("decode, everything", everything(decode), Algorithm::Fused, Specialise::Always);
             if dtype == DType::F32 {
-                add("8 rows", stored(EIGHT_ROWS), Algorithm::Fused, Specialise::Always);
-                add("16 rows", stored(SIXTEEN_ROWS), Algorithm::Fused, Specialise::Always);
+                add("8 rows", stored(sizes.eight_rows), Algorithm::Fused, Specialise::Always);
+                add("16 rows", stored(sizes.sixteen_rows), Algorithm::Fused, Specialise::Always);
                 add("staged, everything", everything(prefill), Algorithm::Staged, Specialise::Always);
             }
             add("staged", prefill, Algorithm::Staged, Specialise::Always);
@@ -134,7 +136,7 @@ fn cases() -> Vec<Case> {
             backward("backward", prefill, Specialise::Always);
             backward("backward, everything", everything(prefill), Specialise::Always);
             if dtype == DType::F32 {
-                backward("backward of 16 rows", stored(SIXTEEN_ROWS), Specialise::Always);
+                backward("backward of 16 rows", stored(sizes.sixteen_rows), Specialise::Always);
             }
             backward("general backward", everything(prefill), Specialise::Never);
         }
@@ -145,10 +147,10 @@ fn cases() -> Vec<Case> {
             let mut add = |what: &str, problem: Problem, specialise| {
                 cases.push((format!("{cache} cache D={dim} {what}"), problem, Some(Algorithm::Fused), specialise));
             };
-            let decode = cached(problem(DECODE.0, DECODE.1, DECODE.2, dim), query, cache);
+            let decode = cached(problem(sizes.decode, dim), query, cache);
             add("paged decode", paged(decode), Specialise::Always);
             if cache.is_blocks() {
-                let prefill = cached(problem(PREFILL.0, PREFILL.1, PREFILL.2, dim), query, cache);
+                let prefill = cached(problem(sizes.prefill, dim), query, cache);
                 add("decode", decode, Specialise::Always);
                 add("prefill", prefill.causal(Alignment::BottomRight), Specialise::Always);
                 add("general decode", decode, Specialise::Never);
@@ -158,11 +160,11 @@ fn cases() -> Vec<Case> {
                 add("decode with lengths", lengths, Specialise::Always);
                 add("paged decode, sinks", Problem { sinks: true, ..paged(decode) }, Specialise::Always);
             }
-            let speculative = problem(DECODE.0, 8, DECODE.2, dim);
+            let speculative = problem(Lengths { rows: 8, ..sizes.decode }, dim);
             add("paged, 8 tokens", paged(cached(speculative, query, cache)).causal(Alignment::BottomRight), Specialise::Always);
         }
     }
-    let odd = problem(PREFILL.0, PREFILL.1, PREFILL.2, 67);
+    let odd = problem(sizes.prefill, 67);
     cases.push(("f32 D=67 prefill".into(), odd, Some(Algorithm::Fused), Specialise::Always));
     cases.push(("f32 D=67 staged".into(), odd, Some(Algorithm::Staged), Specialise::Always));
     cases
@@ -184,10 +186,10 @@ fn odd_cases() -> Vec<Case> {
     };
     for dim in [1, 3, 8, 30, 64, 80, 256, 576] {
         for rows in [1, 7, 12, 300] {
-            add(&format!("D={dim}, {rows} rows"), problem((2, 2), rows, 300, dim));
+            add(&format!("D={dim}, {rows} rows"), problem(lengths(2, 2, rows, 300), dim));
         }
     }
-    let plain = problem((4, 2), 40, 2000, 32);
+    let plain = problem(lengths(4, 2, 40, 2000), 32);
     for dtype in DType::ALL {
         add(&format!("{dtype} D=32"), plain.stored(dtype, Layout::Bshd));
         let strided =
@@ -198,8 +200,8 @@ fn odd_cases() -> Vec<Case> {
         add(&format!("{dtype} keys"), cached(plain, DType::F32, dtype));
     }
     add("dropout", Problem { dropout: Some(0.5), ..plain });
-    add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain) });
-    let everything = everything(plain);
+    add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain, &LONG) });
+    let everything = everything(plain, &LONG);
     add(
         "softcap last, symmetric slopes",
         Problem { score_order: ScoreOrder::BiasThenSoftcap, alibi: Some(Alibi::Symmetric), ..everything },
@@ -213,14 +215,51 @@ fn odd_cases() -> Vec<Case> {
     cases
 }
 
-// (num_heads, num_kv_heads), seq_len_q, seq_len_kv: one of each row of the planner's table, and one that splits the keys.
-type Lengths = ((usize, usize), usize, usize);
-const PREFILL: Lengths = ((8, 8), 1024, 1024);
-const DECODE: Lengths = ((32, 8), 1, 4096);
-const EIGHT_ROWS: Lengths = ((8, 8), 8, 1024);
-const SIXTEEN_ROWS: Lengths = ((8, 8), 16, 1024);
+/// Sizes of the problems: one of each row of the planner's table, and one that splits the keys.
+pub(crate) struct Sizes {
+    prefill: Lengths,
+    decode: Lengths,
+    eight_rows: Lengths,
+    sixteen_rows: Lengths,
+    /// Of [`everything`].
+    window: u32,
+    max_distance: u32,
+}
 
-fn problem((num_heads, num_kv_heads): (usize, usize), seq_len_q: usize, seq_len_kv: usize, head_dim: usize) -> Problem {
+#[derive(Clone, Copy)]
+struct Lengths {
+    num_heads: usize,
+    num_kv_heads: usize,
+    rows: usize,
+    keys: usize,
+}
+
+const fn lengths(num_heads: usize, num_kv_heads: usize, rows: usize, keys: usize) -> Lengths {
+    Lengths { num_heads, num_kv_heads, rows, keys }
+}
+
+/// As people have them.
+pub(crate) const LONG: Sizes = Sizes {
+    prefill: lengths(8, 8, 1024, 1024),
+    decode: lengths(32, 8, 1, 4096),
+    eight_rows: lengths(8, 8, 8, 1024),
+    sixteen_rows: lengths(8, 8, 16, 1024),
+    window: 512,
+    max_distance: 128,
+};
+
+/// As small as they can be for the same kernels, and odd, so that every tile has a tail.
+pub(crate) const SHORT: Sizes = Sizes {
+    prefill: lengths(2, 2, 37, 41),
+    decode: lengths(4, 1, 1, 527),
+    eight_rows: lengths(2, 2, 8, 41),
+    sixteen_rows: lengths(2, 2, 16, 41),
+    window: 20,
+    max_distance: 16,
+};
+
+fn problem(lengths: Lengths, head_dim: usize) -> Problem {
+    let Lengths { num_heads, num_kv_heads, rows: seq_len_q, keys: seq_len_kv } = lengths;
     Problem::new(Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim })
 }
 
@@ -231,20 +270,20 @@ fn cached(problem: Problem, query: DType, cache: DType) -> Problem {
 }
 
 fn paged(mut problem: Problem) -> Problem {
-    let pages = problem.dims.seq_len_kv / 16;
+    let pages = problem.dims.seq_len_kv.div_ceil(16);
     problem.paged = Some(Paged { page_size: 16, pages, pages_per_item: pages });
     problem.visibility.kv_lengths = true;
     problem
 }
 
 /// With every option that can be had together.
-fn everything(problem: Problem) -> Problem {
+fn everything(problem: Problem, sizes: &Sizes) -> Problem {
     let full = Broadcast(problem.dims.scores_shape());
-    let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(512), None).with_lse();
+    let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(sizes.window), None).with_lse();
     problem.softcap = Some(30.0);
     problem.bias = Some(full);
     problem.alibi = Some(Alibi::Signed);
-    problem.relative_bias = Some(128);
+    problem.relative_bias = Some(sizes.max_distance);
     problem.sinks = true;
     problem.visibility.mask = Some(full);
     problem.visibility.kv_lengths = true;

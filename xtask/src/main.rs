@@ -13,6 +13,9 @@
 //! `cargo xtask wgsl --out FOLDER` writes the text of every kernel as standard WGSL, which `scripts/tint.sh` gives to browsers' compiler.
 //!
 //! `cargo xtask fuzz` holds random problems on every backend against the oracle, for a minute or for days; it has examples in its `--help`.
+//!
+//! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the planner chooses
+//! differently, compares the answers with the oracle, and exits with 1 where the simulator finds anything.
 
 mod driver;
 mod fuzz;
@@ -20,6 +23,7 @@ mod isa;
 mod kernels;
 mod lab;
 mod record;
+mod simulate;
 mod spirv;
 mod stats;
 mod targets;
@@ -41,6 +45,8 @@ struct Cli {
 enum Command {
     /// Compile every kernel for GPUs that are not here; write or compare benches/record/lab.tsv
     Lab(lab::Args),
+    /// Run every kernel on the simulator; report races, reads of what nobody wrote and the like
+    Simulate(simulate::Args),
     /// Compile for one target, from inside the lab; JSON lines
     Stats(stats::Args),
     /// Random problems on every backend against the oracle, for as long as one likes
@@ -53,6 +59,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
         Command::Wgsl(args) => wgsl::run(&args).map(|()| true),
     };

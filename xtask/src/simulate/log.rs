@@ -1,0 +1,140 @@
+//! What the simulator said of each kernel, over all runs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use wgpu_attention::plan::KernelExport;
+use wgpu_attention_simulator::{Report, Rule, Shader};
+
+/// Complaints that are printed.
+const MOST_COMPLAINTS: usize = 40;
+
+/// Everything that was found, and what ran.
+#[derive(Default)]
+pub(crate) struct Log(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// By text.
+    kernels: HashMap<String, Kernel>,
+    /// By rule, place and the other place.
+    findings: BTreeMap<(String, Rule), Found>,
+    complaints: Vec<String>,
+}
+
+/// A kernel that ran.
+struct Kernel {
+    name: String,
+    /// File and line of each statement, whether it can be reached, and how often it ran.
+    statements: Vec<(String, bool, u64)>,
+    iterations: u64,
+}
+
+#[derive(Default)]
+struct Found {
+    detail: String,
+    count: u64,
+    kernels: Vec<String>,
+}
+
+impl Log {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, kernel: &KernelExport, shader: &Shader, report: &Report) {
+        let mut inner = self.lock();
+        let known = inner.kernels.entry(kernel.text.clone()).or_insert_with(|| Kernel {
+            name: kernel.name.clone(),
+            statements: shader.lines().map(|(line, reachable)| (place(kernel, line), reachable, 0)).collect(),
+            iterations: 0,
+        });
+        known.iterations = known.iterations.max(report.iterations);
+        known.statements.iter_mut().zip(&report.covered).for_each(|((_, _, ran), more)| *ran += more);
+        for finding in &report.findings {
+            let other = finding.other.map(|line| format!(" and {}", place(kernel, line))).unwrap_or_default();
+            let found = inner.findings.entry((place(kernel, finding.line) + &other, finding.rule)).or_default();
+            if found.count == 0 {
+                found.detail.clone_from(&finding.detail);
+            }
+            found.count += finding.count;
+            if !found.kernels.contains(&kernel.name) {
+                found.kernels.push(kernel.name.clone());
+            }
+        }
+    }
+
+    /// A wrong answer, or one that is not there.
+    pub(crate) fn complain(&self, what: String) {
+        self.lock().complaints.push(what);
+    }
+
+    /// True if nothing was found.
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.findings.is_empty() && inner.complaints.is_empty()
+    }
+
+    /// Prints it all; gives the number of findings and complaints, and of statements that never ran.
+    pub(crate) fn print(&self, verbose: bool) -> (usize, usize) {
+        let inner = self.lock();
+        let mut kernels: Vec<&Kernel> = inner.kernels.values().collect();
+        kernels.sort_by_key(|kernel| &kernel.name);
+        if verbose {
+            for kernel in &kernels {
+                let reachable = kernel.statements.iter().filter(|&&(_, reachable, _)| reachable);
+                let (of, ran) = reachable.fold((0, 0), |(of, ran), &(.., count)| (of + 1, ran + usize::from(count > 0)));
+                println!("{}: {ran} of {of} statements, at most {} iterations", kernel.name, kernel.iterations);
+            }
+        }
+        let unreached = unreached(&kernels);
+        let families: HashSet<&str> = kernels.iter().map(|kernel| family(&kernel.name)).collect();
+        let iterations = kernels.iter().map(|kernel| kernel.iterations).max().unwrap_or(0);
+        println!("{} kernels of {} families, at most {iterations} iterations of an invocation", kernels.len(), families.len());
+        println!("coverage: {} lines never run", unreached.len());
+        unreached.iter().for_each(|(place, families)| println!("  {place} in {}", families.join(", ")));
+        for ((place, rule), found) in &inner.findings {
+            let of = found.kernels.len();
+            println!("{place}: {rule}: {} ({} times, {of} kernel(s), first {})", found.detail, found.count, found.kernels[0]);
+        }
+        inner.complaints.iter().take(MOST_COMPLAINTS).for_each(|complaint| println!("{complaint}"));
+        if inner.complaints.len() > MOST_COMPLAINTS {
+            println!("... and {} more", inner.complaints.len() - MOST_COMPLAINTS);
+        }
+        (inner.findings.len() + inner.complaints.len(), unreached.len())
+    }
+}
+
+/// Lines of a family's kernels that none of them has run as a whole, and the families. Kernels of a family are made of the same files, and
+/// not each can take each branch: an option that its problem does not have, a shape that needs no tail.
+fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut lines: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    for kernel in kernels {
+        let mut own: BTreeMap<&str, bool> = BTreeMap::new();
+        for (place, reachable, count) in &kernel.statements {
+            if *reachable {
+                *own.entry(place).or_insert(true) &= *count > 0;
+            }
+        }
+        for (place, ran) in own {
+            *lines.entry((place, family(&kernel.name))).or_insert(false) |= ran;
+        }
+    }
+    let mut unreached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for ((place, family), _) in lines.into_iter().filter(|&(_, ran)| !ran) {
+        unreached.entry(place).or_default().push(family);
+    }
+    unreached
+}
+
+/// A kernel's name without the sizes of its shape.
+fn family(name: &str) -> &str {
+    name.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().trim_end()
+}
+
+/// A line of a kernel: file and number, or its words where it is generated.
+fn place(kernel: &KernelExport, line: u32) -> String {
+    let place = kernel.locate(line);
+    let words = kernel.text.lines().nth(line.saturating_sub(1) as usize).unwrap_or_default().trim();
+    if place.starts_with("prelude:") { format!("prelude `{words}`") } else { place }
+}

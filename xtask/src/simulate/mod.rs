@@ -1,0 +1,196 @@
+//! `cargo xtask simulate`: whole plans on the simulator, answers compared with the oracle.
+
+mod device;
+mod log;
+mod sabotage;
+mod variants;
+
+use std::collections::HashSet;
+
+use rayon::prelude::*;
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport, Specialise};
+use wgpu_attention::verify::{Case, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against, random, table};
+use wgpu_attention::{Algorithm, Error, Problem, WantGradients};
+use wgpu_attention_simulator::LaneOrder;
+
+use crate::kernels::{self, SHORT};
+use device::{Device, Shaders};
+use log::Log;
+use variants::variants;
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Only problems with this in their words, such as `decode`; coverage is then no matter of success
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only devices with subgroups of this size; 0 is none
+    #[arg(long, value_name = "LANES")]
+    subgroup: Option<u32>,
+    /// Seed of the data, of the order of invocations and lanes, and of the random problems
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Random problems, besides those that need every kernel
+    #[arg(long, value_name = "COUNT", default_value_t = 40)]
+    random: u64,
+    /// Lanes of a subgroup in the order of local_invocation_index, as most drivers have them
+    #[arg(long)]
+    lanes_in_order: bool,
+    /// Take out each barrier and each test of a tail in turn: each must be noticed
+    #[arg(long)]
+    sabotage: bool,
+    /// Print the coverage of each kernel
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// Subgroup sizes of devices; 0: without subgroups.
+const SUBGROUPS: [u32; 6] = [0, 4, 8, 16, 32, 64];
+const CLASSES: [DeviceClass; 3] = [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete];
+
+/// A problem with data, and what is computed of it.
+struct Task {
+    case: Case,
+    /// `None`: its gradients.
+    algorithm: Option<Algorithm>,
+    specialise: Specialise,
+}
+
+/// True if nothing was found and every statement ran.
+pub(crate) fn run(args: &Args) -> Result<bool, String> {
+    if args.sabotage {
+        return sabotage::run(args);
+    }
+    let tasks = tasks(args).map_err(|error| error.to_string())?;
+    let (shaders, log) = (Shaders::default(), Log::default());
+    let started = std::time::Instant::now();
+    let run = |task: &Task| {
+        let started = std::time::Instant::now();
+        let runs = simulate(args, task, &shaders, &log);
+        if args.verbose {
+            println!("{:.2} s for {runs} runs of {}", started.elapsed().as_secs_f64(), task.case.name);
+        }
+        runs
+    };
+    let runs: usize = tasks.par_iter().map(run).sum();
+    println!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
+    let (found, unreached) = log.print(args.verbose);
+    let whole = args.only.is_none() && args.subgroup.is_none();
+    Ok(found == 0 && (!whole || unreached == 0))
+}
+
+fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
+    let mut tasks = Vec::new();
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
+        let others = variants(&problem).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
+        for (name, problem) in std::iter::once((name.clone(), problem)).chain(others).filter(|(name, _)| wanted(name)) {
+            // Kernels have a path of their own for a NaN that somebody sees.
+            for nan in [false, true] {
+                let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
+                tasks.push(Task { case: Case::new(name.clone(), problem, fill)?, algorithm, specialise });
+            }
+        }
+    }
+    let drawn = (0..args.random).map(|at| random(args.seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
+    for case in table()?.into_iter().chain(drawn).filter(|case| wanted(&case.name)) {
+        for (algorithm, specialise) in [
+            (Some(Algorithm::Auto), Specialise::Always),
+            (Some(Algorithm::Staged), Specialise::Always),
+            (Some(Algorithm::Fused), Specialise::Never),
+            (None, Specialise::Always),
+            (None, Specialise::Never),
+        ] {
+            // Nothing asked, or gradients of no keys: answered before any plan.
+            let nothing = case.problem.lse_len() == 0 || (algorithm.is_none() && case.problem.dims.seq_len_kv == 0);
+            if !nothing {
+                tasks.push(Task { case: case.clone(), algorithm, specialise });
+            }
+        }
+    }
+    Ok(tasks)
+}
+
+/// Runs a task on every device that has a plan of its own for it; gives the number of runs.
+fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
+    let (devices, refusals) = devices(args, task);
+    refusals.into_iter().for_each(|refusal| log.complain(refusal));
+    let device = |(caps, _)| Device { caps, seed: args.seed, lanes: lanes(args), shaders, log, edit: None, most_iterations: 10_000_000 };
+    let devices: Vec<Device<'_>> = devices.into_iter().map(device).collect();
+    for (device, verdict) in devices.iter().zip(verdicts(task, &devices)) {
+        if let Verdict::Failed(why) = verdict {
+            let caps = &device.caps;
+            log.complain(format!("{} on {:?}, subgroups of {}: {why}", task.case.name, caps.class, caps.subgroup_size));
+        }
+    }
+    devices.len()
+}
+
+fn lanes(args: &Args) -> LaneOrder {
+    if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled }
+}
+
+/// Devices that have plans of their own for a task, and the plans; and what was refused.
+fn devices(args: &Args, task: &Task) -> (Vec<(DeviceCaps, PlanExport)>, Vec<String>) {
+    let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
+    let mut seen = HashSet::new();
+    let (mut devices, mut refusals) = (Vec::new(), Vec::new());
+    for (class, size) in CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| (class, size))) {
+        let caps = caps(class, size, task.specialise);
+        match plan(&task.case.problem, &caps, task.algorithm) {
+            Ok(plan) => {
+                let export = plan.export();
+                let shuffles = export.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
+                let texts: Vec<String> = export.kernels.iter().map(|kernel| kernel.text.clone()).collect();
+                if seen.insert((texts, export.dispatches.len(), if shuffles { size } else { 0 })) {
+                    devices.push((caps, export));
+                }
+            }
+            // As on any device: what cannot be asked for.
+            Err(Error::Unsupported { .. }) => {}
+            Err(error) => refusals.push(format!("{} on {class:?}: {error}", task.case.name)),
+        }
+    }
+    (devices, refusals)
+}
+
+fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
+    // Grids of several lines, whose last is not full.
+    let roomy = DeviceCaps { workgroup_bytes: 49152, workgroups_per_dimension: 5, ..DeviceCaps::webgpu_defaults() };
+    DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
+}
+
+fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {
+    match algorithm {
+        Some(algorithm) => Plan::new(problem, caps, algorithm),
+        None => Plan::backward(problem, &WantGradients::all(problem), caps),
+    }
+}
+
+fn verdicts(task: &Task, devices: &[Device<'_>]) -> Vec<Verdict> {
+    let case = &task.case;
+    let refused = |error: Error| vec![Verdict::Failed(format!("the oracle refused it: {error}")); devices.len()];
+    if devices.is_empty() {
+        return Vec::new();
+    }
+    match task.algorithm {
+        Some(algorithm) => match Expected::of(&case.problem, &case.data.inputs()) {
+            Ok(expected) => {
+                let check =
+                    |device: &Device<'_>| check_against(case, &expected, &|problem, inputs| device.attention(problem, inputs, algorithm));
+                devices.iter().map(check).collect()
+            }
+            Err(error) => refused(error),
+        },
+        None => match ExpectedGradients::of(case) {
+            Ok(expected) => {
+                let check = |device: &Device<'_>| {
+                    check_backward_against(case, &expected, &|problem, inputs, backward, want| {
+                        device.backward(problem, inputs, backward, want)
+                    })
+                };
+                devices.iter().map(check).collect()
+            }
+            Err(error) => refused(error),
+        },
+    }
+}

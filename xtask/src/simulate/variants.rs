@@ -1,0 +1,28 @@
+//! Options that turn the branches of a kernel which its first problem leaves aside.
+
+use wgpu_attention::{Alibi, Alignment, Broadcast, DType, Layout, Packed, Problem, ScoreOrder};
+
+/// Problems of the same sizes with other options, so that they need kernels of the same shapes; in words.
+pub(crate) fn variants(problem: &Problem) -> Vec<(&'static str, Problem)> {
+    let d = problem.dims;
+    let v = &problem.visibility;
+    if problem.paged.is_some() || problem.key.dtype != DType::F32 || v.documents || v.kv_lengths {
+        return Vec::new();
+    }
+    let full = Broadcast(d.scores_shape());
+    let mut varlen = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.stored(DType::F32, Layout::Bshd);
+    varlen = varlen.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(30), Some(2)).with_lse();
+    varlen.packed = Some(Packed { tokens_q: 2 * d.seq_len_q, tokens_kv: 2 * d.seq_len_kv });
+    (varlen.softcap, varlen.score_order, varlen.sinks) = (Some(20.0), ScoreOrder::BiasThenSoftcap, true);
+    (varlen.alibi, varlen.relative_bias, varlen.dropout) = (Some(Alibi::Symmetric), Some(3), Some(0.25));
+
+    let mut padded = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.with_lse();
+    padded = padded.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(9), Some(40));
+    (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.documents) = (true, true, true);
+    padded.visibility.mask = Some(Broadcast([3, 1, d.seq_len_q, d.seq_len_kv]));
+    (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
+
+    let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
+    (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
+    vec![("varlen", varlen), ("padded", padded), ("dropped", dropped)]
+}
