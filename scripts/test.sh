@@ -52,4 +52,4 @@ if [ "$(uname -s)" = Linux ]; then
     fi
 fi
 cargo test --release --workspace "$@"
-[ $# -gt 0 ] || target/release/xtask fuzz --minutes 1 --seed "$(date +%s)"
+[ $# -gt 0 ] || target/release/xtask fuzz --minutes 1 --seed "${ATTENTION_SEED:-1}"

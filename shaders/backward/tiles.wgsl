@@ -269,22 +269,37 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
     }
 
-    for (var o = 0u; o < OWN; o++) {
-        let own = work.first + thread_row + o * THREAD_ROWS;
-        if (own < owned(item)) {
-            if (GIVES_A) {
-                for (var e = 0u; e < HEAD_PER; e++) {
-                    if (thread_col + e * COLS < head_vecs()) {
-                        store_a(item, work, own, thread_col + e * COLS, a_sum[o * HEAD_PER + e]);
-                    }
+    // By way of this thread's places in the tiles of what is owned, so that the loops over stores stay rolled: their bodies can be long.
+    workgroupBarrier(); // between what is owned read for the last time and sums written in its place
+    if (GIVES_A) {
+        for (var o = 0u; o < OWN; o++) {
+            for (var e = 0u; e < HEAD_PER; e++) {
+                if (thread_col + e * COLS < head_vecs()) {
+                    own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + thread_col + e * COLS] = a_sum[o * HEAD_PER + e];
                 }
             }
-            if (GIVES_B) {
-                for (var e = 0u; e < VALUE_PER; e++) {
-                    if (thread_col + e * COLS < value_vecs()) {
-                        store_b(item, work, own, thread_col + e * COLS, b_sum[o * VALUE_PER + e]);
-                    }
+        }
+        for (var i = 0u; i < OWN * HEAD_PER + params.zero; i++) {
+            let local = thread_row + i / HEAD_PER * THREAD_ROWS;
+            let column = thread_col + i % HEAD_PER * COLS;
+            if (work.first + local < owned(item) && column < head_vecs()) {
+                store_a(item, work, work.first + local, column, own_a_tile[local * OWN_A_STRIDE + column]);
+            }
+        }
+    }
+    if (GIVES_B) {
+        for (var o = 0u; o < OWN; o++) {
+            for (var e = 0u; e < VALUE_PER; e++) {
+                if (thread_col + e * COLS < value_vecs()) {
+                    own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + thread_col + e * COLS] = b_sum[o * VALUE_PER + e];
                 }
+            }
+        }
+        for (var i = 0u; i < OWN * VALUE_PER + params.zero; i++) {
+            let local = thread_row + i / VALUE_PER * THREAD_ROWS;
+            let column = thread_col + i % VALUE_PER * COLS;
+            if (work.first + local < owned(item) && column < value_vecs()) {
+                store_b(item, work, work.first + local, column, own_b_tile[local * OWN_B_STRIDE + column]);
             }
         }
     }

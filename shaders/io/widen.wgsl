@@ -31,20 +31,15 @@ fn widen_q4(word: u32, index: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(vec4<u32>(half << 28u, half << 24u, half << 20u, half << 16u)) >> vec4<u32>(28u));
 }
 
-// Round to nearest even; what is too large becomes infinite, a NaN stays a NaN. pack2x16float promises none of it.
+// Round to nearest even; what is too large becomes infinite, a NaN stays a NaN: pack2x16float promises it only of what f16 can hold.
 fn narrow_f16(pair: vec2<f32>) -> u32 {
     let bits = bitcast<vec2<u32>>(pair);
     let magnitude = bits & vec2<u32>(0x7fffffffu);
-    let normal = (magnitude + vec2<u32>(0xfffu) + ((magnitude >> vec2<u32>(13u)) & vec2<u32>(1u)) - vec2<u32>(0x38000000u)) >> vec2<u32>(13u);
-    // Below 2^-14 a number is its fraction in steps of 2^-24; from 25 places on nothing is left of it.
-    let shift = min(vec2<u32>(126u) - min(magnitude >> vec2<u32>(23u), vec2<u32>(112u)), vec2<u32>(25u));
-    let fraction = (magnitude & vec2<u32>(0x7fffffu)) | vec2<u32>(0x800000u);
-    let half = (vec2<u32>(1u) << (shift - vec2<u32>(1u))) - vec2<u32>(1u);
-    let small = (fraction + half + ((fraction >> shift) & vec2<u32>(1u))) >> shift;
-    let finite = select(normal, small, magnitude < vec2<u32>(0x38800000u));
-    let large = select(vec2<u32>(0x7c00u), vec2<u32>(0x7e00u), magnitude > vec2<u32>(0x7f800000u));
-    let halves = select(finite, large, magnitude >= vec2<u32>(0x47800000u)) | ((bits >> vec2<u32>(16u)) & vec2<u32>(0x8000u));
-    return halves.x | (halves.y << 16u);
+    let is_large = magnitude >= vec2<u32>(0x477ff000u); // 65520 and more, and NaN
+    let halves = pack2x16float(bitcast<vec2<f32>>(select(bits, vec2<u32>(0u), is_large)));
+    let infinite = select(vec2<u32>(0x7c00u), vec2<u32>(0x7e00u), magnitude > vec2<u32>(0x7f800000u));
+    let large = select(vec2<u32>(0u), infinite | ((bits >> vec2<u32>(16u)) & vec2<u32>(0x8000u)), is_large);
+    return halves | large.x | (large.y << 16u);
 }
 
 // Round to nearest even; a NaN stays a NaN.
