@@ -90,8 +90,8 @@ fn put_pair(i: u32, pair: ValuePair) {
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(at: Invocation) {
-    let index = workgroup_index(at.workgroup);
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
+    let index = workgroup_index(workgroup);
     if (index == NO_WORK) {
         return;
     }

@@ -92,8 +92,8 @@ fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
-fn main(at: Invocation) {
-    let index = workgroup_index(at.workgroup);
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
+    let index = workgroup_index(workgroup);
     if (index == NO_WORK) {
         return;
     }

@@ -4,7 +4,6 @@
 // See: row_reduce_subgroup.wgsl, the same by subgroup shuffles.
 
 struct Invocation {
-    @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 }
 

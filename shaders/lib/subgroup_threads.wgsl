@@ -7,7 +7,6 @@
 // local_invocation_index, and the caller goes through workgroup memory.
 
 struct Invocation {
-    @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(subgroup_size) lanes: u32,
