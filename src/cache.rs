@@ -89,6 +89,10 @@ impl PagePool {
         if pages > PageTable::UNUSED as usize {
             return Err(Error::invalid("pages", format!("{pages} cannot be counted in a table of u32")));
         }
+        let has_room = self.free.try_reserve(more).and(self.references.try_reserve(more)).is_ok();
+        if !has_room {
+            return Err(no_memory(8 * more as u64));
+        }
         // The lowest numbers are taken first.
         self.free.splice(0..0, (self.references.len() as u32..pages as u32).rev());
         self.references.resize(pages, 0);
@@ -233,6 +237,10 @@ impl PagePool {
     }
 }
 
+fn no_memory(needed: u64) -> Error {
+    Error::Limit { limit: "memory", needed, available: 0, remedy: "ask for fewer pages".into() }
+}
+
 /// The slots of some tokens of a sequence that has these pages.
 pub(crate) fn slots(pages: &[u32], page_size: usize, tokens: std::ops::Range<usize>) -> Vec<Slots> {
     let mut found = Vec::new();
@@ -282,12 +290,12 @@ impl CacheShape {
 
     /// Bytes of one token's keys and values.
     pub const fn token_bytes(&self) -> usize {
-        self.num_kv_heads * (self.dtype.bytes(self.head_dim) + self.dtype.bytes(self.head_dim_v))
+        self.num_kv_heads.saturating_mul(self.dtype.bytes(self.head_dim).saturating_add(self.dtype.bytes(self.head_dim_v)))
     }
 
     /// Bytes of one page.
     pub const fn page_bytes(&self) -> usize {
-        self.page_size * self.token_bytes()
+        self.page_size.saturating_mul(self.token_bytes())
     }
 }
 
@@ -321,6 +329,9 @@ impl KvCache {
         let (Some(key), Some(value)) = (len(self.shape.head_dim), len(self.shape.head_dim_v)) else {
             return Err(Error::invalid("pages", format!("{pages} pages of {:?} overflow", self.shape)));
         };
+        if !(self.key.reserve(key) && self.value.reserve(value)) {
+            return Err(no_memory(pages as u64 * self.shape.page_bytes() as u64));
+        }
         self.pool.grow(more)?;
         self.key.resize(key);
         self.value.resize(value);

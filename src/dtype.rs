@@ -45,9 +45,9 @@ impl DType {
     /// Bytes of so many numbers, from the start of a block on and up to a block's end.
     pub const fn bytes(self, numbers: usize) -> usize {
         match self {
-            Self::F32 => 4 * numbers,
-            Self::F16 | Self::BF16 => 2 * numbers,
-            Self::Q8 | Self::Q4 => 4 * block_words(self) * numbers.div_ceil(BLOCK),
+            Self::F32 => numbers.saturating_mul(4),
+            Self::F16 | Self::BF16 => numbers.saturating_mul(2),
+            Self::Q8 | Self::Q4 => (4 * block_words(self)).saturating_mul(numbers.div_ceil(BLOCK)),
         }
     }
 
@@ -247,6 +247,18 @@ impl HostVec {
             DType::Q8 => Self::Q8(bytemuck::pod_collect_to_vec(bytes)),
             DType::Q4 => Self::Q4(bytemuck::pod_collect_to_vec(bytes)),
         }
+    }
+
+    /// Whether memory has room for so many numbers.
+    pub(crate) fn reserve(&mut self, len: usize) -> bool {
+        let words = self.as_slice().dtype().bytes(len) / 4;
+        match self {
+            Self::F32(data) => data.try_reserve(len.saturating_sub(data.len())),
+            Self::F16(data) => data.try_reserve(len.saturating_sub(data.len())),
+            Self::BF16(data) => data.try_reserve(len.saturating_sub(data.len())),
+            Self::Q8(data) | Self::Q4(data) => data.try_reserve(words.saturating_sub(data.len())),
+        }
+        .is_ok()
     }
 
     /// Cuts off, or fills up with zeros.

@@ -91,10 +91,7 @@ impl BackwardInputs<'_> {
             if slice.dtype() != dtype {
                 return Err(Error::invalid(argument, format!("the data is {}, the problem says {dtype}", slice.dtype())));
             }
-            if slice.len() < problem.output_len() {
-                let why = format!("has {} elements, its layout needs {}", slice.len(), problem.output_len());
-                return Err(Error::invalid(argument, why));
-            }
+            problem.output.check_len(argument, problem.shape(Operand::Output), slice.len())?;
         }
         match self.stats {
             Some(stats) if stats.len() != problem.lse_len() => {

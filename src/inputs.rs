@@ -3,7 +3,8 @@
 use crate::problem::Operand;
 use crate::{Broadcast, Dropout, Error, HostSlice, HostVec, Problem, Result};
 
-/// The data of a problem in host memory. What the problem does not ask for stays empty.
+/// The data of a problem in host memory. What the problem does not ask for stays empty. Slices in a named layout have exactly the elements
+/// of their shape, unless they begin at an offset; strided ones may be longer.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// As [`Problem::query`] describes.
@@ -70,13 +71,7 @@ impl<'a> Inputs<'a> {
             if slice.dtype() != spec.dtype {
                 return Err(Error::invalid(operand.name(), format!("the data is {}, the problem says {}", slice.dtype(), spec.dtype)));
             }
-            let needed = problem.operand_len(operand);
-            if slice.len() < needed {
-                return Err(Error::invalid(
-                    operand.name(),
-                    format!("has {} elements; shape {:?} with its strides and offset needs {needed}", slice.len(), problem.shape(operand)),
-                ));
-            }
+            spec.check_len(operand.name(), problem.shape(operand), slice.len())?;
         }
         self.check_options(problem)
     }

@@ -10,7 +10,7 @@ use crate::{Alignment, Broadcast, DType, Error, Layout, Paged, Result, TensorSpe
 /// Query head h reads key/value head `h / (num_heads / num_kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dims {
-    /// Independent items.
+    /// Independent items. May be 0, as the next two: then nothing is asked, and the answer is empty.
     pub batch: usize,
     /// Query heads; a multiple of `num_kv_heads`.
     pub num_heads: usize,
@@ -32,9 +32,12 @@ impl Dims {
         Self { batch, num_heads, num_kv_heads: num_heads, seq_len_q: seq_len, seq_len_kv: seq_len, head_dim, head_dim_v: head_dim }
     }
 
-    /// Query heads that share one key/value head.
+    /// Query heads that share one key/value head; 0 where there is none.
     pub const fn group(&self) -> usize {
-        self.num_heads / self.num_kv_heads
+        match self.num_heads.checked_div(self.num_kv_heads) {
+            Some(group) => group,
+            None => 0,
+        }
     }
 
     /// [batch, num_heads, seq_len_q, seq_len_kv]: the shape of scores and weights, and what masks and biases broadcast to.
@@ -319,12 +322,18 @@ impl Problem {
 
     /// Numbers of the lse, and pairs of the softmax statistics: one a row and head.
     pub fn lse_len(&self) -> usize {
-        self.dims.num_heads * self.packed.map_or(self.dims.batch * self.dims.seq_len_q, |packed| packed.tokens_q)
+        let d = &self.dims;
+        d.num_heads.saturating_mul(self.packed.map_or(d.batch.saturating_mul(d.seq_len_q), |packed| packed.tokens_q))
     }
 
     /// Numbers of scores and of weights.
     pub fn scores_len(&self) -> usize {
-        self.dims.scores_shape().iter().product()
+        self.dims.scores_shape().into_iter().fold(1, usize::saturating_mul)
+    }
+
+    /// Whether there is no row to compute.
+    pub(crate) fn asks_nothing(&self) -> bool {
+        self.lse_len() == 0
     }
 
     pub(crate) fn operand_len(&self, operand: Operand) -> usize {
@@ -351,13 +360,7 @@ impl Problem {
     /// Finds every contradiction in the problem itself. All that computes calls it first.
     pub fn check(&self) -> Result<()> {
         let d = &self.dims;
-        for (argument, value) in [
-            ("batch", d.batch),
-            ("num_heads", d.num_heads),
-            ("num_kv_heads", d.num_kv_heads),
-            ("head_dim", d.head_dim),
-            ("head_dim_v", d.head_dim_v),
-        ] {
+        for (argument, value) in [("head_dim", d.head_dim), ("head_dim_v", d.head_dim_v)] {
             if value == 0 {
                 return Err(Error::invalid(argument, "is 0; it must be at least 1"));
             }
@@ -426,6 +429,11 @@ impl Problem {
                 "seq_len_kv",
                 format!("{:?} is more than can be counted: lengths go up to {}", d.scores_shape(), i32::MAX),
             ));
+        }
+        if let Some(max) = self.relative_bias
+            && (d.num_heads as u64).saturating_mul(2 * u64::from(max) + 1) > isize::MAX as u64 / 4
+        {
+            return Err(Error::invalid("relative_bias", format!("a table of distances up to {max} for {} heads overflows", d.num_heads)));
         }
         if let Some(paged) = self.paged {
             paged.check(self)?;

@@ -134,6 +134,9 @@ impl Scaling {
     }
 }
 
+/// Angles that tables may have: 8 GiB of them.
+const MOST_ANGLES: usize = 1 << 30;
+
 /// Cosines and sines of a range of positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotary {
@@ -159,10 +162,23 @@ impl Rotary {
         }
         scaling.check()?;
         let pairs = width / 2;
+        let angles = pairs.checked_mul(positions.max(1)).filter(|&angles| angles <= MOST_ANGLES);
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let has_room = |angles: usize| cos.try_reserve_exact(angles).and(sin.try_reserve_exact(angles)).is_ok();
+        if !angles.is_some_and(has_room) {
+            return Err(Error::Limit {
+                limit: "memory",
+                needed: (pairs as u64).saturating_mul(8).saturating_mul(positions as u64),
+                available: 8 * MOST_ANGLES as u64,
+                remedy: "make tables for fewer positions".into(),
+            });
+        }
         let frequencies: Vec<f64> = (0..pairs).map(|pair| scaling.frequency(pair, base.into(), width)).collect();
         let factor = f64::from(scaling.attention_factor());
-        let angles = (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency));
-        let (cos, sin) = angles.map(|angle| ((factor * angle.cos()) as f32, (factor * angle.sin()) as f32)).unzip();
+        for angle in (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency)) {
+            cos.push((factor * angle.cos()) as f32);
+            sin.push((factor * angle.sin()) as f32);
+        }
         Ok(Self { pairing, pairs, cos, sin })
     }
 
@@ -200,7 +216,7 @@ impl Rotary {
     /// Rotates one head in place.
     pub fn apply(&self, head: &mut [f32], position: usize) -> Result<()> {
         let pairs = self.pairs;
-        if head.len() < 2 * pairs {
+        if head.len() / 2 < pairs {
             return Err(Error::invalid("width", format!("a head of {} has no {pairs} pairs to rotate", head.len())));
         }
         if position >= self.positions() {
@@ -219,7 +235,7 @@ impl Rotary {
 
     /// Rotates every head of [tokens, heads, head_dim] in place; `positions` has one number a token.
     pub fn apply_tokens(&self, data: &mut [f32], heads: usize, head_dim: usize, positions: &[usize]) -> Result<()> {
-        if data.len() != positions.len() * heads * head_dim {
+        if Some(data.len()) != positions.len().checked_mul(heads).and_then(|rows| rows.checked_mul(head_dim)) {
             return Err(Error::invalid(
                 "positions",
                 format!("{} numbers are no {} tokens of {heads} heads of {head_dim}", data.len(), positions.len()),

@@ -49,8 +49,14 @@ impl TensorSpec {
     pub fn strides(&self, shape: [usize; 4]) -> Strides {
         let [_, heads, seq, dim] = shape;
         match self.layout {
-            Layout::Bhsd => Strides { batch: heads * seq * dim, head: seq * dim, seq: dim, dim: 1 },
-            Layout::Bshd => Strides { batch: seq * heads * dim, head: dim, seq: heads * dim, dim: 1 },
+            Layout::Bhsd => {
+                let head = seq.saturating_mul(dim);
+                Strides { batch: heads.saturating_mul(head), head, seq: dim, dim: 1 }
+            }
+            Layout::Bshd => {
+                let row = heads.saturating_mul(dim);
+                Strides { batch: seq.saturating_mul(row), head: dim, seq: row, dim: 1 }
+            }
             Layout::Strided(strides) => strides,
         }
     }
@@ -65,6 +71,18 @@ impl TensorSpec {
         let steps = [strides.batch, strides.head, strides.seq, strides.dim];
         let last = steps.iter().zip(shape).try_fold(self.offset, |at, (&step, extent)| at.checked_add(step.checked_mul(extent - 1)?))?;
         last.checked_add(1)
+    }
+
+    /// Refuses a slice of so many elements: one that is too short, and one that is longer than a named layout is from its start on, which
+    /// belongs to other sizes.
+    pub(crate) fn check_len(&self, argument: &'static str, shape: [usize; 4], len: usize) -> Result<()> {
+        let needed = self.required_len(shape).unwrap_or(usize::MAX);
+        let is_whole = self.offset == 0 && !matches!(self.layout, Layout::Strided(_)) && !self.dtype.is_blocks();
+        if len < needed || is_whole && len != needed {
+            let why = format!("has {len} elements; shape {shape:?} with its strides and offset needs {needed}");
+            return Err(Error::invalid(argument, why));
+        }
+        Ok(())
     }
 
     /// Refuses blocks that a row would share with another one.

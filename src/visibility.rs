@@ -38,7 +38,8 @@ impl Broadcast {
     /// Elements to step along each axis; 0 where it is broadcast.
     pub fn strides(self) -> [usize; 4] {
         let [_, heads, rows, keys] = self.0;
-        let full = [heads * rows * keys, rows * keys, keys, 1];
+        let of_head = rows.saturating_mul(keys);
+        let full = [heads.saturating_mul(of_head), of_head, keys, 1];
         std::array::from_fn(|axis| if self.0[axis] == 1 { 0 } else { full[axis] })
     }
 

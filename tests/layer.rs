@@ -452,7 +452,7 @@ fn bad_arguments_are_named_errors() {
     invalid("query", run(problem, &x[1..], &x));
     invalid("key", run(problem, &x, &x[..8]));
     invalid("value", run(layer.problem(1, 3, 2), &x, &x[..8]));
-    invalid("batch", run(layer.problem(0, 3, 3), &x, &x));
+    invalid("query", run(layer.problem(0, 3, 3), &x, &x));
     invalid("problem", run(wgpu_attention::Problem { dims: wgpu_attention::Dims { num_heads: 4, ..problem.dims }, ..problem }, &x, &x));
     invalid("problem", run(wgpu_attention::Problem { query: TensorSpec::default(), ..problem }, &x, &x));
     assert!(run(layer.problem(usize::MAX, 3, usize::MAX), &x, &x).is_err());
@@ -461,6 +461,9 @@ fn bad_arguments_are_named_errors() {
     let zero = layer.clone().with_appended(Appended { bias_kv: None, zero: true }).expect("it fits");
     invalid("seq_len_kv", zero.forward(&cpu(), &layer.problem(1, 3, 0), &Inputs::new(&x[..], NOTHING, NOTHING)));
     assert_eq!(zero.forward(&cpu(), &zero.problem(1, 3, 0), &Inputs::new(&x[..], NOTHING, NOTHING)).map(|o| o.output), Ok(vec![0.0; 12]));
+    for (layer, problem) in [(&layer, layer.problem(0, 3, 3)), (&zero, zero.problem(0, 3, 3))] {
+        assert_eq!(layer.forward(&cpu(), &problem, &Inputs::new(NOTHING, NOTHING, NOTHING)).map(|o| o.output), Ok(vec![]));
+    }
     assert_eq!(layer.forward(&cpu(), &layer.problem(1, 0, 3), &Inputs::new(NOTHING, &x, &x)).map(|o| o.output), Ok(vec![]));
 
     let dims = problem.dims;

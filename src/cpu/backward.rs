@@ -60,7 +60,9 @@ pub(super) fn attention_on(
     inputs.check(problem)?;
     want.check(problem)?;
     backward.check(problem)?;
-    let made = backward.stats.is_none().then(|| stats_on(isa, problem, inputs, &mut Control::default())).transpose()?;
+    let made = (backward.stats.is_none() && !problem.asks_nothing())
+        .then(|| stats_on(isa, problem, inputs, &mut Control::default()))
+        .transpose()?;
     let stats = made.as_deref().or(backward.stats).unwrap_or_default();
     let forward = &Forward { output: backward.output, stats, d_output: backward.d_output };
     let d = &problem.dims;
@@ -71,6 +73,11 @@ pub(super) fn attention_on(
     let mut relative_bias = want.relative_bias.then(|| vec![0.0; d.num_heads * columns]);
     let mut sinks = want.sinks.then(|| vec![0.0; d.num_heads]);
 
+    if problem.asks_nothing() {
+        let bias = want.bias.then(|| vec![0.0; inputs.bias.len()]);
+        control.report(1.0)?;
+        return Ok(Gradients { query, key, value, bias, relative_bias, sinks });
+    }
     let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
     let pairs: usize = items.iter().map(|item| item.rows * item.keys).sum();
     let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;

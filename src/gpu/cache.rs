@@ -16,6 +16,11 @@ use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 /// What a cache's buffers are for besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
+/// Layers of a cache, each with buffers of its own.
+const MOST_LAYERS: usize = 1 << 14;
+/// Banks that the heads of a layer go to.
+const MOST_BANKS: usize = 1 << 12;
+
 /// How large a [`DeviceCache`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
@@ -105,11 +110,14 @@ impl DeviceCache {
                 ));
             }
         }
-        let words = size.slots.checked_mul(size.pages_per_slot).and_then(|words| words.checked_add(4 * size.slots));
-        let state_bytes = words.map_or(u64::MAX, |words| 4 * words as u64);
+        if size.layers > MOST_LAYERS {
+            return Err(Error::invalid("layers", format!("{} are more than {MOST_LAYERS}", size.layers)));
+        }
+        let words = size.pages_per_slot.checked_add(4).and_then(|words| words.checked_mul(size.slots));
+        let state_bytes = words.map_or(u64::MAX, |words| (words as u64).saturating_mul(4));
         check_bytes("page table", state_bytes, gpu.caps())?;
-        let pool = PagePool::new(shape.page_size, size.pages)?;
         let banks = banks(gpu, &shape, size.pages)?;
+        let pool = PagePool::new(shape.page_size, size.pages)?;
         let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;
         let state = storage(gpu, "cache state", state_bytes, COPIED)?;
         let params = CacheParams { slots: size.slots as u32, ..CacheParams::default() };
@@ -482,9 +490,9 @@ fn banks(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<usize> {
         bytes(shape.head_dim).and(bytes(shape.head_dim_v))
     };
     let divides = |&banks: &usize| shape.num_kv_heads.is_multiple_of(banks);
-    match (1..=shape.num_kv_heads).filter(divides).find(|&banks| fits(banks).is_ok()) {
+    match (1..=shape.num_kv_heads.min(MOST_BANKS)).filter(divides).find(|&banks| fits(banks).is_ok()) {
         Some(banks) => Ok(banks),
-        None => fits(shape.num_kv_heads).map(|_| shape.num_kv_heads),
+        None => fits(MOST_BANKS.min(shape.num_kv_heads)).and(Err(Error::invalid("num_kv_heads", "is more than banks can hold"))),
     }
 }
 

@@ -329,7 +329,7 @@ impl MultiHead {
 
 /// Each item's rows, then `extra`.
 fn append(rows: Vec<f32>, batch: usize, extra: &[f32]) -> Vec<f32> {
-    if extra.is_empty() {
+    if extra.is_empty() || batch == 0 {
         return rows;
     }
     let item = rows.len() / batch;
