@@ -16,6 +16,9 @@ use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 /// What a cache's buffers are for besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
+/// Each has buffers of its own: more of them are a mistake, found before memory is gone.
+const MOST_LAYERS: usize = 1 << 16;
+
 /// How large a [`DeviceCache`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
@@ -105,11 +108,20 @@ impl DeviceCache {
                 ));
             }
         }
-        let words = size.slots.checked_mul(size.pages_per_slot).and_then(|words| words.checked_add(4 * size.slots));
-        let state_bytes = words.map_or(u64::MAX, |words| 4 * words as u64);
+        let words = size.pages_per_slot.checked_add(4).and_then(|words| words.checked_mul(size.slots)).map(|words| words as u64);
+        let state_bytes = words.and_then(|words| words.checked_mul(4)).unwrap_or(u64::MAX);
         check_bytes("page table", state_bytes, gpu.caps())?;
-        let pool = PagePool::new(shape.page_size, size.pages)?;
+        if size.layers > MOST_LAYERS {
+            return Err(Error::Limit {
+                limit: "layers of a cache",
+                needed: size.layers as u64,
+                available: MOST_LAYERS as u64,
+                remedy: "make several caches".into(),
+            });
+        }
+        // Before the host keeps a list of them.
         let banks = banks(gpu, &shape, size.pages)?;
+        let pool = PagePool::new(shape.page_size, size.pages)?;
         let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;
         let state = storage(gpu, "cache state", state_bytes, COPIED)?;
         let params = CacheParams { slots: size.slots as u32, ..CacheParams::default() };
