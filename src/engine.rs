@@ -1,7 +1,7 @@
 //! One front for GPU and CPU: choose where to run, plan, run.
 
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
-use crate::{Algorithm, Backend, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients, cpu};
+use crate::{Algorithm, Backend, BackwardInputs, Control, Error, Gradients, Inputs, Outputs, Problem, Result, WantGradients, canary, cpu};
 
 /// How to make an [`Engine`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Engine {
     algorithm: Algorithm,
     chosen: String,
     why: String,
+    /// Whether the CPU path may stand in for a device whose kernels are wrong.
+    falls_back: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -49,12 +51,18 @@ impl Engine {
             (None, _) => (Place::Cpu, "cpu".into(), "it was asked for".into()),
         };
         log::info!("running on {chosen}: {why}");
-        Ok(Self { place, algorithm: options.algorithm, chosen, why })
+        Ok(Self { place, algorithm: options.algorithm, chosen, why, falls_back: options.backend == Backend::Auto })
     }
 
     /// The CPU path, and every adapter that can compute, each once; and why an adapter is left out.
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
-        let cpu = Self { place: Place::Cpu, algorithm: Algorithm::Auto, chosen: "cpu".into(), why: "every backend was asked for".into() };
+        let cpu = Self {
+            place: Place::Cpu,
+            algorithm: Algorithm::Auto,
+            chosen: "cpu".into(),
+            why: "every backend was asked for".into(),
+            falls_back: false,
+        };
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
         for chosen in pollster::block_on(gpu::choose_every()) {
             match pollster::block_on(Gpu::open(&chosen, shaders)) {
@@ -67,7 +75,13 @@ impl Engine {
 
     /// Runs on an app's own device.
     pub fn on_gpu(gpu: Gpu) -> Self {
-        Self { chosen: gpu.name().to_string(), why: "the app's own device".into(), algorithm: Algorithm::Auto, place: Place::Gpu(gpu) }
+        Self {
+            chosen: gpu.name().to_string(),
+            why: "the app's own device".into(),
+            algorithm: Algorithm::Auto,
+            place: Place::Gpu(gpu),
+            falls_back: false,
+        }
     }
 
     /// What runs the work: `cpu`, `oracle`, or the adapter's name, backend and driver.
@@ -108,6 +122,20 @@ impl Engine {
             Place::Cpu => "cpu path".into(),
             Place::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
         })
+    }
+
+    /// Lets each kernel that `problem` takes, and that was not tried yet in this process on such a device, compute a tiny problem, and holds the
+    /// answer against the CPU's. [`Self::attention`] does so by itself, and with [`Backend::Auto`] the CPU path stands in for what is wrong; an
+    /// app that records [`crate::gpu::Attention`]s on its own device can call it once when it starts: it submits and waits.
+    ///
+    /// It takes a millisecond or so besides compiling what the problem needs in any case. Gradients, caches and layers are not tried, nor what a
+    /// tiny problem does not take, as the merge of many keys.
+    pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
+        problem.check()?;
+        match &self.place {
+            Place::Gpu(gpu) if !is_empty(problem) => canary::check(gpu, problem, self.algorithm),
+            _ => Ok(()),
+        }
     }
 
     /// Computes `problem`, blocking until the answer is there.
@@ -200,7 +228,16 @@ impl Engine {
             Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Place::Cpu => cpu::tiled::attention(problem, inputs, control),
             Place::Gpu(_) if is_empty(problem) => cpu::tiled::attention(problem, inputs, control),
-            Place::Gpu(gpu) => gpu.attention(problem, inputs, self.algorithm, waiting, control).await,
+            Place::Gpu(gpu) => match canary::check(gpu, problem, self.algorithm) {
+                Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
+                    log::warn!("{error}; the CPU path computes it");
+                    cpu::tiled::attention(problem, inputs, control)
+                }
+                checked => {
+                    checked?;
+                    gpu.attention(problem, inputs, self.algorithm, waiting, control).await
+                }
+            },
         }
     }
 }

@@ -58,6 +58,13 @@ pub enum Error {
         /// The compiler's message.
         why: String,
     },
+    /// A kernel gave a wrong answer to a tiny problem, so it was not used: its compiler or driver is broken, or our kernel is.
+    Miscomputed {
+        /// What was planned.
+        kernel: String,
+        /// Adapter, backend and driver.
+        device: String,
+    },
     /// The caller's progress function asked to stop.
     Cancelled,
     /// A file could not be read or written, or does not hold what it should.
@@ -91,6 +98,11 @@ impl fmt::Display for Error {
             Self::Device { why } => write!(f, "the device reported: {why}"),
             Self::Lost { why } => write!(f, "the device is lost: {why}; make a new device and a new engine"),
             Self::Shader { at, why } => write!(f, "shader error at {at}: {why}"),
+            Self::Miscomputed { kernel, device } => write!(
+                f,
+                "{device} computes a tiny problem wrong by `{kernel}`, which was not used; another driver or Backend::Cpu will do, and \
+                 please report it (WGPU_ATTENTION_CANARY=off computes regardless)"
+            ),
             Self::Cancelled => write!(f, "cancelled"),
             Self::File { path, why } => write!(f, "{path}: {why}"),
         }

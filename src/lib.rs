@@ -13,6 +13,7 @@
 
 mod blocks;
 pub mod cache;
+mod canary;
 mod choice;
 mod control;
 pub mod cpu;

@@ -145,7 +145,7 @@ fn origin(gpu: &Gpu) -> String {
 }
 
 /// Whether two outputs are the same but for the rounding of their storage and of sums in another order.
-fn agrees(got: &HostVec, expected: &HostVec) -> bool {
+pub(crate) fn agrees(got: &HostVec, expected: &HostVec) -> bool {
     let rounding = match expected.as_slice().dtype() {
         DType::F16 => 2e-3,
         DType::BF16 => 2e-2,

@@ -117,7 +117,16 @@ fn wrong_buffers_are_refused() {
         assert_eq!(argument(&Bindings { value: shifted, ..whole.clone() }), "value");
         let usage = BufferUsages::COPY_DST;
         let dumb = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
-        assert_eq!(argument(&Bindings { query: dumb.as_entire_buffer_binding(), ..whole }), "query");
+        assert_eq!(argument(&Bindings { query: dumb.as_entire_buffer_binding(), ..whole.clone() }), "query");
+        // wgpu would take these and panic when the app submits.
+        assert_eq!(argument(&whole), "bindings", "the output is the query's buffer");
+        let large = empty(&device, 4096);
+        let part = |offset| wgpu::BufferBinding { buffer: &large, offset, size: None };
+        assert_eq!(argument(&Bindings { output: part(8192), query: part(0), ..whole.clone() }), "bindings", "no overlap, one buffer");
+        let lse_in_output = Bindings { output: part(0), lse: Some(part(0)), ..whole.clone() };
+        assert_eq!(argument(&lse_in_output), "bindings", "both written, one over the other");
+        let (output, lse) = (wgpu::BufferBinding { size: wgpu::BufferSize::new(256), ..part(0) }, Some(part(8192)));
+        assert!(attention.bind(&Bindings { output, lse, ..whole }).is_ok(), "both written, beside each other");
     }
 }
 

@@ -361,6 +361,16 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(refused(CacheShape { head_dim: 16, dtype: DType::Q8, ..shape }, size), Error::Invalid { .. }));
         assert!(matches!(refused(CacheShape { page_size: 0, ..shape }, size), Error::Invalid { .. }));
         assert!(matches!(refused(shape, CacheSize { slots: 0, ..size }), Error::Invalid { .. }));
+        let most = usize::MAX;
+        for absurd in [
+            CacheSize { layers: most, ..size },
+            CacheSize { slots: most, ..size },
+            CacheSize { pages_per_slot: most, ..size },
+            CacheSize { pages: 1 << 40, ..size },
+            CacheSize { layers: most, slots: most, pages_per_slot: most, pages: most },
+        ] {
+            assert!(matches!(refused(shape, absurd), Error::Limit { .. }), "{absurd:?}: {:?}", refused(shape, absurd));
+        }
         assert!(matches!(refused(shape, CacheSize { pages: usize::MAX / 2, ..size }), Error::Limit { .. } | Error::Invalid { .. }));
         let mut cache = DeviceCache::new(&gpu, shape, size).expect("a cache");
         let slot = cache.start().expect("a slot");

@@ -8,7 +8,7 @@ const FLOORS: &[&[&str]] = &[
     &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "gradients", "control", "choice", "rotary"],
     &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
-    &["engine", "tune"],
+    &["engine", "tune", "canary"],
     &["layer", "onnx"],
     &["verify"],
 ];

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use wgpu_attention::gpu::{self, AdapterReport};
+use wgpu_attention::gpu::{self, AdapterReport, Findings};
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::{Algorithm, Backend};
 
@@ -30,7 +30,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
-    let adapters = pollster::block_on(gpu::list());
+    let adapters = pollster::block_on(gpu::list_with_findings());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let chosen = backend::open(&Backend::Auto, Algorithm::Auto, false);
     if args.json {
@@ -38,11 +38,11 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
             Ok(engine) => json!({ "name": engine.chosen(), "why": engine.why() }),
             Err(_) => Value::Null,
         };
-        let adapters: Vec<Value> = adapters.iter().map(as_json).collect();
+        let adapters: Vec<Value> = adapters.iter().map(|(adapter, found)| as_json(adapter, found.as_ref().ok())).collect();
         terminal.json(&json!({ "adapters": adapters, "cpu": { "threads": threads }, "chosen": chosen }), false)?;
     } else {
-        for adapter in &adapters {
-            tell(terminal, adapter)?;
+        for (adapter, found) in &adapters {
+            tell(terminal, adapter, found)?;
         }
         if adapters.is_empty() {
             writeln!(terminal, "no adapter that can compute\n")?;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tell(terminal: &mut Terminal, adapter: &AdapterReport) -> Result<(), Failure> {
+fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention::Result<Findings>) -> Result<(), Failure> {
     let AdapterReport { name, backend, driver, caps, features, verdict, would_be_chosen } = adapter;
     let title = terminal.bold(name);
     let subgroups = if caps.subgroup_size == 0 { "none".to_string() } else { format!("from {} threads", caps.subgroup_size) };
@@ -75,8 +75,49 @@ fn tell(terminal: &mut Terminal, adapter: &AdapterReport) -> Result<(), Failure>
     writeln!(terminal, "  grid        {} workgroups a dimension", caps.workgroups_per_dimension)?;
     writeln!(terminal, "  buffers     {} MiB, {} MiB bound at once", mebibytes(caps.buffer_bytes), mebibytes(caps.binding_bytes))?;
     writeln!(terminal, "  features    {}", if features.is_empty() { "none that matter".to_string() } else { features.join(", ") })?;
+    match found {
+        Ok(found) => tell_findings(terminal, adapter, found)?,
+        Err(error) => writeln!(terminal, "  tried       {error}")?,
+    }
     writeln!(terminal, "  {}: {verdict}\n", if *would_be_chosen { "default    " } else { "not default" })?;
     Ok(())
+}
+
+/// What the device was found to do.
+fn tell_findings(terminal: &mut Terminal, adapter: &AdapterReport, found: &Findings) -> Result<(), Failure> {
+    let loops = match found.loop_iterations {
+        Some(most) => format!("end after {most} iterations of an invocation"),
+        None if adapter.caps.class == DeviceClass::Software => "do not end early".into(),
+        None => "not tried on a real GPU".into(),
+    };
+    writeln!(terminal, "  loops       {loops}")?;
+    let keeps = |keeps: bool| if keeps { "NaN" } else { "a number" };
+    let (exp, max) = (keeps(found.exp_keeps_nan), keeps(found.max_keeps_nan));
+    let differs = if found.nan_differs { "differs from" } else { "equals" };
+    writeln!(
+        terminal,
+        "  numbers     exp(NaN) is {exp}, max(NaN, 1) {max}; NaN {differs} itself; 7e4 as f16 is {}",
+        half(found.half_of_70000)
+    )?;
+    if let (Some(size), Some(in_order)) = (found.subgroup_size, found.lanes_in_order) {
+        writeln!(
+            terminal,
+            "  lanes       {size} seen, {}",
+            if in_order { "in the order of threads" } else { "not in the order of threads" }
+        )?;
+    }
+    let params = if adapter.caps.params_in_storage { "a storage buffer" } else { "a uniform buffer" };
+    writeln!(terminal, "  parameters  from {params}")?;
+    Ok(())
+}
+
+/// A word for the bits of an f16 that should be infinite.
+fn half(bits: u16) -> String {
+    match bits & 0x7fff {
+        0x7c00 => "infinity".into(),
+        0x7c01.. => "NaN".into(),
+        bits => format!("{bits:#06x}"),
+    }
 }
 
 fn class(class: DeviceClass) -> &'static str {
@@ -87,7 +128,7 @@ fn class(class: DeviceClass) -> &'static str {
     }
 }
 
-fn as_json(adapter: &AdapterReport) -> Value {
+fn as_json(adapter: &AdapterReport, found: Option<&Findings>) -> Value {
     let caps = &adapter.caps;
     json!({
         "name": adapter.name,
@@ -105,6 +146,16 @@ fn as_json(adapter: &AdapterReport) -> Value {
             "max_storage_buffer_binding_size": caps.binding_bytes,
             "max_storage_buffers_per_shader_stage": caps.storage_buffers,
         },
+        "found": found.map(|found| json!({
+            "loop_iterations": found.loop_iterations,
+            "exp_keeps_nan": found.exp_keeps_nan,
+            "max_keeps_nan": found.max_keeps_nan,
+            "nan_differs": found.nan_differs,
+            "f16_of_70000": half(found.half_of_70000),
+            "subgroup_size": found.subgroup_size,
+            "lanes_in_order": found.lanes_in_order,
+            "params_in_storage": caps.params_in_storage,
+        })),
         "would_be_chosen": adapter.would_be_chosen,
         "verdict": adapter.verdict,
     })

@@ -46,7 +46,7 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::Device { .. } | Error::Lost { .. } | Error::Shader { .. } => Self::Check(error.to_string()),
+            Error::Device { .. } | Error::Lost { .. } | Error::Shader { .. } | Error::Miscomputed { .. } => Self::Check(error.to_string()),
             _ => Self::Input(error.to_string()),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::probe::Findings;
+use super::{Gpu, ShaderOptions};
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::{Backend, Error, Result};
 
@@ -89,29 +91,35 @@ fn rank(info: &wgpu::AdapterInfo, low_power: bool) -> (u8, u8) {
 
 /// Every adapter that can compute, the best first.
 pub async fn list() -> Vec<AdapterReport> {
-    let wishes = Wishes::from_env();
-    let mut adapters = adapters().await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
+    choose_every().await.iter().map(|chosen| &chosen.adapter).scan(false, |taken, adapter| Some(report(adapter, taken))).collect()
+}
+
+/// As [`list`], with what a device of each does: it is opened and tried.
+pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
     let mut taken = false;
-    adapters
-        .iter()
-        .map(|adapter| {
-            let info = adapter.get_info();
-            let refusal = refusal(&info, &wishes);
-            let would_be_chosen = refusal.is_none() && !taken;
-            taken |= would_be_chosen;
-            AdapterReport {
-                name: info.name.clone(),
-                backend: info.backend.to_str().to_string(),
-                driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-                caps: caps(adapter.features(), &adapter.limits(), &info, matrix_size(adapter)),
-                features: notable(adapter.features()),
-                would_be_chosen,
-                verdict: refusal
-                    .unwrap_or_else(|| if would_be_chosen { "the best there is".into() } else { "a better one is there".into() }),
-            }
-        })
-        .collect()
+    let mut found = Vec::new();
+    for chosen in choose_every().await {
+        let gpu = Gpu::open(&chosen, ShaderOptions::default()).await;
+        found.push((report(&chosen.adapter, &mut taken), gpu.and_then(|gpu| gpu.findings())));
+    }
+    found
+}
+
+/// What there is to know of an adapter; `taken` once a better one would be chosen.
+fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
+    let info = adapter.get_info();
+    let refusal = refusal(&info, &Wishes::from_env());
+    let would_be_chosen = refusal.is_none() && !*taken;
+    *taken |= would_be_chosen;
+    AdapterReport {
+        name: info.name.clone(),
+        backend: info.backend.to_str().to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        caps: caps(adapter.features(), &adapter.limits(), &info, matrix_size(adapter)),
+        features: notable(adapter.features()),
+        would_be_chosen,
+        verdict: refusal.unwrap_or_else(|| if would_be_chosen { "the best there is".into() } else { "a better one is there".into() }),
+    }
 }
 
 /// Why [`Backend::Auto`] does not take an adapter.

@@ -211,6 +211,10 @@ impl<T> Kept<T> {
         Some(kept.remove(found).0)
     }
 
+    pub(super) fn has(&self, is_it: impl Fn(&T) -> bool) -> bool {
+        self.lock().iter().any(|(call, _)| is_it(call))
+    }
+
     /// Keeps one, and drops what is too much.
     pub(super) fn keep(&self, call: T, bytes: u64) {
         let mut kept = self.lock();

@@ -110,12 +110,18 @@ impl DeviceCache {
                 ));
             }
         }
-        if size.layers > MOST_LAYERS {
-            return Err(Error::invalid("layers", format!("{} are more than {MOST_LAYERS}", size.layers)));
-        }
-        let words = size.pages_per_slot.checked_add(4).and_then(|words| words.checked_mul(size.slots));
-        let state_bytes = words.map_or(u64::MAX, |words| (words as u64).saturating_mul(4));
+        let words = size.pages_per_slot.checked_add(4).and_then(|words| words.checked_mul(size.slots)).map(|words| words as u64);
+        let state_bytes = words.and_then(|words| words.checked_mul(4)).unwrap_or(u64::MAX);
         check_bytes("page table", state_bytes, gpu.caps())?;
+        if size.layers > MOST_LAYERS {
+            return Err(Error::Limit {
+                limit: "layers of a cache",
+                needed: size.layers as u64,
+                available: MOST_LAYERS as u64,
+                remedy: "make several caches".into(),
+            });
+        }
+        // Before the host keeps a list of them.
         let banks = banks(gpu, &shape, size.pages)?;
         let pool = PagePool::new(shape.page_size, size.pages)?;
         let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;

@@ -24,7 +24,7 @@ pub(super) fn bound(
         .chain(bindings)
         .map(|(slot, binding)| wgpu::BindGroupEntry { binding: *slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) })
         .collect();
-    let bind_group = bind_group(gpu, &pipeline.layout, &entries)?;
+    let bind_group = bind_group(gpu, &pipeline, &entries)?;
     Ok(Bound { steps: vec![BoundStep { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
 }
 

@@ -31,6 +31,9 @@ pub struct ShaderOptions {
     /// Open a device with cooperative matrices where the adapter has them, so that [`crate::Engine::tune`] can try them, each answer checked,
     /// and [`crate::Engine::load_tuned`] take them. `prefer_matrices` does so too.
     pub tune_matrices: bool,
+    /// Do not let each kernel compute a tiny problem before its first use: see [`crate::Engine::check_kernels`]. The environment variable
+    /// `WGPU_ATTENTION_CANARY=off` does so too.
+    pub skip_canary: bool,
 }
 
 /// A wgpu device and queue, ready to compute attention. Cheap to clone; clones share pipelines and buffers.
@@ -179,6 +182,12 @@ impl Gpu {
 
     pub(crate) fn is_checked(&self) -> bool {
         self.shared.options.checked
+    }
+
+    /// Whether kernels are tried before their first use. Not in browsers, where nothing can wait.
+    pub(crate) fn wants_canary(&self) -> bool {
+        let off = || std::env::var_os("WGPU_ATTENTION_CANARY").is_some_and(|value| value == "off");
+        !self.shared.options.skip_canary && !cfg!(target_family = "wasm") && !off()
     }
 
     pub(super) fn sentinel(&self) -> &Sentinel {

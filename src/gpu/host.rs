@@ -49,6 +49,11 @@ impl Gpu {
         result
     }
 
+    /// Whether a call of this problem has been made ready before, and is not running.
+    pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm) -> bool {
+        self.prepared().has(|kept| kept.problem == *problem && kept.algorithm == algorithm)
+    }
+
     /// Pipelines compiled so far.
     pub fn pipelines_compiled(&self) -> usize {
         self.pipelines().len()

@@ -55,7 +55,7 @@ impl Bound {
         let mut bound = Self { steps: Vec::new() };
         let Some(first) = steps.first() else { return Ok(bound) };
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
-        let bind_group = bind_group(gpu, &pipeline.layout, &entries)?;
+        let bind_group = bind_group(gpu, &pipeline, &entries)?;
         bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundStep {
             pipeline: Arc::clone(&pipeline),
             bind_group: bind_group.clone(),

@@ -22,7 +22,7 @@ mod rotary;
 mod steps;
 mod trial;
 
-pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
+pub use adapter::{AdapterReport, MATRIX_FEATURES, list, list_with_findings, matrix_size};
 pub use attention::{Attention, Bindings};
 pub use backward::{Backward, BackwardBindings};
 pub use cache::{CacheSize, DeviceCache, NewTokens};
@@ -30,6 +30,7 @@ pub use cache_attention::{CacheAttention, QueryBindings};
 pub use device::{Gpu, ShaderOptions};
 pub use merge::MergeBindings;
 pub use page_table::IndexBindings;
+pub use probe::Findings;
 pub use rotary::DeviceRotary;
 pub use steps::Bound;
 

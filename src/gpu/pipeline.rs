@@ -16,6 +16,8 @@ use crate::{Error, Result};
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
+    /// Number, name and access of each binding, the params first.
+    pub(super) bindings: Vec<(u32, String, Access)>,
 }
 
 /// What pipelines are kept by.
@@ -37,7 +39,7 @@ impl PipelineCache {
         if let Some(pipeline) = lock().get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(compile(gpu, &key)?);
+        let pipeline = Arc::new(compile(gpu, &key, key.source())?);
         Ok(Arc::clone(lock().entry(key).or_insert(pipeline)))
     }
 
@@ -65,16 +67,17 @@ impl PipelineKey {
         }
     }
 
-    /// The bindings, the params first.
-    fn bindings(&self) -> Vec<(u32, Access)> {
+    fn bindings(&self) -> Vec<(u32, String, Access)> {
+        let named = |names: &[(&str, Access)]| (0..).zip(names).map(|(number, &(name, access))| (number, name.into(), access)).collect();
         match self {
-            Self::Attention(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect(),
-            Self::Cache(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect(),
+            Self::Attention(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, format!("{slot:?}"), access)).collect(),
+            Self::Cache(key) => key.bindings().into_iter().map(|(slot, access)| (slot as u32, format!("{slot:?}"), access)).collect(),
             Self::Linear(key) => {
-                let accesses = [Access::Uniform, Access::Read, Access::Read, Access::ReadWrite, Access::Read];
-                (0..).zip(accesses).take(if key.bias { 5 } else { 4 }).collect()
+                let all =
+                    [("params", Access::Uniform), ("x", Access::Read), ("w", Access::Read), ("y", Access::ReadWrite), ("b", Access::Read)];
+                named(&all[..if key.bias { 5 } else { 4 }])
             }
-            Self::Transpose => vec![(0, Access::Uniform), (1, Access::Read), (2, Access::ReadWrite)],
+            Self::Transpose => named(&[("params", Access::Uniform), ("x", Access::Read), ("y", Access::ReadWrite)]),
         }
     }
 
@@ -88,14 +91,29 @@ impl PipelineKey {
     }
 }
 
-fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
+#[cfg(test)]
+impl Gpu {
+    /// Compiles a kernel from another text than its own, as a wrong compiler would.
+    pub(crate) fn compile_changed(&self, key: KernelKey, change: impl FnOnce(String) -> String) -> Result<()> {
+        let key = PipelineKey::Attention(key);
+        let mut source = key.source();
+        let own = source.text.clone();
+        source.text = change(source.text);
+        assert_ne!(source.text, own, "there is nothing to change");
+        let pipeline = Arc::new(compile(self, &key, source)?);
+        self.pipelines().0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, pipeline);
+        Ok(())
+    }
+}
+
+fn compile(gpu: &Gpu, key: &PipelineKey, source: Source) -> Result<Pipeline> {
     let device = gpu.device();
     let started = std::time::Instant::now();
     let label = key.label();
     let bindings = key.bindings();
     // As a storage buffer the params count against the limit on these.
     let params_in_storage = gpu.caps().params_in_storage && bindings.len() <= gpu.caps().storage_buffers as usize;
-    let source = if params_in_storage { key.source().with_params_in_storage() } else { key.source() };
+    let source = if params_in_storage { source.with_params_in_storage() } else { source };
     let scopes = Scopes::open(device);
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()) };
     let checks = if gpu.is_checked() { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
@@ -105,7 +123,7 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
     // Every loop ends: bounds are constants or lengths. The suite runs the same kernels with all checks on too.
     let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
     let entries: Vec<_> =
-        bindings.into_iter().map(|(binding, access)| layout_entry(binding, access, key.params_bytes(), params_in_storage)).collect();
+        bindings.iter().map(|&(binding, _, access)| layout_entry(binding, access, key.params_bytes(), params_in_storage)).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(&label),
@@ -130,7 +148,7 @@ fn compile(gpu: &Gpu, key: &PipelineKey) -> Result<Pipeline> {
         return Err(Error::Shader { at: place.unwrap_or(label), why: error.to_string() });
     }
     log::debug!("compiled {key:?} in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
-    Ok(Pipeline { pipeline, layout })
+    Ok(Pipeline { pipeline, layout, bindings })
 }
 
 fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {

@@ -6,7 +6,7 @@ use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
-use crate::shader::{Params, Slot};
+use crate::shader::{Access, Params, Slot};
 use crate::{Error, Result};
 
 /// A plan with its pipelines compiled, its parameters and scratch in place.
@@ -94,7 +94,7 @@ impl Ready {
             }
             entries.push(wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(resource) });
         }
-        bind_group(&self.gpu, &self.pipelines[index].layout, &entries)
+        bind_group(&self.gpu, &self.pipelines[index], &entries)
     }
 
     /// Compares every buffer with what the kernels will touch: they do not check.
@@ -133,9 +133,40 @@ pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::B
     Ok(())
 }
 
-/// A bind group, or why there is none.
-pub(super) fn bind_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
-    gpu.guarded(|| gpu.device().create_bind_group(&wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries }))
+/// A bind group for a pipeline, or why there is none.
+pub(super) fn bind_group(gpu: &Gpu, pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
+    check_sharing(pipeline, entries)?;
+    let descriptor = wgpu::BindGroupDescriptor { label: Some("attention"), layout: &pipeline.layout, entries };
+    gpu.guarded(|| gpu.device().create_bind_group(&descriptor))
+}
+
+/// Whether the buffers can be bound together: what wgpu reports only when a dispatch is recorded, and to the app. It tracks whole buffers, of
+/// which a dispatch may read one or write it, whatever the ranges.
+fn check_sharing(pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<()> {
+    let buffers: Vec<_> = entries
+        .iter()
+        .filter_map(|entry| {
+            let wgpu::BindingResource::Buffer(binding) = &entry.resource else { return None };
+            let (_, name, access) = pipeline.bindings.iter().find(|&&(number, ..)| number == entry.binding)?;
+            Some((name, *access == Access::ReadWrite, binding))
+        })
+        .collect();
+    let end =
+        |binding: &wgpu::BufferBinding<'_>| binding.size.map_or(binding.buffer.size(), |size| binding.offset.saturating_add(size.get()));
+    for (index, &(name, written, binding)) in buffers.iter().enumerate() {
+        for &(other, other_written, shared) in &buffers[index + 1..] {
+            let overlap = binding.offset < end(shared) && shared.offset < end(binding);
+            let why = match (written, other_written) {
+                _ if binding.buffer != shared.buffer => continue,
+                (false, false) => continue,
+                (true, true) if !overlap => continue,
+                (true, true) => "overlap, and both are written",
+                _ => "share a buffer, of which a dispatch writes one and reads the other: wgpu has none of that, even without an overlap",
+            };
+            return Err(Error::invalid("bindings", format!("{name} and {other} {why}; give one of them a buffer of its own")));
+        }
+    }
+    Ok(())
 }
 
 impl Bound {

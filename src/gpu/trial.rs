@@ -18,8 +18,13 @@ impl Trial {
     /// Compiles the kernel and uploads the data. Both problem and data have been checked.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, kernel: Kernel) -> Result<Self> {
         let plan = Plan::with_kernel(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
+        Self::of_plan(gpu, problem, inputs, Algorithm::Fused, plan)
+    }
+
+    /// The same for what was planned.
+    pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm, plan: Plan) -> Result<Self> {
         let attention = Attention::of_plan(gpu, problem, plan, None)?;
-        let prepared = Prepared::of(gpu, problem, Algorithm::Fused, &attention)?;
+        let prepared = Prepared::of(gpu, problem, algorithm, &attention)?;
         prepared.upload(gpu, inputs)?;
         Ok(Self { gpu: gpu.clone(), prepared })
     }
