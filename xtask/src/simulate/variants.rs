@@ -24,5 +24,17 @@ pub(crate) fn variants(problem: &Problem) -> Vec<(&'static str, Problem)> {
 
     let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
-    vec![("varlen", varlen), ("padded", padded), ("dropped", dropped)]
+    let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
+    masked.visibility.mask = masked.bias;
+    // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
+    let sized =
+        |head_dim, head_dim_v, bias| Problem { dims: wgpu_attention::Dims { head_dim, head_dim_v, ..d }, bias: Some(bias), ..*problem };
+    let odd = sized(d.head_dim - 5, d.head_dim_v + 3, Broadcast([1, 1, 1, d.seq_len_kv]));
+    let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, Broadcast([1; 4]));
+    [("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)].into()
+}
+
+fn full_of(batch: usize, problem: &Problem) -> Broadcast {
+    let [_, heads, rows, keys] = problem.dims.scores_shape();
+    Broadcast([batch, heads, rows, keys])
 }
