@@ -96,7 +96,7 @@ fn recorded_from_one_buffer() {
     problem.value.offset = 48064;
     let shared = numbers(problem.value_len(), 2);
     let query = numbers(32, 1);
-    let inputs = Inputs::new(&query, &shared, &shared);
+    let inputs = Inputs::new(&query, &shared[..problem.key_len()], &shared);
     let expected = Expected::of(&problem, &inputs).expect("valid");
     for gpu in small() {
         let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");

@@ -220,15 +220,22 @@ pub(super) async fn map(gpu: &Gpu, buffer: &wgpu::Buffer, submission: Option<wgp
 
 /// Waits until `submission` is done.
 async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
+    #[cfg(not(target_family = "wasm"))]
+    if waiting == Waiting::Blocking {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        return loss::poll(gpu.device(), wait).map_err(|why| gpu.failure(why));
+    }
+    // wgpu signals when all is done that was submitted by now: that is polled for, not `submission`.
+    let _ = submission;
     let start = |signal: Arc<Signal>| {
         gpu.queue().on_submitted_work_done(move || {
             let _ = signal.send(Ok(())); // nobody listens any more: the call was dropped
         });
     };
-    wait(gpu, start, Some(submission), waiting).await
+    wait(gpu, start, None, waiting).await
 }
 
-/// Waits for what `start` asks wgpu to signal, and polls until `submission` is done.
+/// Waits for what `start` asks wgpu to signal, and polls until `submission` is done, or all that was submitted.
 async fn wait(gpu: &Gpu, start: impl FnOnce(Arc<Signal>), submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
     let (signal, receiver) = oneshot_channel();
     let signal = Arc::new(signal);
