@@ -339,8 +339,8 @@ impl<'a> Call<'a> {
         self.check(Rule::OutOfBounds, index, index, out, report);
         let index = self.word(index, 0);
         let size = self.to.len() / self.lanes;
-        for lane in 0..self.lanes {
-            let element = index[lane].min(count - 1) as usize;
+        for (lane, &index) in index.iter().enumerate() {
+            let element = index.min(count - 1) as usize;
             for word in 0..size {
                 self.to[word * self.lanes + lane] = self.word(from, element * size + word)[lane];
             }
