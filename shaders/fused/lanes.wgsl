@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                var inside = true;
+                var inside = rows[r].row < item.rows;
                 if (!clear) {
                     inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
                 }

@@ -110,18 +110,11 @@ impl DeviceCache {
                 ));
             }
         }
-        let words = size.pages_per_slot.checked_add(4).and_then(|words| words.checked_mul(size.slots)).map(|words| words as u64);
-        let state_bytes = words.and_then(|words| words.checked_mul(4)).unwrap_or(u64::MAX);
+        let state_bytes = (size.pages_per_slot as u64).saturating_add(4).saturating_mul(size.slots as u64).saturating_mul(4);
         check_bytes("page table", state_bytes, gpu.caps())?;
         if size.layers > MOST_LAYERS {
-            return Err(Error::Limit {
-                limit: "layers of a cache",
-                needed: size.layers as u64,
-                available: MOST_LAYERS as u64,
-                remedy: "make several caches".into(),
-            });
+            return Err(Error::invalid("layers", format!("is {}; it must be at most {MOST_LAYERS}", size.layers)));
         }
-        // Before the host keeps a list of them.
         let banks = banks(gpu, &shape, size.pages)?;
         let pool = PagePool::new(shape.page_size, size.pages)?;
         let layers = (0..size.layers).map(|_| pools(gpu, &shape, banks, size.pages)).collect::<Result<_>>()?;

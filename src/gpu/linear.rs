@@ -101,7 +101,7 @@ fn dispatches(
     let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
     let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
     let entries: Vec<_> = resources.enumerate().map(entry).collect();
-    let bind_group = bind_group(gpu, &pipeline, &entries)?;
+    let bind_group = bind_group(gpu, pipeline, &entries)?;
     let step = |(index, piece): (usize, &Piece)| BoundStep {
         pipeline: pipeline.clone(),
         bind_group: bind_group.clone(),
