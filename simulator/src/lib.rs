@@ -27,6 +27,7 @@
 //!
 //! Expressions (`eval`, `math`) know nothing of memory and workgroups: they evaluate naga's IR for all lanes of a register file.
 
+mod access;
 mod coverage;
 mod dispatch;
 mod eval;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport, table_bytes};
 use wgpu_attention::{
-    Algorithm, BackwardInputs, Broadcast, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec,
+    Algorithm, BackwardInputs, Broadcast, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec, Want,
     WantGradients, bf16, f16,
 };
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options, Shader};
@@ -80,9 +80,13 @@ impl Device<'_> {
         want: &WantGradients,
     ) -> Result<Gradients> {
         let plan = Plan::backward(problem, want, &self.caps)?;
+        // As the engine does: who has no statistics of the forward pass has them computed first.
+        let forward = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
+        let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
+        let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
         let mut buffers = Buffers::of_inputs(problem, inputs);
         buffers.filled("output", backward.output.bytes());
-        buffers.filled("stats", &bytes_of(backward.stats.unwrap_or_default().as_flattened()));
+        buffers.filled("stats", &bytes_of(stats.as_flattened()));
         buffers.filled("d_output", backward.d_output.bytes());
         let stored = [
             ("d_query", want.query, problem.query, problem.query_len()),

@@ -99,25 +99,25 @@ impl Log {
             for kernel in &kernels {
                 let reachable = kernel.statements.iter().filter(|&&(_, reachable, _)| reachable);
                 let (of, ran) = reachable.fold((0, 0), |(of, ran), &(.., count)| (of + 1, ran + usize::from(count > 0)));
-                println!("{}: {ran} of {of} statements, at most {} iterations", kernel.name, kernel.iterations);
+                eprintln!("{}: {ran} of {of} statements, at most {} iterations", kernel.name, kernel.iterations);
             }
         }
         let mut unreached = unreached(&kernels);
         let before = unreached.len();
         unreached.retain(|place, _| !UNREACHABLE.iter().any(|(file, words, _)| place.starts_with(file) && place.contains(words)));
-        println!("{} lines that never ran are explained by name", before - unreached.len());
+        eprintln!("{} lines that never ran are explained by name", before - unreached.len());
         let families: HashSet<&str> = kernels.iter().map(|kernel| family(&kernel.name)).collect();
         let iterations = kernels.iter().map(|kernel| kernel.iterations).max().unwrap_or(0);
-        println!("{} kernels of {} families, at most {iterations} iterations of an invocation", kernels.len(), families.len());
-        println!("coverage: {} lines never run", unreached.len());
-        unreached.iter().for_each(|(place, families)| println!("  {place} in {}", families.join(", ")));
+        eprintln!("{} kernels of {} families, at most {iterations} iterations of an invocation", kernels.len(), families.len());
+        eprintln!("coverage: {} lines never run", unreached.len());
+        unreached.iter().for_each(|(place, families)| eprintln!("  {place} in {}", families.join(", ")));
         for ((place, rule), found) in &inner.findings {
             let of = found.kernels.len();
-            println!("{place}: {rule}: {} ({} times, {of} kernel(s), first {})", found.detail, found.count, found.kernels[0]);
+            eprintln!("{place}: {rule}: {} ({} times, {of} kernel(s), first {})", found.detail, found.count, found.kernels[0]);
         }
-        inner.complaints.iter().take(MOST_COMPLAINTS).for_each(|complaint| println!("{complaint}"));
+        inner.complaints.iter().take(MOST_COMPLAINTS).for_each(|complaint| eprintln!("{complaint}"));
         if inner.complaints.len() > MOST_COMPLAINTS {
-            println!("... and {} more", inner.complaints.len() - MOST_COMPLAINTS);
+            eprintln!("... and {} more", inner.complaints.len() - MOST_COMPLAINTS);
         }
         (inner.findings.len() + inner.complaints.len(), unreached.len())
     }

@@ -68,12 +68,12 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         let started = std::time::Instant::now();
         let runs = simulate(args, task, &shaders, &log);
         if args.verbose {
-            println!("{:.2} s for {runs} runs of {}", started.elapsed().as_secs_f64(), task.case.name);
+            eprintln!("{:.2} s for {runs} runs of {}", started.elapsed().as_secs_f64(), task.case.name);
         }
         runs
     };
     let runs: usize = tasks.par_iter().map(run).sum();
-    println!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
+    eprintln!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
     let (found, unreached) = log.print(args.verbose);
     let whole = args.only.is_none() && args.subgroup.is_none();
     Ok(found == 0 && (!whole || unreached == 0))

@@ -65,12 +65,12 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         run.edits.iter().for_each(|edit| runs.entry(edit).or_default().push(run));
     }
     let runs: Vec<_> = runs.into_iter().collect();
-    println!("{} changes, {} sound runs to try them on", runs.len(), sound.len());
+    eprintln!("{} changes, {} sound runs to try them on", runs.len(), sound.len());
     let unnoticed: Vec<&Edit> = runs.par_iter().filter(|(edit, runs)| !is_noticed(args, edit, runs)).map(|&(edit, _)| edit).collect();
     let harmless = |edit: &&&Edit| HARMLESS.iter().any(|(file, words, _)| edit.place.starts_with(file) && edit.words.starts_with(words));
     let (harmless, bad): (Vec<&Edit>, Vec<&Edit>) = unnoticed.iter().partition(|edit| harmless(edit));
-    bad.iter().for_each(|edit| println!("not noticed: {:?}: {}", edit.kind, edit.place));
-    println!("{} noticed, {} harmless by name, {} not noticed", runs.len() - unnoticed.len(), harmless.len(), bad.len());
+    bad.iter().for_each(|edit| eprintln!("not noticed: {:?}: {}", edit.kind, edit.place));
+    eprintln!("{} noticed, {} harmless by name, {} not noticed", runs.len() - unnoticed.len(), harmless.len(), bad.len());
     Ok(bad.is_empty())
 }
 
