@@ -1,5 +1,4 @@
 //! `cargo xtask simulate`: whole plans on the simulator, answers compared with the oracle.
-#![expect(clippy::print_stdout, reason = "its report goes to standard output")]
 
 mod device;
 mod log;
