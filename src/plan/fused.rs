@@ -255,11 +255,17 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     let rows_there = heads_packed(&problem.dims) * problem.dims.seq_len_q;
     let mut found = Vec::new();
     for kernel in few.chain(by_rows).chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
-        if !found.contains(&kernel) && fits(&KernelKey::new(kernel, problem), caps) {
+        if !found.contains(&kernel) && sums_in_order(kernel, problem) && fits(&KernelKey::new(kernel, problem), caps) {
             found.push(kernel);
         }
     }
     found
+}
+
+/// True if the kernel's scores are those that a backward pass makes anew, bit by bit, or nobody wants its statistics: with scores of millions those of
+/// sums in another order are off by factors of e.
+fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
+    !problem.want.stats || !matches!(kernel, Kernel::Few(_) | Kernel::Matrix(_))
 }
 
 /// The first kernel meant for this many rows on this class of device that fits it.
@@ -271,10 +277,13 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let whole = rows.next_multiple_of(GENERAL[0].block_rows() as usize) as f64 / rows as f64;
     let special = caps.specialises(whole * problem.flops());
     let (by_few, by_rows) = by_lanes(caps);
-    let by_few = by_few.filter(|&(most, _)| rows <= most).map(|(_, kernel)| KernelKey::new(kernel, problem));
+    let in_order = |kernel: &Kernel| sums_in_order(*kernel, problem);
+    let by_few = by_few.filter(|(most, kernel)| rows <= *most && in_order(kernel)).map(|(_, kernel)| KernelKey::new(kernel, problem));
     let by_rows = by_rows.filter(|&(least, most_dim, kernel)| rows >= least && widest <= most_dim && compiles(kernel, widest, caps));
     let by_rows = by_rows.map(|(.., kernel)| KernelKey::new(kernel, problem));
-    let by_matrix = matrix::kernels(problem, caps, rows).filter(|_| caps.prefer_matrices).map(|kernel| KernelKey::new(kernel, problem));
+    let by_matrix = matrix::kernels(problem, caps, rows)
+        .filter(|kernel| caps.prefer_matrices && in_order(kernel))
+        .map(|kernel| KernelKey::new(kernel, problem));
     let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
     let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
