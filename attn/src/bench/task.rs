@@ -25,8 +25,8 @@ impl FromStr for Shape {
         };
         let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
         Problem::new(dims).check().map_err(|error| error.to_string())?;
-        if seq_len_q == 0 || seq_len_kv == 0 {
-            return Err("LQ or LK is 0: there is nothing to time".into());
+        if sizes.contains(&0) {
+            return Err("a size is 0: there is nothing to time".into());
         }
         Ok(Self(dims))
     }
