@@ -25,8 +25,9 @@ impl FromStr for Shape {
         };
         let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
         Problem::new(dims).check().map_err(|error| error.to_string())?;
-        if sizes.contains(&0) {
-            return Err("a size is 0: there is nothing to time".into());
+        let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
+        if let Some((name, _)) = names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
+            return Err(format!("{name} is 0: there is nothing to time"));
         }
         Ok(Self(dims))
     }
