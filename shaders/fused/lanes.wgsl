@@ -97,13 +97,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                var inside = rows[r].row < item.rows;
+                var inside = !is_modified() || rows[r].row < item.rows; // rows past the last have no bias and no mask
                 if (!clear) {
                     inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
                 }
                 let scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
-                nan_rows |= select(0u, 1u << r, is_nan_score(scored));
-                score[r][c] = select(LOWEST, scored.score, scored.visible && !is_nan_score(scored));
+                var is_number = scored.visible;
+                if (is_modified()) { // elsewhere a score of NaN or infinity shows in the row's sum
+                    nan_rows |= select(0u, 1u << r, is_nan_score(scored));
+                    is_number = scored.visible && !is_nan_score(scored);
+                }
+                score[r][c] = select(LOWEST, scored.score, is_number);
                 visible[c] = scored.visible;
                 top[r] = max(top[r], score[r][c]);
             }
