@@ -62,7 +62,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
     let mut problem = task.problem;
     // Those of a GPU are made again.
-    problem.want.stats = engine.gpu().is_none();
+    problem.want.stats = true;
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward =
         BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: tensors.d_output.as_slice() };
