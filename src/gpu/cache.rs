@@ -16,8 +16,7 @@ use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 /// What a cache's buffers are for besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
-/// Layers of a cache, each with buffers of its own.
-const MOST_LAYERS: usize = 1 << 14;
+const MOST_LAYERS: usize = 1 << 14; // each with buffers of its own
 /// Banks that the heads of a layer go to.
 const MOST_BANKS: usize = 1 << 12;
 
