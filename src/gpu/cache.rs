@@ -17,8 +17,7 @@ use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
 const MOST_LAYERS: usize = 1 << 14; // each with buffers of its own
-/// Banks that the heads of a layer go to.
-const MOST_BANKS: usize = 1 << 12;
+const MOST_BANKS: usize = 1 << 12; // that the heads of a layer go to
 
 /// How large a [`DeviceCache`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
