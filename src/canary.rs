@@ -40,7 +40,7 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
         return Ok(());
     }
     let tiny = tiny(problem);
-    // The same variant, which for a problem so small would be another one.
+    // The variant at hand: a problem so small would get another one.
     let general = plan.steps[0].key.general;
     let caps = DeviceCaps { specialise: if general { Specialise::Never } else { Specialise::Always }, ..gpu.caps().clone() };
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
@@ -95,7 +95,7 @@ fn tiny(problem: &Problem) -> Problem {
     }
 }
 
-/// Whether the device gives the CPU's answer.
+/// True if the device gives the CPU's answer.
 fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> Result<bool> {
     problem.check()?;
     let mut state = 1u32;

@@ -83,7 +83,7 @@ fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention
     Ok(())
 }
 
-/// What the device was found to do.
+/// Behaviour that the device was found to have.
 fn tell_findings(terminal: &mut Terminal, adapter: &AdapterReport, found: &Findings) -> Result<(), Failure> {
     let loops = match found.loop_iterations {
         Some(most) => format!("end after {most} iterations of an invocation"),

@@ -208,7 +208,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
                         if (GIVES_A) {
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                // What is not finite in an a makes the d_score of all that see it NaN: its finite part will do.
+                                // An element of `a` that is not finite makes the d_score of all that see it NaN: its finite part will do.
                                 let a = finite_part(a_tile[j * A_STRIDE + thread_col + e * COLS]);
                                 a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, a_sum[o * HEAD_PER + e]);
                             }

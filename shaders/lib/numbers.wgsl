@@ -1,7 +1,7 @@
 // Defines: LOWEST, INFINITE, NEGATIVE_INFINITY, NOT_A_NUMBER; magnitude_bits, is_negative_infinity, is_finite, magnitude: what a number is, told by
 //          its bits; finite_part, special_part: a vec4's finite numbers, and its others; dot_add.
 // Expects: nothing.
-// See: DESIGN in docs/architecture.md, "Numerics": compilers may assume that floats are finite, so nothing is told by a comparison.
+// See: docs/architecture.md, "Numerics": compilers may assume that floats are finite, so nothing is told by a comparison.
 
 const LOWEST: f32 = -3.4028234e38;
 

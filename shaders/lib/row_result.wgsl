@@ -2,7 +2,7 @@
 // Expects: lib/*, Block, Row, lse_words, prior_output, store_output; const PARTIAL.
 // See: src/plan/fused.rs (splits and ranges of keys), fused/merge.wgsl.
 
-// What becomes of a row's sums: output = prior * the output of the parts before + own * this kernel's sum; NaN by its bits where is_nan.
+// Factors on a row's sums: output = prior * the output of the parts before + own * this kernel's sum; NaN by its bits where is_nan.
 struct RowResult {
     prior: f32,
     own: f32,

@@ -1,4 +1,4 @@
-//! What invocations do to memory: pointers, loads, stores, atomics.
+//! Accesses of invocations to memory: pointers, loads, stores, atomics.
 
 use naga::AtomicFunction;
 

@@ -50,16 +50,16 @@ struct Analysis {
     /// Of one lane.
     registers: Registers,
     known: Vec<bool>,
-    /// What each function so far returns, where that is known.
+    /// Return value of each function so far, where that is known.
     results: Vec<Option<Vec<u32>>>,
-    /// What the function at hand returns: `None` before the first return, `Some(None)` where it is not known.
+    /// Return value of the function at hand: `None` before the first return, `Some(None)` where it is not known.
     returned: Option<Option<Vec<u32>>>,
     live: Vec<bool>,
     /// Functions that are called.
     calls: Vec<usize>,
 }
 
-/// How a block ends.
+/// Ways in which a block ends.
 #[derive(Clone, Copy, Default)]
 struct Ends {
     falls: bool,

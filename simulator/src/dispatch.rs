@@ -51,7 +51,7 @@ pub struct Binding {
     pub size: usize,
 }
 
-/// What came of a dispatch.
+/// Result of a dispatch.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Findings, by line.
@@ -132,7 +132,7 @@ impl Shader {
         Ok(Report { findings: findings.into_list(), iterations, loops, covered })
     }
 
-    /// What each declared buffer is bound to.
+    /// Buffer that each declared one is bound to.
     fn ranges(&self, buffers: &[Buffer], bindings: &[Binding]) -> Result<Vec<Range>, Error> {
         let range = |declared: &Declared| {
             let number = declared.binding;

@@ -43,7 +43,7 @@ pub(crate) enum What {
     },
 }
 
-/// What a lane's operands were when the result is not defined.
+/// A lane's operands where the result is not defined.
 pub(crate) type Undefined<'a> = dyn FnMut(Rule, u32, String) + 'a;
 
 impl Pure {

@@ -57,7 +57,7 @@ impl Left {
     }
 }
 
-/// What a machine is made of, besides its state.
+/// Parts of a machine besides its state.
 pub(crate) struct Parts<'a> {
     pub(crate) program: &'a Program,
     pub(crate) buffers: &'a mut [Buffer],

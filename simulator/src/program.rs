@@ -148,7 +148,7 @@ pub(crate) enum Gather {
     QuadSwap(u32),
 }
 
-/// What a function is given.
+/// Arguments of a function.
 #[derive(Clone, Debug)]
 pub(crate) enum Argument {
     Value(Value),

@@ -7,7 +7,7 @@ use crate::program::Gather;
 use crate::report::Rule;
 use crate::value::{Kind, Mask, Value};
 
-/// How invocations become lanes of subgroups.
+/// Mapping of invocations to lanes of subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LaneOrder {
     /// In the order of `local_invocation_index`, as most drivers do it.
@@ -169,7 +169,7 @@ fn combine(operation: SubgroupOperation, kind: Kind, a: u32, b: u32) -> u32 {
     }
 }
 
-/// What an exclusive scan begins with: WGSL has those of sums and products only.
+/// First value of an exclusive scan: WGSL has those of sums and products only.
 fn neutral(operation: SubgroupOperation, kind: Kind) -> u32 {
     match (operation, kind) {
         (SubgroupOperation::Mul, Kind::F32) => 1f32.to_bits(),

@@ -5,7 +5,7 @@ use naga::{ArraySize, Handle, Module, ScalarKind, Type, TypeInner};
 use crate::Error;
 use crate::value::Kind;
 
-/// How a memory's types are laid out.
+/// Layout of a memory's types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Scalar after scalar: registers, variables, workgroup memory.

@@ -64,7 +64,7 @@ fn each_rule_has_a_shader_that_breaks_it_and_one_that_does_not() {
             "if i == 0u { atomicStore(&counter, 0u); } atomicMax(&counter, i); workgroupBarrier(); output[own] = atomicLoad(&counter);",
             &[Rule::UnorderedAtomic],
         ),
-        // What nobody wrote: only where it matters.
+        // Unwritten memory: only where it matters.
         ("output[own] = tile[i];", &[Rule::Uninitialised]),
         ("let unused = tile[i] + 1u; output[own] = select(unused, 7u, i < 32u);", &[]),
         ("if tile[i] == 3u { output[own] = 1u; } else { output[own] = 2u; }", &[Rule::Uninitialised]),

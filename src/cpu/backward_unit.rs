@@ -11,7 +11,7 @@ use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{HostSlice, ScoreOrder, WantGradients};
 
-/// What the forward pass gave, and the gradient that comes back: [`crate::BackwardInputs`] with statistics.
+/// Results of the forward pass, and the gradient that comes back: [`crate::BackwardInputs`] with statistics.
 pub(super) struct Forward<'a> {
     pub(super) output: HostSlice<'a>,
     pub(super) stats: &'a [[f32; 2]],
@@ -229,7 +229,7 @@ impl GradientTile {
     }
 }
 
-/// What is done with the weights and the gradients of the scores of a unit.
+/// Uses of the weights and the gradients of the scores of a unit.
 pub(super) trait Visitor {
     /// Takes those of a panel and these keys.
     fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding);

@@ -93,7 +93,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     let distance = j as i64 - p;
 
                     let cap = |score: f64| problem.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-                    // What is added, in this order, each sum rounded to f32.
+                    // The biases are added in this order, each sum rounded to f32.
                     let mut biases = Vec::new();
                     if let Some(shape) = problem.bias {
                         biases.push(inputs.bias[broadcast(shape, [b, h, i, j])]);

@@ -159,7 +159,7 @@ impl Tile {
         self.before.take(len).copy_from_slice(self.scores.take(len));
     }
 
-    /// Whether the pair at this place of the kept scores is visible.
+    /// True if the pair at this place of the kept scores is visible.
     pub(super) fn sees(&self, at: usize) -> bool {
         self.before.get(at) != f32::NEG_INFINITY
     }

@@ -61,7 +61,6 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
 /// The forward pass, and the gradients of query, key and value.
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
     let mut problem = task.problem;
-    // Those of a GPU are made again.
     problem.want.stats = true;
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward =
