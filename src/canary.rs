@@ -4,16 +4,21 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::gpu::{Gpu, Trial};
-use crate::plan::{DeviceCaps, Plan, Specialise};
+use crate::gpu::{Gpu, Trial, gradients_of_plan};
+use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::Operand;
-use crate::shader::KernelKey;
+use crate::shader::{Kernel, KernelKey};
 use crate::tune::agrees;
-use crate::{Algorithm, Broadcast, Control, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec, Want, cpu};
+use crate::{
+    Algorithm, BackwardInputs, Broadcast, Control, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec, Want, WantGradients,
+    cpu,
+};
 
 /// Rows and keys of the tiny problem, at most: with tails, and more than one step of any loop over keys.
 const ROWS: usize = 3;
 const KEYS: usize = 37;
+/// Keys that every device splits.
+const MERGED_KEYS: usize = CHAIN + KEYS;
 
 /// Kernels that were tried, or cannot be, by adapter and driver.
 type Tried = HashMap<String, HashSet<KernelKey>>;
@@ -24,12 +29,35 @@ fn tried() -> MutexGuard<'static, Option<Tried>> {
 }
 
 /// Tries the kernels that `problem` takes and that were not tried yet in this process on such a device. A kernel that a tiny problem does not
-/// take, as the merge of many keys, is left out, and the log says so.
+/// take is left out, and the log says so.
 pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<()> {
     if !gpu.wants_canary() || gpu.is_prepared(problem, algorithm) {
         return Ok(());
     }
     let plan = gpu.plan(problem, algorithm)?;
+    let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
+    let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
+    let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
+    check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, algorithm, plan))
+}
+
+/// The same for the gradients of `problem`.
+pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
+    if !gpu.wants_canary() || gpu.is_backward_prepared(problem, want) {
+        return Ok(());
+    }
+    let plan = Plan::backward(problem, want, gpu.caps())?;
+    let tiny = tiny(problem, KEYS, KEYS);
+    check_plan(gpu, &plan, |caps| Plan::backward(&tiny, want, caps), |plan| differentiates(gpu, &tiny, want, plan))
+}
+
+/// Tries what is new in `plan`: `tiny` plans a tiny problem that takes the same kernels, `is_right` computes it.
+fn check_plan(
+    gpu: &Gpu,
+    plan: &Plan,
+    tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
+    is_right: impl FnOnce(Plan) -> Result<bool>,
+) -> Result<()> {
     let device = format!("{}{}", gpu.name(), if gpu.is_checked() { ", checked" } else { "" });
     let new: HashSet<KernelKey> = {
         let mut tried = tried();
@@ -39,34 +67,30 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
     if new.is_empty() {
         return Ok(());
     }
-    let tiny = tiny(problem);
     // The variant at hand: a problem so small would get another one.
-    let general = plan.steps[0].key.general;
-    let caps = DeviceCaps { specialise: if general { Specialise::Never } else { Specialise::Always }, ..gpu.caps().clone() };
-    let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
-    if let Ok(plan) = Plan::with_kernel(&tiny, &caps, algorithm, kernel)
-        && plan.steps.iter().any(|step| new.contains(&step.key))
-    {
-        let kernels = plan.summary().to_string();
-        if !computes(gpu, &tiny, algorithm, plan)? {
-            return Err(Error::Miscomputed { kernel: kernels, device });
+    let specialise = if plan.steps[0].key.general { Specialise::Never } else { Specialise::Always };
+    match tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
+        Ok(tiny) if tiny.steps.iter().any(|step| new.contains(&step.key)) => {
+            let kernel = tiny.summary().to_string();
+            if !is_right(tiny)? {
+                return Err(Error::Miscomputed { kernel, device });
+            }
         }
-    } else {
-        log::debug!("{device}: no tiny problem takes `{}`: not tried", plan.summary());
+        _ => log::debug!("{device}: no tiny problem takes `{}`: not tried", plan.summary()),
     }
     tried().get_or_insert_default().entry(device).or_default().extend(new);
     Ok(())
 }
 
 /// One item and one key/value head of `problem`, a few rows and keys, and what is done to each pair.
-fn tiny(problem: &Problem) -> Problem {
+fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     let d = &problem.dims;
     let dims = Dims {
         batch: 1,
         num_heads: d.group(),
         num_kv_heads: 1,
-        seq_len_q: d.seq_len_q.min(ROWS),
-        seq_len_kv: d.seq_len_kv.min(KEYS),
+        seq_len_q: d.seq_len_q.min(rows),
+        seq_len_kv: d.seq_len_kv.min(keys),
         ..*d
     };
     let spec = |spec: TensorSpec| match spec.layout {
@@ -86,7 +110,7 @@ fn tiny(problem: &Problem) -> Problem {
         output: spec(problem.output),
         visibility,
         bias: problem.bias.map(smaller),
-        relative_bias: problem.relative_bias.map(|distance| distance.min(KEYS as u32)),
+        relative_bias: problem.relative_bias.map(|distance| distance.min(keys as u32)),
         want: Want { lse: false, stats: false, ..problem.want },
         dropout: None,
         packed: None,
@@ -98,30 +122,8 @@ fn tiny(problem: &Problem) -> Problem {
 /// True if the device gives the CPU's answer.
 fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> Result<bool> {
     problem.check()?;
-    let mut state = 1u32;
-    let mut numbers = |len: usize| -> Vec<f32> {
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| next()).collect()
-    };
-    let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
-    let [query, key, value] = [operand(Operand::Query), operand(Operand::Key), operand(Operand::Value)];
-    let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
-    let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
-    let bias = numbers(elements(problem.bias));
-    let (slopes, sinks) = (numbers(heads(problem.alibi.is_some())), numbers(heads(problem.sinks)));
-    let relative_bias = numbers(problem.relative_bias_len());
-    let mask: Vec<bool> = (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect();
-    let inputs = Inputs {
-        bias: &bias,
-        mask: &mask,
-        alibi_slopes: &slopes,
-        sinks: &sinks,
-        relative_bias: &relative_bias,
-        ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice())
-    };
+    let data = Data::new(problem);
+    let inputs = data.inputs();
     inputs.check(problem)?;
     let got = Trial::of_plan(gpu, problem, &inputs, algorithm, plan)?.answer()?;
     let plain = Problem { want: Want::default(), ..*problem };
@@ -129,11 +131,89 @@ fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> R
     Ok(agrees(&got.output, &expected.output))
 }
 
+/// True if the device gives the CPU's gradients.
+fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<bool> {
+    problem.check()?;
+    want.check(problem)?;
+    let data = Data::new(problem);
+    let inputs = data.inputs();
+    inputs.check(problem)?;
+    let forward = Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
+    let forward = cpu::tiled::attention(&forward, &inputs, &mut Control::default())?;
+    let (output, d_output) = (forward.output.as_slice(), data.d_output.as_slice());
+    let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
+    let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Control::default())?;
+    let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
+    let operands = [(&got.query, &expected.query), (&got.key, &expected.key), (&got.value, &expected.value)];
+    let vectors = [(&got.bias, &expected.bias), (&got.relative_bias, &expected.relative_bias), (&got.sinks, &expected.sinks)];
+    let same = |(got, expected): (&Option<Vec<f32>>, &Option<Vec<f32>>)| match (got, expected) {
+        (Some(got), Some(expected)) => agrees(&HostVec::F32(got.clone()), &HostVec::F32(expected.clone())),
+        (got, expected) => got.is_none() && expected.is_none(),
+    };
+    let stored = |(got, expected): (&Option<HostVec>, &Option<HostVec>)| match (got, expected) {
+        (Some(got), Some(expected)) => agrees(got, expected),
+        (got, expected) => got.is_none() && expected.is_none(),
+    };
+    Ok(operands.into_iter().all(stored) && vectors.into_iter().all(same))
+}
+
+/// What a tiny problem is computed from.
+struct Data {
+    query: HostVec,
+    key: HostVec,
+    value: HostVec,
+    d_output: HostVec,
+    bias: Vec<f32>,
+    mask: Vec<bool>,
+    alibi_slopes: Vec<f32>,
+    sinks: Vec<f32>,
+    relative_bias: Vec<f32>,
+}
+
+impl Data {
+    fn new(problem: &Problem) -> Self {
+        let mut state = 1u32;
+        let mut numbers = |len: usize| -> Vec<f32> {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            (0..len).map(|_| next()).collect()
+        };
+        let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
+        let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
+        let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+        let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
+        Self {
+            query,
+            key,
+            value,
+            d_output,
+            bias: numbers(elements(problem.bias)),
+            mask: (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect(),
+            alibi_slopes: numbers(heads(problem.alibi.is_some())),
+            sinks: numbers(heads(problem.sinks)),
+            relative_bias: numbers(problem.relative_bias_len()),
+        }
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            bias: &self.bias,
+            mask: &self.mask,
+            alibi_slopes: &self.alibi_slopes,
+            sinks: &self.sinks,
+            relative_bias: &self.relative_bias,
+            ..Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gpu::{ShaderOptions, choose_every};
-    use crate::{Alignment, DType};
+    use crate::{Alignment, DType, Engine};
 
     fn gpus(options: ShaderOptions) -> Vec<Gpu> {
         let chosen = pollster::block_on(choose_every());
@@ -172,6 +252,46 @@ mod tests {
             let quiet = ShaderOptions { skip_canary: true, ..special };
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
             assert_eq!(check(&quiet, &problem, Algorithm::Fused), Ok(()), "nobody asked");
+        }
+    }
+
+    #[test]
+    fn right_gradients_are_let_through() {
+        for gpu in gpus(ShaderOptions::default()) {
+            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::square(1, 2, 40, 44) });
+            let causal = plain.causal(Alignment::TopLeft);
+            let biased =
+                Problem { bias: Some(Broadcast([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, relative_bias: Some(9), ..causal };
+            for problem in [plain, biased, biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
+                let want = WantGradients::all(&problem);
+                check_backward(&gpu, &problem, &want).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_gradient_is_caught_and_the_cpu_stands_in_where_it_may() {
+        // As above, a kernel that no other test has.
+        let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let problem = Problem::new(Dims::square(2, 4, 50, 60)).causal(Alignment::TopLeft);
+        let want = WantGradients::all(&problem);
+        for gpu in gpus(special) {
+            let plan = Plan::backward(&problem, &want, gpu.caps()).expect("planned");
+            let key = plan.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
+            let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
+            let broken = |text: String| text.replace("var words = bits;", tenth_more);
+            gpu.compile_changed(key.expect("one").clone(), broken).expect("valid");
+            assert!(matches!(check_backward(&gpu, &problem, &want), Err(Error::Miscomputed { .. })), "{}", gpu.name());
+
+            let data = Data::new(&problem);
+            let inputs = data.inputs();
+            let output = cpu::tiled::attention(&problem, &inputs, &mut Control::default()).expect("computed").output;
+            let backward = BackwardInputs { output: output.as_slice(), stats: None, d_output: data.d_output.as_slice() };
+            let strict = Engine::on_gpu(gpu.clone());
+            assert!(matches!(strict.backward(&problem, &inputs, &backward, &want), Err(Error::Miscomputed { .. })));
+            let got = Engine::on_gpu(gpu).falling_back().backward(&problem, &inputs, &backward, &want).expect("the CPU's");
+            let right = cpu::backward::attention(&problem, &inputs, &backward, &want, &mut Control::default()).expect("computed");
+            assert_eq!(got, right);
         }
     }
 }

@@ -128,8 +128,8 @@ impl Engine {
     /// answer against the CPU's. [`Self::attention`] does so by itself, and with [`Backend::Auto`] the CPU path stands in for what is wrong; an
     /// app that records [`crate::gpu::Attention`]s on its own device can call it once when it starts: it submits and waits.
     ///
-    /// It takes a millisecond or so besides compiling what the problem needs in any case. Gradients, caches and layers are not tried, nor what a
-    /// tiny problem does not take, as the merge of many keys.
+    /// It takes a millisecond or so besides compiling what the problem needs in any case. Gradients and layers try theirs in the same way; what
+    /// appends to caches and what projects in layers is not tried.
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
         problem.check()?;
         match &self.place {
@@ -199,6 +199,12 @@ impl Engine {
         self.run_backward(problem, inputs, backward, want, Waiting::Async, control).await
     }
 
+    /// As with [`Backend::Auto`]: the CPU path stands in for kernels that the device gets wrong.
+    #[cfg(test)]
+    pub(crate) fn falling_back(self) -> Self {
+        Self { falls_back: true, ..self }
+    }
+
     async fn run_backward(
         &self,
         problem: &Problem,
@@ -213,7 +219,16 @@ impl Engine {
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Place::Gpu(gpu) if !is_empty(problem) => gpu.backward(problem, inputs, backward, want, waiting, control).await,
+            Place::Gpu(gpu) if !is_empty(problem) => match canary::check_backward(gpu, problem, want) {
+                Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
+                    log::warn!("{error}; the CPU path computes it");
+                    cpu::backward::attention(problem, inputs, backward, want, control)
+                }
+                checked => {
+                    checked?;
+                    gpu.backward(problem, inputs, backward, want, waiting, control).await
+                }
+            },
             Place::Oracle => {
                 cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
             }

@@ -120,13 +120,22 @@ impl TensorSpec {
 ///
 /// Panics where `data` is shorter than [`TensorSpec::required_len`]; callers check first.
 pub fn gather(data: HostSlice<'_>, spec: &TensorSpec, shape: [usize; 4]) -> Vec<f32> {
+    match data {
+        HostSlice::F32(numbers) => gather_from(|at| numbers[at], spec, shape),
+        HostSlice::F16(numbers) => gather_from(|at| numbers[at].to_f32(), spec, shape),
+        HostSlice::BF16(numbers) => gather_from(|at| numbers[at].to_f32(), spec, shape),
+        HostSlice::Q8(_) | HostSlice::Q4(_) => gather_from(|at| data.get(at), spec, shape),
+    }
+}
+
+fn gather_from(get: impl Fn(usize) -> f32, spec: &TensorSpec, shape: [usize; 4]) -> Vec<f32> {
     let strides = spec.strides(shape);
     let mut dense = Vec::with_capacity(shape.iter().product());
     for batch in 0..shape[0] {
         for head in 0..shape[1] {
             for seq in 0..shape[2] {
                 let row = spec.offset + batch * strides.batch + head * strides.head + seq * strides.seq;
-                dense.extend((0..shape[3]).map(|dim| data.get(row + dim * strides.dim)));
+                dense.extend((0..shape[3]).map(|dim| get(row + dim * strides.dim)));
             }
         }
     }

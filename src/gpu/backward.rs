@@ -55,8 +55,11 @@ pub struct BackwardBindings<'a> {
 impl Backward {
     /// Plans the gradients of `problem` that are wanted for the device and compiles what is not compiled yet.
     pub fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
-        let ready = Ready::new(gpu, Plan::backward(problem, want, gpu.caps())?)?;
-        Ok(Self { problem: *problem, want: *want, ready })
+        Self::of_plan(gpu, problem, want, Plan::backward(problem, want, gpu.caps())?)
+    }
+
+    pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<Self> {
+        Ok(Self { problem: *problem, want: *want, ready: Ready::new(gpu, plan)? })
     }
 
     /// What was planned.

@@ -36,7 +36,7 @@ impl Gpu {
         let kept = self.prepared_backward().take(|kept| kept.problem == *problem && kept.want == *want);
         let ready = match kept {
             Some(ready) => ready,
-            None => PreparedBackward::new(self, problem, want)?,
+            None => PreparedBackward::of(self, problem, want, &Backward::new(self, problem, want)?)?,
         };
         ready.upload(self, inputs, backward, stats)?;
         let result = ready.run(self, waiting, control).await;
@@ -45,6 +45,11 @@ impl Gpu {
             self.prepared_backward().keep(ready, bytes);
         }
         result
+    }
+
+    /// Whether a call for these gradients has been made ready before, and is not running.
+    pub(crate) fn is_backward_prepared(&self, problem: &Problem, want: &WantGradients) -> bool {
+        self.prepared_backward().has(|kept| kept.problem == *problem && kept.want == *want)
     }
 
     /// The softmax statistics, by a forward pass over all keys.
@@ -56,8 +61,7 @@ impl Gpu {
 }
 
 impl PreparedBackward {
-    fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
-        let backward = Backward::new(gpu, problem, want)?;
+    pub(super) fn of(gpu: &Gpu, problem: &Problem, want: &WantGradients, backward: &Backward) -> Result<Self> {
         let (input, result) = (refilled(gpu), wgpu::BufferUsages::COPY_SRC);
         let operand = |label: &str, operand| {
             let bytes = problem.spec(operand).dtype.bytes(problem.operand_len(operand));
@@ -113,7 +117,7 @@ impl PreparedBackward {
         self.scratch_bytes + operands + self.stats.size() + self.options.bytes() + self.results.bytes()
     }
 
-    fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) -> Result<()> {
+    pub(super) fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) -> Result<()> {
         let slices = [inputs.query, inputs.key, inputs.value, backward.output, backward.d_output];
         let operands = [Operand::Query, Operand::Key, Operand::Value, Operand::Output, Operand::Output];
         gpu.guarded(|| {
@@ -126,7 +130,7 @@ impl PreparedBackward {
         })
     }
 
-    async fn run(&self, gpu: &Gpu, waiting: Waiting, control: &mut Control<'_>) -> Result<Gradients> {
+    pub(super) async fn run(&self, gpu: &Gpu, waiting: Waiting, control: &mut Control<'_>) -> Result<Gradients> {
         let submission = submit(gpu, &self.bound, control, waiting, |encoder| self.results.copy(encoder)).await?;
         let Self { problem, want, .. } = self;
         let take = |parts: &mut dyn Iterator<Item = &[u8]>| {

@@ -39,4 +39,4 @@ pub(crate) use host::Waiting;
 pub(crate) use layer::{Layer, LayerParts};
 pub(crate) use layer_backward::{LayerBackwardParts, ProjectionBackward, layer_backward};
 pub(crate) use linear::Projection;
-pub(crate) use trial::Trial;
+pub(crate) use trial::{Trial, gradients_of_plan};

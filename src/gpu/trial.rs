@@ -1,12 +1,13 @@
-//! A kernel tried on a problem: its answer, and how long it takes.
+//! Kernels tried on a problem: their answer, and how long they take.
 
 use std::time::Instant;
 
 use super::host::Prepared;
-use super::{Attention, Gpu, Waiting, loss};
+use super::host_backward::PreparedBackward;
+use super::{Attention, Backward, Gpu, Waiting, loss};
 use crate::plan::Plan;
 use crate::shader::Kernel;
-use crate::{Algorithm, Control, Inputs, Outputs, Problem, Result};
+use crate::{Algorithm, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients};
 
 /// A problem with its data on the device, to be computed by one kernel.
 pub(crate) struct Trial {
@@ -47,4 +48,18 @@ impl Trial {
         loss::poll(device, wgpu::PollType::wait_indefinitely()).map_err(|why| self.gpu.failure(why))?;
         Ok(started.elapsed().as_secs_f64() / f64::from(times))
     }
+}
+
+/// The gradients of `problem` that `plan` computes. All has been checked; the statistics are there.
+pub(crate) fn gradients_of_plan(
+    gpu: &Gpu,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    backward: &BackwardInputs<'_>,
+    want: &WantGradients,
+    plan: Plan,
+) -> Result<Gradients> {
+    let prepared = PreparedBackward::of(gpu, problem, want, &Backward::of_plan(gpu, problem, want, plan)?)?;
+    prepared.upload(gpu, inputs, backward, backward.stats.unwrap_or_default())?;
+    pollster::block_on(prepared.run(gpu, Waiting::Blocking, &mut Control::default()))
 }

@@ -3,7 +3,7 @@
 use super::matmul::matmul;
 use super::{LayerOutputs, Linear, MultiHead, Steps};
 use crate::gpu::{self, LayerBackwardParts, ProjectionBackward};
-use crate::{BackwardInputs, Engine, Error, Inputs, Problem, Result, WantGradients};
+use crate::{BackwardInputs, Engine, Error, Inputs, Problem, Result, WantGradients, canary};
 
 /// The gradients of one projection.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +113,10 @@ impl MultiHead {
         let backward = Backward { layer: self, problem, inputs, x, steps, stats, d_output };
         match engine.gpu() {
             // Buffers of no size cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) => backward.on_gpu(gpu),
+            Some(gpu) if x.iter().all(|x| !x.is_empty()) => {
+                canary::check_backward(gpu, problem, &WantGradients::all(problem))?;
+                backward.on_gpu(gpu)
+            }
             _ => backward.on_host(engine),
         }
     }

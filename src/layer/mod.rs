@@ -210,7 +210,10 @@ impl MultiHead {
         let x = self.check(problem, inputs)?;
         match engine.gpu() {
             // Buffers of no size cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) => self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps),
+            Some(gpu) if x.iter().all(|x| !x.is_empty()) => {
+                engine.check_kernels(problem)?;
+                self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps)
+            }
             _ => self.on_host(engine, problem, inputs, x, steps),
         }
     }

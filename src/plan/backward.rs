@@ -181,12 +181,13 @@ impl Planner<'_> {
         self.gradients(key, shape, want, &work, vec![(Operand::Query, Place::DQuery)])
     }
 
-    /// dK and dV in one kernel where its buffers are few enough, else in two.
+    /// dK and dV in one kernel where its buffers are few enough and both are stored alike, else in two.
     fn keys(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let many_buffers = !self.special || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
+        let are_alike = want.dtype(self.problem, Operand::Key) == want.dtype(self.problem, Operand::Value);
         let sides: &[(KeySide, f64)] = match (want.key, want.value) {
-            (true, true) if many_buffers => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
+            (true, true) if many_buffers || !are_alike => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
             (true, true) => &[(KeySide::Both, 2.0)],
             (true, false) => &[(KeySide::Key, 1.5)],
             (false, true) => &[(KeySide::Value, 1.0)],

@@ -78,7 +78,7 @@ pub(super) fn heads_packed(d: &Dims) -> usize {
 ///
 /// 0.1 in every value, 131,072 keys, relative error on lavapipe: one chain 6.5e-4, chains of 4,096 keys 2.1e-5 to 3.9e-5, by the kernel; of 2,048 keys
 /// at most 2e-5.
-pub(super) const CHAIN: usize = 2048;
+pub(crate) const CHAIN: usize = 2048;
 
 /// Bytes of partial results up to which splits are preferred to steps one after the other.
 const SCRATCH_BYTES: u64 = 64 << 20;

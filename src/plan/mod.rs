@@ -12,7 +12,7 @@ mod staged;
 mod tables;
 mod tune;
 
-pub(crate) use fused::{candidates, merge_steps};
+pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use ranges::{Bound, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 

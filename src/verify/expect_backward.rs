@@ -4,8 +4,8 @@
 //! error, for a pair (i, j):
 //!
 //! ```text
-//! dp error       = S u (sqrt(head_dim_v) + 4) * sum_e |d_output_e| |value_e|
-//! delta error    = S u (sqrt(head_dim_v) + 4) * sum_e |d_output_e| |output_e| + sum_e |d_output_e| * output error_e
+//! dp error       = S u (chain(head_dim_v) + 4) * sum_e |d_output_e| |value_e|
+//! delta error    = S u (chain(head_dim_v) + 4) * sum_e |d_output_e| |output_e| + sum_e |d_output_e| * output error_e
 //! dbias error    = weight error * p (|dp| + |delta|) + p (dp error + delta error)
 //! dscore error   = dbias error * slope + p (|dp| + |delta|) * slope error
 //! slope error    = 2 |tanh| (score error / softcap + 4 S u) + 4 S u             with a softcap; else slope = 1, error 0
@@ -22,7 +22,7 @@ use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
 use crate::problem::Operand;
 use crate::verify::case::{Case, Fill, scatter};
 use crate::verify::expect::{
-    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, magnitudes, per_element, rows, score_error, storage_floor,
+    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, chain, magnitudes, per_element, rows, score_error, storage_floor,
     stored_as, summing,
 };
 use crate::verify::random::Random;
@@ -116,7 +116,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
     // The weighted sum of |value|, and dot(|d_output|, |value|) for each pair.
     let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
     let products = products(problem, &unsigned, &operands);
-    let wide = (d.head_dim_v as f64).sqrt() + 4.0;
+    let wide = chain(d.head_dim_v) + 4.0;
     let summing = summing(problem);
     let weight_errors = Errors::new(problem, forward, &magnitudes).weight;
     let values = ValueSize::of(value.as_slice());
@@ -160,7 +160,8 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
         if problem.sinks && sees_some {
             let [max, sum] = forward.stats[row];
             let weight = (f64::from(inputs.sinks[head]) - max).exp() / sum;
-            errors.d_sink[row] = at_most(weight * ((weight_error + summing) * delta + delta_error), 2.0 * largest + delta_error);
+            errors.d_sink[row] =
+                at_most(weight * ((weight_error + summing) * delta + delta_error) + TINY * delta, 2.0 * largest + delta_error);
         }
     }
     let scale = Some(problem.effective_scale().abs());

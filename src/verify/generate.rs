@@ -10,60 +10,85 @@ use crate::{
 
 /// A random case, small enough for the oracle. The same seed gives the same case.
 pub fn random(seed: u64) -> Result<Case> {
-    let mut r = Random::new(seed ^ 0x5eed);
-    let dims = small_dims(&mut r);
-    let (problem, fill) = options(seed, dims, &mut r);
-    Case::new(format!("random-{seed}"), problem, fill)
+    random_of(seed, seed)
+}
+
+/// A random case of a kind: cases of one kind differ in lengths and numbers, so that mostly the same kernels compute them.
+pub fn random_of(kind: u64, seed: u64) -> Result<Case> {
+    let mut draw = Draw::new(kind ^ 0x5eed, seed ^ 0x5eed5);
+    let dims = small_dims(&mut draw);
+    let (problem, fill) = options(seed, dims, &mut draw);
+    Case::new(format!("random-{kind}-{seed}"), problem, fill)
 }
 
 /// A random case of sizes around which kernels change: several tiles, keys that are split, wide heads; keys and values are stored in blocks
 /// now and then. The same seed gives the same case.
 pub fn random_large(seed: u64) -> Result<Case> {
-    let mut r = Random::new(seed ^ 0x1a26e);
-    let dims = large_dims(&mut r);
-    let (problem, fill) = options(seed, dims, &mut r);
-    let (dtype, layout) = (r.pick(&DType::BLOCKS), r.pick(&[Layout::Bhsd, Layout::Bshd]));
-    let spec = TensorSpec { dtype, layout, offset: 0 };
-    let blocks = Problem { key: spec, value: spec, ..problem };
-    let problem = if r.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
-    Case::new(format!("large-{seed}"), problem, fill)
+    random_large_of(seed, seed)
 }
 
-fn small_dims(r: &mut Random) -> Dims {
-    let kv_heads = r.pick(&[1, 1, 2, 3]);
-    let head_dim = r.pick(&[1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 24, 32, 40, 64, 72]);
-    let lengths = [1, 1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 23, 31, 32, 33, 47, 63, 64, 65];
-    Dims {
-        batch: r.pick(&[1, 1, 2, 3]),
-        num_heads: kv_heads * r.pick(&[1, 1, 2, 3, 4]),
-        num_kv_heads: kv_heads,
-        seq_len_q: if r.one_in(40) { 0 } else { r.pick(&lengths) },
-        seq_len_kv: if r.one_in(40) { 0 } else { r.pick(&lengths) },
-        head_dim,
-        head_dim_v: if r.one_in(3) { r.pick(&[1, 3, 8, 20, 32, 64]) } else { head_dim },
+/// As [`random_of`], of the sizes of [`random_large`].
+pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
+    let mut draw = Draw::new(kind ^ 0x1a26e, seed ^ 0x1a26e5);
+    let dims = large_dims(&mut draw);
+    let (problem, fill) = options(seed, dims, &mut draw);
+    let (dtype, layout) = (draw.kind.pick(&DType::BLOCKS), draw.kind.pick(&[Layout::Bhsd, Layout::Bshd]));
+    let spec = TensorSpec { dtype, layout, offset: 0 };
+    let blocks = Problem { key: spec, value: spec, ..problem };
+    let problem = if draw.kind.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
+    Case::new(format!("large-{kind}-{seed}"), problem, fill)
+}
+
+/// What a case is drawn from.
+struct Draw {
+    /// What kernels depend on.
+    kind: Random,
+    /// Everything else.
+    rest: Random,
+}
+
+impl Draw {
+    fn new(kind: u64, rest: u64) -> Self {
+        Self { kind: Random::new(kind), rest: Random::new(rest) }
     }
 }
 
-fn large_dims(r: &mut Random) -> Dims {
+fn small_dims(Draw { kind, rest }: &mut Draw) -> Dims {
+    let kv_heads = rest.pick(&[1, 1, 2, 3]);
+    let head_dim = kind.pick(&[1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 24, 32, 40, 64, 72]);
+    let lengths = [1, 1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 23, 31, 32, 33, 47, 63, 64, 65];
+    Dims {
+        batch: rest.pick(&[1, 1, 2, 3]),
+        num_heads: kv_heads * rest.pick(&[1, 1, 2, 3, 4]),
+        num_kv_heads: kv_heads,
+        seq_len_q: if rest.one_in(40) { 0 } else { rest.pick(&lengths) },
+        seq_len_kv: if rest.one_in(40) { 0 } else { rest.pick(&lengths) },
+        head_dim,
+        head_dim_v: if kind.one_in(3) { kind.pick(&[1, 3, 8, 20, 32, 64]) } else { head_dim },
+    }
+}
+
+fn large_dims(Draw { kind, rest }: &mut Draw) -> Dims {
+    let head_dim = match kind.below(4) {
+        0 => 1 + kind.below(70),
+        1 => kind.pick(&[65, 95, 127, 129, 160, 192, 255, 256, 257, 511, 512, 513, 576, 600]),
+        _ => kind.pick(&[32, 64, 64, 80, 96, 128, 128]),
+    };
+    let head_dim_v = if kind.one_in(4) { kind.pick(&[1, 20, 32, 64, 72, 128, 130, 257]) } else { head_dim };
     loop {
-        let kv_heads = r.pick(&[1, 1, 1, 2, 3]);
-        let head_dim = match r.below(4) {
-            0 => 1 + r.below(70),
-            1 => r.pick(&[65, 95, 127, 129, 160, 192, 255, 256, 257, 511, 512, 513, 576, 600]),
-            _ => r.pick(&[32, 64, 64, 80, 96, 128, 128]),
-        };
+        let kv_heads = rest.pick(&[1, 1, 1, 2, 3]);
         let dims = Dims {
-            batch: r.pick(&[1, 1, 1, 2, 3]),
-            num_heads: kv_heads * r.pick(&[1, 1, 2, 4, 7, 8]),
+            batch: rest.pick(&[1, 1, 1, 2, 3]),
+            num_heads: kv_heads * rest.pick(&[1, 1, 2, 4, 7, 8]),
             num_kv_heads: kv_heads,
-            seq_len_q: r.pick(&[1, 1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 257, 300]),
-            seq_len_kv: if r.one_in(3) {
-                r.below(2100)
+            seq_len_q: rest.pick(&[1, 1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 257, 300]),
+            seq_len_kv: if rest.one_in(3) {
+                rest.below(2100)
             } else {
-                r.pick(&[1, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 1024, 1025, 2048])
+                rest.pick(&[1, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 1024, 1025, 2048])
             },
             head_dim,
-            head_dim_v: if r.one_in(4) { r.pick(&[1, 20, 32, 64, 72, 128, 130, 257]) } else { head_dim },
+            head_dim_v,
         };
         if dims.scores_shape().iter().product::<usize>() * (dims.head_dim + dims.head_dim_v) < 3_000_000 {
             return dims;
@@ -72,43 +97,49 @@ fn large_dims(r: &mut Random) -> Dims {
 }
 
 /// Everything but the sizes.
-fn options(seed: u64, dims: Dims, r: &mut Random) -> (Problem, Fill) {
+fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
-    p.packed = r.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, r), tokens_kv: tokens(&dims, dims.seq_len_kv, r) });
-    p.scale = r.one_in(4).then(|| r.pick(&[0.0, 0.1, 1.0, -0.3]));
-    p.softcap = r.one_in(4).then(|| r.pick(&[0.5, 5.0, 30.0]));
-    p.score_order = if r.one_in(3) { ScoreOrder::BiasThenSoftcap } else { ScoreOrder::SoftcapThenBias };
-    p.bias = r.one_in(4).then(|| broadcast(&dims, r));
-    p.alibi = r.one_in(5).then(|| r.pick(&[Alibi::Signed, Alibi::Symmetric]));
-    p.relative_bias = r.one_in(6).then(|| r.pick(&[0, 1, 4, 16]));
-    p.sinks = r.one_in(5);
-    p.visibility = visibility(&p, r);
-    if !p.visibility.documents && r.one_in(6) {
-        let page_size = r.pick(&[1, 2, 4, 5, 8, 16, 32, 64]);
-        let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + r.below(2);
-        p.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item + r.below(3), pages_per_item });
+    let Draw { kind, rest } = draw;
+    p.packed =
+        kind.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
+    p.scale = rest.one_in(4).then(|| rest.pick(&[0.0, 0.1, 1.0, -0.3]));
+    p.softcap = kind.one_in(4).then(|| rest.pick(&[0.5, 5.0, 30.0]));
+    p.score_order = if kind.one_in(3) { ScoreOrder::BiasThenSoftcap } else { ScoreOrder::SoftcapThenBias };
+    p.bias = kind.one_in(4).then(|| broadcast(&dims, rest));
+    p.alibi = kind.one_in(5).then(|| kind.pick(&[Alibi::Signed, Alibi::Symmetric]));
+    p.relative_bias = kind.one_in(6).then(|| rest.pick(&[0, 1, 4, 16]));
+    p.sinks = kind.one_in(5);
+    p.visibility = visibility(&p, draw);
+    let Draw { kind, rest } = draw;
+    if !p.visibility.documents && kind.one_in(6) {
+        let page_size = rest.pick(&[1, 2, 4, 5, 8, 16, 32, 64]);
+        let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + rest.below(2);
+        p.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item + rest.below(3), pages_per_item });
         p.visibility.kv_lengths = true;
         p.packed = p.packed.map(|packed| Packed { tokens_kv: 0, ..packed });
     }
-    let dtype = r.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
-    let mixed = r.one_in(12);
+    let dtype = kind.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
+    let mixed = kind.one_in(12);
     for operand in Operand::ALL {
         let shape = p.shape(operand);
-        let dtype = if mixed { r.pick(&DType::ALL) } else { dtype };
-        let spec = TensorSpec { dtype, layout: layout(shape, r), offset: if r.one_in(4) { r.below(9) } else { 0 } };
-        set_spec(&mut p, operand, spec);
+        let dtype = if mixed { draw.kind.pick(&DType::ALL) } else { dtype };
+        let layout = layout(shape, draw);
+        // By whole vec4s or not is another kernel.
+        let offset = if !draw.kind.one_in(4) { 0 } else { 4 * draw.rest.below(3) + draw.kind.below(4) };
+        set_spec(&mut p, operand, TensorSpec { dtype, layout, offset });
     }
+    let Draw { kind, rest } = draw;
     p.want = Want {
-        lse: r.one_in(2),
-        stats: r.one_in(8),
-        scores: r.one_in(6).then(|| r.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
-        weights: r.one_in(6),
+        lse: kind.one_in(2),
+        stats: kind.one_in(8),
+        scores: kind.one_in(6).then(|| rest.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
+        weights: kind.one_in(6),
     };
-    let amplitude = r.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
-    let mut fill = Fill { seed, amplitude, poison: !r.one_in(4), nan: r.one_in(16), extreme: Extreme::Nothing };
-    p.dropout = r.one_in(8).then(|| r.pick(&[0.0, 0.1, 0.5, 0.9]));
-    if r.one_in(8) {
-        fill.extreme = extreme(&p, r);
+    p.dropout = kind.one_in(8).then(|| rest.pick(&[0.0, 0.1, 0.5, 0.9]));
+    let amplitude = rest.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
+    let mut fill = Fill { seed, amplitude, poison: !rest.one_in(4), nan: rest.one_in(16), extreme: Extreme::Nothing };
+    if rest.one_in(8) {
+        fill.extreme = extreme(&p, rest);
     }
     (p, fill)
 }
@@ -135,47 +166,47 @@ fn broadcast(dims: &Dims, r: &mut Random) -> Broadcast {
     Broadcast(dims.scores_shape().map(|extent| if r.one_in(2) { 1 } else { extent }))
 }
 
-fn visibility(p: &Problem, r: &mut Random) -> Visibility {
+fn visibility(p: &Problem, Draw { kind, rest }: &mut Draw) -> Visibility {
     let d = &p.dims;
-    let causal = r.one_in(3);
-    let (left, right) = (r.one_in(5), r.one_in(8));
-    let mut window = |there: bool| there.then(|| if r.one_in(12) { u32::MAX } else { r.below(d.seq_len_kv + 2) as u32 });
+    let causal = kind.one_in(3);
+    let (left, right) = (kind.one_in(5), kind.one_in(8));
+    let mut window = |there: bool| there.then(|| if rest.one_in(12) { u32::MAX } else { rest.below(d.seq_len_kv + 2) as u32 });
     let (window_left, window_right) = (window(left), window(right));
     let mut v = Visibility {
         alignment: None,
         causal,
         window_left,
         window_right,
-        kv_lengths: p.packed.is_none() && r.one_in(4),
-        prefix_lengths: causal && r.one_in(5),
-        documents: p.packed.is_none() && r.one_in(8),
-        mask: r.one_in(4).then(|| broadcast(d, r)),
+        kv_lengths: p.packed.is_none() && kind.one_in(4),
+        prefix_lengths: causal && kind.one_in(5),
+        documents: p.packed.is_none() && kind.one_in(8),
+        mask: kind.one_in(4).then(|| broadcast(d, rest)),
     };
     let positioned = Problem { visibility: v, ..*p }.uses_position();
-    let near = r.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
-    let offset = if r.one_in(12) { r.pick(&[1 << 29, -(1 << 29)]) } else { near };
-    v.alignment = positioned.then(|| r.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
+    let near = rest.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
+    let offset = if rest.one_in(12) { rest.pick(&[1 << 29, -(1 << 29)]) } else { near };
+    v.alignment = positioned.then(|| rest.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
     v
 }
 
 /// Contiguous in either order, in any other order, with gaps, or a view of packed QKV.
-fn layout(shape: [usize; 4], r: &mut Random) -> Layout {
+fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
     let [batch, heads, seq, dim] = shape;
-    match r.below(6) {
+    match kind.below(6) {
         0 | 1 => Layout::Bhsd,
         2 => Layout::Bshd,
         3 => packed_qkv(shape),
         _ => {
             let mut order = [(0, batch), (1, heads), (2, seq), (3, dim)];
             for last in (1..4).rev() {
-                order.swap(last, r.below(last + 1));
+                order.swap(last, kind.below(last + 1));
             }
-            let gaps = r.one_in(2);
+            let gaps = kind.one_in(2);
             let mut steps = [0; 4];
             let mut step = 1;
             for (axis, extent) in order {
                 steps[axis] = step;
-                step = (step * extent.max(1)) + if gaps { r.below(3) } else { 0 };
+                step = (step * extent.max(1)) + if gaps { rest.below(3) } else { 0 };
             }
             let [batch, head, seq, dim] = steps;
             Layout::Strided(Strides { batch, head, seq, dim })

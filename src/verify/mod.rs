@@ -43,7 +43,7 @@ pub use cases::check_file;
 pub use compare::{Element, Mismatch, Tolerance, compare};
 pub use expect::{Expected, ExpectedTensor, oracle};
 pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
-pub use generate::{minimise, random, random_large, shrink};
+pub use generate::{minimise, random, random_large, random_large_of, random_of, shrink};
 pub use suite::{Candidate, Row, Verdict, check, check_against, count, run_case, run_dir, run_generated};
 pub use suite_backward::{check_backward, check_backward_against, run_backward_case};
 pub use table::table;

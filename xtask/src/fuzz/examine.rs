@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Case, Verdict, check, check_backward, minimise, random, random_large};
+use wgpu_attention::verify::{Case, Verdict, check, check_backward, minimise, random_large_of, random_of};
 use wgpu_attention::{
     Algorithm, Backend, BackwardInputs, Engine, EngineOptions, HostVec, Inputs, Outputs, Problem, Result as Answer, WantGradients,
 };
@@ -46,18 +46,30 @@ impl Plant {
     }
 }
 
-/// The problem of a seed: each generator has its turn.
-pub(super) fn draw(seed: u64) -> Answer<Case> {
-    if seed.is_multiple_of(3) { random_large(seed) } else { random(seed) }
+/// The problem of a seed: each generator has its turn. The large ones take the oracle ten times as long.
+pub(super) fn draw(backend: &str, seed: u64) -> Answer<Case> {
+    let kind = kind_of(backend, seed);
+    if seed.is_multiple_of(6) { random_large_of(kind, seed) } else { random_of(kind, seed) }
+}
+
+/// On an adapter some consecutive problems are of one kind, which share kernels: a software adapter takes a second to compile one.
+fn kind_of(backend: &str, seed: u64) -> u64 {
+    const ALIKE: u64 = 32;
+    if is_cpu(backend) { seed } else { seed / ALIKE }
+}
+
+fn is_cpu(backend: &str) -> bool {
+    backend.parse() == Ok(Backend::Cpu)
 }
 
 /// The ways in which a backend computes.
 pub(super) struct Engines {
+    backend: String,
     engines: Vec<Way>,
     plant: Option<Plant>,
 }
 
-/// One way, and on how many of [`Engines::ROUND`] problems it is taken.
+/// One way, and how many of [`Engines::ROUND`] kinds of problems go it.
 struct Way {
     name: &'static str,
     engine: Engine,
@@ -74,37 +86,38 @@ pub(super) struct Examined<'a> {
 }
 
 impl Engines {
-    const ROUND: u64 = 64;
+    const ROUND: u64 = 61;
 
-    /// Software adapters take a second to compile a kernel: mostly the general ones, each compiled once.
+    /// Mostly the general kernels, each compiled once.
     pub(super) fn open(backend: &str, plant: Option<Plant>) -> Result<Self, String> {
-        let backend: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
+        let place: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
         let general = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
         let special = ShaderOptions { specialise: Specialise::Always, prefer_matrices: true, ..Default::default() };
         let as_card = |shaders| ShaderOptions { pretend: Some(DeviceClass::Discrete), ..shaders };
         let ways = [
-            ("general kernels", Algorithm::Auto, general, 28),
+            ("general kernels", Algorithm::Auto, general, 27),
             ("general staged kernels", Algorithm::Staged, general, 12),
-            ("general kernels of a graphics card", Algorithm::Auto, as_card(general), 22),
+            ("general kernels of a graphics card", Algorithm::Auto, as_card(general), 20),
             ("special kernels", Algorithm::Auto, special, 1),
             ("special kernels of a graphics card", Algorithm::Auto, as_card(special), 1),
         ];
-        let ways = if backend == Backend::Cpu { vec![("CPU path", Algorithm::Auto, general, 1)] } else { ways.to_vec() };
+        let ways = if is_cpu(backend) { vec![("CPU path", Algorithm::Auto, general, 61)] } else { ways.to_vec() };
         let open = |(name, algorithm, shaders, share)| {
-            let engine = Engine::new(EngineOptions { backend: backend.clone(), algorithm, shaders });
+            let engine = Engine::new(EngineOptions { backend: place.clone(), algorithm, shaders });
             engine.map(|engine| Way { name, engine, share })
         };
         let engines: Vec<Way> = ways.into_iter().map(open).collect::<Answer<_>>().map_err(|error| error.to_string())?;
-        Ok(Self { engines, plant })
+        Ok(Self { backend: backend.to_string(), engines, plant })
     }
 
-    /// The way that the problem of `seed` goes, always the same. Gradients are of every second problem, on an adapter of every fourth.
+    /// The way that the problem of `seed` goes, always the same. Gradients are of every second problem, on an adapter of every fourth kind.
     pub(super) fn of(&self, seed: u64) -> Examined<'_> {
+        let kind = kind_of(&self.backend, seed);
         let turns = self.engines.iter().flat_map(|way| std::iter::repeat_n(way, way.share));
-        let way = turns.cycle().nth((seed % Self::ROUND) as usize).unwrap_or(&self.engines[0]);
+        let way = turns.cycle().nth((kind % Self::ROUND) as usize).unwrap_or(&self.engines[0]);
+        // A round is a prime: each way has kinds of both sorts.
         let nth = if way.engine.gpu().is_some() { 4 } else { 2 };
-        let backward = (seed / Self::ROUND).is_multiple_of(nth);
-        Examined { name: way.name, engine: &way.engine, plant: self.plant, backward }
+        Examined { name: way.name, engine: &way.engine, plant: self.plant, backward: kind.is_multiple_of(nth) }
     }
 }
 

@@ -75,6 +75,7 @@ pub(super) fn run(
 struct Worker {
     process: Child,
     messages: Receiver<Message>,
+    backend: String,
     /// The seed that it is at, once it has begun.
     seed: Option<u64>,
     heard: Instant,
@@ -107,7 +108,7 @@ impl Worker {
             let said = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok());
             said.into_iter().try_for_each(|message| sender.send(message))
         });
-        Ok(Self { process, messages, seed: None, heard: Instant::now() })
+        Ok(Self { process, messages, backend: backend.to_string(), seed: None, heard: Instant::now() })
     }
 
     /// Waits a moment for what it says next. A worker that says nothing for `patience` hangs.
@@ -137,7 +138,8 @@ impl Worker {
     /// What is known of a problem of which the worker can say nothing any more.
     fn lost(&self, kind: Kind, what: String) -> Result<Heard, String> {
         let seed = self.seed.ok_or_else(|| format!("a worker did not even begin: {what}"))?;
-        let problem = draw(seed).map_or_else(|error| error.to_string(), |case| format!("{:?} {:?}", case.problem, case.fill));
+        let problem =
+            draw(&self.backend, seed).map_or_else(|error| error.to_string(), |case| format!("{:?} {:?}", case.problem, case.fill));
         Ok(Heard::Failed(Failure::bare(seed, kind, format!("{what}: {problem}"))))
     }
 

@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
     for seed in first..first.saturating_add(args.count.unwrap_or(u64::MAX)) {
         say(&Message::Seed(seed))?;
         let engine = engines.of(seed);
-        let case = match draw(seed) {
+        let case = match draw(backend, seed) {
             Ok(case) => case,
             Err(error) => return say(&Message::Failed(Failure::bare(seed, Kind::Wrong, format!("the generator: {error}")))),
         };
