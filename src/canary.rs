@@ -8,10 +8,10 @@ use crate::gpu::{Gpu, Trial, gradients_of_plan};
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey};
-use crate::tune::agrees;
+use crate::tune::{agrees, agrees_at};
 use crate::{
-    Algorithm, BackwardInputs, Broadcast, Control, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec, Want, WantGradients,
-    cpu,
+    Algorithm, BackwardInputs, Broadcast, Control, Dims, Error, Gradients, HostVec, Inputs, Layout, Problem, Result, TensorSpec, Want,
+    WantGradients, cpu,
 };
 
 /// Rows and keys of the tiny problem, at most: with tails, and more than one step of any loop over keys.
@@ -144,17 +144,18 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
     let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Control::default())?;
     let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
-    let operands = [(&got.query, &expected.query), (&got.key, &expected.key), (&got.value, &expected.value)];
-    let vectors = [(&got.bias, &expected.bias), (&got.relative_bias, &expected.relative_bias), (&got.sinks, &expected.sinks)];
-    let same = |(got, expected): (&Option<Vec<f32>>, &Option<Vec<f32>>)| match (got, expected) {
-        (Some(got), Some(expected)) => agrees(&HostVec::F32(got.clone()), &HostVec::F32(expected.clone())),
+    // Of terms up to 1, times the scale: where a row sees one key they leave nothing of each other.
+    let least = problem.effective_scale().abs().max(1.0);
+    let same = |got: Option<HostVec>, expected: Option<HostVec>| match (got, expected) {
+        (Some(got), Some(expected)) => agrees_at(least, &got, &expected),
         (got, expected) => got.is_none() && expected.is_none(),
     };
-    let stored = |(got, expected): (&Option<HostVec>, &Option<HostVec>)| match (got, expected) {
-        (Some(got), Some(expected)) => agrees(got, expected),
-        (got, expected) => got.is_none() && expected.is_none(),
+    let vectors = |of: Gradients| [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
+    let all = |mut of: Gradients| {
+        let operands = [of.query.take(), of.key.take(), of.value.take()];
+        operands.into_iter().chain(vectors(of))
     };
-    Ok(operands.into_iter().all(stored) && vectors.into_iter().all(same))
+    Ok(all(got).zip(all(expected)).all(|(got, expected)| same(got, expected)))
 }
 
 /// What a tiny problem is computed from.
