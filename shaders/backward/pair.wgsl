@@ -28,10 +28,7 @@ fn pair_gradient(scaled: f32, product: f32, end: RowEnd, item: Item, head: u32, 
     }
     // A share of NaN, by its bits, makes all three NaN: products keep it. Telling it for each pair took a third of the kernel's time on lavapipe.
     let weight = exp(scored.score - end.top) * end.share;
-    var factor = 1.0;
-    if (is_dropping()) {
-        factor = kept(item, head, row, key);
-    }
+    let factor = kept(item, head, row, key);
     let d_biased = weight * (factor * product - end.delta);
     var result = PairGradient(visible_weight(weight * factor, true), d_biased, d_biased);
     if (softcap_first()) {

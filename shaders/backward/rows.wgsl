@@ -23,9 +23,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let head = pair % params.num_heads;
     let item = item_of_rows(pair / params.num_heads);
-    if (row >= item.rows) {
-        return;
-    }
     let at = output_row(item, head, row);
     var delta = 0.0;
     for (var e = 0u; e < value_vecs(); e++) {

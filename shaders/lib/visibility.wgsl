@@ -52,10 +52,7 @@ fn item_of(batch: u32) -> Item {
 
 // For kernels that go over all rows and look at no keys: varlen rows are those of one item, of params.seq_len_q tokens.
 fn item_of_rows(batch: u32) -> Item {
-    if (has_flag(FLAG_PACKED)) {
-        return Item(0u, 0u, params.seq_len_q, 0u, 0u, 0u, 0, 0);
-    }
-    return item_of(batch);
+    return Item(batch, 0u, params.seq_len_q, 0u, 0u, 0u, 0, 0);
 }
 
 // Start and end never decrease from one row to the next.

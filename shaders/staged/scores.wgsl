@@ -12,6 +12,7 @@ const STRIDE: u32 = STEP + 1u; // odd: neighbouring rows in different banks
 const THREADS: u32 = 64u;
 
 const_assert 4u * THREADS <= TILE * STRIDE;
+const_assert TILE * STEP % THREADS == 0u;
 
 var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 numbers
 var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 numbers
@@ -35,11 +36,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var score: array<f32, 16>; // 4 rows x 4 keys
     for (var d = 0u; d < head_vecs(); d += STEP) {
         workgroupBarrier(); // between the last step's tiles being read and these being written
-        for (var n = 0u; n < (TILE * STEP + THREADS - 1u) / THREADS; n++) {
+        for (var n = 0u; n < TILE * STEP / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= TILE * STEP) {
-                break;
-            }
             let local = i / STEP;
             let dim = d + i % STEP;
             var q = vec4<f32>(0.0);

@@ -12,6 +12,8 @@ const PART_TILES: u32 = 4u; // tiles of keys that are summed before they join th
 
 const STRIDE: u32 = TILE / 4u + 1u; // odd: neighbouring rows in different banks
 
+const_assert TILE * COLUMNS % THREADS == 0u;
+
 var<workgroup> weight_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 keys
 var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 columns
 var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
@@ -56,11 +58,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             weight_tile[i / (TILE / 4u) * STRIDE + i % (TILE / 4u)] = weights;
         }
         var largest = 0u;
-        for (var n = 0u; n < (TILE * COLUMNS + THREADS - 1u) / THREADS; n++) {
+        for (var n = 0u; n < TILE * COLUMNS / THREADS; n++) {
             let i = n * THREADS + thread;
-            if (i >= TILE * COLUMNS) {
-                break;
-            }
             let key = first + i / COLUMNS;
             let column = first_column + i % COLUMNS;
             var v = vec4<f32>(0.0);

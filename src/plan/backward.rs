@@ -102,6 +102,7 @@ impl Plan {
         let scratch = std::mem::take(&mut plan.scratch);
         for step in &plan.steps {
             check_kernel(&step.key, caps)?;
+            loops::check(step, problem, caps)?;
         }
         let names: Vec<String> = plan.steps.iter().map(|step| step.key.kernel.to_string()).collect();
         let summary = format!(

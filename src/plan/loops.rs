@@ -2,8 +2,9 @@
 //!
 //! Mesa's llvmpipe did so until some version between 22.3 and 25.0 (65,535 iterations): what a kernel had left then was left out without a word.
 
-use super::DeviceCaps;
+use super::{DeviceCaps, Step};
 use crate::shader::{GradientShape, Kernel, KernelKey};
+use crate::{Error, Problem, Result};
 
 /// Keys that an invocation of a fused kernel may go over, whole blocks of them.
 pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
@@ -57,10 +58,59 @@ fn at_once(size: u32, iterations: u32, caps: &DeviceCaps) -> usize {
     caps.loop_iterations.map_or(usize::MAX, |most| ((most / 2 / iterations.max(1)) as usize).max(1) * size as usize)
 }
 
+/// Refuses a step of a kernel that goes over everything in one dispatch, where its invocations would be ended early.
+pub(super) fn check(step: &Step, problem: &Problem, caps: &DeviceCaps) -> Result<()> {
+    let Some(most) = caps.loop_iterations else { return Ok(()) };
+    let needed = iterations(step, problem);
+    if needed <= u64::from(most) {
+        return Ok(());
+    }
+    let staged = matches!(step.key.kernel, Kernel::Scores | Kernel::Softmax | Kernel::WeightedValues);
+    let remedy = if staged { "use Algorithm::Fused, which has neither scores nor weights, or Backend::Cpu" } else { "use Backend::Cpu" };
+    Err(Error::Limit { limit: "loop iterations of an invocation", needed, available: most.into(), remedy: remedy.into() })
+}
+
+/// Iterations of the longest invocation, as if no loop were unrolled but those over a thread's own rows and columns.
+fn iterations(step: &Step, problem: &Problem) -> u64 {
+    let (key, params) = (&step.key, &step.params);
+    let [head, value] = [problem.dims.head_dim, problem.dims.head_dim_v].map(|dim| dim.div_ceil(4) as u64);
+    let [rows, keys, batch] = [params.seq_len_q, params.seq_len_kv, params.batch].map(u64::from);
+    let chunks = head.div_ceil(8) + value.div_ceil(8);
+    let dropping = u64::from(problem.drop().is_some());
+    // Measured on Mesa 22.3: no more than 14 iterations for 8 vec4s.
+    let square = 14 * chunks + 8 + 40 * dropping;
+    match key.kernel {
+        Kernel::Scores => 64 * head.div_ceil(8) + 64,
+        Kernel::Softmax => 3 * keys.div_ceil(64) + 16,
+        // Measured on Mesa 22.3: 58 iterations for 32 keys.
+        Kernel::WeightedValues => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
+        Kernel::RowEnds => value,
+        Kernel::BiasGradient => {
+            let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];
+            let summed = extents.into_iter().zip(params.bias_strides).filter(|&(_, stride)| stride == 0);
+            let terms: u64 = summed.map(|(extent, _)| extent).product();
+            square * terms.div_ceil(params.splits.max(1).into()) + 64
+        }
+        Kernel::Diagonals => square * rows.min(keys).div_ceil(16) + 64,
+        Kernel::RelativeGradient => batch * (3 * (rows + keys).div_ceil(64) + 1) + 16,
+        Kernel::SinkGradient => batch * (rows.div_ceil(64) + 1) + 16,
+        Kernel::Sum => params.splits.into(),
+        // Those that are given no more than [`keys_at_once`] or [`stream_at_once`], and those of one number each.
+        Kernel::Tiles(_)
+        | Kernel::Rows(_)
+        | Kernel::Few(_)
+        | Kernel::Matrix(_)
+        | Kernel::Merge
+        | Kernel::QueryGradient(_)
+        | Kernel::KeyGradient(..)
+        | Kernel::NarrowGradient(_) => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::plan::{DeviceCaps, DeviceClass, Plan};
-    use crate::{Algorithm, Alignment, Dims, Packed, Problem, WantGradients};
+    use crate::{Algorithm, Alignment, Dims, Error, Packed, Problem, WantGradients};
 
     fn caps(class: DeviceClass, loop_iterations: Option<u32>) -> DeviceCaps {
         let (subgroup_size, subgroup_max) = if class == DeviceClass::Software { (8, 8) } else { (32, 32) };
@@ -89,6 +139,23 @@ mod tests {
                 }
                 assert_eq!(last.end, keys, "{}", plan.summary());
             }
+        }
+    }
+
+    /// What goes over everything in one dispatch is refused where that is too much, with what would help.
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let old = caps(DeviceClass::Software, Some(65_535));
+        let plan = |problem: &Problem, algorithm| Plan::new(problem, &old, algorithm);
+        let short = Problem::new(Dims { seq_len_q: 3, ..Dims::square(1, 1, 30_000, 8) });
+        let long = Problem { dims: Dims { seq_len_kv: 40_000, ..short.dims }, ..short };
+        plan(&short, Algorithm::Staged).expect("it ends");
+        assert!(matches!(plan(&long, Algorithm::Staged), Err(Error::Limit { limit: "loop iterations of an invocation", .. })));
+        plan(&long, Algorithm::Auto).expect("fused");
+        let want = |problem: &Problem| WantGradients { query: false, key: false, value: false, ..WantGradients::all(problem) };
+        for (rows, fits) in [(1_000_000, true), (5_000_000, false)] {
+            let problem = Problem { sinks: true, ..Problem::new(Dims { seq_len_q: rows, seq_len_kv: 1, ..Dims::square(1, 1, rows, 4) }) };
+            assert_eq!(Plan::backward(&problem, &want(&problem), &old).is_ok(), fits);
         }
     }
 

@@ -135,6 +135,7 @@ impl Plan {
         };
         for step in &plan.steps {
             check_kernel(&step.key, caps)?;
+            loops::check(step, problem, caps)?;
         }
         plan.steps = plan.steps.into_iter().flat_map(|step| cut(step, caps)).collect();
         Ok(plan)

@@ -78,7 +78,7 @@ pub(crate) enum Kernel {
 
 impl Kernel {
     /// Whether it computes the gradients of pairs.
-    const fn visits_pairs_backward(self) -> bool {
+    pub(super) const fn visits_pairs_backward(self) -> bool {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
     }
 

@@ -139,9 +139,10 @@ fn switches(text: &mut String, key: &KernelKey) {
         ("is_paged", key.paged, "FLAG_PAGED"),
         ("is_dropping", key.dropout, "FLAG_DROPOUT"),
     ] {
-        let special = special.to_string();
-        let general = format!("(params.flags & {flag}) != 0u");
-        let _ = writeln!(text, "fn {name}() -> bool {{ return {}; }}", if key.general { &general } else { &special });
+        // Gradients are of keys that are not in pages.
+        let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.visits_pairs_backward());
+        let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { special.to_string() };
+        let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
     }
     let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_blocks();
     let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");

@@ -31,6 +31,8 @@ impl Shaders {
 /// A device, and where what it does is written down.
 pub(crate) struct Device<'a> {
     pub(crate) caps: DeviceCaps,
+    /// Lanes of a subgroup.
+    pub(crate) subgroup_size: u32,
     pub(crate) seed: u64,
     pub(crate) lanes: LaneOrder,
     pub(crate) shaders: &'a Shaders,
@@ -127,7 +129,7 @@ impl Device<'_> {
             };
             let bindings = buffers.bind(dispatch, params, &scratch)?;
             let options = Options {
-                subgroup_size: self.caps.subgroup_size.max(1),
+                subgroup_size: self.subgroup_size,
                 lanes: self.lanes,
                 seed: self.seed.wrapping_add(number as u64),
                 most_iterations: self.most_iterations,

@@ -82,7 +82,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
     let mut tasks = Vec::new();
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
-        let others = variants(&problem).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
+        let others = variants(&problem, algorithm).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
         for (name, problem) in std::iter::once((name.clone(), problem)).chain(others).filter(|(name, _)| wanted(name)) {
             // Kernels have a path of their own for a NaN that somebody sees.
             for nan in [false, true] {
@@ -117,40 +117,67 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
 fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
     let (devices, refusals) = devices(args, task);
     refusals.into_iter().for_each(|refusal| log.complain(refusal));
-    let device = |(caps, _)| Device { caps, seed: args.seed, lanes: lanes(args), shaders, log, edit: None, most_iterations: 10_000_000 };
+    let device = |Planned { caps, lanes, .. }| Device {
+        caps,
+        subgroup_size: lanes,
+        seed: args.seed,
+        lanes: lane_order(args),
+        shaders,
+        log,
+        edit: None,
+        most_iterations: 10_000_000,
+    };
     let devices: Vec<Device<'_>> = devices.into_iter().map(device).collect();
     for (device, verdict) in devices.iter().zip(verdicts(task, &devices)) {
         if let Verdict::Failed(why) = verdict {
             let caps = &device.caps;
-            log.complain(format!("{} on {:?}, subgroups of {}: {why}", task.case.name, caps.class, caps.subgroup_size));
+            log.complain(format!("{} on {:?}, subgroups of {}: {why}", task.case.name, caps.class, device.subgroup_size));
         }
     }
     devices.len()
 }
 
-fn lanes(args: &Args) -> LaneOrder {
+fn lane_order(args: &Args) -> LaneOrder {
     if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled }
 }
 
-/// Devices that have plans of their own for a task, and the plans; and what was refused.
-fn devices(args: &Args, task: &Task) -> (Vec<(DeviceCaps, PlanExport)>, Vec<String>) {
+/// A device that has a plan of its own for a task.
+struct Planned {
+    caps: DeviceCaps,
+    plan: PlanExport,
+    /// Lanes of its subgroups, whatever it said.
+    lanes: u32,
+}
+
+/// Devices that have plans of their own for a task; and what was refused.
+fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
     let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
     let mut seen = HashSet::new();
     let (mut devices, mut refusals) = (Vec::new(), Vec::new());
-    for (class, size) in CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| (class, size))) {
-        let caps = caps(class, size, task.specialise);
+    let roomy = CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| caps(class, size, task.specialise)));
+    let bounded = roomy.clone().filter(|caps| [0, 8, 32].contains(&caps.subgroup_size)).map(|caps| bounded(caps, &task.case.problem));
+    for caps in roomy.chain(bounded) {
         match plan(&task.case.problem, &caps, task.algorithm) {
             Ok(plan) => {
-                let export = plan.export();
-                let shuffles = export.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
-                let texts: Vec<String> = export.kernels.iter().map(|kernel| kernel.text.clone()).collect();
-                if seen.insert((texts, export.dispatches.len(), if shuffles { size } else { 0 })) {
-                    devices.push((caps, export));
+                let plan = plan.export();
+                let shuffles = plan.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
+                let size = if shuffles { caps.subgroup_size } else { 0 };
+                let texts: Vec<String> = plan.kernels.iter().map(|kernel| kernel.text.clone()).collect();
+                if !seen.insert((texts, plan.dispatches.len(), size)) {
+                    continue;
+                }
+                // What takes part in no shuffle alone must also do with subgroups that are too small, or not full.
+                let counts_lanes = plan.kernels.iter().any(|kernel| kernel.text.contains("fn thread_of("));
+                let unsaid: &[u32] =
+                    if counts_lanes && !plan.kernels[0].name.starts_with("matrix") && size == 32 { &[4, 128] } else { &[] };
+                for &lanes in std::iter::once(&caps.subgroup_size).chain(unsaid) {
+                    devices.push(Planned { caps: caps.clone(), plan: plan.clone(), lanes: lanes.max(1) });
                 }
             }
             // As on any device: what cannot be asked for.
             Err(Error::Unsupported { .. }) => {}
-            Err(error) => refusals.push(format!("{} on {class:?}: {error}", task.case.name)),
+            Err(Error::Limit { .. }) if caps.loop_iterations.is_some() => {}
+            Err(error) => refusals.push(format!("{} on {:?}: {error}", task.case.name, caps.class)),
         }
     }
     (devices, refusals)
@@ -160,6 +187,14 @@ fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
     // Grids of several lines, whose last is not full.
     let roomy = DeviceCaps { workgroup_bytes: 49152, workgroups_per_dimension: 5, ..DeviceCaps::webgpu_defaults() };
     DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
+}
+
+/// As the device is, but that an invocation may go over one block of keys only, and no more parts can be put by than the problem has numbers: it goes
+/// over the keys in many steps.
+fn bounded(caps: DeviceCaps, problem: &Problem) -> DeviceCaps {
+    let operands = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len(), problem.scores_len()];
+    let longest = operands.into_iter().max().unwrap_or(0).max(4 * problem.lse_len() + 1024);
+    DeviceCaps { loop_iterations: Some(1), binding_bytes: 4 * longest as u64, ..caps }
 }
 
 fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {

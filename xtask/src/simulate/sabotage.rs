@@ -9,7 +9,7 @@ use wgpu_attention_simulator::Rule;
 
 use super::device::{Device, Shaders};
 use super::log::{Log, place_of};
-use super::{Args, Task, devices, lanes, tasks, verdicts};
+use super::{Args, Planned, Task, devices, lane_order, tasks, verdicts};
 
 /// A change of one line of our files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
 struct Sound<'a> {
     task: &'a Task,
     caps: DeviceCaps,
+    lanes: u32,
     /// Found without a change.
     findings: BTreeSet<(String, Rule)>,
     edits: Vec<Edit>,
@@ -86,20 +87,28 @@ struct Sound<'a> {
 /// The devices on which a task has a right answer.
 fn sound<'a>(args: &Args, task: &'a Task, shaders: &Shaders) -> Vec<Sound<'a>> {
     let mut sound = Vec::new();
-    for (caps, export) in devices(args, task).0 {
+    for Planned { caps, plan, lanes } in devices(args, task).0 {
         let log = Log::default();
-        if simulated(args, task, &caps, shaders, &log, None) {
+        if simulated(args, task, (&caps, lanes), shaders, &log, None) {
             let ran = log.places_that_ran();
-            let edits = export.kernels.iter().flat_map(|kernel| edits(kernel, &ran)).collect();
-            sound.push(Sound { task, caps, findings: log.findings(), edits });
+            let edits = plan.kernels.iter().flat_map(|kernel| edits(kernel, &ran)).collect();
+            sound.push(Sound { task, caps, lanes, findings: log.findings(), edits });
         }
     }
     sound
 }
 
 /// Runs a task on a device with a change; true if the answer is right.
-fn simulated(args: &Args, task: &Task, caps: &DeviceCaps, shaders: &Shaders, log: &Log, edit: Option<Edit>) -> bool {
-    let device = Device { caps: caps.clone(), seed: args.seed, lanes: lanes(args), shaders, log, edit, most_iterations: 100_000 };
+fn simulated(
+    args: &Args,
+    task: &Task,
+    (caps, subgroup_size): (&DeviceCaps, u32),
+    shaders: &Shaders,
+    log: &Log,
+    edit: Option<Edit>,
+) -> bool {
+    let (caps, seed, lanes) = (caps.clone(), args.seed, lane_order(args));
+    let device = Device { caps, subgroup_size, seed, lanes, shaders, log, edit, most_iterations: 100_000 };
     verdicts(task, std::slice::from_ref(&device)).iter().all(|verdict| !matches!(verdict, Verdict::Failed(_)))
 }
 
@@ -155,7 +164,7 @@ fn is_noticed(args: &Args, edit: &Edit, runs: &[&Sound<'_>]) -> bool {
     let step = runs.len().div_ceil(MOST_RUNS).max(1);
     runs.iter().rev().step_by(step).any(|run| {
         let log = Log::default();
-        let right = simulated(args, run.task, &run.caps, &Shaders::default(), &log, Some(edit.clone()));
+        let right = simulated(args, run.task, (&run.caps, run.lanes), &Shaders::default(), &log, Some(edit.clone()));
         !right || !log.findings().is_subset(&run.findings)
     })
 }
