@@ -54,7 +54,7 @@ pub(super) fn draw(backend: &str, seed: u64) -> Answer<Case> {
 
 /// On an adapter some consecutive problems are of one kind, which share kernels: a software adapter takes a second to compile one.
 fn kind_of(backend: &str, seed: u64) -> u64 {
-    const ALIKE: u64 = 32;
+    const ALIKE: u64 = 128;
     if is_cpu(backend) { seed } else { seed / ALIKE }
 }
 
