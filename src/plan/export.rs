@@ -1,6 +1,6 @@
 //! A plan as plain data, for hosts other than this crate's own.
 
-use super::{Place, Plan, Step, of_slot};
+use super::{Place, Plan, Shader, Step, of_slot};
 use crate::shader::{Slot, Source, compose};
 
 /// All that a WebGPU host needs to run a plan: kernels, and dispatches to be run in order, with a barrier between each two (as WebGPU has
@@ -75,6 +75,12 @@ pub enum BufferExport {
 impl PlanExport {
     /// The version that this crate writes.
     pub const VERSION: u32 = 1;
+}
+
+impl From<&Shader> for KernelExport {
+    fn from(shader: &Shader) -> Self {
+        Self::new(shader.name.clone(), shader.source.clone())
+    }
 }
 
 impl KernelExport {

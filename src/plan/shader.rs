@@ -9,7 +9,7 @@ pub struct Shader {
     pub name: String,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u32,
-    source: Source,
+    pub(super) source: Source,
 }
 
 impl Shader {

@@ -78,12 +78,12 @@ pub(crate) enum Kernel {
 
 impl Kernel {
     /// Whether it computes the gradients of pairs.
-    pub(super) const fn visits_pairs_backward(self) -> bool {
+    const fn visits_pairs_backward(self) -> bool {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
     }
 
     /// Whether it comes after [`Self::RowEnds`].
-    const fn reads_row_words(self) -> bool {
+    pub(super) const fn reads_row_words(self) -> bool {
         self.visits_pairs_backward() || matches!(self, Self::RelativeGradient | Self::SinkGradient)
     }
 

@@ -140,7 +140,7 @@ fn switches(text: &mut String, key: &KernelKey) {
         ("is_dropping", key.dropout, "FLAG_DROPOUT"),
     ] {
         // Gradients are of keys that are not in pages.
-        let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.visits_pairs_backward());
+        let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.reads_row_words());
         let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { special.to_string() };
         let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
     }

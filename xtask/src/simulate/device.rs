@@ -44,7 +44,7 @@ pub(crate) struct Device<'a> {
 }
 
 /// Contents of the plan's buffers: what a reader finds that nobody wrote.
-const POISON: u32 = 0xffc0_dead;
+pub(super) const POISON: u32 = 0xffc0_dead;
 
 impl Device<'_> {
     pub(crate) fn attention(&self, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm) -> Result<Outputs> {

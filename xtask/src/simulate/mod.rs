@@ -2,6 +2,7 @@
 
 mod device;
 mod log;
+mod others;
 mod sabotage;
 mod variants;
 
@@ -72,6 +73,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         runs
     };
     let runs: usize = tasks.par_iter().map(run).sum();
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let runs = runs + others::run(args.seed, lane_order(args), &shaders, &log, wanted);
     eprintln!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
     let (found, unreached) = log.print(args.verbose);
     let whole = args.only.is_none() && args.subgroup.is_none();
@@ -87,7 +90,12 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
             // Kernels have a path of their own for a NaN that somebody sees.
             for nan in [false, true] {
                 let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
-                tasks.push(Task { case: Case::new(name.clone(), problem, fill)?, algorithm, specialise });
+                let case = Case::new(name.clone(), problem, fill)?;
+                // The cases ask for special variants of gradients alone.
+                if algorithm.is_none() && problem.dims.head_dim < 80 {
+                    tasks.push(Task { case: case.clone(), algorithm, specialise: Specialise::Never });
+                }
+                tasks.push(Task { case, algorithm, specialise });
             }
         }
     }
@@ -155,7 +163,10 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
     let mut seen = HashSet::new();
     let (mut devices, mut refusals) = (Vec::new(), Vec::new());
     let roomy = CLASSES.into_iter().flat_map(|class| sizes.iter().map(move |&size| caps(class, size, task.specialise)));
-    let bounded = roomy.clone().filter(|caps| [0, 8, 32].contains(&caps.subgroup_size)).map(|caps| bounded(caps, &task.case.problem));
+    // Joins of so few keys each lose digits where they are very many.
+    let joins_few = task.case.problem.dims.seq_len_kv <= 1024;
+    let bounded = roomy.clone().filter(|caps| joins_few && [0, 8, 32].contains(&caps.subgroup_size));
+    let bounded = bounded.map(|caps| bounded_of(caps, task));
     for caps in roomy.chain(bounded) {
         match plan(&task.case.problem, &caps, task.algorithm) {
             Ok(plan) => {
@@ -189,12 +200,14 @@ fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
     DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
 }
 
-/// As the device is, but that an invocation may go over one block of keys only, and no more parts can be put by than the problem has numbers: it goes
-/// over the keys in many steps.
-fn bounded(caps: DeviceCaps, problem: &Problem) -> DeviceCaps {
-    let operands = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len(), problem.scores_len()];
-    let longest = operands.into_iter().max().unwrap_or(0).max(4 * problem.lse_len() + 1024);
-    DeviceCaps { loop_iterations: Some(1), binding_bytes: 4 * longest as u64, ..caps }
+/// A device like `caps` on which an invocation may go over one block of keys only, and on which few parts fit a binding: it goes over the keys
+/// in many steps. Forward keys and values may not fit one binding.
+fn bounded_of(caps: DeviceCaps, task: &Task) -> DeviceCaps {
+    let problem = &task.case.problem;
+    // Gradients are of keys and values that are bound whole.
+    let keys = if task.algorithm.is_none() { problem.key_len().max(problem.value_len()) } else { 0 };
+    let longest = problem.query_len().max(problem.output_len()).max(4 * problem.lse_len()).max(keys);
+    DeviceCaps { loop_iterations: Some(1), binding_bytes: 8 * longest as u64 + 1024, ..caps }
 }
 
 fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {

@@ -6,8 +6,15 @@ use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Pack
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
-    if problem.paged.is_some() || problem.key.dtype != DType::F32 || v.documents || v.kv_lengths {
+    if problem.paged.is_some() || v.documents || v.kv_lengths {
         return Vec::new();
+    }
+    // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
+    let sized =
+        |head_dim, head_dim_v, bias| Problem { dims: wgpu_attention::Dims { head_dim, head_dim_v, ..d }, bias: Some(bias), ..*problem };
+    let odd = sized(d.head_dim - 5, d.head_dim_v + 3, Broadcast([1, 1, 1, d.seq_len_kv]));
+    if problem.key.dtype != DType::F32 {
+        return vec![("odd", odd)];
     }
     let full = Broadcast(d.scores_shape());
     let mut varlen = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.stored(DType::F32, Layout::Bshd);
@@ -24,19 +31,17 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
 
     let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
-    // Over all keys, so that they are split.
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
-    (masked.visibility.mask, masked.visibility.window_left, masked.visibility.window_right) = (masked.bias, None, None);
-    // More heads than a line of the grid has workgroups.
-    let mut heads =
-        Problem { dims: wgpu_attention::Dims { num_heads: 3 * d.num_heads, num_kv_heads: 3 * d.num_kv_heads, ..d }, ..*problem };
+    masked.visibility.mask = masked.bias;
+    if algorithm.is_some() {
+        // All keys, so that they are split.
+        (masked.visibility.window_left, masked.visibility.window_right) = (None, None);
+    }
+    // More heads than a line of the grid has workgroups, and lines that are not full.
+    let mut heads = Problem { dims: wgpu_attention::Dims { num_heads: 7, num_kv_heads: 7, ..d }, ..*problem };
     heads.sinks = true;
     let mut capped = Problem { softcap: Some(5.0), ..*problem };
     capped.want.scores = Some(ScoreStage::Capped);
-    // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
-    let sized =
-        |head_dim, head_dim_v, bias| Problem { dims: wgpu_attention::Dims { head_dim, head_dim_v, ..d }, bias: Some(bias), ..*problem };
-    let odd = sized(d.head_dim - 5, d.head_dim_v + 3, Broadcast([1, 1, 1, d.seq_len_kv]));
     let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, Broadcast([1; 4]));
     let mut variants =
         vec![("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)];
