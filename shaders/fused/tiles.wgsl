@@ -220,8 +220,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 score[i] = weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u];
             }
         }
-        var old_top = top;
+        var old_top: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
+            old_top[r] = top[r]; // not the array as a whole: GL of Mesa 25.0 goes on with what becomes of `top`
             for (var c = 0u; c < KEYS; c++) {
                 top[r] = max(top[r], score[r * KEYS + c]);
             }

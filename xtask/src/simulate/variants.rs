@@ -6,7 +6,7 @@ use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Pack
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
-    if problem.paged.is_some() || v.documents || v.kv_lengths {
+    if problem.paged.is_some() || problem.key.dtype.is_blocks() || v.documents || v.kv_lengths {
         return Vec::new();
     }
     // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
