@@ -17,7 +17,7 @@
 //! A row whose scores are equal whatever their rounding, because its keys are one key or a huge bias leaves nothing of them, is a mean:
 //! its weight error is fixed, 1e-5 (3e-5 from 8192 keys on).
 //!
-//! A weight below the smallest normal number may be 0: that is as much more for each key.
+//! A weight or a value below the smallest normal number may be 0: that is as much more for each key, and for each row.
 //!
 //! 16 stands for exp, which a GPU may get wrong by some units in the last place, and for the rescaling of a running sum.
 
@@ -245,8 +245,9 @@ impl ValueSize {
 
     /// How far an output may be off before it is stored, from its row's weight error and its weighted sum of |value|.
     pub(super) fn output_error(&self, problem: &Problem, weight_error: f64, weighted: f64) -> f64 {
-        let flushed = TINY * problem.dims.seq_len_kv as f64 * self.0;
         let kept = problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)));
+        // Weights and values may be flushed.
+        let flushed = TINY * (problem.dims.seq_len_kv as f64 * self.0 + kept);
         at_most(weight_error * weighted + flushed, 2.0 * kept * self.0 * (1.0 + summing(problem)))
     }
 }
