@@ -1,11 +1,11 @@
-//! Gradients on the CPU, fast: scores computed anew, block by block, never a score matrix.
+//! Fast gradients on the CPU: scores are recomputed block by block, without a score matrix.
 //!
-//! The plain algorithm, for a panel of query rows and each block of keys in turn: scores and products of output gradients with
-//! values; from them weights p = exp(score - m) / l and dscore = p * (dp - delta); then dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO.
+//! The plain algorithm, for a panel of query rows and each block of keys: scores and products dp of dO with V; from
+//! them p = exp(score - m) / l and dscore = p * (dp - delta); then dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO.
 //!
-//! What is done for speed, besides what `tiled.rs` lists: each pair is visited once for all gradients, five products of the same
-//! register-blocked kernel. That is safe and always gives the same sums, because a task owns the dK and dV that it adds to: a
-//! key/value head of an item, whole or, where heads are few, a part of its query rows, the parts being summed in order at the end.
+//! For speed, besides what `tiled.rs` lists: each pair is visited once for dQ, dK and dV, by five products of one
+//! register-blocked kernel. Sums are free of races and deterministic, because a task owns its dK and dV: one key/value
+//! head of an item. Where heads are few, each task takes some query rows, and the parts are summed in order.
 
 use std::cell::RefCell;
 
@@ -21,22 +21,22 @@ use super::visible::Item;
 use crate::problem::Operand;
 use crate::{BackwardInputs, Control, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
 
-/// Query rows whose panels share the conversion of a block of keys.
+/// Query rows of a unit, whose panels share the conversion of a block of keys.
 const UNIT_ROWS: usize = 256;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Some units of one key/value head of one item, which add to the same gradients in this order.
+/// Units of one key/value head of one item, which add to one dK and dV in this order.
 struct Task {
     units: Vec<Unit>,
 }
 
-/// Computes the gradients that are wanted, with the best instructions that the machine has and all threads of the current rayon pool.
+/// Computes the wanted gradients with the machine's best instruction set, on all threads of the current rayon pool.
 ///
-/// Memory besides the gradients grows with seq_len. Two runs on as many threads give the same bits.
-/// While `control` is watched it is told after every few units, and stops the work with [`crate::Error::Cancelled`].
+/// Memory besides the gradients grows with seq_len. Runs with equal thread counts return bit-identical results.
+/// A watched `control` is called after every few tasks, and can stop the work with [`crate::Error::Cancelled`].
 pub fn attention(
     problem: &Problem,
     inputs: &Inputs<'_>,
@@ -47,7 +47,7 @@ pub fn attention(
     attention_on(Isa::best(), problem, inputs, backward, want, control)
 }
 
-/// As [`attention`], with these instructions.
+/// Runs [`attention`] with the given instruction set.
 pub(super) fn attention_on(
     isa: Isa,
     problem: &Problem,
@@ -97,7 +97,7 @@ pub(super) fn attention_on(
     };
     let work = Work { job: &job, forward, want, query: query.as_mut().map(SharedOutput::new) };
 
-    // Chunk by chunk, so that the sums of a few tasks are in memory at a time.
+    // In chunks, so that only the sums of a few tasks are in memory at a time.
     let chunk = tasks.per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(tasks.per_head);
     let total = tasks.all.len().max(1) as f64;
     for (index, some) in tasks.all.chunks(chunk).enumerate() {
@@ -121,7 +121,7 @@ pub(super) fn attention_on(
     Ok(Gradients { query, key, value, bias, relative_bias, sinks })
 }
 
-/// The tasks of a problem: `per_head` of each key/value head of each item.
+/// Tasks of a problem: `per_head` for each key/value head of each item.
 struct Tasks {
     per_head: usize,
     all: Vec<Task>,
@@ -136,7 +136,7 @@ fn tasks(problem: &Problem, items: &[Item], threads: usize) -> Tasks {
     for index in 0..items.len() {
         for kv_head in 0..d.num_kv_heads {
             let units = units(problem, items, index, kv_head);
-            // Every per_head-th unit, so that under a causal mask the parts take equally long.
+            // Every per_head-th unit, so that all parts take equally long under a causal mask.
             let part = |part: usize| Task { units: units.iter().skip(part).step_by(per_head).cloned().collect() };
             all.extend((0..per_head).map(part));
         }
@@ -144,7 +144,7 @@ fn tasks(problem: &Problem, items: &[Item], threads: usize) -> Tasks {
     Tasks { per_head, all }
 }
 
-/// The units of a head, whole positions each; at least one, so that keys nobody sees get their gradient of 0.
+/// Units of a head, split between positions. At least one exists, so that keys visible to no row get a gradient of 0.
 pub(super) fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
     let group = problem.dims.group();
     let item = &items[index];
@@ -160,7 +160,7 @@ pub(super) fn units(problem: &Problem, items: &[Item], index: usize, kv_head: us
         .collect()
 }
 
-/// Sums the parts of a head's gradient and writes them out.
+/// Sums the parts of a head's gradient and writes the result.
 fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl Fn(&Sums) -> &[f32], to: Option<&mut HostVec>) {
     let Some(to) = to else { return };
     let width = job.problem.shape(operand)[3];
@@ -173,7 +173,7 @@ fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl 
             row.iter_mut().zip(&of(part)[key * step..]).for_each(|(x, part)| *x += part);
         }
         let place = job.place(unit, operand, unit.kv_head, key);
-        // SAFETY: `WantGradients::check` refuses operands of which two elements share a place; nobody else writes meanwhile.
+        // SAFETY: `WantGradients::check` rejects operands whose elements share a place; nothing else writes meanwhile.
         unsafe { to.write_row(place.start, place.step, &row) };
     }
 }

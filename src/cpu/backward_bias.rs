@@ -1,4 +1,4 @@
-//! The gradient of an additive bias on the CPU: a pass of its own, since other tasks own its elements than own dK and dV.
+//! Gradient of an additive bias on the CPU: a separate pass, because dK and dV are divided into other tasks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use super::tile::Hiding;
 use super::unit::{Job, Unit};
 use crate::{Broadcast, Control, Result};
 
-/// Numbers that all copies of a bias may have together.
+/// Limit on the elements of all copies of a bias together; one copy is always allowed.
 const COPIES: usize = 1 << 24;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The gradient in the shape of the bias.
+/// Computes the gradient in the shape of the bias.
 ///
-/// Units that add to the same elements go into one task, in a fixed order. Where that leaves too few tasks, each gets a part of the
-/// units and a copy of the bias to add to, and the copies are summed in order.
+/// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
+/// split among tasks that add to copies of the gradient, and the copies are summed in order.
 pub(super) fn gradient(job: &Job<'_>, forward: &Forward<'_>, threads: usize, control: &mut Control<'_>) -> Result<Vec<f32>> {
     let shape = job.problem.bias.unwrap_or(Broadcast([0; 4]));
     let elements = shape.elements().unwrap_or(0);
@@ -63,7 +63,7 @@ pub(super) fn gradient(job: &Job<'_>, forward: &Forward<'_>, threads: usize, con
     Ok(bias)
 }
 
-/// Adds a unit's share to the copy of the bias that begins at `start`.
+/// Adds a unit's contribution to the copy of the gradient that starts at `start`.
 fn add_unit(
     job: &Job<'_>,
     forward: &Forward<'_>,
@@ -77,7 +77,7 @@ fn add_unit(
     visit(job, forward, unit, scratch, &mut [], &mut AddingBias { job, unit, strides: shape.strides(), start, batch, bias });
 }
 
-/// Adds what a unit gives to the bias.
+/// Visitor that adds a unit's contribution to the gradient of the bias.
 struct AddingBias<'a> {
     job: &'a Job<'a>,
     unit: &'a Unit,
@@ -95,7 +95,7 @@ impl Visitor for AddingBias<'_> {
         for lane in 0..side.panel.rows {
             let (head, i) = self.unit.row(self.job.problem, side.panel.first + lane);
             let at = self.start + self.batch * of_batch + head * of_head + i * of_row + keys.start * of_key;
-            // SAFETY: units that add to the same elements of the same copy are of one task; the part ends inside the copy.
+            // SAFETY: units that add to the same elements of a copy are in one task; the slice ends inside the copy.
             let to = unsafe { self.bias.slice(at..at + (keys.len() - 1) * of_key + 1) };
             if of_key == 0 {
                 to[0] += (0..keys.len()).map(|j| d_bias[j * width + lane]).sum::<f32>();

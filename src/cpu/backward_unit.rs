@@ -11,14 +11,14 @@ use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{HostSlice, ScoreOrder, WantGradients};
 
-/// Results of the forward pass, and the gradient that comes back: [`crate::BackwardInputs`] with statistics.
+/// Results of the forward pass and the gradient of its output: [`crate::BackwardInputs`] with statistics.
 pub(super) struct Forward<'a> {
     pub(super) output: HostSlice<'a>,
     pub(super) stats: &'a [[f32; 2]],
     pub(super) d_output: HostSlice<'a>,
 }
 
-/// What all tasks share.
+/// Inputs and outputs that all tasks share.
 pub(super) struct Work<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) forward: &'a Forward<'a>,
@@ -26,7 +26,7 @@ pub(super) struct Work<'a> {
     pub(super) query: Option<SharedOutput<'a>>,
 }
 
-/// What a task gives; empty where it is not wanted.
+/// Gradients that a task accumulates; empty where they are not wanted.
 pub(super) struct Sums {
     /// [keys of the item, head_dim rounded up to whole cache lines].
     pub(super) key: Vec<f32>,
@@ -34,31 +34,31 @@ pub(super) struct Sums {
     pub(super) value: Vec<f32>,
     /// [query heads of the group, columns].
     pub(super) relative_bias: Vec<f32>,
-    /// Of the query heads of the group.
+    /// One element per query head of the group.
     pub(super) sinks: Vec<f32>,
 }
 
-/// A panel with what its gradients take besides.
+/// Panel with the data that its gradients need.
 pub(super) struct Side {
     pub(super) panel: Panel,
-    /// [lane][dim], finite: what is not shows in the scores.
+    /// [lane][dim], with 0 for NaN and infinity, which show in the scores.
     query_rows: Buffer,
-    /// [lane][dim], with 0 for what is not finite.
+    /// [lane][dim], with 0 for NaN and infinity.
     d_output_rows: Buffer,
-    /// What of it is not finite: lane, dim, number.
+    /// Lane, dim and value of each element of the output gradient that is NaN or infinite.
     unfinite: Vec<(usize, usize, f32)>,
     /// [dim][lane].
     d_output: Buffer,
     /// [dim][lane].
     d_query: Buffer,
     max: Buffer,
-    /// 1 / l; 0 where nothing is seen.
+    /// 1 / l; 0 for a row without visible keys.
     factor: Buffer,
     delta: Buffer,
     started: bool,
 }
 
-/// The memory of one thread.
+/// Scratch memory of one thread.
 #[derive(Default)]
 pub(super) struct Scratch {
     sides: Vec<Side>,
@@ -73,7 +73,7 @@ pub(super) struct GradientTile {
     pub(super) tile: Tile,
     /// Products of output gradients with values, then the gradients of the scores.
     pub(super) products: Buffer,
-    /// Gradients of the biases, where they are not those of the scores.
+    /// Capped scores, then the gradients of the biases; used only where a softcap comes before the biases.
     capped: Buffer,
     rows: Buffer,
 }
@@ -94,7 +94,7 @@ impl Side {
         }
     }
 
-    /// Takes rows `first..first + rows` of the unit. `sinks` gets their share of the sinks' gradients.
+    /// Loads rows `first..first + rows` of the unit, and adds their share to the gradients in `sinks`.
     fn load(
         &mut self,
         job: &Job<'_>,
@@ -130,7 +130,7 @@ impl Side {
             let d_output = &mut d_output_rows[r * step..][..d.head_dim_v];
             read_rows(job.isa, forward.d_output, place, (1, d.head_dim_v), d_output, d.head_dim_v);
             read_rows(job.isa, forward.output, place, (1, d.head_dim_v), output, d.head_dim_v);
-            // A row that sees nothing has output 0, and its gradient may be anything.
+            // A row without visible keys has output 0, and its output gradient may be anything.
             delta[r] = output.iter().zip(&*d_output).map(|(&o, &d)| if o == 0.0 { 0.0 } else { o * d }).sum();
             let [m, l] = forward.stats[item.lse_place(problem, head, i)];
             if l != 0.0 {
@@ -158,7 +158,7 @@ impl Side {
 }
 
 impl GradientTile {
-    /// Weights and gradients of the scores of a panel and these keys, of which some row sees some; how they are hidden.
+    /// Computes the weights and score gradients of a panel and these keys. Returns how the pairs are masked.
     pub(super) fn compute(
         &mut self,
         job: &Job<'_>,
@@ -222,26 +222,26 @@ impl GradientTile {
         hiding
     }
 
-    /// The gradients of the biases of what was computed last, as [key][lane].
+    /// Returns the gradients of the biases, [key][lane], of the tile that was computed last.
     pub(super) fn d_bias(&mut self, job: &Job<'_>, len: usize) -> &[f32] {
         let caps_first = job.problem.softcap.is_some() && job.problem.score_order == ScoreOrder::SoftcapThenBias;
         if caps_first { self.capped.take(len) } else { self.products.take(len) }
     }
 }
 
-/// Uses of the weights and the gradients of the scores of a unit.
+/// Consumer of a unit's weights and score gradients, tile by tile.
 pub(super) trait Visitor {
-    /// Takes those of a panel and these keys.
+    /// Consumes the tile of a panel and these keys.
     fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding);
 
-    /// Every panel has been at these keys.
+    /// Called once all panels are done with these keys.
     fn block_ended(&mut self, _keys: &Range<usize>) {}
 
-    /// A panel has been at all its keys.
+    /// Called once a panel is done with all its keys.
     fn panel_ended(&mut self, _tile: &mut GradientTile, _side: &mut Side) {}
 }
 
-/// Visits the panels of a unit and the blocks of keys that some of their rows see.
+/// Visits every panel of a unit with the blocks of keys in its rows' intervals.
 pub(super) fn visit(
     job: &Job<'_>,
     forward: &Forward<'_>,
@@ -262,7 +262,7 @@ pub(super) fn visit(
         side.load(job, forward, unit, (first, widest.min(unit.rows - first)), tile, sinks);
     }
     let step = |operand: Operand| job.problem.spec(operand).strides(job.problem.shape(operand)).seq;
-    // Keys are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
+    // Keys are read column by column: at a stride of a multiple of 8 cache lines, rows would evict each other.
     let key_in_place = !step(Operand::Key).is_multiple_of(8 * LINE);
     for start in unit.keys.clone().step_by(KEY_BLOCK) {
         let keys = start..unit.keys.end.min(start + KEY_BLOCK);
@@ -284,22 +284,22 @@ pub(super) fn visit(
     sides.iter_mut().for_each(|side| visitor.panel_ended(tile, side));
 }
 
-/// Rows of sums that are added up block by block: the rows of a unit first, then what they come to.
+/// Two-level sums: the rows of a unit are summed per block of keys, and those sums are added to the totals.
 struct Level<'a> {
-    /// [KEY_BLOCK, step]: of the block at hand, 0 before it.
+    /// [KEY_BLOCK, step]: sums of the current block; 0 at its start.
     block: &'a mut [f32],
-    /// [keys, step]; empty where nobody wants them.
+    /// [keys, step]: totals; empty where they are not wanted.
     all: &'a mut [f32],
     step: usize,
 }
 
 impl Level<'_> {
-    /// From this key of the block on.
+    /// Returns the rows of the block from `key` on, counted from the unit's first key.
     fn from(&mut self, key: usize) -> &mut [f32] {
         &mut self.block[key % KEY_BLOCK * self.step..]
     }
 
-    /// Adds the block to all.
+    /// Adds the sums of the block to the totals, and clears them.
     fn fold(&mut self, keys: &Range<usize>) {
         for (x, block) in self.all.iter_mut().skip(keys.start * self.step).zip(&mut self.block[..]) {
             *x += std::mem::take(block);
@@ -307,7 +307,7 @@ impl Level<'_> {
     }
 }
 
-/// Adds what a unit gives to the sums of its task.
+/// Visitor that adds a unit's gradients to the sums of its task.
 struct Adding<'a> {
     work: &'a Work<'a>,
     unit: &'a Unit,
@@ -352,7 +352,7 @@ impl Visitor for Adding<'_> {
 }
 
 impl Work<'_> {
-    /// Computes a task.
+    /// Computes the sums of a task.
     pub(super) fn run(&self, units: &[Unit], scratch: &mut Scratch) -> Sums {
         let (job, d) = (self.job, &self.job.problem.dims);
         let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
@@ -382,7 +382,7 @@ impl Work<'_> {
             return;
         }
         let width = side.panel.width;
-        // What is NaN or infinite in a key shows in the scores of those that see it; for the others 0 times it must be 0.
+        // NaN or infinity in a key shows in the scores of rows that it is visible to; for others, 0 times it must be 0.
         let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(key.row(j)));
         let used = if finite { key } else { key.cleaned(keys.len(), &mut tile.tile.clean) };
         self.job.isa.run(Product {
@@ -439,7 +439,7 @@ impl Work<'_> {
         }
     }
 
-    /// Hands out dQ of a panel's rows.
+    /// Writes dQ of a panel's rows.
     fn write_query(&self, unit: &Unit, tile: &mut GradientTile, side: &mut Side) {
         let Some(query) = &self.query else { return };
         let problem = self.job.problem;
@@ -456,7 +456,7 @@ impl Work<'_> {
             row.iter_mut().for_each(|x| *x *= scale);
             let (head, i) = unit.row(problem, side.panel.first + r);
             let place = self.job.place(unit, Operand::Query, head, i);
-            // SAFETY: `WantGradients::check` refuses queries of which two elements share a place, and each row is finished once.
+            // SAFETY: `WantGradients::check` rejects queries whose elements share a place; each row is finished once.
             unsafe { query.write_row(place.start, place.step, row) };
         }
     }

@@ -1,4 +1,4 @@
-//! The arithmetic of the backward pass on a panel's scores: from scores to weights and their gradients; what dropout keeps.
+//! Backward arithmetic on a panel's scores: from scores to weights and score gradients, and the dropout mask.
 
 use std::ops::Range;
 
@@ -8,25 +8,25 @@ use super::softmax::exp;
 use crate::Dropout;
 use crate::dropout::Drop;
 
-/// From scores, as [key][lane] and -inf where hidden, and the products of output gradients with values: the weights in place of the
-/// scores, and the gradients of the scores in place of the products. All are 0 where hidden, whatever the products hold.
+/// Replaces scores by weights, and products of output gradients with values by score gradients. Scores are [key][lane],
+/// -inf where masked; there both results are 0, whatever the products hold.
 pub(super) struct Gradient<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
     pub(super) products: &'a mut [f32],
-    /// Of each lane what is taken off its scores, and the factor that makes weights of `exp(score - max)`; 0 where it sees nothing.
+    /// Max of each lane, with `exp(score - max) * factor` as weight. A lane without visible keys has factor 0.
     pub(super) max: &'a [f32],
     pub(super) factor: &'a [f32],
     pub(super) delta: &'a [f32],
-    /// What dropout multiplies the weights by.
+    /// Dropout factors of the weights.
     pub(super) kept: Option<&'a [f32]>,
     pub(super) softcap: Option<Slope<'a>>,
 }
 
-/// What it takes for the derivative of softcap * tanh(x / softcap), which is 1 - tanh².
+/// Data for the derivative of softcap * tanh(x / softcap), which is 1 - tanh².
 pub(super) struct Slope<'a> {
     pub(super) softcap: f32,
-    /// softcap * tanh, where the scores are not that any more; then the gradients of the biases are those before it, and go here.
+    /// Capped scores, if biases come after the softcap. Replaced by the biases' gradients, which bypass the softcap.
     pub(super) capped: Option<&'a mut [f32]>,
 }
 
@@ -48,7 +48,7 @@ impl Kernel for Gradient<'_> {
             for at in (0..len).step_by(V::LANES) {
                 let lane = at % self.panel;
                 let factor = V::load(self.factor.as_ptr().add(lane));
-                // A lane that sees nothing may have any scores.
+                // A lane without visible keys may hold any scores.
                 let score = factor.select_less(tiny, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
                 let mut weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(factor);
                 let mut product = V::load(self.products.as_ptr().add(at));
@@ -77,11 +77,11 @@ impl Kernel for Gradient<'_> {
     }
 }
 
-/// What dropout multiplies weights by, as [key][lane].
+/// Computes the dropout factors of weights, [key][lane].
 pub(super) struct Keep<'a> {
-    /// Of each lane the query row.
+    /// Query row of each lane.
     pub(super) rows: &'a [u32],
-    /// Of each lane batch x num_heads + head.
+    /// batch x num_heads + head of each lane.
     pub(super) pairs: &'a [u32],
     pub(super) keys: Range<usize>,
     pub(super) dropout: Dropout,
@@ -92,7 +92,7 @@ pub(super) struct Keep<'a> {
 impl Kernel for Keep<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        /// Divides every panel.
+        /// Lanes at a time; divides every panel width.
         const N: usize = 4;
         let panel = self.rows.len();
         let (rows, pairs) = (self.rows.as_chunks::<N>().0, self.pairs.as_chunks::<N>().0);

@@ -1,15 +1,15 @@
-//! The arithmetic of the fast path, written once for every instruction set.
+//! Arithmetic of the fast path, written once for all instruction sets.
 //!
-//! Most of it works on *panels*: arrays [n][panel] in which the lanes of a vector are query rows. Scores are held as
-//! [key][query row], outputs as [dim][query row]. So the maximum and the sum of a row never cross lanes, and both matrix
-//! products are one kernel ([`super::product`]) that reads keys and values where they lie and broadcasts each of their numbers.
+//! Most of it works on *panels*: arrays [n][panel] in which the lanes of a vector are query rows. Scores are stored as
+//! [key][query row], outputs as [dim][query row]. Therefore no row's max or sum crosses lanes, and both matrix products
+//! are one kernel ([`super::product`]) that reads keys and values in place and broadcasts each of their elements.
 
 use super::simd::{Isa, Simd};
 
-/// A computation that [`Isa::run`] compiles for the instruction set at hand.
+/// Computation that [`Isa::run`] compiles for each instruction set.
 pub(super) trait Kernel {
     /// # Safety
-    /// The machine has the instruction set of `V`.
+    /// The machine must support the instruction set of `V`.
     unsafe fn run<V: Simd>(self);
 }
 
@@ -30,7 +30,7 @@ impl Isa {
                 unsafe { kernel.run::<__m256>() }
             }
             match self {
-                // SAFETY: only `Isa::available` hands out this value, after a check of the machine.
+                // SAFETY: only `Isa::available` returns this value, after a check of the machine.
                 Self::Avx512 => return unsafe { avx512(kernel) },
                 // SAFETY: as above.
                 Self::Avx2 => return unsafe { avx2(kernel) },
@@ -45,7 +45,7 @@ impl Isa {
                 unsafe { kernel.run::<std::arch::aarch64::float32x4_t>() }
             }
             match self {
-                // SAFETY: only `Isa::available` hands out this value, after a check of the machine.
+                // SAFETY: only `Isa::available` returns this value, after a check of the machine.
                 Self::Neon => return unsafe { neon(kernel) },
                 Self::Portable => {}
             }
@@ -54,7 +54,7 @@ impl Isa {
         unsafe { kernel.run::<[f32; 4]>() }
     }
 
-    /// Lanes of a vector.
+    /// Number of lanes in a vector.
     pub(super) fn lanes(self) -> usize {
         match self {
             Self::Portable => <[f32; 4]>::LANES,
@@ -67,7 +67,7 @@ impl Isa {
         }
     }
 
-    /// Query rows of the widest panel.
+    /// Query rows in the widest panel.
     pub(super) fn panel(self) -> usize {
         self.lanes()
             * match self {

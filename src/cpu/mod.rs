@@ -1,4 +1,4 @@
-//! The CPU: the oracle, and the fast path.
+//! Attention on the CPU: the oracle and the fast path.
 
 pub mod backward;
 pub mod naive;

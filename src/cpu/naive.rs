@@ -1,13 +1,14 @@
-//! The oracle: the formulas of [`Problem`] in f64, one line after the other, every matrix written out.
+//! The oracle: the formulas of [`Problem`] in f64, one line after the other, with every matrix stored.
 //!
-//! It is meant to be checked by reading. It shares nothing with the fast paths: no visibility arithmetic, no tiling, no tables.
+//! Written to be checked by reading. It shares no visibility arithmetic, tiling or tables with the fast paths, but it
+//! shares the decoding of operands and the random words of dropout.
 
 use crate::tensor::gather;
 use crate::{Alibi, Alignment, Broadcast, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
-/// What the oracle gives: everything, dense, in f64.
+/// All results of the oracle, dense, in f64.
 ///
-/// Of packed sequences the rows and keys past an item's length hold 0 (-inf in lse, raw, capped and masked).
+/// Past the lengths of a varlen or paged item, lse, raw, capped and masked are -inf, stats `[f32::MIN, 0]`, the rest 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reference {
     /// [batch, num_heads, seq_len_q, head_dim_v].
@@ -18,15 +19,15 @@ pub struct Reference {
     pub stats: Vec<[f64; 2]>,
     /// [batch, num_heads, seq_len_q, seq_len_kv]: `scale * q.k`.
     pub raw: Vec<f64>,
-    /// The same after softcap (where it comes before the biases).
+    /// `raw` after softcap, if that comes before the biases; else `raw`.
     pub capped: Vec<f64>,
-    /// After softcap and biases, -inf where hidden.
+    /// Scores after softcap and biases; -inf where masked.
     pub masked: Vec<f64>,
-    /// Softmax weights.
+    /// Softmax weights, before dropout.
     pub weights: Vec<f64>,
 }
 
-/// The statistics of a row that sees nothing and has no sink.
+/// Statistics of a row without visible keys and without a sink.
 const NOTHING_SEEN: [f64; 2] = [f32::MIN as f64, 0.0];
 
 /// Computes `problem` as written. Time and memory grow with batch x num_heads x seq_len_q x seq_len_kv.
@@ -60,7 +61,6 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     };
 
     for b in 0..d.batch {
-        // Where item b's rows and keys lie, and how many there are.
         let (item, first_q, rows) = if packed {
             let (q0, q1) = (inputs.cu_seqlens_q[b] as usize, inputs.cu_seqlens_q[b + 1] as usize);
             (0, q0, q1 - q0)
@@ -134,12 +134,12 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     if let Some(shape) = v.mask {
                         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
                     }
-                    // A bias of -inf hides, whatever it is added to, and so does a sum that overflows to it.
+                    // A bias of -inf masks the pair, whatever it is added to, and so does a sum that overflows to -inf.
                     visible &= !biases.contains(&f32::NEG_INFINITY) && sum != f64::NEG_INFINITY;
                     if visible {
                         out.masked[at] = biased;
                     }
-                    out.weights[at] = f64::from(u8::from(visible)); // for now: who is visible
+                    out.weights[at] = f64::from(u8::from(visible)); // for now: 1 where visible
                 }
 
                 // Softmax over the visible keys; the sink is one more term of the denominator.
@@ -171,7 +171,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
 }
 
 impl Reference {
-    /// The same numbers, rounded and laid out as the problem says.
+    /// Rounds the results and stores them as the problem describes.
     pub fn into_outputs(self, problem: &Problem, inputs: &Inputs<'_>) -> Outputs {
         let d = problem.dims;
         let packed = problem.packed.is_some();
@@ -196,7 +196,7 @@ impl Reference {
                     }
                     let place = if packed { (first + i) * d.num_heads + h } else { row };
                     lse[place] = self.lse[row] as f32;
-                    // l is that of the m that is kept.
+                    // l is rescaled to the rounded m.
                     let [max, sum] = self.stats[row];
                     let kept = max as f32;
                     stats[place] = [kept, if max == f64::from(kept) { sum } else { sum * (max - f64::from(kept)).exp() } as f32];
@@ -218,7 +218,7 @@ impl Reference {
     }
 }
 
-/// Which row of the gathered keys, and of the values, is key j of item b.
+/// Row of key j of item b in the gathered keys and values.
 pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head: usize, j: usize) -> usize {
     let heads = problem.dims.num_kv_heads;
     if let Some(paged) = problem.paged {
@@ -231,14 +231,14 @@ pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head:
     }
 }
 
-/// What dropout multiplies the weight of [b, h, i, j] by: 0, or 1 / (1 - probability).
+/// Dropout factor of the weight of [b, h, i, j]: 0, or 1 / (1 - probability).
 pub(super) fn kept(problem: &Problem, inputs: &Inputs<'_>, [b, h, i, j]: [usize; 4]) -> f64 {
     let Some(probability) = problem.dropout else { return 1.0 };
     let word = inputs.dropout.words(b * problem.dims.num_heads + h, i, j / 4)[j % 4];
     if f64::from(word) < f64::from(probability) * 2f64.powi(32) { 0.0 } else { 1.0 / (1.0 - f64::from(probability)) }
 }
 
-/// Index of [b, h, i, j] in a tensor of which some axes are 1.
+/// Index of [b, h, i, j] in a tensor some of whose axes are 1.
 pub(super) fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
     let mut at = 0;
     for (extent, index) in shape.0.into_iter().zip(index) {

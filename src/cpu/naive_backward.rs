@@ -1,23 +1,23 @@
-//! The oracle of the gradients: the derivatives of [`Problem`]'s formulas in f64, one line after the other.
+//! Oracle of the gradients: the derivatives of [`Problem`]'s formulas in f64, one line after the other.
 //!
-//! It stands on the forward oracle and, like it, shares nothing with the fast paths. Tests hold it against central differences.
+//! It builds on the forward oracle and shares no more with the fast paths. Tests compare it with central differences.
 
 use super::naive::{self, Reference, broadcast};
 use crate::problem::Operand;
 use crate::tensor::gather;
 use crate::{Alignment, Error, HostSlice, HostVec, Inputs, Problem, Result, ScoreOrder, WantGradients};
 
-/// The gradients of `sum(output * output_gradient)`, dense, in f64.
+/// Gradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gradients {
-    /// [batch, num_heads, seq_len_q, head_dim]; of packed sequences [1, num_heads, tokens_q, head_dim].
+    /// [batch, num_heads, seq_len_q, head_dim]; varlen: [1, num_heads, tokens_q, head_dim].
     pub query: Vec<f64>,
-    /// [batch, num_kv_heads, seq_len_kv, head_dim], summed over the query heads that share a key; packed: [1, .., tokens_kv, ..];
-    /// paged: [pages, .., page_size, ..], summed over the items that share a page.
+    /// [batch, num_kv_heads, seq_len_kv, head_dim], summed over the query heads that share a key; varlen:
+    /// [1, .., tokens_kv, ..]; paged: [pages, .., page_size, ..], summed over the items that share a page.
     pub key: Vec<f64>,
-    /// [batch, num_kv_heads, seq_len_kv, head_dim_v], likewise.
+    /// [batch, num_kv_heads, seq_len_kv, head_dim_v], summed like the keys.
     pub value: Vec<f64>,
-    /// In the shape of the bias, summed over the axes along which it is broadcast; empty if there is none.
+    /// Shape of the bias, summed over the axes along which it is broadcast; empty if there is none.
     pub bias: Vec<f64>,
     /// [num_heads, 2 * max_distance + 1]; empty if there is none.
     pub relative_bias: Vec<f64>,
@@ -25,21 +25,21 @@ pub struct Gradients {
     pub sinks: Vec<f64>,
 }
 
-/// What the gradients are summed up from, [batch, num_heads, seq_len_q, seq_len_kv] each; 0 where a pair is hidden.
+/// Terms that the gradients are sums of, each [batch, num_heads, seq_len_q, seq_len_kv]; 0 for masked pairs.
 #[derive(Clone, Debug)]
 pub(crate) struct Pairs {
     pub(crate) seen: Vec<bool>,
-    /// The weights as the output has them: after dropout.
+    /// Weights after dropout.
     pub(crate) weights: Vec<f64>,
-    /// Of whatever is added to the scores.
+    /// Gradients of everything that is added to the scores.
     pub(crate) d_bias: Vec<f64>,
-    /// Of `scale * q.k`.
+    /// Gradients of `scale * q.k`.
     pub(crate) d_score: Vec<f64>,
-    /// [batch, num_heads, seq_len_q]: of a sink's score; 0 where a row sees nothing.
+    /// [batch, num_heads, seq_len_q]: gradients of the sink's score; 0 for a row without visible keys.
     pub(crate) d_sink: Vec<f64>,
 }
 
-/// The operands as dense f32.
+/// Operands as dense f32.
 pub(crate) struct Operands {
     pub(crate) query: Vec<f32>,
     pub(crate) key: Vec<f32>,
@@ -47,7 +47,7 @@ pub(crate) struct Operands {
     pub(crate) d_output: Vec<f32>,
 }
 
-/// Where item b lies, and the position of its row 0.
+/// Location of an item, and the position of its row 0.
 struct Item {
     stored: usize,
     first_q: usize,
@@ -56,21 +56,21 @@ struct Item {
     offset: i64,
 }
 
-/// Computes, for a row i with weights p, output o and the gradient do of its output,
+/// Computes the gradients of a problem. For a row i with weights p, output o and output gradient do:
 ///
 /// ```text
 /// dp_j       = m_j * dot(do, value_j)                          m_j from dropout: 0 or 1 / (1 - probability); 1 without
 /// delta      = sum_j p_j * dp_j
 /// dbiased_j  = p_j * (dp_j - delta)
 /// dsink      = -p_sink * delta                       p_sink = exp(sink - m) / l
-/// dscore_j   = dbiased_j * (1 - tanh²)               if there is a softcap; dbias_j is taken before or after, by the order
+/// dscore_j   = dbiased_j * (1 - tanh²)               with a softcap; dbias_j is taken before or after, by the order
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
 /// dvalue_j  += m_j * p_j * do
 /// ```
 ///
-/// A hidden pair adds nothing anywhere and is never read; a row that sees nothing has gradient 0. `output_gradient` is stored as
-/// [`Problem::output`] describes.
+/// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys has gradient 0.
+/// `output_gradient` is stored as [`Problem::output`] describes.
 pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<Gradients> {
     let forward = naive::attention(problem, inputs)?;
     if output_gradient.len() < problem.output_len() {
@@ -116,7 +116,7 @@ impl Item {
     }
 }
 
-/// The weights and the gradients of the scores.
+/// Computes the weights and the score gradients of all pairs.
 pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference, operands: &Operands) -> Pairs {
     let d = problem.dims;
     let tokens_q = problem.shape(Operand::Query)[2];
@@ -152,7 +152,7 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                 }
                 for j in seen {
                     let d_biased = forward.weights[at(j)] * (d_weight(j) - delta);
-                    // The derivative of softcap * tanh(x / softcap) is 1 - tanh²; the tanh is the capped score / softcap.
+                    // The derivative of softcap * tanh(x / softcap) is 1 - tanh²; tanh is the capped score / softcap.
                     let slope = problem.softcap.map_or(1.0, |softcap| {
                         let capped =
                             if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at(j)] } else { forward.masked[at(j)] };
@@ -169,7 +169,7 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
     out
 }
 
-/// The gradients from those of the scores.
+/// Sums the terms of all pairs to the gradients.
 pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operands: &Operands) -> Gradients {
     let d = problem.dims;
     let scale = f64::from(problem.effective_scale());
@@ -223,7 +223,7 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
 }
 
 impl Gradients {
-    /// The same numbers, rounded and laid out as the problem says: those that are wanted.
+    /// Rounds the wanted gradients and stores them as the problem describes.
     pub fn into_gradients(self, problem: &Problem, want: &WantGradients) -> crate::Gradients {
         let stored = |wanted: bool, operand: Operand, dense: &[f64]| {
             wanted.then(|| {

@@ -1,4 +1,4 @@
-//! Rows of an operand as f32, whatever their storage; rows of f32 into an output; transposition.
+//! Conversion of operand rows from any storage type to f32, and of f32 rows to an output; transposition.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -9,7 +9,7 @@ use super::simd::{Isa, Simd};
 use crate::blocks::{self, BLOCK, block_words};
 use crate::{DType, HostSlice, HostVec};
 
-/// Rows of 16-bit numbers as f32, exactly: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
+/// Widens rows of 16-bit floats to f32: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
 pub(super) struct Widen<'a, T> {
     pub(super) rows: usize,
     pub(super) width: usize,
@@ -50,12 +50,12 @@ impl Kernel for Widen<'_, bf16> {
     }
 }
 
-/// Rows of whole blocks as f32.
+/// Converts rows of whole quantised blocks to f32.
 struct WidenBlocks<'a> {
     dtype: DType,
     rows: usize,
     width: usize,
-    /// From the first row's first block on.
+    /// Starts at the first block of the first row.
     from: &'a [u32],
     from_step: usize,
     to: &'a mut [f32],
@@ -73,7 +73,7 @@ impl Kernel for WidenBlocks<'_> {
     }
 }
 
-/// Where rows lie in an operand: the first number, and the steps from row to row and from number to number.
+/// Location of rows in an operand: the first element, and the strides between rows and between elements.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) start: usize,
@@ -81,13 +81,13 @@ pub(super) struct Place {
     pub(super) step: usize,
 }
 
-/// Reads `rows` rows of `width` numbers to rows of `to`, which are `to_step` apart.
+/// Reads `rows` rows of `width` elements into rows of `to`, which are `to_step` apart.
 pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: Place, (rows, width): (usize, usize), to: &mut [f32], to_step: usize) {
     let Place { start, row_step: from_step, step } = at;
     match data {
         HostSlice::F16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
         HostSlice::BF16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
-        // Blocks have step 1: the problem's check.
+        // The problem's check allows only step 1 for quantised operands.
         HostSlice::Q8(words) | HostSlice::Q4(words) => {
             let dtype = data.dtype();
             let from = &words[start / BLOCK * block_words(dtype)..];
@@ -105,17 +105,17 @@ pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: Place, (rows, width):
     }
 }
 
-/// Consecutive rows of f32 in memory: where they lie, or a copy.
+/// Consecutive rows of f32, in place or copied.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) data: &'a [f32],
-    /// From one row to the next.
+    /// Stride between rows.
     pub(super) step: usize,
     pub(super) width: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// `count` rows of `width` numbers: in place if that is wanted and they are contiguous f32, else a copy.
+    /// Returns `count` rows of `width` elements: in place if that is wanted and they are contiguous f32, else a copy.
     pub(super) fn read(
         isa: Isa,
         data: HostSlice<'a>,
@@ -131,8 +131,8 @@ impl<'a> Rows<'a> {
         Self::copy(count, width, scratch, |to, step| read_rows(isa, data, at, (count, width), to, step))
     }
 
-    /// Rows that `fill` fills, given the step between them. That is an odd number of cache lines, so that a column of them goes
-    /// to all sets of a cache. They have zeros up to a whole number of lines.
+    /// Copies rows with `fill`, which gets the step between them: an odd number of cache lines, so that a column
+    /// spreads over all sets of a cache. Rows are zero-padded to whole lines.
     pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
         let step = LINE * (width.div_ceil(LINE) | 1);
         let data = scratch.take(count * step);
@@ -143,7 +143,7 @@ impl<'a> Rows<'a> {
         Self { data, step, width }
     }
 
-    /// A copy with 0 for what is NaN or infinite.
+    /// Copies the rows with NaN and infinity replaced by 0.
     pub(super) fn cleaned(self, count: usize, scratch: &mut Buffer) -> Rows<'_> {
         Rows::copy(count, self.width, scratch, |to, step| {
             for (r, to) in to.chunks_exact_mut(step).enumerate() {
@@ -152,29 +152,29 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// One row.
+    /// Returns one row.
     pub(super) fn row(self, index: usize) -> &'a [f32] {
         &self.data[index * self.step..][..self.width]
     }
 
-    /// From row `index` on.
+    /// Returns the rows from `index` on.
     pub(super) fn from(self, index: usize) -> Self {
         Self { data: &self.data[index * self.step..], ..self }
     }
 }
 
-/// Whether none is NaN or infinite.
+/// True if no element is NaN or infinite.
 pub(super) fn all_finite(data: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     !data.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT))
 }
 
-/// The output, written row by row from several threads.
+/// Output that several threads write row by row.
 pub(super) enum SharedOutput<'a> {
     F32(Shared<'a, f32>),
     F16(Shared<'a, f16>),
     BF16(Shared<'a, bf16>),
-    /// Blocks: `Problem::check` refuses them.
+    /// Quantised: never written, because `Problem::check` rejects it.
     None,
 }
 
@@ -188,10 +188,10 @@ impl<'a> SharedOutput<'a> {
         }
     }
 
-    /// Writes a row, its numbers `step` apart, from `start` on, rounded to nearest even.
+    /// Writes a row from `start` on, its elements `step` apart and rounded to nearest even.
     ///
     /// # Safety
-    /// Nobody else reads or writes these places meanwhile.
+    /// Nothing else reads or writes these places meanwhile.
     pub(super) unsafe fn write_row(&self, start: usize, step: usize, row: &[f32]) {
         // SAFETY: passed on from the caller.
         unsafe {

@@ -1,4 +1,4 @@
-//! What the machine could do at most: the ceiling that benchmarks draw.
+//! Peak arithmetic rate of the machine: the ceiling that benchmarks draw.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::kernel::Kernel;
 use super::simd::{Isa, Simd};
 
-/// Multiply-adds of each of the independent chains of a run: enough chains to fill two pipelines of latency 4 or 5.
+/// Multiply-adds in each of `CHAINS` independent chains, enough to fill two pipelines of latency 4 or 5.
 const STEPS: usize = 1 << 18;
 const CHAINS: usize = 12;
 
@@ -36,15 +36,15 @@ impl Kernel for MultiplyAdds<'_> {
     }
 }
 
-/// 10^9 floating-point operations a second that the current rayon pool reaches with nothing but multiply-adds in registers,
-/// 2 operations each, with the instructions that the CPU path uses. Takes about a tenth of a second.
+/// Measures the peak rate of the current rayon pool in GFLOP/s: multiply-adds of registers, 2 operations each, with the
+/// instruction set that the CPU path uses. Takes about a tenth of a second.
 pub fn multiply_add_gflops() -> f64 {
     let isa = Isa::best();
     let threads = rayon::current_num_threads();
     let mut best = f64::INFINITY;
     for _ in 0..20 {
         let started = Instant::now();
-        // On each thread: items of a loop may all be taken by one, before the others wake.
+        // A broadcast reaches each thread; one thread may take all items of a loop before the others wake.
         rayon::broadcast(|_| {
             let mut result = 0.0;
             isa.run(MultiplyAdds { result: &mut result });

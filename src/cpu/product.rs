@@ -1,23 +1,23 @@
-//! The products: queries with keys, weights with values.
+//! Matrix products: queries with keys, weights with values.
 
 use super::kernel::Kernel;
 use super::shared::LINE;
 use super::simd::Simd;
 
-/// What a product is added to.
+/// Initial value that a product is added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
     Nothing,
-    /// What c holds.
+    /// The contents of `c`.
     There,
-    /// The same, times a number for each lane.
+    /// The contents of `c`, scaled by one factor per lane.
     Scaled(&'a [f32]),
 }
 
-/// `c[m][lane] = start + sum over k of a[m * row_step + k * depth_step] * b[k][lane]`
+/// `c[m][lane] = start + sum over k of a[m * row_step + k * depth_step] * b[k][lane]` for m < count, k < depth
 ///
-/// The sum comes first and is added to the start in one piece: sums over many keys go in levels, not in one long chain. For m < count, k < depth. Scores: a = keys, b = the query panel, k = dim.
-/// Weighted values: a = values read along the dims, b = weights, k = key, start = what is there, rescaled.
+/// Scores: a = keys, b = query panel, k = dim. Weighted values: a = values along the dims, b = weights, k = key,
+/// start = rescaled output. The start is added last, so that many keys are summed in levels, not in one long chain.
 pub(super) struct Product<'a> {
     pub(super) panel: usize,
     pub(super) count: usize,
@@ -30,7 +30,7 @@ pub(super) struct Product<'a> {
     pub(super) c: &'a mut [f32],
     pub(super) c_step: usize,
     pub(super) start: Start<'a>,
-    /// How far behind each number of b lies one that is read soon: it comes to the cache meanwhile.
+    /// Prefetch distance in elements of `b`; `None` disables prefetching.
     pub(super) ahead: Option<usize>,
 }
 
@@ -56,13 +56,13 @@ impl Kernel for Product<'_> {
 }
 
 impl Product<'_> {
-    /// Six rows of c at a time; the last ones in two even parts.
+    /// Covers the rows of c with tiles of 6, or of 12 in a narrow panel. The last 7 to 11 rows take two tiles.
     #[inline(always)]
     unsafe fn rows<V: Simd, const N: usize>(self) {
         let mut m = 0;
         while m < self.count {
             let left = self.count - m;
-            // A narrow panel leaves registers for twice as many rows.
+            // A narrow panel leaves registers for twice the rows.
             if left >= 12 && 2 * N <= V::VECTORS {
                 // SAFETY: passed on from the caller; m + 12 <= count.
                 unsafe { self.tile::<V, N, 12>(m) };
@@ -85,7 +85,7 @@ impl Product<'_> {
         }
     }
 
-    /// M rows of c with N vectors each, held in registers. One of the two steps is made a constant for the compiler.
+    /// Computes M rows of c with N vectors each in registers. A step of 1 is passed as a constant, for the compiler.
     #[inline(always)]
     unsafe fn tile<V: Simd, const N: usize, const M: usize>(&self, m: usize) {
         // SAFETY: passed on from the caller.
@@ -103,8 +103,8 @@ impl Product<'_> {
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "the accumulators stay in registers only if every index is a constant")]
     unsafe fn tile_at<V: Simd, const N: usize, const M: usize>(&self, m: usize, row_step: usize, depth_step: usize) {
-        // SAFETY: m + M <= count, so all places are below the lengths that `run` checked. c is borrowed mutably by self,
-        // and overlaps neither a nor b.
+        // SAFETY: m + M <= count, so all indices are below the lengths that `run` checked. c is borrowed mutably by
+        // self, and overlaps neither a nor b.
         unsafe {
             let a = self.a.as_ptr().add(m * row_step);
             let b = self.b.as_ptr();
@@ -142,10 +142,10 @@ impl Product<'_> {
     }
 }
 
-/// `scores[r][j] = sum over k of query[r][k] * key[j][k]`, for few rows: here the lanes are dims.
+/// `scores[r][j] = sum over k of query[r][k] * key[j][k]` for few rows, with dims as lanes.
 ///
-/// Numbers between `depth` and the next whole vector are read too, and must be 0 in the query and finite in the keys.
-/// Rows of scores have room for a multiple of four keys.
+/// Elements from `depth` to the next whole vector are read too: they must be 0 in the query and finite in the keys.
+/// Rows of scores must have room for a multiple of four keys.
 pub(super) struct Dots<'a> {
     pub(super) rows: usize,
     pub(super) keys: usize,
@@ -154,7 +154,7 @@ pub(super) struct Dots<'a> {
     pub(super) query_step: usize,
     pub(super) key: &'a [f32],
     pub(super) key_step: usize,
-    /// How far behind each number of a key lies one that is read soon: it comes to the cache meanwhile.
+    /// Prefetch distance in elements of `key`; `None` disables prefetching.
     pub(super) ahead: Option<usize>,
     pub(super) scores: &'a mut [f32],
     pub(super) scores_step: usize,
@@ -170,7 +170,7 @@ impl Kernel for Dots<'_> {
         assert!(self.scores.len() >= (self.rows - 1) * self.scores_step + self.keys.next_multiple_of(4));
         let mut r = 0;
         while r < self.rows {
-            // Four rows and four keys fill the registers of AVX-512 and NEON.
+            // AVX-512 and NEON have registers for four rows and four keys, the others for two rows.
             let step = (self.rows - r).min(V::VECTORS);
             // SAFETY: the machine has V's instructions by contract; r + step <= rows, and the lengths were checked.
             unsafe {
@@ -191,11 +191,11 @@ impl Dots<'_> {
     #[expect(clippy::needless_range_loop, reason = "the accumulators stay in registers only if every index is a constant")]
     unsafe fn tile<V: Simd, const R: usize>(&mut self, r: usize) {
         for j in (0..self.keys).step_by(4) {
-            // SAFETY: rows are below r + R <= rows, keys below `keys`; each has whole vectors up to `depth`, as `run` checked.
+            // SAFETY: rows are below r + R <= rows, keys below `keys`; `run` checked that each has whole vectors.
             unsafe {
                 let query = self.query.as_ptr().add(r * self.query_step);
                 let key = self.key.as_ptr();
-                // Past the last key, that one again: its scores go where there is room, and are not used.
+                // The last key stands in for keys past it; their scores go to the padding of the row and are not used.
                 let at = [0, 1, 2, 3].map(|i| (j + i).min(self.keys - 1) * self.key_step);
                 if let (Some(ahead), 0) = (self.ahead, r) {
                     for at in at {

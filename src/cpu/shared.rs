@@ -1,18 +1,18 @@
-//! A slice whose parts several threads write at once, and the scratch memory of a thread.
+//! Slice whose parts several threads write at once, and reusable scratch memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-/// A mutable slice, to be written by several threads in places that do not overlap.
+/// Mutable slice that several threads write in disjoint places.
 pub(super) struct Shared<'a, T> {
     start: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: all access is through unsafe functions whose callers keep the places of different threads apart.
+// SAFETY: all access is through unsafe functions whose callers keep the places of different threads disjoint.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
@@ -20,10 +20,10 @@ impl<'a, T> Shared<'a, T> {
         Self { start: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
-    /// A part of it.
+    /// Returns a part of the slice.
     ///
     /// # Safety
-    /// As long as the part is borrowed, nobody else reads or writes there.
+    /// While the part is borrowed, nothing else reads or writes it.
     #[expect(clippy::mut_from_ref, reason = "the caller keeps the parts apart")]
     pub(super) unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
@@ -31,20 +31,20 @@ impl<'a, T> Shared<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
-    /// Writes `row`, converted, to places `step` apart.
+    /// Converts the elements of `row` and writes them `step` apart from `start` on.
     ///
     /// # Safety
-    /// Nobody else reads or writes these places meanwhile.
+    /// Nothing else reads or writes these places meanwhile.
     pub(super) unsafe fn scatter(&self, start: usize, step: usize, row: &[f32], convert: impl Fn(f32) -> T) {
         assert!(row.is_empty() || start + (row.len() - 1) * step < self.len);
         for (i, &x) in row.iter().enumerate() {
-            // SAFETY: at most the last place, which was checked; not aliased, by contract.
+            // SAFETY: not beyond the last place, which was checked; not aliased, by contract.
             unsafe { self.start.add(start + i * step).write(convert(x)) };
         }
     }
 }
 
-/// Numbers of a cache line.
+/// f32 elements in a cache line.
 pub(super) const LINE: usize = 16;
 
 /// A cache line.
@@ -52,12 +52,12 @@ pub(super) const LINE: usize = 16;
 #[repr(C, align(64))]
 struct Line([f32; LINE]);
 
-/// Memory of f32 that grows as needed, is kept, and starts at a cache line.
+/// Reusable f32 memory, aligned to a cache line, that grows as needed.
 #[derive(Default)]
 pub(super) struct Buffer(Vec<Line>);
 
 impl Buffer {
-    /// `len` numbers, of which nothing is known.
+    /// Returns the first `len` elements with their previous contents; new memory is 0.
     pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(LINE);
         if self.0.len() < lines {
@@ -66,7 +66,7 @@ impl Buffer {
         &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
 
-    /// The number at `index` of what was taken last.
+    /// Returns the element at `index`.
     pub(super) fn get(&self, index: usize) -> f32 {
         self.0[index / LINE].0[index % LINE]
     }

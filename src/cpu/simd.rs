@@ -1,24 +1,24 @@
-//! A vector of f32 lanes, and which of its kinds this machine has.
+//! Vectors of f32 lanes, and the instruction sets that this machine supports.
 //!
 //! The kernels in [`super::kernel`] are written once against [`Simd`] and compiled once for each [`Isa`].
 
 use half::f16;
 
-/// A vector register of f32 lanes.
+/// Vector register of f32 lanes.
 ///
 /// # Safety
-/// Every function needs the instruction set of its implementation; those that take pointers need valid places besides.
+/// Every function needs the instruction set of its implementation; functions that take pointers need them valid, too.
 pub(super) trait Simd: Copy {
-    /// Lanes of a vector.
+    /// Number of lanes in a vector.
     const LANES: usize;
-    /// Vectors side by side in the widest panel, such that six times as many accumulators stay in registers.
+    /// Vectors in a row of the widest panel, chosen so that six rows of accumulators stay in registers.
     const VECTORS: usize;
 
-    /// `LANES` numbers from `from`, unaligned.
+    /// Loads `LANES` elements, unaligned.
     unsafe fn load(from: *const f32) -> Self;
-    /// `LANES` numbers to `to`, unaligned.
+    /// Stores `LANES` elements, unaligned.
     unsafe fn store(self, to: *mut f32);
-    /// The same number in each lane.
+    /// Broadcasts `x` to all lanes.
     unsafe fn splat(x: f32) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
@@ -26,16 +26,16 @@ pub(super) trait Simd: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + addend`, with one rounding where the hardware has it.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// The larger; if one is NaN then `other` or NaN.
+    /// Larger operand, lane by lane; `other` or NaN where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// The bits of each lane, shifted left by 23: what moves an integer in the low bits into the exponent.
+    /// Shifts the bits of each lane left by 23, which moves an integer in the low bits into the exponent.
     unsafe fn exponent_from_low_bits(self) -> Self;
-    /// `self < than ? yes : no` lane by lane; `no` where one is NaN.
+    /// `self < than ? yes : no`, lane by lane; `no` where an operand is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
 
-    /// Of an exponent to base 2: what is left of its nearest whole number, and that number as [`Self::times_power`] takes it.
+    /// Splits an exponent to base 2 into a remainder and the nearest integer, in the form of [`Self::times_power`].
     ///
-    /// It is found, and moved into the exponent, by adding 1.5 * 2^23 + 127: the low bits of that sum are the number and 127.
+    /// Adding 1.5 * 2^23 + 127 rounds to the integer: the low bits of the sum are the integer plus 127, an exponent.
     #[inline(always)]
     unsafe fn split_exponent(self) -> (Self, Self) {
         const ROUND: f32 = 12_582_912.0 + 127.0;
@@ -47,27 +47,27 @@ pub(super) trait Simd: Copy {
         }
     }
 
-    /// `self` times 2 to the power of `whole`; 0 where that is subnormal, or subnormal.
+    /// `self * 2^n` for an n from `split_exponent`. A subnormal result may be flushed to 0.
     #[inline(always)]
     unsafe fn times_power(self, whole: Self) -> Self {
         // SAFETY: passed on from the caller.
         unsafe { self.mul(whole.exponent_from_low_bits()) }
     }
 
-    /// `LANES` numbers, widened.
+    /// Loads `LANES` elements, widened to f32.
     #[inline(always)]
     unsafe fn widen_f16(from: *const f16) -> Self {
         let mut wide = [0.0f32; 16];
         for (i, x) in wide.iter_mut().enumerate().take(Self::LANES) {
-            // SAFETY: the caller's `from` is valid for LANES numbers.
+            // SAFETY: the caller's `from` is valid for LANES elements.
             *x = unsafe { (*from.add(i)).to_f32() };
         }
         // SAFETY: LANES is at most 16.
         unsafe { Self::load(wide.as_ptr()) }
     }
 
-    /// Asks for the cache line at `at`, which need not be valid, in the second-level cache: the first has fewer misses in flight, and a
-    /// step of decoding took a quarter longer that way.
+    /// Prefetches the cache line at `at`, which need not be valid, into the second-level cache. The first level has
+    /// fewer misses in flight: prefetching into it made a decoding step a quarter slower.
     #[inline(always)]
     unsafe fn prefetch(_at: *const f32) {}
 
@@ -76,7 +76,7 @@ pub(super) trait Simd: Copy {
     unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
         for (i, vector) in vectors.into_iter().enumerate() {
             let mut lanes = [0.0f32; 16];
-            // SAFETY: LANES is at most 16; the caller's `to` is valid for 4 numbers.
+            // SAFETY: LANES is at most 16; the caller's `to` is valid for 4 elements.
             unsafe {
                 vector.store(lanes.as_mut_ptr());
                 *to.add(i) = lanes[..Self::LANES].iter().sum();
@@ -89,26 +89,26 @@ pub(super) trait Simd: Copy {
     unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
         for r in 0..Self::LANES {
             for c in 0..Self::LANES {
-                // SAFETY: the caller's `from` and `to` are valid for LANES rows of LANES numbers at these steps.
+                // SAFETY: the caller's `from` and `to` are valid for LANES rows of LANES elements at these steps.
                 unsafe { *to.add(c * to_step + r) = *from.add(r * from_step + c) };
             }
         }
     }
 }
 
-/// No intrinsics: what the compiler makes of four lanes.
+/// Portable vector of four lanes, without intrinsics.
 impl Simd for [f32; 4] {
     const LANES: usize = 4;
     const VECTORS: usize = 2;
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for LANES numbers.
+        // SAFETY: the caller's `from` is valid for LANES elements.
         unsafe { from.cast::<Self>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for LANES numbers.
+        // SAFETY: the caller's `to` is valid for LANES elements.
         unsafe { to.cast::<Self>().write_unaligned(self) }
     }
     #[inline(always)]
@@ -149,7 +149,7 @@ impl Simd for [f32; 4] {
     }
 }
 
-/// An instruction set that the kernels are compiled for.
+/// Instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Isa {
     Portable,
@@ -162,7 +162,7 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// Those that this machine has, the best one last.
+    /// Instruction sets that this machine supports, the best one last.
     pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
         let all = [
             Self::Portable,
@@ -176,7 +176,7 @@ impl Isa {
         all.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The best that this machine has.
+    /// Best instruction set that this machine supports.
     pub(super) fn best() -> Self {
         Self::available().next_back().unwrap_or(Self::Portable)
     }

@@ -1,4 +1,4 @@
-//! NEON.
+//! NEON vectors.
 #![cfg(target_arch = "aarch64")]
 
 use std::arch::aarch64::*;
@@ -12,13 +12,13 @@ impl Simd for float32x4_t {
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 4 numbers.
+        // SAFETY: the caller's `from` is valid for 4 elements.
         unsafe { vld1q_f32(from) }
     }
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 4 numbers.
+        // SAFETY: the caller's `to` is valid for 4 elements.
         unsafe { vst1q_f32(to, self) }
     }
     #[inline]
@@ -70,7 +70,7 @@ impl Simd for float32x4_t {
     #[target_feature(enable = "neon")]
     unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
         let [a, b, c, d] = vectors;
-        // SAFETY: the caller's `to` is valid for 4 numbers.
+        // SAFETY: the caller's `to` is valid for 4 elements.
         unsafe { vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))) };
     }
 }

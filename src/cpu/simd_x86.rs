@@ -1,4 +1,4 @@
-//! AVX2 with FMA, and AVX-512F.
+//! AVX2 (with FMA) and AVX-512F vectors.
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::*;
@@ -14,13 +14,13 @@ impl Simd for __m512 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 16 numbers.
+        // SAFETY: the caller's `from` is valid for 16 elements.
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 16 numbers.
+        // SAFETY: the caller's `to` is valid for 16 elements.
         unsafe { _mm512_storeu_ps(to, self) }
     }
     #[inline]
@@ -83,14 +83,14 @@ impl Simd for __m512 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn widen_f16(from: *const f16) -> Self {
-        // SAFETY: the caller's `from` is valid for 16 numbers of 16 bits.
+        // SAFETY: the caller's `from` is valid for 16 elements of 16 bits.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
     unsafe fn prefetch(at: *const f32) {
-        // SAFETY: a prefetch of any address does no harm.
+        // SAFETY: a prefetch may use any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline]
@@ -102,7 +102,7 @@ impl Simd for __m512 {
         let quarters = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
         let halves = _mm512_add_ps(quarters, _mm512_shuffle_f32x4::<0x4e>(quarters, quarters));
         let all = _mm512_add_ps(halves, _mm512_shuffle_f32x4::<0xb1>(halves, halves));
-        // SAFETY: the caller's `to` is valid for 4 numbers.
+        // SAFETY: the caller's `to` is valid for 4 elements.
         unsafe { _mm_storeu_ps(to, _mm512_castps512_ps128(all)) };
     }
 
@@ -111,10 +111,10 @@ impl Simd for __m512 {
     unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
         let mut rows = [_mm512_setzero_ps(); 16];
         for (i, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the caller's `from` is valid for 16 rows of 16 numbers.
+            // SAFETY: the caller's `from` is valid for 16 rows of 16 elements.
             *row = unsafe { Self::load(from.add(i * from_step)) };
         }
-        // 4x4 blocks inside the 128-bit parts: column 4q + i of rows 4g.. is part q of quads[4g + i].
+        // Transposes 4x4 blocks inside the 128-bit parts: column 4q + i of rows 4g.. is part q of quads[4g + i].
         let mut quads = rows;
         for g in 0..4 {
             let [a, b, c, d] = [rows[4 * g], rows[4 * g + 1], rows[4 * g + 2], rows[4 * g + 3]];
@@ -125,7 +125,7 @@ impl Simd for __m512 {
             quads[4 * g + 2] = _mm512_shuffle_ps::<0x44>(ab_high, cd_high);
             quads[4 * g + 3] = _mm512_shuffle_ps::<0xee>(ab_high, cd_high);
         }
-        // Then the 128-bit parts among the four groups of rows.
+        // Then transposes the 128-bit parts among the four groups of rows.
         for i in 0..4 {
             let [a, b, c, d] = [quads[i], quads[4 + i], quads[8 + i], quads[12 + i]];
             let (ab_even, ab_odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
@@ -137,7 +137,7 @@ impl Simd for __m512 {
                 _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd),
             ];
             for (q, column) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's `to` is valid for 16 rows of 16 numbers.
+                // SAFETY: the caller's `to` is valid for 16 rows of 16 elements.
                 unsafe { column.store(to.add((4 * q + i) * to_step)) };
             }
         }
@@ -151,13 +151,13 @@ impl Simd for __m256 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 8 numbers.
+        // SAFETY: the caller's `from` is valid for 8 elements.
         unsafe { _mm256_loadu_ps(from) }
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 8 numbers.
+        // SAFETY: the caller's `to` is valid for 8 elements.
         unsafe { _mm256_storeu_ps(to, self) }
     }
     #[inline]
@@ -208,14 +208,14 @@ impl Simd for __m256 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn widen_f16(from: *const f16) -> Self {
-        // SAFETY: the caller's `from` is valid for 8 numbers of 16 bits.
+        // SAFETY: the caller's `from` is valid for 8 elements of 16 bits.
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
     unsafe fn prefetch(at: *const f32) {
-        // SAFETY: a prefetch of any address does no harm.
+        // SAFETY: a prefetch may use any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline]
@@ -224,7 +224,7 @@ impl Simd for __m256 {
         let [a, b, c, d] = vectors;
         let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let all = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
-        // SAFETY: the caller's `to` is valid for 4 numbers.
+        // SAFETY: the caller's `to` is valid for 4 elements.
         unsafe { _mm_storeu_ps(to, all) };
     }
 }

@@ -1,17 +1,17 @@
-//! From scores to weights: softcap, biases, hiding, and the running softmax.
+//! From scores to weights: softcap, biases, masking, and the running softmax.
 
 use super::kernel::Kernel;
 use super::simd::Simd;
 
-/// What happens to scores before softmax, in place: softcap, the additive part, and hiding.
+/// Modifies scores in place before softmax: softcap, additive mask, and the rows' intervals.
 pub(super) struct Modify<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
     pub(super) softcap: Option<f32>,
     pub(super) bias_first: bool,
-    /// Like scores; -inf hides.
+    /// Additive mask, [key][lane]; -inf masks a pair.
     pub(super) extra: Option<&'a [f32]>,
-    /// Of each lane the first visible key and one past the last, as whole numbers, counted from the scores' first.
+    /// First visible key of each lane and one past the last, as integers, counted from the first key of `scores`.
     pub(super) bounds: Option<(&'a [f32], &'a [f32])>,
 }
 
@@ -62,8 +62,8 @@ impl Kernel for Modify<'_> {
     }
 }
 
-/// One step of the running softmax: `max` and `sum` take in the scores, which become `exp(score - max)`;
-/// `alpha` is the factor on what was summed before. `max` starts at `f32::MIN`, `sum` at 0.
+/// One step of the running softmax: folds the scores into the running max and running sum, replaces them by
+/// `exp(score - max)`, and sets `alpha` to the factor on earlier sums. `max` starts at `f32::MIN`, `sum` at 0.
 pub(super) struct Softmax<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
@@ -94,7 +94,7 @@ impl Softmax<'_> {
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "max and sum stay in registers only if every index is a constant")]
     unsafe fn vectors<V: Simd, const N: usize>(self) {
-        // SAFETY: every place is below the lengths that `run` checked.
+        // SAFETY: every index is below the lengths that `run` checked.
         unsafe {
             let keys = self.scores.len() / self.panel;
             let scores = self.scores.as_mut_ptr();
@@ -104,7 +104,7 @@ impl Softmax<'_> {
             }
             for k in 0..keys {
                 for v in 0..N {
-                    // A NaN score does not get into max; it shows in the sum.
+                    // A NaN score need not get into max; it makes the sum NaN.
                     max[v] = V::load(scores.add((k * N + v) * V::LANES)).max(max[v]);
                 }
             }
@@ -128,7 +128,7 @@ impl Softmax<'_> {
     }
 }
 
-/// As [`Softmax`], for scores of which each row lies along the lanes; -inf fills the rows up to whole vectors.
+/// Variant of [`Softmax`] for rows of scores that run along the lanes, padded with -inf to whole vectors.
 pub(super) struct RowSoftmax<'a> {
     pub(super) scores: &'a mut [f32],
     pub(super) scores_step: usize,
@@ -168,7 +168,7 @@ impl Kernel for RowSoftmax<'_> {
     }
 }
 
-/// Final weights in place of scores: `exp(score - max) * factor`, 0 where hidden.
+/// Replaces scores by final weights: `exp(score - max) * factor`, 0 where masked.
 pub(super) struct Weights<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
@@ -194,10 +194,10 @@ impl Kernel for Weights<'_> {
     }
 }
 
-/// e^x for x <= 0, to within 2^-22 (1 + |x| / 2) of it, and to within 2^-22 of 1; 0 or subnormal where that is subnormal. NaN stays.
+/// e^x for x <= 0, with relative error at most 2^-22 (1 + |x| / 2) and absolute error at most 2^-22. NaN stays NaN.
 ///
-/// x / ln 2 = n + r with |r| <= 1/2; 2^r by a polynomial of degree 5, minimax in the relative error (9e-8).
-/// Reducing x itself, with ln 2 in two parts, is closer for large |x|, where softmax does not see it, and takes a quarter longer.
+/// x / ln 2 = n + r with |r| <= 1/2; 2^r by a minimax polynomial of degree 5 (relative error 9e-8). Subnormals may be
+/// flushed to 0. Reducing x by ln 2 in two parts is a quarter slower and more accurate only where e^x is negligible.
 #[inline(always)]
 #[expect(clippy::approx_constant, reason = "a minimax coefficient near ln 2, not ln 2")]
 pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
@@ -212,7 +212,7 @@ pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
     }
 }
 
-/// tanh(x), to within 2e-7: near 0 by the odd polynomial of Cephes, else by (1 - e^-2|x|) / (1 + e^-2|x|).
+/// tanh(x), with absolute error at most 2e-7: the odd polynomial of Cephes near 0, else (1 - e^-2|x|) / (1 + e^-2|x|).
 #[inline(always)]
 unsafe fn tanh<V: Simd>(x: V) -> V {
     // SAFETY: passed on from the caller.
@@ -238,7 +238,7 @@ mod tests {
     use super::super::simd::Isa;
     use super::*;
 
-    /// Applies exp or tanh to whole vectors.
+    /// Applies exp (true) or tanh to whole vectors.
     struct Map<'a>(&'a mut [f32], bool);
 
     impl Kernel for Map<'_> {

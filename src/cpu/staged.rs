@@ -1,4 +1,4 @@
-//! Scores and weights written out, once the rows' maxima and sums are known: a second pass over the keys.
+//! Second pass over the keys, which writes scores and weights once the rows' max and sum are known.
 
 use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
@@ -8,8 +8,8 @@ use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::ScoreStage;
 use crate::problem::Operand;
 
-/// Writes the scores and weights that are asked for, of all keys, hidden ones too.
-/// `panel` is finished: its weights are `exp(score - max) * factor`.
+/// Writes the scores and weights that are asked for, of all keys, masked ones included.
+/// `panel` must be finished: its weights are `exp(score - max) * factor`.
 pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, key_buffer: &mut Buffer) {
     let width = panel.width;
     for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
@@ -39,7 +39,7 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
     }
 }
 
-/// Writes the tile's numbers to rows of [batch, num_heads, seq_len_q, seq_len_kv], from key `start` on.
+/// Writes the tile's elements to rows of [batch, num_heads, seq_len_q, seq_len_kv], from key `start` on.
 fn write_rows(job: &Job<'_>, unit: &Unit, panel: &Panel, tile: &mut Tile, start: usize, keys: usize, to: &Shared<'_, f32>) {
     let d = &job.problem.dims;
     let from = &*tile.scores.take(panel.width * keys);

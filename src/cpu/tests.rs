@@ -1,4 +1,4 @@
-//! The fast path against the oracle, with every instruction set that this machine has.
+//! Tests of the fast path against the oracle, with every instruction set that this machine supports.
 
 use fastrand::Rng;
 
@@ -11,7 +11,7 @@ use crate::{
     ScoreOrder, ScoreStage, Strides, TensorSpec, gather,
 };
 
-/// Data for every input that a problem may have.
+/// Owned data for every input that a problem may have.
 #[derive(Clone, Debug)]
 struct Data {
     query: HostVec,
@@ -31,7 +31,7 @@ struct Data {
     page_table: Vec<u32>,
 }
 
-/// An operand's numbers in -1..1, with NaN in all places that its shape does not reach.
+/// Draws an operand in -1..1, with NaN in all places that its shape does not reach.
 fn operand(problem: &Problem, operand: Operand, rng: &mut Rng) -> HostVec {
     let (spec, shape) = (problem.spec(operand), problem.shape(operand));
     let strides = spec.strides(shape);
@@ -109,7 +109,7 @@ impl Data {
         }
     }
 
-    /// Puts `x` in some keys or values.
+    /// Writes `x` to random places of the keys or of the values.
     fn poison(&mut self, rng: &mut Rng, x: f32) {
         let data = if rng.bool() { &mut self.key } else { &mut self.value };
         let (dtype, mut numbers) = (data.as_slice().dtype(), data.to_f32());
@@ -121,11 +121,11 @@ impl Data {
     }
 }
 
-/// By how much an output may be off, for queries, keys and values up to 1 in size.
+/// Error bound of an output, for queries, keys and values of magnitude up to 1.
 ///
-/// A score is a sum of head_dim products, each rounded, of up to `scale * head_dim` in all; its error passes into the weight as it
-/// is. The output is a mean of values up to 1 whose sum and running rescaling round once a key. Roundings are taken as independent,
-/// with a factor of 4 for safety; the output's own rounding is added.
+/// A score sums head_dim rounded products to at most `scale * head_dim`, and its error is the weight's relative error.
+/// The output is a mean of values up to 1, whose sum and running rescaling round once per key. Roundings are taken as
+/// independent, with a safety factor of 4; the caller adds the output's own rounding.
 fn tolerance(problem: &Problem) -> f64 {
     let d = &problem.dims;
     let eps = DType::F32.epsilon();
@@ -134,12 +134,12 @@ fn tolerance(problem: &Problem) -> f64 {
     4.0 * eps * (score * dim.sqrt() + score + 4.0 + (d.seq_len_kv as f64).sqrt())
 }
 
-/// NaN for NaN and infinity for infinity; else no further than `tolerance`.
+/// True if NaN meets NaN, infinity meets infinity, and anything else is within `tolerance`.
 fn same(got: f32, want: f64, tolerance: f64) -> bool {
     if want.is_nan() { got.is_nan() } else { f64::from(got) == want || (f64::from(got) - want).abs() <= tolerance * want.abs().max(1.0) }
 }
 
-/// The first place where the outputs are not the oracle's.
+/// Describes the first element that differs from the oracle's.
 fn difference(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs, reference: &Reference) -> Option<String> {
     let d = problem.dims;
     let tolerance = tolerance(problem);
@@ -184,7 +184,7 @@ fn difference(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs, referen
     None
 }
 
-/// Runs with every instruction set and compares.
+/// Compares the fast path with the oracle, for every instruction set.
 fn compare(problem: &Problem, data: &Data) {
     let inputs = data.inputs();
     let reference = naive::attention(problem, &inputs).unwrap_or_else(|error| panic!("{error}: {problem:?}"));
@@ -233,7 +233,7 @@ fn grouped_heads_and_split_keys() {
     check(Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 5000, 64) }).with_lse());
 }
 
-/// In a pool of any size the answer is right; with many threads the keys are split.
+/// Answers are right in a pool of any size; with many threads the keys are split.
 #[test]
 fn threads() {
     let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::square(1, 4, 9000, 64) };
@@ -322,7 +322,7 @@ fn scores_and_weights() {
     }
 }
 
-/// A finite minimum as a bias hides nothing: where it is everywhere, the softmax is even.
+/// The lowest finite bias masks nothing: where every key has it, the softmax is uniform.
 #[test]
 fn lowest_finite_bias() {
     let problem = Problem { bias: Some(Broadcast([1, 1, 3, 8])), ..Problem::new(Dims { seq_len_q: 3, ..Dims::square(1, 1, 8, 4) }) };
@@ -334,7 +334,7 @@ fn lowest_finite_bias() {
     compare(&problem, &data);
 }
 
-/// A score of -inf that is visible weighs nothing, alone or among others; one of +inf makes its row NaN.
+/// A visible score of -inf has weight 0, alone or among others; a score of +inf makes its row NaN.
 #[test]
 fn infinite_scores() {
     let problem = Problem::new(Dims { seq_len_q: 20, ..Dims::square(1, 1, 40, 1) }).with_lse();
@@ -348,7 +348,7 @@ fn infinite_scores() {
     }
 }
 
-/// Any combination of what a problem can say, small, often with NaN or infinity somewhere.
+/// Draws a small problem with any combination of options, often with NaN or infinity somewhere.
 fn random(rng: &mut Rng) -> (Problem, Data) {
     let num_kv_heads = rng.usize(1..=3);
     let dims = Dims {
@@ -422,7 +422,7 @@ fn random_problems() {
     }
 }
 
-/// The comparison itself: a wrong number, a NaN, zeros, swapped heads must not pass.
+/// Test of the comparison itself: a wrong element, a NaN, zeros and swapped heads must not pass.
 #[test]
 fn comparison_finds_errors() {
     let problem = Problem::new(Dims::square(1, 2, 9, 8)).with_lse();

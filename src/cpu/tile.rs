@@ -1,4 +1,4 @@
-//! Scores of one panel and one block of keys: computed, capped, biased and hidden.
+//! Scores of one panel and one block of keys: product, softcap, biases and masking.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use super::visible::{Extra, ExtraKind, Item};
 use crate::ScoreOrder;
 use crate::dropout::Drop;
 
-/// Scores of one panel and one block of keys, and what it takes to make them.
+/// Scores of one panel and one block of keys, with the scratch memory to compute them.
 #[derive(Default)]
 pub(super) struct Tile {
     pub(super) scores: Buffer,
@@ -26,21 +26,21 @@ pub(super) struct Tile {
     lanes: [Vec<u32>; 2],
 }
 
-/// What softmax needs besides the scores.
+/// Kind of masking that a tile needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hiding {
-    /// Every pair is visible, nothing is added.
+    /// All pairs are visible, and nothing is added to their scores.
     Nothing,
-    /// Keys are hidden by the rows' intervals.
+    /// The rows' intervals mask some pairs.
     Bounds,
-    /// There is an additive part, which hides too.
+    /// An additive mask holds biases and -inf for masked pairs.
     Extra,
     /// No pair is visible.
     Everything,
 }
 
 impl Tile {
-    /// Finds out what is hidden of a panel and these keys, and lays out the additive part.
+    /// Determines how a panel and these keys are masked, and prepares the additive mask.
     pub(super) fn hide(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Hiding {
         let width = panel.width;
         if Item::has_extra(job.problem) {
@@ -84,7 +84,7 @@ impl Tile {
         Hiding::Bounds
     }
 
-    /// Scores as [key][lane] before softcap and biases.
+    /// Computes scores, [key][lane], before softcap and biases.
     pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>, keys: usize) {
         let head_dim = job.problem.dims.head_dim;
         job.isa.run(Product {
@@ -103,7 +103,7 @@ impl Tile {
         });
     }
 
-    /// Softcap, biases, and -inf where hidden.
+    /// Applies softcap and biases, and writes -inf where masked.
     pub(super) fn modify(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
         let width = panel.width;
         if hiding == Hiding::Everything {
@@ -115,7 +115,7 @@ impl Tile {
         self.change(job, width, keys, hiding, job.problem.softcap);
     }
 
-    /// Biases, and -inf where hidden, on scores that have their softcap.
+    /// Applies biases to capped scores, and writes -inf where masked.
     pub(super) fn add_and_hide(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, hiding: Hiding) {
         self.change(job, panel.width, keys, hiding, None);
     }
@@ -132,14 +132,14 @@ impl Tile {
         });
     }
 
-    /// Softcap alone, where it comes before the biases.
+    /// Applies the softcap alone, if it comes before the biases.
     pub(super) fn cap(&mut self, job: &Job<'_>, panel: &Panel, keys: usize) {
         if job.problem.score_order == ScoreOrder::SoftcapThenBias && job.problem.softcap.is_some() {
             self.modify(job, panel, keys, Hiding::Nothing);
         }
     }
 
-    /// What dropout multiplies the weights of a panel and these keys by, as [key][lane].
+    /// Computes the dropout factors of a panel and these keys, [key][lane].
     pub(super) fn keep(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> &[f32] {
         let batch = job.items[unit.item].batch;
         let lanes = |r: usize| unit.row(job.problem, panel.first + r.min(panel.rows - 1));
@@ -154,12 +154,12 @@ impl Tile {
         kept
     }
 
-    /// Keeps the scores as softmax sees them, so that [`Self::sees`] can tell when they are weights.
+    /// Copies the scores as they enter softmax, for [`Self::sees`] to look up once they have become weights.
     pub(super) fn keep_scores(&mut self, len: usize) {
         self.before.take(len).copy_from_slice(self.scores.take(len));
     }
 
-    /// True if the pair at this place of the kept scores is visible.
+    /// True if the pair at index `at` of the copied scores is visible.
     pub(super) fn sees(&self, at: usize) -> bool {
         self.before.get(at) != f32::NEG_INFINITY
     }

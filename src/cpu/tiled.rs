@@ -1,16 +1,16 @@
-//! Attention on the CPU, fast: one pass over the keys with a running maximum and sum, never a score matrix.
+//! Fast attention on the CPU: one pass over the keys with a running max and running sum, without a score matrix.
 //!
-//! The plain algorithm, for a block of query rows and each block of keys in turn: scores, their maximum, weights
-//! `exp(score - max)`, their sum, and the weighted values added to the output; where the maximum grows, sum and output are
-//! first scaled by `exp(old - new)`. At the end the output is divided by the sum.
+//! The plain algorithm, for a block of query rows and each block of keys in turn: compute scores, their max, weights
+//! `exp(score - max)` and their sum, and add the weighted values to the output. Where the running max grows, sum and
+//! output are first scaled by `exp(old - new)`. At the end the output is divided by the sum.
 //!
-//! What is done for speed:
+//! Changed for speed:
 //! - query rows are the lanes of the vectors (`kernel.rs`): neither keys nor values need packing, no reduction crosses
 //!   lanes, and both products are one register-blocked kernel;
 //! - scale is multiplied into the queries;
-//! - the heads of a group are rows of the same unit, so that keys and values are read once for all of them;
-//! - keys that no row of a panel sees are not visited; a block that all its rows see takes no mask;
-//! - units go to the threads one by one, the longest first; if there are too few, their keys are split and the parts merged.
+//! - all heads of a group are rows of one unit, so that keys and values are read once for the group;
+//! - keys outside all intervals of a panel are skipped; a block inside all of them needs no mask;
+//! - threads take units one by one, the longest first; where units are too few, keys are split and the parts merged.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -25,15 +25,15 @@ use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
 use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, Want};
 
-/// Multiply-adds below which other threads are not woken: 10 to 20 microseconds of work.
+/// Multiply-adds below which a call stays on its own thread: 10 to 20 microseconds of work.
 pub(super) const SMALL: usize = 1 << 21;
-/// With fewer rows than this, it is reading the keys that takes the time.
+/// Number of rows below which reading the keys dominates the time.
 const FEW_ROWS: usize = 8;
-/// Units a thread should have, so that all end at about the same time.
+/// Target number of units per thread, so that all threads end at about the same time.
 pub(super) const UNITS_PER_THREAD: usize = 4;
-/// The statistics of a row that sees nothing and has no sink.
+/// Statistics of a row without visible keys and without a sink.
 const NOTHING_SEEN: [f32; 2] = [f32::MIN, 0.0];
-/// The fewest keys worth a part of their own.
+/// Fewest keys worth a part of their own.
 const SPLIT_KEYS: usize = 2 * KEY_BLOCK;
 
 thread_local! {
@@ -41,7 +41,7 @@ thread_local! {
     static CALL: RefCell<Call> = RefCell::default();
 }
 
-/// The memory of a call, kept by its thread for the next one.
+/// Scratch memory of a call, kept by its thread for the next call.
 #[derive(Default)]
 struct Call {
     items: Vec<Item>,
@@ -51,21 +51,21 @@ struct Call {
     row: Buffer,
 }
 
-/// Computes `problem` on the host, with the best instructions that the machine has and all threads of the current rayon pool.
+/// Computes `problem` on the host with the machine's best instruction set, on all threads of the current rayon pool.
 ///
-/// Memory besides the outputs grows with seq_len, not its square; scores and weights grow with it if they are asked for.
-/// While `control` is watched it is told after every few units, and stops the work with [`Error::Cancelled`].
+/// Memory besides the outputs grows with seq_len; outputs grow with its square if scores or weights are asked for.
+/// A watched `control` is called after every few units, and can stop the work with [`Error::Cancelled`].
 pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
     attention_on(Isa::best(), problem, inputs, control)
 }
 
-/// As [`attention`], into `outputs` that were there before: where they have the right size and type nothing is allocated, and what
-/// lies between strided elements keeps what it held. After an error they hold nothing of use.
+/// Runs [`attention`] into existing `outputs`. Buffers of the right size and type are reused without allocation, and
+/// gaps between strided elements keep their contents. After an error the contents are unspecified.
 pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Control<'_>) -> Result<()> {
     attention_into_on(Isa::best(), problem, inputs, outputs, control)
 }
 
-/// As [`attention`], with these instructions.
+/// Runs [`attention`] with the given instruction set.
 pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
     let mut outputs = Outputs::default();
     attention_into_on(isa, problem, inputs, &mut outputs, control)?;
@@ -85,7 +85,7 @@ fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: 
     done
 }
 
-/// The softmax statistics alone: values are not read. All has been checked.
+/// Computes only the softmax statistics, without products with values. The caller has checked all arguments.
 pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Vec<[f32; 2]>> {
     let problem = &Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
     let mut outputs = Outputs { stats: Some(vec![NOTHING_SEEN; problem.lse_len()]), ..Outputs::default() };
@@ -93,7 +93,7 @@ pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control
     Ok(outputs.stats.unwrap_or_default())
 }
 
-/// Makes `outputs` what `problem` wants.
+/// Fits the buffers of `outputs` to what `problem` wants.
 fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
     let output = outputs.output.as_slice();
     if (output.dtype(), output.len()) != (problem.output.dtype, problem.output_len()) {
@@ -103,14 +103,14 @@ fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
     keep(&mut outputs.stats, problem.want.stats.then(|| problem.lse_len()))?;
     keep(&mut outputs.scores, problem.want.scores.map(|_| problem.scores_len()))?;
     keep(&mut outputs.weights, problem.want.weights.then(|| problem.scores_len()))?;
-    // Not every pair and not every row of a packed batch is visited.
+    // Pairs and rows that are never visited, as in a varlen batch, keep these values.
     outputs.stats.iter_mut().for_each(|stats| stats.fill(NOTHING_SEEN));
     outputs.lse.iter_mut().chain(&mut outputs.scores).for_each(|numbers| numbers.fill(f32::NEG_INFINITY));
     outputs.weights.iter_mut().for_each(|weights| weights.fill(0.0));
     Ok(())
 }
 
-/// Makes a result as long as it is wanted.
+/// Fits an optional buffer to the wanted length.
 fn keep<T: Clone + Default>(old: &mut Option<Vec<T>>, wanted: Option<usize>) -> Result<()> {
     match wanted {
         Some(len) if old.as_ref().is_some_and(|old| old.len() == len) => Ok(()),
@@ -118,7 +118,7 @@ fn keep<T: Clone + Default>(old: &mut Option<Vec<T>>, wanted: Option<usize>) -> 
     }
 }
 
-/// `len` numbers, if memory has room for them.
+/// Allocates `len` elements, or returns an error if memory has no room for them.
 fn numbers<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut data = Vec::new();
     data.try_reserve_exact(len).map_err(|_| Error::Limit {
@@ -173,7 +173,7 @@ fn run(
     Ok(())
 }
 
-/// Lays out the units of a problem, the longest first.
+/// Divides a problem into units, the longest first.
 fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut Vec<Unit>) {
     let d = &problem.dims;
     let group = d.group();
@@ -192,11 +192,11 @@ fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut
             }
         }
     }
-    // In place; what is equal stays in the order of the memory.
+    // An unstable sort allocates nothing; ties are sorted in memory order.
     units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.rows * unit.keys.len()), unit.item, unit.kv_head, unit.first_row));
 }
 
-/// From the first to the last key that one of the rows sees.
+/// Smallest range of keys that contains the intervals of all `rows`.
 pub(super) fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -> Range<usize> {
     rows.map(|i| item.interval(problem, i))
         .filter(|seen| !seen.is_empty())
@@ -204,7 +204,7 @@ pub(super) fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -
         .unwrap_or(0..0)
 }
 
-/// Into how many parts the keys of every unit go.
+/// Number of parts that the keys of every unit are split into.
 fn parts(units: &[Unit], threads: usize) -> usize {
     let longest = units.first().map_or(0, |unit| unit.keys.len());
     if threads == 1 || units.is_empty() || units.len() >= UNITS_PER_THREAD * threads {
@@ -213,7 +213,7 @@ fn parts(units: &[Unit], threads: usize) -> usize {
     (UNITS_PER_THREAD * threads).div_ceil(units.len()).min(longest / SPLIT_KEYS).max(1)
 }
 
-/// Each unit as `parts` units with a share of its keys.
+/// Splits each unit into `parts` units, each with a share of its keys.
 fn split(units: &[Unit], parts: usize, record: usize, pieces: &mut Vec<Unit>) {
     pieces.clear();
     if parts == 1 {
@@ -230,7 +230,7 @@ fn split(units: &[Unit], parts: usize, record: usize, pieces: &mut Vec<Unit>) {
     }
 }
 
-/// Puts the parts of a unit together: each counts with its share of the common sum, so that what was finite stays so.
+/// Merges the parts of a unit, each weighted with its share of the common sum, so that finite results stay finite.
 fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
     let record = row.len() + 2;
     for r in 0..unit.rows {
@@ -254,7 +254,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
     }
 }
 
-/// Does all units, on this thread or on those of the pool, where each takes the next one as soon as it is free.
+/// Runs all units, on this thread or on the pool, whose threads each take the next unit as soon as they are free.
 fn for_each(units: &[Unit], threads: usize, control: &mut Control<'_>, run: impl Fn(&Unit) + Sync) -> Result<()> {
     let all_of = |units: &[Unit]| {
         let threads = threads.min(units.len());

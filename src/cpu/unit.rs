@@ -1,4 +1,4 @@
-//! One unit of work: some query rows of one key/value head against a range of keys.
+//! Unit of work: some query rows of one key/value head against a range of keys.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -14,13 +14,13 @@ use super::visible::Item;
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreStage};
 
-/// Keys between two rescalings of the output. Ice Lake with AVX-512, one thread, 1x1x1024x64, GFLOP/s: 64 keys 140, 96 139,
-/// 128 132, 192 130, 256 133. Weights and queries of a panel then leave room in a first-level cache of 48 KiB.
+/// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
+/// 96 139, 128 132, 192 130, 256 133. With 64, a panel's weights and queries leave room in 48 KiB of first-level cache.
 pub(super) const KEY_BLOCK: usize = 64;
-/// Panels of 64 rows in a unit; they share the conversion of a block of keys. The same in f16: 1 panel 105, 2 panels 120, 4 130.
+/// Panels of 64 rows in a unit, which share the conversion of a key block. GFLOP/s in f16: 1 panel 105, 2 120, 4 130.
 pub(super) const UNIT_PANELS: usize = 4;
 
-/// What all units share.
+/// Problem, data and outputs that all units share.
 pub(super) struct Job<'a> {
     pub(super) problem: &'a Problem,
     pub(super) inputs: &'a Inputs<'a>,
@@ -32,26 +32,26 @@ pub(super) struct Job<'a> {
     pub(super) stats: Option<Shared<'a, [f32; 2]>>,
     pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,
     pub(super) weights: Option<Shared<'a, f32>>,
-    /// Of each part of a split unit and each of its rows: output, maximum, sum.
+    /// Output, max and sum of each row of each part of a split unit.
     pub(super) partials: Shared<'a, f32>,
 }
 
 /// Rows `first_row..first_row + rows` of the query heads that share `kv_head`, counted position by position:
-/// row r is position r / group of head r % group. So the rows of a unit see much the same keys.
+/// row r is position r / group of head r % group. Therefore the rows of a unit have similar intervals.
 #[derive(Clone, Debug)]
 pub(super) struct Unit {
     pub(super) item: usize,
     pub(super) kv_head: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// All that some row sees, or a part of it.
+    /// Range that contains the intervals of all rows, or a part of it.
     pub(super) keys: Range<usize>,
-    /// Where in `partials` the result goes, if the keys are only a part.
+    /// Offset of the result in `partials`, if the keys are only a part.
     pub(super) partial: Option<usize>,
 }
 
 impl Unit {
-    /// Query head and position of row `r`, counted from the unit's first.
+    /// Query head and position of row `r`, counted from the unit's first row.
     pub(super) fn row(&self, problem: &Problem, r: usize) -> (usize, usize) {
         let group = problem.dims.group();
         let row = self.first_row + r;
@@ -59,18 +59,18 @@ impl Unit {
     }
 }
 
-/// Rows of a unit that are computed side by side, one a lane.
+/// Rows of a unit that are computed side by side, one per lane.
 pub(super) struct Panel {
     /// Counted from the unit's first row.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// Lanes: `rows` and what it takes to fill the last vector.
+    /// Lanes: `rows` rounded up to whole vectors.
     pub(super) width: usize,
-    /// Keys that some row sees.
+    /// Smallest range that contains all intervals.
     pub(super) some: Range<usize>,
-    /// Keys that every row sees.
+    /// Intersection of all intervals.
     pub(super) all: Range<usize>,
-    /// Of each lane.
+    /// Interval of each row, cut to the unit's keys.
     pub(super) seen: Vec<Range<usize>>,
     started: bool,
     pub(super) query: Buffer,
@@ -79,7 +79,7 @@ pub(super) struct Panel {
     sum: Buffer,
 }
 
-/// The memory of one thread.
+/// Scratch memory of one thread.
 #[derive(Default)]
 pub(super) struct Scratch {
     panels: Vec<Panel>,
@@ -89,7 +89,7 @@ pub(super) struct Scratch {
     narrow: Narrow,
 }
 
-/// A block of keys and their values.
+/// Block of keys and their values.
 struct Block<'a> {
     keys: Range<usize>,
     key: Rows<'a>,
@@ -98,13 +98,13 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Whether no value is NaN or infinite.
+    /// True if no value is NaN or infinite.
     fn is_finite(&self) -> bool {
         *self.finite.get_or_init(|| (0..self.keys.len()).all(|j| all_finite(self.value.row(j))))
     }
 }
 
-/// The keys or the values of a block, in place if that is wanted and possible.
+/// Returns the keys or the values of a block, in place if that is wanted and possible.
 pub(super) fn key_rows<'a>(
     job: &'a Job<'_>,
     unit: &Unit,
@@ -131,7 +131,7 @@ pub(super) fn key_rows<'a>(
 }
 
 impl Job<'_> {
-    /// Where the rows of an operand's head lie, from position `seq` of the unit's item on.
+    /// Location of the rows of an operand's head, from position `seq` of the unit's item on.
     pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> Place {
         let item = &self.items[unit.item];
         let spec = self.problem.spec(operand);
@@ -174,12 +174,12 @@ impl Panel {
         }
     }
 
-    /// Once finished: the maximum, and the factor that makes weights of `exp(score - max)`.
+    /// Returns max and factor of each lane of a finished panel: weights are `exp(score - max) * factor`.
     pub(super) fn weighing(&mut self) -> (&[f32], &[f32]) {
         (self.max.take(self.width), self.sum.take(self.width))
     }
 
-    /// Takes rows `first..first + rows` of the unit: their intervals, and their queries, scaled, as [dim][lane].
+    /// Loads rows `first..first + rows` of the unit: their intervals, and their scaled queries as [dim][lane].
     pub(super) fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, rows: usize, tile: &mut Tile) {
         let problem = job.problem;
         let item = &job.items[unit.item];
@@ -213,7 +213,7 @@ impl Panel {
 }
 
 impl Tile {
-    /// Takes the block's keys into the panel's maximum, sum and output, as far as some row sees them.
+    /// Folds the block's keys in the rows' intervals into the panel's running max, running sum and output.
     fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>) {
         let keys = &(panel.some.start.max(block.keys.start)..panel.some.end.min(block.keys.end));
         if keys.is_empty() {
@@ -267,8 +267,8 @@ impl Tile {
         }
     }
 
-    /// The share of values that are NaN or infinite, in the rows that see them and only there: a weight of 0 times
-    /// infinity must not get into the others.
+    /// Adds values that are NaN or infinite to only those rows that they are visible to: a weight of 0 times infinity
+    /// must not reach the others.
     fn add_not_finite(&mut self, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>) {
         let width = panel.width;
         for j in 0..keys.len() {
@@ -287,7 +287,7 @@ impl Tile {
 /// Computes a unit and writes its results.
 pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let Scratch { panels, key, value, tile, narrow } = scratch;
-    // Statistics come from scores as the backward pass computes them, in panels.
+    // Statistics must come from scores computed in panels, as in the backward pass.
     if unit.rows * 2 <= job.isa.lanes() && job.scores.is_none() && job.weights.is_none() && job.stats.is_none() {
         return narrow.run(job, unit, key, value);
     }
@@ -301,7 +301,7 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
         let first = p * widest;
         panel.load(job, unit, first, widest.min(unit.rows - first), tile);
     }
-    // Values are read column by column: at a step of 8 cache lines or a multiple, the rows of a block would evict each other.
+    // Values are read column by column: at a stride of a multiple of 8 cache lines, rows would evict each other.
     let value_step = job.problem.value.strides(job.problem.shape(Operand::Value)).seq;
     let value_in_place = !value_step.is_multiple_of(8 * LINE);
     for start in unit.keys.clone().step_by(KEY_BLOCK) {
@@ -321,7 +321,7 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     }
 }
 
-/// Hands out the rows of a panel. Leaves the dividing factors in `sum`.
+/// Writes the results of a panel's rows. Replaces `sum` by the factors that normalise the weights.
 fn finish_panel(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) {
     let (width, head_dim_v) = (panel.width, job.problem.dims.head_dim_v);
     let rows = tile.rows.take(width * head_dim_v);
@@ -337,7 +337,7 @@ fn finish_panel(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) 
     }
 }
 
-/// Finishes a row, or writes it to `partials` if the unit is only a part. Returns the factor that divides.
+/// Finishes a row, or writes it to `partials` if the unit is a part. Returns the factor that normalises weights, or 1.
 pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32], max: f32, sum: f32) -> f32 {
     let Some(partial) = unit.partial else {
         return finish_row(job, unit, r, (row, max, sum), 1.0);
@@ -351,8 +351,8 @@ pub(super) fn hand_out_row(job: &Job<'_>, unit: &Unit, r: usize, row: &mut [f32]
     1.0
 }
 
-/// Writes output, lse and statistics of a row from its output, maximum and sum. The output is the weighted values with the weights
-/// `exp(score - maximum) / divided`. Returns the factor that makes weights of `exp(score - maximum)`.
+/// Writes output, lse and statistics of a row from its output, max and sum. The row's output must be the sum of values
+/// with weights `exp(score - max) / divided`. Returns the factor that turns `exp(score - max)` into a weight.
 pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, (row, max, sum): (&mut [f32], f32, f32), divided: f32) -> f32 {
     let problem = job.problem;
     let item = &job.items[unit.item];
@@ -365,11 +365,11 @@ pub(super) fn finish_row(job: &Job<'_>, unit: &Unit, r: usize, (row, max, sum): 
         total = sum * rescale + (sink - top).exp();
     }
     let factor = if total == 0.0 { 0.0 } else { rescale / total };
-    // Nothing visible is 0, even if what was seen with weight 0 has left a NaN.
+    // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
     row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * (factor * divided) });
     if let Some(output) = &job.output {
         let place = job.place(unit, Operand::Output, head, i);
-        // SAFETY: `Problem::check` refuses outputs in which two elements share a place, and each row is finished once.
+        // SAFETY: `Problem::check` rejects outputs whose elements share a place, and each row is finished once.
         unsafe { output.write_row(place.start, place.step, row) };
     }
     let at = item.lse_place(problem, head, i);

@@ -1,4 +1,4 @@
-//! Where the rows and keys of an item lie, which keys a row sees, and what is added to its scores.
+//! Location of an item's rows and keys, the intervals of its rows, and the additive mask.
 
 use std::ops::Range;
 
@@ -8,16 +8,16 @@ use super::simd::Simd;
 use super::unit::{Job, Unit};
 use crate::{Alibi, Alignment, Broadcast, Inputs, Problem};
 
-/// One item of the batch, padded or packed.
+/// One item of the batch, padded or varlen.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) batch: usize,
-    /// The item under which the operands' strides find it: 0 if packed.
+    /// Batch index for the operands' strides: 0 if varlen.
     pub(super) stored: usize,
     pub(super) first_q: usize,
     pub(super) first_kv: usize,
     pub(super) rows: usize,
-    /// Keys in memory, padding included.
+    /// Stored keys, padding included.
     pub(super) keys: usize,
     /// Keys that are not padding.
     length: usize,
@@ -39,7 +39,7 @@ impl Item {
                 (0, first_q, rows, first_kv, keys)
             }
         };
-        // Of paged keys only those up to the length are anywhere.
+        // Paged keys past the length are not stored.
         let keys = if problem.paged.is_some() { inputs.kv_lengths[batch] as usize } else { keys };
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
@@ -47,13 +47,13 @@ impl Item {
         Self { batch, stored, first_q, first_kv, rows, keys, length, offset, prefix }
     }
 
-    /// The keys that row i may see as far as arithmetic tells; 0..0 if there is none.
+    /// Interval of row i: the keys left by causality, window, prefix and length; 0..0 if none are.
     pub(super) fn interval(&self, problem: &Problem, i: usize) -> Range<usize> {
         let interval = problem.visibility.interval(i as i64 + self.offset, self.prefix, self.length);
         if interval.is_empty() { 0..0 } else { interval }
     }
 
-    /// Where the lse of a head's row i lies.
+    /// Index of the lse of a head's row i.
     pub(super) fn lse_place(&self, problem: &Problem, head: usize, i: usize) -> usize {
         let d = &problem.dims;
         match problem.packed {
@@ -62,13 +62,13 @@ impl Item {
         }
     }
 
-    /// Whether scores get a part of their own for each pair, beyond the intervals.
+    /// True if scores need an additive mask besides the intervals.
     pub(super) fn has_extra(problem: &Problem) -> bool {
         let v = &problem.visibility;
         v.documents || v.mask.is_some() || problem.bias.is_some() || problem.alibi.is_some() || problem.relative_bias.is_some()
     }
 
-    /// What is added to the scores of row i and these keys: all biases; -inf where the key is hidden, for whatever reason.
+    /// Fills the additive mask of row i and these keys: the sum of all biases, or -inf where masked for any reason.
     #[inline(always)]
     pub(super) fn fill_extra(&self, problem: &Problem, inputs: &Inputs<'_>, (head, i): (usize, usize), keys: Range<usize>, to: &mut [f32]) {
         let d = &problem.dims;
@@ -82,7 +82,7 @@ impl Item {
                 (at, _) => to.copy_from_slice(&inputs.bias[at..at + keys.len()]),
             },
         }
-        // Of key keys.start, from the row's position.
+        // Distance from the row's position to key keys.start.
         let distance = keys.start as i64 - position;
         if let Some(alibi) = problem.alibi {
             let slope = inputs.alibi_slopes[head];
@@ -92,7 +92,7 @@ impl Item {
                     Alibi::Symmetric => -slope * distance.abs(),
                 };
             };
-            // Distances are rounded once. Few are too large for the vectors' integers.
+            // Each distance is rounded to f32 once. Few exceed the i32 lanes of vectors.
             match (i32::try_from(distance), i32::try_from(distance + to.len() as i64)) {
                 (Ok(distance), Ok(_)) => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i32) as f32)),
                 _ => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i64) as f32)),
@@ -130,20 +130,20 @@ impl Item {
     }
 }
 
-/// [`Item::fill_extra`] for some rows of a unit, which are `step` apart in `to`, with zeros between them and `step`.
+/// Runs [`Item::fill_extra`] for some rows of a unit, which are `step` apart in `to` and zero-padded to `step`.
 pub(super) struct Extra<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) unit: &'a Unit,
-    /// Counted from the unit's first.
+    /// Counted from the unit's first row.
     pub(super) rows: Range<usize>,
     pub(super) keys: Range<usize>,
     pub(super) to: &'a mut [f32],
     pub(super) step: usize,
-    /// What has been found out about the result.
+    /// Set to the kind of the result.
     pub(super) kind: &'a mut ExtraKind,
 }
 
-/// What an additive part does.
+/// Contents of an additive mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExtraKind {
     Zero,
@@ -156,7 +156,7 @@ impl Kernel for Extra<'_> {
     unsafe fn run<V: Simd>(self) {
         let (job, keys) = (self.job, self.keys);
         let item = &job.items[self.unit.item];
-        // All are -inf if both their `or` and their `and` are; all are 0 if no bit but the sign is in their `or`.
+        // All elements are -inf if both `or` and `and` of their bits are; all are 0 if `or` has at most the sign bit.
         let (mut or, mut and) = (0, u32::MAX);
         for (r, row) in self.rows.zip(self.to.chunks_exact_mut(self.step)) {
             let at = self.unit.row(job.problem, r);
@@ -164,7 +164,7 @@ impl Kernel for Extra<'_> {
             padding.fill(0.0);
             item.fill_extra(job.problem, job.inputs, at, keys.clone(), row);
             if let Some((bias, 1)) = job.problem.bias.map(|shape| along_keys(shape, [item.batch, at.0, at.1, keys.end])) {
-                // The next block of this row is too far from this one for the hardware to expect it.
+                // The next block of this row is too far away for the hardware prefetcher.
                 for ahead in (0..keys.len()).step_by(LINE) {
                     // SAFETY: the machine has V's instructions by contract.
                     unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
@@ -184,7 +184,7 @@ impl Kernel for Extra<'_> {
     }
 }
 
-/// Where [b, h, i, j] lies, and the step along the keys.
+/// Returns the index of [b, h, i, j] and the stride along the keys.
 fn along_keys(shape: Broadcast, index: [usize; 4]) -> (usize, usize) {
     let strides = shape.strides();
     (index.iter().zip(strides).map(|(index, stride)| index * stride).sum(), strides[3])

@@ -1,7 +1,7 @@
 //! Case files: one attention with its expected result in a `.safetensors` file (format `attnconf/1`).
 //!
-//! Tensors `in.<name>` are inputs, `out.<name>` expected outputs. The metadata holds `format`, `suite`, `case`, `op`, attributes
-//! `attr.<name>` and tolerances `tol.rtol`, `tol.<output>` or `tol.atol`.
+//! Tensors `in.<name>` are inputs, `out.<name>` expected outputs. The metadata holds `format`, `suite`, `case`, `op`,
+//! attributes `attr.<name>` and tolerances `tol.rtol`, `tol.<output>` or `tol.atol`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -13,19 +13,19 @@ use safetensors::{Dtype, SafeTensors};
 use crate::verify::compare::Tolerance;
 use crate::{DType, Error, HostVec, Result};
 
-/// Case files are small; what is larger than this is something else.
+/// Size limit in bytes: case files are small, and a larger file is something else.
 const MAX_BYTES: u64 = 1 << 28;
 
-/// A tensor of a case file.
+/// Tensor of a case file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileTensor {
-    /// Its shape; empty for a single number.
+    /// Shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Its elements.
+    /// Elements.
     pub data: FileData,
 }
 
-/// The elements of a tensor of a case file.
+/// Elements of a tensor of a case file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FileData {
     /// f32, f16 or bf16.
@@ -38,7 +38,7 @@ pub enum FileData {
     Bool(Vec<bool>),
 }
 
-/// A case file, read and checked.
+/// Case file, read and checked.
 #[derive(Clone, Debug)]
 pub struct CaseFile {
     path: PathBuf,
@@ -47,7 +47,7 @@ pub struct CaseFile {
 }
 
 impl CaseFile {
-    /// The case files under `path`, sorted; `path` itself if it is a file.
+    /// Returns the case files under `path`, sorted; `path` itself if it is a file.
     pub fn find(path: &Path) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         let mut open = vec![path.to_path_buf()];
@@ -79,7 +79,7 @@ impl CaseFile {
         Self::parse(path, &bytes)
     }
 
-    /// Reads a file that is in memory; `path` is for reports.
+    /// Reads a file from memory; `path` is for reports.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let file_error = |why: String| Error::File { path: path.display().to_string(), why };
         let broken = |error: safetensors::SafeTensorError| file_error(format!("is not a whole safetensors file: {error}"));
@@ -98,7 +98,7 @@ impl CaseFile {
         let mut tensors = BTreeMap::new();
         for (name, view) in SafeTensors::deserialize(bytes).map_err(broken)?.iter() {
             let (shape, data) = (view.shape().to_vec(), view.data());
-            // An axis of 0 makes room for absurd sizes along the others.
+            // An axis of 0 counts as 1, because it would permit absurd sizes along the others.
             let extent = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent.max(1)));
             if extent.is_none_or(|extent| extent as u64 > MAX_BYTES) {
                 return Err(file_error(format!("tensor `{name}` has the absurd shape {shape:?}")));
@@ -124,63 +124,63 @@ impl CaseFile {
         self.metadata.get(key).map_or("", String::as_str)
     }
 
-    /// Where it was read from.
+    /// Path that the file was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The suite it belongs to.
+    /// Suite that the case belongs to.
     pub fn suite(&self) -> &str {
         self.text("suite")
     }
 
-    /// Its name.
+    /// Name of the case.
     pub fn name(&self) -> &str {
         self.text("case")
     }
 
-    /// What to run.
+    /// Operation to run.
     pub fn op(&self) -> &str {
         self.text("op")
     }
 
-    /// An error about this file.
+    /// Returns an error about this file.
     pub(crate) fn error(&self, why: impl Into<String>) -> Error {
         Error::File { path: self.path.display().to_string(), why: why.into() }
     }
 
-    /// The attribute `name`, if it is there.
+    /// Attribute `name`, if present.
     pub(crate) fn attr<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
         let Some(text) = self.metadata.get(&format!("attr.{name}")) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| self.error(format!("attribute `{name}` = `{text}` cannot be read")))
     }
 
-    /// The attribute `name`, which must be there.
+    /// Attribute `name`; an error if it is absent.
     pub(crate) fn required_attr<T: FromStr>(&self, name: &str) -> Result<T> {
         self.attr(name)?.ok_or_else(|| self.error(format!("has no attribute `{name}`")))
     }
 
-    /// A boolean attribute, 0 or 1; false where it is absent.
+    /// Boolean attribute, 0 or 1; false if it is absent.
     pub(crate) fn flag(&self, name: &str) -> Result<bool> {
         Ok(self.attr::<u8>(name)?.is_some_and(|value| value != 0))
     }
 
-    /// A size for which -1 or nothing means none.
+    /// Size attribute `name`; `None` if it is absent or -1.
     pub(crate) fn size(&self, name: &str) -> Result<Option<u32>> {
         Ok(self.attr::<i64>(name)?.and_then(|value| u32::try_from(value).ok()))
     }
 
-    /// The input `name`, if it is there.
+    /// Input `name`, if present.
     pub(crate) fn optional(&self, name: &str) -> Option<&FileTensor> {
         self.tensors.get(&format!("in.{name}"))
     }
 
-    /// The input `name`, which must be there.
+    /// Input `name`; an error if it is absent.
     pub(crate) fn input(&self, name: &str) -> Result<&FileTensor> {
         self.optional(name).ok_or_else(|| self.error(format!("has no tensor `in.{name}`")))
     }
 
-    /// The expected output `name`, if it is there.
+    /// Expected output `name`, if present.
     pub(crate) fn expected(&self, name: &str) -> Option<&FileTensor> {
         self.tensors.get(&format!("out.{name}"))
     }
@@ -190,7 +190,7 @@ impl CaseFile {
         self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("out.")?, tensor)))
     }
 
-    /// How far the output `name` may be off.
+    /// Tolerance of the output `name`.
     pub(crate) fn tolerance(&self, name: &str) -> Result<Tolerance> {
         let number = |key: &str| {
             let text = self.metadata.get(key);
@@ -206,7 +206,7 @@ impl CaseFile {
         }
     }
 
-    /// The input `name` as floating-point numbers; f64 is rounded to f32.
+    /// Input `name` as floating-point elements; f64 is rounded to f32.
     pub(crate) fn floats(&self, name: &str) -> Result<HostVec> {
         match &self.input(name)?.data {
             FileData::Float(data) => Ok(data.clone()),
@@ -215,12 +215,12 @@ impl CaseFile {
         }
     }
 
-    /// The input `name`, widened to f32.
+    /// Input `name`, widened to f32.
     pub(crate) fn f32s(&self, name: &str) -> Result<Vec<f32>> {
         Ok(self.floats(name)?.into_f32())
     }
 
-    /// The input `name` as integers that fit `T`.
+    /// Input `name` as integers that fit `T`.
     pub(crate) fn ints<T: TryFrom<i64>>(&self, name: &str) -> Result<Vec<T>> {
         let FileData::Int(data) = &self.input(name)?.data else {
             return Err(self.error(format!("tensor `in.{name}` is not of integers")));
@@ -229,7 +229,7 @@ impl CaseFile {
         data.iter().map(narrow).collect()
     }
 
-    /// The shape of the input `name`, which must have `N` axes.
+    /// Shape of the input `name`, which must have `N` axes.
     pub(crate) fn shape<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
         let shape = &self.input(name)?.shape;
         <[usize; N]>::try_from(shape.as_slice()).map_err(|_| self.error(format!("tensor `in.{name}` has shape {shape:?}, not {N} axes")))
@@ -237,7 +237,7 @@ impl CaseFile {
 }
 
 impl FileTensor {
-    /// The elements in f64; booleans are 0 and 1.
+    /// Elements in f64; booleans are 0 and 1.
     pub(crate) fn to_f64(&self) -> Vec<f64> {
         match &self.data {
             FileData::Float(data) => data.to_f32().into_iter().map(f64::from).collect(),
@@ -247,7 +247,7 @@ impl FileTensor {
         }
     }
 
-    /// How it is stored, if as one of the engine's storage types.
+    /// Storage type, if it is one of the engine's.
     pub(crate) fn dtype(&self) -> Option<DType> {
         match &self.data {
             FileData::Float(data) => Some(data.as_slice().dtype()),

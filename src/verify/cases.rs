@@ -1,4 +1,4 @@
-//! What a case file asks, as problems: one function an operation, and the comparison of what they give with the file.
+//! Operations of case files as problems: one function per operation, and the comparison of its results with the file.
 
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases_backward::with_gradients;
@@ -7,14 +7,14 @@ use crate::verify::suite::{Candidate, Verdict, verdict_of};
 use crate::verify::{cases_model, cases_onnx, cases_sdpa, cases_serving};
 use crate::{Attend, Broadcast, DType, Error, Result};
 
-/// A tensor that an operation gave.
+/// Tensor that an operation returned.
 pub(crate) struct Given {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) values: Vec<f32>,
 }
 
-/// Runs what a file asks.
+/// Runs the operation of a file.
 type Op = fn(&CaseFile, &Attend<'_>) -> Result<Vec<Given>>;
 
 const OPS: [(&str, Op); 13] = [
@@ -33,22 +33,22 @@ const OPS: [(&str, Op); 13] = [
     ("ms.GroupQueryAttention", cases_onnx::group_query_attention),
 ];
 
-/// Expected outputs that no operation here gives, and why.
+/// Returns the reason why an expected output is not compared, if it is not.
 fn not_compared(file: &CaseFile, output: &str, has_engine: bool) -> Option<&'static str> {
     match (file.op(), output) {
         (_, "sentence_embedding") => Some("needs the whole model"),
         _ if has_engine => None,
-        // Gradients are called d<input>.
+        // Gradients are named d<input>.
         _ => output.strip_prefix('d').filter(|input| file.optional(input).is_some()).map(|_| "needs an engine"),
     }
 }
 
-/// Runs a case file on `attend`, without gradients. Also gives what was not compared and why, as text.
+/// Runs a case file on `attend`, without gradients. Also returns a note on what was not compared and why.
 pub fn check_file(file: &CaseFile, attend: &Attend<'_>) -> (Verdict, String) {
     check_on(file, &Candidate { name: "", attend, engine: None })
 }
 
-/// As [`check_file`]; where the candidate has an engine, on its own multi-head layer if the file is one, and gradients too.
+/// Runs a case file on a candidate. With an engine, gradients are compared too, and BERT blocks run on its own layer.
 pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
     let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
         return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
@@ -94,7 +94,7 @@ pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, 
     if reports.is_empty() { (Verdict::Passed, note) } else { (Verdict::Failed(reports.join("; ")), note) }
 }
 
-/// A shape with 1s put before it until it has four axes.
+/// Pads a shape to four axes with leading 1s.
 pub(crate) fn broadcast_shape(file: &CaseFile, name: &str, shape: &[usize]) -> Result<Broadcast> {
     if shape.len() > 4 {
         return Err(file.error(format!("tensor `in.{name}` has more than four axes: {shape:?}")));
@@ -104,7 +104,7 @@ pub(crate) fn broadcast_shape(file: &CaseFile, name: &str, shape: &[usize]) -> R
     Ok(Broadcast(full))
 }
 
-/// The storage type in which the file expects `output`: what the engine is asked to store.
+/// Storage type of the expected `output`, in which the engine is asked to store it; f32 for f64.
 pub(crate) fn output_dtype(file: &CaseFile, output: &str) -> Result<DType> {
     let expected = file.expected(output).ok_or_else(|| file.error(format!("has no tensor `out.{output}`")))?;
     match (expected.dtype(), &expected.data) {
@@ -114,7 +114,7 @@ pub(crate) fn output_dtype(file: &CaseFile, output: &str) -> Result<DType> {
     }
 }
 
-/// What an engine handed out beside the output, as the error that it should not be if it is missing.
+/// Unwraps an optional output that was asked for; an error if it is missing.
 pub(crate) fn asked_for(values: Option<Vec<f32>>, what: &'static str) -> Result<Vec<f32>> {
     values.ok_or_else(|| Error::invalid(what, "was asked for and is not there"))
 }

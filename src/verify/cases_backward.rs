@@ -1,4 +1,4 @@
-//! The gradients that a case file expects: of an attention by `in.dout`, of a multi-head layer by `in.doutput`.
+//! Gradients that a case file expects: of an attention from `in.dout`, of a multi-head layer from `in.doutput`.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use crate::verify::cases::Given;
 use crate::verify::cases_model::{batch_first, given, mask_place, swap_first_two};
 use crate::{Attend, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
-/// Runs `op` on `attend`, and the gradients of the attention that it asks for last on `engine`.
+/// Runs `op` on `attend`, and the gradients of its last attention on `engine`.
 pub(crate) fn with_gradients(
     file: &CaseFile,
     engine: &Engine,
@@ -27,7 +27,7 @@ pub(crate) fn with_gradients(
     Ok(all)
 }
 
-/// dq, dk, dv, and those of a float mask, a bias of every head, a table of relative biases and sinks.
+/// Computes dq, dk and dv, and the gradients of a float mask, a bias per head, relative biases and sinks.
 fn attention(file: &CaseFile, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<Given>> {
     let problem = &Problem { want: Want::default(), ..*problem };
     let forward = engine.attention(problem, inputs)?;
@@ -51,10 +51,10 @@ fn attention(file: &CaseFile, engine: &Engine, problem: &Problem, inputs: &Input
     Ok(tensors.into_iter().filter_map(like).collect())
 }
 
-/// The gradients of nn.MultiheadAttention, by the engine's own multi-head layer. Masks and biases are those of the file's attention.
+/// Computes the gradients of nn.MultiheadAttention with the engine's own layer, masks and biases as in `attention`.
 fn layer(file: &CaseFile, engine: &Engine, attention: &Problem, inputs: &Inputs<'_>) -> Result<Vec<Given>> {
     let width: usize = file.required_attr("embed_dim")?;
-    // In self attention all three are the query.
+    // An absent key or value is the query, as in self-attention.
     let sources = ["query", "key", "value"].map(|name| if file.optional(name).is_some() { name } else { "query" });
     let (query, batch, seq_len_q, width_q) = batch_first(file, sources[0])?;
     let (key, _, tokens, width_k) = batch_first(file, sources[1])?;
@@ -86,7 +86,7 @@ fn layer(file: &CaseFile, engine: &Engine, attention: &Problem, inputs: &Inputs<
     layer_gradients(file, got, sources, &problem, tokens)
 }
 
-/// In the names and shapes of the file.
+/// Converts gradients to the names and shapes of the file.
 fn layer_gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], problem: &Problem, tokens: usize) -> Result<Vec<Given>> {
     let (batch, rows) = (problem.dims.batch, [problem.dims.seq_len_q, tokens, tokens]);
     let mut found: Vec<(&str, Vec<f32>)> = Vec::new();
@@ -94,7 +94,7 @@ fn layer_gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], pro
     for (at, gradient) in [got.query, got.key, got.value].into_iter().enumerate() {
         let width = gradient.len() / (batch * rows[at]).max(1);
         let gradient = if is_first { gradient } else { swap_first_two(&gradient, batch, rows[at], width) };
-        // What is read more than once gets the sum.
+        // An input that is read more than once gets the sum.
         match found.iter_mut().find(|(name, _)| *name == sources[at]) {
             Some((_, sum)) => sum.iter_mut().zip(&gradient).for_each(|(x, more)| *x += more),
             None => found.push((sources[at], gradient)),

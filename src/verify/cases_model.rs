@@ -1,6 +1,6 @@
-//! Operations with projections around the attention: `sdpa_layers`, `bert_attention`, `mha`.
+//! Operations of models: attention with projections around it in `bert_attention` and `mha`, layers in `sdpa_layers`.
 //!
-//! The projections here are plain sums in f64, so that only the attention is under test; but of an engine its own multi-head layer is.
+//! Projections are plain f64 sums, so that only the attention is under test; `bert_layer` tests an engine's own layer.
 
 use crate::layer::{Linear, MultiHead};
 use crate::verify::case::Data;
@@ -8,7 +8,7 @@ use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for};
 use crate::{Attend, Broadcast, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Want};
 
-/// Attention of each layer of a model: q<i>, k<i>, v<i>.
+/// Runs the attention of each layer of a model: q<i>, k<i>, v<i>.
 pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let mut given = Vec::new();
     for layer in (0..).take_while(|&layer: &usize| layer < 64).filter(|layer| file.optional(&format!("q{layer}")).is_some()) {
@@ -27,7 +27,7 @@ pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Gi
     Ok(given)
 }
 
-/// Runs a self attention with lse and weights, and names the three results.
+/// Runs an attention with lse and weights, and names the three results.
 fn with_weights(mut problem: Problem, data: &Data, attend: &Attend<'_>, names: [&str; 3]) -> Result<[Given; 3]> {
     problem.want = Want { lse: true, weights: true, ..Want::default() };
     let outputs = attend(&problem, &data.inputs())?;
@@ -44,7 +44,7 @@ pub(super) fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
     Given { name: name.into(), shape: shape.to_vec(), values }
 }
 
-/// The attention block of BERT, from its input and weights on: projections, attention, output projection, residual and layer norm.
+/// Attention block of BERT: projections, attention, output projection, residual and layer norm.
 pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let block = BertBlock::read(file)?;
     let BertBlock { batch, seq_len, width, heads, .. } = block;
@@ -64,7 +64,7 @@ pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     Ok(outputs)
 }
 
-/// The same with the engine's own multi-head layer, loaded from the file's weights.
+/// Attention block of BERT on the engine's own multi-head layer, with the file's weights.
 pub(crate) fn bert_layer(file: &CaseFile, engine: &Engine) -> Result<Vec<Given>> {
     let block = BertBlock::read(file)?;
     let BertBlock { batch, seq_len, width, heads, .. } = block;
@@ -90,7 +90,7 @@ pub(crate) fn bert_layer(file: &CaseFile, engine: &Engine) -> Result<Vec<Given>>
     Ok(outputs)
 }
 
-/// What a BERT block's file says of it.
+/// Sizes and input of a BERT block.
 struct BertBlock {
     batch: usize,
     seq_len: usize,
@@ -110,7 +110,7 @@ impl BertBlock {
         Ok(Self { batch, seq_len, width, heads, hidden })
     }
 
-    /// `proj`, and `block_out` = LayerNorm(hidden + proj).
+    /// Returns `proj`, and `block_out` = LayerNorm(hidden + proj).
     fn end(&self, file: &CaseFile, projected: Vec<f32>) -> Result<[Given; 2]> {
         let (weight, bias) = (file.f32s("ln_weight")?, file.f32s("ln_bias")?);
         let epsilon: f32 = file.required_attr("layer_norm_eps")?;
@@ -131,7 +131,7 @@ impl BertBlock {
     }
 }
 
-/// The number of heads, into which `width` divides.
+/// Number of heads, which must divide `width`.
 fn heads_of(file: &CaseFile, width: usize) -> Result<usize> {
     let heads: usize = file.required_attr("num_heads")?;
     if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
@@ -162,7 +162,7 @@ pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
             None => linear(file, x, x_width, &format!("{name}_proj_weight"), 0..width, bias)?,
         });
     }
-    // Keys and values that are appended to every item's own; no mask covers them.
+    // Number of keys and values appended to those of every item; no mask covers them.
     let appended = usize::from(file.flag("add_bias_kv")?) + usize::from(file.flag("add_zero_attn")?);
     for (name, tensor) in [("bias_k", 1), ("bias_v", 2)] {
         let mut extra = if file.flag("add_bias_kv")? { file.f32s(name)? } else { vec![] };
@@ -205,8 +205,8 @@ pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     Ok(all)
 }
 
-/// key_padding_mask [batch, keys] and attn_mask [rows, keys] or [batch * heads, rows, keys], in which true hides, together as one
-/// mask (true = may attend) and one bias over all heads and rows.
+/// Merges key_padding_mask [batch, keys] and attn_mask [rows, keys] or [batch * heads, rows, keys], where true is
+/// masked, into one mask, where true is visible, and one bias over all heads and rows.
 fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: usize) -> Result<()> {
     let shape = problem.dims.scores_shape();
     let pairs = shape.iter().product();
@@ -227,7 +227,7 @@ fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: 
     Ok(())
 }
 
-/// Where in one of these masks the pair lies that is at a place in `shape`, the scores' with the appended keys: they have none.
+/// Returns a map from the index of a pair in `shape` to its index in the mask `name`; `None` for appended keys.
 pub(super) fn mask_place(file: &CaseFile, name: &str, shape: [usize; 4], tokens: usize) -> Result<impl Fn(usize) -> Option<usize>> {
     let [batch, heads, rows, keys] = shape;
     let tensor = file.input(name)?;
@@ -246,7 +246,7 @@ pub(super) fn mask_place(file: &CaseFile, name: &str, shape: [usize; 4], tokens:
     })
 }
 
-/// The tensor as [batch, seq, width], with its sizes.
+/// Reads a tensor as [batch, seq, width], with its sizes.
 pub(super) fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize, usize)> {
     let data = file.f32s(name)?;
     if file.flag("unbatched")? {
@@ -260,23 +260,23 @@ pub(super) fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usiz
     Ok((swap_first_two(&data, first, second, width), second, first, width))
 }
 
-/// [first, second, width] to [second, first, width].
+/// Transposes [first, second, width] to [second, first, width].
 pub(super) fn swap_first_two(data: &[f32], first: usize, second: usize, width: usize) -> Vec<f32> {
     (0..second).flat_map(|s| (0..first).flat_map(move |f| data[(f * second + s) * width..][..width].iter().copied())).collect()
 }
 
-/// [batch, seq, heads * dim] to [batch, heads, seq, dim].
+/// Transposes [batch, seq, heads * dim] to [batch, heads, seq, dim].
 fn split_heads(data: &[f32], batch: usize, seq: usize, heads: usize) -> Vec<f32> {
     let item = data.len() / batch;
     data.chunks(item.max(1)).flat_map(|item| swap_first_two(item, seq, heads, item.len() / (seq * heads))).collect()
 }
 
-/// [batch, heads, seq, dim] to [batch, seq, heads * dim].
+/// Transposes [batch, heads, seq, dim] to [batch, seq, heads * dim].
 fn merge_heads(data: &[f32], batch: usize, seq: usize, heads: usize) -> Vec<f32> {
     split_heads(data, batch, heads, seq)
 }
 
-/// `x W^T + b` with rows `rows` of the weight tensor [.., in] and as much of the bias, which starts at the given place.
+/// `x W^T + b`, with rows `rows` of the weight tensor [.., in] and as many elements of the bias from an index on.
 fn linear(
     file: &CaseFile,
     x: &[f32],

@@ -1,4 +1,4 @@
-//! ONNX operators and ONNX Runtime's own: the files' tensors and attributes as those of [`crate::onnx`].
+//! Operators of ONNX and ONNX Runtime: the files' tensors and attributes as those of [`crate::onnx`].
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::Given;
 use crate::{Alibi, Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result};
 
-/// The floating-point inputs of a file, owned, to lend to an operator. f64 is rounded to f32.
+/// Floating-point inputs of a file, owned so that operators can borrow them. f64 is rounded to f32.
 struct Floats<'a>(BTreeMap<&'a str, OwnedTensor>);
 
 impl<'a> Floats<'a> {
@@ -90,7 +90,7 @@ pub(crate) fn rotary_embedding(file: &CaseFile, _attend: &Attend<'_>) -> Result<
     Ok(vec![give("Y", node.run(tensor("X")?, tensor("cos_cache")?, tensor("sin_cache")?, positions.as_deref())?)])
 }
 
-/// The preview operator, whose score function the file names in words.
+/// Preview operator FlexAttention, with the score function that the file names.
 pub(crate) fn flex_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     if file.attr::<String>("prob_mod_kind")?.is_some_and(|kind| kind != "none") {
         return Err(Error::unsupported("prob_mod: a function of the softmax weights", "compute it on weights that are handed out"));

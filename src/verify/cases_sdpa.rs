@@ -1,11 +1,11 @@
-//! Operations that are one attention each: `sdpa`, `flex`.
+//! Operations that consist of one attention: `sdpa`, `flex`.
 
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape, output_dtype};
 use crate::{Alibi, Alignment, Attend, DType, Dims, Layout, Problem, Result, ScoreOrder};
 
-/// [batch, heads, seq, dim] tensors q, k, v with their scale, and nothing hidden.
+/// Reads [batch, heads, seq, dim] tensors q, k, v and the scale; nothing is masked.
 fn dense(file: &CaseFile) -> Result<(Problem, Data)> {
     let [batch, num_heads, seq_len_q, head_dim] = file.shape("q")?;
     let [_, num_kv_heads, seq_len_kv, _] = file.shape("k")?;
@@ -18,7 +18,7 @@ fn dense(file: &CaseFile) -> Result<(Problem, Data)> {
     Ok((problem, data))
 }
 
-/// Takes the storage types from the data.
+/// Sets the layout, and the storage types to those of the data.
 pub(super) fn store(problem: &mut Problem, data: &Data, output: DType, layout: Layout) {
     let inputs = data.inputs();
     *problem = problem.stored(output, layout);

@@ -7,7 +7,7 @@ use crate::verify::cases::{Given, output_dtype};
 use crate::verify::cases_sdpa::{run, store};
 use crate::{Alibi, Alignment, Attend, Dims, HostVec, Layout, Packed, PageTable, Part, Problem, Result, TensorSpec, merge};
 
-/// Packed sequences, as FlashAttention's varlen entry takes them.
+/// Runs attention on varlen sequences, as in FlashAttention's varlen functions.
 pub(crate) fn varlen(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let [tokens_q, num_heads, head_dim] = file.shape("q")?;
     let [tokens_kv, num_kv_heads, _] = file.shape("k")?;
@@ -29,7 +29,7 @@ pub(crate) fn varlen(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>>
     with_options(file, problem, data, attend)
 }
 
-/// Packed queries on keys and values in pages, which new tokens may have to be appended to first.
+/// Runs varlen queries on paged keys and values, to which the file may append new tokens first.
 pub(crate) fn paged(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
     let [tokens_q, num_heads, head_dim] = file.shape("q")?;
     let shape = file.shape::<4>("k_cache")?;
@@ -70,10 +70,10 @@ pub(crate) fn paged(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> 
     Ok(given)
 }
 
-/// The table as the file has it, which must say the same in both forms.
+/// Reads the page table, which the file stores in two forms that must agree.
 fn table(file: &CaseFile, page_size: usize) -> Result<PageTable> {
     let [batch, pages_per_item] = file.shape("page_table")?;
-    // What pads the table may be no page at all.
+    // Padding of the table need not be a valid page.
     let entries = file.ints::<i64>("page_table")?.into_iter().map(|page| u32::try_from(page).unwrap_or(PageTable::UNUSED)).collect();
     let table = PageTable { page_size, pages_per_item, entries, kv_lengths: file.ints("kv_len")? };
     let [indptr, indices, last] = ["kv_indptr", "kv_indices", "kv_last_page_len"].map(|name| file.ints(name));
@@ -88,7 +88,7 @@ fn table(file: &CaseFile, page_size: usize) -> Result<PageTable> {
     Ok(table)
 }
 
-/// Writes `new`, packed as the queries are, to the last positions of each sequence.
+/// Writes `new`, varlen like the queries, to the last positions of each sequence.
 fn append(
     file: &CaseFile,
     table: &PageTable,
@@ -111,7 +111,7 @@ fn append(
     Ok(())
 }
 
-/// Runs a problem with the options that these files have in common.
+/// Runs a problem with the options that varlen and paged files have in common.
 fn with_options(file: &CaseFile, mut problem: Problem, mut data: Data, attend: &Attend<'_>) -> Result<Vec<Given>> {
     problem.scale = file.attr("scale")?;
     problem.softcap = file.attr("softcap")?.filter(|&softcap: &f32| softcap != 0.0);
@@ -139,12 +139,12 @@ fn with_options(file: &CaseFile, mut problem: Problem, mut data: Data, attend: &
     Ok(given)
 }
 
-/// The longest of packed sequences.
+/// Length of the longest varlen sequence.
 fn longest(borders: &[u32]) -> usize {
     borders.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as usize).max().unwrap_or(0)
 }
 
-/// Partial results merged; on the host, whatever the backend.
+/// Merges partial results on the host, whatever the backend.
 pub(crate) fn merge_states(file: &CaseFile, _: &Attend<'_>) -> Result<Vec<Given>> {
     let [parts, tokens, heads, dim] = file.shape("o_parts")?;
     if file.shape("lse_parts")? != [parts, tokens, heads] {

@@ -1,30 +1,30 @@
-//! Holds an answer against the right one: lengths first, then NaN and infinity, then the tolerance.
+//! Compares an answer with the expected one: shapes first, then NaN and infinity, then the tolerance.
 
 use std::fmt;
 
-/// How far an answer may be from the right one:
+/// Allowed difference between an answer and the expected one:
 /// `|got - expected| <= absolute + relative * |expected|`, element by element.
 ///
 /// NaN must meet NaN and +inf must meet +inf; where -inf is expected, anything up to `minus_infinity` passes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tolerance {
-    /// One number for all elements, or one for each.
+    /// Absolute error: one for all elements, or one per element.
     pub absolute: Vec<f64>,
-    /// The same for all.
+    /// Relative error of all elements.
     pub relative: f64,
-    /// -inf: only -inf passes for -inf. Case files allow -1e30.
+    /// Largest answer that passes for -inf: -inf itself, or -1e30 in case files.
     pub minus_infinity: f64,
-    /// The largest number of the storage: what may be larger may be infinite.
+    /// Largest finite value of the storage type. An answer that may exceed it may be infinite.
     pub largest: f64,
 }
 
 impl Tolerance {
-    /// The same for every element; only -inf passes for -inf.
+    /// Uniform tolerance for all elements; only -inf passes for -inf.
     pub fn uniform(absolute: f64, relative: f64) -> Self {
         Self { absolute: vec![absolute], relative, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into() }
     }
 
-    /// The error allowed at an element. Never NaN: where nothing is known anything is allowed.
+    /// Error allowed at an element. Never NaN: where the bound is unknown, any error is allowed.
     pub fn allowed(&self, index: usize, expected: f64) -> f64 {
         let absolute = if self.absolute.len() == 1 { self.absolute[0] } else { self.absolute.get(index).copied().unwrap_or(0.0) };
         let allowed = absolute + self.relative * expected.abs();
@@ -32,36 +32,36 @@ impl Tolerance {
     }
 }
 
-/// How an answer is wrong.
+/// Kind of error in an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mismatch {
-    /// It has another shape. Nothing else was looked at.
+    /// Wrong shape. Nothing else was compared.
     Shape {
-        /// Its shape.
+        /// Shape of the answer.
         got: Vec<usize>,
-        /// The right one.
+        /// Expected shape.
         expected: Vec<usize>,
     },
-    /// NaN or infinity where there should be none, or the other way round. The tolerance was not looked at.
+    /// NaN or infinity in place of a finite element, or the other way round. The tolerance was not checked.
     NotFinite(Element),
-    /// Further off than the tolerance allows.
+    /// Error larger than the tolerance.
     Value(Element),
 }
 
-/// The worst element of a wrong answer.
+/// Worst element of a wrong answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Element {
-    /// Where it is, one number an axis.
+    /// Index along each axis.
     pub index: Vec<usize>,
-    /// What it is.
+    /// Actual value.
     pub got: f64,
-    /// What it should be.
+    /// Expected value.
     pub expected: f64,
-    /// The error allowed there.
+    /// Allowed error.
     pub allowed: f64,
-    /// How many elements are wrong in the same way.
+    /// Number of elements with this kind of error.
     pub wrong: usize,
-    /// Of how many.
+    /// Number of elements in all.
     pub of: usize,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Compares `got` with `expected`, both contiguous. Gives the largest share of its tolerance that any element used, at most 1.
+/// Compares contiguous `got` and `expected`. Returns the largest share of its tolerance that an element used, up to 1.
 pub fn compare(
     got_shape: &[usize],
     got: &[f32],
@@ -90,7 +90,7 @@ pub fn compare(
     if got_shape != expected_shape || got.len() != expected.len() {
         let mut shape = got_shape.to_vec();
         if got_shape == expected_shape {
-            shape = vec![got.len()]; // the data contradicts its own shape
+            shape = vec![got.len()]; // the data contradicts its shape
         }
         return Err(Mismatch::Shape { got: shape, expected: expected_shape.to_vec() });
     }
@@ -143,7 +143,7 @@ pub fn compare(
     Ok(pairs().map(|(index, (got, expected))| share(index, got, expected)).fold(0.0, f64::max))
 }
 
-/// The index along each axis of the element at `flat`.
+/// Index along each axis of the element at `flat`.
 fn unravel(flat: usize, shape: &[usize]) -> Vec<usize> {
     let mut rest = flat;
     let mut index: Vec<usize> = shape

@@ -1,55 +1,55 @@
-//! The right answer to a problem, in the layout of [`Outputs`], and how far an answer in f32 arithmetic may be from it.
+//! Expected answer to a problem, in the layout of [`Outputs`], with the tolerance of answers in f32 arithmetic.
 //!
-//! The tolerance is an error bound of the computation, made from the data. With u = 2^-23 (the epsilon of f32, in which all
-//! arithmetic is done), e the epsilon of the output's storage type and S the safety factor:
+//! The tolerance is an error bound of the computation, derived from the data. With u = 2^-23 (the epsilon of f32, the
+//! type of all arithmetic), e the epsilon of the output's storage type and S the safety factor:
 //!
 //! ```text
-//! magnitude(i,j) = |scale| * sum_d |q_d| |k_d| + |biases|              what rounding in a score is relative to
-//! chain(n)       = max(sqrt(n), n / 16)      errors of a sum grow like a random walk; of equal numbers they are all of one sign
+//! magnitude(i,j) = |scale| * sum_d |q_d| |k_d| + |biases|              rounding errors of a score are relative to it
+//! chain(n)       = max(sqrt(n), n / 16)      errors of a sum are a random walk; with equal terms they have one sign
 //! score error    = S u ((chain(head_dim) + 4) * magnitude + 4 softcap)
-//! weight error   = exp(2 * the row's largest score error) - 1 + S u (sqrt(seq_len_kv) + 16)           relative; a weight is at most 1
-//! output error   = weight error * sum_j weight(i,j) |value_j| + e |output|                at most twice the largest |value|
+//! weight error   = exp(2 * the row's largest score error) - 1 + S u (sqrt(seq_len_kv) + 16)     relative; weight <= 1
+//! output error   = weight error * sum_j weight(i,j) |value_j| + e |output|           at most twice the largest |value|
 //! m error        = the row's largest score error
 //! l error        = l * weight error
 //! lse error      = the row's largest score error + S u (sqrt(seq_len_kv) + 16 + |lse|)
 //! ```
 //!
-//! A row whose scores are equal whatever their rounding, because its keys are one key or a huge bias leaves nothing of them, is a mean:
-//! its weight error is fixed, 1e-5 (3e-5 from 8192 keys on).
+//! Some rows have equal scores however they are rounded, because all keys are equal or a huge bias absorbs the scores.
+//! Such a row is a mean, and its weight error is fixed: 1e-5, or 3e-5 above 8192 keys.
 //!
-//! A weight or a value below the smallest normal number may be 0: that is as much more for each key, and for each row.
+//! A weight or a value below the smallest normal number may be flushed to 0, which adds that number to the error of each key and row.
 //!
-//! 16 stands for exp, which a GPU may get wrong by some units in the last place, and for the rescaling of a running sum.
+//! The 16 covers exp, which a GPU may get wrong by some units in the last place, and the rescaling of a running sum.
 
 use crate::cpu::naive::{self, Reference};
 use crate::problem::Operand;
 use crate::verify::compare::Tolerance;
 use crate::{Alibi, DType, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
-/// Factor on every bound.
+/// Safety factor on every bound.
 pub(super) const SAFETY: f64 = 2.0;
-/// Below this a number may be flushed to zero.
+/// Smallest normal number. Anything below it may be flushed to 0.
 pub(super) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
-/// A tensor that is expected, and how far from it an answer may be.
+/// Expected tensor with its tolerance.
 #[derive(Clone, Debug)]
 pub struct ExpectedTensor {
-    /// Its shape.
+    /// Shape.
     pub shape: Vec<usize>,
-    /// Its elements, contiguous.
+    /// Elements, contiguous.
     pub values: Vec<f64>,
-    /// How far an answer may be off.
+    /// Tolerance of an answer.
     pub tolerance: Tolerance,
 }
 
-/// All that is expected of an answer. What the problem does not ask for is `None`.
+/// Expected answer. Outputs that the problem does not ask for are `None`.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// [batch, num_heads, seq_len_q, head_dim_v]; packed: [1, num_heads, tokens, head_dim_v].
+    /// [batch, num_heads, seq_len_q, head_dim_v]; varlen: [1, num_heads, tokens, head_dim_v].
     pub output: ExpectedTensor,
-    /// [batch, num_heads, seq_len_q]; packed: [tokens, num_heads].
+    /// [batch, num_heads, seq_len_q]; varlen: [tokens, num_heads].
     pub lse: Option<ExpectedTensor>,
-    /// As the lse, with m and l along a last axis.
+    /// Shape of the lse, with m and l along one more axis.
     pub stats: Option<ExpectedTensor>,
     /// [batch, num_heads, seq_len_q, seq_len_kv].
     pub scores: Option<ExpectedTensor>,
@@ -58,7 +58,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Asks the oracle, three times: for the answer, for the magnitudes of the scores, and for the weighted sum of |value|.
+    /// Runs the oracle three times: for the answer, the magnitudes of the scores, and the weighted sum of |value|.
     pub fn of(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
         let answer = naive::attention(problem, inputs)?;
         let magnitudes = magnitudes(problem, inputs)?;
@@ -119,12 +119,12 @@ impl Expected {
     }
 }
 
-/// The oracle in the shape of an engine: the right answer, rounded to what is stored.
+/// Runs the oracle like an engine, and rounds its answer to the storage type.
 pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
 }
 
-/// The index in the output's buffer of each of its elements, in [batch, heads, seq, dim] order.
+/// Index in the output's buffer of each element, in [batch, heads, seq, dim] order.
 pub(crate) fn output_places(problem: &Problem) -> impl Iterator<Item = usize> {
     let shape = problem.shape(Operand::Output);
     let strides = problem.output.strides(shape);
@@ -158,7 +158,7 @@ pub(super) fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f
     let unsigned_inputs =
         Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
     let answer = naive::attention(&unsigned, &unsigned_inputs)?;
-    // A hidden pair has no biased score; its raw one is handed out all the same.
+    // A masked pair has no biased score, but its raw score is returned all the same.
     Ok(answer.masked.iter().zip(answer.raw).map(|(&masked, raw)| if masked == f64::NEG_INFINITY { raw } else { masked }).collect())
 }
 
@@ -167,32 +167,32 @@ pub(super) fn absolute(data: HostSlice<'_>) -> HostVec {
     HostVec::from_f32(data.dtype(), &unsigned)
 }
 
-/// An error that is no more than this, where it is more or not known.
+/// Smaller of `error` and `most`; `most` if `error` is NaN.
 pub(super) fn at_most(error: f64, most: f64) -> f64 {
     if error < most { error } else { most }
 }
 
-/// How far the score of a pair may be off, from its magnitude.
+/// Error bound of a pair's score, from its magnitude.
 pub(super) fn score_error(problem: &Problem, magnitude: f64) -> f64 {
     let capped = 4.0 * f64::from(problem.softcap.unwrap_or(0.0));
     SAFETY * DType::F32.epsilon() * ((chain(problem.dims.head_dim) + 4.0) * magnitude + capped)
 }
 
-/// By how many roundings a sum of `n` numbers, one after the other, is off. Measured with n equal numbers: up to 0.107 n.
+/// Error of a sequential sum of `n` terms, in roundings. Measured with n equal terms: up to 0.107 n.
 pub(super) fn chain(n: usize) -> f64 {
     (n as f64).sqrt().max(n as f64 / 16.0)
 }
 
-/// The relative error of a sum over the keys.
+/// Relative error of a sum over the keys.
 pub(super) fn summing(problem: &Problem) -> f64 {
     SAFETY * DType::F32.epsilon() * ((problem.dims.seq_len_kv as f64).sqrt() + 16.0)
 }
 
-/// How far scores and weights may be off, of each row of [batch, num_heads, seq_len_q].
+/// Error bounds of scores and weights for each row of [batch, num_heads, seq_len_q].
 pub(super) struct Errors {
-    /// The largest among the keys that the row sees.
+    /// Largest score error among the row's visible keys.
     pub(super) score: Vec<f64>,
-    /// Relative.
+    /// Relative error of the row's weights.
     pub(super) weight: Vec<f64>,
 }
 
@@ -201,7 +201,7 @@ impl Errors {
         let d = &problem.dims;
         let (mut score, mut weight) = (Vec::new(), Vec::new());
         for row in 0..d.batch * d.num_heads * d.seq_len_q {
-            // A score that is infinite or NaN is no matter of tolerance.
+            // Infinite and NaN scores are not a matter of tolerance.
             let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
             let seen: Vec<usize> = keys.filter(|&at| answer.masked[at].is_finite()).collect();
             let error = seen.iter().map(|&at| score_error(problem, magnitudes[at])).fold(0.0, f64::max);
@@ -216,7 +216,7 @@ impl Errors {
     }
 }
 
-/// Whether the scores of a row are equal however they are rounded: their keys are one key, or one bias leaves nothing of them.
+/// True if the scores of a row are equal however they are rounded: all keys are equal, or a bias absorbs the scores.
 fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     let Some(&first) = seen.first() else { return false };
     let same = |of: &[f64]| seen.iter().all(|&at| of[at] == of[first]);
@@ -234,16 +234,16 @@ fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     }
 }
 
-/// The size of the values of a problem.
+/// Largest finite |value| of a problem.
 pub(super) struct ValueSize(f64);
 
 impl ValueSize {
-    /// From their absolute values.
+    /// Takes the largest of the absolute values.
     pub(super) fn of(unsigned: HostSlice<'_>) -> Self {
         Self((0..unsigned.len()).map(|at| f64::from(unsigned.get(at))).filter(|x| x.is_finite()).fold(0.0, f64::max))
     }
 
-    /// How far an output may be off before it is stored, from its row's weight error and its weighted sum of |value|.
+    /// Error bound of an output before it is stored, from its row's weight error and its weighted sum of |value|.
     pub(super) fn output_error(&self, problem: &Problem, weight_error: f64, weighted: f64) -> f64 {
         let kept = problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)));
         // Weights and values may be flushed.
@@ -256,13 +256,13 @@ pub(super) fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
     Tolerance { absolute, ..Tolerance::uniform(0.0, relative) }
 }
 
-/// As [`per_element`], of numbers in this storage.
+/// Tolerance per element of a tensor in this storage type.
 pub(super) fn stored_as(dtype: DType, absolute: Vec<f64>, relative: f64) -> Tolerance {
     let largest = if dtype == DType::F16 { f64::from(crate::f16::MAX) } else { f64::from(f32::MAX) };
     Tolerance { largest, ..per_element(absolute, relative) }
 }
 
-/// The spacing of the smallest numbers of a storage type, where rounding is no longer relative.
+/// Absolute error of the smallest values of a storage type, whose rounding errors are no longer relative.
 pub(super) fn storage_floor(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-24),
@@ -270,7 +270,7 @@ pub(super) fn storage_floor(dtype: DType) -> f64 {
     }
 }
 
-/// For each row that exists: its index in the oracle's [batch, num_heads, seq_len_q], and its item, head and token.
+/// Index of each existing row in the oracle's [batch, num_heads, seq_len_q], with its item, head and token.
 pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize; 3])> {
     let d = problem.dims;
     let mut rows = Vec::with_capacity(problem.lse_len());
@@ -286,7 +286,7 @@ pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize
     rows
 }
 
-/// From the oracle's [batch, num_heads, seq_len_q, head_dim_v] to the shape in which the output's layout is read.
+/// Rearranges the oracle's [batch, num_heads, seq_len_q, head_dim_v] to the shape of the problem's output.
 fn arrange_output(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f64> {
     let [items, heads, seq, dim] = problem.shape(Operand::Output);
     let mut to = vec![0.0; items * heads * seq * dim];
@@ -297,7 +297,7 @@ fn arrange_output(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f
     to
 }
 
-/// From the oracle's [batch, num_heads, seq_len_q] to the order of [`Outputs::lse`].
+/// Rearranges the oracle's [batch, num_heads, seq_len_q] to the order of [`Outputs::lse`].
 fn arrange_lse(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f64> {
     if problem.packed.is_none() {
         return from.to_vec();

@@ -1,21 +1,21 @@
-//! The right gradients of a problem, and how far gradients in f32 arithmetic may be from them.
+//! Expected gradients of a problem, with the tolerance of gradients in f32 arithmetic.
 //!
-//! As in `expect.rs` the tolerance is an error bound of the computation, made from the data. With its u, e, S, score error and weight
-//! error, for a pair (i, j):
+//! As in `expect.rs`, the tolerance is an error bound of the computation, derived from the data. With u, e, S, score
+//! error and weight error as defined there, for a pair (i, j):
 //!
 //! ```text
 //! dp error       = S u (chain(head_dim_v) + 4) * sum_e |d_output_e| |value_e|
 //! delta error    = S u (chain(head_dim_v) + 4) * sum_e |d_output_e| |output_e| + sum_e |d_output_e| * output error_e
 //! dbias error    = weight error * p (|dp| + |delta|) + p (dp error + delta error)
 //! dscore error   = dbias error * slope + p (|dp| + |delta|) * slope error
-//! slope error    = 2 |tanh| (score error / softcap + 4 S u) + 4 S u             with a softcap; else slope = 1, error 0
+//! slope error    = 2 |tanh| (score error / softcap + 4 S u) + 4 S u           with a softcap; else slope = 1, error 0
 //! ```
 //!
-//! A weight is at most 1, and with it the errors, where scores are too large for more.
+//! A weight is at most 1, which caps the errors where scores are too large for these bounds.
 //!
-//! The errors of the gradients are sums of these as the gradients are of dbias, dscore and p, with |query|, |key| and |d_output|, and
-//! with S u (sqrt(terms) + 4) * |dscore| more in each term for the summing itself. The output that a gradient is computed from may be
-//! anyone's, as far as it passes.
+//! Errors of gradients are sums of these errors, as gradients are sums of dbias, dscore and p, with |query|, |key| and
+//! |d_output|. For the summing itself, each term adds S u (sqrt(seq_len_kv) + 16) times p (|dp| + |delta|), or times p
+//! for dV. Gradients may be computed from any output that passes.
 
 use crate::cpu::naive;
 use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
@@ -28,38 +28,38 @@ use crate::verify::expect::{
 use crate::verify::random::Random;
 use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
 
-/// All gradients that are expected.
+/// Expected gradients, with what they are computed from.
 #[derive(Clone, Debug)]
 pub struct ExpectedGradients {
-    /// In the shape under which the operand's layout is read, as the next two.
+    /// Gradient of the query, in its shape in the problem.
     pub query: ExpectedTensor,
-    /// As the query's.
+    /// Gradient of the key, in its shape in the problem.
     pub key: ExpectedTensor,
-    /// As the query's.
+    /// Gradient of the value, in its shape in the problem.
     pub value: ExpectedTensor,
-    /// In the shape of the bias, if there is one.
+    /// Gradient of the bias in its shape, if there is one.
     pub bias: Option<ExpectedTensor>,
     /// [num_heads, 2 * max_distance + 1], if there is a table.
     pub relative_bias: Option<ExpectedTensor>,
     /// `[num_heads]`, if there are sinks.
     pub sinks: Option<ExpectedTensor>,
-    /// What the forward pass gives, rounded as stored: to compute gradients from.
+    /// Outputs of the forward pass, rounded to their storage types.
     pub forward: Outputs,
-    /// The gradient of the output.
+    /// Gradient of the output.
     pub d_output: HostVec,
 }
 
-/// Computes gradients: an engine, the oracle, a kernel under test.
+/// Function that computes gradients: an engine, the oracle, or a kernel under test.
 pub type AttendBackward<'a> = dyn Fn(&Problem, &Inputs<'_>, &BackwardInputs<'_>, &WantGradients) -> Result<Gradients> + 'a;
 
-/// The oracle in the shape of an engine.
+/// Runs the oracle's backward pass like an engine's.
 pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, want: &WantGradients) -> Result<Gradients> {
     want.check(problem)?;
     naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
 }
 
 impl ExpectedGradients {
-    /// Draws a gradient of the output, and asks the oracle for the gradients and for the sums of their errors.
+    /// Draws a gradient of the output, and runs the oracle for the gradients and for the sums of their errors.
     pub fn of(case: &Case) -> Result<Self> {
         let problem = &Problem { want: Want::default(), ..case.problem };
         let inputs = &case.data.inputs();
@@ -99,13 +99,13 @@ impl ExpectedGradients {
         })
     }
 
-    /// What a backward pass computes from, without statistics: those of other arithmetic than its own fit no scores of thousands.
+    /// Inputs of a backward pass, without statistics: scores in the thousands need statistics of its own arithmetic.
     pub fn inputs(&self) -> BackwardInputs<'_> {
         BackwardInputs { output: self.forward.output.as_slice(), stats: None, d_output: self.d_output.as_slice() }
     }
 }
 
-/// How far each gradient may be off: the oracle's sums over the errors of the pairs.
+/// Error bounds of all gradients: the oracle's sums over the errors of the pairs.
 fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_output: HostSlice<'_>, pairs: &Pairs) -> Result<Reference> {
     let d = &problem.dims;
     let unit = SAFETY * DType::F32.epsilon();
@@ -143,9 +143,9 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
         for at in keys.filter(|&at| pairs.seen[at]) {
             let (weight, product) = (forward.weights[at], kept * products[at]);
             let size = weight * (product + delta);
-            // A weight this small may be 0.
+            // A tiny weight may be flushed to 0.
             let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
-            // Whatever the weights, they are at most 1.
+            // Weights are at most 1, however wrong they are.
             let d_biased = at_most(d_biased, 2.0 * (product + largest) + unit * wide * product + delta_error);
             let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
             let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
@@ -168,7 +168,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
     Ok(naive_backward::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
 }
 
-/// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem whose queries and keys they are.
+/// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem with these as queries and keys.
 fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Vec<f64> {
     let d = problem.dims;
     let mut other = Problem { packed: problem.packed, paged: problem.paged, scale: Some(1.0), ..Problem::new(d) };
@@ -181,7 +181,7 @@ fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Ve
     naive::attention(&other, &inputs).map(|answer| answer.raw).unwrap_or_default()
 }
 
-/// A gradient of the output, stored as the output is. With poison, rows that see nothing hold NaN, and so do gaps between elements.
+/// Draws a gradient of the output, stored like the output. With poison, rows without visible keys and gaps hold NaN.
 fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, fill: Fill) -> HostVec {
     let d = &problem.dims;
     let shape = problem.shape(Operand::Output);

@@ -1,4 +1,4 @@
-//! Random cases over every option of [`Problem`], and the way from a failing one to a small one.
+//! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
 use crate::problem::Operand;
 use crate::verify::case::{Case, Extreme, Fill};
@@ -8,12 +8,12 @@ use crate::{
     Visibility, Want,
 };
 
-/// A random case, small enough for the oracle. The same seed gives the same case.
+/// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {
     random_of(seed, seed)
 }
 
-/// A random case of a kind: cases of one kind differ in lengths and numbers, so that mostly the same kernels compute them.
+/// Draws a small case of a kind. Cases of one kind differ in lengths and data, so that most of them share kernels.
 pub fn random_of(kind: u64, seed: u64) -> Result<Case> {
     let mut draw = Draw::new(kind ^ 0x5eed, seed ^ 0x5eed5);
     let dims = small_dims(&mut draw);
@@ -21,13 +21,13 @@ pub fn random_of(kind: u64, seed: u64) -> Result<Case> {
     Case::new(format!("random-{kind}-{seed}"), problem, fill)
 }
 
-/// A random case of sizes around which kernels change: several tiles, keys that are split, wide heads; keys and values are stored in blocks
-/// now and then. The same seed gives the same case.
+/// Draws a case of sizes at which kernels change: several tiles, split keys, wide heads. Keys and values are quantised
+/// now and then. Equal seeds return equal cases.
 pub fn random_large(seed: u64) -> Result<Case> {
     random_large_of(seed, seed)
 }
 
-/// As [`random_of`], of the sizes of [`random_large`].
+/// Draws a case of a kind, as [`random_of`], with the sizes of [`random_large`].
 pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
     let mut draw = Draw::new(kind ^ 0x1a26e, seed ^ 0x1a26e5);
     let dims = large_dims(&mut draw);
@@ -39,11 +39,11 @@ pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
     Case::new(format!("large-{kind}-{seed}"), problem, fill)
 }
 
-/// What a case is drawn from.
+/// Random sources of a case.
 struct Draw {
-    /// What kernels depend on.
+    /// Source of what kernels depend on.
     kind: Random,
-    /// Everything else.
+    /// Source of everything else.
     rest: Random,
 }
 
@@ -96,7 +96,7 @@ fn large_dims(Draw { kind, rest }: &mut Draw) -> Dims {
     }
 }
 
-/// Everything but the sizes.
+/// Draws everything except the sizes.
 fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
     let Draw { kind, rest } = draw;
@@ -124,7 +124,7 @@ fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
         let shape = p.shape(operand);
         let dtype = if mixed { draw.kind.pick(&DType::ALL) } else { dtype };
         let layout = layout(shape, draw);
-        // By whole vec4s or not is another kernel.
+        // The offset modulo 4 depends on the kind, because rows of whole vec4s take other kernels.
         let offset = if !draw.kind.one_in(4) { 0 } else { 4 * draw.rest.below(3) + draw.kind.below(4) };
         set_spec(&mut p, operand, TensorSpec { dtype, layout, offset });
     }
@@ -144,7 +144,7 @@ fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     (p, fill)
 }
 
-/// Numbers at the ends of what the problem's storage holds.
+/// Draws elements near the limits of the problem's storage types.
 fn extreme(p: &Problem, r: &mut Random) -> Extreme {
     if p.bias.is_some() {
         return Extreme::Bias(r.pick(&[-1e9, f32::MIN, -1e4, 7e7, 1e30]));
@@ -157,7 +157,7 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
     }
 }
 
-/// A count of packed tokens of which the longest sequence may have `longest`.
+/// Draws a number of varlen tokens, of which the longest sequence may have `longest`.
 fn tokens(dims: &Dims, longest: usize, r: &mut Random) -> usize {
     longest + r.below((dims.batch - 1) * longest + 1)
 }
@@ -189,7 +189,7 @@ fn visibility(p: &Problem, Draw { kind, rest }: &mut Draw) -> Visibility {
     v
 }
 
-/// Contiguous in either order, in any other order, with gaps, or a view of packed QKV.
+/// Draws a layout: contiguous in either order, permuted, with gaps, or a view of packed QKV.
 fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
     let [batch, heads, seq, dim] = shape;
     match kind.below(6) {
@@ -214,7 +214,7 @@ fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
     }
 }
 
-/// One of three equal parts of each token's row, as a projection to packed QKV leaves it.
+/// Layout of a view of packed QKV: one of three equal parts of each token's row.
 pub(crate) const fn packed_qkv([_, heads, seq, dim]: [usize; 4]) -> Layout {
     let row = 3 * heads * dim;
     Layout::Strided(Strides { batch: seq * row, head: dim, seq: row, dim: 1 })
@@ -229,7 +229,7 @@ fn set_spec(p: &mut Problem, operand: Operand, spec: TensorSpec) {
     }
 }
 
-/// Cases simpler than this one by one step, the largest steps first: an option less, half a length, a plainer layout.
+/// Returns cases simpler by one step, the largest steps first: an option less, a smaller size, a plainer layout.
 pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     let (name, fill, p) = (case.name.clone(), case.fill, case.problem);
     let mut simpler: Vec<(Problem, Fill)> = Vec::new();
@@ -241,7 +241,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     for set in DIMS {
         let mut q = p;
         let now = *set(&mut q.dims);
-        // Not to 0: what asks nothing is no smaller case of a failure.
+        // Not to 0: an empty problem is no smaller case of a failure.
         for next in [1, now / 2, now.saturating_sub(1)].into_iter().filter(|&next| next > 0) {
             let mut q = p;
             *set(&mut q.dims) = next;
@@ -258,7 +258,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     simpler.push((p, Fill { amplitude: 1.0, ..fill }));
     let before = p;
     simpler.into_iter().filter(move |(q, f)| (*q, *f) != (before, fill)).filter_map(move |(q, f)| {
-        // What does not fit together after the step is dropped: Case::new checks it.
+        // Cases that contradict themselves after the step are dropped: Case::new checks them.
         Case::new(name.clone(), fit(q, &before), f).ok()
     })
 }
@@ -303,7 +303,7 @@ const DIMS: [fn(&mut Dims) -> &mut usize; 7] = [
     |d| &mut d.head_dim_v,
 ];
 
-/// Makes broadcast shapes and token counts follow the sizes.
+/// Adapts broadcast shapes, token counts and pages to the sizes.
 fn fit(mut p: Problem, before: &Problem) -> Problem {
     let (old, new) = (before.dims.scores_shape(), p.dims.scores_shape());
     for shape in [&mut p.visibility.mask, &mut p.bias].into_iter().flatten() {
@@ -330,10 +330,10 @@ fn fit(mut p: Problem, before: &Problem) -> Problem {
     p
 }
 
-/// The smallest case on the way down from `case` that still `fails`: takes the first simpler case that does, until none does.
+/// Reduces a failing case: takes the first simpler case that still `fails`, until none does.
 pub fn minimise(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     let mut smallest = case;
-    // Each step makes an option or a size smaller, so this ends; the bound is for a `fails` that does not always say the same.
+    // Each step removes an option or reduces a size, so this ends; the bound is for a nondeterministic `fails`.
     for _ in 0..500 {
         match shrink(&smallest).find(|simpler| fails(simpler)) {
             Some(simpler) => smallest = simpler,

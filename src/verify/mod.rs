@@ -1,7 +1,7 @@
 //! Verification: problems with known answers, run on anything that computes attention (feature `verify`).
 //!
-//! [`run_generated`] holds candidates against the f64 oracle on a fixed table of problems and on random ones; [`run_dir`] holds
-//! them against case files, whose answers others computed. Both give [`Row`]s to print. A candidate is a name and a closure:
+//! [`run_generated`] compares candidates with the f64 oracle on a fixed table of problems and on random problems.
+//! [`run_dir`] compares them with the answers in case files. Both return [`Row`]s. A candidate is a name and a closure:
 //!
 //! ```
 //! use wgpu_attention::verify::{Candidate, check, oracle, random};
@@ -18,7 +18,7 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 //!
-//! What does not run because the candidate says [`Unsupported`](crate::Error::Unsupported) is a skip with its reason, never a pass.
+//! A case that a candidate calls [`Unsupported`](crate::Error::Unsupported) is skipped with its reason, never passed.
 
 mod case;
 mod case_file;

@@ -1,6 +1,6 @@
-//! A small deterministic source of random numbers: the same seed gives the same numbers everywhere.
+//! Small deterministic source of random numbers: equal seeds return equal numbers on all platforms.
 
-/// splitmix64.
+/// splitmix64 generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -17,22 +17,22 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// One of `0..end`; 0 where that is empty.
+    /// Draws from `0..end`; 0 if that is empty.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 
-    /// Whether something of probability `1 / n` happens.
+    /// True with probability `1 / n`.
     pub(crate) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    /// One of `choices`, which must not be empty.
+    /// Draws one of `choices`, which must not be empty.
     pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
-    /// Nearly normal: mean 0, variance 1, never beyond 3.5 (the sum of four uniform numbers).
+    /// Draws a nearly normal number: mean 0, variance 1, magnitude at most 3.5 (from the sum of four uniform numbers).
     pub(crate) fn normal(&mut self) -> f32 {
         let sum: f64 = (0..4).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum();
         ((sum - 2.0) * 3f64.sqrt()) as f32

@@ -1,4 +1,4 @@
-//! Runs cases on whatever computes attention, and says what came of it.
+//! Runs cases on candidates and reports the results.
 
 use std::fmt;
 use std::path::Path;
@@ -14,25 +14,25 @@ use crate::verify::suite_backward::run_backward_case;
 use crate::verify::table::table;
 use crate::{Attend, Control, Engine, Error, Outputs, Problem, Result, gather};
 
-/// What is under test, and what reports call it.
+/// Implementation under test.
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
-    /// As reports call it.
+    /// Name in reports.
     pub name: &'a str,
-    /// How to ask it.
+    /// Function that computes attention.
     pub attend: &'a Attend<'a>,
-    /// The engine behind it, if there is one: then layers run on it whole.
+    /// Engine behind `attend`, if there is one: it also runs gradients and whole layers.
     pub engine: Option<&'a Engine>,
 }
 
-/// What came of a case.
+/// Result of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Right.
+    /// Correct.
     Passed,
-    /// Wrong, with the report.
+    /// Wrong answer or error, with the report.
     Failed(String),
-    /// Not run: what it needs that is not there.
+    /// Not run, with the reason.
     Skipped(String),
 }
 
@@ -46,22 +46,22 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One case on one backend.
+/// Result of one case on one backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Where the case is from: `table`, `random`, or the suite its file names.
+    /// Origin: `table`, `random`, `gradients`, the suite that its file names, or `unreadable`.
     pub suite: String,
-    /// Its name.
+    /// Name of the case.
     pub case: String,
-    /// The candidate's name.
+    /// Name of the candidate.
     pub backend: String,
-    /// What came of it.
+    /// Result.
     pub verdict: Verdict,
-    /// What of the case was not compared, and why; empty if everything was.
+    /// Remarks, as on what was not compared, and why; empty if there are none.
     pub note: String,
 }
 
-/// Asks `attend` for `case` and compares all it gives with the oracle.
+/// Runs `case` on `attend` and compares all outputs with the oracle's.
 ///
 /// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
 pub fn check(case: &Case, attend: &Attend<'_>) -> Verdict {
@@ -71,7 +71,7 @@ pub fn check(case: &Case, attend: &Attend<'_>) -> Verdict {
     }
 }
 
-/// As [`check`], with the oracle's answer already there: to ask several candidates.
+/// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share.
 pub fn check_against(case: &Case, expected: &Expected, attend: &Attend<'_>) -> Verdict {
     match attend(&case.problem, &case.data.inputs()) {
         Ok(outputs) => match differences(&case.problem, expected, &outputs) {
@@ -82,7 +82,7 @@ pub fn check_against(case: &Case, expected: &Expected, attend: &Attend<'_>) -> V
     }
 }
 
-/// An error as a verdict.
+/// Converts an error to a verdict.
 pub(crate) fn verdict_of(error: &Error) -> Verdict {
     match error {
         Error::Unsupported { .. } => Verdict::Skipped(error.to_string()),
@@ -90,7 +90,7 @@ pub(crate) fn verdict_of(error: &Error) -> Verdict {
     }
 }
 
-/// All that is wrong with an answer, one line a tensor.
+/// Describes all errors of an answer.
 fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec<String> {
     let mut reports = Vec::new();
     let mut report = |name: &str, result: Result<f64, Mismatch>| {
@@ -133,7 +133,7 @@ fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec
     reports
 }
 
-/// The statistics as numbers; where l is NaN, as it should be, m may be anything.
+/// Flattens statistics for comparison: where the expected l is NaN, m may be anything.
 fn comparable_stats(stats: &[[f32; 2]], expected: Option<&ExpectedTensor>) -> Vec<f32> {
     let mut numbers = stats.as_flattened().to_vec();
     for (got, right) in numbers.chunks_exact_mut(2).zip(expected.iter().flat_map(|expected| expected.values.chunks_exact(2))) {
@@ -144,12 +144,12 @@ fn comparable_stats(stats: &[[f32; 2]], expected: Option<&ExpectedTensor>) -> Ve
     numbers
 }
 
-/// How many failing random cases are reduced to small ones: each takes up to some hundred runs.
+/// Number of failing random cases that are reduced to small ones, each in up to a few hundred runs.
 const REDUCED: usize = 3;
 
-/// Runs the fixed table, and `random_cases` random cases from `seed` on, on every candidate, and their gradients on every candidate
-/// that has an engine (see [`run_backward_case`]). Only cases with `filter` in their
-/// names; an empty one is in all. The first random cases that fail are reported with the smallest case that still does.
+/// Runs the fixed table and `random_cases` random cases from `seed` on, on every candidate. Gradients run on every
+/// candidate with an engine (see [`run_backward_case`]). Only cases whose name contains `filter` run. The first random
+/// cases that fail are reported as the smallest case that still fails.
 pub fn run_generated(
     candidates: &[Candidate<'_>],
     seed: u64,
@@ -180,7 +180,7 @@ pub fn run_generated(
     Ok(rows)
 }
 
-/// One case on every candidate.
+/// Runs one case on every candidate.
 pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
     let expected = Expected::of(&case.problem, &case.data.inputs())?;
     let run = |candidate: &Candidate<'_>| Row {
@@ -193,15 +193,15 @@ pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Resul
     Ok(candidates.iter().map(run).collect())
 }
 
-/// The smallest failing case below a failing one, as text.
+/// Reduces a failing case and describes the result.
 fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
     let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
     format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
 }
 
-/// Runs every case file under `dir` that has `filter` in its path, in the order of their paths, on every candidate.
+/// Runs every case file under `dir` whose path contains `filter`, in path order, on every candidate.
 ///
-/// A file that cannot be read is a failure of every candidate; only a directory that cannot be read, or holds no case, is an error.
+/// An unreadable file is a failure of every candidate; only an unreadable directory, or one without cases, is an error.
 pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: &mut Control<'_>) -> Result<Vec<Row>> {
     let mut paths = CaseFile::find(dir)?;
     paths.retain(|path| path.display().to_string().contains(filter));
@@ -227,7 +227,7 @@ pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: 
     Ok(rows)
 }
 
-/// How many passed, failed, were skipped.
+/// Counts the rows that passed, failed and were skipped.
 pub fn count<'a>(rows: impl IntoIterator<Item = &'a Row>) -> [usize; 3] {
     let mut counts = [0; 3];
     for row in rows {

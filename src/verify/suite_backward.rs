@@ -1,4 +1,4 @@
-//! Gradients of whatever computes them, held against the oracle's.
+//! Comparison of candidates' gradients with the oracle's.
 
 use crate::plan::DeviceClass;
 use crate::problem::Operand;
@@ -9,10 +9,10 @@ use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::suite::{Candidate, Row, Verdict, verdict_of};
 use crate::{BackwardInputs, DType, Engine, Error, Gradients, HostVec, Inputs, Problem, Result, TensorSpec, Want, WantGradients, gather};
 
-/// Of the cases that take kernels of their own, one in so many is run on software adapters.
+/// Software adapters run one in this many of the cases that need kernels of their own.
 const OTHERS: u64 = 20;
 
-/// Asks `backward` for all gradients of `case` and compares them with the oracle's.
+/// Computes all gradients of `case` with `backward` and compares them with the oracle's.
 ///
 /// [`crate::Error::Unsupported`] is a skip with its reason; any other error is a failure.
 pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
@@ -22,7 +22,7 @@ pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
     }
 }
 
-/// As [`check_backward`], with the oracle's answer already there: to ask several candidates.
+/// Computes all gradients of `case` and compares them with `expected`, which several candidates can share.
 pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
     let want = WantGradients::all(&case.problem);
     match backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want) {
@@ -34,11 +34,11 @@ pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backwar
     }
 }
 
-/// The gradients of one case on every candidate that has an engine, as rows of the suite `gradients`.
+/// Checks the gradients of one case on every candidate with an engine, as rows of the suite `gradients`.
 ///
-/// A software adapter takes half a second for each kernel, of which gradients need up to eight for each combination of storage types:
-/// there only f32 problems with narrow heads are run, which share theirs, and one in twenty of the rest; the others are skipped
-/// with that reason.
+/// A software adapter compiles a kernel in half a second, and gradients need up to eight kernels for each combination
+/// of storage types. Therefore it runs only f32 problems with narrow heads, which share kernels, and one in twenty of
+/// the rest; the others are skipped with that reason.
 pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
     let engines: Vec<_> = candidates.iter().filter_map(|candidate| Some((candidate.name, candidate.engine?))).collect();
     if engines.is_empty() {
@@ -64,7 +64,7 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
     Ok(engines.into_iter().map(run).collect())
 }
 
-/// The statistics of the engine's own forward pass, where it hands them out.
+/// Statistics of the engine's own forward pass, if it supports them.
 fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
     let problem = Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
     match engine.attention(&problem, inputs) {
@@ -73,7 +73,7 @@ fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<
     }
 }
 
-/// All that is wrong with gradients, one line a tensor.
+/// Describes all errors of gradients, at most one per tensor.
 fn differences(problem: &Problem, expected: &ExpectedGradients, got: &Gradients) -> Vec<String> {
     let mut reports = Vec::new();
     for (name, operand, got, expected) in [
@@ -98,7 +98,7 @@ fn differences(problem: &Problem, expected: &ExpectedGradients, got: &Gradients)
     reports
 }
 
-/// What is wrong with the gradient of an operand, which is stored as that is.
+/// Describes an error in the gradient of an operand, which must be stored like the operand.
 fn stored(name: &str, spec: &TensorSpec, shape: [usize; 4], got: Option<&HostVec>, expected: &ExpectedTensor) -> Option<String> {
     let Some(got) = got else { return Some(format!("{name} was asked for and is not there")) };
     let got = got.as_slice();

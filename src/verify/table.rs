@@ -1,4 +1,4 @@
-//! The fixed suite: named problems that hold every option, alone and with others, and the lengths at which tiled code breaks.
+//! Fixed suite: named problems with every option, alone and combined, and with lengths at which tiled code breaks.
 
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
@@ -7,15 +7,15 @@ use crate::{
 };
 use Alignment::{BottomRight, Offset, TopLeft};
 
-/// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and a prime.
+/// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and 13.
 const EDGES: [usize; 12] = [1, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129];
 
-/// Most problems of the table: 2 items, 4 query heads on 2 key heads, 13 rows, 21 keys, width 16.
+/// Sizes of most problems: 2 items, 4 query heads on 2 key heads, 13 rows, 21 keys, width 16.
 const BASE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 13, seq_len_kv: 21, head_dim: 16, head_dim_v: 16 };
-/// Equal sizes, so that a transposed broadcast or a swapped axis still fits and shows only in the numbers.
+/// Equal sizes, so that a transposed broadcast or a swapped axis still fits and shows only in the data.
 const SQUARE: Dims = Dims { batch: 3, num_heads: 3, num_kv_heads: 3, seq_len_q: 17, seq_len_kv: 17, head_dim: 17, head_dim_v: 17 };
 
-/// The whole table.
+/// Builds the whole table.
 pub fn table() -> Result<Vec<Case>> {
     let mut rows = Rows::new();
     lengths(&mut rows);
@@ -32,7 +32,7 @@ pub fn table() -> Result<Vec<Case>> {
         .collect()
 }
 
-/// Seeds are their places in the table.
+/// Names, problems and fills; the seeds of the fills are set from their places in the table.
 type Rows = Vec<(String, Problem, Fill)>;
 
 fn base() -> Problem {
@@ -126,7 +126,7 @@ fn visibility(rows: &mut Rows) {
     push(rows, "packed", Problem { packed: Some(Packed { tokens_q: 20, tokens_kv: 36 }), ..base() }.stored(DType::F32, Layout::Bshd));
 }
 
-/// Every way to broadcast to [batch, num_heads, seq_len_q, seq_len_kv].
+/// Every shape that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv].
 fn broadcasts(dims: Dims) -> impl Iterator<Item = Broadcast> {
     let full = dims.scores_shape();
     (0..16u32).map(move |bits| Broadcast(std::array::from_fn(|axis| if bits >> axis & 1 == 1 { full[axis] } else { 1 })))
@@ -185,7 +185,7 @@ fn scores(rows: &mut Rows) {
     push(rows, "hand-out-weights", with(|p| p.want.weights = true));
     push(rows, "hand-out-weights-with-sinks", with(|p| (p.want.weights, p.sinks) = (true, true)));
     push(rows, "hand-out-weights-causal", Problem { want: Want { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
-    // Scores of hundreds and of thousands, where exp without a maximum taken off would overflow.
+    // Scores in the hundreds and thousands, where exp without subtracting the max would overflow.
     for (name, problem, amplitude) in [
         ("large-logits", base(), 12.0),
         ("very-large-logits-causal", base().causal(BottomRight), 60.0),
@@ -194,7 +194,7 @@ fn scores(rows: &mut Rows) {
     ] {
         rows.push((name.into(), problem, Fill { amplitude, ..Fill::seed(0) }));
     }
-    // One NaN in query, key or value reaches the rows that see it and no others.
+    // One NaN in query, key or value reaches the rows that it is visible to and no others.
     let nan = Fill { nan: true, ..Fill::seed(0) };
     for number in 0..6 {
         rows.push((format!("nan-{number}"), base(), nan));
@@ -219,7 +219,7 @@ fn storage(rows: &mut Rows) {
         });
     }
     push(rows, "packed-qkv-view", {
-        let part = BASE.num_kv_heads * BASE.head_dim; // all heads alike: num_heads == num_kv_heads
+        let part = BASE.num_kv_heads * BASE.head_dim; // equal head counts: num_heads == num_kv_heads
         let dims = Dims { num_heads: BASE.num_kv_heads, seq_len_q: BASE.seq_len_kv, ..BASE };
         let view = |at: usize| TensorSpec {
             dtype: DType::F32,
@@ -325,7 +325,7 @@ fn dropout(rows: &mut Rows) {
     push(rows, "dropout-weights-handed-out", with(|p| (p.dropout, p.want.weights) = (Some(0.25), true)));
 }
 
-/// 3 items in pages of 1 to 64 keys, of which the pool has some more than are used.
+/// Problems of 3 items in pages of 1 to 256 keys; the pool has more pages than are used.
 fn paged(rows: &mut Rows) {
     let dims = Dims { batch: 3, seq_len_kv: 70, ..BASE };
     let pool = |page_size: usize, dims: Dims| {
@@ -358,7 +358,7 @@ fn paged(rows: &mut Rows) {
         p.visibility.documents = true;
         p
     });
-    // A pool in which each page holds its keys and then its values.
+    // A pool whose pages each hold keys, then values.
     push(rows, "paged-keys-and-values-in-turns", {
         let mut p = pool(8, dims);
         let (row, half) = (BASE.num_kv_heads * BASE.head_dim, 8 * BASE.num_kv_heads * BASE.head_dim);
@@ -368,7 +368,7 @@ fn paged(rows: &mut Rows) {
     });
 }
 
-/// Numbers at the ends of what an f32 holds, and sums of many equal ones.
+/// Elements near the limits of f32, and sums of many equal ones.
 fn extremes(rows: &mut Rows) {
     let mut push = |name: String, problem: Problem, extreme| rows.push((name, problem, Fill { extreme, ..Fill::seed(0) }));
     let decode = |keys: usize| Dims { seq_len_q: 1, seq_len_kv: keys, ..Dims::square(1, 2, 0, 8) };
@@ -382,7 +382,7 @@ fn extremes(rows: &mut Rows) {
             );
         }
     }
-    // 4183² * 16 / 4 = 7e7.
+    // The largest scores are 4183² * 16 / 4 = 7e7.
     for number in [30.0, 3000.0, 4183.0] {
         push(format!("all-queries-and-keys-{number}"), base(), Extreme::Scores(number));
         push(format!("all-queries-and-keys-{number}-causal"), base().causal(BottomRight), Extreme::Scores(number));
@@ -392,7 +392,7 @@ fn extremes(rows: &mut Rows) {
         push(format!("values-{factor:e}"), base(), Extreme::Values(factor));
         push(format!("values-{factor:e}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Values(factor));
     }
-    // The farthest positions that a shader counts; what is beyond them is the CPU path's.
+    // The farthest positions that a shader can count to; beyond them only the CPU path computes.
     for number in [1 << 29, -(1 << 29)] {
         let offset = Offset(number);
         push(

@@ -204,8 +204,8 @@ fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
 /// in many steps. Forward keys and values may not fit one binding.
 fn bounded_of(caps: DeviceCaps, task: &Task) -> DeviceCaps {
     let problem = &task.case.problem;
-    // Gradients are of keys and values that are bound whole.
-    let keys = if task.algorithm.is_none() { problem.key_len().max(problem.value_len()) } else { 0 };
+    // The backward pass binds keys, values and biases whole.
+    let keys = if task.algorithm.is_none() { problem.key_len().max(problem.value_len()).max(problem.scores_len()) } else { 0 };
     let longest = problem.query_len().max(problem.output_len()).max(4 * problem.lse_len()).max(keys);
     DeviceCaps { loop_iterations: Some(1), binding_bytes: 8 * longest as u64 + 1024, ..caps }
 }
