@@ -207,7 +207,9 @@ fn bounded_of(caps: DeviceCaps, task: &Task) -> DeviceCaps {
     // The backward pass binds keys, values and biases whole.
     let keys = if task.algorithm.is_none() { problem.key_len().max(problem.value_len()).max(problem.scores_len()) } else { 0 };
     let longest = problem.query_len().max(problem.output_len()).max(4 * problem.lse_len()).max(keys);
-    DeviceCaps { loop_iterations: Some(1), binding_bytes: 8 * longest as u64 + 1024, ..caps }
+    // What is not cut, as the ends of rows and the reductions, needs some iterations.
+    let loop_iterations = Some(if task.algorithm.is_none() { 2000 } else { 1 });
+    DeviceCaps { loop_iterations, binding_bytes: 8 * longest as u64 + 1024, ..caps }
 }
 
 fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {
