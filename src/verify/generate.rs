@@ -263,7 +263,8 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     })
 }
 
-const PLAINER: [fn(&mut Problem); 23] = [
+const PLAINER: [fn(&mut Problem); 24] = [
+    |p| p.dropout = None,
     |p| p.paged = None,
     |p| p.packed = None,
     |p| p.visibility.mask = None,
