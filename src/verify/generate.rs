@@ -242,10 +242,11 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
         let mut q = p;
         let now = *set(&mut q.dims);
         // Not to 0: an empty problem is no smaller case of a failure.
-        for next in [1, now / 2, now.saturating_sub(1)].into_iter().filter(|&next| next > 0) {
+        for next in [1, now / 2, now.saturating_sub(1)].into_iter().filter(|next| (1..now).contains(next)) {
             let mut q = p;
             *set(&mut q.dims) = next;
-            simpler.push((q, fill));
+            // Other sizes have other elements, whose luck should not keep the case large.
+            simpler.extend([(q, fill), (q, Fill { seed: fill.seed.wrapping_add(1), ..fill })]);
         }
     }
     let mut same_group = p;
