@@ -41,7 +41,7 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
     check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, algorithm, plan))
 }
 
-/// The same for the gradients of `problem`.
+/// Tries the kernels of the gradients of `problem` likewise.
 pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
     if !gpu.wants_canary() || gpu.is_backward_prepared(problem, want) {
         return Ok(());
@@ -144,21 +144,19 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
     let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Control::default())?;
     let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
-    // Of terms up to 1, times the scale: where a row sees one key they leave nothing of each other.
+    // Terms are up to 1, times the scale, and may cancel: all of them where a row sees one key.
     let least = problem.effective_scale().abs().max(1.0);
-    let same = |got: Option<HostVec>, expected: Option<HostVec>| match (got, expected) {
+    let all = |of: Gradients| {
+        let vectors = [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
+        [of.query, of.key, of.value].into_iter().chain(vectors)
+    };
+    Ok(all(got).zip(all(expected)).all(|pair| match pair {
         (Some(got), Some(expected)) => agrees_at(least, &got, &expected),
         (got, expected) => got.is_none() && expected.is_none(),
-    };
-    let vectors = |of: Gradients| [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
-    let all = |mut of: Gradients| {
-        let operands = [of.query.take(), of.key.take(), of.value.take()];
-        operands.into_iter().chain(vectors(of))
-    };
-    Ok(all(got).zip(all(expected)).all(|(got, expected)| same(got, expected)))
+    }))
 }
 
-/// What a tiny problem is computed from.
+/// Inputs of a tiny problem.
 struct Data {
     query: HostVec,
     key: HostVec,

@@ -219,16 +219,9 @@ impl Engine {
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Place::Gpu(gpu) if !is_empty(problem) => match canary::check_backward(gpu, problem, want) {
-                Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
-                    log::warn!("{error}; the CPU path computes it");
-                    cpu::backward::attention(problem, inputs, backward, want, control)
-                }
-                checked => {
-                    checked?;
-                    gpu.backward(problem, inputs, backward, want, waiting, control).await
-                }
-            },
+            Place::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
+                gpu.backward(problem, inputs, backward, want, waiting, control).await
+            }
             Place::Oracle => {
                 cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
             }
@@ -241,18 +234,21 @@ impl Engine {
         inputs.check(problem)?;
         match &self.place {
             Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
-            Place::Cpu => cpu::tiled::attention(problem, inputs, control),
-            Place::Gpu(_) if is_empty(problem) => cpu::tiled::attention(problem, inputs, control),
-            Place::Gpu(gpu) => match canary::check(gpu, problem, self.algorithm) {
-                Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
-                    log::warn!("{error}; the CPU path computes it");
-                    cpu::tiled::attention(problem, inputs, control)
-                }
-                checked => {
-                    checked?;
-                    gpu.attention(problem, inputs, self.algorithm, waiting, control).await
-                }
-            },
+            Place::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
+                gpu.attention(problem, inputs, self.algorithm, waiting, control).await
+            }
+            Place::Cpu | Place::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
+        }
+    }
+
+    /// True if the device may compute after the canary's verdict, false if the CPU path stands in for it.
+    fn may_run(&self, checked: Result<()>) -> Result<bool> {
+        match checked {
+            Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
+                log::warn!("{error}; the CPU path computes it");
+                Ok(false)
+            }
+            checked => checked.map(|()| true),
         }
     }
 }

@@ -149,7 +149,7 @@ pub(crate) fn agrees(got: &HostVec, expected: &HostVec) -> bool {
     agrees_at(0.0, got, expected)
 }
 
-/// The same of sums whose terms have a size of at least `least`, and may leave nothing of each other.
+/// Compares outputs like [`agrees`], relative to `least` where that is more: sums whose terms are that large may cancel.
 pub(crate) fn agrees_at(least: f32, got: &HostVec, expected: &HostVec) -> bool {
     let rounding = match expected.as_slice().dtype() {
         DType::F16 => 2e-3,

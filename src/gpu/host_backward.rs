@@ -47,7 +47,7 @@ impl Gpu {
         result
     }
 
-    /// Whether a call for these gradients has been made ready before, and is not running.
+    /// True if a call for these gradients has been prepared before and is not running.
     pub(crate) fn is_backward_prepared(&self, problem: &Problem, want: &WantGradients) -> bool {
         self.prepared_backward().has(|kept| kept.problem == *problem && kept.want == *want)
     }

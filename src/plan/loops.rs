@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// What goes over everything in one dispatch is refused where that is too much, with what would help.
+    /// Kernels that go over everything in one dispatch are refused where that is too much, with the remedy.
     #[test]
     fn what_is_too_long_is_refused() {
         let old = caps(DeviceClass::Software, Some(65_535));

@@ -154,8 +154,29 @@ fn is_dense(spec: &TensorSpec) -> bool {
     !matches!(spec.layout, Layout::Strided(_)) && spec.offset == 0
 }
 
-fn bytes_of(numbers: &[f32]) -> Vec<u8> {
+pub(super) fn bytes_of(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// 32-bit words of a buffer's bytes.
+pub(super) fn words_of(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+}
+
+pub(super) fn f32s_of(bytes: &[u8]) -> Vec<f32> {
+    words_of(bytes).map(f32::from_bits).collect()
+}
+
+/// First `len` elements stored in a buffer's bytes.
+pub(super) fn stored(dtype: DType, bytes: &[u8], len: usize) -> HostVec {
+    let halves = bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).take(len);
+    match dtype {
+        DType::F32 => HostVec::F32(f32s_of(bytes)),
+        DType::F16 => HostVec::F16(halves.map(f16::from_bits).collect()),
+        DType::BF16 => HostVec::BF16(halves.map(bf16::from_bits).collect()),
+        DType::Q8 => HostVec::Q8(words_of(bytes).collect()),
+        DType::Q4 => HostVec::Q4(words_of(bytes).collect()),
+    }
 }
 
 /// Buffers by name.
@@ -216,16 +237,10 @@ impl Buffers {
     }
 
     fn stored(&self, spec: &TensorSpec, name: &str, len: usize) -> HostVec {
-        let bytes = self.bytes(name);
-        let halves = bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).take(len);
-        match spec.dtype {
-            DType::F16 => HostVec::F16(halves.map(f16::from_bits).collect()),
-            DType::BF16 => HostVec::BF16(halves.map(bf16::from_bits).collect()),
-            _ => HostVec::F32(self.f32s(name)),
-        }
+        stored(spec.dtype, &self.bytes(name), len)
     }
 
     fn f32s(&self, name: &str) -> Vec<f32> {
-        self.bytes(name).chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
+        f32s_of(&self.bytes(name))
     }
 }

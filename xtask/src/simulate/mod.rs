@@ -177,7 +177,7 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
                 if !seen.insert((texts, plan.dispatches.len(), size)) {
                     continue;
                 }
-                // What takes part in no shuffle alone must also do with subgroups that are too small, or not full.
+                // Kernels that count their lanes must also work with subgroups that are too small or not full.
                 let counts_lanes = plan.kernels.iter().any(|kernel| kernel.text.contains("fn thread_of("));
                 let unsaid: &[u32] =
                     if counts_lanes && !plan.kernels[0].name.starts_with("matrix") && size == 32 { &[4, 128] } else { &[] };
@@ -207,7 +207,7 @@ fn bounded_of(caps: DeviceCaps, task: &Task) -> DeviceCaps {
     // The backward pass binds keys, values and biases whole.
     let keys = if task.algorithm.is_none() { problem.key_len().max(problem.value_len()).max(problem.scores_len()) } else { 0 };
     let longest = problem.query_len().max(problem.output_len()).max(4 * problem.lse_len()).max(keys);
-    // What is not cut, as the ends of rows and the reductions, needs some iterations.
+    // Steps that are not cut, such as the ends of rows and the reductions, need some iterations.
     let loop_iterations = Some(if task.algorithm.is_none() { 2000 } else { 1 });
     DeviceCaps { loop_iterations, binding_bytes: 8 * longest as u64 + 1024, ..caps }
 }

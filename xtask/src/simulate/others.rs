@@ -7,7 +7,7 @@ use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::{DType, HostVec};
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options};
 
-use super::device::{POISON, Shaders};
+use super::device::{POISON, Shaders, bytes_of, f32s_of, stored, words_of};
 use super::log::Log;
 
 /// Runs every one of them; gives the number of runs.
@@ -42,7 +42,7 @@ struct Kernel<'a> {
     log: &'a Log,
 }
 
-/// What the fields of the uniform are set to; the others are 0.
+/// Values of the uniform's fields; the others are 0.
 type Fields<'a> = &'a [(&'a str, &'a [u32])];
 
 impl Kernel<'_> {
@@ -110,7 +110,7 @@ impl Kernel<'_> {
         let len = (2 * item_stride * columns) as usize;
         let mut buffers = vec![(1, filled(&x)), (2, filled(&w)), (3, Buffer::unwritten(4 * len, POISON))];
         buffers.extend(has_bias.then(|| (4, filled(&bias))));
-        let y = f32s(&self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?[&3]);
+        let y = f32s_of(&self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?[&3]);
         for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
             let product: f32 = (0..depth).map(|k| x[(row * depth + k) as usize] * w[(column * depth + k) as usize]).sum();
             let expected = product + if has_bias { bias[column as usize] } else { 0.0 };
@@ -125,7 +125,7 @@ impl Kernel<'_> {
         let workgroups = rows.div_ceil(16) * columns.div_ceil(16);
         let fields: Fields<'_> = &[("rows", &[rows]), ("columns", &[columns]), ("grid_width", &[4]), ("end_workgroup", &[workgroups])];
         let buffers = vec![(1, filled(&x)), (2, Buffer::unwritten(4 * x.len(), POISON))];
-        let y = f32s(&self.dispatch(fields, [4, workgroups / 4 + 1, 1], buffers)?[&2]);
+        let y = f32s_of(&self.dispatch(fields, [4, workgroups / 4 + 1, 1], buffers)?[&2]);
         for (at, &expected) in x.iter().enumerate() {
             let (row, column) = (at / columns as usize, at % columns as usize);
             same(&format!("Y at {column}, {row}"), y[column * rows as usize + row], expected, 0.0)?;
@@ -138,7 +138,7 @@ impl Kernel<'_> {
         let state = [[1, 2, 0, 7, 9], [3; 5], [16, 16, 16, 16, 10], [0; 5]].concat();
         let got = self.dispatch(&[("slots", &[5]), ("workgroups", &[1]), ("grid_width", &[1])], [2, 1, 1], vec![(1, words(&state))])?;
         let expected = [[4, 5, 3, 10, 9], [3, 3, 3, 3, 0], [16, 16, 16, 16, 10], [0, 0, 0, 0, 1]].concat();
-        same_words("state", &u32s(&got[&1]), &expected)
+        same_words("state", &words_of(&got[&1]).collect::<Vec<u32>>(), &expected)
     }
 
     fn copy_pages(&self) -> Answer {
@@ -146,7 +146,7 @@ impl Kernel<'_> {
         let fields: Fields<'_> = &[("copies", &[2]), ("page_words", &[40]), ("workgroups", &[2]), ("grid_width", &[2])];
         let got = self.dispatch(fields, [2, 2, 1], vec![(1, words(&[3, 0, 1, 4])), (4, words(&pool))])?;
         let page = |page: usize| pool[page * 40..][..40].to_vec();
-        same_words("pool", &u32s(&got[&4]), &[page(3), page(1), page(2), page(3), page(1)].concat())
+        same_words("pool", &words_of(&got[&4]).collect::<Vec<u32>>(), &[page(3), page(1), page(2), page(3), page(1)].concat())
     }
 
     /// One good item; the others have a page past the pool, an over-full last page, an empty one, no page, pages that end before they start,
@@ -166,7 +166,7 @@ impl Kernel<'_> {
         let indptr = words(&[0, 2, 3, 4, 5, 5, 4, 9]);
         let last_page_len = words(&[3, 1, 9, 0, 1, 1, 1]);
         let buffers = vec![(1, words(&[0; 29])), (2, indptr), (3, words(&[5, 1, 9, 2, 4])), (6, last_page_len)];
-        let got = u32s(&self.dispatch(fields, [1, 1, 1], buffers)?[&1]);
+        let got: Vec<u32> = words_of(&self.dispatch(fields, [1, 1, 1], buffers)?[&1]).collect();
         const NONE: u32 = u32::MAX;
         let pages = [[5, 1, NONE], [9, NONE, NONE], [2, NONE, NONE], [4, NONE, NONE], [NONE; 3], [NONE; 3], [NONE; 3]];
         let expected = [&[0, 11, 0, 0, 0, 0, 0, 0][..], pages.as_flattened()].concat();
@@ -192,7 +192,7 @@ impl Kernel<'_> {
         let got = self.dispatch(fields, [1, 1, 1], buffers)?;
         let places: Vec<usize> = positions.iter().map(|&position| position as usize).collect();
         rotary.apply_tokens(&mut rows, heads as usize, head_dim as usize, &places).map_err(|error| error.to_string())?;
-        near("rows", &read(dtype, &got[&6], rows.len()), &rows, epsilon(dtype))
+        near("rows", &stored(dtype, &got[&6], rows.len()).to_f32(), &rows, epsilon(dtype))
     }
 
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
@@ -251,7 +251,7 @@ impl Kernel<'_> {
         buffers.extend(has_query.then(|| (6, Buffer::filled(query.as_slice().bytes()))));
         buffers.extend(is_turned.then(|| (7, filled(&angles(&rotary)))));
         let got = self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?;
-        let pools = [read(cache, &got[&4], (8 * heads * page * dim) as usize), read(cache, &got[&5], (8 * heads * page * dim_v) as usize)];
+        let pools = [(4, dim), (5, dim_v)].map(|(at, dim)| stored(cache, &got[&at], (8 * heads * page * dim) as usize).to_f32());
         let turned = |row: &[f32], position: u32| -> Answer<Vec<f32>> {
             let mut row = row.to_vec();
             if is_turned {
@@ -281,7 +281,7 @@ impl Kernel<'_> {
             for head in (0..queries).filter(|_| has_query) {
                 let at = (((item * queries + head) * tokens + token) * dim) as usize;
                 let row = turned(&query.to_f32()[at..][..dim as usize], position)?;
-                near("the queries", &read(new, &got[&6], query.as_slice().len())[at..][..dim as usize], &row, epsilon(new))?;
+                near("the queries", &stored(new, &got[&6], query.as_slice().len()).to_f32()[at..][..dim as usize], &row, epsilon(new))?;
             }
         }
         Ok(())
@@ -321,41 +321,14 @@ fn numbers(len: u32, from: u32) -> Vec<f32> {
 }
 
 fn filled(numbers: &[f32]) -> Buffer {
-    Buffer::filled(&numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+    Buffer::filled(&bytes_of(numbers))
 }
 
 fn words(words: &[u32]) -> Buffer {
     Buffer::filled(&words.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-fn u32s(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
-}
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    u32s(bytes).into_iter().map(f32::from_bits).collect()
-}
-
-/// Numbers as they are stored.
-fn read(dtype: DType, bytes: &[u8], len: usize) -> Vec<f32> {
-    let words = u32s(bytes);
-    let slice = match dtype {
-        DType::F32 => return f32s(bytes),
-        DType::Q8 => wgpu_attention::HostSlice::Q8(&words),
-        DType::Q4 => wgpu_attention::HostSlice::Q4(&words),
-        _ => {
-            let halves = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]).take(len);
-            let widen = |bits: u16| match dtype {
-                DType::F16 => wgpu_attention::f16::from_bits(bits).to_f32(),
-                _ => wgpu_attention::bf16::from_bits(bits).to_f32(),
-            };
-            return halves.map(widen).collect();
-        }
-    };
-    (0..len).map(|at| slice.get(at)).collect()
-}
-
-/// How far a stored number of at most 1 may be off.
+/// Tolerance of a stored element of at most 1.
 fn epsilon(dtype: DType) -> f32 {
     match dtype {
         DType::F32 => 1e-6,
