@@ -63,7 +63,7 @@ impl Kernel<'_> {
         Ok(numbers.into_iter().zip(list).map(|(number, buffer)| (number, buffer.bytes())).collect())
     }
 
-    /// The uniform's bytes, by the names of its fields in the shader's own text: u32 and vec4<u32>.
+    /// The uniform's bytes, by the names of its fields in the shader's own text: `u32` and `vec4<u32>`.
     fn params(&self, fields: Fields<'_>) -> Answer<Vec<u8>> {
         let text = &self.export.text;
         let start = text.find("Params {").ok_or("it has no params")?;
