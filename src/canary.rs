@@ -212,7 +212,8 @@ impl Data {
 mod tests {
     use super::*;
     use crate::gpu::{ShaderOptions, choose_every};
-    use crate::{Alignment, DType, Engine};
+    use crate::layer::{Linear, MultiHead};
+    use crate::{Alignment, Backend, DType, Engine, EngineOptions};
 
     fn gpus(options: ShaderOptions) -> Vec<Gpu> {
         let chosen = pollster::block_on(choose_every());
@@ -291,6 +292,37 @@ mod tests {
             let got = Engine::on_gpu(gpu).falling_back().backward(&problem, &inputs, &backward, &want).expect("the CPU's");
             let right = cpu::backward::attention(&problem, &inputs, &backward, &want, &mut Control::default()).expect("computed");
             assert_eq!(got, right);
+        }
+    }
+
+    #[test]
+    fn the_cpu_stands_in_for_a_layer_too() {
+        // As above, kernels that no other test has.
+        let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let identity =
+            |n: usize| Linear::new((0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect(), None, n).expect("square");
+        let [w_q, w_k, w_v, w_o] = [72; 4].map(identity);
+        let layer = MultiHead::new(w_q, w_k, w_v, w_o, 2, 2).expect("a layer");
+        let problem = layer.problem(1, 30, 30).causal(Alignment::TopLeft).want(Want { lse: true, ..Want::default() });
+        let x: Vec<f32> = (0..30 * 72).map(|i| (i as f32 * 0.37).sin()).collect();
+        let inputs = Inputs::new(&x, &x, &x);
+        for gpu in gpus(special) {
+            let forward = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
+            let backward = Plan::backward(&problem, &WantGradients::all(&problem), gpu.caps()).expect("planned");
+            let gradient = backward.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
+            let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
+            for key in [forward, gradient.expect("one").clone()] {
+                gpu.compile_changed(key, |text| text.replace("var words = bits;", tenth_more)).expect("valid");
+            }
+            let strict = Engine::on_gpu(gpu.clone());
+            assert!(matches!(layer.forward(&strict, &problem, &inputs), Err(Error::Miscomputed { .. })), "{}", gpu.name());
+            let lenient = Engine::on_gpu(gpu).falling_back();
+            let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..EngineOptions::default() }).expect("always there");
+            let got = layer.forward_with_steps(&lenient, &problem, &inputs).expect("the CPU's");
+            assert_eq!(got, layer.forward_with_steps(&cpu, &problem, &inputs).expect("computed"));
+            assert!(matches!(layer.backward(&strict, &problem, &inputs, &got, &x), Err(Error::Miscomputed { .. })));
+            let gradients = layer.backward(&lenient, &problem, &inputs, &got, &x).expect("the CPU's");
+            assert_eq!(gradients, layer.backward(&cpu, &problem, &inputs, &got, &x).expect("computed"));
         }
     }
 }

@@ -242,7 +242,7 @@ impl Engine {
     }
 
     /// True if the device may compute after the canary's verdict, false if the CPU path stands in for it.
-    fn may_run(&self, checked: Result<()>) -> Result<bool> {
+    pub(crate) fn may_run(&self, checked: Result<()>) -> Result<bool> {
         match checked {
             Err(error @ Error::Miscomputed { .. }) if self.falls_back => {
                 log::warn!("{error}; the CPU path computes it");

@@ -90,7 +90,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
         }
 
-        let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end);
+        var bits = 0u; // the largest of the scores'; none is larger than that of -inf, which hides
+        for (var r = 0u; r < ROWS; r++) {
+            for (var c = 0u; c < STEP; c++) {
+                bits = max(bits, bitcast<u32>(score[r][c]));
+            }
+        }
+        let overflows = !is_modified() && bits >= NEGATIVE_INFINITY;
+        let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end) && !overflows;
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let old_top = top[r];
@@ -99,11 +106,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 let key = first + c;
                 var inside = !is_modified() || rows[r].row < item.rows; // rows past the last have no bias and no mask
                 if (!clear) {
-                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
+                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end) && !is_negative_infinity(score[r][c]);
                 }
-                let scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
-                var is_number = scored.visible;
-                if (is_modified()) { // elsewhere a score of NaN or infinity shows in the row's sum
+                var scored = Scored(score[r][c], inside);
+                var is_number = inside;
+                if (is_modified()) { // elsewhere a score of NaN or +inf shows in the row's sum
+                    scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
                     nan_rows |= select(0u, 1u << r, is_nan_score(scored));
                     is_number = scored.visible && !is_nan_score(scored);
                 }

@@ -59,7 +59,7 @@ fn is_shown(at: Pair) -> bool {
 // A bias of -inf hides, and so does a score that overflows to it. A visible score is finite, or makes its row NaN: see is_nan_score.
 fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
     if (!is_modified() || !inside) {
-        return Scored(scaled, inside);
+        return Scored(scaled, inside && !is_negative_infinity(scaled));
     }
     var score = scaled;
     var is_hidden = false;

@@ -10,7 +10,6 @@ use super::backward::units;
 use super::backward_unit::{Forward, GradientTile, Scratch, Side, Visitor, visit};
 use super::pack::Rows;
 use super::shared::Shared;
-use super::tile::Hiding;
 use super::unit::{Job, Unit};
 use crate::{Broadcast, Control, Result};
 
@@ -88,7 +87,7 @@ struct AddingBias<'a> {
 }
 
 impl Visitor for AddingBias<'_> {
-    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, _: Rows<'_>, _: Hiding) {
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, _: Rows<'_>) {
         let width = side.panel.width;
         let d_bias = tile.d_bias(self.job, width * keys.len());
         let [of_batch, of_head, of_row, of_key] = self.strides;

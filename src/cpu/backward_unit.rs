@@ -232,7 +232,7 @@ impl GradientTile {
 /// Consumer of a unit's weights and score gradients, tile by tile.
 pub(super) trait Visitor {
     /// Consumes the tile of a panel and these keys.
-    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding);
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>);
 
     /// Called once all panels are done with these keys.
     fn block_ended(&mut self, _keys: &Range<usize>) {}
@@ -276,7 +276,7 @@ pub(super) fn visit(
             let (key, value) = (key.from(some.start - keys.start), value.from(some.start - keys.start));
             let hiding = tile.compute(job, unit, side, &some, key, value);
             if hiding != Hiding::Everything {
-                visitor.tile(tile, side, &some, key, hiding);
+                visitor.tile(tile, side, &some, key);
             }
         }
         visitor.block_ended(&keys);
@@ -317,10 +317,10 @@ struct Adding<'a> {
 }
 
 impl Visitor for Adding<'_> {
-    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding) {
+    fn tile(&mut self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>) {
         let work = self.work;
         let width = side.panel.width;
-        work.add_query(tile, side, keys, key, hiding);
+        work.add_query(tile, side, keys, key);
         let first = keys.start - self.unit.keys.start;
         if work.want.key {
             let step = self.key.step;
@@ -377,13 +377,13 @@ impl Work<'_> {
     }
 
     /// dQ += dscore K.
-    fn add_query(&self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>, hiding: Hiding) {
+    fn add_query(&self, tile: &mut GradientTile, side: &mut Side, keys: &Range<usize>, key: Rows<'_>) {
         if self.query.is_none() {
             return;
         }
         let width = side.panel.width;
         // NaN or infinity in a key shows in the scores of rows that it is visible to; for others, 0 times it must be 0.
-        let finite = hiding == Hiding::Nothing || (0..keys.len()).all(|j| all_finite(key.row(j)));
+        let finite = (0..keys.len()).all(|j| all_finite(key.row(j)));
         let used = if finite { key } else { key.cleaned(keys.len(), &mut tile.tile.clean) };
         self.job.isa.run(Product {
             panel: width,

@@ -110,7 +110,9 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                         let column = (-distance).clamp(-max, max) + max;
                         biases.push(inputs.relative_bias[h * (2 * max as usize + 1) + column as usize]);
                     }
-                    let biased_from = |score: f64| biases.iter().fold(score, |sum, &bias| f64::from(sum as f32 + bias));
+                    // A sum that f32 cannot hold is infinite with or without biases.
+                    let held = |sum: f64| if (sum as f32).is_infinite() { f64::from(sum as f32) } else { sum };
+                    let biased_from = |score: f64| held(biases.iter().fold(score, |sum, &bias| f64::from(sum as f32 + bias)));
                     let score = scale * dot;
                     out.raw[at] = score;
                     out.capped[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { cap(score) } else { score };

@@ -56,8 +56,8 @@ impl Narrow {
             let keys = start..unit.keys.end.min(start + block);
             let key = key_rows(job, unit, Operand::Key, &keys, key_in_place, key_buffer);
             let value = key_rows(job, unit, Operand::Value, &keys, value_in_place, value_buffer);
-            let hidden = self.score(job, unit, start, keys.len(), key);
-            self.accumulate(job, unit, &keys, value, hidden);
+            self.score(job, unit, start, keys.len(), key);
+            self.accumulate(job, unit, &keys, value);
         }
         let (max, sum) = (self.max.take(unit.rows), self.sum.take(unit.rows));
         for (r, row) in self.output.take(unit.rows * output_step).chunks_exact_mut(output_step).enumerate() {
@@ -76,8 +76,8 @@ impl Narrow {
         }
     }
 
-    /// Computes the scores of `count` keys from `start` on, -inf where masked. Returns true if some may be masked.
-    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>) -> bool {
+    /// Computes the scores of `count` keys from `start` on, -inf where masked.
+    fn score(&mut self, job: &Job<'_>, unit: &Unit, start: usize, count: usize, key: Rows<'_>) {
         let problem = job.problem;
         let item = &job.items[unit.item];
         let step = count.next_multiple_of(LINE);
@@ -110,26 +110,24 @@ impl Narrow {
                 bounds: None,
             });
         }
-        let mut hidden = has_extra;
         for (r, row) in scores.chunks_exact_mut(step).enumerate() {
             let seen = item.interval(problem, unit.row(problem, r).1);
             let inside = |key: usize| key.clamp(start, start + count) - start;
-            hidden |= inside(seen.start) > 0 || inside(seen.end) < count;
             row[..inside(seen.start)].fill(f32::NEG_INFINITY);
             row[inside(seen.end)..].fill(f32::NEG_INFINITY);
         }
-        hidden
     }
 
     /// Folds the scored keys into running max, running sum and output.
-    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, keys: &Range<usize>, value: Rows<'_>, hidden: bool) {
+    fn accumulate(&mut self, job: &Job<'_>, unit: &Unit, keys: &Range<usize>, value: Rows<'_>) {
         let count = keys.len();
         let step = count.next_multiple_of(LINE);
         let output_step = value.width.next_multiple_of(LINE);
         let alpha = self.alpha.take(unit.rows);
         let output = self.output.take(unit.rows * output_step);
-        let unfinite = hidden && job.output.is_some() && !(0..count).all(|j| all_finite(value.row(j)));
         let scores = self.scores.take(unit.rows * step);
+        let hidden = || scores.iter().fold(false, |any, &score| any | (score == f32::NEG_INFINITY));
+        let unfinite = job.output.is_some() && hidden() && !(0..count).all(|j| all_finite(value.row(j)));
         if unfinite {
             self.before.take(unit.rows * step).copy_from_slice(scores);
         }

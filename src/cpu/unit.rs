@@ -228,7 +228,7 @@ impl Tile {
         self.score(job, panel, key, keys.len());
         self.modify(job, panel, keys.len(), hiding);
         let width = panel.width;
-        let finite = hiding == Hiding::Nothing || job.output.is_none() || block.is_finite();
+        let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `hiding` says
         if !finite {
             self.keep_scores(width * keys.len());
         }

@@ -113,8 +113,10 @@ impl MultiHead {
         let backward = Backward { layer: self, problem, inputs, x, steps, stats, d_output };
         match engine.gpu() {
             // Buffers of no size cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) => {
-                canary::check_backward(gpu, problem, &WantGradients::all(problem))?;
+            Some(gpu)
+                if x.iter().all(|x| !x.is_empty())
+                    && engine.may_run(canary::check_backward(gpu, problem, &WantGradients::all(problem)))? =>
+            {
                 backward.on_gpu(gpu)
             }
             _ => backward.on_host(engine),

@@ -14,6 +14,7 @@ pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]
 pub use weights::{Naming, WeightFile};
 
+use crate::canary;
 use crate::gpu::{self, Gpu};
 use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Result, TensorSpec};
 
@@ -210,8 +211,7 @@ impl MultiHead {
         let x = self.check(problem, inputs)?;
         match engine.gpu() {
             // Buffers of no size cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) => {
-                engine.check_kernels(problem)?;
+            Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check(gpu, problem, engine.algorithm()))? => {
                 self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps)
             }
             _ => self.on_host(engine, problem, inputs, x, steps),

@@ -35,6 +35,8 @@ pub enum Extreme {
     Values(f32),
     /// Every element of query, key and value, and therefore of the output.
     All(f32),
+    /// Scores that overflow to -inf at every third key, which hides it, and infinite values there.
+    Overflow,
 }
 
 impl Fill {
@@ -145,6 +147,15 @@ impl Case {
             Extreme::Scores(x) => [&mut query, &mut key].into_iter().for_each(|numbers| numbers.fill(x)),
             Extreme::Values(x) => value.iter_mut().for_each(|value| *value *= x),
             Extreme::All(x) => [&mut query, &mut key, &mut value].into_iter().for_each(|numbers| numbers.fill(x)),
+            Extreme::Overflow => {
+                query.iter_mut().for_each(|x| *x = 1e30 * x.abs());
+                key.iter_mut().for_each(|x| *x *= 1e-30);
+                for (numbers, operand, x) in [(&mut key, Operand::Key, -1e30), (&mut value, Operand::Value, f32::INFINITY)] {
+                    let [.., seq, dim] = problem.shape(operand);
+                    let hidden = numbers.chunks_exact_mut(dim).enumerate().filter(|(row, _)| row % seq % 3 == 1);
+                    hidden.for_each(|(_, row)| row.fill(x));
+                }
+            }
         }
         if fill.nan {
             let tensors = [&mut query, &mut key, &mut value];

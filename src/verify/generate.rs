@@ -153,6 +153,7 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
     match r.below(4) {
         0 if is_wide => Extreme::Values(r.pick(&[1e30, 1e-39])),
         1 => Extreme::All(0.1),
+        2 if is_wide => Extreme::Overflow,
         _ => Extreme::Scores(r.pick(&[3000.0, 30.0])),
     }
 }

@@ -392,6 +392,14 @@ fn extremes(rows: &mut Rows) {
         push(format!("values-{factor:e}"), base(), Extreme::Values(factor));
         push(format!("values-{factor:e}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Values(factor));
     }
+    for (name, problem) in [
+        ("", base()),
+        ("-causal", base().causal(BottomRight)),
+        ("-decode", Problem::new(decode(1000)).with_lse()),
+        ("-long", Problem::new(Dims::square(1, 1, 130, 64)).with_lse()),
+    ] {
+        push(format!("scores-overflow{name}"), problem, Extreme::Overflow);
+    }
     // The farthest positions that a shader can count to; beyond them only the CPU path computes.
     for number in [1 << 29, -(1 << 29)] {
         let offset = Offset(number);
