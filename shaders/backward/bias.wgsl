@@ -1,9 +1,9 @@
-// Defines: main: the gradient of the bias, summed over the axes along which it is broadcast, or a part of the terms of that sum.
+// Defines: main: gradient of the bias, summed over its broadcast axes, or a partial sum.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
 // See: src/cpu/naive_backward.rs has the formulas.
 //
-// A workgroup owns 16 x 16 elements of the bias (one row, one column or one element of it where an axis is broadcast) and goes over all
-// squares of pairs that add to them, or over one of `splits` parts of those.
+// A workgroup owns 16 x 16 elements of the bias (one row, column or element where an axis is broadcast) and visits all
+// squares of pairs that add to them, or one of `splits` parts of these squares.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -11,7 +11,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (index == NO_WORK) {
         return;
     }
-    // Along each of batch, head, rows, keys: whether the axis is summed, its items or squares, those of the bias and those of the sum.
+    // Along batch, head, rows, keys: true if summed; extent in items or squares; extents of the bias and of the sum.
     let summed = params.bias_strides == vec4<u32>(0u);
     let extents = vec4<u32>(params.batch, params.num_heads, (params.seq_len_q + SIDE - 1u) / SIDE, (params.seq_len_kv + SIDE - 1u) / SIDE);
     let own_extents = select(extents, vec4<u32>(1u), summed);
@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             square_tile[thread] += square_tile[r * SIDE + thread];
         }
     }
-    workgroupBarrier(); // between the rows being summed and the keys
+    workgroupBarrier(); // between the sums over rows and over keys
     if (summed.w && thread < SIDE) {
         for (var c = 1u; c < SIDE; c++) {
             square_tile[thread * SIDE] += square_tile[thread * SIDE + c];
@@ -54,7 +54,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 }
 
-// The digits of a number to these bases, the last one the lowest.
+// Digits of a number in the given bases, the last one the lowest.
 fn digits(number: u32, bases: vec4<u32>) -> vec4<u32> {
     let above = number / bases.w;
     let higher = above / bases.z;

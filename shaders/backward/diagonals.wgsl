@@ -1,9 +1,9 @@
-// Defines: main: the sums of the biases' gradients along each diagonal of the pairs of one head and item, where key - row is the same.
+// Defines: main: sums of the biases' gradients along each diagonal (constant key - row) of one head and item.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas; relative.wgsl goes on with the sums.
+// See: src/cpu/naive_backward.rs has the formulas; relative.wgsl reads the sums.
 //
-// A workgroup takes a diagonal of squares, whose pairs lie on 31 diagonals: place t is key - row = 16 (band - row squares + 1) + t - 15.
-// The diagonals of one band are the upper half of the next one's: each has two sums.
+// A workgroup takes a band, a diagonal of squares whose pairs are on 31 diagonals. Place t of a band has
+// key - row = 16 (band - row_squares + 1) + t - 15. Places from 16 on are also in the next band: they have two sums.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -17,7 +17,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let band = index % bands;
     let head = index / bands % params.num_heads;
     let item = item_of(index / bands / params.num_heads);
-    // Square (r, k) is of band k + row_squares - 1 - r.
+    // Square (r, k) is in band k + row_squares - 1 - r.
     let first = row_squares - 1u - min(band, row_squares - 1u);
     for (var r = first; r < min(row_squares, row_squares + key_squares - 1u - band); r++) {
         pairs_of_square(item, head, vec2<u32>(r, band + r + 1u - row_squares) * SIDE, thread);

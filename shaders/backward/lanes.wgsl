@@ -1,12 +1,12 @@
-// Defines: main: the gradients of what the workgroup owns, whole owned vectors to a thread; the others come in by a subgroup's lanes and go
-//          round by shuffles.
+// Defines: main: gradients of the owned vectors, whole vectors per thread; the streamed vectors are broadcast across
+//          the subgroup.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS; GIVES_A, GIVES_B: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm.
 //
-// As in fused/lanes.wgsl: STREAM others at a time meet the OWN vectors of a thread; each lane loads every LANES-th vec4 of them once, then
-// all lanes take each vec4 from the lane that has it. Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that
-// compilers unroll these and keep those in registers.
+// As in fused/lanes.wgsl, OWN vectors of a thread meet STREAM streamed ones at a time; each lane loads every LANES-th
+// vec4 of these once, then each vec4 is broadcast. Subgroups have exactly LANES threads. Arrays are nested like the
+// loops, so that compilers unroll these and keep arrays in registers.
 
 const_assert THREADS == LANES;
 const_assert BLOCK_OWN == THREADS * OWN;
@@ -15,8 +15,8 @@ const_assert BLOCK_STREAM % STREAM == 0u;
 const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
 const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
 
-// What infinite and NaN gradients of outputs add to the sums of b, kept apart so that 0 * NaN reaches nothing that does not see it. Rarely
-// written. What is not finite in an a shows in the scores, and so in d_score, of all that see it: there its finite part will do.
+// Contribution of infinite and NaN output gradients to the sums of `b`, kept apart so that 0 * NaN reaches no vector
+// that does not see them. Rarely written. A non-finite `a` makes d_score NaN, so its finite part suffices.
 var<private> special: array<vec4<f32>, OWN * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -63,7 +63,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     let own_end = min(work.first + BLOCK_OWN, owned(item));
     for (var pass_index = 0u; pass_index < passes(); pass_index++) {
         let head = pass_head(work, pass_index);
-        var shown = true; // whether the tile of BLOCK_STREAM others that `first` is in shows anything
+        var shown = true; // false in a tile of BLOCK_STREAM vectors that is skipped
         for (var first = range.start; first < range.end; first += STREAM) {
             let end = min(first + STREAM, range.end);
             let first_row = row_of_pair(work.first, first);
@@ -75,8 +75,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             if (!shown) {
                 continue;
             }
-            var weight: array<array<f32, STREAM>, OWN>; // first the products of a, then the weights
-            var d_score: array<array<f32, STREAM>, OWN>; // first the products of b, then the gradients of the scores
+            var weight: array<array<f32, STREAM>, OWN>; // products of a, later the weights
+            var d_score: array<array<f32, STREAM>, OWN>; // products of b, later the gradients of the scores
             for (var o = 0u; o < OWN; o++) {
                 for (var c = 0u; c < STREAM; c++) {
                     weight[o][c] = 0.0;
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             for (var i = 0u; i < HEAD_SLICES; i++) {
                 var a: array<vec4<f32>, STREAM>;
                 for (var c = 0u; c < STREAM; c++) {
-                    a[c] = stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)); // what repeats is hidden
+                    a[c] = stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u));
                 }
                 for (var j = 0u; j < LANES; j++) {
                     if (i * LANES + j < HEAD_VECS) {
@@ -124,7 +124,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             let high = interval_of(item, row_of_pair(own_end, end) - 1u);
             let clear = first + STREAM <= range.end && high.start <= first_key && key_of_pair(own_end, end) <= low.end;
             for (var c = 0u; c < STREAM; c++) {
-                let other = min(first + c, range.end - 1u);
+                let other = min(first + c, range.end - 1u); // repeats are masked
                 var other_end = RowEnd(0.0, 0.0, 0.0);
                 if (!OWNS_ROWS) {
                     other_end = row_end(item, head, other);
@@ -187,7 +187,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
                 if (any_lane(infinite)) {
                     for (var c = 0u; c < STREAM; c++) {
-                        for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
+                        for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
                             let b = special_part(stream_b(item, work, head, min(first + c, range.end - 1u), e));
                             for (var o = 0u; o < OWN; o++) {
                                 if (bitcast<u32>(weight[o][c]) != 0u) {

@@ -1,8 +1,8 @@
-// Defines: main: a gradient that was summed in f32 over several steps, stored as it is wanted.
+// Defines: main: converts a gradient that was summed in f32 over several steps to its storage type.
 // Expects: lib/*, parts (read), gradient_row, gradient_stride, gradient_vecs, gradient_dim, store_gradient.
 // See: src/plan/backward.rs.
 //
-// A thread takes four numbers of one row. The sums are laid out as the gradient is.
+// A thread takes four elements of one row. The sums have the layout of the gradient.
 
 const THREADS: u32 = 64u;
 

@@ -1,7 +1,7 @@
-// Defines: what a workgroup owns and what it goes over, for dK and dV: it owns keys and goes over the rows of all query heads that read them.
-//          Work, work_of; owned; passes, pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
+// Defines: for dK and dV, owning keys and streaming the rows of all their query heads: Work, work_of; owned; passes,
+//          pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
 // Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_key, store_d_value; consts BLOCK_OWN.
-// See: own_rows.wgsl, the other way round.
+// See: own_rows.wgsl, which owns rows and streams keys.
 
 const OWNS_ROWS: bool = false;
 
@@ -11,7 +11,7 @@ struct Work {
     first: u32,
 }
 
-// Blocks of a head run from the first to the last: under a causal mask the long ones start early.
+// Blocks of a head run from first to last: under a causal mask the long ones start early.
 fn work_of(index: u32) -> Work {
     let places = params.item_blocks;
     let heads = params.num_heads / params.group;
@@ -31,8 +31,8 @@ fn pass_head(work: Work, pass_index: u32) -> u32 {
     return work.kv_head * params.group + pass_index;
 }
 
-// The rows of this step that may see some owned key. The ends of their intervals never decrease: the first such row is the first whose interval
-// ends after the first key, the last one the last whose interval starts before the end of the keys.
+// Rows of this step that may see an owned key: from the first whose interval ends after the first owned key to the last
+// whose interval starts before the end of the owned keys. Bounds of intervals never decrease.
 fn stream_range(item: Item, work: Work) -> Interval {
     let end = min(work.first + BLOCK_OWN, item.stored_keys);
     var range = Interval(0u, 0u);

@@ -1,9 +1,9 @@
-// Defines: what a workgroup owns and what it goes over, for dQ: it owns query rows of a head and goes over the keys.
-//          Work, work_of; owned; passes, pass_head; stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
+// Defines: for dQ, owning query rows of a head and streaming the keys: Work, work_of; owned; passes, pass_head;
+//          stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
 // Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_query; consts BLOCK_OWN.
-// See: own_keys.wgsl, the other way round.
+// See: own_keys.wgsl, which owns keys and streams rows.
 //
-// Vectors `a` are as wide as a query, vectors `b` as a value.
+// Side `a` (qk) is as wide as a query, side `b` (vo) as a value.
 
 const OWNS_ROWS: bool = true;
 
@@ -14,7 +14,7 @@ struct Work {
     first: u32,
 }
 
-// Blocks of a head run from the last to the first: under a causal mask the long ones start early.
+// Blocks of a head run from last to first: under a causal mask the long ones start early.
 fn work_of(index: u32) -> Work {
     let places = params.item_blocks;
     let head = index / places % params.num_heads;
@@ -26,7 +26,7 @@ fn owned(item: Item) -> u32 {
     return item.rows;
 }
 
-// How often the workgroup goes over the others, each time for one query head.
+// Passes over the streamed vectors, one per query head.
 fn passes() -> u32 {
     return 1u;
 }
@@ -35,7 +35,7 @@ fn pass_head(work: Work, pass_index: u32) -> u32 {
     return work.head;
 }
 
-// The keys of this step that some owned row may see.
+// Keys of this step that some owned row may see.
 fn stream_range(item: Item, work: Work) -> Interval {
     let last = interval_of(item, min(work.first + BLOCK_OWN, item.rows) - 1u);
     return Interval(max(interval_of(item, work.first).start, params.range_start), min(last.end, params.range_end));

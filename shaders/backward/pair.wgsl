@@ -1,18 +1,18 @@
-// Defines: RowEnd, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: the weight of one query row and key, and the gradients of its score.
+// Defines: RowEnd, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
 // Expects: lib/*, row_words.
 // See: src/cpu/naive_backward.rs has the formulas.
 
 struct RowEnd {
     top: f32, // m
-    share: f32, // 1 / l; NaN by its bits where the row's scores are not all finite
+    share: f32, // 1 / l; NaN by its bits if a visible score is not finite
     delta: f32, // dot(d_output, output)
 }
 
-// All three are 0 where the pair is hidden. A visible pair's weight is not, by its bits.
+// All three are 0 for a masked pair. The weight of a visible pair is never 0 by its bits.
 struct PairGradient {
     weight: f32, // after dropout
-    d_bias: f32, // of whatever is added to the score
-    d_score: f32, // of scale * dot(query, key)
+    d_bias: f32, // with respect to the biases
+    d_score: f32, // with respect to scale * dot(query, key)
 }
 
 fn row_end(item: Item, head: u32, row: u32) -> RowEnd {
@@ -20,13 +20,13 @@ fn row_end(item: Item, head: u32, row: u32) -> RowEnd {
     return RowEnd(bitcast<f32>(row_words[at]), bitcast<f32>(row_words[at + 1u]), bitcast<f32>(row_words[at + 2u]));
 }
 
-// Of scaled = scale * dot(query, key) and product = dot(d_output, value). `inside`: the key is in the row's interval.
+// Takes scaled = scale * dot(query, key), product = dot(d_output, value); `inside`: the key is in the row's interval.
 fn pair_gradient(scaled: f32, product: f32, end: RowEnd, item: Item, head: u32, row: u32, key: u32, inside: bool) -> PairGradient {
     let scored = score_pair(scaled, pair_of(item, head, row, key), inside);
     if (!scored.visible) {
         return PairGradient(0.0, 0.0, 0.0);
     }
-    // A share of NaN, by its bits, makes all three NaN: products keep it. Telling it for each pair took a third of the kernel's time on lavapipe.
+    // A NaN share makes all three NaN: products keep it. A test of each pair took a third of the time on lavapipe.
     let weight = exp(scored.score - end.top) * end.share;
     let factor = kept(item, head, row, key);
     let d_biased = weight * (factor * product - end.delta);

@@ -1,12 +1,12 @@
-// Defines: workgroup_total: the sum of one number a thread, always in the same order.
+// Defines: workgroup_total: sum of one element per thread, in a fixed order.
 // Expects: nothing.
 // See: none.
 
 const THREADS: u32 = 64u;
 
-var<workgroup> partial: array<f32, THREADS>; // one number a thread, on its way through the reduction
+var<workgroup> partial: array<f32, THREADS>; // one element per thread during the reduction
 
-// Once in a kernel, in uniform control flow.
+// Sums `value` over the workgroup. Call once per kernel, in uniform control flow.
 fn workgroup_total(value: f32, thread: u32) -> f32 {
     partial[thread] = value;
     for (var step = THREADS / 2u; step > 0u; step >>= 1u) {

@@ -1,8 +1,8 @@
-// Defines: main: the gradient of the table of relative biases, from the sums along the diagonals.
+// Defines: main: gradient of the table of relative biases, from the sums along the diagonals.
 // Expects: lib/*, reduce.wgsl, parts (read), sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas; diagonals.wgsl makes the parts.
+// See: src/cpu/naive_backward.rs has the formulas; diagonals.wgsl writes the parts.
 //
-// A workgroup takes one number of the table: of each item the diagonals at its distance, which are many at both ends of the table.
+// A workgroup takes one table entry and sums the diagonals at its distance in each item: many at the table's ends.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -17,12 +17,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let bands = row_squares + i32((params.seq_len_kv + 15u) / 16u) - 1;
     var sum = 0.0;
     for (var batch = 0u; batch < params.batch; batch++) {
-        // key - row = offset - distance; a table's ends have all that is farther.
+        // key - row = offset - distance; the ends of the table also have all larger distances.
         let middle = item_of(batch).offset + params.max_distance - column;
         let low = select(max(middle, -i32(params.seq_len_q)), -i32(params.seq_len_q), column == 2 * params.max_distance);
         let high = select(min(middle, i32(params.seq_len_kv)), i32(params.seq_len_kv), column == 0);
         for (var difference = low + i32(thread); difference <= high; difference += i32(THREADS)) {
-            // Place t of band b is difference 16 (b - row_squares + 1) + t - 15.
+            // Place t of band b has difference 16 (b - row_squares + 1) + t - 15.
             let at = difference + 16 * (row_squares - 1) + 15;
             for (var place = at & 15; place < 31; place += 16) {
                 let band = (at - place) / 16;

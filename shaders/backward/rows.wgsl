@@ -1,8 +1,8 @@
-// Defines: main: m, 1 / l and delta = dot(d_output, output) of each query row, side by side, and behind them a copy of the tables.
+// Defines: main: preprocess: m, 1 / l and delta = dot(d_output, output) of each query row, then a copy of the tables.
 // Expects: lib/*, load_result, load_d_output, forward_stats (read), row_words (read_write); value_vecs.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
-// A thread takes one row. The kernels that follow find in one buffer what would take three.
+// A thread takes one row. The kernels that follow bind one buffer instead of three.
 
 const THREADS: u32 = 64u;
 
@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var delta = 0.0;
     for (var e = 0u; e < value_vecs(); e++) {
         let output = load_result(at, e * 4u);
-        // A row that sees nothing has output 0, and its gradient may be anything.
+        // A row that sees no key has output 0, and its gradient may be anything.
         let d_output = select(load_d_output(at, e * 4u), vec4<f32>(0.0), output == vec4<f32>(0.0));
         delta += dot(output, d_output);
     }

@@ -1,4 +1,4 @@
-// Defines: main: the gradient of the sinks: of each head the sum over its rows of -exp(sink - lse) * delta.
+// Defines: main: gradient of the sinks: for each head, the sum over its rows of -exp(sink - lse) * delta.
 // Expects: lib/*, reduce.wgsl, row_words, sums (read_write).
 // See: src/cpu/naive_backward.rs has the formulas.
 

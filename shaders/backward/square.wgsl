@@ -1,8 +1,8 @@
-// Defines: pairs_of_square: the gradients by the biases of 16 rows and 16 keys, four pairs a thread; own_pair; square_tile.
+// Defines: pairs_of_square: gradients of the biases, 16 rows x 16 keys, four pairs per thread; own_pair; square_tile.
 // Expects: lib/*, pair.wgsl, load_query, load_key, load_value, load_d_output; head_vecs, value_vecs.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
-// Both products of a pair go through workgroup memory CHUNK vec4s of each row at a time.
+// Operands of both products pass through workgroup memory, CHUNK vec4s of each row at a time.
 
 const THREADS: u32 = 64u;
 const SIDE: u32 = 16u; // rows and keys of a square
@@ -12,9 +12,9 @@ const_assert THREADS <= SIDE * (CHUNK + 1u);
 
 var<workgroup> row_chunk: array<vec4<f32>, SIDE * (CHUNK + 1u)>; // queries, then output gradients
 var<workgroup> key_chunk: array<vec4<f32>, SIDE * (CHUNK + 1u)>; // keys, then values
-var<workgroup> square_tile: array<f32, SIDE * SIDE>; // one number a pair, on its way through a reduction
+var<workgroup> square_tile: array<f32, SIDE * SIDE>; // one element per pair during a reduction
 
-var<private> pair_sums: array<f32, 4>; // of the pairs of this thread, of all squares so far
+var<private> pair_sums: array<f32, 4>; // sums over all squares so far, for this thread's pairs
 
 // Row and key of a thread's pair n in the square.
 fn own_pair(thread: u32, n: u32) -> vec2<u32> {
@@ -59,7 +59,7 @@ fn products(item: Item, head: u32, first: vec2<u32>, thread: u32, of_scores: boo
     return sums;
 }
 
-// Adds the gradients of the square whose first row and key these are to `pair_sums`. In uniform control flow.
+// Adds the gradients of the square whose first row and key are `first` to `pair_sums`. Call in uniform control flow.
 fn pairs_of_square(item: Item, head: u32, first: vec2<u32>, thread: u32) {
     if (first.x >= item.rows || first.y >= item.stored_keys) {
         return;
@@ -71,8 +71,8 @@ fn pairs_of_square(item: Item, head: u32, first: vec2<u32>, thread: u32) {
     }
     let scaled = products(item, head, first, thread, true);
     let weighted = products(item, head, first, thread, false);
-    // By way of workgroup memory, so that the loop over pairs stays one: its body is long.
-    workgroupBarrier(); // between the last chunk read and this written
+    // Products pass through workgroup memory, so that the loop over pairs stays rolled: its body is long.
+    workgroupBarrier(); // between the last chunk read and the products written
     row_chunk[thread] = vec4<f32>(scaled[0], scaled[1], scaled[2], scaled[3]);
     key_chunk[thread] = vec4<f32>(weighted[0], weighted[1], weighted[2], weighted[3]);
     for (var n = 0u; n < 4u + params.zero; n++) {

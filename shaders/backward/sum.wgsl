@@ -1,4 +1,4 @@
-// Defines: main: parts of a gradient summed, always in the same order.
+// Defines: main: sum of partial gradients, in a fixed order.
 // Expects: lib/*, parts (read), sums (read_write).
 // See: none.
 

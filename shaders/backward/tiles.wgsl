@@ -1,23 +1,23 @@
-// Defines: main: the gradients of what the workgroup owns, by register tiles, d_scores and weights exchanged through workgroup memory.
+// Defines: main: gradients of the owned vectors by register tiles; d_scores and weights pass through workgroup memory.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_A, GIVES_B: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
-// The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows goes over the keys, and a block of keys over the rows;
-// both compute the scores of each pair anew, the weight p = exp(score - lse) and dscore = p * (dot(d_output, value) - delta):
+// The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows visits the keys, a block of keys the rows;
+// both recompute each pair's score, its weight p = exp(score - lse) and dscore = p * (dot(d_output, value) - delta):
 //     dQ_i = scale * sum_j dscore_ij K_j      dK_j = scale * sum_i dscore_ij Q_i      dV_j = sum_i p_ij d_output_i
-// One loop does both: of n owned vectors (a, b) and m others (a', b'), the products a·a' and b·b' give dscore and p, and the sums are
-// A = sum dscore a', B = sum p b'. No other workgroup adds to them: no atomics, and always in the same order.
-// The threads form a grid of THREAD_ROWS by COLS. A thread takes every THREAD_ROWS-th of the owned, OWN of them, by every COLS-th of the
-// others, STREAM of them; of the sums every COLS-th vec4 column. What is done for speed is as in shaders/fused/tiles.wgsl: several steps at once
-// at constant distances, odd strides, and a thread's pairs with one of the others side by side, one load of four.
+// One loop does both: for owned vectors (a, b) and streamed vectors (a', b'), the products a·a' and b·b' give dscore
+// and p, and the sums are A = sum dscore a', B = sum p b'. No other workgroup adds to them: no atomics, and a fixed
+// order. The threads form a grid of THREAD_ROWS by COLS. A thread takes OWN owned vectors, every THREAD_ROWS-th, by
+// STREAM streamed ones, every COLS-th, and every COLS-th vec4 column of the sums. Speed comes from unrolling, odd
+// strides and one load of four for a thread's pairs, as in shaders/fused/tiles.wgsl.
 
 const THREAD_ROWS: u32 = THREADS / COLS;
-// Vec4 columns of each sum that a thread owns, and vec4s of its pairs with one of the others.
+// Vec4 columns of each sum per thread, and vec4s of its pairs with one streamed vector.
 const HEAD_PER: u32 = (HEAD_VECS + COLS - 1u) / COLS;
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
 const OWN_VECS: u32 = (OWN + 3u) / 4u;
-// Vec4s from one of the owned, of the others, and from one line of pairs to the next.
+// Strides of owned vectors, of streamed vectors and of lines of pairs, in vec4s.
 const OWN_A_STRIDE: u32 = HEAD_VECS | 1u;
 const OWN_B_STRIDE: u32 = VALUE_VECS | 1u;
 const A_STRIDE: u32 = (HEAD_PER * COLS) | 1u;
@@ -26,20 +26,20 @@ const PAIR_STRIDE: u32 = (THREAD_ROWS * OWN_VECS) | 1u;
 const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_B);
 const STREAM_STEP: u32 = min(4u, BLOCK_STREAM);
 
-// Steps at once of the loops over a row's vec4s: fewer where the sums of both kinds leave few registers.
+// Unroll factor of the loops over a row's vec4s: smaller where both sums leave few registers.
 const MOST_STEPS: u32 = select(4u, 2u, GIVES_A && GIVES_B && OWN * (HEAD_PER + VALUE_PER) > 8u);
 
 const_assert BLOCK_OWN == THREAD_ROWS * OWN;
 const_assert BLOCK_STREAM == COLS * STREAM;
 const_assert BLOCK_STREAM % STREAM_STEP == 0u;
 
-var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * OWN_A_STRIDE>; // what is owned
+var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * OWN_A_STRIDE>; // owned vectors
 var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * OWN_B_STRIDE>;
-var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // some of the others
+var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // streamed vectors
 var<workgroup> b_tile: array<vec4<f32>, BLOCK_STREAM * B_STRIDE>;
-var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // one line for each of the others, in it a thread's; a hidden pair is 0
-var<workgroup> weight_tile: array<vec4<f32>, WEIGHTS>; // likewise
-var<workgroup> non_finite: atomic<u32>; // whether any of the others so far was infinite or NaN
+var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // by streamed vector, then thread; 0 if masked
+var<workgroup> weight_tile: array<vec4<f32>, WEIGHTS>; // laid out like d_score_tile
+var<workgroup> non_finite: atomic<u32>; // 1 if any streamed vector so far was infinite or NaN
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -110,7 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 if (BLOCK_STREAM * head_vecs() % THREADS != 0u && i >= BLOCK_STREAM * head_vecs()) {
                     break;
                 }
-                let other = min(first + i / head_vecs(), range.end - 1u); // no branch, so that loads overlap; what repeats is hidden
+                let other = min(first + i / head_vecs(), range.end - 1u); // clamped, so that loads overlap; repeats are masked
                 let a = stream_a(item, work, head, other, i % head_vecs());
                 infinite = infinite || !is_finite(a);
                 a_tile[i / head_vecs() * A_STRIDE + i % head_vecs()] = a;
@@ -203,12 +203,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
             let careful = atomicLoad(&non_finite) != 0u;
             if (careful || IS_GENERAL) {
-                for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: rarely run
+                for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: slow path for non-finite values
                     for (var o = 0u; o < OWN; o++) {
                         let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
                         if (GIVES_A) {
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                // An element of `a` that is not finite makes the d_score of all that see it NaN: its finite part will do.
+                                // A non-finite element of `a` makes d_score NaN: its finite part suffices.
                                 let a = finite_part(a_tile[j * A_STRIDE + thread_col + e * COLS]);
                                 a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, a_sum[o * HEAD_PER + e]);
                             }
@@ -218,7 +218,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         for (var o = 0u; o < OWN; o++) {
                             let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
                             if (bitcast<u32>(weight) == 0u) {
-                                continue; // 0 * NaN must not reach what does not see it
+                                continue; // 0 * NaN must not reach a vector that does not see it
                             }
                             for (var e = 0u; e < VALUE_PER; e++) {
                                 b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], b_sum[o * VALUE_PER + e]);
@@ -269,8 +269,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
     }
 
-    // By way of this thread's places in the tiles of what is owned, so that the loops over stores stay rolled: their bodies can be long.
-    workgroupBarrier(); // between what is owned read for the last time and sums written in its place
+    // Sums pass through this thread's part of the owned tiles to keep the loops of stores rolled: they can be long.
+    workgroupBarrier(); // between the last reads of owned vectors and the sums written in their place
     if (GIVES_A) {
         for (var o = 0u; o < OWN; o++) {
             for (var e = 0u; e < HEAD_PER; e++) {

@@ -1,8 +1,8 @@
-// Defines: main: a step begins: every slot gets the keys that are to be appended to it. One thread a slot.
+// Defines: main: start of a step: every slot grows by the keys that will be appended to it. One thread per slot.
 // Expects: cache/params.wgsl; state (read_write).
-// Twin: src/gpu/cache.rs (DeviceCache::extend), which counts the same on the host.
+// See: src/gpu/cache.rs (DeviceCache::extend), which counts the lengths on the host.
 //
-// A slot without pages for all of them stays as it is, and says so.
+// A slot without pages for all of its new keys keeps its length, adds none and sets its overflow word.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

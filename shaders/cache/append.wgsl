@@ -1,10 +1,10 @@
-// Defines: main: new keys and values written to their places in the cache, keys turned and quantised on the way; queries turned in place.
+// Defines: main: appends new keys, rotated, and values to the cache, in its storage type; rotates queries in place.
 // Expects: cache/params.wgsl, cache/rotation.wgsl; state, load_new_key, load_new_value, store_key, store_value; consts UNIT, HAS_QUERY.
-// Twin: src/cache.rs (KvCache::append).
+// See: src/cache.rs (KvCache::append).
 //
-// Runs after `advance`: an item that has `length` keys now gets the last `added` of the seq_len new ones, the last of them at
-// length - 1. So token t stands at position length - seq_len + t, as under a causal mask aligned to the bottom right. A thread takes
-// UNIT numbers: one of f32, a word of two halves, a block of 32.
+// Runs after `advance`: an item that now has `length` keys gets the last `added` of the seq_len new ones, the last of
+// them at length - 1. So token t has position length - seq_len + t, as under a causal mask aligned to the bottom right.
+// A thread takes UNIT elements: one f32, a word of two halves, or a block of 32.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
 }
 
-// Where a token, counted over the batch, stands; below 0 in front of an item that is shorter than seq_len.
+// Position of a token, counted over the batch; below 0 in front of an item that is shorter than seq_len.
 fn position_of(token: u32) -> i32 {
     if (token >= cache.batch * cache.seq_len) {
         return -1;

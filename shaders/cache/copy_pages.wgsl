@@ -1,6 +1,6 @@
-// Defines: main: pages copied to other pages of the same pool. One thread a word.
+// Defines: main: copies pages within a pool. One thread per word.
 // Expects: cache/params.wgsl; page_pairs (from, to), pool (read_write).
-// Twin: src/cache.rs (copy_slots).
+// See: src/cache.rs (copy_slots).
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

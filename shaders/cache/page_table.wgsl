@@ -1,9 +1,9 @@
-// Defines: main: lengths and page table, as attention reads them, from FlashInfer's form of them. One thread an entry of the table.
+// Defines: main: converts FlashInfer's page table to the lengths and page table of attention. One thread per entry.
 // Expects: cache/params.wgsl; state (read_write), indptr, indices, last_page_len.
-// Twin: src/paged.rs (PageTable::from_indices).
+// See: src/paged.rs (PageTable::from_indices).
 //
-// Of the params: `slots` and `first_slot` are the words of the state from which on lengths and table lie, `copies` the pages of the pool,
-// `page_words` the longest length that there may be. What from_indices refuses is an item of length 0 here: a shader cannot complain.
+// Params: `slots` and `first_slot` are the first words of lengths and table in the state, `copies` the pages of the
+// pool, `page_words` the maximum length. Items that from_indices refuses get length 0: a shader cannot report errors.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

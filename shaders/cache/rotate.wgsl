@@ -1,6 +1,6 @@
-// Defines: main: rows [tokens, num_heads, head_dim] rotated in place, each token at a position of its own.
+// Defines: main: rotates rows [tokens, num_heads, head_dim] in place, each token by a position of its own.
 // Expects: cache/params.wgsl, cache/rotation.wgsl; positions.
-// Twin: src/rotary.rs (Rotary::apply_tokens).
+// See: src/rotary.rs (Rotary::apply_tokens).
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -1,8 +1,8 @@
-// Defines: rotated: number i of a new key's row, turned; rotate_query: the pairs of a query row, turned in place.
-// Expects: cache/params.wgsl; load_new_key, query_pair (read and write), angles [position, pair]; consts INTERLEAVED, ROTATED, QUERY_PAIRS.
-// Twin: src/rotary.rs (Rotary::apply).
+// Defines: rotated: element i of a new key after rotation; rotate_query: rotates pairs of a query row in place.
+// Expects: cache/params.wgsl; load_new_key, load_query, store_pairs, angle_at; INTERLEAVED, ROTATED, QUERY_PAIRS.
+// See: src/rotary.rs (Rotary::apply).
 
-// Numbers 0..2 pairs of a row turn, the rest stays.
+// Rotates elements 0..2 * pairs of a row and leaves the others as they are.
 fn rotated(at: u32, i: u32, position: u32) -> f32 {
     let x = load_new_key(at + i);
     if (!ROTATED || i >= 2u * cache.pairs) {
@@ -16,7 +16,7 @@ fn rotated(at: u32, i: u32, position: u32) -> f32 {
     return angle.x * x + select(angle.y, -angle.y, is_first) * other;
 }
 
-// Pairs unit * QUERY_PAIRS and those after it.
+// Rotates QUERY_PAIRS pairs of a row, from pair unit * QUERY_PAIRS on.
 fn rotate_query(at: u32, unit: u32, position: u32) {
     let first = unit * QUERY_PAIRS;
     var a: array<f32, QUERY_PAIRS>;

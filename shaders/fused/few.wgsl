@@ -1,11 +1,11 @@
-// Defines: main: flash attention forward for few query rows, bound by the memory that keys and values come from.
-// Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
+// Defines: main: flash attention forward for few query rows, bound by reading keys and values from memory.
+// Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, BLOCK_*, *_VECS.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4 l, l + LANES, .. of each: of the queries, of the
-// output, of each key and value as it comes by, read once and side by side. LANES keys at a time: lane l finds where key l lies, which takes
-// divisions where there are pages; each lane sums up its part of their dot products; a butterfly of shuffles adds the parts and leaves key l's
-// score in lane l; softmax is done there; then every weight goes round.
+// A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4s l, l + LANES, ... of
+// queries, output, keys and values; keys and values are read once, by neighbouring lanes. For LANES keys at a time,
+// lane l finds the address of key l (by divisions if paged), each lane sums its part of every dot product, a butterfly
+// of shuffles leaves the score of key l in lane l for softmax, and every weight is broadcast across the subgroup.
 
 const_assert THREADS == LANES;
 const_assert BLOCK_ROWS == ROWS;
@@ -16,15 +16,15 @@ const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
 const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
 const LANE_BITS: u32 = firstTrailingBit(LANES);
 
-// What infinite and NaN values add to the outputs, as in lanes.wgsl.
+// Output from infinite and NaN values, as in lanes.wgsl.
 var<private> special: array<vec4<f32>, ROWS * VALUE_SLICES>;
 
-// Which vec4 of a row a lane holds in slice i; past the end the last one again, to be dropped.
+// Vec4 of a row that a lane holds in slice i; past the end the last one, which is dropped.
 fn column_of(i: u32, lane: u32, width: u32) -> u32 {
     return min(i * LANES + lane, width - 1u);
 }
 
-// parts[c] summed over all lanes, for c = lane.
+// Sum of parts[lane] over all lanes.
 fn sum_of_own(parts: array<f32, LANES>, lane: u32) -> f32 {
     var left = parts;
     for (var s = 1u; s <= LANE_BITS; s++) {
@@ -57,9 +57,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     var query: array<array<vec4<f32>, HEAD_SLICES>, ROWS>;
     var acc: array<array<vec4<f32>, VALUE_SLICES>, ROWS>;
     var rows: array<Row, ROWS>;
-    var top: array<f32, ROWS>; // running maximum, the same in all lanes
+    var top: array<f32, ROWS>; // running max, equal in all lanes
     var sum: array<f32, ROWS>; // running sum over this lane's keys
-    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
+    var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = row_of(item, block, r);
         top[r] = LOWEST;
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
 
     let range = key_range(item, block);
-    var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
+    var shown = true; // false in a tile of KEYS keys that is skipped
     for (var first = range.start; first < range.end; first += LANES) {
         if ((first - range.start) % KEYS == 0u) {
             shown = tile_shows_any(item, block, first, range.end, lane);
@@ -84,7 +84,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             continue;
         }
         let key = first + lane;
-        let own_key_row = key_row(item, kv_head, min(key, range.end - 1u)); // what repeats is not seen
+        let own_key_row = key_row(item, kv_head, min(key, range.end - 1u)); // repeated keys are masked
         let own_value_row = value_row(item, kv_head, min(key, range.end - 1u));
         var parts: array<array<f32, LANES>, ROWS>;
         for (var c = 0u; c < LANES; c++) {
@@ -101,7 +101,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
         }
 
-        var weight: array<f32, ROWS>; // of this lane's key
+        var weight: array<f32, ROWS>; // for this lane's key
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end);
@@ -141,7 +141,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
         }
         if (any_lane(infinite)) {
-            for (var c = 0u; c < LANES + params.zero; c++) { // rolled: rarely run
+            for (var c = 0u; c < LANES + params.zero; c++) { // rolled: slow path for non-finite values
                 let at = subgroupShuffle(own_value_row, c);
                 for (var r = 0u; r < ROWS; r++) {
                     let p = subgroupShuffle(weight[r], c);

@@ -1,11 +1,11 @@
-// Defines: main: flash attention forward, whole query rows to a thread; keys and values come in by a subgroup's lanes and go round by shuffles.
-// Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, STEP, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS.
+// Defines: main: flash attention forward, whole query rows per thread, keys and values broadcast across the subgroup.
+// Expects: lib/*, load_query, load_key, load_value, store_output; THREADS, LANES, ROWS, KEYS, STEP, BLOCK_*, *_VECS.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A thread keeps ROWS query rows, their unnormalised output, running maximum and sum to itself. STEP keys at a time meet the rows: each lane
-// loads every LANES-th vec4 of them once, then all lanes take each vec4 from the lane that has it. On a CPU, where a lane is a vector's
-// element, a shuffle by a constant costs one instruction and a load that all lanes share about twelve; nothing waits at a barrier.
-// Subgroups have exactly LANES threads. Arrays are nested as the loops are, so that compilers unroll these and keep those in registers.
+// A thread keeps ROWS query rows, their unnormalised output, running max and running sum, and takes STEP keys at a
+// time: each lane loads every LANES-th vec4 of them once, then each is broadcast. On a CPU, where a lane is an element
+// of a vector, a shuffle by a constant costs one instruction, a load shared by all lanes about twelve; there is no
+// barrier. Subgroups have exactly LANES threads. Arrays are nested like the loops, to be unrolled into registers.
 
 const_assert THREADS == LANES;
 const_assert BLOCK_ROWS == THREADS * ROWS;
@@ -15,7 +15,7 @@ const_assert KEYS % STEP == 0u;
 const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
 const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
 
-// What infinite and NaN values add to the outputs, kept apart so that 0 * NaN never reaches a row that does not see it. Rarely written.
+// Output from infinite and NaN values, kept apart so that 0 * NaN never reaches a row that masks the key. Rare.
 var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -34,9 +34,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     var query: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, ROWS>;
     var acc: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, ROWS>;
     var rows: array<Row, ROWS>;
-    var top: array<f32, ROWS>; // running maximum
+    var top: array<f32, ROWS>; // running max
     var sum: array<f32, ROWS>; // running sum
-    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
+    var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = row_of(item, block, r * THREADS + lane);
         top[r] = LOWEST;
@@ -57,7 +57,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
 
     let range = key_range(item, block);
-    var shown = true; // whether the tile of KEYS keys that `first` is in shows anything
+    var shown = true; // false in a tile of KEYS keys that is skipped
     for (var first = range.start; first < range.end; first += STEP) {
         if ((first - range.start) % KEYS == 0u) {
             shown = tile_shows_any(item, block, first, range.end, lane);
@@ -74,7 +74,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         for (var i = 0u; i < HEAD_SLICES; i++) {
             var k: array<vec4<f32>, STEP>;
             for (var c = 0u; c < STEP; c++) {
-                let key = min(first + c, range.end - 1u); // what repeats is not seen
+                let key = min(first + c, range.end - 1u); // repeated keys are masked
                 k[c] = load_key(key_row(item, kv_head, key), min(i * LANES + lane, HEAD_VECS - 1u) * 4u);
             }
             for (var j = 0u; j < LANES; j++) {
@@ -110,7 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
                 var scored = Scored(score[r][c], inside);
                 var is_number = inside;
-                if (is_modified()) { // elsewhere a score of NaN or +inf shows in the row's sum
+                if (is_modified()) { // otherwise a score of NaN or +inf shows in the row's sum
                     scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
                     nan_rows |= select(0u, 1u << r, is_nan_score(scored));
                     is_number = scored.visible && !is_nan_score(scored);
@@ -160,7 +160,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         if (any_lane(infinite)) {
             for (var c = 0u; c < STEP; c++) {
                 let at = value_row(item, kv_head, min(first + c, range.end - 1u));
-                for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: rarely run
+                for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
                     let v = special_part(load_value(at, e * 4u));
                     for (var r = 0u; r < ROWS; r++) {
                         if (bitcast<u32>(score[r][c]) != 0u) {

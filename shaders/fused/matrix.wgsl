@@ -1,35 +1,35 @@
 // Defines: main: flash attention forward by cooperative matrices: f16 queries, keys and values, sums in f32.
-// Expects: lib/*, load_query, load_key, load_value, store_output; types MatrixA, MatrixB, MatrixC of SIZE x SIZE; consts THREADS, TILES, COLS,
-//          KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_DIM, VALUE_DIM. A subgroup is full, and has at most SIZE * COLS threads. Special variants only.
+// Expects: lib/*, load_query, load_key, load_value, store_output; types MatrixA, MatrixB, MatrixC of SIZE x SIZE;
+//          THREADS, TILES, COLS, KEYS, BLOCK_*, HEAD_DIM, VALUE_DIM; full subgroups of at most SIZE * COLS threads.
 // See: src/cpu/naive.rs has the formulas.
 //
-// The plain algorithm: see fused/tiles.wgsl. Here each of the first TILES subgroups owns SIZE rows: their queries and their output stay in
-// its matrices. A matrix has no rows that could be looked at, so scores go through workgroup memory, where COLS threads take each row,
-// KEYS keys each, and weights come back as matrices. What is done about that:
-// - The output is multiplied by exp(m - m') only when a maximum has grown by more than LAZY (Shah et al., FlashAttention-4, 2025); until then
-//   weights are relative to an old one, at most e^LAZY times as large.
-// - f16 has 11 bits: a weight is the sum of two of them, so that it is as exact as in f32 (22 bits), and is LIFT times as large as
-//   it would be, so that small ones are no subnormal numbers: at most 2^15.
-// - Values lie transposed: a matrix instruction takes the keys of one column, and they are neighbours so.
+// The plain algorithm: see fused/tiles.wgsl; all variants are specialised. Each of the first TILES subgroups owns SIZE
+// rows, whose queries and output stay in its matrices. A matrix's rows are inaccessible, so scores pass through
+// workgroup memory, where COLS threads take each row, KEYS keys each, and weights return as matrices. Therefore:
+// - The output is multiplied by exp(m - m') only when a max grows by more than LAZY (Shah et al., FlashAttention-4,
+//   2025); until then weights are relative to an old max, at most e^LAZY times as large.
+// - f16 has 11 bits: a weight is the sum of two, as exact as in f32 (22 bits), and e^LIFT times as large, at most 2^15,
+//   so that small ones are not subnormal.
+// - Values are stored transposed: a matrix instruction takes the keys of one column, which are neighbours there.
 
-// Numbers from one line to the next; the surplus spreads the lines over the banks of the memory.
+// Numbers of matrices, and strides of lines in elements; the surplus spreads lines over the banks of workgroup memory.
 const HEAD_TILES: u32 = (HEAD_DIM + SIZE - 1u) / SIZE;
 const VALUE_TILES: u32 = (VALUE_DIM + SIZE - 1u) / SIZE;
 const KEY_TILES: u32 = BLOCK_KEYS / SIZE;
-const CHUNKS: u32 = (VALUE_TILES + KEY_TILES - 1u) / KEY_TILES; // of as many columns of the output as a tile has keys
+const CHUNKS: u32 = (VALUE_TILES + KEY_TILES - 1u) / KEY_TILES; // chunks of BLOCK_KEYS columns of the output
 const QUERY_STRIDE: u32 = SIZE + 8u;
 const KEY_STRIDE: u32 = HEAD_TILES * SIZE + 8u;
 const VALUE_STRIDE: u32 = BLOCK_KEYS + 8u;
 const SCORE_STRIDE: u32 = BLOCK_KEYS + 4u;
 const WEIGHT_STRIDE: u32 = BLOCK_KEYS + 8u;
 
-// Vec4s of a tile of keys; those of two keys of a tile of values, and how many a thread moves.
+// Vec4s of a tile of keys; pairs of vec4s (of two keys) in a tile of values, and pairs per thread.
 const KEY_VECS: u32 = BLOCK_KEYS * HEAD_TILES * SIZE / 4u;
 const VALUE_PAIRS: u32 = BLOCK_KEYS / 2u * VALUE_TILES * SIZE / 4u;
 const VALUE_PER: u32 = (VALUE_PAIRS + THREADS - 1u) / THREADS;
 
-// Whether values are on their way while queries and keys are multiplied. With wide heads their registers are wanted for other things: with
-// heads of 256 NVIDIA would spill 37, with every option 45 (lab, nv172, Mesa 26.2).
+// True if values are prefetched while queries and keys are multiplied. Wide heads need their registers: with heads of
+// 256 NVIDIA would spill 37, with every option 45 (lab, nv172, Mesa 26.2).
 const VALUES_EARLY: bool = HEAD_TILES + VALUE_TILES <= 16u;
 
 const LAZY: f32 = 5.545177; // ln 2^8
@@ -38,13 +38,13 @@ const LIFT: f32 = 4.8520303; // ln 2^7
 const_assert BLOCK_ROWS == TILES * SIZE && THREADS == BLOCK_ROWS * COLS && BLOCK_KEYS == COLS * KEYS;
 const_assert BLOCK_KEYS % SIZE == 0u && KEYS % 4u == 0u && KEYS <= 32u;
 
-var<workgroup> key_tile: array<f16, max(BLOCK_KEYS * KEY_STRIDE, BLOCK_ROWS * QUERY_STRIDE)>; // BLOCK_KEYS keys; before, SIZE columns of the queries
-var<workgroup> value_tile: array<f16, VALUE_TILES * SIZE * VALUE_STRIDE>; // their values, one line a column
+var<workgroup> key_tile: array<f16, max(BLOCK_KEYS * KEY_STRIDE, BLOCK_ROWS * QUERY_STRIDE)>; // BLOCK_KEYS keys; earlier SIZE query columns
+var<workgroup> value_tile: array<f16, VALUE_TILES * SIZE * VALUE_STRIDE>; // their values, one line per column
 var<workgroup> score_tile: array<f32, BLOCK_ROWS * SCORE_STRIDE>; // scores; or BLOCK_KEYS columns of the output
-var<workgroup> weight_tile: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // p, one line a row
-var<workgroup> weight_rest: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // what is left of p
-var<workgroup> moved: atomic<u32>; // the last turn in which the output was to be rescaled
-var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
+var<workgroup> weight_tile: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // high bits of p, one line per row
+var<workgroup> weight_rest: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // low bits of p
+var<workgroup> moved: atomic<u32>; // the last turn that had to rescale the output
+var<workgroup> non_finite: atomic<u32>; // 1 if any value so far was infinite or NaN
 
 fn put_key(at: u32, numbers: vec4<f32>) {
     let halves = vec4<f16>(numbers);
@@ -67,7 +67,7 @@ fn load_pair(i: u32, item: Item, kv_head: u32, first: u32, end: u32) -> ValuePai
     return ValuePair(even, load_value(value_row(item, kv_head, min(key + 1u, end - 1u)), dim));
 }
 
-// Puts their finite numbers into the tile, 0 for the others and beyond the last column.
+// Stores the finite elements of a pair in the tile, 0 for the others and past the last column.
 fn put_pair(i: u32, pair: ValuePair) {
     if (VALUE_PAIRS % THREADS != 0u && i >= VALUE_PAIRS) {
         return;
@@ -76,7 +76,7 @@ fn put_pair(i: u32, pair: ValuePair) {
     var odd = pair.odd;
     let dim = i / (BLOCK_KEYS / 2u) * 4u;
     let total = abs(even) + abs(odd);
-    if (!is_finite(vec4<f32>(total.x + total.y + total.z + total.w))) { // f16 is too small for a sum of finite numbers to overflow
+    if (!is_finite(vec4<f32>(total.x + total.y + total.z + total.w))) { // finite f16 cannot overflow a sum in f32
         atomicStore(&non_finite, 1u);
         even = finite_part(even);
         odd = finite_part(odd);
@@ -105,14 +105,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
     let subgroup = thread / at.lanes;
     let thread_row = thread / COLS;
     let thread_col = thread % COLS;
-    let owns = subgroup < TILES; // of smaller subgroups there are more than tiles
+    let owns = subgroup < TILES; // smaller subgroups outnumber the tiles
     let own_row = subgroup * SIZE;
 
     if (thread == 0u) {
         atomicStore(&moved, 0u);
         atomicStore(&non_finite, 0u);
     }
-    // Some columns of all rows at a time, so that the loads are in no branch: compilers put matrices together anew where branches meet.
+    // A few columns of all rows at a time, to load outside branches: compilers rebuild matrices where branches meet.
     var query: array<MatrixA, HEAD_TILES>;
     for (var d = 0u; d < HEAD_TILES; d++) {
         for (var i = thread; i < BLOCK_ROWS * SIZE / 4u; i += THREADS) {
@@ -131,9 +131,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
 
     let row = row_of(item, block, thread_row);
     let exists = row.row < item.rows;
-    var top = LOWEST; // what weights are relative to: LIFT below a recent maximum
-    var sum = 0.0; // of this thread's keys
-    var is_nan = false; // whether the row sees a score of NaN or +inf
+    var top = LOWEST; // reference of the weights: LIFT below a recent max
+    var sum = 0.0; // running sum over this thread's keys
+    var is_nan = false; // true if the row sees a score of NaN or +inf
     var acc: array<MatrixC, VALUE_TILES>;
     for (var e = 0u; e < VALUE_TILES; e++) {
         acc[e] = MatrixC();
@@ -153,7 +153,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             }
             let line = i / (HEAD_TILES * SIZE / 4u);
             let dim = i % (HEAD_TILES * SIZE / 4u) * 4u;
-            // No branches, so that loads overlap; keys that repeat are not seen.
+            // No branches, so that loads overlap; repeated keys are masked.
             let k = load_key(key_row(item, kv_head, min(first + line, range.end - 1u)), min(dim, HEAD_DIM - 4u));
             put_key(line * KEY_STRIDE + dim, select(vec4<f32>(0.0), k, HEAD_DIM % SIZE == 0u || dim < HEAD_DIM));
         }
@@ -188,7 +188,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
 
         let clear = first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
         var score: array<f32, KEYS>;
-        var visible = 0u; // a bit a key
+        var visible = 0u; // one bit per key
         var peak = LOWEST;
         for (var c = 0u; c < KEYS; c++) {
             score[c] = score_tile[thread_row * SCORE_STRIDE + thread_col * KEYS + c] * params.scale;
@@ -224,7 +224,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                     p = 0.0;
                 }
             }
-            let half = bitcast<f32>(bitcast<u32>(p) & 0xffffe000u); // the bits that f16 has; compilers take f32(f16(p)) for p
+            let half = bitcast<f32>(bitcast<u32>(p) & 0xffffe000u); // the bits that f16 holds; compilers fold f32(f16(p)) to p
             let at = thread_row * WEIGHT_STRIDE + thread_col * KEYS + c;
             weight_tile[at] = f16(half);
             weight_rest[at] = f16(p - half);
@@ -234,7 +234,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         if (atomicLoad(&moved) == turn) {
             for (var chunk = 0u; chunk < CHUNKS + params.zero; chunk++) { // rolled: rarely run
                 if (owns) {
-                    for (var e = 0u; e < VALUE_TILES; e++) { // no index into acc that depends on chunk: it would lie in memory
+                    for (var e = 0u; e < VALUE_TILES; e++) { // an index that depends on chunk would put acc in memory
                         if (e / KEY_TILES == chunk) {
                             coopStoreT(acc[e], &score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
                         }
@@ -304,7 +304,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
     }
 }
 
-// What infinite and NaN values that a row sees add to four numbers of its output: they were left out of the sums. Slow, rarely called.
+// Output from infinite and NaN values that a row sees, for four elements: the sums left them out. Slow, rarely called.
 fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) -> vec4<f32> {
     var sum = vec4<f32>(0.0);
     for (var key = max(keys.start, row.keys.start); key < min(keys.end, row.keys.end); key++) {

@@ -1,11 +1,11 @@
-// Defines: main: partial results over disjoint keys merged into one:
+// Defines: main: merge of partial results over disjoint keys:
 //          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
 // Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const PARTS_OF_LSE.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination: it overflows only where a part
-// did. A part that saw nothing has l = 0 and joins with weight 0. A sink joins the denominator here, not in the parts. An app's own parts come
-// with their lse instead, m = lse and l = 1: there a weight is as exact as the lse, |lse| * 2^-24.
+// A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination and
+// overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the denominator here,
+// not in the parts. An app's parts have lse instead: m = lse, l = 1, weights as exact as lse, |lse| * 2^-24.
 
 const THREADS: u32 = 64u;
 
@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let head = pair % params.num_heads;
     let item = item_of_rows(pair / params.num_heads);
-    // Parts lie as [split][item.first_row + row, head] rows of whole vec4s.
+    // Parts are stored as [split, lse_at] rows of whole vec4s.
     let at = lse_at(item, head, row);
     var top = LOWEST;
     var is_nan = false;

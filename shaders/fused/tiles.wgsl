@@ -1,32 +1,32 @@
-// Defines: main: flash attention forward by register tiles, scores exchanged through workgroup memory. Any head_dim that fits.
-// Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS, BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
+// Defines: main: flash attention forward by register tiles; scores pass through workgroup memory; any fitting head_dim.
+// Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS,
+//          BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
 // See: src/cpu/naive.rs has the formulas; src/shader/shapes.rs (TileShape) the bytes of workgroup memory.
 //
-// The plain algorithm (Dao et al., FlashAttention-2, 2023): for each tile of keys: scores s = scale * Q K^T; m' = max(m, rowmax s);
-// p = exp(s - m'); l = l * exp(m - m') + rowsum p; O = O * exp(m - m') + p V. At the end output = O / l and lse = m + ln l.
-// Here a workgroup takes BLOCK_ROWS rows; its threads form a grid of THREAD_ROWS by COLS. A thread owns ROWS rows, every THREAD_ROWS-th:
-// of the scores KEYS keys, every COLS-th; of the output every COLS-th vec4 column. Queries stay in workgroup memory, keys and values take
-// turns in one tile. For speed:
-// - the loops over a row's numbers and over a tile's keys do several steps at once, at constant distances: one address each, and loads
-//   far ahead of their use; they are not unrolled whole, so that they stay in an instruction cache;
-// - strides are odd and neighbours take neighbouring rows, so that threads read different banks;
-// - weights lie by key, those of a thread's rows side by side: one load of four;
-// - visibility is looked at only where arithmetic or an option leaves it open.
+// The plain algorithm (Dao et al., FlashAttention-2, 2023), per tile of keys: s = scale * Q K^T; m' = max(m, rowmax s);
+// p = exp(s - m'); l = l * exp(m - m') + rowsum p; O = O * exp(m - m') + p V. Finally output = O / l, lse = m + ln l.
+// Here a workgroup takes BLOCK_ROWS rows with a grid of THREAD_ROWS by COLS threads. A thread owns every THREAD_ROWS-th
+// row, ROWS in all: every COLS-th key of its scores, every COLS-th vec4 column of its output. Queries stay in workgroup
+// memory; keys and values alternate in one tile. For speed:
+// - loops over a row's vec4s and a tile's keys are unrolled by a few steps at constant strides: one address, loads far
+//   ahead of their use, and code that fits an instruction cache;
+// - strides are odd and neighbouring threads take neighbouring rows, so that threads read different banks;
+// - weights are stored by key, those of a thread's rows side by side: one load of four;
+// - visibility is checked only where intervals or options leave it open.
 
 const THREAD_ROWS: u32 = THREADS / COLS;
-// Vec4 columns of the output that a thread owns, and vec4s of its weights of one key.
+// Vec4 columns of the output per thread, and vec4s of a thread's weights per key.
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
 const ROW_VECS: u32 = (ROWS + 3u) / 4u;
-// Vec4s from one row, key or line of weights to the next.
+// Strides of rows, keys and lines of weights, in vec4s.
 const QUERY_STRIDE: u32 = HEAD_VECS | 1u;
 const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) | 1u;
 const WEIGHT_STRIDE: u32 = (THREAD_ROWS * ROW_VECS) | 1u;
-// Steps at once of the loops over a row's vec4s and over a tile's keys: more where there is little to a step.
+// Unroll factors of the loops over a row's vec4s and a tile's keys: larger where a step is short.
 const MOST_STEPS: u32 = select(4u, 8u, ROWS == 1u);
 const KEY_STEP: u32 = min(MOST_STEPS, BLOCK_KEYS);
 
-// Keys of the next tile and values of this one are fetched while the multiply-adds run, where they are few enough for registers, come four
-// at a time, and the next tile is known.
+// Prefetch of values, and of a known next tile's keys, during multiply-adds, if read as vec4s and few enough.
 const KEY_TURNS: u32 = (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_TURNS: u32 = (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS;
 const KEYS_AHEAD: bool = !IS_GENERAL && READS_VECTORS && !SKIPS_TILES && KEY_TURNS <= 8u;
@@ -39,16 +39,16 @@ const_assert ROWS * KEYS <= 32u; // bits of `hidden`
 
 var<workgroup> query_tile: array<vec4<f32>, BLOCK_ROWS * QUERY_STRIDE>; // BLOCK_ROWS rows of queries, scaled
 var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS keys, then their values
-var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p, one line a key, in it a thread's rows; a hidden pair is 0 by its bits
-var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // where the rows are, and what they see
-var<workgroup> non_finite: atomic<u32>; // what was infinite or NaN so far: 1 a value, 2 a query or key
+var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p by key, then thread; 0 by its bits if masked
+var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // positions of the rows, and their intervals of keys
+var<workgroup> non_finite: atomic<u32>; // bits: 1 = a value, 2 = a query or key was infinite or NaN
 
-// The vec4 in `weight_tile` with a thread's i-th pair: key i % KEYS of row i / KEYS, which is its component i / KEYS % 4.
+// Index in `weight_tile` of a thread's pair i: key i % KEYS of row i / KEYS, in component i / KEYS % 4 of the vec4.
 fn weight_at(thread_row: u32, thread_col: u32, i: u32) -> u32 {
     return (thread_col + i % KEYS * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i / KEYS / 4u;
 }
 
-// The key or value, and the vec4 of it, that a thread moves to `tile` in its n-th turn.
+// Key or value, and vec4 of it, that a thread moves to `tile` in round n.
 fn turn(n: u32, thread: u32, vecs: u32) -> vec2<u32> {
     if (THREADS % vecs == 0u) {
         return vec2<u32>(n * (THREADS / vecs) + thread / vecs, thread % vecs);
@@ -61,7 +61,7 @@ fn turns(vecs: u32) -> u32 {
     return (BLOCK_KEYS * vecs + THREADS - 1u) / THREADS;
 }
 
-// The n-th turn's words of the tile's keys. No branch on the end, so that loads overlap; what repeats there is not seen.
+// Fetches round n of the tile's keys. It has no branch at the end, so that loads overlap; repeated keys are masked.
 fn fetch_keys(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: u32) -> fetched_key {
     let at = turn(n, thread, head_vecs());
     return fetch_key(key_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
@@ -72,7 +72,7 @@ fn fetch_values(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: 
     return fetch_value(value_row(item, kv_head, min(first + at.x, end - 1u)), at.y * 4u);
 }
 
-// Returns the largest magnitude among them.
+// Stores fetched keys in `tile`. Returns the bits of their largest magnitude.
 fn store_keys(n: u32, words: fetched_key, thread: u32) -> u32 {
     let at = turn(n, thread, head_vecs());
     let k = widen_key(words, at.y * 4u);
@@ -126,9 +126,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         largest_score_part = max(largest_score_part, magnitude(q));
     }
 
-    var top: array<f32, ROWS>; // running maximum
+    var top: array<f32, ROWS>; // running max
     var sum: array<f32, ROWS>; // running sum over this thread's keys
-    var nan_rows = 0u; // a bit for each row that sees a score of NaN or +inf
+    var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     var acc: array<vec4<f32>, ROWS * VALUE_PER>;
     for (var r = 0u; r < ROWS; r++) {
         top[r] = LOWEST;
@@ -190,12 +190,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             }
         }
 
-        // A sum that overflows shows at the end of the row; what was NaN or infinite before must be looked for pair by pair.
+        // A sum that overflows shows at the end of the row; earlier NaN and infinity must be searched for pair by pair.
         let all_finite = (atomicLoad(&non_finite) & 2u) == 0u;
         let all_seen = !is_modified() && all_finite && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
-        var hidden = 0u; // a bit for each pair
+        var hidden = 0u; // one bit per pair
         if (!all_seen) {
-            // By way of this thread's places in the weight tile, so that the loop over rows stays one: its body can be long.
+            // Scores pass through this thread's weight tile to keep the loop over rows rolled: its body can be long.
             for (var i = 0u; i < ROWS * KEYS; i++) {
                 weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u] = score[i];
             }
@@ -227,11 +227,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 top[r] = max(top[r], score[r * KEYS + c]);
             }
         }
-        row_max(&top, thread_row, thread_col, by_subgroup); // also: all threads are done with the keys
+        row_max(&top, thread_row, thread_col, by_subgroup); // also a barrier: all threads are done with the keys
 
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < KEYS; c++) {
-                score[r * KEYS + c] = exp(score[r * KEYS + c] - top[r]); // from here on weights
+                score[r * KEYS + c] = exp(score[r * KEYS + c] - top[r]); // weights from here on
             }
         }
         if (!all_seen) {
@@ -289,11 +289,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         }
 
         if ((atomicLoad(&non_finite) & 1u) != 0u) {
-            for (var j = 0u; j < BLOCK_KEYS + params.zero; j++) { // rolled: rarely run
+            for (var j = 0u; j < BLOCK_KEYS + params.zero; j++) { // rolled: slow path for non-finite values
                 for (var r = 0u; r < ROWS; r++) {
                     let p = weight_tile[j * WEIGHT_STRIDE + thread_row * ROW_VECS + r / 4u][r % 4u];
                     if (bitcast<u32>(p) == 0u) {
-                        continue; // 0 * NaN must not reach a row that does not see it
+                        continue; // 0 * NaN must not reach a row that masks the key
                     }
                     for (var e = 0u; e < VALUE_PER; e++) {
                         acc[r * VALUE_PER + e] = fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);

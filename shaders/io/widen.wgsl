@@ -1,7 +1,7 @@
-// Defines: widen_f16, widen_bf16 (four numbers), widen_f16_at, widen_bf16_at (one of two), widen_q8, widen_q4 (four of a word, without
-//          their scale); narrow_f16, narrow_bf16 (two numbers into a word).
+// Defines: widen_f16, widen_bf16 (four elements), widen_f16_at, widen_bf16_at (one of two), widen_q8, widen_q4 (four of
+//          a word, without their scale); narrow_f16, narrow_bf16 (two elements into a word).
 // Expects: nothing.
-// Twin: the `half` crate, which the CPU path uses; src/blocks.rs.
+// See: the `half` crate, which the CPU path uses; src/blocks.rs.
 
 fn widen_f16(words: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
@@ -25,13 +25,13 @@ fn widen_q8(word: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u));
 }
 
-// Four of eight signed halves of bytes: from the lowest, or from the fifth where index / 4 is odd.
+// Four of eight signed 4-bit elements: from the lowest, or from the fifth where index / 4 is odd.
 fn widen_q4(word: u32, index: u32) -> vec4<f32> {
     let half = word >> ((index & 4u) * 4u);
     return vec4<f32>(vec4<i32>(vec4<u32>(half << 28u, half << 24u, half << 20u, half << 16u)) >> vec4<u32>(28u));
 }
 
-// Round to nearest even; what is too large becomes infinite, a NaN stays a NaN: pack2x16float promises it only of what f16 can hold.
+// Rounds to nearest even. Large values become infinite, NaN stays NaN: pack2x16float promises neither.
 fn narrow_f16(pair: vec2<f32>) -> u32 {
     let bits = bitcast<vec2<u32>>(pair);
     let magnitude = bits & vec2<u32>(0x7fffffffu);
@@ -42,7 +42,7 @@ fn narrow_f16(pair: vec2<f32>) -> u32 {
     return halves | large.x | (large.y << 16u);
 }
 
-// Round to nearest even; a NaN stays a NaN.
+// Rounds to nearest even; NaN stays NaN.
 fn narrow_bf16(pair: vec2<f32>) -> u32 {
     let bits = bitcast<vec2<u32>>(pair);
     let rounded = (bits + vec2<u32>(0x7fffu) + ((bits >> vec2<u32>(16u)) & vec2<u32>(1u))) >> vec2<u32>(16u);

@@ -1,11 +1,11 @@
-// Defines: where rows lie: query_row, key_row, value_row, output_row, lse_at; the linear grid: workgroup_index; block_of: a workgroup's item and block.
+// Defines: addresses query_row, key_row, value_row, output_row, lse_at; workgroup_index; block_of: a workgroup's block.
 // Expects: params, Item, has_flag, cache_word(index) -> u32.
 // See: src/tensor.rs (Strides), src/paged.rs (Paged).
 
-// Words of a row between the kernels of a backward pass: m, 1 / l, delta.
+// Words per row that the backward preprocess writes: m, 1 / l, delta.
 const ROW_WORDS: u32 = 3u;
 
-// The grid's last line may be longer than the work: those workgroups get an index that every kernel turns away.
+// Index of workgroups past the end of the work, in the grid's last line; every kernel returns for it.
 const NO_WORK: u32 = 0xffffffffu;
 
 fn workgroup_index(id: vec3<u32>) -> u32 {
@@ -15,11 +15,11 @@ fn workgroup_index(id: vec3<u32>) -> u32 {
 
 struct ItemBlock {
     batch: u32,
-    block: u32, // of `size` rows or keys of that item
+    block: u32, // index of a block of `size` rows or keys in the item
 }
 
-// The block at a place of params.item_blocks. Varlen sequences share the places, item i those from floor(cu[i] * pack / size) + i on, as many as it
-// may need wherever it starts: the grid follows from the tokens alone, and the item from the lengths that a device may have written.
+// Block at a place of params.item_blocks. Varlen items share the places: item i starts at floor(cu[i] * pack / size) +
+// i and always has enough. The grid depends on tokens alone, the item on lengths that a device may have written.
 fn block_of(batch: u32, place: u32, cu_seqlens: u32, pack: u32, size: u32) -> ItemBlock {
     if (!has_flag(FLAG_PACKED)) {
         return ItemBlock(batch, place);
@@ -45,7 +45,7 @@ fn query_row(item: Item, head: u32, row: u32) -> u32 {
     return row_start(params.offsets.x, params.query_strides, item.batch, head, item.first_row + row);
 }
 
-// Where a key lies along the first and the third axis of key and value: item and token, or page and slot.
+// Indices of a key along the first and third axis of key and value: item and token, or page and token slot.
 fn place_of(item: Item, key: u32) -> vec2<u32> {
     if (is_paged()) {
         let page = cache_word(params.table_page_table + item.batch * params.pages_per_item + key / params.page_size);
@@ -68,7 +68,7 @@ fn output_row(item: Item, head: u32, row: u32) -> u32 {
     return row_start(params.offsets.w, params.output_strides, item.batch, head, item.first_row + row);
 }
 
-// [batch, num_heads, seq_len_q]; of packed sequences [tokens, num_heads].
+// Index in [batch, num_heads, seq_len_q], or in [tokens, num_heads] for varlen sequences.
 fn lse_at(item: Item, head: u32, row: u32) -> u32 {
     if (has_flag(FLAG_PACKED)) {
         return (item.first_row + row) * params.num_heads + head;

@@ -1,9 +1,9 @@
-// Defines: Block, locate: which rows of which head and batch item a workgroup of a fused kernel computes; Row, row_of; KeyRange, key_range;
-//          tile_shows_any: whether a tile has anything to see, where that is not arithmetic; steps_at_once: of a loop over the vec4s of a row.
+// Defines: Block, locate: rows, head and item of a fused kernel's workgroup; Row, row_of; KeyRange, key_range;
+//          tile_shows_any: false if a tile is skipped; steps_at_once: unroll factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_shown; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
 
-// The rows of `pack` query heads that read the same keys are rows of one block: virtual row r is row r / pack of head r % pack.
+// Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
 struct Block {
     batch: u32,
     first_head: u32,
@@ -20,17 +20,17 @@ struct Row {
 struct KeyRange {
     start: u32,
     end: u32,
-    // Keys in here are visible to every row of the block, as far as arithmetic tells.
+    // Keys in this interval are visible to every row of the block, except for mask, segments and biases.
     clear_start: u32,
     clear_end: u32,
 }
 
-// Of a loop over so many vec4s, at most `most`, a power of two, so that whole groups of steps make up the loop.
+// Unroll factor of a loop of `vecs` iterations: the largest power of two that divides it, at most `most`; 1 if generic.
 fn steps_at_once(vecs: u32, most: u32) -> u32 {
     return select(min(most, 1u << firstTrailingBit(vecs)), 1u, IS_GENERAL);
 }
 
-// Blocks of a head run from the last to the first: under a causal mask the long ones start early.
+// Blocks of a head run from last to first: under a causal mask the long ones start early.
 fn locate(index: u32) -> Block {
     let places = params.item_blocks;
     let split = index / places % params.splits;
@@ -50,7 +50,7 @@ fn row_of(item: Item, block: Block, local: u32) -> Row {
     return Row(block.first_head + virtual_row % params.pack, row, keys);
 }
 
-// The keys that any row of the block may see, cut down to this workgroup's split.
+// Keys that any row of the block may see, clamped to this workgroup's split.
 fn key_range(item: Item, block: Block) -> KeyRange {
     let first = interval_of(item, block.first_row / params.pack);
     let last = interval_of(item, min((block.first_row + BLOCK_ROWS - 1u) / params.pack, item.rows - 1u));
@@ -64,11 +64,11 @@ fn key_range(item: Item, block: Block) -> KeyRange {
     return range;
 }
 
-var<workgroup> pairs_seen: atomic<u32>; // whether any thread saw a visible pair
-var<workgroup> shows_any: u32; // the same, as all threads read it
+var<workgroup> pairs_seen: atomic<u32>; // 1 if any thread found a visible pair
+var<workgroup> shows_any: u32; // copy of pairs_seen that all threads read
 
-// Whether mask and documents let any row of the block see any key of the tile. A tile that shows nothing is skipped whole.
-// Every thread of the workgroup calls, in uniform control flow, and all get the same answer.
+// True if mask and segments let any row of the block see any key of the tile; otherwise the tile is skipped. Every
+// thread of the workgroup must call it, in uniform control flow; the result is uniform.
 fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread: u32) -> bool {
     if (!has_mask() && !has_documents()) {
         return true;

@@ -1,8 +1,8 @@
-// Defines: kept: what dropout multiplies a weight by: 0, or 1 / (1 - probability).
+// Defines: kept: factor of dropout on a weight: 0, or 1 / (1 - probability).
 // Expects: params, table, Item; the switch is_dropping.
-// See: src/dropout.rs, which has the source.
+// See: src/dropout.rs, which cites the source.
 
-// a * b in 64 bits: the low word and the high one.
+// Product a * b in 64 bits: low word and high word.
 fn wide_product(a: u32, b: u32) -> vec2<u32> {
     let low = (a & 0xffffu) * (b & 0xffffu);
     let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);

@@ -1,8 +1,8 @@
-// Defines: any_lane: a vote of a subgroup.
+// Defines: any_lane: a vote across the subgroup.
 // Expects: const LANES, the threads of a subgroup.
 // See: none.
 
-// Whether any lane says so; the same answer for all, and all lanes must be there.
+// True in all lanes if `yes` is true in any. All lanes must be active.
 fn any_lane(yes: bool) -> bool {
     var word = select(0u, 1u, yes);
     for (var step = 1u; step < LANES; step <<= 1u) {

@@ -1,7 +1,7 @@
-// Defines: LOWEST, INFINITE, NEGATIVE_INFINITY, NOT_A_NUMBER; magnitude_bits, is_negative_infinity, is_finite, magnitude: what a number is, told by
-//          its bits; finite_part, special_part: a vec4's finite numbers, and its others; dot_add.
+// Defines: LOWEST, INFINITE, NEGATIVE_INFINITY, NOT_A_NUMBER; magnitude_bits, is_negative_infinity, is_finite,
+//          magnitude (all by bits); finite_part, special_part: finite elements, and the others; dot_add; lse_bits.
 // Expects: nothing.
-// See: docs/architecture.md, "Numerics": compilers may assume that floats are finite, so nothing is told by a comparison.
+// See: docs/architecture.md, "Numerics": compilers may assume finite floats, so nothing is tested by a comparison.
 
 const LOWEST: f32 = -3.4028234e38;
 
@@ -21,30 +21,30 @@ fn is_finite(x: vec4<f32>) -> bool {
     return magnitude(x) < INFINITE;
 }
 
-// The bits of the largest magnitude: below INFINITE where all are finite.
+// Bits of the largest magnitude; below INFINITE if all elements are finite.
 fn magnitude(x: vec4<f32>) -> u32 {
     let bits = bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu);
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
-// The numbers of v that are finite, 0 for the others.
+// Finite elements of v, 0 for the others.
 fn finite_part(v: vec4<f32>) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(v);
     return bitcast<vec4<f32>>(select(bits, vec4<u32>(0u), (bits & vec4<u32>(INFINITE)) == vec4<u32>(INFINITE)));
 }
 
-// The numbers of v that are infinite or NaN, 0 for the others.
+// Infinite and NaN elements of v, 0 for the others.
 fn special_part(v: vec4<f32>) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(v);
     return bitcast<vec4<f32>>(select(vec4<u32>(0u), bits, (bits & vec4<u32>(INFINITE)) == vec4<u32>(INFINITE)));
 }
 
-// sum + dot(x, y), added in this order by every kernel: gradients compute scores anew, and must find those of the forward pass.
+// Returns sum + dot(x, y), in one order for all kernels: a backward pass must recompute the scores of the forward pass.
 fn dot_add(sum: f32, x: vec4<f32>, y: vec4<f32>) -> f32 {
     return fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, sum))));
 }
 
-// The bits of m + ln(l): -inf where nothing was visible.
+// Bits of m + ln(l); -inf where no key is visible.
 fn lse_bits(top: f32, sum: f32, is_nan: bool) -> u32 {
     return select(select(bitcast<u32>(top + log(sum)), NEGATIVE_INFINITY, sum == 0.0), NOT_A_NUMBER, is_nan);
 }

@@ -34,7 +34,7 @@ struct Params {
     // First element of query, key, value, output.
     offsets: vec4<u32>,
 
-    // Where each vector starts in `tables`.
+    // Offset of each vector in `tables`, in words.
     table_kv_lengths: u32,
     table_prefix_lengths: u32,
     table_documents_q: u32,
@@ -56,7 +56,7 @@ struct Params {
     pack: u32,
     seq_len_q: u32,
     seq_len_kv: u32,
-    // Position of row 0 among the keys, unless FLAG_BOTTOM_RIGHT says to compute it.
+    // Position of row 0 among the keys; FLAG_BOTTOM_RIGHT derives it instead.
     position_offset: i32,
     window_left: i32,
     window_right: i32,
@@ -68,37 +68,37 @@ struct Params {
     grid_width: u32,
     first_workgroup: u32,
     end_workgroup: u32,
-    // Key ranges that are computed apart and merged later, and how far apart their results lie.
+    // Splits of the keys, which are merged later, and strides between their results.
     splits: u32,
     output_split_stride: u32,
     lse_split_stride: u32,
-    // Staged: the part of the score matrix in this step: (batch, head) pairs from `first_pair`, of each the rows from
-    // `first_row`, `row_count` of them.
+    // Staged: part of the score matrix in this step: (batch, head) pairs from `first_pair` on, and `row_count` rows of
+    // each from `first_row` on.
     first_pair: u32,
     first_row: u32,
     row_count: u32,
-    // Numbers of a query row and of a value row; general variants read them, special ones have them as constants.
+    // Elements of a query row and of a value row; generic variants read them, specialised ones have constants.
     head_dim: u32,
     head_dim_v: u32,
-    // Always 0, and no compiler knows: what keeps the loops of general variants from being unrolled.
+    // Always 0, but unknown to compilers, so that loops stay rolled.
     zero: u32,
-    // Staged: which stage `scores` writes: 0 raw, 1 capped, 2 masked.
+    // Staged: stage that `scores` has: 0 raw, 1 capped, 2 masked.
     score_stage: u32,
     // Keys of a page, and width of the page table.
     page_size: u32,
     pages_per_item: u32,
-    // The keys that this step goes over (the rows, for dK and dV). With FLAG_ADDS what was computed of others is there, and this joins it.
+    // Range of keys (rows, for dK and dV) of this step. With FLAG_ADDS, its results are merged into earlier ones.
     range_start: u32,
     range_end: u32,
-    // A weight whose random word is below drops; the others are multiplied by the factor.
+    // Weights whose random word is below the threshold are dropped; the others are multiplied by the factor.
     dropout_threshold: u32,
     dropout_factor: f32,
-    // Backward: where the copy of the tables starts behind the rows' ends, and how long it is.
+    // Backward: offset and length of the copy of the tables, behind the row words.
     first_table: u32,
     table_words: u32,
-    // Blocks of rows (keys, for dK and dV) of an item; of all items together where sequences are varlen.
+    // Blocks of rows (keys, for dK and dV) per item; for varlen sequences, of all items together.
     item_blocks: u32,
-    // Fused: the rows in front of this step's (m, l), and of those that it joins.
+    // Fused: offsets in rows of the (m, l) that this step writes, and of those that it merges with.
     stats_to: u32,
     stats_from: u32,
 }

@@ -1,5 +1,5 @@
-// Defines: shared_row_max, shared_row_sum: each of ROWS values reduced over the COLS threads that share the rows, through workgroup memory.
-// Expects: weight_tile, with ROW_VECS vec4s of a thread's own in each of its lines, free for this; consts ROWS, COLS, ROW_VECS, WEIGHT_STRIDE.
+// Defines: shared_row_max, shared_row_sum: ROWS values reduced over COLS threads through workgroup memory.
+// Expects: weight_tile, free, with ROW_VECS vec4s per thread in each line; consts ROWS, COLS, ROW_VECS, WEIGHT_STRIDE.
 // See: row_reduce_subgroup.wgsl and row_reduce_workgroup.wgsl, which decide when.
 
 fn share_rows(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
@@ -18,7 +18,7 @@ fn take_rows(values: ptr<function, array<f32, ROWS>>, v: vec4<f32>, i: u32) {
     }
 }
 
-// Every thread of the workgroup calls, in uniform control flow; afterwards all are done with what they read and wrote before.
+// Call from every thread of the workgroup, in uniform control flow. On return, all earlier accesses are complete.
 fn shared_row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
     share_rows(values, thread_row, thread_col);
     workgroupBarrier(); // between values written and read
@@ -32,7 +32,7 @@ fn shared_row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thre
     workgroupBarrier(); // between values read and weights written
 }
 
-// As shared_row_max; the last weights have been read.
+// Called like shared_row_max. On return, all threads have read the last weights.
 fn shared_row_sum(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
     workgroupBarrier(); // between the last weights read and values written
     share_rows(values, thread_row, thread_col);

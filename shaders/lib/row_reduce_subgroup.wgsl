@@ -1,6 +1,6 @@
-// Defines: row_max, row_sum: each of ROWS values reduced over the COLS threads that share the rows, by_subgroup where subgroups hold them. After row_max all threads of the workgroup are done with what they read before.
+// Defines: row_max (also a barrier), row_sum: ROWS values reduced over COLS threads, by_subgroup if one holds them.
 // Expects: lib/row_reduce.wgsl, lib/subgroup_threads.wgsl; consts ROWS, COLS, a power of two.
-// See: row_reduce_workgroup.wgsl, the same through workgroup memory.
+// See: row_reduce_workgroup.wgsl, which goes through workgroup memory.
 
 fn row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32, by_subgroup: bool) {
     if (!by_subgroup) {
@@ -14,7 +14,7 @@ fn row_max(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col:
         }
         (*values)[r] = result;
     }
-    workgroupBarrier(); // what the callers promise: all threads are done with what they read before
+    workgroupBarrier(); // between the callers' earlier reads and later writes, as row_max promises
 }
 
 fn row_sum(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32, by_subgroup: bool) {

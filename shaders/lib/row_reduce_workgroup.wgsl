@@ -1,7 +1,7 @@
-// Defines: Invocation, thread_of, subgroups_hold, as subgroup_threads.wgsl; row_max, row_sum: each of ROWS values reduced over the COLS threads that
-//          share the rows. After row_max all threads of the workgroup are done with what they read before.
+// Defines: Invocation, thread_of, subgroups_hold, as subgroup_threads.wgsl; row_max (also a barrier), row_sum: ROWS
+//          values reduced over the COLS threads that share the rows.
 // Expects: lib/row_reduce.wgsl.
-// See: row_reduce_subgroup.wgsl, the same by subgroup shuffles.
+// See: row_reduce_subgroup.wgsl, which uses subgroup shuffles.
 
 struct Invocation {
     @builtin(local_invocation_index) index: u32,

@@ -2,15 +2,15 @@
 // Expects: lib/*, Block, Row, lse_words, prior_output, store_output; const PARTIAL.
 // See: src/plan/fused.rs (splits and ranges of keys), fused/merge.wgsl.
 
-// Factors on a row's sums: output = prior * the output of the parts before + own * this kernel's sum; NaN by its bits where is_nan.
+// Factors: output = prior * (output of earlier parts) + own * (sum of this kernel); NaN by its bits where is_nan.
 struct RowResult {
     prior: f32,
     own: f32,
     is_nan: bool,
 }
 
-// Takes a row's running maximum and sum, l = sum of exp(score - m). One thread `writes` what is wanted of them: (m, l) of a part, where the other
-// parts' have joined it; else those of the whole row, or its lse, where a sink has joined them.
+// Takes a row's running max m and running sum l = sum of exp(score - m). The thread that `writes` stores (m, l) of a
+// part, merged with earlier parts, or else (m, l) or lse of the whole row, with its sink.
 fn finish_row(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes: bool) -> RowResult {
     let at = lse_at(item, row.head, row.row);
     var is_nan = magnitude_bits(sum) >= LARGEST_SUM;
@@ -44,7 +44,7 @@ fn finish_row(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes
     return RowResult(select(old_part / total, 0.0, old_part == 0.0), select(own_factor / total, 0.0, own_sum == 0.0), is_nan);
 }
 
-// Writes four numbers of a finished row's output, of which `sum` is this kernel's part.
+// Writes four elements of a finished row's output; `sum` is this kernel's part.
 fn store_part(item: Item, block: Block, row: Row, result: RowResult, dim: u32, sum: vec4<f32>) {
     let at = block.split * params.output_split_stride + output_row(item, row.head, row.row);
     var numbers = sum * result.own;

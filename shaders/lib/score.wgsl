@@ -1,7 +1,7 @@
-// Defines: Pair, pair_of; is_shown: the element-wise part of visibility; Scored, score_pair: a pair's score and whether the row sees the key;
-//          is_nan_score, NAN_SUM, LARGEST_SUM: which rows are NaN; visible_weight.
-// Expects: params, Item, table, bias_at, mask_at; switches is_modified, softcap_first, softcap_last, has_bias, alibi_signed, alibi_symmetric,
-//          has_relative_bias, has_documents, has_mask: constant in special variants, flags in general ones.
+// Defines: Pair, pair_of; is_shown: element-wise visibility; Scored, score_pair: a pair's score and visibility;
+//          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight.
+// Expects: params, Item, table, bias_at, mask_at; switches (flags if generic): is_modified, softcap_first,
+//          softcap_last, has_bias, alibi_signed, alibi_symmetric, has_relative_bias, has_documents, has_mask.
 // See: src/cpu/naive.rs has the formulas.
 
 // A query row and a key. Signed, so that differences need no conversions.
@@ -31,18 +31,18 @@ fn tanh_exact(x: f32) -> f32 {
     return select(select(far, -far, x < 0.0), near, abs(x) < 0.3);
 }
 
-// softcap * tanh(x / softcap). What is infinite or NaN stays so, by its bits: the infinite is capped, the rest is not to be computed with.
+// Returns softcap * tanh(x / softcap). Infinity is capped; NaN is passed on by its bits, not by arithmetic.
 fn softcapped(x: f32) -> f32 {
     let capped = params.softcap * tanh_exact(x / params.softcap);
     return bitcast<f32>(select(bitcast<u32>(capped), bitcast<u32>(x), magnitude_bits(x) > INFINITE));
 }
 
-// An element of a bias or mask broadcast to [batch, num_heads, seq_len_q, seq_len_kv].
+// Index of an element of a bias or mask that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv].
 fn broadcast_at(at: Pair, strides: vec4<u32>) -> u32 {
     return u32(at.batch) * strides.x + u32(at.head) * strides.y + u32(at.row) * strides.z + u32(at.key) * strides.w;
 }
 
-// The part of visibility that is not arithmetic: documents and the mask.
+// True if segments and mask, the element-wise part of visibility, let the row see the key.
 fn is_shown(at: Pair) -> bool {
     var shown = true;
     if (has_documents()) {
@@ -55,8 +55,8 @@ fn is_shown(at: Pair) -> bool {
     return shown;
 }
 
-// The score of a pair, from scaled = scale * dot(query, key). `inside`: the key is in the row's interval; what is not is not looked at.
-// A bias of -inf hides, and so does a score that overflows to it. A visible score is finite, or makes its row NaN: see is_nan_score.
+// Score of a pair, from scaled = scale * dot(query, key). `inside`: the key is in the row's interval; else it is
+// masked. A bias of -inf masks, as does a score that becomes -inf. Other non-finite scores make the row NaN.
 fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
     if (!is_modified() || !inside) {
         return Scored(scaled, inside && !is_negative_infinity(scaled));
@@ -91,16 +91,16 @@ fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
     return Scored(score, !is_hidden && is_shown(at));
 }
 
-// A running sum that no row of finite scores reaches: a weight is at most 1. NaN and infinity are larger by their bits.
+// Running sum that no row of finite scores reaches: a weight is at most 1. The bits of NaN and infinity are larger.
 const NAN_SUM: f32 = 1e38;
 const LARGEST_SUM: u32 = 0x70000000u;
 
-// A visible score makes its row NaN where it is NaN or +inf.
+// True if a visible score is NaN or +inf, which makes its row NaN.
 fn is_nan_score(scored: Scored) -> bool {
     return scored.visible && magnitude_bits(scored.score) >= INFINITE;
 }
 
-// The weight of a visible pair is never 0 by its bits: those of 0 tell a hidden pair, whose value is not touched.
+// Weight that is never 0 by its bits for a visible pair: 0 marks a masked pair, whose value is skipped.
 fn visible_weight(weight: f32, visible: bool) -> f32 {
     return bitcast<f32>(select(0u, max(bitcast<u32>(weight), 1u), visible));
 }

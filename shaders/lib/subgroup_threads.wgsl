@@ -1,10 +1,10 @@
-// Defines: Invocation; thread_of: the thread's number in its workgroup, by which shuffles find it; subgroups_hold: true if they do.
+// Defines: Invocation; thread_of: index of a thread in its workgroup, by lane; subgroups_hold: true if lanes suffice.
 // Expects: const THREADS.
 // See: docs/architecture.md, "Numerics".
 //
-// No API promises that lanes are in the order of local_invocation_index, nor that subgroups are full. So subgroups take numbers as they come, and a
-// thread's number follows from its subgroup's and its lane. Where a subgroup is not full, or smaller than a shuffle reaches, the numbers are
-// local_invocation_index, and the caller goes through workgroup memory.
+// No API promises that lanes are in the order of local_invocation_index, or that subgroups are full. So subgroups are
+// numbered as they arrive, and a thread's index follows from its subgroup and lane. If subgroups are not full, the
+// index is local_invocation_index; then, or if they are too small, the caller uses workgroup memory.
 
 struct Invocation {
     @builtin(local_invocation_index) index: u32,

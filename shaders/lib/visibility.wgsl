@@ -1,14 +1,14 @@
-// Defines: Item, item_of, item_of_rows; Interval, interval_of: which keys a row may see, as arithmetic.
+// Defines: Item, item_of, item_of_rows; Interval, interval_of: the interval of keys that a row may see; has_flag.
 // Expects: params, table(index) and cache_word(index) -> u32.
 // See: src/visibility.rs (Visibility::interval, Alignment::offset).
 
-// One batch item: where its rows and keys lie, how many there are, where row 0 stands.
+// Batch item: its first row and key, how many there are, and the position of row 0.
 struct Item {
     batch: u32,
     first_row: u32,
     rows: u32,
     first_key: u32,
-    // Keys in memory, and those of them that are not padding.
+    // Keys in memory, and how many of them are not padding.
     stored_keys: u32,
     keys: u32,
     offset: i32,
@@ -50,12 +50,12 @@ fn item_of(batch: u32) -> Item {
     return item;
 }
 
-// For kernels that go over all rows and look at no keys: varlen rows are those of one item, of params.seq_len_q tokens.
+// Item for kernels that visit all rows and no keys: varlen rows are those of one item, of params.seq_len_q tokens.
 fn item_of_rows(batch: u32) -> Item {
     return Item(batch, 0u, params.seq_len_q, 0u, 0u, 0u, 0, 0);
 }
 
-// Start and end never decrease from one row to the next.
+// Interval of keys that a row may see, by arithmetic. Bounds never decrease from one row to the next.
 fn interval_of(item: Item, row: u32) -> Interval {
     let position = i32(row) + item.offset;
     var start = 0;

@@ -1,10 +1,10 @@
-// Defines: main: Y = X W^T + b with nothing in workgroup memory, for devices that read fast what a whole workgroup reads alike.
-// Expects: linear/params; load_x(row, k), load_w(row, k): four numbers of a row from number k on, 0 past its end;
+// Defines: main: Y = X W^T + b without workgroup memory, for devices with fast loads that a whole workgroup shares.
+// Expects: linear/params; load_x(row, k), load_w(row, k): four elements of a row from element k on, 0 past its end;
 //          consts TILE_M, TILE_N, ROWS, COLS.
-// Twin: src/layer/matmul.rs.
+// See: src/layer/matmul.rs.
 //
-// A workgroup computes ROWS rows x TILE_N columns of Y, a thread all of the rows in COLS columns. The rows of X are the same for every
-// thread; each number of W is read by one.
+// A workgroup computes ROWS rows x TILE_N columns of Y, a thread all of the rows in COLS columns. All threads read each
+// row of X; one thread reads each element of W.
 
 const THREADS: u32 = TILE_N / COLS;
 

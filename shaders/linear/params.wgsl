@@ -1,9 +1,9 @@
 // Defines: LinearParams, the uniform of the projections of a multi-head layer; tile_of, store_y.
 // Expects: linear (LinearParams), y, bias_at; consts TILE_M, TILE_N, HAS_BIAS.
-// Twin: src/shader/linear.rs, field by field.
+// See: src/shader/linear.rs, field by field.
 
 struct LinearParams {
-    // Rows of X, columns of Y (rows of W), numbers of a row of X and of W.
+    // Rows of X, columns of Y (rows of W), elements of a row of X and of W.
     rows: u32,
     columns: u32,
     depth: u32,
@@ -16,7 +16,7 @@ struct LinearParams {
     end_workgroup: u32,
 }
 
-// The first row and column of a workgroup's tile; NO_TILE where the grid's last line is longer than the work.
+// First row and column of a workgroup's tile; NO_TILE past the end of the work.
 const NO_TILE: vec2<u32> = vec2<u32>(0xffffffffu);
 
 fn tile_of(id: vec3<u32>) -> vec2<u32> {
@@ -26,7 +26,7 @@ fn tile_of(id: vec3<u32>) -> vec2<u32> {
     return select(NO_TILE, place, index < linear.end_workgroup);
 }
 
-// Adds the bias and writes Y[row, column]; what lies outside of Y is dropped.
+// Adds the bias and writes Y[row, column]; elements outside Y are dropped.
 fn store_y(row: u32, column: u32, sum: f32) {
     if (row < linear.rows && column < linear.columns) {
         var biased = sum;

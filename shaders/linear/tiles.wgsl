@@ -1,10 +1,10 @@
 // Defines: main: Y = X W^T + b by tiles in workgroup memory.
-// Expects: linear/params; load_x(row, k), load_w(row, k): four numbers of a row from number k on, 0 past its end;
+// Expects: linear/params; load_x(row, k), load_w(row, k): four elements of a row from element k on, 0 past its end;
 //          consts TILE_M, TILE_N, TILE_K, ROWS, COLS.
-// Twin: src/layer/matmul.rs.
+// See: src/layer/matmul.rs.
 //
-// A workgroup computes TILE_M rows x TILE_N columns of Y, a thread ROWS x COLS of them. X and W go through workgroup memory TILE_K
-// numbers of a row at a time.
+// A workgroup computes TILE_M rows x TILE_N columns of Y, a thread ROWS x COLS of them. X and W pass through workgroup
+// memory TILE_K elements of a row at a time.
 
 const STEP: u32 = TILE_K / 4u; // vec4s of a row at a time
 const STRIDE: u32 = STEP + 1u; // vec4s from one row to the next: rows of neighbouring threads start in different banks

@@ -1,8 +1,8 @@
 // Defines: main: Y[column, row] = X[row, column].
 // Expects: linear (LinearParams): rows and columns of X; x, y.
-// Twin: src/layer/backward.rs (transposed).
+// See: src/layer/backward.rs (transposed).
 //
-// A workgroup takes a square of 16 x 16 through workgroup memory, so that both sides are read and written along memory.
+// A workgroup moves a square of 16 x 16 through workgroup memory, so that reads and writes are contiguous.
 
 const SIDE: u32 = 16u;
 const THREADS: u32 = 64u;

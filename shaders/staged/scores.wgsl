@@ -1,10 +1,10 @@
-// Defines: main: the scores of a part of the score matrix, scale * Q K^T, then softcap, biases and visibility as far as `score_stage` says.
+// Defines: main: scores of a part of the score matrix: scale * Q K^T, then softcap, biases, masks up to score_stage.
 // Expects: lib/*, load_query, load_key, scores (read_write); head_vecs.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A workgroup computes 32 rows x 32 keys; a thread 4 x 4 of them. Queries and keys go through workgroup memory 32 numbers at a time.
-// What makes a score of a product can be long: it is there once, in a loop over rows that stays one, and the products come to it by way of
-// workgroup memory, not by an index into registers.
+// A workgroup computes 32 rows x 32 keys, a thread 4 x 4 of them. Queries and keys pass through workgroup memory 32
+// elements at a time. The code from product to score can be long: it occurs once, in a rolled loop over rows that reads
+// the products from workgroup memory, not by an index into registers.
 
 const TILE: u32 = 32u; // rows, and keys, of a workgroup
 const STEP: u32 = 8u; // vec4s of head_dim at a time
@@ -14,8 +14,8 @@ const THREADS: u32 = 64u;
 const_assert 4u * THREADS <= TILE * STRIDE;
 const_assert TILE * STEP % THREADS == 0u;
 
-var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 numbers
-var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 numbers
+var<workgroup> query_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 elements
+var<workgroup> key_tile: array<vec4<f32>, TILE * STRIDE>; // 32 keys x 32 elements
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

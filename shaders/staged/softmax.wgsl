@@ -1,13 +1,13 @@
-// Defines: main: each row of the score matrix turned into softmax weights in place, and the row's lse and (m, l). A hidden key's weight is 0, another's at
-//          least the smallest number.
+// Defines: main: turns rows of the score matrix into softmax weights in place; lse and (m, l) of the rows. The weight
+//          of a masked key is 0, of a visible key at least the smallest subnormal.
 // Expects: lib/*, scores (read_write), store_lse, store_stats.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A workgroup takes one row: the maximum, the sum of exp(score - maximum), the division. A sink joins the sum only.
+// A workgroup takes one row: its max m, the sum of exp(score - m), the division. A sink joins max and sum only.
 
 const THREADS: u32 = 64u;
 
-var<workgroup> partial: array<f32, THREADS>; // one number a thread, on its way through a reduction
+var<workgroup> partial: array<f32, THREADS>; // one element per thread during a reduction
 
 fn workgroup_max(value: f32, thread: u32) -> f32 {
     workgroupBarrier(); // between the last reduction being read and this one being written
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let row = params.first_row + index % params.row_count;
     let line = index * params.seq_len_kv;
 
-    // A score of -inf is hidden; another that is no finite number makes the row NaN.
+    // A score of -inf is masked; any other non-finite score makes the row NaN.
     var top = LOWEST;
     var sum_or_nan = 0.0;
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {

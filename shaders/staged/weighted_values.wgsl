@@ -1,14 +1,14 @@
-// Defines: main: output = weights x V for a part of the score matrix. A weight that is 0 by its bits is a hidden key's: its value is not touched.
+// Defines: main: output = weights x V for a part of the score matrix. Values whose weight is 0 by its bits are skipped.
 // Expects: lib/*, load_value, store_output, scores (read); value_vecs.
 // See: src/cpu/naive.rs has the formulas.
 //
-// A workgroup computes 32 rows x 32 columns; a thread 4 rows x one vec4. Weights and values go through workgroup memory 32 keys at a time.
-// Only where a value is infinite or NaN does it matter that a hidden key's is not touched.
+// A workgroup computes 32 rows x 32 columns, a thread 4 rows x one vec4. Weights and values pass through workgroup
+// memory 32 keys at a time. A masked key has weight 0 by its bits; skipping it matters only for infinity and NaN.
 
 const TILE: u32 = 32u; // rows and keys of a tile
 const COLUMNS: u32 = 8u; // vec4 columns of a workgroup
 const THREADS: u32 = 64u;
-const PART_TILES: u32 = 4u; // tiles of keys that are summed before they join the running sum
+const PART_TILES: u32 = 4u; // tiles of keys that are summed before they join the total
 
 const STRIDE: u32 = TILE / 4u + 1u; // odd: neighbouring rows in different banks
 
@@ -16,7 +16,7 @@ const_assert TILE * COLUMNS % THREADS == 0u;
 
 var<workgroup> weight_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 keys
 var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 columns
-var<workgroup> non_finite: atomic<u32>; // whether any value so far was infinite or NaN
+var<workgroup> non_finite: atomic<u32>; // 1 if any value so far was infinite or NaN
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -38,7 +38,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         atomicStore(&non_finite, 0u);
     }
 
-    // Long sums are summed in levels: the error of one chain would grow with the number of keys.
+    // Sums have two levels, because the error of one chain would grow with the number of keys.
     var acc: array<vec4<f32>, 4>;
     var part: array<vec4<f32>, 4>;
     for (var first = 0u; first < item.keys; first += TILE) {
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         workgroupBarrier(); // between tiles written and read
         let own_rows = thread / COLUMNS * 4u;
         if (atomicLoad(&non_finite) != 0u) {
-            for (var j = 0u; j < TILE + params.zero; j++) { // rolled: rarely run
+            for (var j = 0u; j < TILE + params.zero; j++) { // rolled: slow path for non-finite values
                 let v = value_tile[j * COLUMNS + thread % COLUMNS];
                 for (var r = 0u; r < 4u; r++) {
                     let weight = weight_tile[(own_rows + r) * STRIDE + j / 4u][j % 4u];

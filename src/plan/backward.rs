@@ -1,4 +1,4 @@
-//! The backward pass: which kernels, in which shapes, for the gradients that are wanted.
+//! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
 use super::fused::{CHAIN, every_row, item_blocks, lanes, places, variant};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops};
@@ -6,7 +6,7 @@ use crate::problem::Operand;
 use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_WORDS, Slot};
 use crate::{Broadcast, DType, Error, Problem, Result, Want, WantGradients};
 
-/// Shapes of the gradient kernels from the fastest to the smallest, with the least of rows or keys for which each is meant.
+/// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
 const TILES: &[(usize, GradientShape)] = &[
     (17, shape(128, 4, 16, 2)),
     (17, shape(128, 4, 16, 1)),
@@ -19,32 +19,33 @@ const TILES: &[(usize, GradientShape)] = &[
     (1, shape(2, 1, 2, 1)),
 ];
 
-/// Shapes for a software adapter, with the least of rows or keys and the widest head for which each is meant.
+/// Shapes for a software adapter, each with the fewest rows or keys and the widest head it is meant for.
 ///
-/// With Mesa 26.2 lavapipe, 8 heads of 2048 by 2048, in CPU time beside a forward pass of 240 ms: head of 64 by shuffles 4 owned and 4
-/// others dQ 310, dK and dV 460 ms; 4 and 8 360 and 480, 4 and 2 400 and 500, 2 and 8 400 and 590; tiles ten times as much. Head of 128, 1024 by 1024, beside 140 ms: 4 and 4 170 and 270, 2 and 4 200 and 300.
+/// CPU time in ms of dQ / dK and dV with lavapipe (Mesa 26.2), by owned x streamed vectors at a time. 8 heads of 64,
+/// 2048 by 2048, forward 240: 4x4 310/460, 4x8 360/480, 4x2 400/500, 2x8 400/590, tiles ten times as much. 8 heads of
+/// 128, 1024 by 1024, forward 140: 4x4 170/270, 2x4 200/300.
 const VECTORS: &[(usize, usize, GradientShape)] = &[(17, 128, vectors(4)), (9, 576, vectors(1))];
 
 const fn vectors(own: u32) -> GradientShape {
     GradientShape::Vectors { lanes: 0, own, tile: 32, stream: 4 }
 }
 
-/// `shape` for the device's lanes, where kernels of whole subgroups work and are compiled in reasonable time: a slow compiler takes seconds for
-/// long unrolled code, so that there a thread has no more than 64 numbers of each kind.
+/// Sets the lanes of `shape`; `None` where kernels of whole subgroups do not work or take too long to compile. A slow
+/// compiler takes seconds for long unrolled code, so there a thread holds at most 64 elements of each array.
 fn on_lanes(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> Option<GradientShape> {
     let GradientShape::Vectors { own, tile, stream, .. } = shape else { return None };
     let lanes = lanes(caps).filter(|_| !caps.slow_compiler || own as usize * widest <= 64)?;
     Some(GradientShape::Vectors { lanes, own, tile, stream })
 }
 
-/// Shapes of their general variants.
+/// Shapes of the gradient kernels' generic variants.
 const GENERAL: &[GradientShape] = &[shape(32, 1, 8, 1), shape(8, 1, 4, 1)];
 
 /// Rows and keys of a square in shaders/backward/square.wgsl.
 const SQUARE: usize = 16;
-/// Squares that a workgroup should go over at most for the gradient of a bias.
+/// Most squares that a workgroup should sum for the gradient of a bias.
 const TERMS: usize = 128;
-/// Bytes that the parts of that gradient may have.
+/// Most bytes of partial sums of a bias gradient.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
 const fn shape(threads: u32, own: u32, cols: u32, stream: u32) -> GradientShape {
@@ -52,11 +53,10 @@ const fn shape(threads: u32, own: u32, cols: u32, stream: u32) -> GradientShape 
 }
 
 impl Plan {
-    /// Plans the gradients of `problem` that are wanted for a device with `caps`, from query, key, value, output, (m, l) of
-    /// the rows and the gradient of the output.
+    /// Plans the wanted gradients of `problem` from query, key, value, output, (m, l) and the gradient of the output.
     ///
-    /// Nothing of size seq_len_q x seq_len_kv is stored: the scores are computed anew, once for dQ and once for dK and dV.
-    /// Errors are those of [`Plan::new`], and [`Error::Unsupported`] for keys in pages and for operands of which elements share places.
+    /// Nothing of size seq_len_q x seq_len_kv is stored: scores are recomputed, once for dQ and once for dK and dV.
+    /// Errors: those of [`Plan::new`], and [`Error::Unsupported`] for paged keys and operands whose elements overlap.
     pub fn backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
         let problem = &Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
         problem.check()?;
@@ -116,7 +116,7 @@ impl Plan {
     }
 }
 
-/// What a gradient kernel owns, what it goes over, of how many heads, and how long that takes.
+/// Work of a gradient kernel: the operand that it owns, the operand that it streams, its heads and its cost.
 struct Work {
     owned: Operand,
     stream: Operand,
@@ -124,20 +124,20 @@ struct Work {
     flops: f64,
 }
 
-/// A plan in the making.
+/// Backward plan under construction.
 struct Planner<'a> {
     problem: &'a Problem,
     caps: &'a DeviceCaps,
     special: bool,
-    /// With the tables where the gradient kernels find them.
+    /// Parameters, with the tables behind the row words.
     params: Params,
     steps: Vec<Step>,
-    /// First the ends of rows.
+    /// Sizes of the scratch buffers in bytes; the first holds the row words of the backward preprocess.
     scratch: Vec<u64>,
 }
 
 impl Planner<'_> {
-    /// Adds a kernel in the variant that the problem needs; `parts` and `sums` say what those bindings refer to.
+    /// Adds a kernel in the variant that the problem needs, with the buffers of its `parts` and `sums` bindings.
     fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<Place>; 2]) -> Result<()> {
         self.push_key(variant(!self.special, kernel, self.problem), params, workgroups, flops, |slot| match slot {
             Slot::Parts => parts,
@@ -146,7 +146,7 @@ impl Planner<'_> {
         })
     }
 
-    /// As [`Self::push`], of a variant; `own` says what the bindings refer to that are not where they usually are.
+    /// Adds a kernel in the variant `key`; `own` overrides the default buffers of its bindings.
     fn push_key(
         &mut self,
         key: KernelKey,
@@ -160,14 +160,14 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Another buffer of the plan's own, of so many f32.
+    /// Adds a scratch buffer of `numbers` f32.
     fn scratch(&mut self, name: &str, numbers: usize) -> Result<Place> {
         check_bytes(name, 4 * numbers as u64, self.caps)?;
         self.scratch.push(4 * numbers as u64);
         Ok(Place::Scratch(self.scratch.len() - 1))
     }
 
-    /// m, 1 / l and delta of the rows, and the tables as they come.
+    /// Adds the backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
     fn row_ends(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
         let rows = self.problem.lse_len();
         let params = Params { tables: layout, ..every_row(self.problem, Operand::Query, self.params) };
@@ -182,7 +182,7 @@ impl Planner<'_> {
         self.gradients(key, shape, want, &work, vec![(Operand::Query, Place::DQuery)])
     }
 
-    /// dK and dV in one kernel where its buffers are few enough and both are stored alike, else in two.
+    /// Adds dK and dV: one kernel where its buffers are few enough and both have one storage type, else two.
     fn keys(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let many_buffers = !self.special || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
@@ -208,8 +208,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The steps of a gradient kernel that owns the rows of one operand and goes over those of the other. Where these are many it does so in several
-    /// steps, each of which adds to the sums; sums that are not to be stored as f32 are scratch until then.
+    /// Adds the steps of a kernel that owns the rows of one operand and streams those of another. A long stream takes
+    /// several steps that add to the sums; sums that are not to be stored as f32 are scratch until the last step.
     fn gradients(
         &mut self,
         key: KernelKey,
@@ -259,7 +259,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Stores a gradient that was summed as f32.
+    /// Adds the step that converts a gradient summed in f32 to its storage type.
     fn narrow(&mut self, operand: Operand, dtype: DType, [from, to]: [Place; 2]) -> Result<()> {
         let [.., width] = self.problem.shape(operand);
         let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
@@ -272,7 +272,7 @@ impl Planner<'_> {
         })
     }
 
-    /// The gradient of the bias; the terms of its sums in parts where they are many.
+    /// Adds the gradient of the bias, by way of partial sums where its terms are many.
     fn bias(&mut self) -> Result<()> {
         let d = &self.problem.dims;
         let squares = [d.batch, d.num_heads, d.seq_len_q.div_ceil(SQUARE), d.seq_len_kv.div_ceil(SQUARE)];
@@ -292,7 +292,7 @@ impl Planner<'_> {
         self.push(Kernel::Sum, params, elements.div_ceil(64), (splits * elements) as f64, [Some(parts), Some(Place::DBias)])
     }
 
-    /// The gradient of the relative biases by way of the sums along all diagonals.
+    /// Adds the gradient of the relative biases, by way of the sums along all diagonals.
     fn relative_bias(&mut self) -> Result<()> {
         let d = &self.problem.dims;
         let bands = (d.seq_len_q.div_ceil(SQUARE) + d.seq_len_kv.div_ceil(SQUARE)).saturating_sub(1);
@@ -304,7 +304,7 @@ impl Planner<'_> {
         self.push(Kernel::RelativeGradient, self.params, d.num_heads * columns, flops, [Some(parts), Some(Place::DRelativeBias)])
     }
 
-    /// The first shape meant for so many owned rows or keys that fits the device.
+    /// Returns the first shape that is meant for `owned` rows or keys and fits the device.
     fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, GradientShape)> {
         let fits = |(key, _): &(KernelKey, GradientShape)| {
             key.workgroup_bytes() <= self.caps.workgroup_bytes && key.threads() <= self.caps.workgroup_threads
@@ -325,7 +325,7 @@ impl Planner<'_> {
     }
 }
 
-/// Where a kernel writes the gradient of an operand.
+/// Slot to which a kernel writes the gradient of `operand`.
 const fn gradient_slot(operand: Operand) -> Slot {
     match operand {
         Operand::Key => Slot::DKey,

@@ -1,21 +1,21 @@
-//! What a device can do, as plain numbers: plans are made and tested without one.
+//! Device capabilities as plain data, so that plans are made and tested without a device.
 
-/// What the planner needs to know of a device.
+/// Capabilities and limits of a device, as far as the planner uses them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceCaps {
-    /// What kind of device it is; first choices differ.
+    /// Kind of device, by which first choices differ.
     pub class: DeviceClass,
-    /// Smallest subgroup, where subgroup operations can be used; 0 where not.
+    /// Smallest subgroup size; 0 where subgroup operations are not supported.
     pub subgroup_size: u32,
-    /// Largest subgroup, where subgroup operations can be used; 0 where not.
+    /// Largest subgroup size; 0 where subgroup operations are not supported.
     pub subgroup_max: u32,
-    /// Rows and columns of the cooperative matrices with f16 factors and f32 sums that kernels may use: 8, 16, or 0 for none. Only an adapter
-    /// knows: see [`crate::gpu::matrix_size`].
+    /// Size of the cooperative matrices (f16 factors, f32 sums) that kernels may use: 8, 16, or 0 for none. Only an
+    /// adapter reports it: see [`crate::gpu::matrix_size`].
     pub matrix_size: u32,
-    /// Whether kernels of cooperative matrices are the first choice where they work. A choice, not read off the device; autotuning tries them
-    /// in any case.
+    /// True if kernels of cooperative matrices are the first choice where they work. A setting, not a property of the
+    /// device; autotuning tries them in any case.
     pub prefer_matrices: bool,
-    /// A software adapter that takes ten seconds and more to compile a large kernel: llvmpipe with an LLVM from before 2023.
+    /// True if a software adapter takes ten seconds or more to compile a large kernel: llvmpipe with LLVM before 2023.
     pub slow_compiler: bool,
     /// `max_compute_workgroup_storage_size`.
     pub workgroup_bytes: u32,
@@ -33,41 +33,41 @@ pub struct DeviceCaps {
     pub storage_alignment: u32,
     /// `min_uniform_buffer_offset_alignment`.
     pub uniform_alignment: u32,
-    /// True if kernels read their parameters from a read-only storage buffer instead of a uniform one, where that is not one buffer too
-    /// many. Mesa 22.3's lavapipe compiles a kernel again for every dispatch whose uniforms could be constants of its loops: half a second
-    /// each, and a megabyte that it never gives back.
+    /// True if kernels read their parameters from a read-only storage buffer instead of a uniform buffer, unless that
+    /// is one storage buffer too many. Mesa 22.3's lavapipe recompiles a kernel for every dispatch whose uniforms could
+    /// be constants of its loops: half a second each, and a megabyte that is never freed.
     pub params_in_storage: bool,
-    /// Iterations after which the device ends every loop of an invocation, all of its loops together; `None` if it was not seen to do so.
+    /// Iterations, over all loops of an invocation, after which the device ends its loops; `None` if no limit was seen.
     pub loop_iterations: Option<u32>,
-    /// When kernels are made for one problem only. A choice, not read off the device.
+    /// Policy for specialised kernels. A setting, not a property of the device.
     pub specialise: Specialise,
 }
 
-/// When a kernel is compiled for one head_dim and one set of options, instead of taking them at run time.
+/// Policy for compiling a kernel for one head_dim and one set of options instead of reading them at run time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Specialise {
-    /// Where it pays: always on a GPU; on a software adapter for problems that run longer than a kernel compiles.
+    /// Specialise where it pays: always on a GPU; on a software adapter if a problem runs longer than a compilation.
     #[default]
     Auto,
-    /// Never: few kernels, each quick to compile, slow to run.
+    /// Never specialise: few kernels, each quick to compile and slow to run.
     Never,
-    /// Always.
+    /// Always specialise.
     Always,
 }
 
-/// Kinds of devices between which first choices differ.
+/// Kind of device, by which first choices differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceClass {
-    /// A CPU that plays a GPU: lavapipe, llvmpipe, SwiftShader, WARP.
+    /// Software adapter, which runs on the CPU: lavapipe, llvmpipe, SwiftShader, WARP.
     Software,
-    /// An integrated GPU, or one of which nothing is known.
+    /// Integrated GPU, or a device of unknown kind.
     Integrated,
-    /// A discrete GPU.
+    /// Discrete GPU.
     Discrete,
 }
 
 impl DeviceCaps {
-    /// The WebGPU default limits, without subgroups.
+    /// Returns the WebGPU default limits, without subgroups.
     pub const fn webgpu_defaults() -> Self {
         Self {
             class: DeviceClass::Integrated,
@@ -90,9 +90,9 @@ impl DeviceCaps {
         }
     }
 
-    /// Floating-point operations that one dispatch may take, so that it ends well before a driver loses patience (one to two
-    /// seconds): about a quarter of a second on the slowest GPU of the class that we know of. A software adapter has no such
-    /// driver; there it is how long a cancellation may take.
+    /// Floating-point operations of one dispatch, few enough that it ends well before a driver's watchdog acts (one to
+    /// two seconds): about a quarter of a second on the slowest known GPU of the class. A software adapter has no
+    /// watchdog; there it bounds how long a cancellation may take.
     pub(crate) const fn dispatch_flops(&self) -> f64 {
         match self.class {
             DeviceClass::Software => 20e9,   // 10 GFLOP/s, two seconds
@@ -101,8 +101,8 @@ impl DeviceCaps {
         }
     }
 
-    /// Whether `flops` of a general kernel's work are worth a kernel of their own. On a software adapter that takes half a second to compile, of a slow
-    /// compiler two or three, and runs at tens of GFLOP/s where a general one reaches one.
+    /// True if `flops` of a generic kernel's work are worth a specialised kernel. On a software adapter one takes half
+    /// a second to compile (two or three with a slow compiler) and runs at tens of GFLOP/s; a generic one reaches one.
     pub(crate) fn specialises(&self, flops: f64) -> bool {
         match self.specialise {
             Specialise::Auto => self.class != DeviceClass::Software || flops > if self.slow_compiler { 5e7 } else { 2e7 },
@@ -111,14 +111,14 @@ impl DeviceCaps {
         }
     }
 
-    /// For what is made once and replayed step after step: that is worth a kernel of its own sooner than a single call.
+    /// Returns capabilities for a plan that is replayed: specialising it pays sooner than specialising a single call.
     pub(crate) fn for_replays(&self, flops: f64) -> Self {
         const STEPS: f64 = 32.0;
         let always = self.specialise == Specialise::Auto && self.specialises(STEPS * flops);
         Self { specialise: if always { Specialise::Always } else { self.specialise }, ..self.clone() }
     }
 
-    /// Workgroups that keep the whole device busy.
+    /// Number of workgroups that keep the whole device busy.
     pub(crate) const fn full_grid(&self) -> usize {
         match self.class {
             DeviceClass::Software => 16,

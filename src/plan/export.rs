@@ -3,44 +3,43 @@
 use super::{Place, Plan, Shader, Step, of_slot};
 use crate::shader::{Slot, Source, compose};
 
-/// All that a WebGPU host needs to run a plan: kernels, and dispatches to be run in order, with a barrier between each two (as WebGPU has
-/// it by itself).
+/// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
 ///
-/// A host makes the buffers of `scratch`, uploads each dispatch's `params`, binds the rest by name, and dispatches. Buffers have whole
-/// multiples of 16 bytes. Kernels check no index: a buffer must be as large as its tensor is.
+/// A host creates the `scratch` buffers, uploads each dispatch's `params`, binds the rest by name, and dispatches.
+/// Sizes of buffers are multiples of 16 bytes. Kernels do not check indices: a buffer must be as large as its tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanExport {
-    /// Version of this form, [`Self::VERSION`].
+    /// Version of this format, [`Self::VERSION`].
     pub version: u32,
     /// The kernels, each once.
     pub kernels: Vec<KernelExport>,
-    /// Bytes of each buffer of the plan's own.
+    /// Sizes of the scratch buffers in bytes.
     pub scratch: Vec<u64>,
-    /// What runs, in order.
+    /// Dispatches, in the order in which they run.
     pub dispatches: Vec<DispatchExport>,
 }
 
-/// A kernel of a [`PlanExport`]. Its entry point is `main`; workgroup memory may be left as it is found.
+/// A kernel of a [`PlanExport`]. Its entry point is `main`; workgroup memory need not be zeroed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelExport {
-    /// Kernel and shape.
+    /// Name of the kernel and its shape.
     pub name: String,
-    /// WGSL, complete.
+    /// Complete WGSL.
     pub text: String,
-    /// First line (from 1) and name of each file that the text is composed of, in order.
+    /// First line (from 1) and name of each file in the text, in order.
     pub files: Vec<(u32, String)>,
 }
 
 /// One dispatch of a [`PlanExport`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DispatchExport {
-    /// Number of its kernel.
+    /// Index of its kernel in [`PlanExport::kernels`].
     pub kernel: usize,
     /// Workgroups along x, y and z.
     pub grid: [u32; 3],
     /// Contents of the buffer bound to [`BufferExport::Params`].
     pub params: Vec<u8>,
-    /// What is bound, all in group 0.
+    /// Bindings, all in group 0.
     pub bindings: Vec<BindingExport>,
 }
 
@@ -51,29 +50,30 @@ pub struct BindingExport {
     pub binding: u32,
     /// Buffer that is bound.
     pub buffer: BufferExport,
-    /// First byte.
+    /// First byte that is bound.
     pub offset: u64,
-    /// Bytes; `None` is all from `offset` on.
+    /// Number of bytes; `None` binds everything from `offset` on.
     pub size: Option<u64>,
 }
 
-/// Buffers that a plan's dispatches bind.
+/// Buffer that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BufferExport {
     /// The dispatch's own parameters.
     Params,
-    /// A tensor: `query`, `key`, `value`, `output`, `lse`, `bias`, `mask`, `scores`, `weights`, `d_output`, `d_query`, `d_key`, `d_value`,
-    /// `d_bias`, `d_relative_bias` or `d_sinks`; `tables` as [`super::table_bytes`] makes it; `cache`, a device cache's state.
+    /// A tensor: `query`, `key`, `value`, `output`, `lse`, `stats`, `bias`, `mask`, `scores`, `weights`, `d_output`,
+    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias` or `d_sinks`; `tables` ([`super::table_bytes`]);
+    /// `cache`, a device cache's state.
     ///
-    /// A generic kernel declares `tables`, `bias` and `mask` also where the problem has none: any buffer of 16 bytes will do. A forward
-    /// plan writes `lse` also where it is not wanted.
+    /// Generic kernels always declare `tables`, `bias` and `mask`: bind 16 dummy bytes for those that the problem
+    /// lacks. A forward plan writes `lse` even if it is not wanted.
     Tensor(&'static str),
-    /// Buffer of [`PlanExport::scratch`].
+    /// Scratch buffer, by its index in [`PlanExport::scratch`].
     Scratch(usize),
 }
 
 impl PlanExport {
-    /// The version that this crate writes.
+    /// Version that this crate writes.
     pub const VERSION: u32 = 1;
 }
 
@@ -89,7 +89,7 @@ impl KernelExport {
         Self { name, text: source.text, files }
     }
 
-    /// File and line, as `shaders/lib/score.wgsl:12`, of a line of `text` (from 1).
+    /// Locates a line of `text`, counted from 1, as `shaders/lib/score.wgsl:12`.
     pub fn locate(&self, line: u32) -> String {
         let at = self.files.partition_point(|&(first, _)| first <= line).saturating_sub(1);
         self.files.get(at).map_or_else(|| line.to_string(), |(first, name)| format!("{name}:{}", line + 1 - first))
@@ -97,7 +97,7 @@ impl KernelExport {
 }
 
 impl Plan {
-    /// The plan as plain data, to be run by any WebGPU host.
+    /// Returns the plan as plain data, to be run by any WebGPU host.
     pub fn export(&self) -> PlanExport {
         let mut keys = Vec::new();
         let mut dispatches = Vec::new();

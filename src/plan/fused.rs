@@ -1,4 +1,4 @@
-//! The fused algorithm: which shape of the tiles kernel, whether the keys are split, what is merged.
+//! The fused algorithm: choice of kernel and shape, splits of the keys, merge of the results.
 
 use super::ranges::{Part, of_parts, parts};
 use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
@@ -7,34 +7,35 @@ use crate::problem::Operand;
 use crate::shader::{FewShape, Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
 
-/// Shapes of the rows kernel from the fastest on, for subgroups of any size: least rows and widest head for which each is meant.
+/// Shapes of the rows kernel, fastest first, for subgroups of any size: fewest rows and widest head for each.
 ///
-/// Mesa 26.2 lavapipe, GFLOP/s of 2 cores (by processor time, host to host): 1,8,1024,1024,64: 4 rows and 2 keys by shuffles 73, 4 and 4
-/// 60, 4 and 8 51, 3 and 4 52, 6 and 2 54, 8 and 2 56; through workgroup memory 38. 1,4,1024,1024,128: 4 and 2 64, 4 and 4 62, 4 and 8 59,
-/// 3 and 2 61, 3 and 4 58, 2 and 2 54, 2 and 4 51, tiles 7.
-/// With LLVM 15 (Mesa 22 to 25) unrolled code takes long to compile: a head of 64 with 4 rows 15 s, with 2 rows 2.6 s and just as fast, 15
-/// GFLOP/s, where workgroup memory reaches 2; a head of 128 with 4 rows a minute. So there a thread keeps no more than 128 numbers of queries.
-/// Head of 256: 2 and 2 47 (4 and 2 48, but twice the time to compile), 1 and 4 35, tiles 3; of 576: 1 and 2 28.
+/// LLVM 15 (Mesa 22 to 25) compiles unrolled code slowly: a head of 64 takes 15 s with 4 rows and 2.6 s with 2, which
+/// run just as fast (15 GFLOP/s; through workgroup memory 2); a head of 128 with 4 rows takes a minute. So there a
+/// thread keeps at most 128 elements of queries. GFLOP/s of 2 cores with Mesa 26.2 lavapipe (processor time, host to
+/// host), by rows x keys at a time:
+/// - 1,8,1024,1024,64: 4x2 73, 4x4 60, 4x8 51, 3x4 52, 6x2 54, 8x2 56; through workgroup memory 38.
+/// - 1,4,1024,1024,128: 4x2 64, 4x4 62, 4x8 59, 3x2 61, 3x4 58, 2x2 54, 2x4 51, tiles 7.
+/// - Head of 256: 2x2 47 (4x2 48, but twice as long to compile), 1x4 35, tiles 3. Head of 576: 1x2 28.
 const ROWS: &[(usize, usize, RowShape)] = &[(17, 128, rows(4)), (9, 256, rows(2)), (9, 576, rows(1))];
 
 const fn rows(rows: u32) -> RowShape {
     RowShape { lanes: 0, rows, keys: 32, step: 2 }
 }
 
-/// Shapes of the few kernel, for subgroups of any size: most rows for which each is meant.
+/// Shapes of the few kernel, for subgroups of any size, each with the most rows it is meant for.
 ///
-/// One step of decoding 1,32:8,1,4096,128, milliseconds of processor time with upload: Mesa 26.2 lavapipe 21, of 512 bits 29 (rows: 50);
-/// Mesa 25.0.7 23.
+/// Decoding step 1,32:8,1,4096,128, processor ms with upload: Mesa 26.2 lavapipe 21, 512 bits 29 (rows 50); 25.0.7 23.
 const FEW: &[(usize, u32)] = &[(1, 1), (4, 4), (8, 8)];
 
-/// Shapes of the tiles kernel from the fastest to the smallest, with the least rows and the widest head for which each is meant.
+/// Shapes of the tiles kernel, from fastest to smallest, with the fewest rows and the widest head each is meant for.
 ///
-/// Chosen by what the compilers of benches/record/lab-*.md make of them and by what reading workgroup memory costs. For prefill a step of 4x4
-/// reads 0.5 numbers a multiply-add of query times key, 4x2 0.75, 2x2 1; of weight times value 4 rows read 0.5 with 16 threads a row and a
-/// head of 64, 0.375 with 8, 0.31 with 8 and a head of 128. AMD can take in 0.5 beside as many multiply-adds as it issues. 8x4 reads 0.375 and
-/// 0.25, but one multiprocessor then holds one or two waves. Registers: 4x4 and a head of 64 108 on AMD and 112 on NVIDIA, of 128 156; on Apple
-/// 4x2 199 halves, 4x4 231, 4x2 and a head of 128 spills, hence 2x2. Two rows a thread or one: few rows, where memory is the limit and keys
-/// are fetched ahead: no more than eight vec4s a thread and tile.
+/// Chosen by the compilers' output (benches/record/lab-*.md) and by the cost of reading workgroup memory:
+/// - Elements read per multiply-add, query times key: 4x4 0.5, 4x2 0.75, 2x2 1; weight times value with 4 rows: 0.5
+///   with 16 threads a row and a head of 64, 0.375 with 8, 0.31 with 8 and a head of 128. AMD sustains 0.5 at its full
+///   rate. 8x4 reads 0.375 and 0.25, but then one multiprocessor holds one or two waves.
+/// - Registers: 4x4 takes 108 on AMD and 112 on NVIDIA with a head of 64, 156 with 128. On Apple, in halves, 4x2 takes
+///   199 and 4x4 231; 4x2 with a head of 128 spills, so 2x2 is used.
+/// - Few rows are memory-bound: one or two rows a thread, keys prefetched, at most eight vec4s a thread and tile.
 const TILES: &[(usize, usize, TileShape)] = &[
     (33, ANY, tile(256, 4, 16, 4)),
     (33, ANY, tile(128, 4, 8, 4)),
@@ -63,27 +64,27 @@ const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
     TileShape { threads, rows, cols, keys, subgroups: false }
 }
 
-/// Shapes of the tiles kernel's general variants.
+/// Shapes of the tiles kernel's generic variants.
 const GENERAL: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
 
-/// Keys below which a split is not worth its merge.
+/// Fewest keys of a split that are worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
 
-/// Query heads of a group that go into one block's rows: all of them where together they are few.
+/// Query heads of a group that are packed into the rows of one block: all of them where these are few rows, else one.
 pub(super) fn heads_packed(d: &Dims) -> usize {
     if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 }
 }
 
-/// Keys that one invocation goes over at most: the error of a chain of sums grows with its length, and longer ones are put together of these.
+/// Most keys of an invocation. The error of a chain of sums grows with its length; longer sums are merged from chains.
 ///
-/// 0.1 in every value, 131,072 keys, relative error on lavapipe: one chain 6.5e-4, chains of 4,096 keys 2.1e-5 to 3.9e-5, by the kernel; of 2,048 keys
-/// at most 2e-5.
+/// Relative error on lavapipe of 131,072 keys with 0.1 in every value: one chain 6.5e-4; chains of 4,096 keys 2.1e-5 to
+/// 3.9e-5, depending on the kernel; chains of 2,048 keys at most 2e-5.
 pub(crate) const CHAIN: usize = 2048;
 
-/// Bytes of partial results up to which splits are preferred to steps one after the other.
+/// Most bytes of partial results for which splits are preferred to consecutive steps.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
-/// `wanted` is the kernel to take, where it is one of [`candidates`].
+/// Plans the fused algorithm with the kernel `wanted` if it is one of [`candidates`], else with the first choice.
 pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>) -> Result<Plan> {
     let d = &problem.dims;
     let pack = heads_packed(d);
@@ -130,7 +131,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
             bound: None,
             flops: 2.0 * (splits * rows * width) as f64,
         });
-        // The parts lie in scratch as rows of whole vec4s, in the order of the lse.
+        // Partial outputs are stored in scratch as rows of whole vec4s, in the order of the lse.
         (key.partial, key.output) = (true, Storage::SCRATCH);
         params.offsets[3] = 0;
         let width = width as u32;
@@ -161,7 +162,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
     Ok(Plan { steps, scratch, table_words, summary })
 }
 
-/// The parts in words, where there are several.
+/// Describes the parts in words; empty for a single part.
 fn in_parts(parts: &[Part], turns: usize) -> String {
     match parts {
         [_] => String::new(),
@@ -173,8 +174,7 @@ fn in_parts(parts: &[Part], turns: usize) -> String {
     }
 }
 
-/// Blocks of `size` rows (keys, of [`Operand::Key`]) that an item has at most; of varlen sequences those of all items, as shaders/lib/addressing.wgsl
-/// (block_of) places them.
+/// Most blocks of `size` rows or keys of an item, or of all varlen items: block_of in shaders/lib/addressing.wgsl.
 pub(super) fn item_blocks(problem: &Problem, of: Operand, pack: usize, size: usize) -> usize {
     let d = &problem.dims;
     let len = if of == Operand::Query { d.seq_len_q } else { d.seq_len_kv };
@@ -184,13 +184,13 @@ pub(super) fn item_blocks(problem: &Problem, of: Operand, pack: usize, size: usi
     }
 }
 
-/// The params of a kernel that goes over the rows of an operand without looking at anything else: varlen sequences are one.
+/// Params of a kernel that visits all rows of an operand and nothing else; varlen sequences count as one item.
 pub(super) fn every_row(problem: &Problem, of: Operand, params: Params) -> Params {
     let [batch, heads, len, _] = problem.shape(of);
     Params { batch: batch as u32, num_heads: heads as u32, seq_len_q: len as u32, ..params }
 }
 
-/// The steps that merge `parts` results of `rows` rows: one head of one item, f32.
+/// Returns the steps that merge `parts` partial results of `rows` rows: one head of one item, f32.
 pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCaps) -> Result<Vec<Step>> {
     let dims = Dims { seq_len_q: rows, seq_len_kv: 0, ..Dims::square(1, 1, rows, head_dim_v) };
     let problem = Problem::new(dims);
@@ -211,7 +211,7 @@ pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCa
     Ok(cut(Step { key, params, places: Vec::new(), bound: None, flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
 }
 
-/// The variant of `kernel` for `problem`.
+/// Returns the generic or specialised variant of `kernel` for `problem`.
 pub(super) fn variant(general: bool, kernel: Kernel, problem: &Problem) -> KernelKey {
     if general { KernelKey::general(kernel, problem) } else { KernelKey::new(kernel, problem) }
 }
@@ -224,13 +224,13 @@ fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
     key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
 }
 
-/// Lanes among which kernels of whole subgroups shuffle: where a subgroup has a known size that they can have.
+/// Lanes of kernels of whole subgroups: the subgroup size of a software adapter where it is fixed and supported.
 pub(super) fn lanes(caps: &DeviceCaps) -> Option<u32> {
     (caps.class == DeviceClass::Software && caps.subgroup_size == caps.subgroup_max && [4, 8, 16].contains(&caps.subgroup_size))
         .then_some(caps.subgroup_size)
 }
 
-/// The shapes of the few kernel with the most rows for each, and of the rows kernel with the least rows and the widest head.
+/// Few kernels with the most rows for each, and rows kernels with the fewest rows and the widest head for each.
 fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl Iterator<Item = (usize, usize, Kernel)>) {
     let few = lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Few(FewShape { lanes, rows }))));
     let rows = lanes(caps)
@@ -239,13 +239,13 @@ fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl I
     (few, rows)
 }
 
-/// Whether a rows kernel compiles in seconds.
+/// True if `kernel` compiles in seconds.
 fn compiles(kernel: Kernel, widest: usize, caps: &DeviceCaps) -> bool {
     let Kernel::Rows(shape) = kernel else { return true };
     !caps.slow_compiler || shape.rows as usize * widest <= 128
 }
 
-/// Every kernel that computes `problem` on the device in reasonable time to compile, whatever it is meant for, each once: what autotuning tries.
+/// Returns all kernels that autotuning tries: they fit the device and compile in reasonable time, at any size.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     let (few, by_rows) = by_lanes(caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
@@ -262,18 +262,18 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     found
 }
 
-/// True if the kernel's scores are those that a backward pass makes anew, bit by bit, or nobody wants its statistics: with scores of millions those of
-/// sums in another order are off by factors of e.
+/// True if a backward pass recomputes the kernel's scores bit by bit, or if its statistics are not wanted. With scores
+/// of millions, sums in another order change weights by factors of e.
 fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
     !problem.want.stats || !matches!(kernel, Kernel::Few(_) | Kernel::Matrix(_))
 }
 
-/// The first kernel meant for this many rows on this class of device that fits it.
+/// Returns the first kernel that is meant for `rows` rows and fits the device.
 fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
     let fits = |key: &KernelKey| fits(key, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
-    // A general kernel computes whole blocks of rows.
+    // Generic kernels compute whole blocks of rows.
     let whole = rows.next_multiple_of(GENERAL[0].block_rows() as usize) as f64 / rows as f64;
     let special = caps.specialises(whole * problem.flops());
     let (by_few, by_rows) = by_lanes(caps);
@@ -297,8 +297,8 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     })
 }
 
-/// Into how many parts the keys are split, enough to fill the device and to keep workgroups short, none too short, all in one buffer; and how many
-/// keys one step may go over.
+/// Number of splits of the keys, and most keys of one step. Splits are enough to fill the device and to keep workgroups
+/// short, none is too short, and their results fit one buffer.
 fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) -> (usize, usize) {
     let v = &problem.visibility;
     let d = &problem.dims;
@@ -310,7 +310,7 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
         keys = keys.min(rows.saturating_add(left as usize).saturating_add(right).saturating_add(prefix));
     }
     let to_fill = caps.full_grid().div_ceil(blocks.max(1));
-    // One workgroup of very many keys must not take as long as a dispatch may.
+    // A workgroup of very many keys must not take as long as a whole dispatch may.
     let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
     let row_bytes = 16 * d.head_dim_v.div_ceil(4) as u64 * problem.lse_len().max(1) as u64;
     let that_fit = |bytes: u64| (bytes / row_bytes).max(1) as usize;

@@ -1,12 +1,12 @@
-//! Keys and rows that one invocation may go over on a device that ends every loop of an invocation after so many iterations in all.
+//! Limits on the work of an invocation, for devices that end all its loops after a number of iterations.
 //!
-//! Mesa's llvmpipe did so until some version between 22.3 and 25.0 (65,535 iterations): what a kernel had left then was left out without a word.
+//! Mesa's llvmpipe did so up to a version between 22.3 and 25.0 (65,535 iterations), and silently skipped the rest.
 
 use super::{DeviceCaps, Step};
 use crate::shader::{GradientShape, Kernel, KernelKey};
 use crate::{Error, Problem, Result};
 
-/// Keys that an invocation of a fused kernel may go over, whole blocks of them.
+/// Most keys that an invocation of a fused kernel may visit, in whole blocks.
 pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
     let [head, value] = [key.head_dim, key.head_dim_v].map(|dim| dim.div_ceil(4));
     let (keys, iterations) = match key.kernel {
@@ -33,7 +33,7 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
     at_once(keys, iterations, caps)
 }
 
-/// Rows or keys, counted over all query heads of a group, that an invocation of a gradient kernel may go over.
+/// Most rows or keys that an invocation of a gradient kernel may stream, counted over all query heads of a group.
 pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &DeviceCaps) -> usize {
     let vecs = key.head_dim.div_ceil(4) + key.head_dim_v.div_ceil(4);
     let stream = shape.block_stream();
@@ -53,12 +53,12 @@ pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &Devic
     at_once(stream, iterations, caps)
 }
 
-/// Whole blocks of `size`, each of so many iterations. Half of what the device does is left for what is not counted here.
+/// Most elements in whole blocks of `size`, each of `iterations`. Half of the limit is left for work not counted here.
 fn at_once(size: u32, iterations: u32, caps: &DeviceCaps) -> usize {
     caps.loop_iterations.map_or(usize::MAX, |most| ((most / 2 / iterations.max(1)) as usize).max(1) * size as usize)
 }
 
-/// Refuses a step of a kernel that goes over everything in one dispatch, where its invocations would be ended early.
+/// Refuses a step whose kernel covers everything in one dispatch and whose invocations would be ended early.
 pub(super) fn check(step: &Step, problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     let Some(most) = caps.loop_iterations else { return Ok(()) };
     let needed = iterations(step, problem);
@@ -70,14 +70,14 @@ pub(super) fn check(step: &Step, problem: &Problem, caps: &DeviceCaps) -> Result
     Err(Error::Limit { limit: "loop iterations of an invocation", needed, available: most.into(), remedy: remedy.into() })
 }
 
-/// Iterations of the longest invocation, as if no loop were unrolled but those over a thread's own rows and columns.
+/// Iterations of the longest invocation if only the loops over a thread's own rows and columns are unrolled.
 fn iterations(step: &Step, problem: &Problem) -> u64 {
     let (key, params) = (&step.key, &step.params);
     let [head, value] = [problem.dims.head_dim, problem.dims.head_dim_v].map(|dim| dim.div_ceil(4) as u64);
     let [rows, keys, batch] = [params.seq_len_q, params.seq_len_kv, params.batch].map(u64::from);
     let chunks = head.div_ceil(8) + value.div_ceil(8);
     let dropping = u64::from(problem.drop().is_some());
-    // Measured on Mesa 22.3: no more than 14 iterations for 8 vec4s.
+    // Measured on Mesa 22.3: at most 14 iterations for 8 vec4s.
     let square = 14 * chunks + 8 + 40 * dropping;
     match key.kernel {
         Kernel::Scores => 64 * head.div_ceil(8) + 64,
@@ -95,7 +95,7 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
         Kernel::RelativeGradient => batch * (3 * (rows + keys).div_ceil(64) + 1) + 16,
         Kernel::SinkGradient => batch * (rows.div_ceil(64) + 1) + 16,
         Kernel::Sum => params.splits.into(),
-        // Those that are given no more than [`keys_at_once`] or [`stream_at_once`], and those of one number each.
+        // Kernels that [`keys_at_once`] or [`stream_at_once`] limits, and kernels whose threads have little to do.
         Kernel::Tiles(_)
         | Kernel::Rows(_)
         | Kernel::Few(_)
@@ -118,7 +118,7 @@ mod tests {
         DeviceCaps { class, subgroup_size, subgroup_max, loop_iterations, workgroup_bytes, buffer_bytes, ..DeviceCaps::webgpu_defaults() }
     }
 
-    /// However long the context, an invocation goes over no more keys than the chain and the device allow, and the ranges join without a gap.
+    /// Invocations visit no more keys than chain and device allow, however long the context; ranges join without a gap.
     #[test]
     fn invocations_are_short() {
         for (rows, keys, dim) in [(1, 1 << 20, 64), (16, 8192, 128), (5000, 100_000, 64), (1, 131_072, 576)] {
@@ -133,7 +133,7 @@ mod tests {
                 for step in steps {
                     let range = step.params.range_start as usize..(step.params.range_end as usize).min(keys);
                     assert!(range.len().div_ceil(step.params.splits as usize) <= most, "{}", plan.summary());
-                    // Other heads may be bound with the keys of the last range.
+                    // Steps of other heads may bind the last range of keys again.
                     assert!(range.start == last.end || range == last, "{}", plan.summary());
                     last = range;
                 }
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// Kernels that go over everything in one dispatch are refused where that is too much, with the remedy.
+    /// Kernels that cover everything in one dispatch are refused where that is too much, with a remedy.
     #[test]
     fn what_is_too_long_is_refused() {
         let old = caps(DeviceClass::Software, Some(65_535));
@@ -159,7 +159,7 @@ mod tests {
         }
     }
 
-    /// One long sequence among many short ones is planned by the tokens that there are.
+    /// Batches of one long and many short sequences are planned by their number of tokens.
     #[test]
     fn varlen_is_planned_by_tokens() {
         let tokens = 2048 + 1023 * 8;

@@ -1,19 +1,19 @@
-//! When the fused algorithm runs on cooperative matrices, and how they share the work.
+//! Choice and shapes of the fused kernel on cooperative matrices.
 
 use super::{DeviceCaps, DeviceClass};
 use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey, MatrixShape};
 use crate::{DType, Problem};
 
-/// Least rows, widest head, subgroups with rows of their own, matrices along a tile of keys.
+/// Shapes: fewest rows, widest head, subgroups that own rows, matrices along a tile of keys.
 ///
-/// In the lab (benches/record/lab-*.md) none of them spills, on AMD or NVIDIA. With two matrices along the keys a head of 256 would take more
-/// workgroup memory than NVIDIA has.
+/// In the lab (benches/record/lab-*.md) none of them spills on AMD or NVIDIA. With two matrices along the keys, a head
+/// of 256 would take more workgroup memory than NVIDIA has.
 const SHAPES: &[(usize, u32, u32, u32)] = &[(33, 128, 4, 2), (33, 256, 4, 1), (17, 128, 2, 2), (17, 256, 2, 1)];
 
-/// The shapes of the matrix kernel that compute `problem`, of `rows` rows, on the device, the best first. None where it has no cooperative
-/// matrices, or the problem is not stored as f16 in whole vec4s. None on software adapters either: 1,8,1024,1024,64 took Mesa 26.2
-/// lavapipe 1341 ms by matrices and 126 by `rows` (one busy machine, in turns), and a kernel takes it two seconds and more to compile.
+/// Returns the matrix kernels that compute `problem`, of `rows` rows, on the device, best first. None without
+/// cooperative matrices or for operands other than f16 in whole vec4s. None on software adapters: Mesa 26.2 lavapipe
+/// took 1341 ms for 1,8,1024,1024,64 by matrices, 126 by `rows` (busy machine, interleaved), and over 2 s to compile.
 pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl Iterator<Item = Kernel> {
     let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v) as u32;

@@ -1,4 +1,4 @@
-//! (problem, device) -> plan: which kernels run, how they are tiled, what they need. Pure: no device is touched.
+//! Planner: (problem, device capabilities) -> kernels, their tiles and their buffers. Pure: no device is touched.
 
 mod backward;
 mod caps;
@@ -25,7 +25,7 @@ use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey, Params, Slot, compose};
 use crate::{Algorithm, Error, Problem, Result};
 
-/// What a binding of a step refers to.
+/// Buffer that a binding of a step refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Query,
@@ -33,18 +33,18 @@ pub(crate) enum Place {
     Value,
     Output,
     Lse,
-    /// What [`crate::Want::stats`] asks for.
+    /// (m, l) of each row, wanted by [`crate::Want::stats`].
     Stats,
     Tables,
     Bias,
     Mask,
-    /// What [`crate::Want::scores`] asks for.
+    /// Scores at the stage that [`crate::Want::scores`] asks for.
     Scores,
-    /// What [`crate::Want::weights`] asks for.
+    /// Softmax weights, wanted by [`crate::Want::weights`].
     Weights,
-    /// The state of a cache.
+    /// State of a device cache.
     Cache,
-    /// The gradient of the output.
+    /// Gradient of the output, an input of the backward pass.
     DOutput,
     DQuery,
     DKey,
@@ -52,12 +52,12 @@ pub(crate) enum Place {
     DBias,
     DRelativeBias,
     DSinks,
-    /// A buffer of the plan's own.
+    /// Scratch buffer of the plan, by index.
     Scratch(usize),
 }
 
 impl Place {
-    /// Where a slot's own tensor is; `None` for what only a plan can place: scores and parts.
+    /// Returns the tensor that a slot refers to; `None` where the plan decides: params, scores, partial results.
     fn of(slot: Slot) -> Option<Self> {
         match slot {
             Slot::Query => Some(Self::Query),
@@ -83,21 +83,21 @@ impl Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) key: KernelKey,
-    /// With the whole grid in first_workgroup..end_workgroup.
+    /// Parameters; `first_workgroup..end_workgroup` covers the whole grid.
     pub(crate) params: Params,
-    /// Of each binding but the params, in the order of [`KernelKey::bindings`].
+    /// Buffer of each binding except the params, in the order of [`KernelKey::bindings`].
     pub(crate) places: Vec<(Slot, Place)>,
-    /// What it binds of key and value, where that is a part.
+    /// Ranges of key and value that are bound; `None` binds both whole.
     pub(crate) bound: Option<[Bound; 2]>,
-    /// Floating-point operations, to cut long work.
+    /// Floating-point operations, by which long steps are cut.
     pub(crate) flops: f64,
 }
 
-/// What will be done for a problem on a device.
+/// Kernels, parameters and scratch with which a device computes a problem.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) steps: Vec<Step>,
-    /// Sizes in bytes of the plan's own buffers.
+    /// Sizes of the scratch buffers in bytes.
     pub(crate) scratch: Vec<u64>,
     pub(crate) table_words: u32,
     pub(crate) summary: String,
@@ -106,12 +106,12 @@ pub struct Plan {
 impl Plan {
     /// Plans `problem` for a device with `caps`.
     ///
-    /// Errors name the limit that the problem is over, what it needs and what would help.
+    /// Errors name the limit that is exceeded, what the problem needs and what would help.
     pub fn new(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Self> {
         Self::with_kernel(problem, caps, algorithm, None)
     }
 
-    /// As [`Self::new`], with a fused kernel that was found to be the fastest; it is taken where it works.
+    /// Plans like [`Self::new`], but prefers `kernel`, found fastest by autotuning, where it works.
     pub(crate) fn with_kernel(problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm, kernel: Option<Kernel>) -> Result<Self> {
         problem.check()?;
         check_addressing(problem, caps)?;
@@ -141,13 +141,13 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The kernel of the first step.
+    /// Kernel of the first step.
     pub(crate) fn kernel(&self) -> Kernel {
         self.steps[0].key.kernel
     }
 
-    /// The same for a problem whose lengths and page table are words of a cache's state. The tables buffer has neither; the grid is for the
-    /// longest sequences that there can be, and workgroups that find no keys end at once.
+    /// Plans a problem whose lengths and page table are words of a cache's state, so that the tables buffer has
+    /// neither. The grid covers the longest possible sequences; workgroups that find no keys end at once.
     pub(crate) fn on_cache(
         problem: &Problem,
         caps: &DeviceCaps,
@@ -178,12 +178,12 @@ impl Plan {
         Ok(plan)
     }
 
-    /// In words: the kernel, its tiles, the grid, the bytes of workgroup memory and scratch.
+    /// Summary in words: kernel, tiles, grid, bytes of workgroup memory and of scratch.
     pub fn summary(&self) -> &str {
         &self.summary
     }
 
-    /// The kernels it runs, each once, with their WGSL.
+    /// Returns each kernel of the plan once, with its WGSL.
     pub fn shaders(&self) -> Vec<Shader> {
         let mut keys: Vec<&KernelKey> = Vec::new();
         for step in &self.steps {
@@ -194,34 +194,34 @@ impl Plan {
         keys.into_iter().map(|key| Shader::new(key.kernel.to_string(), compose(key), key.workgroup_bytes())).collect()
     }
 
-    /// Bytes of the plan's own buffers.
+    /// Total size of the scratch buffers in bytes.
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch.iter().sum()
     }
 
-    /// How many dispatches it takes.
+    /// Number of dispatches.
     pub fn dispatches(&self) -> usize {
         self.steps.len()
     }
 
-    /// Words of four bytes in the tables buffer; 0 where the problem has no tables.
+    /// Size of the tables buffer in words of four bytes; 0 where the problem has no tables.
     pub fn table_words(&self) -> u32 {
         self.table_words
     }
 }
 
-/// What attention to a cache finds elsewhere than a problem of its own.
+/// Places in a cache's state and tables that attention on the cache reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CacheWords {
-    /// The words of the state from which on lengths and page table lie.
+    /// First words of the lengths and of the page table in the state.
     pub(crate) kv_lengths: u32,
     pub(crate) page_table: u32,
-    /// The heads that the tables are of, and which of them is the problem's first.
+    /// Number of heads in the tables, and the index among them of the problem's first head.
     pub(crate) num_heads: usize,
     pub(crate) first_head: usize,
 }
 
-/// Shaders count elements in u32 and positions in i32, and bind whole tensors.
+/// Checks that shaders can address `problem`: they count elements in u32, positions in i32, and bind whole tensors.
 fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     let mut buffers: Vec<(&'static str, u64, u64)> = Operand::ALL
         .map(|operand| {
@@ -270,7 +270,7 @@ fn too_many(name: &str, elements: u64) -> Error {
     }
 }
 
-/// Whether one buffer of `bytes` can be made and bound.
+/// Checks that one buffer of `bytes` can be created and bound.
 pub(crate) fn check_bytes(name: &str, bytes: u64, caps: &DeviceCaps) -> Result<()> {
     for (limit, available) in [("max_storage_buffer_binding_size", caps.binding_bytes), ("max_buffer_size", caps.buffer_bytes)] {
         if bytes > available {
@@ -287,7 +287,7 @@ pub(crate) fn check_bytes(name: &str, bytes: u64, caps: &DeviceCaps) -> Result<(
     Ok(())
 }
 
-/// What wgpu 30 does not check, and what it reports late.
+/// Checks limits of a kernel that wgpu 30 does not check or reports late.
 fn check_kernel(key: &KernelKey, caps: &DeviceCaps) -> Result<()> {
     let storage_buffers = key.bindings().len() as u64 - 1;
     for (limit, needed, available, remedy) in [
@@ -320,7 +320,7 @@ fn cut(step: Step, caps: &DeviceCaps) -> Vec<Step> {
         .collect()
 }
 
-/// The workgroups of one dispatch, in lines of `width`.
+/// Workgroups of one dispatch, in lines of `width`.
 pub(crate) struct Piece {
     pub(crate) first: u32,
     pub(crate) end: u32,
@@ -334,7 +334,7 @@ impl Piece {
     }
 }
 
-/// Cuts `total` workgroups of `flops` in all into dispatches that are short enough, each a grid in lines of at most the device's width.
+/// Cuts `total` workgroups, `flops` in all, into dispatches that are short enough, with grids that the device allows.
 pub(crate) fn pieces(total: u32, flops: f64, caps: &DeviceCaps) -> Vec<Piece> {
     let total = u64::from(total);
     let by_time = (flops / caps.dispatch_flops()).ceil().clamp(1.0, total.max(1) as f64) as u64;
@@ -359,7 +359,7 @@ impl Step {
     }
 }
 
-/// `workgroups` as the grid of a step; an error where they are more than can be counted.
+/// Converts `workgroups` to the grid of a step; an error where a shader cannot count them.
 pub(crate) fn grid(workgroups: usize) -> Result<u32> {
     u32::try_from(workgroups).ok().filter(|&count| count < u32::MAX).ok_or(Error::Limit {
         limit: "workgroups that a shader can count",

@@ -1,8 +1,8 @@
-//! A fused kernel in steps over parts of the keys: what a binding can have of keys and values, and what an invocation can go over.
+//! Fused kernels in steps over parts of the keys, where a binding or an invocation cannot take all of them.
 //!
-//! A part is a range of (item, key/value head) pairs and a range of keys. Parts of different pairs write different rows; of the same pairs each
-//! joins what those before it left as (m, l, output / l). Kernels are unchanged: a part runs the workgroups of its pairs, its keys are cut down to
-//! its range, and its offset in the buffer is counted from its binding.
+//! A part is a range of (item, key/value head) pairs and a range of keys. Parts of different pairs write different
+//! rows; parts of the same pairs run in order, each merged into the (m, l, output / l) of those before. Kernels do not
+//! change: a part runs the workgroups of its pairs, clamps keys to its range, and rebases `offsets` to its binding.
 
 use std::ops::Range;
 
@@ -11,27 +11,27 @@ use crate::problem::Operand;
 use crate::shader::{Flags, Slot};
 use crate::{Problem, Result};
 
-/// What a binding has of key or value.
+/// Range of key or value that is bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bound {
-    /// Bytes of the buffer.
+    /// Range of bytes in the buffer.
     pub(crate) bytes: Range<u64>,
-    /// Elements in front of them.
+    /// Elements in front of the range.
     first: usize,
 }
 
-/// A part of the work.
+/// Range of pairs and range of keys that one step computes.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pairs: Range<usize>,
     keys: Range<usize>,
-    /// What it binds of keys and values, where that is not all.
+    /// Ranges of key and value that are bound; `None` binds both whole.
     pub(super) bound: Option<[Bound; 2]>,
-    /// Parts of the same pairs before it.
+    /// Number of earlier parts of the same pairs.
     pub(super) turn: usize,
 }
 
-/// The parts in which `problem` is computed, in order, none of more than `most_keys` keys; an error where no binding has room for one.
+/// Splits `problem` into parts of at most `most_keys` keys, in order; an error where not even one key can be bound.
 pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> Result<Vec<Part>> {
     let keys = problem.dims.seq_len_kv;
     let all = Part { pairs: 0..problem.dims.batch * problem.dims.num_kv_heads, keys: 0..keys, bound: None, turn: 0 };
@@ -56,7 +56,7 @@ pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> R
     if parts.is_empty() { Ok(whole) } else { Ok(parts) }
 }
 
-/// `step` for each part. Of parts one after the other the (m, l) of `rows` rows are in two places by turns, so that none reads what it writes.
+/// Repeats `step` for each part. (m, l) of the `rows` rows alternate between two places: no part reads what it writes.
 pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[Part], rows: usize) -> Vec<Step> {
     if let [_] = parts {
         return vec![step];
@@ -84,7 +84,7 @@ pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[Part], rows: usiz
     parts.iter().map(of_part).collect()
 }
 
-/// The parts that can be bound, as few as can be; `None` where keys and values fit whole.
+/// Returns the fewest parts that can be bound; `None` where key and value can be bound whole.
 fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
     let bytes = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
     let sizes = [Operand::Key, Operand::Value].map(bytes);
@@ -97,7 +97,7 @@ fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
     }
     let (pairs, keys) = (problem.dims.batch * problem.dims.num_kv_heads, problem.dims.seq_len_kv);
     let halves = |whole: usize| (0..usize::BITS).map(move |n| whole.div_ceil(1 << n)).take_while(|&part| part > 1).chain([1]);
-    // Of equally many, the parts that need the least merging.
+    // Among equally many parts, those with the fewest ranges of keys need the least merging.
     let mut best: Option<((usize, usize), Vec<Part>)> = None;
     for per_pairs in halves(pairs) {
         for per_keys in halves(keys) {
@@ -113,7 +113,7 @@ fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
     best.map_or_else(too_large, |(_, parts)| Ok(Some(parts)))
 }
 
-/// Parts of so many pairs and keys, if they fit.
+/// Returns parts of at most `per_pairs` pairs and `per_keys` keys; `None` where one of them cannot be bound.
 fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: usize) -> Option<Vec<Part>> {
     let (pairs, keys) = (problem.dims.batch * problem.dims.num_kv_heads, problem.dims.seq_len_kv);
     let mut parts = Vec::new();
@@ -129,7 +129,7 @@ fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: u
     Some(parts)
 }
 
-/// The binding with these pairs and keys, if it is small enough.
+/// Returns the range of `operand` that holds `pairs` and `keys`; `None` where it is too large to be bound.
 fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<usize>, keys: &Range<usize>) -> Option<Bound> {
     let spec = problem.spec(operand);
     let shape = problem.shape(operand);
@@ -137,14 +137,14 @@ fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<us
     let start = |pair: usize| spec.offset + pair / shape[1] * strides.batch + pair % shape[1] * strides.head;
     let first = pairs.clone().map(start).min()? + keys.start * strides.seq;
     let last = pairs.clone().map(start).max()? + (keys.end - 1) * strides.seq + (shape[3] - 1) * strides.dim;
-    // Whole vec4s, whole blocks, and what a binding must begin at: 64 blocks are a multiple of 256 bytes, as 256 numbers are.
+    // Starts at whole vec4s, whole blocks and the alignment of bindings: 64 blocks or 256 elements are whole 256 bytes.
     let unit = if spec.dtype.is_blocks() { 64 * crate::blocks::BLOCK } else { caps.storage_alignment.max(256) as usize };
     let first = first / unit * unit;
     let bytes = spec.dtype.bytes(first) as u64..spec.dtype.bytes((last + 1).next_multiple_of(4)) as u64;
     (bytes.end - bytes.start <= caps.binding_bytes).then_some(Bound { bytes, first })
 }
 
-/// The one of a step's bindings a slot has.
+/// Returns the range that a step binds to `slot`; `None` where it binds the whole buffer.
 pub(crate) fn of_slot(bound: Option<&[Bound; 2]>, slot: Slot) -> Option<&Bound> {
     match slot {
         Slot::Key => bound.map(|bound| &bound[0]),

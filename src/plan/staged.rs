@@ -6,13 +6,13 @@ use crate::problem::Operand;
 use crate::shader::{Kernel, Params};
 use crate::{Error, Problem, Result, ScoreStage};
 
-/// Rows and keys of a workgroup's tile, and vec4 columns, in shaders/staged.
+/// Rows and keys, and vec4 columns, of a workgroup's tile in shaders/staged.
 const TILE: usize = 32;
 const COLUMNS: usize = 8;
-/// Bytes of score matrix that are computed at a time when nobody wants all of it.
+/// Bytes of the score matrix that are computed at a time where the whole matrix is not wanted.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
-/// A part of the score matrix: (batch, head) pairs, and of each the same rows.
+/// Part of the score matrix: a range of rows in each of several (batch, head) pairs.
 struct Part {
     first_pair: usize,
     pairs: usize,
@@ -86,7 +86,7 @@ fn flops(problem: &Problem, part: &Part, width: usize) -> f64 {
     2.0 * (part.pairs * part.rows) as f64 * problem.dims.seq_len_kv as f64 * width as f64
 }
 
-/// Whole heads while they fit, else rows of one head at a time.
+/// Splits the score matrix: whole heads where one fits, else rows of one head at a time.
 fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<Part>> {
     let d = &problem.dims;
     let pairs = d.batch * d.num_heads;

@@ -1,12 +1,12 @@
-//! The small vectors of a problem, side by side in one buffer: a shader stage has eight storage buffers, and they are many.
+//! Small vectors of a problem, concatenated in one buffer because a shader stage has only eight storage buffers.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::{Inputs, Problem};
 
-/// Where each vector starts in the tables buffer, in words of four bytes. A vector that the problem does not have starts at 0.
+/// Offset of each vector in the tables buffer, in words of four bytes; 0 for vectors that the problem does not have.
 ///
-/// Lengths and borders are u32, documents i32, the others f32; shapes as in [`Inputs`].
+/// Segment ids are i32; slopes, relative biases and sinks are f32; the others are u32. Shapes are those of [`Inputs`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableLayout {
@@ -30,18 +30,18 @@ pub struct TableLayout {
     pub sinks: u32,
     /// `page_table`.
     pub page_table: u32,
-    /// `dropout`: the seed's low word and its high one, the offset.
+    /// `dropout`: low word and high word of the seed, then the offset.
     pub dropout: u32,
 }
 
 impl TableLayout {
-    /// The same with something of `words` words before it.
+    /// Shifts every offset by `words`, to make room before the tables.
     pub(crate) fn shifted(self, words: u32) -> Self {
         let places: [u32; size_of::<Self>() / 4] = bytemuck::cast(self);
         bytemuck::cast(places.map(|place| place + words))
     }
 
-    /// The layout for `problem`, and the words in all. `None` when that overflows.
+    /// Returns the layout for `problem` and its size in words; `None` on overflow.
     pub fn new(problem: &Problem) -> Option<(Self, u32)> {
         let d = &problem.dims;
         let v = &problem.visibility;
@@ -71,7 +71,7 @@ impl TableLayout {
     }
 }
 
-/// The contents of the tables buffer for a problem and its inputs, in the order of [`TableLayout`].
+/// Returns the contents of the tables buffer for a problem and its inputs, in the order of [`TableLayout`].
 pub fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
     let seed = inputs.dropout.seed;
     let dropout = [seed as u32, (seed >> 32) as u32, inputs.dropout.offset];

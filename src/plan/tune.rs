@@ -1,17 +1,17 @@
-//! What autotuning remembers: the class of a problem and a kernel, both as text.
+//! Text form of what autotuning remembers: classes of problems, and kernels.
 
 use super::fused::heads_packed;
 use crate::Problem;
 use crate::problem::Operand;
 use crate::shader::{FewShape, Kernel, KernelKey, MatrixShape, RowShape, TileShape};
 
-/// Problems of one class take the same kernel: sizes to the next power of two, widths, types, and what is done to the scores.
+/// Class of `problem`, whose members share a kernel: sizes rounded up to powers of two, widths, types, score options.
 pub(crate) fn class_of(problem: &Problem) -> String {
     let d = &problem.dims;
     let up = |x: usize| x.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
     let rows = d.seq_len_q * heads_packed(d);
     let dtype = |operand| problem.spec(operand).dtype;
-    // Any kernel has the same switches.
+    // The switches read below are those of any fused kernel.
     let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
     let mut class = format!(
         "rows {} keys {} heads {} head_dim {} {} {} {} {}",
@@ -39,7 +39,7 @@ pub(crate) fn class_of(problem: &Problem) -> String {
     class
 }
 
-/// A fused kernel with its shape.
+/// Writes a fused kernel and its shape as text.
 pub(crate) fn kernel_text(kernel: Kernel) -> String {
     match kernel {
         Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups }) => {
@@ -52,7 +52,7 @@ pub(crate) fn kernel_text(kernel: Kernel) -> String {
     }
 }
 
-/// Reads what [`kernel_text`] wrote. That it fits a device is seen to when it is planned.
+/// Reads the output of [`kernel_text`]. The planner checks that the kernel fits the device.
 pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
     let mut words = text.split(' ');
     let name = words.next()?;

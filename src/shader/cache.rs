@@ -1,4 +1,4 @@
-//! The kernels that keep a cache on a device: shaders/cache behind a generated prelude.
+//! Kernels that maintain a cache on a device: shaders/cache behind a generated prelude.
 
 use std::fmt::Write;
 
@@ -12,28 +12,28 @@ use crate::rotary::Pairing;
 /// A variant of the cache kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CacheKey {
-    /// A step begins: lengths grow.
+    /// Start of a step: lengths grow.
     Advance,
-    /// Pages copied within a pool.
+    /// Copy of pages within a pool.
     CopyPages,
-    /// Lengths and page table from FlashInfer's form of them.
+    /// Conversion of lengths and page table from FlashInfer's format.
     PageTable,
-    /// Rows rotated in place.
+    /// Rotation of rows in place.
     Rotate { rows: DType, pairing: Pairing },
-    /// New keys and values written to their places.
+    /// Append of new keys and values to the cache.
     Append {
-        /// How the new ones are stored.
+        /// Storage type of the new keys and values.
         new: DType,
-        /// How the cache stores them.
+        /// Storage type of the cache.
         cache: DType,
-        /// Whether keys are rotated.
+        /// Rotation of the new keys, if any.
         rotary: Option<Pairing>,
-        /// How queries are stored that are rotated in place.
+        /// Storage type of the queries that are rotated in place, if any.
         query: Option<DType>,
     },
 }
 
-/// A binding of a cache kernel; its number is its place in the enumeration.
+/// Binding of a cache kernel; its discriminant is the binding number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheSlot {
     Params,
@@ -77,7 +77,7 @@ impl CacheKey {
     /// Threads of a workgroup.
     pub(crate) const THREADS: u32 = 64;
 
-    /// Numbers that a thread appends.
+    /// Elements that a thread appends.
     pub(crate) const fn unit(cache: DType) -> usize {
         match cache {
             DType::F32 => 1,
@@ -91,7 +91,7 @@ impl CacheKey {
         if matches!(query, DType::F32) { 1 } else { 2 }
     }
 
-    /// The bindings, in the order of their numbers.
+    /// Returns the bindings in the order of their numbers.
     pub(crate) fn bindings(self) -> Vec<(CacheSlot, Access)> {
         use Access::{Read, ReadWrite, Uniform};
         let mut bindings = vec![(CacheSlot::Params, Uniform)];
@@ -133,7 +133,7 @@ impl std::fmt::Display for CacheKey {
     }
 }
 
-/// Shader files by name, as they lie under `shaders/`.
+/// Name and text of a shader file under `shaders/`.
 macro_rules! file {
     ($name:literal) => {
         ($name, include_str!(concat!("../../", $name)))
@@ -204,7 +204,7 @@ fn prelude(key: CacheKey) -> String {
     text
 }
 
-/// What shaders/cache/rotation.wgsl expects, or stand-ins for what this variant never calls.
+/// Writes what shaders/cache/rotation.wgsl expects, with dummies for what the variant never calls.
 fn rotation(line: &mut impl FnMut(String), query: Option<DType>, rotary: Option<Pairing>) {
     line(format!("const ROTATED: bool = {};", rotary.is_some()));
     line(format!("const INTERLEAVED: bool = {};", rotary == Some(Pairing::Interleaved)));
@@ -254,7 +254,7 @@ const fn narrow(dtype: DType) -> &'static str {
     if matches!(dtype, DType::BF16) { "narrow_bf16" } else { "narrow_f16" }
 }
 
-/// `load_NAME(i)`: number i.
+/// Returns `load_NAME(i)`, which reads element i.
 fn loader(name: &str, dtype: DType) -> String {
     let number = match dtype {
         DType::F16 => format!("widen_f16_at({name}_words[i / 2u], i)"),
@@ -264,7 +264,7 @@ fn loader(name: &str, dtype: DType) -> String {
     format!("fn load_{name}(i: u32) -> f32 {{ return {number}; }}")
 }
 
-/// `store_NAME(at, numbers)`: UNIT numbers from number `at` on.
+/// Returns `store_NAME(at, numbers)`, which writes UNIT elements from element `at` on.
 fn store(name: &str, dtype: DType) -> String {
     let body = match dtype {
         DType::F32 => format!("    {name}_words[at] = (*numbers)[0];"),
@@ -281,7 +281,7 @@ fn store(name: &str, dtype: DType) -> String {
     format!("fn store_{name}(at: u32, numbers: ptr<function, array<f32, UNIT>>) {{\n{body}\n}}")
 }
 
-/// Every variant there is.
+/// Returns every variant.
 pub(crate) fn every_cache_key() -> Vec<CacheKey> {
     let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable];
     let pairings = [Pairing::HalfSplit, Pairing::Interleaved];
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use naga::back::{hlsl, msl, spv};
 
-    /// Every variant parses and validates, in all that naga checks and can write, and has the bindings it says.
+    /// Every variant parses, validates, translates to SPIR-V, MSL and HLSL, and has the bindings that it declares.
     #[test]
     fn variants_are_valid() {
         for key in every_cache_key() {

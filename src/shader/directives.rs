@@ -1,20 +1,20 @@
-//! Directives at the head of a kernel's text, all in one place: what naga wants to be told, and what the standard does.
+//! Directives at the head of a kernel, all in one place: those that naga needs and those of standard WGSL.
 
-/// Extensions and rules for cooperative matrices, which only naga has. naga takes every branch on a variable or behind a return for one
-/// that splits a subgroup, and refuses matrices there, by the name of another rule; the kernel's own branches split none.
+/// Extensions and rules for cooperative matrices, which only naga has. naga assumes that a branch on a variable or
+/// after a return diverges and rejects matrices there, under the name of another rule; the kernel's branches never do.
 pub(super) const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n";
 
-/// Extension for subgroup operations in standard WGSL. naga 30 has them without it and refuses the line.
+/// Extension for subgroup operations in standard WGSL. naga 30 has them without this line and rejects it.
 const SUBGROUPS: &str = "enable subgroups;\n";
 
-/// Rule for kernels that shuffle under a branch that all lanes take together, because a reduction over the subgroup decides it: the
-/// standard's analysis believes no subgroup operation to be uniform.
+/// Rule for kernels that shuffle under a branch that is uniform because a reduction over the subgroup decides it: the
+/// standard's uniformity analysis takes no result of a subgroup operation for uniform.
 const UNPROVEN: &str = "diagnostic(off, subgroup_uniformity);\n";
 
-/// Files with such branches.
+/// Files with branches that need [`UNPROVEN`].
 const UNPROVEN_FILES: [&str; 1] = ["shaders/fused/few.wgsl"];
 
-/// Returns the directives that standard WGSL wants before `code`, which is made of `files`; `None` where it cannot express the code.
+/// Returns the directives that standard WGSL needs before `code`, from `files`; `None` if it cannot express `code`.
 pub(super) fn standard(code: &str, mut files: impl Iterator<Item = &'static str>) -> Option<String> {
     if mentions(code, "coop_mat") {
         return None;
@@ -26,7 +26,7 @@ pub(super) fn standard(code: &str, mut files: impl Iterator<Item = &'static str>
     Some(format!("{subgroups}{unproven}"))
 }
 
-/// True if `word` is somewhere in `code` outside of comments.
+/// True if `word` occurs in `code` outside comments.
 fn mentions(code: &str, word: &str) -> bool {
     code.lines().filter_map(|line| line.split("//").next()).any(|line| line.contains(word))
 }

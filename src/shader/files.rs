@@ -1,11 +1,11 @@
-//! Which files of `shaders/` make up a kernel after its prelude.
+//! Choice of the files of `shaders/` that follow a kernel's prelude.
 
 use super::{GradientShape, Kernel, KernelKey, TileShape};
 
-/// A shader file: its name and its text.
+/// Name and text of a shader file.
 pub(super) type File = (&'static str, &'static str);
 
-/// Shader files by name, as they lie under `shaders/`.
+/// Names and texts of shader files under `shaders/`.
 macro_rules! files {
     ($($name:literal),*) => { &[$((concat!("shaders/", $name), include_str!(concat!("../../shaders/", $name)))),*] };
 }
@@ -20,11 +20,11 @@ const SHARED: &[File] = files!(
     "lib/addressing.wgsl"
 );
 
-/// What the fused kernels share.
+/// Files that the fused kernels share.
 const FUSED: &[File] = files!("lib/block.wgsl", "lib/row_result.wgsl");
 
 impl KernelKey {
-    /// The files after the prelude: what every kernel shares, then its own.
+    /// Returns the files after the prelude: those of every kernel, then the kernel's own.
     pub(super) fn files(&self) -> impl Iterator<Item = File> {
         let own: [&[File]; 3] = match self.kernel {
             Kernel::Tiles(TileShape { subgroups: false, .. }) => {

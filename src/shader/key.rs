@@ -1,20 +1,20 @@
-//! What makes one kernel differ from another: the key of the pipeline cache.
+//! Kernel keys: everything that distinguishes one kernel from another, and the key of the pipeline cache.
 
 use super::shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 use crate::problem::Operand;
 use crate::{Broadcast, DType, Problem, ScoreOrder};
 
-/// Words of a row between the kernels of a backward pass: shaders/lib/addressing.wgsl.
+/// Words per row that the backward preprocess writes: shaders/lib/addressing.wgsl.
 pub(crate) const ROW_WORDS: usize = 3;
 
 /// A kernel in one of its variants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelKey {
     pub(crate) kernel: Kernel,
-    /// A general variant takes head_dim and every switch of the score at run time, with rolled loops: few variants, quick to
-    /// compile, slow to run. A special one has them as constants.
+    /// True for a generic variant, which reads head_dim and every score option at run time and has rolled loops: few
+    /// variants, quick to compile, slow to run. A specialised variant has them as constants.
     pub(crate) general: bool,
-    /// Numbers of a query row and of a value row, of general variants the most; 0 where the kernel does not touch them.
+    /// Elements of a query row and of a value row (the most, for generic variants); 0 where unused.
     pub(crate) head_dim: u32,
     pub(crate) head_dim_v: u32,
     pub(crate) query: Storage,
@@ -22,19 +22,19 @@ pub(crate) struct KernelKey {
     pub(crate) value: Storage,
     pub(crate) output: Storage,
     pub(crate) score: ScoreKey,
-    /// Whether there is anything in `tables`.
+    /// True if the kernel reads `tables`.
     pub(crate) tables: bool,
-    /// Whether keys and values are found through a page table.
+    /// True if keys and values are addressed through a page table.
     pub(crate) paged: bool,
-    /// Whether lengths and page table are the state of a cache, not part of `tables`.
+    /// True if lengths and page table are read from the state of a cache instead of `tables`.
     pub(crate) cached: bool,
-    /// Whether weights drop.
+    /// True if dropout is applied to the weights.
     pub(crate) dropout: bool,
-    /// How gradients of query, key and value are stored, if not as those.
+    /// Storage type of dQ, dK and dV where it differs from their operand's.
     pub(crate) gradient: Option<DType>,
-    /// Fused kernels: the results are parts, (m, l, output / l) over some of the keys. Merge: the parts are an app's own, with their lse.
+    /// True if a fused kernel writes partial (m, l, output / l), or if Merge reads an app's parts with their lse.
     pub(crate) partial: bool,
-    /// Merge and softmax: (m, l) of the rows are handed out.
+    /// True if merge or softmax writes (m, l) of the rows.
     pub(crate) stats: bool,
 }
 
@@ -42,52 +42,52 @@ pub(crate) struct KernelKey {
 pub(crate) enum Kernel {
     /// Fused forward by register tiles.
     Tiles(TileShape),
-    /// Fused forward, whole query rows to a thread, keys by shuffles.
+    /// Fused forward with whole query rows per thread; keys are broadcast across the subgroup.
     Rows(RowShape),
-    /// Fused forward of few query rows, a key's numbers spread over a subgroup.
+    /// Fused forward for few query rows; the elements of each key are spread over a subgroup.
     Few(FewShape),
     /// Fused forward by cooperative matrices.
     Matrix(MatrixShape),
-    /// Parts of a fused forward over disjoint keys, put together.
+    /// Merge of partial results over disjoint keys.
     Merge,
     /// Staged, first: the score matrix.
     Scores,
-    /// Staged, second: softmax of its rows.
+    /// Staged, second: softmax of the rows.
     Softmax,
     /// Staged, third: weights x V.
     WeightedValues,
-    /// Backward, first: m, 1 / l and delta of each row, and the tables.
+    /// Backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
     RowEnds,
     /// Backward: dQ.
     QueryGradient(GradientShape),
     /// Backward: dK and dV, or one of them.
     KeyGradient(GradientShape, KeySide),
-    /// Backward: the gradient of the bias, or parts of it.
+    /// Backward: the gradient of the bias, or partial sums of it.
     BiasGradient,
-    /// Backward: sums along diagonals.
+    /// Backward: sums of the biases' gradients along diagonals.
     Diagonals,
-    /// Backward: the gradient of the relative biases, from those.
+    /// Backward: the gradient of the relative biases, from the sums along diagonals.
     RelativeGradient,
     /// Backward: the gradient of the sinks.
     SinkGradient,
-    /// Backward: parts summed.
+    /// Backward: the sum of partial gradients.
     Sum,
-    /// Backward: a gradient that was summed in f32, as it is to be stored.
+    /// Backward: conversion of a gradient summed in f32 to its storage type.
     NarrowGradient(Operand),
 }
 
 impl Kernel {
-    /// Whether it computes the gradients of pairs.
+    /// True if the kernel computes gradients of (row, key) pairs.
     const fn visits_pairs_backward(self) -> bool {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
     }
 
-    /// Whether it comes after [`Self::RowEnds`].
+    /// True if the kernel reads the output of [`Self::RowEnds`].
     pub(super) const fn reads_row_words(self) -> bool {
         self.visits_pairs_backward() || matches!(self, Self::RelativeGradient | Self::SinkGradient)
     }
 
-    /// Query rows of a workgroup of a fused kernel.
+    /// Query rows of a fused kernel's workgroup; 0 for other kernels.
     pub(crate) const fn block_rows(self) -> u32 {
         match self {
             Self::Tiles(shape) => shape.block_rows(),
@@ -133,16 +133,16 @@ impl std::fmt::Display for Kernel {
     }
 }
 
-/// How a tensor is read or written.
+/// Storage type of a tensor and the width of its accesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Storage {
     pub(crate) dtype: DType,
-    /// Four numbers at a time; else one by one.
+    /// True if elements are accessed four at a time, else one by one.
     pub(crate) vectors: bool,
 }
 
 impl Storage {
-    /// Dense f32 in whole vec4s: scratch.
+    /// Scratch: dense f32 in whole vec4s.
     pub(crate) const SCRATCH: Self = Self { dtype: DType::F32, vectors: true };
 
     fn of(problem: &Problem, operand: Operand) -> Self {
@@ -170,7 +170,7 @@ pub(crate) enum Alibi {
     Symmetric = 2,
 }
 
-/// What happens to a scaled dot product before softmax.
+/// Operations between a scaled dot product and softmax.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ScoreKey {
     pub(crate) softcap: SoftcapPlace,
@@ -201,13 +201,13 @@ impl ScoreKey {
         }
     }
 
-    /// Whether anything happens at all.
+    /// True if any operation is present.
     pub(crate) fn is_modified(self) -> bool {
         self != Self::default()
     }
 }
 
-/// A binding of a kernel; its number is its place in the enumeration.
+/// Binding of a kernel; its discriminant is the binding number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
     Params,
@@ -221,22 +221,22 @@ pub(crate) enum Slot {
     Mask,
     Scores,
     PartialOutput,
-    /// (m, l) of the parts; of an app's own their lse.
+    /// (m, l) of the parts; lse for parts of an app.
     PartialStats,
     Cache,
-    /// The forward pass's output, read.
+    /// Output of the forward pass, read by the backward preprocess.
     Result,
     /// (m, l) of the whole rows.
     Stats,
-    /// The forward pass's, read.
+    /// (m, l) of the forward pass, read by the backward preprocess.
     ForwardStats,
     DOutput,
-    /// m, 1 / l and delta of each row; behind them the tables.
+    /// m, 1 / l and delta of each row, followed by the tables.
     RowWords,
     DQuery,
     DKey,
     DValue,
-    /// Numbers to be summed, and sums: f32.
+    /// Terms of a sum, f32; the results go to `Sums`.
     Parts,
     Sums,
 }
@@ -249,7 +249,7 @@ pub(crate) enum Access {
 }
 
 impl KernelKey {
-    /// The variant of `kernel` that `problem` needs. What the kernel does not touch is left at its default, so that variants stay few.
+    /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
         let v = &problem.visibility;
         let tables = problem.packed.is_some() || v.kv_lengths || v.prefix_lengths || v.documents;
@@ -320,7 +320,7 @@ impl KernelKey {
         }
     }
 
-    /// The general variant of `kernel` that `problem` fits.
+    /// Returns the generic variant of `kernel` that fits `problem`.
     pub(crate) fn general(kernel: Kernel, problem: &Problem) -> Self {
         let special = Self::new(kernel, problem);
         let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores) || kernel.visits_pairs_backward();
@@ -342,7 +342,7 @@ impl KernelKey {
         }
     }
 
-    /// The bindings, in the order of their numbers.
+    /// Returns the bindings in the order of their numbers.
     pub(crate) fn bindings(&self) -> Vec<(Slot, Access)> {
         let mut bindings = vec![(Slot::Params, Access::Uniform)];
         let mut add = |wanted: bool, slot, access| {
@@ -389,7 +389,7 @@ impl KernelKey {
         bindings
     }
 
-    /// Bytes of workgroup memory. wgpu does not check them: the planner does.
+    /// Bytes of workgroup memory. The planner checks them, because wgpu does not.
     pub(crate) fn workgroup_bytes(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
@@ -420,7 +420,7 @@ impl KernelKey {
     }
 }
 
-/// Elements of a mask or bias along each axis, as the params hold them.
+/// Strides of a mask or bias along each axis, in elements, as stored in the params.
 pub(super) fn broadcast_strides(shape: Option<Broadcast>) -> [u32; 4] {
     shape.map_or([0; 4], |shape| shape.strides().map(|step| step as u32))
 }

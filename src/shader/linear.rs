@@ -12,12 +12,12 @@ use crate::plan::{DeviceCaps, DeviceClass};
 pub(crate) struct LinearKey {
     pub(crate) tile: LinearTile,
     pub(crate) bias: bool,
-    /// Rows of X and W are read four numbers at a time; else one by one.
+    /// True if rows of X and W are read four elements at a time, else one by one.
     pub(crate) vectors: bool,
 }
 
-/// How a workgroup shares its work: TILE_M x TILE_N sums, ROWS x COLS of them a thread. TILE_K numbers of each row go through workgroup
-/// memory at a time (shaders/linear/tiles.wgsl); with TILE_K = 0 none do (shaders/linear/columns.wgsl).
+/// Tile of a workgroup: TILE_M x TILE_N sums, ROWS x COLS of them per thread. TILE_K elements of each row pass through
+/// workgroup memory at a time (shaders/linear/tiles.wgsl); with TILE_K = 0 none do (shaders/linear/columns.wgsl).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LinearTile {
     pub(crate) tile_m: u32,
@@ -29,15 +29,15 @@ pub(crate) struct LinearTile {
 
 impl LinearTile {
     const LARGE: Self = Self { tile_m: 64, tile_n: 64, tile_k: 16, rows: 4, cols: 4 };
-    /// Few rows, or a device with small workgroups: more of them, and less waste.
+    /// Tile for few rows or a device with small workgroups: more workgroups, less waste.
     const SMALL: Self = Self { tile_m: 16, tile_n: 32, tile_k: 32, rows: 2, cols: 4 };
-    /// On a busy 2-core machine with lavapipe 26.1: 512 rows of 768 by 768 in 200 ms a projection, with LARGE 560, with SMALL 560; 9
-    /// rows of 384 by 384 in 2 ms, with LARGE 30, with SMALL 4.
+    /// Tile for software adapters. On a busy 2-core machine with lavapipe 26.1, 512 rows of 768 by 768 took 200 ms a
+    /// projection (LARGE 560, SMALL 560), 9 rows of 384 by 384 took 2 ms (LARGE 30, SMALL 4).
     const COLUMNS: Self = Self { tile_m: 16, tile_n: 128, tile_k: 0, rows: 16, cols: 2 };
 
     pub(crate) const ALL: [Self; 3] = [Self::LARGE, Self::SMALL, Self::COLUMNS];
 
-    /// The first choice for `rows` rows of X.
+    /// Returns the first choice for `rows` rows of X.
     pub(crate) fn choose(rows: usize, caps: &DeviceCaps) -> Self {
         let large_fits = Self::LARGE.threads() <= caps.workgroup_threads && Self::LARGE.workgroup_bytes() <= caps.workgroup_bytes;
         match caps.class {
@@ -51,7 +51,7 @@ impl LinearTile {
         self.tile_m / self.rows * (self.tile_n / self.cols)
     }
 
-    /// The two arrays of shaders/linear/tiles.wgsl.
+    /// Bytes of workgroup memory: the two arrays of shaders/linear/tiles.wgsl.
     pub(crate) const fn workgroup_bytes(self) -> u32 {
         if self.tile_k == 0 { 0 } else { 16 * (self.tile_m + self.tile_n) * (self.tile_k / 4 + 1) }
     }
@@ -66,7 +66,7 @@ impl std::fmt::Display for LinearKey {
     }
 }
 
-/// Every variant.
+/// Returns every variant.
 pub(crate) fn every_linear_key() -> impl Iterator<Item = LinearKey> {
     let variants = [(false, false), (false, true), (true, false), (true, true)];
     LinearTile::ALL.into_iter().flat_map(move |tile| variants.map(|(bias, vectors)| LinearKey { tile, bias, vectors }))
@@ -86,7 +86,7 @@ pub(crate) struct LinearParams {
     pub(crate) end_workgroup: u32,
 }
 
-/// Composes the text of a projection kernel. Its bindings: 0 params, 1 X, 2 W, 3 Y, and 4 b if there is one.
+/// Composes a projection kernel with bindings 0 params, 1 X, 2 W, 3 Y, and 4 b if there is a bias.
 pub(crate) fn compose_linear(key: LinearKey) -> Source {
     let prelude = prelude(key);
     let params = ("shaders/linear/params.wgsl", include_str!("../../shaders/linear/params.wgsl"));
@@ -97,7 +97,7 @@ pub(crate) fn compose_linear(key: LinearKey) -> Source {
     Source::of(prelude, [params, main])
 }
 
-/// Composes the text of the transposition. Its bindings: 0 params, 1 X, 2 Y.
+/// Composes the transposition kernel with bindings 0 params, 1 X, 2 Y.
 pub(crate) fn compose_transpose() -> Source {
     let prelude = "const TILE_M: u32 = 1u;\nconst TILE_N: u32 = 1u;\nconst HAS_BIAS: bool = false;\n\
                    @group(0) @binding(0) var<uniform> linear: LinearParams;\n\
@@ -148,7 +148,7 @@ fn prelude(key: LinearKey) -> String {
 mod tests {
     use super::*;
 
-    /// Every variant parses and validates, in all that naga checks and can write, and uses the workgroup memory it says.
+    /// Every variant parses, validates, translates to SPIR-V, and uses the workgroup memory that it declares.
     #[test]
     fn variants_are_valid() {
         for key in every_linear_key() {

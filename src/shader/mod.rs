@@ -1,4 +1,4 @@
-//! From a [`KernelKey`] to WGSL text: a generated prelude and the chosen files, in a row.
+//! Composition of WGSL: a [`KernelKey`] becomes a generated prelude followed by the chosen files.
 
 mod cache;
 mod directives;
@@ -17,7 +17,7 @@ pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, com
 pub(crate) use params::{Flags, Params};
 pub(crate) use shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 
-/// The text of a kernel as naga takes it, and where its lines come from.
+/// WGSL of a kernel as naga takes it, with the origin of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) text: String,
@@ -26,7 +26,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// A prelude and the files after it, by name and text.
+    /// Concatenates a prelude and files, given by name and text.
     fn of(prelude: String, files: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
         let mut line = prelude.lines().count() + 1;
         let mut source = Self { text: prelude, parts: vec![(1, "prelude")] };
@@ -38,14 +38,14 @@ impl Source {
         source
     }
 
-    /// Reads the parameters from a read-only storage buffer instead of a uniform one: `DeviceCaps::params_in_storage`.
+    /// Reads the params from a read-only storage buffer instead of a uniform buffer: `DeviceCaps::params_in_storage`.
     pub(crate) fn with_params_in_storage(mut self) -> Self {
         self.text = self.text.replacen("var<uniform>", "var<storage, read>", 1);
         self
     }
 
-    /// The kernel in standard WGSL, as Tint and browsers take it: extensions are enabled by name. `None` for cooperative matrices, which
-    /// the standard does not have.
+    /// Returns the kernel in standard WGSL, as Tint and browsers take it, with extensions enabled by name; `None` for
+    /// kernels of cooperative matrices, which the standard does not have.
     pub(crate) fn standard(&self) -> Option<Self> {
         let directives = directives::standard(&self.text, self.parts.iter().map(|&(_, name)| name))?;
         let lines = directives.lines().count();
@@ -59,7 +59,7 @@ impl Source {
         self.parts.iter().copied()
     }
 
-    /// The place in the project's own files of a line of the text.
+    /// Locates a line of the text, counted from 1, in the project's files.
     pub(crate) fn locate(&self, line: usize) -> String {
         let at = self.parts.partition_point(|&(first, _)| first <= line).saturating_sub(1);
         let (first, name) = self.parts[at];

@@ -30,9 +30,9 @@ impl Flags {
     pub(crate) const SOFTCAP_LAST: u32 = 32768;
     pub(crate) const PAGED: u32 = 65536;
     pub(crate) const DROPOUT: u32 = 131_072;
-    /// (m, l) of rows are written in the place of their lse.
+    /// (m, l) of the rows are written instead of their lse.
     pub(crate) const STATS: u32 = 262_144;
-    /// The step's results join what is there.
+    /// Results are merged into the results of earlier steps.
     pub(crate) const ADDS: u32 = 524_288;
 }
 
@@ -85,12 +85,12 @@ pub(crate) struct Params {
     pub(crate) item_blocks: u32,
     pub(crate) stats_to: u32,
     pub(crate) stats_from: u32,
-    /// A uniform's size is a multiple of 16 bytes.
+    /// Padding: the size of a uniform is a multiple of 16 bytes.
     pub(crate) padding: [u32; 0],
 }
 
 impl Params {
-    /// What the problem alone says; the planner has checked that everything fits.
+    /// Returns the params that follow from the problem alone; the planner has checked that everything fits.
     pub(crate) fn new(problem: &Problem, tables: TableLayout) -> Self {
         let strides = |operand| {
             let strides = problem.spec(operand).strides(problem.shape(operand));
@@ -101,7 +101,7 @@ impl Params {
         let v = &problem.visibility;
         let drop = problem.drop();
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
-        // No farther than two positions can be apart: see `check_addressing`.
+        // At most the largest distance between two positions: see `check_addressing`.
         let window = |width: Option<u32>| width.map_or(0, |width| width.min((1 << 30) - 1) as i32);
         Self {
             query_strides: strides(Operand::Query),

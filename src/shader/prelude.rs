@@ -21,7 +21,7 @@ pub(super) fn render(key: &KernelKey) -> String {
     text
 }
 
-/// Directives and types of cooperative matrices.
+/// Writes the directives and types of cooperative matrices.
 fn matrices(text: &mut String, size: u32) {
     text.push_str(directives::MATRICES);
     for (role, number) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
@@ -82,7 +82,7 @@ fn constants(text: &mut String, key: &KernelKey) {
     switches(text, key);
 }
 
-/// The shape of a gradient kernel, and which of its sums are wanted.
+/// Writes the shape of a gradient kernel, and which of its sums are wanted.
 fn gradient(text: &mut String, kernel: Kernel) {
     let (shape, rows, [a, b]) = match kernel {
         Kernel::QueryGradient(shape) => (shape, true, [true, false]),
@@ -111,7 +111,7 @@ fn gradient(text: &mut String, kernel: Kernel) {
     let _ = writeln!(text, "const GIVES_A: bool = {a};\nconst GIVES_B: bool = {b};");
 }
 
-/// How far loops over a row run: constants in special variants, params in general ones.
+/// Writes the bounds of loops over a row: constants in specialised variants, params in generic ones.
 fn sizes(text: &mut String, key: &KernelKey) {
     for (name, special, general) in [
         ("head_dim()", "HEAD_DIM", "params.head_dim"),
@@ -124,7 +124,7 @@ fn sizes(text: &mut String, key: &KernelKey) {
     }
 }
 
-/// What happens to a score, and whether keys lie in pages: constants in special variants, flags in general ones.
+/// Writes the switches of score, paging and dropout: constants in specialised variants, flags in generic ones.
 fn switches(text: &mut String, key: &KernelKey) {
     let score = &key.score;
     for (name, special, flag) in [
@@ -139,7 +139,7 @@ fn switches(text: &mut String, key: &KernelKey) {
         ("is_paged", key.paged, "FLAG_PAGED"),
         ("is_dropping", key.dropout, "FLAG_DROPOUT"),
     ] {
-        // Gradients are of keys that are not in pages.
+        // The backward pass does not support paged keys.
         let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.reads_row_words());
         let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { special.to_string() };
         let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
@@ -218,8 +218,8 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
     }
 }
 
-/// `load_NAME(at, dim)`: numbers dim..dim+4 of the row that starts at element `at`; 0 past its end. It has the strides of `like`.
-/// `fetch_NAME` is the memory access in it and `widen_NAME` what is made of the words, so that a kernel can do something in between.
+/// Writes `load_NAME(at, dim)`: elements dim..dim+4 of the row that starts at element `at`, 0 past its end, with the
+/// strides of `like`. `fetch_NAME` is its memory access, `widen_NAME` its conversion: a kernel can work in between.
 fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
     let (word, words, fetch, widened) = match (storage.vectors, storage.dtype) {
         (_, dtype) if dtype.is_blocks() => block_reader(name, dtype),
@@ -238,7 +238,7 @@ fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     );
 }
 
-/// One by one: what the buffer is an array of, what is fetched and how, and what is made of it.
+/// Reads elements one by one. Returns the type of the buffer's elements, the fetched type, the fetch, and the widening.
 fn number_reader([name, like]: [&str; 2], dtype: DType, width: &str) -> (&'static str, &'static str, String, &'static str) {
     let (word, one) = match dtype {
         DType::F32 => ("f32", format!("{name}_words[i]")),
@@ -259,7 +259,7 @@ fn number_reader([name, like]: [&str; 2], dtype: DType, width: &str) -> (&'stati
     (word, "vec4<f32>", fetch, "words")
 }
 
-/// The same of rows of blocks: src/blocks.rs has how they lie. The words are four or eight numbers and their scale.
+/// Reads rows of quantised blocks (layout: src/blocks.rs). A fetch is a word of 4 or 8 elements and their scale.
 fn block_reader(name: &str, dtype: DType) -> (&'static str, &'static str, String, &'static str) {
     let (words, per_word, widened) = match dtype {
         DType::Q4 => (5, 8, "bitcast<f32>(words.y) * widen_q4(words.x, dim)"),
@@ -274,8 +274,8 @@ fn block_reader(name: &str, dtype: DType) -> (&'static str, &'static str, String
     ("u32", "vec2<u32>", fetch, widened)
 }
 
-/// `store_NAME(at, dim, bits)`: numbers dim..dim+4, as f32 bits, of the row that starts at element `at`; what lies past its end is dropped. An f32
-/// tensor that `adds` takes them as one more part of its sums where FLAG_ADDS says so. Half words that two threads share are put together by atomics.
+/// Writes `store_NAME(at, dim, bits)`: elements dim..dim+4, as f32 bits, of the row that starts at element `at`; those
+/// past its end are dropped. With `adds`, f32 accumulates under FLAG_ADDS. Words of two halves are shared by atomics.
 fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str, adds: bool) {
     let narrow = if storage.dtype == DType::BF16 { "narrow_bf16" } else { "narrow_f16" };
     let sums = |to: &str, place: &str, [words, numbers]: [&str; 2]| {
@@ -329,8 +329,8 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     let _ = writeln!(text, "fn store_{name}(at: u32, dim: u32, bits: vec4<u32>) {{\n{body}}}");
 }
 
-/// Stand-ins for the functions of bindings that this variant does not have: never called where it matters, but named. Lengths and
-/// page table are among the tables where no cache has them.
+/// Writes dummies for the functions of bindings that this variant lacks: they must be declared, but their results never
+/// matter. Without a cache, lengths and page table are in the tables.
 fn missing(text: &mut String, key: &KernelKey) {
     if !key.cached {
         text.push_str("fn cache_word(at: u32) -> u32 { return table(at); }\n");

@@ -1,6 +1,6 @@
-//! How the workgroups of the fused kernels and of those for gradients share their work.
+//! Shapes: how workgroups of the fused and gradient kernels divide their work.
 
-/// How a workgroup of the tiles kernel shares its work: `threads / cols * rows` query rows by `cols * keys` keys.
+/// Shape of a workgroup of the tiles kernel: `threads / cols * rows` query rows by `cols * keys` keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TileShape {
     pub(crate) threads: u32,
@@ -8,9 +8,9 @@ pub(crate) struct TileShape {
     pub(crate) rows: u32,
     /// Threads that share a query row.
     pub(crate) cols: u32,
-    /// Keys of a thread, of each tile.
+    /// Keys of a thread in each tile.
     pub(crate) keys: u32,
-    /// Rows are reduced by subgroup shuffles instead of through workgroup memory.
+    /// True if rows are reduced by subgroup shuffles instead of through workgroup memory.
     pub(crate) subgroups: bool,
 }
 
@@ -36,10 +36,10 @@ impl TileShape {
     }
 }
 
-/// How a workgroup of the rows kernel, one subgroup, shares its work: `lanes * rows` query rows by tiles of `keys` keys, `step` of them at a time.
+/// Shape of a workgroup of the rows kernel, one subgroup: `lanes * rows` query rows by `keys` keys, `step` at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RowShape {
-    /// Threads, which load the keys and shuffle them round.
+    /// Threads of the subgroup, which load the keys and broadcast them to each other.
     pub(crate) lanes: u32,
     /// Query rows of a thread.
     pub(crate) rows: u32,
@@ -53,7 +53,7 @@ impl RowShape {
     }
 }
 
-/// How a workgroup of the few kernel shares its work: one subgroup of `lanes` threads takes `rows` query rows by `lanes` keys at a time.
+/// Shape of a workgroup of the few kernel: one subgroup of `lanes` threads, `rows` rows by `lanes` keys at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FewShape {
     pub(crate) lanes: u32,
@@ -61,19 +61,19 @@ pub(crate) struct FewShape {
 }
 
 impl FewShape {
-    /// Keys of which a mask is looked at together.
+    /// Keys of a tile, which is skipped as a whole if it is masked.
     pub(crate) const fn block_keys(self) -> u32 {
         4 * self.lanes
     }
 }
 
-/// How a workgroup of the matrix kernel shares its work: `tiles` subgroups own `size` query rows each and go over tiles of `keys` keys.
+/// Shape of a workgroup of the matrix kernel: `tiles` subgroups of `size` query rows each, by tiles of `keys` keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MatrixShape {
     /// Rows and columns of a matrix: 8 or 16.
     pub(crate) size: u32,
     pub(crate) tiles: u32,
-    /// Threads of the largest subgroup there may be.
+    /// Threads of the largest possible subgroup.
     pub(crate) lanes: u32,
     pub(crate) keys: u32,
 }
@@ -103,7 +103,7 @@ impl MatrixShape {
     }
 }
 
-/// What a key-gradient kernel gives.
+/// Gradients that a key-gradient kernel computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum KeySide {
     Both,
@@ -111,21 +111,21 @@ pub(crate) enum KeySide {
     Value,
 }
 
-/// How a workgroup of a gradient kernel shares its work: it owns some rows or keys, and goes over the others.
+/// Shape of a workgroup of a gradient kernel, which owns some rows or keys and streams the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum GradientShape {
-    /// `threads / cols * own` owned ones and `cols * stream` others at a time: shaders/backward/tiles.wgsl.
+    /// `threads / cols * own` owned and `cols * stream` streamed vectors at a time: shaders/backward/tiles.wgsl.
     Tiles {
         threads: u32,
-        /// Owned by a thread.
+        /// Owned vectors of a thread.
         own: u32,
-        /// Threads that share what is owned.
+        /// Threads that share an owned vector.
         cols: u32,
-        /// Of the others, a thread's of each tile.
+        /// Streamed vectors of a thread in each tile.
         stream: u32,
     },
-    /// Whole owned vectors to a thread, `own` of them, and tiles of `tile` others, `stream` of them at a time. These go round by shuffles
-    /// among `lanes` threads, all of the workgroup: shaders/backward/lanes.wgsl.
+    /// `own` whole owned vectors per thread, and tiles of `tile` streamed vectors, `stream` of them at a time, which
+    /// are broadcast across the subgroup of `lanes` threads, the whole workgroup: shaders/backward/lanes.wgsl.
     Vectors { lanes: u32, own: u32, tile: u32, stream: u32 },
 }
 

@@ -1,4 +1,4 @@
-//! Every variant that the planner can ask for is composed, parsed and validated, and compared with what the Rust side believes of it.
+//! Tests that compose, parse and validate every variant that the planner can ask for, and compare it with its key.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::{Access, KernelKey, Params, compose};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
 use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want, WantGradients};
 
-/// Problems that between them turn every switch of the key.
+/// Problems that together set every switch of the key.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for head_dim in [1, 3, 8, 30, 64, 80, 128, 256, 576] {
@@ -66,7 +66,7 @@ fn devices() -> [DeviceCaps; 8] {
     ]
 }
 
-/// The keys of all kernels that these problems need on these devices.
+/// Keys of all kernels that [`problems`] need on [`devices`].
 fn keys() -> HashSet<KernelKey> {
     let mut keys = HashSet::new();
     for problem in problems() {
@@ -166,8 +166,8 @@ fn every_variant_translates_to_msl_hlsl_and_spirv() {
     assert!(matrix_sizes.is_superset(&[8, 16].into()), "no kernel of cooperative matrices was among them: {matrix_sizes:?}");
 }
 
-/// Standard WGSL differs from naga's by directives only: subgroups are enabled where naga finds subgroup operations, and cooperative
-/// matrices have no standard form. That the text is standard is for scripts/tint.sh to say.
+/// Standard WGSL differs from naga's by directives only: subgroups are enabled where naga finds subgroup operations,
+/// and cooperative matrices have no standard form. scripts/tint.sh checks that the text is standard.
 #[test]
 fn standard_text_enables_what_it_uses() {
     let mut seen = HashSet::new();
