@@ -1,32 +1,32 @@
-//! Quantised storage: blocks of 32 numbers under one scale.
+//! Quantised storage: blocks of 32 elements under one scale.
 //!
 //! ```text
-//! x_i ~ scale * q_i      i = 0..32, q_i whole: -127..=127 as q8, -8..=7 as q4
+//! x_i ~ scale * q_i      i in 0..32, q_i an integer: -127..=127 for q8, -8..=7 for q4
 //! ```
 //!
-//! | type | words of four bytes in a block | bytes a number |
+//! | type | four-byte words of a block | bytes per element |
 //! |---|---|---|
-//! | q8 | scale, then 8 words of four signed bytes, the lowest byte first | 1.125 |
-//! | q4 | scale, then 4 words of eight signed halves of bytes, the lowest first | 0.625 |
+//! | q8 | scale, then 8 words of four signed bytes, lowest byte first | 1.125 |
+//! | q4 | scale, then 4 words of eight signed 4-bit values, lowest first | 0.625 |
 //!
-//! With m the number of the largest magnitude in the block, q8 has scale |m| / 127, and q4 has -m / 8, so that m itself is -8 (as
-//! ggml's q8_0 and q4_0 have it). The scale is an f32 of 16 significant bits, rounded away from 0; q_i is x_i / scale rounded to the nearest, halves
-//! away from 0. So x_i is off by at most half a scale, |m| / 253; as q4 by |m| / 15.9, and by |m| / 7.9 where x_i is near -m.
+//! Let m be the element of largest magnitude. The scale is |m| / 127 for q8, and -m / 8 for q4, so that m itself
+//! becomes -8 (as in ggml's q8_0 and q4_0). It is an f32 rounded away from 0 to 16 significant bits. q_i is x_i / scale
+//! rounded to nearest, ties away from 0. The error is at most half a scale: |m| / 253 for q8; |m| / 15.9 for q4, or
+//! |m| / 7.9 near -m.
 //!
-//! The few bits of the scale make `scale * q` exact in f32, and with it the decision which q is nearest: shaders, whose division is
-//! not rounded correctly, come to the same bits (shaders/cache/blocks.wgsl).
-//!
-//! A block with NaN or a number of 2^127 or more in it is NaN as a whole. A block of nothing above 2^-100 is 0.
+//! Because the scale has few bits, `scale * q` is exact in f32, and so is the choice of the nearest q. Shaders produce
+//! the same bits although their division is not correctly rounded (shaders/cache/blocks.wgsl).
+//! A block that contains NaN or a magnitude of 2^127 or more is NaN as a whole. A block entirely below 2^-100 is 0.
 
 use crate::DType;
 
-/// Numbers of a block.
+/// Number of elements in a block.
 pub(crate) const BLOCK: usize = 32;
 
-/// Below this, a block is 0: no arithmetic on numbers that a shader may take for 0.
+/// Magnitude below which a block is stored as 0. It avoids arithmetic on values that a shader may flush to 0.
 const TINY_BITS: u32 = 27 << 23; // 2^-100
 
-/// Words of a block; 0 for types that have none.
+/// Number of u32 words in a block; 0 for types that are not quantised.
 pub(crate) const fn block_words(dtype: DType) -> usize {
     match dtype {
         DType::Q8 => 1 + BLOCK / 4,
@@ -40,7 +40,7 @@ const fn bits(dtype: DType) -> usize {
     if matches!(dtype, DType::Q4) { 4 } else { 8 }
 }
 
-/// The number at `index` of some blocks.
+/// Dequantises the element at `index` of `words`.
 pub(crate) fn get(dtype: DType, words: &[u32], index: usize) -> f32 {
     let block = &words[index / BLOCK * block_words(dtype)..];
     let (i, bits) = (index % BLOCK, bits(dtype));
@@ -49,7 +49,7 @@ pub(crate) fn get(dtype: DType, words: &[u32], index: usize) -> f32 {
     f32::from_bits(block[0]) * q as f32
 }
 
-/// Whole blocks as numbers.
+/// Dequantises whole blocks.
 #[inline(always)]
 pub(crate) fn widen(dtype: DType, words: &[u32], to: &mut [f32]) {
     if dtype == DType::Q4 {
@@ -69,7 +69,7 @@ pub(crate) fn widen(dtype: DType, words: &[u32], to: &mut [f32]) {
     }
 }
 
-/// Whole blocks of numbers, quantised. Twin: `quantise` of shaders/cache/blocks.wgsl.
+/// Quantises whole blocks. Twin: `quantise` of shaders/cache/blocks.wgsl.
 pub(crate) fn narrow(dtype: DType, from: &[f32], words: &mut [u32]) {
     for (from, block) in from.chunks_exact(BLOCK).zip(words.chunks_exact_mut(block_words(dtype))) {
         narrow_block(dtype, from, block);
@@ -92,14 +92,14 @@ fn narrow_block(dtype: DType, from: &[f32], block: &mut [u32]) {
         return;
     }
     let (factor, least, most) = if dtype == DType::Q4 { (0.125, -8, 7) } else { (1.0 / 127.0, -127, 127) };
-    // 16 significant bits, away from 0.
+    // 16 significant bits, rounded away from 0.
     let magnitude = ((f32::from_bits(top) * factor).to_bits() + 0xff) & !0xff;
     block[0] = if dtype == DType::Q4 { magnitude | (sign ^ 0x8000_0000) } else { magnitude };
     let scale = f32::from_bits(block[0]);
     let half = 0.5 * f32::from_bits(magnitude);
     let bits = bits(dtype);
     for (i, &x) in from.iter().enumerate() {
-        // Cut off, and so at most one off; what is left over is exact.
+        // Truncation is off by at most 1, and the remainder is exact.
         let guess = (x / scale) as i32;
         let away = if (x < 0.0) == (scale < 0.0) { 1 } else { -1 };
         let q = if (x - scale * guess as f32).abs() >= half { guess + away } else { guess };

@@ -1,4 +1,4 @@
-//! Caches of keys and values in pages, for sequences that grow: who has which page, and for caches in host memory the data too.
+//! Paged key/value caches for growing sequences: which sequence has which page and, for host caches, the data.
 //!
 //! ```
 //! use wgpu_attention::cache::{CacheShape, KvCache};
@@ -28,38 +28,38 @@ use std::collections::BTreeMap;
 use crate::tensor::Strides;
 use crate::{DType, Dims, Error, HostSlice, HostVec, Layout, PageTable, Problem, Result, TensorSpec};
 
-/// A sequence of a [`PagePool`]; never given out twice.
+/// Identifier of a sequence in a [`PagePool`]; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
-/// Consecutive slots of one page.
+/// Consecutive token slots of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
-    /// The page.
+    /// Page that holds the slots.
     pub page: u32,
-    /// Its first slot that is meant.
+    /// First token slot of the range.
     pub first: usize,
-    /// How many.
+    /// Number of token slots.
     pub count: usize,
 }
 
-/// What an append asks of whoever holds the data.
+/// Work that an append leaves to the owner of the data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Append {
-    /// To be done first: these slots copied to the same slots of another page, because the page they were on is shared.
+    /// Copy to make first: these token slots, to the same slots of another page, because their page is shared.
     pub copy: Option<(Slots, u32)>,
-    /// Where the new tokens go, in their order.
+    /// Destinations of the new tokens, in token order.
     pub slots: Vec<Slots>,
 }
 
-/// Which sequence has which pages. Bookkeeping alone: the data may lie on a device.
+/// Page bookkeeping: which sequence has which page. The data itself may be on a device.
 ///
-/// Sequences share the pages of a common prefix. A page is written only where one sequence has it: appending to a shared last page
-/// moves to a copy of it. Whatever is refused leaves all as it was.
+/// Sequences share the pages of a common prefix. A page is written only while one sequence has it: appending to a
+/// shared last page moves the sequence to a copy of that page. A call that fails changes nothing.
 #[derive(Clone, Debug)]
 pub struct PagePool {
     page_size: usize,
-    /// How many sequences have each page.
+    /// Number of sequences that have each page.
     references: Vec<u32>,
     free: Vec<u32>,
     sequences: BTreeMap<SequenceId, Sequence>,
@@ -73,7 +73,7 @@ struct Sequence {
 }
 
 impl PagePool {
-    /// A pool of free pages.
+    /// Creates a pool of free pages. Errors: a page_size of 0, more pages than u32 can index, no memory.
     pub fn new(page_size: usize, pages: usize) -> Result<Self> {
         if page_size == 0 {
             return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
@@ -83,7 +83,7 @@ impl PagePool {
         Ok(pool)
     }
 
-    /// Adds free pages, numbered from the last one on.
+    /// Adds `more` free pages, numbered from the last one on. Errors: more pages than u32 can index, no memory.
     pub fn grow(&mut self, more: usize) -> Result<()> {
         let pages = self.pages().saturating_add(more);
         if pages > PageTable::UNUSED as usize {
@@ -93,28 +93,28 @@ impl PagePool {
         if !has_room {
             return Err(no_memory(8 * more as u64));
         }
-        // The lowest numbers are taken first.
+        // The lowest page numbers are taken first.
         self.free.splice(0..0, (self.references.len() as u32..pages as u32).rev());
         self.references.resize(pages, 0);
         Ok(())
     }
 
-    /// Keys of a page.
+    /// Number of token slots per page.
     pub fn page_size(&self) -> usize {
         self.page_size
     }
 
-    /// Pages in all.
+    /// Total number of pages.
     pub fn pages(&self) -> usize {
         self.references.len()
     }
 
-    /// Pages that no sequence has.
+    /// Number of pages that no sequence has.
     pub fn free_pages(&self) -> usize {
         self.free.len()
     }
 
-    /// An empty sequence.
+    /// Starts an empty sequence.
     pub fn start(&mut self) -> SequenceId {
         self.add(Sequence::default())
     }
@@ -130,12 +130,12 @@ impl PagePool {
         self.sequences.get(&id).ok_or_else(|| Error::invalid("sequence", format!("{id:?} is not there, or no longer")))
     }
 
-    /// Tokens of a sequence.
+    /// Number of tokens in a sequence.
     pub fn length(&self, id: SequenceId) -> Result<usize> {
         Ok(self.sequence(id)?.length)
     }
 
-    /// A sequence that begins with the first `prefix` tokens of another one, on the same pages.
+    /// Starts a sequence with the first `prefix` tokens of another one, on shared pages.
     pub fn fork(&mut self, id: SequenceId, prefix: usize) -> Result<SequenceId> {
         let Sequence { pages, length } = self.sequence(id)?;
         if prefix > *length {
@@ -148,14 +148,14 @@ impl PagePool {
         Ok(self.add(Sequence { pages, length: prefix }))
     }
 
-    /// Forgets a sequence. Gives the pages that nobody has any more.
+    /// Removes a sequence. Returns the pages that became free.
     pub fn free(&mut self, id: SequenceId) -> Result<Vec<u32>> {
         self.sequence(id)?;
         let Sequence { pages, .. } = self.sequences.remove(&id).unwrap_or_default();
         Ok(pages.into_iter().filter(|&page| self.release(page)).collect())
     }
 
-    /// Whether the page is free now.
+    /// Drops one reference to a page. True if the page is free now.
     fn release(&mut self, page: u32) -> bool {
         let references = &mut self.references[page as usize];
         *references -= 1;
@@ -166,7 +166,7 @@ impl PagePool {
         is_free
     }
 
-    /// Forgets the tokens of a sequence from `length` on. Gives the pages that nobody has any more.
+    /// Removes the tokens of a sequence from `length` on. Returns the pages that became free.
     pub fn truncate(&mut self, id: SequenceId, length: usize) -> Result<Vec<u32>> {
         let Sequence { pages, length: old } = self.sequence(id)?;
         if length > *old {
@@ -178,31 +178,31 @@ impl PagePool {
         Ok(rest.into_iter().filter(|&page| self.release(page)).collect())
     }
 
-    /// The pages of a sequence.
+    /// Pages of a sequence, in token order.
     pub fn pages_of(&self, id: SequenceId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
 
-    /// Pages that an append would take.
+    /// Number of pages that an append would take.
     pub(crate) fn pages_needed(&self, id: SequenceId, tokens: usize) -> Result<usize> {
         let Sequence { pages, length } = self.sequence(id)?;
         let end = length.checked_add(tokens).ok_or_else(|| Error::invalid("tokens", format!("{tokens} more overflow")))?;
         Ok(end.div_ceil(self.page_size) - pages.len() + usize::from(self.shared_last(pages, *length, tokens).is_some()))
     }
 
-    /// The last page, if it is somebody else's too and is about to be written.
+    /// Last page of a sequence, if another sequence shares it and the append would write to it.
     fn shared_last(&self, pages: &[u32], length: usize, tokens: usize) -> Option<u32> {
         pages.last().copied().filter(|&last| tokens > 0 && !length.is_multiple_of(self.page_size) && self.references[last as usize] > 1)
     }
 
-    /// Makes room for `tokens` more tokens of a sequence. Refused where the pages for all of them are not there.
+    /// Reserves room for `tokens` more tokens. Fails with [`Error::Limit`] unless there are pages for all of them.
     pub fn append(&mut self, id: SequenceId, tokens: usize) -> Result<Append> {
         let start = self.length(id)?;
         let copy = self.take(id, tokens)?;
         Ok(Append { copy, slots: slots(self.pages_of(id)?, self.page_size, start..start + tokens) })
     }
 
-    /// The same, without saying where the tokens go: what is to be copied first. Allocates nothing where no page is needed.
+    /// [`Self::append`] that returns only the copy to make first. Allocates nothing if no page is needed.
     pub(crate) fn take(&mut self, id: SequenceId, tokens: usize) -> Result<Option<(Slots, u32)>> {
         let needed = self.pages_needed(id, tokens)?;
         if needed > self.free.len() {
@@ -216,9 +216,9 @@ impl PagePool {
         let Sequence { pages, length } = self.sequence(id)?;
         let (filled, shared) = (length % self.page_size, self.shared_last(pages, *length, tokens));
         if let Some(last) = shared {
-            self.release(last); // somebody else has it: it does not become free
+            self.release(last); // another sequence has it, so it does not become free
         }
-        let Some(Sequence { pages, length }) = self.sequences.get_mut(&id) else { return Ok(None) }; // it is there, as just seen
+        let Some(Sequence { pages, length }) = self.sequences.get_mut(&id) else { return Ok(None) }; // it was found above
         *length += tokens;
         let old = pages.len() - usize::from(shared.is_some());
         pages.truncate(old);
@@ -230,7 +230,7 @@ impl PagePool {
         Ok(shared.map(|page| (Slots { page, first: 0, count: filled }, pages[old])))
     }
 
-    /// The page table of a batch of sequences.
+    /// Page table of a batch of sequences.
     pub fn table(&self, batch: &[SequenceId]) -> Result<PageTable> {
         let items = batch.iter().map(|&id| self.sequence(id).map(|sequence| (&sequence.pages[..], sequence.length)));
         PageTable::new(self.page_size, items.collect::<Result<Vec<_>>>()?)
@@ -241,7 +241,7 @@ fn no_memory(needed: u64) -> Error {
     Error::Limit { limit: "memory", needed, available: 0, remedy: "ask for fewer pages".into() }
 }
 
-/// The slots of some tokens of a sequence that has these pages.
+/// Token slots of the range `tokens` in a sequence with these pages.
 pub(crate) fn slots(pages: &[u32], page_size: usize, tokens: std::ops::Range<usize>) -> Vec<Slots> {
     let mut found = Vec::new();
     let mut at = tokens.start;
@@ -254,26 +254,26 @@ pub(crate) fn slots(pages: &[u32], page_size: usize, tokens: std::ops::Range<usi
     found
 }
 
-/// The sizes of a [`KvCache`] and how it is stored.
+/// Sizes and storage of a key/value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
-    /// Keys of a page.
+    /// Number of token slots per page.
     pub page_size: usize,
-    /// Key and value heads.
+    /// Number of key/value heads.
     pub num_kv_heads: usize,
     /// Width of a key.
     pub head_dim: usize,
     /// Width of a value.
     pub head_dim_v: usize,
-    /// How keys and values are stored.
+    /// Storage type of keys and values.
     pub dtype: DType,
-    /// [`Layout::Bhsd`]: pages of [num_kv_heads, page_size, dim]; [`Layout::Bshd`]: of [page_size, num_kv_heads, dim].
-    /// The first reads faster on a device: the keys of a head lie side by side (twice as fast on Mesa's lavapipe, f32).
+    /// Layout of a page: [`Layout::Bhsd`] is [num_kv_heads, page_size, dim], [`Layout::Bshd`] is
+    /// [page_size, num_kv_heads, dim]. Bhsd reads faster (2x on Mesa's lavapipe, f32): a head's keys are contiguous.
     pub layout: Layout,
 }
 
 impl CacheShape {
-    /// What cannot be.
+    /// Refuses widths of 0, strided layouts, and quantised rows that are not whole blocks.
     pub(crate) fn check(&self) -> Result<()> {
         let widths = [("num_kv_heads", self.num_kv_heads), ("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)];
         if let Some((argument, _)) = widths.into_iter().find(|&(_, size)| size == 0) {
@@ -288,7 +288,7 @@ impl CacheShape {
         Ok(())
     }
 
-    /// Bytes of one token's keys and values.
+    /// Bytes of the keys and values of one token.
     pub const fn token_bytes(&self) -> usize {
         self.num_kv_heads.saturating_mul(self.dtype.bytes(self.head_dim).saturating_add(self.dtype.bytes(self.head_dim_v)))
     }
@@ -309,7 +309,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache of so many pages. Errors: a size of 0, a strided layout.
+    /// Creates an empty cache of `pages` pages. Errors: a size of 0, a strided layout, partial blocks, no memory.
     pub fn new(shape: CacheShape, pages: usize) -> Result<Self> {
         shape.check()?;
         let mut cache = Self {
@@ -322,7 +322,7 @@ impl KvCache {
         Ok(cache)
     }
 
-    /// Adds free pages; what is stored stays where it is.
+    /// Adds free pages; stored data keeps its place.
     pub fn grow(&mut self, more: usize) -> Result<()> {
         let pages = self.pool.pages().saturating_add(more);
         let len = |dim: usize| self.spec().required_len(self.pool_shape(pages, dim)).filter(|&len| len <= isize::MAX as usize / 4);
@@ -338,27 +338,27 @@ impl KvCache {
         Ok(())
     }
 
-    /// Who has which page.
+    /// Page bookkeeping.
     pub fn pool(&self) -> &PagePool {
         &self.pool
     }
 
-    /// The same, to start, fork and free sequences. Tokens are appended by [`Self::append`], pages by [`Self::grow`].
+    /// Page bookkeeping, to start, fork and free sequences. [`Self::append`] adds tokens, [`Self::grow`] pages.
     pub fn pool_mut(&mut self) -> &mut PagePool {
         &mut self.pool
     }
 
-    /// All keys: what [`crate::Inputs::key`] takes.
+    /// All keys, for [`crate::Inputs::key`].
     pub fn key(&self) -> HostSlice<'_> {
         self.key.as_slice()
     }
 
-    /// All values: what [`crate::Inputs::value`] takes.
+    /// All values, for [`crate::Inputs::value`].
     pub fn value(&self) -> HostSlice<'_> {
         self.value.as_slice()
     }
 
-    /// Keys and values, to be written in place.
+    /// Keys and values, to write in place.
     pub fn data_mut(&mut self) -> (&mut HostVec, &mut HostVec) {
         (&mut self.key, &mut self.value)
     }
@@ -371,8 +371,8 @@ impl KvCache {
         [pages, self.shape.num_kv_heads, self.shape.page_size, dim]
     }
 
-    /// Appends tokens to a sequence: key [tokens, num_kv_heads, head_dim], value [tokens, num_kv_heads, head_dim_v], rounded to the
-    /// cache's storage type. All of them or, with an error, none.
+    /// Appends tokens to a sequence: key [tokens, num_kv_heads, head_dim], value [tokens, num_kv_heads, head_dim_v],
+    /// rounded to the cache's storage type. On error nothing is appended.
     pub fn append(&mut self, id: SequenceId, key: HostSlice<'_>, value: HostSlice<'_>) -> Result<()> {
         let row = |dim: usize| self.shape.num_kv_heads * dim;
         let tokens = key.len() / row(self.shape.head_dim);
@@ -395,8 +395,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Attention of `seq_len_q` queries an item, f32 [batch, num_heads, seq_len_q, head_dim], to the sequences of a table: every key
-    /// visible, as [`Problem::new`] has it. [`PageTable::entries`] and [`PageTable::kv_lengths`] go into the inputs.
+    /// Problem of `seq_len_q` f32 queries per item, [batch, num_heads, seq_len_q, head_dim], over the sequences of
+    /// `table`, every key visible. The inputs also take [`PageTable::entries`] and [`PageTable::kv_lengths`].
     pub fn problem(&self, table: &PageTable, num_heads: usize, seq_len_q: usize) -> Problem {
         let CacheShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
         let (batch, seq_len_kv) = (table.kv_lengths.len(), table.longest());
@@ -408,7 +408,7 @@ impl KvCache {
     }
 }
 
-/// Writes tokens, `from` [tokens, heads, dim], to slots of a pool of the shape [pages, heads, page_size, dim], dim contiguous.
+/// Writes `from` [tokens, heads, dim] to token slots of a pool [pages, heads, page_size, dim] whose dim is contiguous.
 pub(crate) fn write_slots(to: &mut HostVec, strides: &Strides, shape: [usize; 4], slots: &[Slots], from: HostSlice<'_>) {
     let [_, heads, _, dim] = shape;
     let mut row = 0;
@@ -423,7 +423,7 @@ pub(crate) fn write_slots(to: &mut HostVec, strides: &Strides, shape: [usize; 4]
     }
 }
 
-/// Copies slots to the same slots of another page.
+/// Copies token slots to the same slots of another page.
 fn copy_slots(data: &mut HostVec, strides: &Strides, shape: [usize; 4], slots: Slots, page: u32) {
     let [_, heads, _, dim] = shape;
     for slot in slots.first..slots.first + slots.count {

@@ -1,5 +1,5 @@
-//! A canary: before a kernel computes for the first time on a device, it computes a tiny problem whose answer the CPU knows. A compiler or driver
-//! that nobody has tried is found out before it can be wrong without a word.
+//! Canary: before a kernel first computes on a device, it computes a tiny problem whose answer the CPU knows. An
+//! untested compiler or driver is found out before it can silently return wrong answers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use crate::{
     WantGradients, cpu,
 };
 
-/// Rows and keys of the tiny problem, at most: with tails, and more than one step of any loop over keys.
+/// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
 const ROWS: usize = 3;
 const KEYS: usize = 37;
-/// Keys that every device splits.
+/// Number of keys that every device splits, so that the merge kernel runs too.
 const MERGED_KEYS: usize = CHAIN + KEYS;
 
-/// Kernels that were tried, or cannot be, by adapter and driver.
+/// Kernels already tried, or impossible to try, by adapter and driver.
 type Tried = HashMap<String, HashSet<KernelKey>>;
 
 fn tried() -> MutexGuard<'static, Option<Tried>> {
@@ -28,8 +28,8 @@ fn tried() -> MutexGuard<'static, Option<Tried>> {
     TRIED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tries the kernels that `problem` takes and that were not tried yet in this process on such a device. A kernel that a tiny problem does not
-/// take is left out, and the log says so.
+/// Tries the kernels of `problem` that this process has not tried on this device yet. Logs and skips a kernel that no
+/// tiny problem uses.
 pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<()> {
     if !gpu.wants_canary() || gpu.is_prepared(problem, algorithm) {
         return Ok(());
@@ -41,7 +41,7 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
     check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, algorithm, plan))
 }
 
-/// Tries the kernels of the gradients of `problem` likewise.
+/// Tries the kernels of the gradients of `problem`, as [`check`] does.
 pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
     if !gpu.wants_canary() || gpu.is_backward_prepared(problem, want) {
         return Ok(());
@@ -51,7 +51,7 @@ pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients)
     check_plan(gpu, &plan, |caps| Plan::backward(&tiny, want, caps), |plan| differentiates(gpu, &tiny, want, plan))
 }
 
-/// Tries what is new in `plan`: `tiny` plans a tiny problem that takes the same kernels, `is_right` computes it.
+/// Tries the new kernels of `plan`: `tiny` plans a tiny problem that uses them, `is_right` computes and checks it.
 fn check_plan(
     gpu: &Gpu,
     plan: &Plan,
@@ -67,7 +67,7 @@ fn check_plan(
     if new.is_empty() {
         return Ok(());
     }
-    // The variant at hand: a problem so small would get another one.
+    // Force the variant of `plan`, because a problem this small would get the other one.
     let specialise = if plan.steps[0].key.general { Specialise::Never } else { Specialise::Always };
     match tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
         Ok(tiny) if tiny.steps.iter().any(|step| new.contains(&step.key)) => {
@@ -82,7 +82,7 @@ fn check_plan(
     Ok(())
 }
 
-/// One item and one key/value head of `problem`, a few rows and keys, and what is done to each pair.
+/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay.
 fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     let d = &problem.dims;
     let dims = Dims {
@@ -119,7 +119,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     }
 }
 
-/// True if the device gives the CPU's answer.
+/// True if the device's answer agrees with the CPU's.
 fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> Result<bool> {
     problem.check()?;
     let data = Data::new(problem);
@@ -131,7 +131,7 @@ fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> R
     Ok(agrees(&got.output, &expected.output))
 }
 
-/// True if the device gives the CPU's gradients.
+/// True if the device's gradients agree with the CPU's.
 fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<bool> {
     problem.check()?;
     want.check(problem)?;
@@ -144,7 +144,7 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
     let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Control::default())?;
     let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
-    // Terms are up to 1, times the scale, and may cancel: all of them where a row sees one key.
+    // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
     let least = problem.effective_scale().abs().max(1.0);
     let all = |of: Gradients| {
         let vectors = [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
@@ -156,7 +156,7 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     }))
 }
 
-/// Inputs of a tiny problem.
+/// Data of a tiny problem.
 struct Data {
     query: HostVec,
     key: HostVec,
@@ -236,12 +236,12 @@ mod tests {
 
     #[test]
     fn a_wrong_kernel_is_caught() {
-        // A kernel that no other test has: what was tried is known to the whole process.
+        // No other test uses this kernel, because tried kernels are known to the whole process.
         let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
         let problem = Problem::new(Dims::square(2, 4, 50, 52)).causal(Alignment::TopLeft);
         for gpu in gpus(special) {
             let key = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
-            // A compiler that gets the output a tenth wrong.
+            // Simulates a compiler that makes the output 10 % too large.
             let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
             let broken = |text: String| text.replace("var words = bits;", tenth_more);
             gpu.compile_changed(key, broken).expect("valid");
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_wrong_gradient_is_caught_and_the_cpu_stands_in_where_it_may() {
-        // As above, a kernel that no other test has.
+        // No other test uses this kernel either.
         let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
         let problem = Problem::new(Dims::square(2, 4, 50, 60)).causal(Alignment::TopLeft);
         let want = WantGradients::all(&problem);

@@ -1,23 +1,23 @@
-//! What a caller can choose: where to run, and which way to compute.
+//! Choices of the caller: backend and algorithm.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// Where to run.
+/// Backend on which an engine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// A real GPU if there is one, else the CPU path. wgpu's variables (`WGPU_BACKEND`, `WGPU_ADAPTER_NAME`, `WGPU_POWER_PREF`)
-    /// are obeyed; a software adapter is taken only if one of the first two asks for it.
+    /// A real GPU if there is one, else the CPU path. wgpu's variables (`WGPU_BACKEND`, `WGPU_ADAPTER_NAME`,
+    /// `WGPU_POWER_PREF`) are obeyed; a software adapter is used only if one of the first two asks for it.
     #[default]
     Auto,
-    /// The CPU path.
+    /// CPU path.
     Cpu,
-    /// The f64 oracle: slow, right.
+    /// Naive f64 oracle, for verification; slow.
     Oracle,
-    /// The first adapter whose wgpu backend or name has every word of this text, software or not: `vulkan`, `gl`, `metal`, `dx12`, `rtx 4090`,
-    /// `llvmpipe gl`.
+    /// First adapter, software or not, for which each word of this text is its wgpu backend or part of its name:
+    /// `vulkan`, `gl`, `metal`, `dx12`, `rtx 4090`, `llvmpipe gl`.
     Adapter(String),
 }
 
@@ -51,14 +51,14 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Which of the two ways to compute.
+/// Algorithm of an attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// Fused, unless scores or weights are asked for.
+    /// Fused; staged if scores or weights are wanted, or if the head is too wide for workgroup memory. The default.
     #[default]
     Auto,
-    /// One pass over the keys with a running maximum and sum; memory grows with seq_len.
+    /// One pass over the keys with a running max and a running sum; memory grows with seq_len.
     Fused,
-    /// QKᵀ, softmax, weighted V, one after the other; memory grows with seq_len_q x seq_len_kv.
+    /// QKᵀ, softmax and weighted V one after the other; memory grows with seq_len_q x seq_len_kv.
     Staged,
 }

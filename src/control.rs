@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::{Error, Result};
 
-/// Follows a call while it runs, and can stop it between two pieces of work.
+/// Reports the progress of a call, and can cancel it between two pieces of work.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -22,12 +22,12 @@ pub struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Calls `progress` with the share done, 0 to 1, on the calling thread; `Break` makes the call return [`Error::Cancelled`].
+    /// Calls `progress` with the completed share, 0 to 1. `Break` makes the call return [`Error::Cancelled`].
     pub fn new(progress: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
         Self { progress: Some(progress) }
     }
 
-    /// Whether anybody listens.
+    /// True if a progress function is set.
     pub(crate) fn is_watched(&self) -> bool {
         self.progress.is_some()
     }

@@ -1,19 +1,19 @@
-//! Dropout of attention weights by a counter-based generator: the same weights drop in both passes, on every backend, at any tiling.
+//! Dropout by a counter-based generator: both passes, every backend and every tiling drop the same weights.
 //!
-//! Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011) turns a counter and a key into four random
-//! words without any state. Here the counter is (key / 4, query row, batch x num_heads + head, offset), the key is the seed, and a
-//! pair's word is number key % 4.
+//! Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011) turns a counter and a key into
+//! four random words without any state. Key j of a query row has word j % 4 of the counter (j / 4, row, item x
+//! num_heads + head, offset); the Philox key is the seed.
 
-/// Which weights drop: [`crate::Problem::dropout`] says with what probability, this which ones.
+/// Seed and offset that select which weights drop; [`crate::Problem::dropout`] is the probability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Dropout {
-    /// One for a whole training run.
+    /// Seed, one for a whole training run.
     pub seed: u64,
-    /// Another one for every layer of every step.
+    /// Offset, a new one for every layer of every step.
     pub offset: u32,
 }
 
-/// What becomes of the weights: a weight whose word is below `threshold` drops, the others are multiplied by `factor`.
+/// Rule of dropout: a weight whose word is below `threshold` drops, the others are multiplied by `factor`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Drop {
     pub(crate) threshold: u32,
@@ -22,22 +22,22 @@ pub(crate) struct Drop {
 }
 
 impl Drop {
-    /// Nothing drops.
+    /// Rule under which nothing drops.
     pub(crate) const NOTHING: Self = Self { threshold: 0, factor: 1.0 };
 
-    /// For a probability from 0 on and below 1.
+    /// Rule for a probability of at least 0 and below 1.
     pub(crate) fn new(probability: f32) -> Self {
         Self { threshold: (f64::from(probability) * 4_294_967_296.0) as u32, factor: (1.0 / (1.0 - f64::from(probability))) as f32 }
     }
 }
 
 impl Dropout {
-    /// The words of four keys, `4 * quad ..`, in one row of the score matrix; `pair` is batch x num_heads + head.
+    /// Words of the four keys `4 * quad ..` in one row of the score matrix; `pair` is item x num_heads + head.
     pub(crate) fn words(self, pair: usize, row: usize, quad: usize) -> [u32; 4] {
         self.words_of([pair as u32], [row as u32], quad).map(|[word]| word)
     }
 
-    /// The same of several rows at once.
+    /// [`Self::words`] for several rows at once.
     #[inline(always)]
     pub(crate) fn words_of<const N: usize>(self, pairs: [u32; N], rows: [u32; N], quad: usize) -> [[u32; N]; 4] {
         philox([[quad as u32; N], rows, pairs, [self.offset; N]], [self.seed as u32, (self.seed >> 32) as u32])
@@ -66,7 +66,7 @@ fn philox<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 
 mod tests {
     use super::*;
 
-    /// The known answers of the Random123 library (kat_vectors, philox4x32 10).
+    /// Known answers of the Random123 library (kat_vectors, philox4x32 10).
     #[test]
     fn philox_gives_the_published_answers() {
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];

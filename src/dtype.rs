@@ -1,4 +1,4 @@
-//! Storage types. Arithmetic is always f32; these say how numbers lie in memory.
+//! Storage types: how elements are stored in memory. Arithmetic is always f32.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::blocks::{self, BLOCK, block_words};
 
-/// How the numbers of a tensor are stored.
+/// Storage type of a tensor's elements. The default is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
@@ -17,32 +17,32 @@ pub enum DType {
     F16,
     /// bfloat16: the upper half of a binary32.
     BF16,
-    /// Blocks of 32 signed bytes and one f32 scale, 9 words of four bytes: keys and values only, rows of whole blocks.
+    /// Blocks of 32 signed bytes and one f32 scale, 9 words of four bytes; keys and values only, rows of whole blocks.
     ///
-    /// `x_i ~ scale * q_i`, scale = the largest magnitude / 127: off by at most that magnitude / 253. A block with NaN or a number of
-    /// 2^127 or more in it is NaN as a whole. An attention to 1,024 keys and values of a normal distribution is off by 0.7 % of its size
-    /// (root mean squares; as f16 0.03 %, as bf16 0.24 %).
+    /// `x_i ~ scale * q_i` with scale = largest magnitude / 127: the error is at most that magnitude / 253. A block
+    /// that contains NaN or a magnitude of 2^127 or more is NaN as a whole. Attention to 1,024 normally distributed
+    /// keys and values has a relative RMS error of 0.7 % (f16: 0.03 %, bf16: 0.24 %).
     Q8,
-    /// Blocks of 32 signed halves of bytes, -8..=7, and one f32 scale, 5 words: keys and values only, rows of whole blocks.
+    /// Blocks of 32 signed 4-bit integers and one f32 scale, 5 words; keys and values only, rows of whole blocks.
     ///
-    /// scale = -(the number of largest magnitude) / 8: off by at most that magnitude / 15.9, and / 7.9 near its opposite. NaN as in
-    /// [`Self::Q8`]. The same attention is off by 12 % of its size.
+    /// scale = -m / 8, where m is the element of largest magnitude: the error is at most |m| / 15.9, or |m| / 7.9 near
+    /// -m. NaN as in [`Self::Q8`]; the attention described there has a relative RMS error of 12 %.
     Q4,
 }
 
 impl DType {
-    /// Those of which every number lies by itself.
+    /// Floating-point types, whose elements are stored one by one.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
-    /// Those of which numbers lie in blocks.
+    /// Quantised types, whose elements are stored in blocks.
     pub const BLOCKS: [Self; 2] = [Self::Q8, Self::Q4];
 
-    /// Whether numbers lie in blocks of 32 under one scale.
+    /// True if elements are stored in blocks of 32 under one scale.
     pub const fn is_blocks(self) -> bool {
         matches!(self, Self::Q8 | Self::Q4)
     }
 
-    /// Bytes of so many numbers, from the start of a block on and up to a block's end.
+    /// Bytes of `numbers` elements from the start of a block on, rounded up to whole blocks.
     pub const fn bytes(self, numbers: usize) -> usize {
         match self {
             Self::F32 => numbers.saturating_mul(4),
@@ -51,7 +51,7 @@ impl DType {
         }
     }
 
-    /// The spacing of numbers just above 1: 2^-23, 2^-10, 2^-7; in blocks the spacing where the largest number is 1: 1/127, 1/8.
+    /// Spacing of values just above 1: 2^-23, 2^-10, 2^-7; for blocks whose largest element is 1: 1/127, 1/8.
     pub const fn epsilon(self) -> f64 {
         match self {
             Self::F32 => 1.1920928955078125e-7,
@@ -62,7 +62,7 @@ impl DType {
         }
     }
 
-    /// `f32`, `f16`, `bf16`, `q8` or `q4`.
+    /// Name: `f32`, `f16`, `bf16`, `q8` or `q4`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -90,7 +90,7 @@ impl std::str::FromStr for DType {
     }
 }
 
-/// Numbers in host memory, borrowed, in any storage type.
+/// Borrowed elements in host memory, in any storage type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HostSlice<'a> {
     /// Stored as f32.
@@ -106,7 +106,7 @@ pub enum HostSlice<'a> {
 }
 
 impl<'a> HostSlice<'a> {
-    /// How the numbers are stored.
+    /// Storage type of the elements.
     pub fn dtype(&self) -> DType {
         match self {
             Self::F32(_) => DType::F32,
@@ -117,7 +117,7 @@ impl<'a> HostSlice<'a> {
         }
     }
 
-    /// How many numbers there are.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(data) => data.len(),
@@ -127,12 +127,12 @@ impl<'a> HostSlice<'a> {
         }
     }
 
-    /// Whether there are none.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The number at `index`, widened; exact for every storage type. Panics past the end, as a slice does.
+    /// Returns the element at `index`, widened: exact for every storage type. Panics past the end, as a slice does.
     pub fn get(&self, index: usize) -> f32 {
         match self {
             Self::F32(data) => data[index],
@@ -142,7 +142,7 @@ impl<'a> HostSlice<'a> {
         }
     }
 
-    /// Some of the numbers; of blocks, whole ones. Panics past the end, as a slice does.
+    /// Subrange of the elements; whole blocks if quantised. Panics past the end, as a slice does.
     pub(crate) fn part(&self, range: Range<usize>) -> Self {
         match self {
             Self::F32(data) => Self::F32(&data[range]),
@@ -153,7 +153,7 @@ impl<'a> HostSlice<'a> {
         }
     }
 
-    /// The bytes as they lie in memory.
+    /// Bytes as stored in memory.
     pub fn bytes(&self) -> &'a [u8] {
         match self {
             Self::F32(data) => bytemuck::cast_slice(data),
@@ -164,7 +164,7 @@ impl<'a> HostSlice<'a> {
     }
 }
 
-/// The words of whole blocks of numbers.
+/// Range of words that holds a range of whole blocks.
 fn word_range(dtype: DType, numbers: Range<usize>) -> Range<usize> {
     debug_assert!(numbers.start.is_multiple_of(BLOCK) && numbers.end.is_multiple_of(BLOCK), "{numbers:?} are no whole blocks");
     numbers.start / BLOCK * block_words(dtype)..numbers.end / BLOCK * block_words(dtype)
@@ -191,7 +191,7 @@ impl<'a> From<&'a [bf16]> for HostSlice<'a> {
     }
 }
 
-/// Numbers in host memory, owned, in any storage type.
+/// Owned elements in host memory, in any storage type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostVec {
     /// Stored as f32.
@@ -207,7 +207,7 @@ pub enum HostVec {
 }
 
 impl HostVec {
-    /// `len` zeros; of blocks, as many as it takes.
+    /// Creates `len` zeros; quantised types round up to whole blocks.
     pub fn zeros(dtype: DType, len: usize) -> Self {
         match dtype {
             DType::Q8 => Self::Q8(vec![0; dtype.bytes(len) / 4]),
@@ -218,7 +218,7 @@ impl HostVec {
         }
     }
 
-    /// Rounds `data` to nearest even into `dtype`, or quantises it; the last block is filled up with zeros.
+    /// Rounds `data` to nearest even into `dtype`, or quantises it; the last block is padded with zeros.
     pub fn from_f32(dtype: DType, data: &[f32]) -> Self {
         match dtype {
             DType::Q8 | DType::Q4 => {
@@ -238,7 +238,7 @@ impl HostVec {
         }
     }
 
-    /// The numbers in `bytes`, which must be whole numbers of `dtype`.
+    /// Copies elements from `bytes`, which must hold whole elements or blocks of `dtype`.
     pub(crate) fn from_bytes(dtype: DType, bytes: &[u8]) -> Self {
         match dtype {
             DType::F32 => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
@@ -249,7 +249,7 @@ impl HostVec {
         }
     }
 
-    /// Whether memory has room for so many numbers.
+    /// Reserves memory for `len` elements in all. True if there is enough.
     pub(crate) fn reserve(&mut self, len: usize) -> bool {
         let words = self.as_slice().dtype().bytes(len) / 4;
         match self {
@@ -261,7 +261,7 @@ impl HostVec {
         .is_ok()
     }
 
-    /// Cuts off, or fills up with zeros.
+    /// Truncates, or pads with zeros.
     pub(crate) fn resize(&mut self, len: usize) {
         match self {
             Self::F32(data) => data.resize(len, 0.0),
@@ -272,7 +272,7 @@ impl HostVec {
         }
     }
 
-    /// Writes `from` over the numbers from `at` on, rounded to nearest even, or quantised: then whole blocks. Panics past the end.
+    /// Writes `from` at index `at`, rounded to nearest even or quantised (whole blocks only). Panics past the end.
     pub(crate) fn write(&mut self, at: usize, from: HostSlice<'_>) {
         let range = at..at + from.len();
         match (self, from) {
@@ -295,7 +295,7 @@ impl HostVec {
         }
     }
 
-    /// Copies numbers to another place. Panics past the end.
+    /// Copies a range of elements to index `to`. Panics past the end.
     pub(crate) fn copy_within(&mut self, from: Range<usize>, to: usize) {
         match self {
             Self::F32(data) => data.copy_within(from, to),
@@ -306,7 +306,7 @@ impl HostVec {
         }
     }
 
-    /// Borrows the numbers.
+    /// Borrows the elements.
     pub fn as_slice(&self) -> HostSlice<'_> {
         match self {
             Self::F32(data) => HostSlice::F32(data),
@@ -317,7 +317,7 @@ impl HostVec {
         }
     }
 
-    /// The numbers widened to f32: exact for every storage type.
+    /// Returns the elements widened to f32: exact for every storage type.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Self::F32(data) => data.clone(),
@@ -331,7 +331,7 @@ impl HostVec {
         }
     }
 
-    /// As [`Self::to_f32`], giving up the storage: no copy where it is f32 already.
+    /// [`Self::to_f32`] by value: no copy if the elements are f32 already.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(data) => data,

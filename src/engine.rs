@@ -1,27 +1,27 @@
-//! One front for GPU and CPU: choose where to run, plan, run.
+//! Front end for GPU and CPU: choose a backend, plan, run.
 
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
 use crate::{Algorithm, Backend, BackwardInputs, Control, Error, Gradients, Inputs, Outputs, Problem, Result, WantGradients, canary, cpu};
 
-/// How to make an [`Engine`].
+/// Options of an [`Engine`]. The default chooses backend and algorithm automatically.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Where to run.
+    /// Backend to run on.
     pub backend: Backend,
-    /// Which way to compute.
+    /// Algorithm to compute with.
     pub algorithm: Algorithm,
-    /// How shaders are made.
+    /// Options of devices and their shaders.
     pub shaders: ShaderOptions,
 }
 
-/// Computes attention where it was told to. Cheap to clone; clones share the device.
+/// Attention engine on one backend. Cheap to clone; clones share the device.
 #[derive(Clone, Debug)]
 pub struct Engine {
     place: Place,
     algorithm: Algorithm,
     chosen: String,
     why: String,
-    /// Whether the CPU path may stand in for a device whose kernels are wrong.
+    /// True if the CPU path may replace a device whose kernels are wrong.
     falls_back: bool,
 }
 
@@ -33,12 +33,12 @@ enum Place {
 }
 
 impl Engine {
-    /// Chooses a backend and makes it ready.
+    /// Chooses a backend and prepares it, blocking. Errors: no adapter fits, or its device cannot be opened.
     pub fn new(options: EngineOptions) -> Result<Self> {
         pollster::block_on(Self::new_async(options))
     }
 
-    /// As [`Self::new`], without blocking.
+    /// [`Self::new`] without blocking.
     pub async fn new_async(options: EngineOptions) -> Result<Self> {
         let (place, chosen, why) = match (gpu::choose(&options.backend).await?, &options.backend) {
             (Some(chosen), _) => {
@@ -54,7 +54,7 @@ impl Engine {
         Ok(Self { place, algorithm: options.algorithm, chosen, why, falls_back: options.backend == Backend::Auto })
     }
 
-    /// The CPU path, and every adapter that can compute, each once; and why an adapter is left out.
+    /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
         let cpu = Self {
             place: Place::Cpu,
@@ -73,7 +73,7 @@ impl Engine {
         (engines, left_out)
     }
 
-    /// Runs on an app's own device.
+    /// Creates an engine on an app's own device, without a fallback to the CPU path.
     pub fn on_gpu(gpu: Gpu) -> Self {
         Self {
             chosen: gpu.name().to_string(),
@@ -84,17 +84,17 @@ impl Engine {
         }
     }
 
-    /// What runs the work: `cpu`, `oracle`, or the adapter's name, backend and driver.
+    /// Name of the backend: `cpu`, `oracle (f64)`, or the adapter's name, backend and driver.
     pub fn chosen(&self) -> &str {
         &self.chosen
     }
 
-    /// Why that was chosen.
+    /// Reason for the choice of backend.
     pub fn why(&self) -> &str {
         &self.why
     }
 
-    /// The device, where it is one.
+    /// The GPU, if the engine runs on one.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.place {
             Place::Gpu(gpu) => Some(gpu),
@@ -102,19 +102,19 @@ impl Engine {
         }
     }
 
-    /// Which way to compute.
+    /// Algorithm that the engine computes with.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The same engine, computing the other way.
+    /// Returns the engine with another algorithm.
     #[must_use]
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
         self
     }
 
-    /// What would be done for `problem`: kernel, tiles, grid, memory.
+    /// Describes the plan for `problem`: kernel, tiles, grid, memory.
     pub fn explain(&self, problem: &Problem) -> Result<String> {
         problem.check()?;
         Ok(match &self.place {
@@ -124,12 +124,12 @@ impl Engine {
         })
     }
 
-    /// Lets each kernel that `problem` takes, and that was not tried yet in this process on such a device, compute a tiny problem, and holds the
-    /// answer against the CPU's. [`Self::attention`] does so by itself, and with [`Backend::Auto`] the CPU path stands in for what is wrong; an
-    /// app that records [`crate::gpu::Attention`]s on its own device can call it once when it starts: it submits and waits.
-    ///
-    /// It takes a millisecond or so besides compiling what the problem needs in any case. Gradients and layers try theirs in the same way; what
-    /// appends to caches and what projects in layers is not tried.
+    /// Lets each kernel of `problem` that this process has not tried on this device yet compute a tiny problem, and
+    /// compares the answer with the CPU's. It submits and waits: about a millisecond, besides compiling what the
+    /// problem needs anyway. [`Self::attention`] does so by itself; an app that records [`crate::gpu::Attention`]s can
+    /// call it once at startup.
+    /// A wrong answer is [`Error::Miscomputed`]; with [`Backend::Auto`], attention and gradients are then computed by
+    /// the CPU path. Gradients and layers try their kernels too, except projections. Appending to caches is not tried.
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
         problem.check()?;
         match &self.place {
@@ -138,18 +138,18 @@ impl Engine {
         }
     }
 
-    /// Computes `problem`, blocking until the answer is there.
+    /// Computes `problem` and blocks until the answer is there. See [`Problem`] for the formulas.
     pub fn attention(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         self.attention_controlled(problem, inputs, &mut Control::default())
     }
 
-    /// As [`Self::attention`], with progress and cancellation.
+    /// [`Self::attention`] with progress and cancellation.
     pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
         pollster::block_on(self.run(problem, inputs, Waiting::Blocking, control))
     }
 
-    /// As [`Self::attention`], into `outputs` that were there before. On the CPU path nothing is allocated from the second call of a
-    /// problem on, and what lies between strided elements keeps what it held. After an error the outputs hold nothing of use.
+    /// [`Self::attention`] into existing `outputs`. On the CPU path, repeated calls of a problem allocate nothing, and
+    /// gaps between strided elements stay as they are. After an error, `outputs` is unspecified.
     pub fn attention_into(&self, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs) -> Result<()> {
         match self.place {
             Place::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Control::default()),
@@ -157,14 +157,14 @@ impl Engine {
         }
     }
 
-    /// As [`Self::attention_controlled`], without blocking: a thread of its own polls the device, in a browser the event loop does.
-    /// The CPU path computes inside the first poll.
+    /// [`Self::attention_controlled`] without blocking: a thread of its own polls the device; in a browser the event
+    /// loop does. The CPU path computes inside the first poll.
     pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
         self.run(problem, inputs, Waiting::Async, control).await
     }
 
-    /// Computes the gradients of `problem` that are wanted, from its inputs, what its forward pass gave, and the gradient of the output,
-    /// blocking until they are there. See [`Gradients`] for the formulas.
+    /// Computes the wanted gradients of `problem` from its inputs, the forward pass's results and the gradient of the
+    /// output, and blocks until they are there. See [`Gradients`] for the formulas.
     pub fn backward(
         &self,
         problem: &Problem,
@@ -175,7 +175,7 @@ impl Engine {
         self.backward_controlled(problem, inputs, backward, want, &mut Control::default())
     }
 
-    /// As [`Self::backward`], with progress and cancellation.
+    /// [`Self::backward`] with progress and cancellation.
     pub fn backward_controlled(
         &self,
         problem: &Problem,
@@ -187,7 +187,7 @@ impl Engine {
         pollster::block_on(self.run_backward(problem, inputs, backward, want, Waiting::Blocking, control))
     }
 
-    /// As [`Self::backward_controlled`], without blocking, as [`Self::attention_async`] does.
+    /// [`Self::backward_controlled`] without blocking; see [`Self::attention_async`].
     pub async fn backward_async(
         &self,
         problem: &Problem,
@@ -199,7 +199,7 @@ impl Engine {
         self.run_backward(problem, inputs, backward, want, Waiting::Async, control).await
     }
 
-    /// As with [`Backend::Auto`]: the CPU path stands in for kernels that the device gets wrong.
+    /// Lets the CPU path replace wrong kernels, as [`Backend::Auto`] does.
     #[cfg(test)]
     pub(crate) fn falling_back(self) -> Self {
         Self { falls_back: true, ..self }
@@ -253,7 +253,7 @@ impl Engine {
     }
 }
 
-/// Whether there is nothing to compute. Buffers of no size cannot be bound: the CPU answers.
+/// True if an operand or the score matrix is empty. Empty buffers cannot be bound, so the CPU path answers.
 fn is_empty(problem: &Problem) -> bool {
     [problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0)
 }

@@ -1,77 +1,77 @@
-//! What can go wrong, typed by what the caller can do about it.
+//! Errors, typed by what the caller can do about them.
 
 use std::fmt;
 
-/// The result of everything in this crate that can fail.
+/// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call was refused or could not be carried out.
+/// Reason why a call was refused or failed.
 ///
-/// `Invalid` and `Limit` are found before any work is done; nothing is computed, and nothing already stored is lost.
+/// `Invalid` and `Limit` are found before any work is done: nothing is computed, and nothing stored is lost.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument contradicts itself or another one.
     Invalid {
-        /// The argument, by its name in the API (`num_kv_heads`, `key`, ...).
+        /// Name of the argument in the API (`num_kv_heads`, `key`, ...).
         argument: &'static str,
-        /// What is wrong with it, with the values seen.
+        /// Description of the contradiction, with the values seen.
         why: String,
     },
-    /// A valid request that this path does not implement. It never falls through to a wrong answer.
+    /// A valid request is not implemented by this path. It never falls through to a wrong answer.
     Unsupported {
-        /// What was asked for.
+        /// Request that is not supported.
         what: String,
-        /// What would work instead.
+        /// Alternative that is supported.
         remedy: String,
     },
-    /// A valid request that is over a limit of the device, or of this machine.
+    /// A valid request exceeds a limit of the device or of this machine.
     Limit {
-        /// The limit, by its name in wgpu where it is one of wgpu's.
+        /// Name of the limit; wgpu's own name where it is one of wgpu's.
         limit: &'static str,
-        /// What the request needs.
+        /// Amount that the request needs.
         needed: u64,
-        /// What there is.
+        /// Amount that is available.
         available: u64,
-        /// What would help.
+        /// Suggestion that would help.
         remedy: String,
     },
-    /// No adapter fits what was asked for.
+    /// No adapter matches the request.
     NoAdapter {
-        /// What was looked for, and what was found instead.
+        /// Adapter that was looked for, and those that were found.
         why: String,
     },
-    /// The device refused or failed an operation.
+    /// The device refused an operation, or the operation failed.
     Device {
-        /// wgpu's own message.
+        /// Message of wgpu.
         why: String,
     },
-    /// The device is gone: make a new one, and a new engine on it.
+    /// The device is lost: make a new one, and a new engine on it.
     Lost {
-        /// wgpu's own message.
+        /// Message of wgpu.
         why: String,
     },
-    /// A shader did not compile. The place is given in the project's own shader files.
+    /// A shader did not compile. The location is given in the project's own shader files.
     Shader {
-        /// `shaders/FILE.wgsl:LINE`, or the variant where the place is not known.
+        /// Location `shaders/FILE.wgsl:LINE`, or the variant if the location is unknown.
         at: String,
-        /// The compiler's message.
+        /// Message of the compiler.
         why: String,
     },
-    /// A kernel gave a wrong answer to a tiny problem, so it was not used: its compiler or driver is broken, or our kernel is.
+    /// A kernel computed a tiny problem wrong and was not used: its compiler, its driver, or the kernel is broken.
     Miscomputed {
-        /// What was planned.
+        /// Plan that used the kernel.
         kernel: String,
         /// Adapter, backend and driver.
         device: String,
     },
     /// The caller's progress function asked to stop.
     Cancelled,
-    /// A file could not be read or written, or does not hold what it should.
+    /// A file could not be read or written, or its contents are invalid.
     File {
-        /// Its path.
+        /// Path of the file.
         path: String,
-        /// What is wrong.
+        /// Description of the error.
         why: String,
     },
 }

@@ -1,9 +1,9 @@
-//! What a backward pass takes besides the problem and its inputs, and what it gives.
+//! Inputs of a backward pass besides the problem's own, and its results.
 
 use crate::problem::Operand;
 use crate::{DType, Error, HostSlice, HostVec, Problem, Result, TensorSpec};
 
-/// Which gradients are wanted. The default is those of query, key and value.
+/// Selection of gradients. The default is dQ, dK and dV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WantGradients {
     /// dQ.
@@ -12,13 +12,13 @@ pub struct WantGradients {
     pub key: bool,
     /// dV.
     pub value: bool,
-    /// Of the additive bias, summed over the axes along which it is broadcast. The problem must have one.
+    /// Gradient of the additive bias, summed over its broadcast axes. The problem must have one.
     pub bias: bool,
-    /// Of the table of relative biases. The problem must have one.
+    /// Gradient of the table of relative biases. The problem must have one.
     pub relative_bias: bool,
-    /// Of the sinks. The problem must have them.
+    /// Gradient of the sinks. The problem must have them.
     pub sinks: bool,
-    /// How dQ, dK and dV are stored; `None` is as their operands. The others are always f32.
+    /// Storage type of dQ, dK and dV; `None` is their operand's type. The other gradients are always f32.
     pub dtype: Option<DType>,
 }
 
@@ -29,17 +29,17 @@ impl Default for WantGradients {
 }
 
 impl WantGradients {
-    /// All that the problem has.
+    /// Selects every gradient that the problem has.
     pub fn all(problem: &Problem) -> Self {
         Self { bias: problem.bias.is_some(), relative_bias: problem.relative_bias.is_some(), sinks: problem.sinks, ..Self::default() }
     }
 
-    /// How the gradient of an operand is stored.
+    /// Storage type of an operand's gradient.
     pub(crate) fn dtype(&self, problem: &Problem, operand: Operand) -> DType {
         self.dtype.unwrap_or(problem.spec(operand).dtype)
     }
 
-    /// Finds every contradiction between what is wanted and the problem, and what no backward pass does.
+    /// Refuses gradients of what the problem does not have, and of what no backward pass supports.
     pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
         for (argument, wanted, there) in [
             ("bias", self.bias, problem.bias.is_some()),
@@ -69,22 +69,22 @@ impl WantGradients {
     }
 }
 
-/// What the forward pass gave, and the gradient that comes back.
+/// Results of the forward pass, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardInputs<'a> {
-    /// The forward pass's output, as [`Problem::output`] describes.
+    /// Output of the forward pass, as [`Problem::output`] describes.
     pub output: HostSlice<'a>,
-    /// The forward pass's [`crate::Outputs::stats`]: [`Problem::lse_len`] pairs. `None` where there are none: then the backward pass
-    /// makes them first, of all keys of this problem and its sinks.
+    /// Softmax statistics of the forward pass ([`crate::Outputs::stats`]), [`Problem::lse_len`] pairs. If `None`, the
+    /// backward pass first computes them from all keys of this problem and its sinks.
     ///
-    /// Those of a larger whole, of which the problem has some of the keys, give this part's share of the gradients.
+    /// Statistics of a larger problem that includes this one's keys yield this one's share of the gradients.
     pub stats: Option<&'a [[f32; 2]]>,
-    /// The gradient of the loss by the output, stored as the output is.
+    /// Gradient of the loss with respect to the output, stored as the output is.
     pub d_output: HostSlice<'a>,
 }
 
 impl BackwardInputs<'_> {
-    /// Compares the data with the problem, which has been checked.
+    /// Checks the data against the problem, which has been checked.
     pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
         let TensorSpec { dtype, .. } = problem.output;
         for (argument, slice) in [("output", self.output), ("d_output", self.d_output)] {
@@ -102,36 +102,36 @@ impl BackwardInputs<'_> {
     }
 }
 
-/// The gradients of a loss, in host memory. What was not wanted is `None`.
+/// Gradients of a loss, in host memory. Gradients that were not wanted are `None`.
 ///
-/// For a row i with weights p, output o, the gradient do of its output and the dropout mask m (0 or 1 / (1 - probability); 1 without
-/// dropout):
+/// For a row with weights p, output o, gradient do of the output, and dropout factors r (0 or 1 / (1 - probability); 1
+/// without dropout), where m and l are the row's statistics ([`crate::Outputs::stats`]):
 ///
 /// ```text
-/// dp_j       = m_j * dot(do, value_j)
+/// dp_j       = r_j * dot(do, value_j)
 /// delta      = dot(do, o)                                     = sum_j p_j * dp_j
 /// dbiased_j  = p_j * (dp_j - delta)                           p_j = exp(biased_j - m) / l
 /// dsink      = -exp(sink - m) / l * delta
-/// dscore_j   = dbiased_j * (1 - tanh²)                        if there is a softcap; dbias_j is taken before or after, by the order
+/// dscore_j   = dbiased_j * (1 - tanh²)                        with a softcap; dbias_j is before or after, by the score order
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
-/// dvalue_j  += m_j * p_j * do
+/// dvalue_j  += r_j * p_j * do
 /// ```
 ///
-/// A hidden pair adds nothing anywhere and is never read; a row that sees nothing has gradient 0.
-/// NaN or infinity in the gradient of a row's output reaches what the row sees, and only that.
+/// A masked pair contributes nothing and is never read; a row with no visible key has gradient 0. NaN or infinity in
+/// the gradient of a row's output reaches what is visible to the row, and only that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gradients {
-    /// dQ, laid out as [`Problem::query`] describes; places between strided elements are 0, as in the next two.
+    /// dQ, laid out as [`Problem::query`] describes. Gaps between strided elements are 0, as in dK and dV.
     pub query: Option<HostVec>,
     /// dK, laid out as [`Problem::key`] describes, summed over the query heads that share a key.
     pub key: Option<HostVec>,
-    /// dV, laid out as [`Problem::value`] describes, likewise.
+    /// dV, laid out as [`Problem::value`] describes, summed over the query heads that share a value.
     pub value: Option<HostVec>,
-    /// In the shape of the bias.
+    /// Gradient of the additive bias, in its shape.
     pub bias: Option<Vec<f32>>,
-    /// [num_heads, 2 * max_distance + 1].
+    /// Gradient of the table of relative biases, [num_heads, 2 * max_distance + 1].
     pub relative_bias: Option<Vec<f32>>,
-    /// `[num_heads]`.
+    /// Gradient of the sinks, `[num_heads]`.
     pub sinks: Option<Vec<f32>>,
 }

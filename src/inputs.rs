@@ -1,48 +1,48 @@
-//! The data of a problem, what comes of it, and whether data and problem fit.
+//! Data of a problem, results of an attention, and the checks of data against the problem.
 
 use crate::problem::Operand;
 use crate::{Broadcast, Dropout, Error, HostSlice, HostVec, Problem, Result};
 
-/// The data of a problem in host memory. What the problem does not ask for stays empty. Slices in a named layout have exactly the elements
-/// of their shape, unless they begin at an offset; strided ones may be longer.
+/// Data of a problem in host memory. Fields that the problem does not use stay empty. In a named layout without offset,
+/// a slice has exactly the elements of its shape; quantised, strided and offset slices may be longer.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// As [`Problem::query`] describes.
+    /// Query, as [`Problem::query`] describes.
     pub query: HostSlice<'a>,
-    /// As [`Problem::key`] describes.
+    /// Key, as [`Problem::key`] describes.
     pub key: HostSlice<'a>,
-    /// As [`Problem::value`] describes.
+    /// Value, as [`Problem::value`] describes.
     pub value: HostSlice<'a>,
-    /// As [`crate::Visibility::mask`] describes.
+    /// Boolean mask, as [`crate::Visibility::mask`] describes.
     pub mask: &'a [bool],
-    /// As [`Problem::bias`] describes.
+    /// Additive bias, as [`Problem::bias`] describes.
     pub bias: &'a [f32],
-    /// Slopes `[num_heads]`.
+    /// ALiBi slopes, `[num_heads]`.
     pub alibi_slopes: &'a [f32],
-    /// [num_heads, 2 * max_distance + 1].
+    /// Table of relative biases, [num_heads, 2 * max_distance + 1].
     pub relative_bias: &'a [f32],
-    /// `[num_heads]`.
+    /// Sinks, `[num_heads]`.
     pub sinks: &'a [f32],
-    /// `[batch]`, each at most seq_len_kv.
+    /// Number of valid keys of each item, `[batch]`, each at most seq_len_kv.
     pub kv_lengths: &'a [u32],
-    /// `[batch]`.
+    /// Prefix length of each item, `[batch]`.
     pub prefix_lengths: &'a [u32],
-    /// [batch, seq_len_q].
+    /// Segment ids of the query rows, [batch, seq_len_q].
     pub documents_q: &'a [i32],
-    /// [batch, seq_len_kv].
+    /// Segment ids of the keys, [batch, seq_len_kv].
     pub documents_kv: &'a [i32],
-    /// [batch + 1], not decreasing, from 0 to tokens_q.
+    /// Query token boundaries of varlen sequences, [batch + 1], not decreasing, from 0 to tokens_q.
     pub cu_seqlens_q: &'a [u32],
-    /// [batch + 1], not decreasing, from 0 to tokens_kv; empty with paged keys.
+    /// Key token boundaries of varlen sequences, [batch + 1], likewise from 0 to tokens_kv; empty with paged keys.
     pub cu_seqlens_kv: &'a [u32],
-    /// [batch, pages_per_item], as [`crate::Paged`] describes.
+    /// Page table, [batch, pages_per_item], as [`crate::Paged`] describes.
     pub page_table: &'a [u32],
-    /// Which weights drop, if the problem has dropout.
+    /// Seed and offset of dropout, if the problem has it.
     pub dropout: Dropout,
 }
 
 impl<'a> Inputs<'a> {
-    /// Query, key and value; nothing else.
+    /// Creates inputs with query, key and value only.
     pub fn new(query: impl Into<HostSlice<'a>>, key: impl Into<HostSlice<'a>>, value: impl Into<HostSlice<'a>>) -> Self {
         Self {
             query: query.into(),
@@ -64,7 +64,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// Finds every contradiction between the data and the problem. `problem` has passed [`Problem::check`].
+    /// Checks the data against `problem`, which has passed [`Problem::check`].
     pub fn check(&self, problem: &Problem) -> Result<()> {
         for (operand, slice) in [(Operand::Query, self.query), (Operand::Key, self.key), (Operand::Value, self.value)] {
             let spec = problem.spec(operand);
@@ -76,7 +76,7 @@ impl<'a> Inputs<'a> {
         self.check_options(problem)
     }
 
-    /// The same for all but query, key and value.
+    /// [`Self::check`] without query, key and value.
     pub(crate) fn check_options(&self, problem: &Problem) -> Result<()> {
         let d = &problem.dims;
         let v = &problem.visibility;
@@ -129,31 +129,31 @@ fn check_cu_seqlens(argument: &'static str, cu_seqlens: &[u32], tokens: usize, l
     Ok(())
 }
 
-/// What an attention gives, in host memory.
+/// Results of an attention, in host memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outputs {
-    /// As [`Problem::output`] describes; places between strided elements are 0.
+    /// Output, as [`Problem::output`] describes; gaps between strided elements are 0.
     pub output: HostVec,
-    /// If asked for: natural logarithm, -inf for a row that sees nothing.
+    /// Natural logarithm of each row's softmax denominator, if wanted; -inf for a row with no visible key.
     pub lse: Option<Vec<f32>>,
-    /// If asked for: softmax statistics, in the order of the lse, `[m, l]` a row. m is the largest `biased` of the visible keys, or the
-    /// sink where that is larger; l is the sum of `exp(biased - m)` over them, and of `exp(sink - m)`.
-    ///
-    /// A row that sees nothing, without a sink, has m = f32::MIN and l = 0; one that sees NaN or infinity has l = NaN.
-    /// `m + ln(l)` is the lse, which keeps less: where it is large, one f32 has no digits left for l.
+    /// Softmax statistics `[m, l]` of each row, in the order of the lse, if wanted. m is the largest `biased` of the
+    /// visible keys, or the sink if that is larger; l is the sum of `exp(biased - m)` over these keys, plus
+    /// `exp(sink - m)`.
+    /// A row with no visible key and no sink has m = f32::MIN and l = 0; a row that sees NaN or infinity has l = NaN.
+    /// `m + ln(l)` is the lse but keeps less: where it is large, one f32 has no digits left for l.
     pub stats: Option<Vec<[f32; 2]>>,
-    /// If asked for.
+    /// Scores at the wanted stage, [batch, num_heads, seq_len_q, seq_len_kv], if wanted.
     pub scores: Option<Vec<f32>>,
-    /// If asked for.
+    /// Softmax weights, [batch, num_heads, seq_len_q, seq_len_kv], if wanted.
     pub weights: Option<Vec<f32>>,
 }
 
 impl Default for Outputs {
-    /// Nothing yet, for [`crate::Engine::attention_into`].
+    /// Empty outputs, for [`crate::Engine::attention_into`].
     fn default() -> Self {
         Self { output: HostVec::F32(Vec::new()), lse: None, stats: None, scores: None, weights: None }
     }
 }
 
-/// Anything that computes attention: an engine, the oracle, a kernel under test.
+/// Function that computes attention: an engine, the oracle, a kernel under test.
 pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;

@@ -1,4 +1,4 @@
-//! Attention on any GPU that wgpu reaches, with a CPU path that verifies every answer and stands in where there is no GPU.
+//! Scaled dot-product attention on wgpu, with a CPU path that checks the GPU's kernels and runs where there is no GPU.
 //!
 //! ```
 //! use wgpu_attention::{Backend, Dims, Engine, EngineOptions, Inputs, Problem};
@@ -55,7 +55,7 @@ pub use tune::{Tuned, TunedKernel};
 pub use visibility::{Alignment, Broadcast, Visibility};
 pub use wgpu;
 
-/// The examples of the README, run as doctests.
+/// README examples, run as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

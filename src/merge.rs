@@ -1,23 +1,23 @@
-//! Partial results over disjoint keys, merged into the result over all of them.
+//! Partial results over disjoint keys, merged into the result over all keys.
 
 use crate::{Error, Result};
 
-/// An attention over some of the keys, without sink, in f32.
+/// Attention over some of the keys, without a sink, in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// Rows of equally many numbers, in the order of `lse`: [tokens, num_heads, head_dim_v] goes with the lse of packed sequences,
-    /// [batch, num_heads, seq_len_q, head_dim_v] with that of a padded batch. A row of lse -inf is not read.
+    /// Output rows of equal width, in the order of `lse`: [tokens, num_heads, head_dim_v] for varlen sequences,
+    /// [batch, num_heads, seq_len_q, head_dim_v] for a padded batch. A row whose lse is -inf is not read.
     pub output: &'a [f32],
-    /// The natural logarithm of each row's denominator; -inf for a row that saw nothing, NaN for one that saw NaN.
+    /// Natural logarithm of each row's denominator; -inf for a row with no visible key, NaN for one that saw NaN.
     pub lse: &'a [f32],
 }
 
-/// The attention over the keys of all parts.
+/// Attention over the keys of all parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Merged {
-    /// In the order of the parts' outputs; 0 for a row that saw nothing in any part.
+    /// Output rows, in the order of the parts' outputs; 0 for a row with no visible key in any part.
     pub output: Vec<f32>,
-    /// In the order of the parts' lse.
+    /// Natural logarithms of the merged denominators, in the order of the parts' lse.
     pub lse: Vec<f32>,
 }
 
@@ -28,15 +28,15 @@ pub struct Merged {
 /// output = sum_p exp(lse_p - lse) * output_p
 /// ```
 ///
-/// Sums are f64, and the largest lse is taken off first: the merge is exact up to the rounding of the parts, whatever their number, order
-/// and size, and finite where they are. That rounding is the lse's own: a part's weight is off by up to |lse| * 2^-24, a hundredth where
-/// scores are 2e5, and means nothing from 1e7 on. Keys that must not lose that belong in one attention, which keeps more of its own parts.
+/// Sums are f64, and the largest lse is subtracted first. The merge is exact up to the rounding of the parts, whatever
+/// their number, order and size, and finite where they are. Rounding an lse changes its part's weight by up to |lse| *
+/// 2^-24: one percent where scores are 2e5, everything from 1e7 on. One attention over all keys avoids this.
 ///
-/// An lse of +inf or NaN in a part makes output and lse of that row NaN.
-/// A sink that none of the parts had is one more part, of output 0 and the sink as its lse.
+/// An lse of +inf or NaN in any part makes output and lse of its row NaN.
+/// A sink that no part has is merged as one more part, with output 0 and the sink as its lse.
 /// (Rabe and Staats 2021, *Self-attention does not need O(n²) memory*.)
 ///
-/// Errors: no part, or parts of different sizes.
+/// Errors: no parts, parts of different sizes, outputs that are not whole rows.
 pub fn merge(parts: &[Part<'_>]) -> Result<Merged> {
     let first = parts.first().ok_or_else(|| Error::invalid("parts", "there is none; the size of the result is theirs"))?;
     let (rows, numbers) = (first.lse.len(), first.output.len());

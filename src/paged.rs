@@ -1,26 +1,26 @@
-//! Paged keys and values: a pool of pages, and for each item a table of the pages that are its own.
+//! Paged keys and values: a pool of pages, and a table of pages for each item.
 
 use crate::{Error, Inputs, Problem, Result};
 
 /// Keys and values in a pool of pages, as serving engines keep them. See [`Problem::paged`].
 ///
-/// Key j of item b is slot `j % page_size` of page `page_table[b, j / page_size]`. Key and value are read under the shape
-/// [pages, num_kv_heads, page_size, dim]: [`crate::Layout::Bshd`] is what FlashInfer calls NHD, [pages, page_size, num_kv_heads, dim];
-/// [`crate::Layout::Bhsd`] is HND; strides and offset reach pools in which keys and values take turns.
-///
-/// What an item has no use for is not touched: entries of the table past its length may hold anything, slots past it NaN.
+/// Key j of item b is token slot `j % page_size` of page `page_table[b, j / page_size]`. Pools are
+/// [pages, num_kv_heads, page_size, dim] in [`crate::Layout::Bhsd`] (FlashInfer's HND) and
+/// [pages, page_size, num_kv_heads, dim] in [`crate::Layout::Bshd`] (NHD). Strides and offset describe pools in which
+/// keys and values are interleaved.
+/// Nothing past an item's length is read: entries of the table there may hold anything, token slots NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Paged {
-    /// Keys of a page; at least 1.
+    /// Number of token slots per page; at least 1.
     pub page_size: usize,
-    /// Pages of the pool.
+    /// Number of pages in the pool.
     pub pages: usize,
     /// Width of the page table.
     pub pages_per_item: usize,
 }
 
 impl Paged {
-    /// What contradicts the rest of the problem.
+    /// Checks the sizes against the rest of the problem.
     pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
         let Self { page_size, pages, pages_per_item } = *self;
         if page_size == 0 {
@@ -45,7 +45,7 @@ impl Paged {
         Ok(())
     }
 
-    /// Whether all that the lengths make use of lies in the pool. Their number and the table's have been checked.
+    /// Checks that all pages in use are in the pool. The sizes of lengths and table have been checked.
     pub(crate) fn check_table(&self, inputs: &Inputs<'_>) -> Result<()> {
         for (item, &length) in inputs.kv_lengths.iter().enumerate() {
             let used = &inputs.page_table[item * self.pages_per_item..][..(length as usize).div_ceil(self.page_size)];
@@ -58,24 +58,24 @@ impl Paged {
     }
 }
 
-/// The page table of a batch, with its lengths: what [`Inputs::page_table`] and [`Inputs::kv_lengths`] take.
+/// Page table of a batch with its lengths, for [`Inputs::page_table`] and [`Inputs::kv_lengths`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageTable {
-    /// Keys of a page.
+    /// Number of token slots per page.
     pub page_size: usize,
     /// Width of the table.
     pub pages_per_item: usize,
-    /// [batch, pages_per_item]; [`PageTable::UNUSED`] where an item has fewer pages.
+    /// Pages of each item, [batch, pages_per_item]; [`PageTable::UNUSED`] where an item has fewer.
     pub entries: Vec<u32>,
-    /// `[batch]`.
+    /// Number of keys of each item, `[batch]`.
     pub kv_lengths: Vec<u32>,
 }
 
 impl PageTable {
-    /// The entry where an item has no page.
+    /// Entry where an item has no page.
     pub const UNUSED: u32 = u32::MAX;
 
-    /// The table of items that have these pages and lengths. Each item must have the pages for its length.
+    /// Builds the table from the pages and the length of each item. An item must have exactly the pages for its length.
     pub fn new<'a>(page_size: usize, items: impl IntoIterator<Item = (&'a [u32], usize)>) -> Result<Self> {
         if page_size == 0 {
             return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
@@ -96,8 +96,8 @@ impl PageTable {
         Ok(table)
     }
 
-    /// The same from FlashInfer's form: item b has the pages `indices[indptr[b]..indptr[b + 1]]`, of the last of which
-    /// `last_page_len[b]` slots are filled (1 to page_size; of an item without pages it is not looked at).
+    /// Builds the table from FlashInfer's form: item b has the pages `indices[indptr[b]..indptr[b + 1]]`, and
+    /// `last_page_len[b]` token slots of its last page are filled (1 to page_size; ignored for an item without pages).
     pub fn from_indices(page_size: usize, indptr: &[u32], indices: &[u32], last_page_len: &[u32]) -> Result<Self> {
         if indptr.len() != last_page_len.len() + 1 {
             let why = format!("has {} elements for {} items; it must have one more than items", indptr.len(), last_page_len.len());
@@ -117,12 +117,12 @@ impl PageTable {
         Self::new(page_size, items.collect::<Result<Vec<_>>>()?)
     }
 
-    /// The longest length: the least that `seq_len_kv` may be.
+    /// Longest length: the smallest valid `seq_len_kv`.
     pub fn longest(&self) -> usize {
         self.kv_lengths.iter().max().map_or(0, |&longest| longest as usize)
     }
 
-    /// This table's part of a problem on a pool of `pages` pages.
+    /// Returns what a problem with this table and a pool of `pages` pages needs as [`Problem::paged`].
     pub fn paged(&self, pages: usize) -> Paged {
         Paged { page_size: self.page_size, pages, pages_per_item: self.pages_per_item }
     }

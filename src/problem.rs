@@ -1,24 +1,24 @@
-//! The problem as a value: what is asked, with no data, no device and no arithmetic.
+//! The problem as a value: sizes and options, without data, device or arithmetic.
 
 use crate::dropout::Drop;
 use crate::{Alignment, Broadcast, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
 
-/// The sizes of one attention.
+/// Sizes of one attention.
 ///
 /// query [batch, num_heads, seq_len_q, head_dim], key [batch, num_kv_heads, seq_len_kv, head_dim],
 /// value [batch, num_kv_heads, seq_len_kv, head_dim_v], output [batch, num_heads, seq_len_q, head_dim_v].
 /// Query head h reads key/value head `h / (num_heads / num_kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dims {
-    /// Independent items. May be 0, as the next two: then nothing is asked, and the answer is empty.
+    /// Number of independent items. If it or the number of heads is 0, the answer is empty.
     pub batch: usize,
-    /// Query heads; a multiple of `num_kv_heads`.
+    /// Number of query heads; a multiple of `num_kv_heads`.
     pub num_heads: usize,
-    /// Key and value heads.
+    /// Number of key/value heads.
     pub num_kv_heads: usize,
-    /// Query rows of an item; of packed sequences the longest. May be 0.
+    /// Query rows per item; for varlen sequences the longest. May be 0: then the answer is empty.
     pub seq_len_q: usize,
-    /// Keys of an item; of packed sequences the longest. May be 0: then nothing is visible.
+    /// Keys per item; for varlen sequences the longest. May be 0: then nothing is visible.
     pub seq_len_kv: usize,
     /// Width of a query and of a key.
     pub head_dim: usize,
@@ -27,12 +27,12 @@ pub struct Dims {
 }
 
 impl Dims {
-    /// Self attention without grouped heads.
+    /// Sizes of self-attention without grouped heads.
     pub const fn square(batch: usize, num_heads: usize, seq_len: usize, head_dim: usize) -> Self {
         Self { batch, num_heads, num_kv_heads: num_heads, seq_len_q: seq_len, seq_len_kv: seq_len, head_dim, head_dim_v: head_dim }
     }
 
-    /// Query heads that share one key/value head; 0 where there is none.
+    /// Number of query heads that share one key/value head; 0 if there are no heads.
     pub const fn group(&self) -> usize {
         match self.num_heads.checked_div(self.num_kv_heads) {
             Some(group) => group,
@@ -40,127 +40,127 @@ impl Dims {
         }
     }
 
-    /// [batch, num_heads, seq_len_q, seq_len_kv]: the shape of scores and weights, and what masks and biases broadcast to.
+    /// Shape of scores and weights, to which masks and biases broadcast: [batch, num_heads, seq_len_q, seq_len_kv].
     pub const fn scores_shape(&self) -> [usize; 4] {
         [self.batch, self.num_heads, self.seq_len_q, self.seq_len_kv]
     }
 
-    /// Floating-point operations of the two matrix products: 4 (2 for a multiply-add, 2 products) x batch x num_heads x
-    /// seq_len_q x seq_len_kv x head_dim, with the mean of the two widths where they differ. Masks are not counted off.
+    /// Floating-point operations of the two matrix products: 2 x batch x num_heads x seq_len_q x seq_len_kv x
+    /// (head_dim + head_dim_v). A multiply-add counts as 2, and masked pairs count too.
     pub fn flops(&self) -> f64 {
         let pairs = self.batch as f64 * self.num_heads as f64 * self.seq_len_q as f64 * self.seq_len_kv as f64;
         2.0 * pairs * (self.head_dim + self.head_dim_v) as f64
     }
 }
 
-/// Which of softcap and the biases (additive, ALiBi, relative) comes first.
+/// Order of softcap and the biases (additive, ALiBi, relative).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ScoreOrder {
-    /// `softcap * tanh(scale * q.k / softcap) + bias`: ONNX, Gemma, FlashAttention.
+    /// `softcap * tanh(scale * q.k / softcap) + bias`, as in ONNX, Gemma and FlashAttention. The default.
     #[default]
     SoftcapThenBias,
     /// `softcap * tanh((scale * q.k + bias) / softcap)`.
     BiasThenSoftcap,
 }
 
-/// ALiBi: a bias linear in the distance, with one slope a query head. Position p as in [`Alignment`].
+/// ALiBi: a bias linear in the distance, with one slope per query head. [`Alignment`] defines the position p of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alibi {
     /// `slope[h] * (j - p)`.
     Signed,
-    /// `-slope[h] * |p - j|`: FlashAttention.
+    /// `-slope[h] * |p - j|`, as in FlashAttention.
     Symmetric,
 }
 
-/// A stage at which the scores can be handed out, as f32 [batch, num_heads, seq_len_q, seq_len_kv].
+/// Stage at which the scores are returned, as f32 [batch, num_heads, seq_len_q, seq_len_kv].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ScoreStage {
     /// `scale * q.k`.
     Raw,
-    /// After softcap, where it comes before the biases; else as `Raw`.
+    /// After softcap if it comes before the biases, else as `Raw`.
     Capped,
-    /// After softcap and biases, -inf where hidden: what softmax sees.
+    /// After softcap and biases, -inf for masked keys: the input of the softmax.
     Masked,
 }
 
-/// What is handed out besides the output.
+/// Results to return besides the output. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Want {
-    /// The natural logarithm of each row's softmax denominator: f32 [batch, num_heads, seq_len_q]; packed: [tokens, num_heads].
+    /// Natural log of each row's softmax denominator: f32 [batch, num_heads, seq_len_q], varlen [tokens, num_heads].
     pub lse: bool,
-    /// What makes each row's weights of its scores, `exp(biased - m) / l`: see [`crate::Outputs::stats`]. A backward pass takes it.
+    /// Softmax statistics (m, l) of each row, for the backward pass: see [`crate::Outputs::stats`].
     pub stats: bool,
-    /// The scores, at one stage. Needs the staged path: memory grows with seq_len_q x seq_len_kv.
+    /// Scores at one stage. Needs the staged algorithm: memory grows with seq_len_q x seq_len_kv.
     pub scores: Option<ScoreStage>,
-    /// The softmax weights, f32 [batch, num_heads, seq_len_q, seq_len_kv]. Needs the staged path.
+    /// Softmax weights, f32 [batch, num_heads, seq_len_q, seq_len_kv]. Needs the staged algorithm.
     pub weights: bool,
 }
 
-/// Sequences of different lengths one after the other, [tokens, heads, dim], with no padding.
-/// Item b's queries are tokens `cu_seqlens_q[b]..cu_seqlens_q[b + 1]`, its keys `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`.
+/// Varlen sequences: different lengths one after the other, [tokens, heads, dim], without padding. Item b has the
+/// queries `cu_seqlens_q[b]..cu_seqlens_q[b + 1]` and the keys `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Packed {
-    /// Query tokens in all.
+    /// Total number of query tokens.
     pub tokens_q: usize,
-    /// Key tokens in all; 0 with paged keys, which `cu_seqlens_kv` says nothing about.
+    /// Total number of key tokens; 0 with paged keys, which have no `cu_seqlens_kv`.
     pub tokens_kv: usize,
 }
 
-/// Scaled dot-product attention, in full:
+/// Scaled dot-product attention with all of its options:
 ///
 /// ```text
 /// score(i,j)  = scale * dot(query_i, key_j)
 /// capped      = softcap * tanh(score / softcap)                if there is a softcap
 /// biased      = capped + bias(i,j) + alibi(i,j) + relative(i,j)
 /// weight      = softmax of biased over the visible keys; a sink joins the denominator only
-/// output_i    = sum_j weight(i,j) * value_j                    with dropout: of weight / (1 - probability), or of 0
+/// output_i    = sum_j weight(i,j) * value_j                    with dropout: weight becomes 0 or weight / (1 - probability)
 /// lse_i       = ln(sum over visible keys of exp(biased))       with the sink, if there is one
 /// ```
 ///
-/// A row that sees nothing has output 0, weights 0 and lse -inf (the sink, if there is one). A hidden key is left out by
-/// selection: NaN or infinity in it changes nothing.
+/// A row with no visible key has output 0, weights 0 and lse -inf (the sink, if there is one). A masked key is left out
+/// by selection: NaN or infinity in it changes nothing.
 ///
-/// Data is not part of it: see [`crate::Inputs`].
+/// The data is separate: see [`crate::Inputs`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Problem {
-    /// The sizes.
+    /// Sizes.
     pub dims: Dims,
     /// Factor on the dot products; `None` is 1/sqrt(head_dim).
     pub scale: Option<f32>,
-    /// Bound on the scores, by tanh; > 0.
+    /// Bound on the scores by tanh, finite and > 0; `None` disables it.
     pub softcap: Option<f32>,
-    /// Whether softcap or the biases come first.
+    /// Order of softcap and biases.
     pub score_order: ScoreOrder,
-    /// Which keys a row sees.
+    /// Visibility: which keys each row may see.
     pub visibility: Visibility,
-    /// An additive bias, f32; -inf hides.
+    /// Additive bias, f32, in a broadcasting shape; -inf masks a key.
     pub bias: Option<Broadcast>,
-    /// A linear bias with slopes f32 `[num_heads]`.
+    /// ALiBi, a linear bias with slopes f32 `[num_heads]`.
     pub alibi: Option<Alibi>,
-    /// A learned bias by distance: `table[h, clamp(p - j, -max, max) + max]`, f32 [num_heads, 2 * max + 1]; this is the max.
+    /// Maximum distance of a learned bias `table[h, clamp(p - j, -max, max) + max]`, f32 [num_heads, 2 * max + 1].
     pub relative_bias: Option<u32>,
-    /// One more logit a head, f32 `[num_heads]`, in the denominator only.
+    /// Sinks: one more logit per head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
-    /// In training, the probability with which a weight counts as 0 in the output; the others are divided by 1 - probability.
-    /// From 0 on and below 1. lse, scores and weights are handed out as without it. [`crate::Inputs::dropout`] says which weights.
+    /// Dropout probability in training, at least 0 and below 1. In the output, a dropped weight is 0, the others are
+    /// divided by 1 - probability; lse, scores and weights ignore it. See [`crate::Inputs::dropout`].
     pub dropout: Option<f32>,
-    /// Packed sequences instead of a padded batch; with paged keys only the queries are.
+    /// Varlen sequences instead of a padded batch; with paged keys only the queries are varlen.
     pub packed: Option<Packed>,
-    /// Keys and values in the pages of a pool. Needs [`Visibility::kv_lengths`].
+    /// Pages of a pool that hold keys and values. Needs [`Visibility::kv_lengths`].
     pub paged: Option<Paged>,
-    /// How the query is stored.
+    /// Storage of the query.
     pub query: TensorSpec,
-    /// How the key is stored.
+    /// Storage of the key.
     pub key: TensorSpec,
-    /// How the value is stored.
+    /// Storage of the value.
     pub value: TensorSpec,
-    /// How the output is stored.
+    /// Storage of the output.
     pub output: TensorSpec,
-    /// What is handed out besides the output.
+    /// Results to return besides the output.
     pub want: Want,
 }
 
-/// The four tensors of an attention.
+/// Tensor of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operand {
     Query,
@@ -183,7 +183,7 @@ impl Operand {
 }
 
 impl Problem {
-    /// Plain attention: every key visible, default scale, everything f32 and contiguous [batch, heads, seq, dim].
+    /// Creates plain attention: every key visible, default scale, all f32 and contiguous [batch, heads, seq, dim].
     pub const fn new(dims: Dims) -> Self {
         const PLAIN: TensorSpec = TensorSpec::new(DType::F32, Layout::Bhsd);
         Self {
@@ -216,7 +216,7 @@ impl Problem {
         }
     }
 
-    /// Hides the keys after each row's position.
+    /// Masks the keys after each row's position.
     #[must_use]
     pub const fn causal(mut self, alignment: Alignment) -> Self {
         self.visibility.causal = true;
@@ -224,7 +224,7 @@ impl Problem {
         self
     }
 
-    /// Hides the keys outside `position - left ..= position + right`; `None` is open.
+    /// Masks the keys outside `position - left ..= position + right`; a side that is `None` is open.
     #[must_use]
     pub const fn window(mut self, alignment: Alignment, left: Option<u32>, right: Option<u32>) -> Self {
         self.visibility.window_left = left;
@@ -233,7 +233,7 @@ impl Problem {
         self
     }
 
-    /// The same storage type and layout for query, key, value and output.
+    /// Sets one storage type and layout for query, key, value and output.
     #[must_use]
     pub const fn stored(mut self, dtype: DType, layout: Layout) -> Self {
         let spec = TensorSpec::new(dtype, layout);
@@ -244,32 +244,32 @@ impl Problem {
         self
     }
 
-    /// Hands out the lse too.
+    /// Requests the lse.
     #[must_use]
     pub const fn with_lse(mut self) -> Self {
         self.want.lse = true;
         self
     }
 
-    /// Hands out the softmax statistics too: what a backward pass takes.
+    /// Requests the softmax statistics, which a backward pass takes.
     #[must_use]
     pub const fn with_stats(mut self) -> Self {
         self.want.stats = true;
         self
     }
 
-    /// The factor on the dot products.
+    /// Factor on the dot products: `scale`, or 1/sqrt(head_dim).
     pub fn effective_scale(&self) -> f32 {
         self.scale.unwrap_or_else(|| (1.0 / (self.dims.head_dim as f64).sqrt()) as f32)
     }
 
-    /// What dropout does; `None` where nothing drops.
+    /// Rule of dropout; `None` if nothing drops.
     pub(crate) fn drop(&self) -> Option<Drop> {
         self.dropout.filter(|&probability| probability > 0.0).map(Drop::new)
     }
 
-    /// The shape [batch, heads, seq, dim] under which an operand's layout is read; packed sequences are one item of all tokens,
-    /// paged keys one item a page.
+    /// Shape [batch, heads, seq, dim] of an operand's layout. Varlen sequences are one item of all tokens; with paged
+    /// keys every page is an item.
     pub(crate) fn shape(&self, operand: Operand) -> [usize; 4] {
         let d = &self.dims;
         let (heads, seq, dim) = match operand {
@@ -300,38 +300,38 @@ impl Problem {
         }
     }
 
-    /// Elements that the query's slice or buffer must have. Meaningful once [`Self::check`] passed, as are the next three.
+    /// Number of elements that the query's slice or buffer must have, once [`Self::check`] has passed.
     pub fn query_len(&self) -> usize {
         self.operand_len(Operand::Query)
     }
 
-    /// Elements that the key's slice or buffer must have.
+    /// Number of elements that the key's slice or buffer must have, once [`Self::check`] has passed.
     pub fn key_len(&self) -> usize {
         self.operand_len(Operand::Key)
     }
 
-    /// Elements that the value's slice or buffer must have.
+    /// Number of elements that the value's slice or buffer must have, once [`Self::check`] has passed.
     pub fn value_len(&self) -> usize {
         self.operand_len(Operand::Value)
     }
 
-    /// Elements that the output's slice or buffer must have.
+    /// Number of elements that the output's slice or buffer must have, once [`Self::check`] has passed.
     pub fn output_len(&self) -> usize {
         self.operand_len(Operand::Output)
     }
 
-    /// Numbers of the lse, and pairs of the softmax statistics: one a row and head.
+    /// Number of lse elements, and of pairs of softmax statistics: one per query row and head.
     pub fn lse_len(&self) -> usize {
         let d = &self.dims;
         d.num_heads.saturating_mul(self.packed.map_or(d.batch.saturating_mul(d.seq_len_q), |packed| packed.tokens_q))
     }
 
-    /// Numbers of scores and of weights.
+    /// Number of elements of the scores and of the weights.
     pub fn scores_len(&self) -> usize {
         self.dims.scores_shape().into_iter().fold(1, usize::saturating_mul)
     }
 
-    /// Whether there is no row to compute.
+    /// True if there is no row to compute.
     pub(crate) fn asks_nothing(&self) -> bool {
         self.lse_len() == 0
     }
@@ -340,24 +340,24 @@ impl Problem {
         self.spec(operand).required_len(self.shape(operand)).unwrap_or(usize::MAX)
     }
 
-    /// Numbers of the table of relative biases; 0 where there is none.
+    /// Number of elements of the relative bias table; 0 if there is none.
     pub(crate) fn relative_bias_len(&self) -> usize {
         self.relative_bias.map_or(0, |max| self.dims.num_heads * (2 * max as usize + 1))
     }
 
-    /// Floating-point operations of the two matrix products, as [`Dims::flops`]; of varlen sequences at most so many, for only their tokens are known.
+    /// [`Dims::flops`], for varlen sequences an upper bound, because only the total of their tokens is known.
     pub(crate) fn flops(&self) -> f64 {
         let rows = self.packed.map_or(self.dims.batch * self.dims.seq_len_q, |packed| packed.tokens_q);
         Dims { batch: 1, seq_len_q: rows, ..self.dims }.flops()
     }
 
-    /// Whether anything counts from a row's position.
+    /// True if an option depends on the position of a row.
     pub(crate) fn uses_position(&self) -> bool {
         let v = &self.visibility;
         v.causal || v.window_left.is_some() || v.window_right.is_some() || self.alibi.is_some() || self.relative_bias.is_some()
     }
 
-    /// Finds every contradiction in the problem itself. All that computes calls it first.
+    /// Checks the problem for contradictions. Every computation calls it first.
     pub fn check(&self) -> Result<()> {
         let d = &self.dims;
         for (argument, value) in [("head_dim", d.head_dim), ("head_dim_v", d.head_dim_v)] {

@@ -1,83 +1,83 @@
 //! Rotary position embedding.
 //!
-//! The first `width` numbers of a head are rotated in pairs (a, b) by an angle that grows with the position:
+//! The first `width` elements of a head are rotated in pairs (a, b) by an angle that grows with the position:
 //!
 //! ```text
 //! y_a = cos * x_a - sin * x_b
 //! y_b = sin * x_a + cos * x_b        angle(position, pair) = position / base^(2 pair / width)
 //! ```
 //!
-//! The rest of the head stays as it is. Su et al., RoFormer, arXiv:2104.09864. [`Scaling`] has how models stretch it to longer texts.
+//! The rest of the head is unchanged. Su et al., RoFormer, arXiv:2104.09864. [`Scaling`] stretches it to longer texts.
 
 use crate::{Error, Result};
 
-/// Which two numbers of a head are rotated together.
+/// Pairing of the elements of a head that are rotated together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Pairing {
-    /// i and i + width / 2: GPT-NeoX, Llama in most checkpoints.
+    /// Pairs (i, i + width / 2), as in GPT-NeoX and most Llama checkpoints. The default.
     #[default]
     HalfSplit,
-    /// 2 i and 2 i + 1: the paper, GPT-J.
+    /// Pairs (2 i, 2 i + 1), as in the paper and GPT-J.
     Interleaved,
 }
 
-/// How the frequencies f(pair) = base^(-2 pair / width) are changed, so that a model trained on `original_positions` positions reads
-/// longer texts: the names, defaults and formulas of Hugging Face's `rope_scaling` (transformers, `modeling_rope_utils.py`).
+/// Scaling of the frequencies f(pair) = base^(-2 pair / width), so that a model trained on `original_positions` reads
+/// longer texts. Names, defaults and formulas: Hugging Face's `rope_scaling` (transformers, `modeling_rope_utils.py`).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Scaling {
-    /// Not at all.
+    /// No scaling. The default.
     #[default]
     None,
-    /// `f / factor`: `linear` (Chen et al., *Position Interpolation*, arXiv:2306.15595).
+    /// `linear`: f' = f / factor (Chen et al., *Position Interpolation*, arXiv:2306.15595).
     Linear {
-        /// How much longer texts get.
+        /// Factor by which texts get longer.
         factor: f32,
     },
-    /// Llama 3.1, `llama3`. With turns = original_positions * f / 2 pi, the full turns of a pair in a text of the old length:
+    /// `llama3`, of Llama 3.1. With turns = original_positions * f / 2 pi, the full turns of a pair in the old length:
     ///
     /// ```text
     /// s  = clamp((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     /// f' = (1 - s) f / factor + s f
     /// ```
     Llama3 {
-        /// How much longer texts get; 8 in Llama 3.1, 32 in Llama 3.2.
+        /// Factor by which texts get longer; 8 in Llama 3.1, 32 in Llama 3.2.
         factor: f32,
-        /// Fewer turns than this are slowed down by the whole factor; 1.
+        /// Turns below which a frequency is divided by the whole factor; 1 in Llama 3.
         low_freq_factor: f32,
-        /// More turns than this stay as they are; 4.
+        /// Turns above which a frequency stays as it is; 4 in Llama 3.
         high_freq_factor: f32,
-        /// 8192.
+        /// Number of positions that the model was trained on; 8192 in Llama 3.
         original_positions: usize,
     },
-    /// YaRN, `yarn` (Peng et al., arXiv:2309.00071):
+    /// `yarn` (Peng et al., *YaRN*, arXiv:2309.00071):
     ///
     /// ```text
     /// pair_of(turns) = width * ln(original_positions / (2 pi turns)) / (2 ln base)
-    /// low, high      = pair_of(beta_fast), pair_of(beta_slow)      floor and ceiling of them if `truncate`
+    /// low, high      = pair_of(beta_fast), pair_of(beta_slow)      rounded down and up if `truncate`
     /// s              = clamp((pair - low) / (high - low), 0, 1)    low at least 0, high at most width - 1
     /// f'             = s f / factor + (1 - s) f
     /// ```
     ///
-    /// Cosines and sines are multiplied by the attention factor, and so scores by its square.
+    /// Cosines and sines are multiplied by the attention factor, and scores therefore by its square.
     Yarn {
-        /// How much longer texts get.
+        /// Factor by which texts get longer.
         factor: f32,
-        /// More turns than this stay as they are; 32.
+        /// Turns above which a frequency stays as it is; usually 32.
         beta_fast: f32,
-        /// Fewer turns than this are slowed down by the whole factor; 1.
+        /// Turns below which a frequency is divided by the whole factor; usually 1.
         beta_slow: f32,
-        /// The length that the model was trained on.
+        /// Number of positions that the model was trained on.
         original_positions: usize,
-        /// `None`: `0.1 ln(factor) + 1`, and 1 where factor is at most 1. With `mscale` and `mscale_all_dim` in a configuration it is
-        /// `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.
+        /// Factor on cosines and sines. `None` is `0.1 ln(factor) + 1`, or 1 if factor is at most 1. Configurations
+        /// with `mscale` and `mscale_all_dim` mean `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.
         attention_factor: Option<f32>,
-        /// Whether the borders are whole pairs; true unless a configuration says otherwise (gpt-oss does).
+        /// True if `low` and `high` are rounded to whole pairs, the default of configurations; false in gpt-oss.
         truncate: bool,
     },
 }
 
 impl Scaling {
-    /// What it makes of f(pair).
+    /// Scaled frequency of a pair.
     fn frequency(self, pair: usize, base: f64, width: usize) -> f64 {
         let turn = 2.0 * std::f64::consts::PI;
         let plain = base.powf(-2.0 * pair as f64 / width as f64);
@@ -106,7 +106,7 @@ impl Scaling {
         }
     }
 
-    /// What cosines and sines are multiplied by.
+    /// Factor on cosines and sines; 1 unless the scaling is YaRN.
     pub fn attention_factor(self) -> f32 {
         match self {
             Self::Yarn { attention_factor: Some(given), .. } => given,
@@ -134,10 +134,10 @@ impl Scaling {
     }
 }
 
-/// Angles that tables may have: 8 GiB of them.
+/// Most angles that tables may have: 8 GiB of cosines and sines.
 const MOST_ANGLES: usize = 1 << 30;
 
-/// Cosines and sines of a range of positions.
+/// Cosines and sines of the positions from 0 on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotary {
     pairing: Pairing,
@@ -147,12 +147,12 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// The usual angles, for positions `0..positions`. `width` is even; `base` is 10000 unless a model says otherwise.
+    /// Builds unscaled tables for positions `0..positions`. `width` is even; `base` is 10000 in most models.
     pub fn new(pairing: Pairing, base: f32, width: usize, positions: usize) -> Result<Self> {
         Self::scaled(pairing, base, width, positions, Scaling::None)
     }
 
-    /// The same with scaled frequencies.
+    /// Builds tables with scaled frequencies. Errors: an odd or zero width, a base up to 1, a bad scaling, no memory.
     pub fn scaled(pairing: Pairing, base: f32, width: usize, positions: usize, scaling: Scaling) -> Result<Self> {
         if !width.is_multiple_of(2) || width == 0 {
             return Err(Error::invalid("width", format!("{width} cannot be split into pairs: it must be even and above 0")));
@@ -182,7 +182,7 @@ impl Rotary {
         Ok(Self { pairing, pairs, cos, sin })
     }
 
-    /// From tables [positions, pairs], as models and ONNX hand them over.
+    /// Wraps tables [positions, pairs], as models and ONNX provide them.
     pub fn from_tables(pairing: Pairing, pairs: usize, cos: Vec<f32>, sin: Vec<f32>) -> Result<Self> {
         if pairs == 0 || cos.len() != sin.len() || !cos.len().is_multiple_of(pairs) {
             return Err(Error::invalid(
@@ -193,27 +193,27 @@ impl Rotary {
         Ok(Self { pairing, pairs, cos, sin })
     }
 
-    /// Which numbers are rotated together.
+    /// Pairing of the rotated elements.
     pub fn pairing(&self) -> Pairing {
         self.pairing
     }
 
-    /// How many pairs of a head are rotated.
+    /// Number of pairs that are rotated in each head.
     pub fn pairs(&self) -> usize {
         self.pairs
     }
 
-    /// Cosine and sine of every position and pair: what shaders read.
+    /// Cosine and sine of every position and pair, as shaders read them.
     pub(crate) fn angles(&self) -> Vec<[f32; 2]> {
         self.cos.iter().zip(&self.sin).map(|(&cos, &sin)| [cos, sin]).collect()
     }
 
-    /// How many positions there are angles for.
+    /// Number of positions in the tables.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.pairs
     }
 
-    /// Rotates one head in place.
+    /// Rotates one head in place. Errors: a head too narrow for the pairs, a position past the tables.
     pub fn apply(&self, head: &mut [f32], position: usize) -> Result<()> {
         let pairs = self.pairs;
         if head.len() / 2 < pairs {
@@ -233,7 +233,7 @@ impl Rotary {
         Ok(())
     }
 
-    /// Rotates every head of [tokens, heads, head_dim] in place; `positions` has one number a token.
+    /// Rotates every head of [tokens, heads, head_dim] in place; `positions` has one position per token.
     pub fn apply_tokens(&self, data: &mut [f32], heads: usize, head_dim: usize, positions: &[usize]) -> Result<()> {
         if Some(data.len()) != positions.len().checked_mul(heads).and_then(|rows| rows.checked_mul(head_dim)) {
             return Err(Error::invalid(
@@ -255,7 +255,7 @@ impl Rotary {
 mod tests {
     use super::*;
 
-    /// The score of a rotated query and key depends on their distance alone.
+    /// Tests that the score of a rotated query and key depends only on their distance.
     #[test]
     fn scores_depend_on_the_distance() {
         for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
@@ -272,8 +272,8 @@ mod tests {
         }
     }
 
-    /// Some of the inverse frequencies that transformers' own tests hold fixed (tests/utils/test_modeling_rope_utils.py): head_dim 128,
-    /// base 10000, factor 10, 2048 positions.
+    /// Compares with inverse frequencies of transformers' own tests (tests/utils/test_modeling_rope_utils.py): head_dim
+    /// 128, base 10000, factor 10, 2048 positions.
     #[test]
     fn scaled_frequencies_are_those_of_the_models() {
         let llama = Scaling::Llama3 { factor: 10.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_positions: 2048 };
@@ -296,7 +296,7 @@ mod tests {
         }
         assert_eq!((llama.attention_factor(), yarn(Some(0.5)).attention_factor()), (1.0, 0.5));
         assert!((yarn(None).attention_factor() - 1.2302585).abs() < 1e-6);
-        // Position 1 of the tables is the frequency, and their length the attention factor.
+        // At position 1 the angle is the frequency, and the length of (cos, sin) is the attention factor.
         let rotary = Rotary::scaled(Pairing::HalfSplit, 10000.0, 128, 2, yarn(None)).unwrap_or_else(|error| panic!("{error}"));
         let (cos, sin) = (rotary.cos[64 + 17], rotary.sin[64 + 17]);
         assert!((sin / cos - 8.3479e-2f32.tan()).abs() < 1e-5 && (cos.hypot(sin) - 1.2302585).abs() < 1e-6);

@@ -1,34 +1,34 @@
-//! Where the elements of a four-dimensional tensor lie: storage type, layout, offset.
+//! Storage of a four-dimensional tensor: storage type, layout, offset.
 
 use crate::blocks::BLOCK;
 use crate::{DType, Error, HostSlice, Result};
 
-/// Elements to step for one step along each axis of [batch, heads, seq, dim].
+/// Strides in elements along each axis of [batch, heads, seq, dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Strides {
-    /// From one batch item to the next. Packed sequences ignore it.
+    /// Stride from one batch item to the next; ignored for varlen sequences.
     pub batch: usize,
-    /// From one head to the next.
+    /// Stride from one head to the next.
     pub head: usize,
-    /// From one position of the sequence to the next.
+    /// Stride from one position of the sequence to the next.
     pub seq: usize,
-    /// From one number of a head to the next.
+    /// Stride from one element of a head to the next.
     pub dim: usize,
 }
 
-/// The order of the axes in memory.
+/// Order of the axes in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// [batch, heads, seq, dim], contiguous: PyTorch's SDPA, ONNX 4-D.
+    /// [batch, heads, seq, dim], contiguous: PyTorch's SDPA, ONNX 4-D. The default.
     #[default]
     Bhsd,
-    /// [batch, seq, heads, dim], contiguous: FlashAttention, ONNX 3-D; for packed sequences [tokens, heads, dim].
+    /// [batch, seq, heads, dim], contiguous: FlashAttention, ONNX 3-D; for varlen sequences [tokens, heads, dim].
     Bshd,
-    /// Anything else, also a view into a larger buffer such as packed QKV.
+    /// Arbitrary strides, such as a view into a packed QKV buffer.
     Strided(Strides),
 }
 
-/// How one of query, key, value, output is stored.
+/// Storage of one of query, key, value, output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     /// Storage type.
@@ -40,12 +40,12 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// Contiguous in the given layout, from the start of its buffer.
+    /// Creates a contiguous tensor in the given layout, from the start of its buffer.
     pub const fn new(dtype: DType, layout: Layout) -> Self {
         Self { dtype, layout, offset: 0 }
     }
 
-    /// The strides for a tensor of the shape [batch, heads, seq, dim].
+    /// Strides of a tensor of the shape [batch, heads, seq, dim].
     pub fn strides(&self, shape: [usize; 4]) -> Strides {
         let [_, heads, seq, dim] = shape;
         match self.layout {
@@ -61,7 +61,7 @@ impl TensorSpec {
         }
     }
 
-    /// One past the largest index that is touched for this shape; 0 if it has no element. `None` on overflow.
+    /// Number of elements up to the last one of this shape, offset included; 0 if it is empty. `None` on overflow.
     pub fn required_len(&self, shape: [usize; 4]) -> Option<usize> {
         if shape.contains(&0) {
             return Some(0);
@@ -73,8 +73,8 @@ impl TensorSpec {
         last.checked_add(1)
     }
 
-    /// Refuses a slice of so many elements: one that is too short, and one that is longer than a named layout is from its start on, which
-    /// belongs to other sizes.
+    /// Checks the length of a slice: long enough, and no longer than its shape if it is whole (a named layout without
+    /// offset, not quantised), because a longer one belongs to other sizes.
     pub(crate) fn check_len(&self, argument: &'static str, shape: [usize; 4], len: usize) -> Result<()> {
         let needed = self.required_len(shape).unwrap_or(usize::MAX);
         let is_whole = self.offset == 0 && !matches!(self.layout, Layout::Strided(_)) && !self.dtype.is_blocks();
@@ -85,7 +85,7 @@ impl TensorSpec {
         Ok(())
     }
 
-    /// Refuses blocks that a row would share with another one.
+    /// Refuses quantised rows that are strided or share a block with another row.
     pub(crate) fn check_blocks(&self, argument: &'static str, shape: [usize; 4]) -> Result<()> {
         let strides = self.strides(shape);
         let steps = [self.offset, strides.batch, strides.head, strides.seq, shape[3]];
@@ -96,7 +96,7 @@ impl TensorSpec {
         Ok(())
     }
 
-    /// Refuses layouts in which two elements share a place: an output must not be written twice.
+    /// Refuses layouts in which two elements share a location, because an output must not be written twice.
     pub(crate) fn check_no_overlap(&self, argument: &'static str, shape: [usize; 4]) -> Result<()> {
         if shape.contains(&0) {
             return Ok(());
@@ -116,9 +116,9 @@ impl TensorSpec {
     }
 }
 
-/// The elements of a host tensor in [batch, heads, seq, dim] order.
+/// Gathers the elements of a host tensor in [batch, heads, seq, dim] order.
 ///
-/// Panics where `data` is shorter than [`TensorSpec::required_len`]; callers check first.
+/// Panics if `data` is shorter than [`TensorSpec::required_len`]; callers check first.
 pub fn gather(data: HostSlice<'_>, spec: &TensorSpec, shape: [usize; 4]) -> Vec<f32> {
     match data {
         HostSlice::F32(numbers) => gather_from(|at| numbers[at], spec, shape),

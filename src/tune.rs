@@ -1,4 +1,4 @@
-//! Autotuning: which kernel is the fastest on this very device, found by measuring. Never needed for correctness.
+//! Autotuning: finds the fastest kernel on this device by measuring. Never needed for correctness.
 
 use std::time::{Duration, Instant};
 
@@ -6,43 +6,43 @@ use crate::gpu::{Gpu, Trial};
 use crate::plan::{Plan, candidates, class_of, kernel_text, read_kernel};
 use crate::{Algorithm, Control, DType, Engine, Error, HostVec, Inputs, Problem, Result, cpu};
 
-/// A batch lasts at least this long: browsers round their clocks to 65 microseconds or worse.
+/// Shortest duration of a batch: browsers round their clocks to 65 microseconds or worse.
 const BATCH_SECONDS: f64 = 5e-3;
-/// How much faster than the planner's own choice a kernel must be to be taken: less is noise.
+/// Share of the planned kernel's time that another kernel must stay below to replace it: a smaller gain is noise.
 const WORTH: f64 = 0.97;
-/// Rounds, if time allows: the least time of several is robust against what else the machine does.
+/// Number of rounds, if time allows: the least time of several is robust against other load on the machine.
 const ROUNDS: usize = 7;
 
-/// What came of tuning a class of problems.
+/// Result of tuning a class of problems.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuned {
-    /// The class: sizes to the next power of two, widths, types, options.
+    /// Class of problems: sizes rounded up to powers of two, widths, types, options.
     pub class: String,
-    /// What problems of the class get from now on.
+    /// Kernel that problems of the class use from now on.
     pub winner: String,
-    /// What the planner had chosen.
+    /// Kernel that the planner had chosen.
     pub planned: String,
-    /// Every kernel that was tried, the planner's first.
+    /// Kernels that were tried, the planner's first.
     pub trials: Vec<TunedKernel>,
-    /// Kernels for which no time was left.
+    /// Number of kernels for which no time was left.
     pub untried: usize,
 }
 
-/// A kernel that was tried.
+/// Kernel that was tried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TunedKernel {
-    /// Its name and shape.
+    /// Name and shape of the kernel.
     pub kernel: String,
-    /// The least time of one attention, nothing copied; `None` if its answer was wrong or the device refused it.
+    /// Least time of one attention, copies excluded; `None` if its answer was wrong or the device refused it.
     pub milliseconds: Option<f64>,
 }
 
 impl Engine {
-    /// Tries the fused kernels that can compute `problem` on the device, each answer checked against the CPU path before it is timed,
-    /// and keeps the fastest for all problems of its class. Stops trying after `budget`; the planner's own choice is always tried.
-    ///
-    /// Needs an engine on a GPU; kernels of cooperative matrices are among those tried where it was made with
-    /// [`ShaderOptions::tune_matrices`](crate::gpu::ShaderOptions::tune_matrices). Keep what was found with [`Self::tuned`], give it back with [`Self::load_tuned`].
+    /// Tries the fused kernels that can compute `problem` on the device and keeps the fastest for all problems of its
+    /// class. Each answer is checked against the CPU path before it is timed. Stops after `budget`, but always tries
+    /// the planner's choice.
+    /// Needs an engine on a GPU. [`Self::tuned`] saves the results. Cooperative matrices are tried with
+    /// [`ShaderOptions::tune_matrices`](crate::gpu::ShaderOptions::tune_matrices).
     pub fn tune(&self, problem: &Problem, inputs: &Inputs<'_>, budget: Duration) -> Result<Tuned> {
         problem.check()?;
         inputs.check(problem)?;
@@ -81,7 +81,7 @@ impl Engine {
             trials.push((kernel, seconds));
         }
         for round in 0..ROUNDS {
-            // What is far behind is not worth the time.
+            // Kernels that are far behind are not worth the time.
             tried.retain(|&(at, ..)| trials[at].1.is_some_and(|seconds| seconds < best * if round == 0 { 3.0 } else { 1.3 }));
             for (at, trial, batch) in &tried {
                 if round > 0 && started.elapsed() > budget {
@@ -110,15 +110,15 @@ impl Engine {
         })
     }
 
-    /// What tuning has found, as lines of text to keep: adapter with its driver, version of this crate, class, kernel, between tabs.
+    /// Results of tuning as text, a line per class: adapter with driver, crate version, class and kernel, between tabs.
     pub fn tuned(&self) -> Result<String> {
         let gpu = self.tunable()?;
         let tuned = gpu.tuned();
         Ok(tuned.iter().map(|(class, &kernel)| format!("{}\t{class}\t{}\n", origin(gpu), kernel_text(kernel))).collect())
     }
 
-    /// Takes over the lines of [`Self::tuned`] that are of this adapter, driver and version of the crate; the others are left alone, and
-    /// a kernel that does not work here is never taken. Returns how many were taken.
+    /// Loads the lines of [`Self::tuned`] that are of this adapter, driver and crate version, and ignores the others. A
+    /// kernel that does not work here is never used. Returns the number of loaded lines.
     pub fn load_tuned(&self, text: &str) -> Result<usize> {
         let gpu = self.tunable()?;
         let own = format!("{}\t", origin(gpu));
@@ -139,17 +139,17 @@ impl Engine {
     }
 }
 
-/// Where what was found holds.
+/// Origin of tuning results: adapter with driver, and version of this crate.
 fn origin(gpu: &Gpu) -> String {
     format!("{}\t{}", gpu.name(), env!("CARGO_PKG_VERSION"))
 }
 
-/// Whether two outputs are the same but for the rounding of their storage and of sums in another order.
+/// True if two outputs are equal up to the rounding of their storage and of sums in another order.
 pub(crate) fn agrees(got: &HostVec, expected: &HostVec) -> bool {
     agrees_at(0.0, got, expected)
 }
 
-/// Compares outputs like [`agrees`], relative to `least` where that is more: sums whose terms are that large may cancel.
+/// [`agrees`] for sums whose terms have a size of at least `least` and may cancel.
 pub(crate) fn agrees_at(least: f32, got: &HostVec, expected: &HostVec) -> bool {
     let rounding = match expected.as_slice().dtype() {
         DType::F16 => 2e-3,

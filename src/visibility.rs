@@ -1,25 +1,25 @@
-//! Which keys a query row may see, as arithmetic.
+//! Visibility as arithmetic: which keys a query row may see.
 //!
-//! Everything but documents and the boolean mask leaves each row one interval of keys, so that what cannot be seen is
-//! never visited: loops start and end at the interval's ends.
+//! Everything but segments and the boolean mask leaves each row one interval of keys. Loops start and end at the ends
+//! of the interval, so keys outside are never visited.
 
 use std::ops::Range;
 
-/// Where query row 0 stands among the keys. Causality, windows, ALiBi and relative biases count from there:
-/// row i of a sequence stands at position `p = i + offset`.
+/// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which causality,
+/// windows, ALiBi and relative biases count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alignment {
-    /// offset = 0: PyTorch's `is_causal`.
+    /// Offset 0, as in PyTorch's `is_causal`.
     TopLeft,
-    /// offset = (visible length of the keys) - seq_len_q: the last row stands at the last key. FlashAttention, ONNX, decoding.
-    /// The visible length is `kv_lengths` or the packed sequence's where there is one.
+    /// Offset (number of valid keys) - seq_len_q: the last row is at the last key, as in FlashAttention, ONNX and
+    /// decoding. The valid keys are those of `kv_lengths` or of the varlen sequence, if there is one.
     BottomRight,
-    /// The offset itself.
+    /// Explicit offset.
     Offset(i32),
 }
 
 impl Alignment {
-    /// The position of row 0.
+    /// Position of row 0.
     pub fn offset(self, seq_len_q: usize, seq_len_kv: usize) -> i64 {
         match self {
             Self::TopLeft => 0,
@@ -29,13 +29,13 @@ impl Alignment {
     }
 }
 
-/// Shape of a mask or a bias: each axis of [batch, num_heads, seq_len_q, seq_len_kv] is there in full, or 1 and broadcast.
-/// Contiguous.
+/// Shape of a contiguous mask or bias. Each axis of [batch, num_heads, seq_len_q, seq_len_kv] has its full extent, or
+/// extent 1 and is broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Broadcast(pub [usize; 4]);
 
 impl Broadcast {
-    /// Elements to step along each axis; 0 where it is broadcast.
+    /// Strides in elements along each axis; 0 for broadcast axes.
     pub fn strides(self) -> [usize; 4] {
         let [_, heads, rows, keys] = self.0;
         let of_head = rows.saturating_mul(keys);
@@ -43,44 +43,44 @@ impl Broadcast {
         std::array::from_fn(|axis| if self.0[axis] == 1 { 0 } else { full[axis] })
     }
 
-    /// How many elements it has. `None` on overflow.
+    /// Number of elements. `None` on overflow.
     pub fn elements(self) -> Option<usize> {
         self.0.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))
     }
 }
 
-/// Which keys a query row may see. The default is all of them.
+/// Visibility of keys to query rows. By default every key is visible.
 ///
-/// Row i at position p (see [`Alignment`]) sees key j when all of these hold:
-/// - `j <= p`, if `causal`; with `prefix_lengths`: `j <= p` or `j < prefix_length[batch]`;
-/// - `p - window_left <= j` and `j <= p + window_right`, both inclusive, `None` being open;
-/// - `j < kv_length[batch]`, if `kv_lengths`;
-/// - `document_q[batch, i] == document_kv[batch, j]`, if `documents`;
+/// Key j is visible to row i at position p (see [`Alignment`]) if all of these hold:
+/// - `j <= p`, if `causal`; with `prefix_lengths`: `j <= p` or `j < prefix_lengths[batch]`;
+/// - `p - window_left <= j` and `j <= p + window_right`, both inclusive; `None` is open;
+/// - `j < kv_lengths[batch]`, if `kv_lengths`;
+/// - `documents_q[batch, i] == documents_kv[batch, j]`, if `documents`;
 /// - the mask is true there, if there is one;
 /// - the additive bias there is not -inf, if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Visibility {
-    /// Where the rows stand. Needed as soon as anything counts from a position; there is no default that guesses.
+    /// Position of row 0. Required if anything counts from a position: there is no default.
     pub alignment: Option<Alignment>,
-    /// Hide the keys after the row's position.
+    /// True if keys after a row's position are masked.
     pub causal: bool,
-    /// Hide the keys more than this far before the position.
+    /// Distance before the position beyond which keys are masked.
     pub window_left: Option<u32>,
-    /// Hide the keys more than this far after the position.
+    /// Distance after the position beyond which keys are masked.
     pub window_right: Option<u32>,
-    /// Each batch item has a length of its own among the keys; those past it are padding.
+    /// True if each item has a number of valid keys; the keys after them are padding.
     pub kv_lengths: bool,
-    /// Each batch item has a prefix that `causal` does not hide.
+    /// True if each item has a prefix that `causal` does not mask.
     pub prefix_lengths: bool,
-    /// Rows see only keys of their own document.
+    /// True if rows see only keys of their own segment.
     pub documents: bool,
-    /// A boolean mask: true = may attend.
+    /// Boolean mask: true = may attend.
     pub mask: Option<Broadcast>,
 }
 
 impl Visibility {
-    /// The keys that a row at `position` may see, as far as arithmetic tells, of `0..seq_len_kv`.
-    /// `prefix` is the item's prefix length, 0 where there is none.
+    /// Interval of `0..seq_len_kv` that is visible to a row at `position`, before segments, mask and bias. `prefix` is
+    /// the item's prefix length, or 0.
     pub fn interval(&self, position: i64, prefix: usize, seq_len_kv: usize) -> Range<usize> {
         let signed = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
         let next = position.saturating_add(1);

@@ -1,4 +1,4 @@
-//! Which adapters there are, and which one is taken.
+//! Adapters: listing and selection.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use super::{Gpu, ShaderOptions};
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::{Backend, Error, Result};
 
-/// What there is to know about an adapter before a device is made of it.
+/// Description of an adapter, before a device is made of it.
 #[derive(Clone, Debug)]
 pub struct AdapterReport {
-    /// The adapter's name.
+    /// Name of the adapter.
     pub name: String,
-    /// wgpu's backend: `vulkan`, `metal`, `dx12`, `gl`, `browser-webgpu`.
+    /// Backend of wgpu: `vulkan`, `metal`, `dx12`, `gl`, `browser-webgpu`.
     pub backend: String,
     /// Driver and its version.
     pub driver: String,
-    /// What the planner would work with.
+    /// Capabilities that the planner would work with.
     pub caps: DeviceCaps,
     /// Features that matter here, by their wgpu names.
     pub features: Vec<&'static str>,
-    /// Whether [`Backend::Auto`] would take it, and why (not).
+    /// Reason why [`Backend::Auto`] would or would not use the adapter.
     pub verdict: String,
-    /// Whether [`Backend::Auto`] would take it.
+    /// True if [`Backend::Auto`] would use the adapter.
     pub would_be_chosen: bool,
 }
 
@@ -32,13 +32,13 @@ impl fmt::Display for AdapterReport {
     }
 }
 
-/// An adapter, and why it was taken.
+/// Adapter, and why it was chosen.
 pub(crate) struct Chosen {
     pub(crate) adapter: wgpu::Adapter,
     pub(crate) why: String,
 }
 
-/// What the environment asks for, by wgpu's own variables.
+/// Requests of the environment, in wgpu's own variables.
 struct Wishes {
     backends: Option<wgpu::Backends>,
     name: Option<String>,
@@ -54,7 +54,7 @@ impl Wishes {
         }
     }
 
-    /// Whether a software adapter is asked for.
+    /// True if a backend or a name is requested, which permits software adapters.
     fn is_explicit(&self) -> bool {
         self.backends.is_some() || self.name.is_some()
     }
@@ -77,7 +77,7 @@ fn can_compute(adapter: &wgpu::Adapter) -> bool {
         && adapter.limits().max_storage_buffers_per_shader_stage >= 4
 }
 
-/// Lower is better.
+/// Sort key; lower is better.
 fn rank(info: &wgpu::AdapterInfo, low_power: bool) -> (u8, u8) {
     let kind = match info.device_type {
         wgpu::DeviceType::DiscreteGpu => u8::from(low_power),
@@ -89,12 +89,12 @@ fn rank(info: &wgpu::AdapterInfo, low_power: bool) -> (u8, u8) {
     (kind, u8::from(info.backend == wgpu::Backend::Gl))
 }
 
-/// Every adapter that can compute, the best first.
+/// Lists every adapter that can compute, best first.
 pub async fn list() -> Vec<AdapterReport> {
     choose_every().await.iter().map(|chosen| &chosen.adapter).scan(false, |taken, adapter| Some(report(adapter, taken))).collect()
 }
 
-/// As [`list`], with what a device of each does: it is opened and tried.
+/// [`list`] with the findings about each adapter, which is opened and probed.
 pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
     let mut taken = false;
     let mut found = Vec::new();
@@ -105,7 +105,7 @@ pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
     found
 }
 
-/// What there is to know of an adapter; `taken` once a better one would be chosen.
+/// Describes an adapter; `taken` is true once a better one would be chosen.
 fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
     let info = adapter.get_info();
     let refusal = refusal(&info, &Wishes::from_env());
@@ -122,7 +122,7 @@ fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
     }
 }
 
-/// Why [`Backend::Auto`] does not take an adapter.
+/// Reason why [`Backend::Auto`] does not use an adapter.
 fn refusal(info: &wgpu::AdapterInfo, wishes: &Wishes) -> Option<String> {
     if let Some(name) = &wishes.name
         && !info.name.to_lowercase().contains(name)
@@ -138,7 +138,7 @@ fn refusal(info: &wgpu::AdapterInfo, wishes: &Wishes) -> Option<String> {
         .then(|| "a software adapter is taken only when asked for: the CPU path is faster".into())
 }
 
-/// The adapter for `backend`; `None` means the CPU path.
+/// Adapter for `backend`; `None` means the CPU.
 pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
     let asked_for = match backend {
         Backend::Cpu | Backend::Oracle => return Ok(None),
@@ -178,14 +178,14 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
     Ok(chosen)
 }
 
-/// Every adapter, the best first.
+/// Lists every adapter that can compute, best first.
 pub(crate) async fn choose_every() -> Vec<Chosen> {
     let mut adapters = adapters().await;
     adapters.sort_by_key(|adapter| rank(&adapter.get_info(), Wishes::from_env().low_power));
     adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
 }
 
-/// Features that a kernel may use, or a call from host memory on such a device; cooperative matrices are asked for apart.
+/// Features that kernels or calls from host memory may use; cooperative matrices are requested separately.
 pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     let mapped = match adapter.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => wgpu::Features::empty(),
@@ -194,15 +194,15 @@ pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & (wgpu::Features::SUBGROUP | mapped)
 }
 
-/// What a device needs for [`matrix_size`] to be of use: cooperative matrices of f16, subgroups.
+/// Features that a device needs to use [`matrix_size`]: cooperative matrices, f16, subgroups.
 pub const MATRIX_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
-/// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8; 0 where it has none that WGSL has a type for.
+/// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8, or 0 if WGSL has no
+/// type for them. Also 0 on Metal, which has 8x8: the kernel translates to its language but has not been run there.
 ///
-/// 0 on Metal too, which has 8x8: the kernel translates to its language, but has not been run there.
-///
-/// For an app's own device: make it with [`MATRIX_FEATURES`] and give the size to [`crate::gpu::Gpu::from_device_with`]; a device does not know.
+/// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`ShaderOptions`] to
+/// [`crate::gpu::Gpu::from_device_with`].
 pub fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
     if !adapter.features().contains(MATRIX_FEATURES) || adapter.get_info().backend != wgpu::Backend::Vulkan {
         return 0;
@@ -231,18 +231,18 @@ fn notable(features: wgpu::Features) -> Vec<&'static str> {
     .collect()
 }
 
-/// Of `llvmpipe (LLVM 15.0.6, 256 bits)`: 15.
+/// Reads 15 from `llvmpipe (LLVM 15.0.6, 256 bits)`.
 fn llvm_version(name: &str) -> Option<u32> {
     let version = name.split_once("LLVM ")?.1;
     version[..version.find(|c: char| !c.is_ascii_digit())?].parse().ok()
 }
 
-/// What the planner needs, of an adapter or of a device with these features; `matrix_size` is the adapter's.
+/// Capabilities of an adapter, or of a device with these features; `matrix_size` is the adapter's.
 pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo, matrix_size: u32) -> DeviceCaps {
     let class = match info.device_type {
         wgpu::DeviceType::Cpu => DeviceClass::Software,
         wgpu::DeviceType::DiscreteGpu => DeviceClass::Discrete,
-        // llvmpipe's GL calls itself `Other`.
+        // The GL backend of llvmpipe calls itself `Other`.
         _ if info.name.to_lowercase().contains("llvmpipe") => DeviceClass::Software,
         _ => DeviceClass::Integrated,
     };
@@ -261,7 +261,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-        // On Mesa 22.3's GL kernels that read them so gave wrong answers (widths of an odd number of vec4s), and uniforms cost nothing there.
+        // Not on Mesa 22.3's GL: there it gave wrong answers (odd numbers of vec4s per row), and uniforms cost nothing.
         params_in_storage: class == DeviceClass::Software && info.backend == wgpu::Backend::Vulkan,
         loop_iterations: llvm_version(&info.name).is_some_and(|version| version < 16).then_some(65_535),
         specialise: Specialise::Auto,

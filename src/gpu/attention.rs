@@ -7,49 +7,49 @@ use crate::plan::{Place, Plan};
 use crate::problem::Operand;
 use crate::{Algorithm, Problem, Result};
 
-/// A problem made ready on a device: planned, its pipelines compiled, its parameters and scratch in place.
+/// Problem prepared on a device: planned, with compiled pipelines, parameters and scratch.
 ///
-/// Make it once for a shape, bind it to buffers, record it as often as needed: recording neither submits, polls, copies nor allocates.
-/// Two recordings of one `Attention` share its scratch; on one queue they run one after the other, so that is safe.
+/// Create it once per shape, bind it, and record it as often as needed: recording does not submit, poll, copy or
+/// allocate. Recordings of one `Attention` share its scratch, which is safe because a queue runs them in order.
 pub struct Attention {
     problem: Problem,
     ready: Ready,
-    /// Where the lse goes when the app does not want it.
+    /// Buffer for the lse if the app does not want it.
     spare_lse: wgpu::Buffer,
-    /// The state of the cache that keys and values are in.
+    /// State of the cache that holds keys and values, if there is one.
     cache: Option<wgpu::Buffer>,
 }
 
-/// The buffers of an attention. Each must have `BufferUsages::STORAGE`; offsets must be multiples of the device's
+/// Buffers of an attention. Each must have `BufferUsages::STORAGE`, and its offset must be a multiple of the device's
 /// `min_storage_buffer_offset_alignment` (a finer offset goes into [`crate::TensorSpec::offset`], in elements).
 #[derive(Clone, Debug)]
 pub struct Bindings<'a> {
-    /// As [`Problem::query`] describes.
+    /// Query, as [`Problem::query`] describes.
     pub query: wgpu::BufferBinding<'a>,
-    /// As [`Problem::key`] describes.
+    /// Key, as [`Problem::key`] describes.
     pub key: wgpu::BufferBinding<'a>,
-    /// As [`Problem::value`] describes.
+    /// Value, as [`Problem::value`] describes.
     pub value: wgpu::BufferBinding<'a>,
-    /// As [`Problem::output`] describes. Must not overlap the others.
+    /// Output, as [`Problem::output`] describes. Must not overlap the others.
     pub output: wgpu::BufferBinding<'a>,
-    /// f32, [`Problem::lse_len`] of them, if wanted.
+    /// Log-sum-exp of each row, f32, [`Problem::lse_len`] elements, if wanted.
     pub lse: Option<wgpu::BufferBinding<'a>>,
-    /// Pairs of f32, [`Problem::lse_len`] of them, as [`crate::Outputs::stats`], if wanted.
+    /// Softmax statistics as in [`crate::Outputs::stats`], [`Problem::lse_len`] pairs of f32, if wanted.
     pub stats: Option<wgpu::BufferBinding<'a>>,
-    /// The small vectors, in the order of [`crate::plan::TableLayout`], if the problem has any.
+    /// Small vectors in the order of [`crate::plan::TableLayout`], if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
-    /// f32, if the problem has a bias.
+    /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,
-    /// One byte an element, 0 = hidden, padded to whole words, if the problem has a mask.
+    /// Boolean mask, one byte per element, 0 = masked, padded to whole words, if the problem has one.
     pub mask: Option<wgpu::BufferBinding<'a>>,
-    /// f32, [`Problem::scores_len`] of them, if the problem wants scores.
+    /// Scores, f32, [`Problem::scores_len`] elements, if wanted.
     pub scores: Option<wgpu::BufferBinding<'a>>,
-    /// f32, [`Problem::scores_len`] of them, if the problem wants weights. A hidden key's weight is 0.
+    /// Softmax weights, f32, [`Problem::scores_len`] elements, if wanted. The weight of a masked key is 0.
     pub weights: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl<'a> Bindings<'a> {
-    /// Whole buffers for query, key, value and output; nothing else.
+    /// Binds whole buffers for query, key, value and output only.
     pub fn new(query: &'a wgpu::Buffer, key: &'a wgpu::Buffer, value: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
         let whole = |buffer: &'a wgpu::Buffer| buffer.as_entire_buffer_binding();
         Self {
@@ -69,12 +69,12 @@ impl<'a> Bindings<'a> {
 }
 
 impl Attention {
-    /// Plans `problem` for the device and compiles what is not compiled yet.
+    /// Plans `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         Self::of_plan(gpu, problem, gpu.plan_for_replays(problem, algorithm)?, None)
     }
 
-    /// What `plan` says; `cache` is what it reads at [`Place::Cache`].
+    /// Prepares `plan`, which reads `cache` at [`Place::Cache`].
     pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
         let ready = Ready::new(gpu, plan)?;
         let lse_bytes = if problem.want.lse { 0 } else { 4 * problem.lse_len() as u64 };
@@ -82,7 +82,7 @@ impl Attention {
         Ok(Self { problem: *problem, ready, spare_lse, cache })
     }
 
-    /// What was planned.
+    /// Plan of the problem.
     pub fn plan(&self) -> &Plan {
         &self.ready.plan
     }
@@ -103,11 +103,11 @@ impl Attention {
             Place::Scores => bindings.scores.clone(),
             Place::Weights => bindings.weights.clone(),
             Place::Cache => self.cache.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-            _ => None, // of a backward plan
+            _ => None, // only in backward plans
         })
     }
 
-    /// Compares every buffer with what the kernels will touch: they do not check.
+    /// Checks every buffer against what the kernels will access, because kernels do not check.
     fn check(&self, bindings: &Bindings<'_>) -> Result<()> {
         let p = &self.problem;
         let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;

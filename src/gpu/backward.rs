@@ -1,4 +1,4 @@
-//! The gradients of an attention on an app's own buffers, recorded into its own encoder.
+//! Gradients of an attention on an app's own buffers, recorded into its own encoder.
 
 use super::Gpu;
 use super::steps::{Bound, Ready};
@@ -6,54 +6,54 @@ use crate::plan::{Place, Plan};
 use crate::problem::Operand;
 use crate::{Problem, Result, WantGradients};
 
-/// The backward pass of a problem made ready on a device: planned, its pipelines compiled, its parameters and scratch in place.
+/// Backward pass of a problem, prepared on a device: planned, with compiled pipelines, parameters and scratch.
 ///
-/// As with [`super::Attention`]: make it once for a shape, bind it to buffers, record it as often as needed; recording neither submits,
-/// polls, copies nor allocates. Two recordings of one `Backward` share its scratch; on one queue they run one after the other.
-/// Dropout's seed and offset lie in the tables buffer, so that a training step changes twelve bytes and plans nothing.
+/// As with [`super::Attention`], create it once per shape, bind it to buffers, and record it as often as needed:
+/// recording neither submits, polls, copies nor allocates. Recordings share its scratch and run in order on one queue.
+/// Dropout's seed and offset are in the tables buffer, so a training step changes twelve bytes and plans nothing.
 pub struct Backward {
     problem: Problem,
     want: WantGradients,
     ready: Ready,
 }
 
-/// The buffers of a backward pass, with the rules of [`super::Bindings`]. Those of gradients must not overlap any others.
+/// Buffers of a backward pass, under the rules of [`super::Bindings`]. Gradients must not overlap any other buffer.
 #[derive(Clone, Debug)]
 pub struct BackwardBindings<'a> {
-    /// As [`Problem::query`] describes.
+    /// Query, as [`Problem::query`] describes.
     pub query: wgpu::BufferBinding<'a>,
-    /// As [`Problem::key`] describes.
+    /// Key, as [`Problem::key`] describes.
     pub key: wgpu::BufferBinding<'a>,
-    /// As [`Problem::value`] describes.
+    /// Value, as [`Problem::value`] describes.
     pub value: wgpu::BufferBinding<'a>,
-    /// The forward pass's output, as [`Problem::output`] describes.
+    /// Output of the forward pass, as [`Problem::output`] describes.
     pub output: wgpu::BufferBinding<'a>,
-    /// The forward pass's softmax statistics: pairs of f32, [`Problem::lse_len`] of them, as [`crate::Outputs::stats`].
+    /// Softmax statistics of the forward pass as in [`crate::Outputs::stats`], [`Problem::lse_len`] pairs of f32.
     pub stats: wgpu::BufferBinding<'a>,
-    /// The gradient of the output, stored as the output is.
+    /// Gradient of the output, stored as the output is.
     pub d_output: wgpu::BufferBinding<'a>,
-    /// The small vectors, in the order of [`crate::plan::TableLayout`], if the problem has any.
+    /// Small vectors in the order of [`crate::plan::TableLayout`], if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
-    /// f32, if the problem has a bias.
+    /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,
-    /// One byte an element, 0 = hidden, padded to whole words, if the problem has a mask.
+    /// Boolean mask, one byte per element, 0 = masked, padded to whole words, if the problem has one.
     pub mask: Option<wgpu::BufferBinding<'a>>,
-    /// Laid out as the query is, if wanted.
+    /// dQ, laid out as the query is, if wanted.
     pub d_query: Option<wgpu::BufferBinding<'a>>,
-    /// Laid out as the key is, if wanted.
+    /// dK, laid out as the key is, if wanted.
     pub d_key: Option<wgpu::BufferBinding<'a>>,
-    /// Laid out as the value is, if wanted.
+    /// dV, laid out as the value is, if wanted.
     pub d_value: Option<wgpu::BufferBinding<'a>>,
-    /// f32 in the shape of the bias, if wanted.
+    /// Gradient of the additive bias, f32 in its shape, if wanted.
     pub d_bias: Option<wgpu::BufferBinding<'a>>,
-    /// f32 [num_heads, 2 * max_distance + 1], if wanted.
+    /// Gradient of the table of relative biases, f32 [num_heads, 2 * max_distance + 1], if wanted.
     pub d_relative_bias: Option<wgpu::BufferBinding<'a>>,
-    /// f32 `[num_heads]`, if wanted.
+    /// Gradient of the sinks, f32 `[num_heads]`, if wanted.
     pub d_sinks: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl Backward {
-    /// Plans the gradients of `problem` that are wanted for the device and compiles what is not compiled yet.
+    /// Plans the wanted gradients of `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
         Self::of_plan(gpu, problem, want, Plan::backward(problem, want, gpu.caps())?)
     }
@@ -62,7 +62,7 @@ impl Backward {
         Ok(Self { problem: *problem, want: *want, ready: Ready::new(gpu, plan)? })
     }
 
-    /// What was planned.
+    /// Plan of the gradients.
     pub fn plan(&self) -> &Plan {
         &self.ready.plan
     }
@@ -86,7 +86,7 @@ impl Backward {
             Place::DBias => bindings.d_bias.clone(),
             Place::DRelativeBias => bindings.d_relative_bias.clone(),
             Place::DSinks => bindings.d_sinks.clone(),
-            _ => None, // of a forward plan
+            _ => None, // only in forward plans
         })
     }
 

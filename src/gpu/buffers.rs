@@ -1,4 +1,4 @@
-//! The library's own buffers of a call from host arrays: made, filled, read back together, kept for the next call.
+//! Buffers of calls from host arrays: created, filled, read back together, kept for the next call.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,17 +10,17 @@ use super::loss::poll;
 use crate::plan::table_bytes;
 use crate::{Broadcast, Inputs, Problem, Result};
 
-/// Calls kept ready on a device, of each kind; the least recently used go first.
+/// Number of prepared calls kept on a device, per kind; the least recently used are dropped first.
 const KEPT: usize = 16;
-/// Bytes of buffers kept ready, of each kind, besides the most recent call's.
+/// Bytes of buffers kept for prepared calls, per kind; the most recent call is kept even if it has more.
 const KEPT_BYTES: u64 = 512 << 20;
 
-/// A storage buffer of whole vec4s, at least one.
+/// Creates a storage buffer of whole vec4s, at least one.
 pub(super) fn storage(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
     make(gpu, label, bytes, usage | wgpu::BufferUsages::STORAGE, false)
 }
 
-/// A buffer with this in it, written while it is mapped: no queue operation that the app's own submits could overtake.
+/// Creates a buffer with these bytes, written while it is mapped: no queue operation for the app's submits to overtake.
 pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> Result<wgpu::Buffer> {
     let buffer = make(gpu, label, bytes.len() as u64, usage, true)?;
     gpu.guarded(|| {
@@ -32,7 +32,7 @@ pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &
     Ok(buffer)
 }
 
-/// The params of some dispatches, and the bytes from one to the next.
+/// Creates a buffer with the params of some dispatches. Returns it with the stride in bytes.
 pub(super) fn params_buffer<T: bytemuck::NoUninit>(
     gpu: &Gpu,
     label: &str,
@@ -52,13 +52,13 @@ pub(super) fn params_buffer<T: bytemuck::NoUninit>(
     Ok((filled(gpu, label, usage, &bytes)?, stride as u32))
 }
 
-/// What of it a dispatch sees, at the offset that is bound with it.
+/// Binding of the params of one dispatch, at the dynamic offset that is bound with it.
 pub(super) fn params_binding<T>(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
     wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(size_of::<T>() as u64) }
 }
 
-/// Usage of buffers that are filled anew by each call: where device and host share their memory they are written in place, which spares
-/// a second copy, and the pages of a new staging buffer.
+/// Usage of buffers that each call refills. Where device and host share memory they are written in place, which saves a
+/// second copy and the pages of a new staging buffer.
 pub(super) fn refilled(gpu: &Gpu) -> wgpu::BufferUsages {
     let device = gpu.device();
     let shared = device.adapter_info().device_type != wgpu::DeviceType::DiscreteGpu;
@@ -66,7 +66,7 @@ pub(super) fn refilled(gpu: &Gpu) -> wgpu::BufferUsages {
     wgpu::BufferUsages::COPY_DST | if in_place { wgpu::BufferUsages::MAP_WRITE } else { wgpu::BufferUsages::empty() }
 }
 
-/// Writes bytes of any number; the last word is filled up with zeros. To be called by [`Gpu::guarded`].
+/// Writes bytes of any number; the last word is padded with zeros. Call it within [`Gpu::guarded`].
 pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
     if buffer.usage().contains(wgpu::BufferUsages::MAP_WRITE) && write_in_place(gpu, buffer, bytes) {
         return;
@@ -80,7 +80,7 @@ pub(super) fn write(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) {
     }
 }
 
-/// Whether it could be done: not while a dropped call still uses the buffer.
+/// Writes through a mapping. False if the buffer cannot be mapped because a dropped call still uses it.
 fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
     let mapped = Arc::new(AtomicBool::new(false));
     let told = mapped.clone();
@@ -103,12 +103,12 @@ fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at
     gpu.guarded(|| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }))
 }
 
-/// A whole buffer, where there is one.
+/// Binding of a whole buffer, if there is one.
 pub(super) fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferBinding<'_>> {
     buffer.as_ref().map(wgpu::Buffer::as_entire_buffer_binding)
 }
 
-/// What a problem has besides its operands.
+/// Buffers of a problem besides its operands.
 pub(super) struct Options {
     pub(super) tables: Option<wgpu::Buffer>,
     pub(super) bias: Option<wgpu::Buffer>,
@@ -145,13 +145,13 @@ impl Options {
 
 /// Buffers that are read back together.
 pub(super) struct ReadBack {
-    /// Each with its place in `staging`.
+    /// Buffers, each with its range of bytes in `staging`.
     parts: Vec<(wgpu::Buffer, Range<u64>)>,
     staging: wgpu::Buffer,
 }
 
 impl ReadBack {
-    /// Room for so many bytes of each buffer.
+    /// Creates the staging buffer for the given number of bytes of each buffer.
     pub(super) fn new(gpu: &Gpu, parts: impl IntoIterator<Item = (wgpu::Buffer, u64)>) -> Result<Self> {
         let mut end = 0u64;
         let place = |(buffer, bytes): (wgpu::Buffer, u64)| {
@@ -170,7 +170,7 @@ impl ReadBack {
         }
     }
 
-    /// What `take` makes of the bytes of each buffer, in their order, once `submission` is done, which has the copies.
+    /// Passes the bytes of each buffer to `take`, in order, once `submission`, which contains the copies, is done.
     pub(super) async fn read<T>(
         &self,
         gpu: &Gpu,
@@ -188,13 +188,13 @@ impl ReadBack {
         .map_err(|error| gpu.failure(error))
     }
 
-    /// Those of the buffers, and of where they are read back.
+    /// Bytes of the buffers and of the staging buffer.
     pub(super) fn bytes(&self) -> u64 {
         self.parts.iter().map(|(buffer, _)| buffer.size()).sum::<u64>() + self.staging.size()
     }
 }
 
-/// Calls that were made ready, with the bytes of their buffers, the least recently used first.
+/// Prepared calls with the bytes of their buffers, least recently used first.
 pub(super) struct Kept<T>(Mutex<Vec<(T, u64)>>);
 
 impl<T> Default for Kept<T> {
@@ -204,7 +204,7 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// Takes one out: while it runs nobody else may have it.
+    /// Takes a call out, so that no other caller can use it while it runs.
     pub(super) fn take(&self, is_it: impl Fn(&T) -> bool) -> Option<T> {
         let mut kept = self.lock();
         let found = kept.iter().position(|(call, _)| is_it(call))?;
@@ -215,7 +215,7 @@ impl<T> Kept<T> {
         self.lock().iter().any(|(call, _)| is_it(call))
     }
 
-    /// Keeps one, and drops what is too much.
+    /// Keeps a call, and drops the oldest ones beyond the limits.
     pub(super) fn keep(&self, call: T, bytes: u64) {
         let mut kept = self.lock();
         kept.push((call, bytes));

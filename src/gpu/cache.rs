@@ -1,4 +1,4 @@
-//! Keys and values that stay on a device, of sequences that grow there.
+//! Key/value caches on a device, for sequences that grow there.
 
 use std::ops::Range;
 
@@ -13,48 +13,48 @@ use crate::plan::check_bytes;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
 
-/// What a cache's buffers are for besides storage.
+/// Usage of a cache's buffers besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
 
 const MOST_LAYERS: usize = 1 << 14; // each with buffers of its own
-const MOST_BANKS: usize = 1 << 12; // that the heads of a layer go to
+const MOST_BANKS: usize = 1 << 12; // over which the heads of a layer are split
 
-/// How large a [`DeviceCache`] is.
+/// Size of a [`DeviceCache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
-    /// Pools of keys and values; one page table serves all.
+    /// Number of layers, each with its own pools of keys and values. One page table serves all of them.
     pub layers: usize,
-    /// Sequences at a time.
+    /// Number of sequences that the cache can hold at a time.
     pub slots: usize,
-    /// Pages that a sequence can have: with [`CacheShape::page_size`] the longest sequence.
+    /// Number of pages that a sequence can have; times [`CacheShape::page_size`] it is the longest sequence.
     pub pages_per_slot: usize,
-    /// Pages of each layer's pool, which the sequences share.
+    /// Number of pages in each layer's pool, shared by the sequences.
     pub pages: usize,
 }
 
-/// Keys and values in device buffers, for all layers of a model, with lengths and page table on the device too.
+/// Key/value cache in device buffers for all layers of a model, with lengths and page table on the device too.
 ///
-/// A contiguous cache is one whose page is as long as the longest sequence: `page_size` that, one page a slot.
+/// A cache is contiguous if its page is as long as the longest sequence: one page per sequence slot.
 ///
-/// Where a layer's keys or values are more than one binding or buffer can have, the heads go to several *banks*, each with buffers of its
-/// own; an append and an attention are then a dispatch for each.
+/// Where the keys or values of a layer exceed one binding or buffer, its heads are split over several *banks* with
+/// buffers of their own. An append and an attention then take a dispatch per bank.
 ///
-/// A step of decoding is
-/// 1. [`Self::extend`], which takes pages where the next tokens need some: bookkeeping on the host, a few words written;
-/// 2. one pass: [`Self::advance`], then for each layer what [`Self::append`] and [`CacheAttention::bind`] gave. None of it has anything to
-///    do with how long the sequences are, so it is bound once and recorded again for every step: the kernels read the lengths.
+/// A decoding step consists of
+/// 1. [`Self::extend`], which takes pages if the next tokens need some: bookkeeping on the host, a few words written;
+/// 2. one pass: [`Self::advance`], then for each layer the results of [`Self::append`] and [`CacheAttention::bind`].
+///    Kernels read the lengths on the device, so these are bound once and recorded again for every step.
 ///
-/// `extend` can take pages for many steps at once; then the second part runs that often without the host.
+/// `extend` can take pages for many steps at once; then the pass is repeated that often without the host.
 ///
-/// The host's words (slots begun, freed, extended) are written in front of the next submit: submit what is recorded before changing
-/// the cache.
+/// Writes of the host (sequences started, freed, extended) come before the next submit: submit what is recorded before
+/// changing the cache.
 pub struct DeviceCache {
     gpu: Gpu,
     shape: CacheShape,
     size: CacheSize,
     pool: PagePool,
     slots: Vec<Option<SequenceId>>,
-    /// What a step adds to each slot, as the device has it.
+    /// Number of tokens that a step adds to each slot, as written to the device.
     added: Vec<u32>,
     /// Keys and values of each bank of each layer.
     layers: Vec<Vec<[wgpu::Buffer; 2]>>,
@@ -63,7 +63,7 @@ pub struct DeviceCache {
     advance: Bound,
 }
 
-/// The words of the state: shaders/cache/params.wgsl.
+/// Words of the cache's state for each slot. See shaders/cache/params.wgsl.
 #[derive(Clone, Copy)]
 enum State {
     Length = 0,
@@ -71,28 +71,28 @@ enum State {
     Reserved = 2,
 }
 
-/// New tokens, as a layer's projections leave them: [batch, num_kv_heads, seq_len, dim] in any layout whose heads are contiguous.
+/// New tokens, as a layer's projections leave them: [batch, num_kv_heads, seq_len, dim], each head contiguous.
 #[derive(Clone, Debug)]
 pub struct NewTokens<'a> {
     /// New keys.
     pub key: wgpu::BufferBinding<'a>,
-    /// How they lie; storage f32, f16 or bf16, the same for both.
+    /// Storage of the new keys: f32, f16 or bf16, and the type of the new values too.
     pub key_spec: TensorSpec,
     /// New values.
     pub value: wgpu::BufferBinding<'a>,
-    /// How they lie.
+    /// Storage of the new values.
     pub value_spec: TensorSpec,
-    /// Rotates the keys on the way, by their positions.
+    /// Rotary embedding of the new keys, by their positions.
     pub rotary: Option<&'a DeviceRotary>,
-    /// With `rotary`: queries [batch, num_heads, seq_len, head_dim], rotated in place by the same dispatch.
+    /// Queries to rotate in place in the dispatch, [batch, num_heads, seq_len, head_dim], with storage and num_heads.
     pub query: Option<(wgpu::BufferBinding<'a>, TensorSpec, usize)>,
 }
 
 impl DeviceCache {
-    /// An empty cache.
+    /// Creates an empty cache.
     ///
-    /// Errors: a size of 0, a strided layout, rows that are no whole words (an odd head_dim in 16 bits, no whole blocks), a
-    /// single head's pool that does not fit one buffer or binding.
+    /// Errors: a size of 0, a strided layout, rows that are not whole words (an odd head_dim in 16 bits) or blocks, a
+    /// single head's pool that exceeds one buffer or binding.
     pub fn new(gpu: &Gpu, shape: CacheShape, size: CacheSize) -> Result<Self> {
         shape.check()?;
         for (argument, count) in [("layers", size.layers), ("slots", size.slots), ("pages_per_slot", size.pages_per_slot)] {
@@ -124,17 +124,17 @@ impl DeviceCache {
         Ok(Self { gpu: gpu.clone(), shape, size, pool, slots, added, layers, banks, state, advance })
     }
 
-    /// How it is stored.
+    /// Shape and storage of the cache.
     pub fn shape(&self) -> &CacheShape {
         &self.shape
     }
 
-    /// How large it is.
+    /// Size of the cache.
     pub fn size(&self) -> &CacheSize {
         &self.size
     }
 
-    /// Who has which page.
+    /// Page bookkeeping.
     pub fn pool(&self) -> &PagePool {
         &self.pool
     }
@@ -144,26 +144,26 @@ impl DeviceCache {
         self.layers.iter().flatten().flatten().map(wgpu::Buffer::size).sum()
     }
 
-    /// Bytes of the pages that some sequence has, in all layers.
+    /// Bytes of the pages in use, in all layers.
     pub fn used_bytes(&self) -> u64 {
         ((self.pool.pages() - self.pool.free_pages()) * self.shape.page_bytes() * self.size.layers) as u64
     }
 
-    /// A layer's keys and values, [pages, num_kv_heads / banks, page_size, dim] in the cache's layout, a pair for each bank: the heads in
-    /// their order, equally many in each.
+    /// Keys and values of a layer, a pair of buffers for each bank: [pages, num_kv_heads / banks, page_size, dim] in
+    /// the cache's layout. Banks hold consecutive heads, equally many each.
     ///
-    /// Errors: no such layer.
+    /// Errors: a layer that does not exist.
     pub fn pools(&self, layer: usize) -> Result<&[[wgpu::Buffer; 2]]> {
         let pools = self.layers.get(layer).map(Vec::as_slice);
         pools.ok_or_else(|| Error::invalid("layer", format!("is {layer}, but the cache has {}", self.size.layers)))
     }
 
-    /// How many keys each slot has, u32 `[slots]` from the start of this buffer on, for kernels of the app's own.
+    /// Buffer that begins with the number of keys of each slot, u32 `[slots]`, for kernels of the app's own.
     pub fn lengths(&self) -> &wgpu::Buffer {
         &self.state
     }
 
-    /// An empty sequence in a slot that was free.
+    /// Starts an empty sequence. Returns its slot. Errors: no free slot.
     pub fn start(&mut self) -> Result<usize> {
         self.gpu.check_alive()?;
         let slot = self.free_slot()?;
@@ -172,7 +172,7 @@ impl DeviceCache {
         Ok(slot)
     }
 
-    /// A sequence, in a slot that was free, that begins with the first `prefix` tokens of another one, on the same pages.
+    /// Starts a sequence with the first `prefix` tokens of another one, on shared pages. Returns its slot.
     pub fn fork(&mut self, slot: usize, prefix: usize) -> Result<usize> {
         self.gpu.check_alive()?;
         let id = self.sequence(slot)?;
@@ -182,7 +182,7 @@ impl DeviceCache {
         Ok(to)
     }
 
-    /// Forgets a slot's sequence. Gives the pages that nobody has any more.
+    /// Removes the sequence of a slot. Returns the pages that became free.
     pub fn free(&mut self, slot: usize) -> Result<Vec<u32>> {
         self.gpu.check_alive()?;
         let freed = self.pool.free(self.sequence(slot)?)?;
@@ -193,7 +193,7 @@ impl DeviceCache {
         Ok(freed)
     }
 
-    /// Forgets a slot's tokens from `length` on, as when guessed ones were wrong. Gives the pages that nobody has any more.
+    /// Removes the tokens of a slot from `length` on, as after wrong speculation. Returns the pages that became free.
     pub fn truncate(&mut self, slot: usize, length: usize) -> Result<Vec<u32>> {
         self.gpu.check_alive()?;
         let id = self.sequence(slot)?;
@@ -202,22 +202,21 @@ impl DeviceCache {
         Ok(freed)
     }
 
-    /// Tokens of a slot, once all that [`Self::extend`] was told of has run.
+    /// Number of tokens in a slot, once all steps that [`Self::extend`] was told of have run.
     pub fn length(&self, slot: usize) -> Result<usize> {
         self.pool.length(self.sequence(slot)?)
     }
 
-    /// The pages of a slot's sequence, in the order of its tokens.
+    /// Pages of a slot's sequence, in token order.
     pub fn pages(&self, slot: usize) -> Result<&[u32]> {
         self.pool.pages_of(self.sequence(slot)?)
     }
 
-    /// Makes room for `steps` steps that each append `tokens[slot]` tokens to a slot, and records what must be done before: copies of
-    /// pages that are shared and about to be written. Counts on all of the steps being run; [`Self::truncate`] takes back.
+    /// Makes room for `steps` steps that each append `tokens[slot]` tokens to every slot, and records what must be done
+    /// first: copies of shared pages that are about to be written. It counts on all steps being run; [`Self::truncate`]
+    /// takes tokens back. If the device needs nothing new, nothing is written or recorded.
     ///
-    /// Where that needs nothing new on the device, nothing is written or recorded.
-    ///
-    /// Errors: a slot that is empty or would get longer than its pages, pages that run out; then everything is as it was.
+    /// Errors: an empty slot, a sequence longer than its pages, too few free pages. The cache is then unchanged.
     pub fn extend(&mut self, tokens: &[usize], steps: usize, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         self.gpu.check_alive()?;
         if tokens.len() != self.size.slots {
@@ -240,7 +239,7 @@ impl DeviceCache {
             }
             needed += self.pool.pages_needed(id, more)?;
         }
-        // Two that share their last page are counted as if both needed a copy: where that is what is missing, try.
+        // This counts a copy for each sequence that shares a last page. If too few pages are free, try on a clone.
         if needed > self.pool.free_pages() {
             let mut trial = self.pool.clone();
             for (slot, count) in growing() {
@@ -265,7 +264,7 @@ impl DeviceCache {
         Ok(())
     }
 
-    /// Adds free pages: larger pools, into which the encoder copies what is stored. What was bound to the old ones must be bound again.
+    /// Adds free pages: `encoder` copies stored data into larger pools. Bind anew what was bound to the old ones.
     pub fn grow(&mut self, more: usize, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let pages = self.pool.pages().saturating_add(more);
         let layers = (0..self.size.layers).map(|_| pools(&self.gpu, &self.shape, self.banks, pages)).collect::<Result<Vec<_>>>()?;
@@ -278,13 +277,13 @@ impl DeviceCache {
         Ok(())
     }
 
-    /// The dispatch that a step begins with: every slot gets as many keys more as [`Self::extend`] was told last.
+    /// First dispatch of a step: each slot gains as many keys as [`Self::extend`] was last told.
     pub fn advance(&self) -> &Bound {
         &self.advance
     }
 
-    /// What writes a step's new tokens of the `slots` into a layer: the last of the `seq_len` tokens of each item, as many as its slot
-    /// got. The last stands at the sequence's last position, as [`crate::Alignment::BottomRight`] has it. One dispatch for each bank.
+    /// Binds the kernel that writes the new tokens of a step to `slots` of a layer, one dispatch per bank. Each item's
+    /// last tokens of `seq_len` are written, as many as its slot gained (compare [`crate::Alignment::BottomRight`]).
     pub fn append(&self, layer: usize, slots: Range<usize>, seq_len: usize, new: &NewTokens<'_>) -> Result<Bound> {
         let pools = self.pools(layer)?;
         self.check_slots(&slots)?;
@@ -340,7 +339,7 @@ impl DeviceCache {
             }
             let query = match (&new.query, new.rotary) {
                 (Some(_), None) => return Err(Error::invalid("query", "is bound, but there is no rotary to turn it")),
-                // The first bank's dispatch turns them all.
+                // The first bank's dispatch rotates all queries.
                 (Some((query, spec, num_heads)), Some(rotary)) if bank == 0 => {
                     let shape = rows(*num_heads, shape.head_dim);
                     params.query_strides = cache_steps::strides(&self.gpu, "query", query, spec, shape)?;
@@ -357,8 +356,8 @@ impl DeviceCache {
         Ok(bound)
     }
 
-    /// Attention of `seq_len_q` queries an item, f32 [batch, num_heads, seq_len_q, head_dim], to as many slots: every key visible, as
-    /// [`Problem::new`] has it. To be changed as wanted, but for where the keys are, and made ready by [`Self::attention`].
+    /// Problem of `seq_len_q` f32 queries per item, [batch, num_heads, seq_len_q, head_dim], over `batch` slots, every
+    /// key visible. Everything but its keys and values can be changed before [`Self::attention`].
     pub fn problem(&self, batch: usize, num_heads: usize, seq_len_q: usize) -> Problem {
         let CacheShape { page_size, num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
         let CacheSize { pages_per_slot: pages_per_item, pages, .. } = self.size;
@@ -370,10 +369,10 @@ impl DeviceCache {
         problem
     }
 
-    /// [`Self::problem`], made ready: item 0 is the sequence in `first_slot`. Bind it once for each layer.
+    /// Prepares attention for [`Self::problem`]; item 0 is the sequence in `first_slot`. Bind it once for each layer.
     ///
-    /// Errors: those of [`super::Attention::new`]; keys and values that are not this cache's; with several banks a lse, a mask or bias
-    /// that differs from head to head.
+    /// Errors: those of [`super::Attention::new`]; keys and values that are not this cache's; with several banks, an
+    /// lse or a mask or bias that differs between heads.
     pub fn attention(&self, problem: &Problem, first_slot: usize, algorithm: Algorithm) -> Result<CacheAttention> {
         let d = &problem.dims;
         self.check_slots(&(first_slot..first_slot.saturating_add(d.batch)))?;
@@ -410,12 +409,12 @@ impl DeviceCache {
         })
     }
 
-    /// Tells the device of a slot's sequence.
+    /// Writes the state of a slot's sequence to the device.
     fn put(&mut self, slot: usize, id: SequenceId) {
         self.slots[slot] = Some(id);
         self.add(slot, 0);
         self.write_state(State::Length, slot, self.pool.length(id).unwrap_or(0) as u32);
-        // It fails for a sequence that is not there, and this one is.
+        // It fails only for a missing sequence, and this one exists.
         let _ = self.write_pages(slot, 0);
     }
 
@@ -426,7 +425,7 @@ impl DeviceCache {
         }
     }
 
-    /// Writes a slot's pages from `first` on, and how many keys it has pages for, where that is news.
+    /// Writes a slot's pages from `first` on, and the number of keys that they hold, if they have changed.
     fn write_pages(&self, slot: usize, first: usize) -> Result<()> {
         let pages = self.pool.pages_of(self.sequence(slot)?)?;
         if first > 0 && first == pages.len() {
@@ -443,12 +442,12 @@ impl DeviceCache {
     }
 
     fn write_words(&self, at: usize, words: &[u32]) {
-        // Where it fails the device is out of memory and lost, as the next call says.
+        // If this fails, the device is out of memory and lost, as the next call reports.
         let _scopes = Scopes::open(self.gpu.device());
         self.gpu.queue().write_buffer(&self.state, 4 * at as u64, bytemuck::cast_slice(words));
     }
 
-    /// Copies pages, in all pools. Rare, and so nothing is kept for it.
+    /// Copies pages in all pools. It is rare, so nothing is kept for it.
     fn record_copies(&self, copies: &[[u32; 2]], encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let pairs = filled(&self.gpu, "page copies", wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(copies))?;
         for bank in self.layers.iter().flatten() {
@@ -463,7 +462,7 @@ impl DeviceCache {
     }
 }
 
-/// Bytes of a pool for so many heads, and whether one buffer can have and bind them.
+/// Bytes of a pool of `heads` heads. Errors if one buffer or binding cannot hold it.
 fn pool_bytes(gpu: &Gpu, shape: &CacheShape, dim: usize, heads: usize, pages: usize) -> Result<u64> {
     let bytes = [shape.page_size, heads, pages].iter().try_fold(shape.dtype.bytes(dim) as u64, |bytes, &n| bytes.checked_mul(n as u64));
     let bytes = bytes.unwrap_or(u64::MAX);
@@ -480,7 +479,7 @@ fn pool_bytes(gpu: &Gpu, shape: &CacheShape, dim: usize, heads: usize, pages: us
     Ok(bytes)
 }
 
-/// The fewest banks, of equally many heads, with which pools fit.
+/// Smallest number of banks of equally many heads with which the pools fit.
 fn banks(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<usize> {
     let fits = |banks: usize| {
         let bytes = |dim| pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages);
@@ -493,7 +492,7 @@ fn banks(gpu: &Gpu, shape: &CacheShape, pages: usize) -> Result<usize> {
     }
 }
 
-/// The pools of one layer, a pair for each bank.
+/// Creates the pools of one layer, a pair for each bank.
 fn pools(gpu: &Gpu, shape: &CacheShape, banks: usize, pages: usize) -> Result<Vec<[wgpu::Buffer; 2]>> {
     let pool = |label, dim| storage(gpu, label, pool_bytes(gpu, shape, dim, shape.num_kv_heads / banks, pages)?, COPIED);
     (0..banks).map(|_| Ok([pool("key", shape.head_dim)?, pool("value", shape.head_dim_v)?])).collect()

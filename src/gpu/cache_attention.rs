@@ -1,34 +1,34 @@
-//! Attention to the sequences of a cache on a device.
+//! Attention over the sequences of a cache on a device.
 
 use super::{Attention, Bindings, Bound, DeviceCache, Gpu};
 use crate::plan::{CacheWords, Plan};
 use crate::problem::Operand;
 use crate::{Algorithm, Broadcast, Error, Layout, Problem, Result};
 
-/// Attention to the sequences of a [`DeviceCache`], made ready: one attention for each of its banks of heads.
+/// Attention over the sequences of a [`DeviceCache`], prepared: one [`Attention`] per bank of heads.
 pub struct CacheAttention {
     banks: Vec<Attention>,
 }
 
-/// The buffers of an attention to a cache but for keys and values, as [`Bindings`] has them.
+/// Buffers of an attention over a cache besides keys and values, as in [`Bindings`].
 #[derive(Clone, Debug)]
 pub struct QueryBindings<'a> {
-    /// As [`Problem::query`] describes.
+    /// Query, as [`Problem::query`] describes.
     pub query: wgpu::BufferBinding<'a>,
-    /// As [`Problem::output`] describes.
+    /// Output, as [`Problem::output`] describes.
     pub output: wgpu::BufferBinding<'a>,
-    /// f32, [`Problem::lse_len`] of them, if wanted.
+    /// Log-sum-exp of each row, f32, [`Problem::lse_len`] elements, if wanted.
     pub lse: Option<wgpu::BufferBinding<'a>>,
-    /// The small vectors, in the order of [`crate::plan::TableLayout`] without lengths and page table, if the problem has any.
+    /// Small vectors in the order of [`crate::plan::TableLayout`] without lengths and page table, if there are any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
-    /// f32, if the problem has a bias.
+    /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,
-    /// One byte an element, if the problem has a mask.
+    /// Boolean mask, one byte per element, 0 = masked, if the problem has one.
     pub mask: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl<'a> QueryBindings<'a> {
-    /// Whole buffers for query and output; nothing else.
+    /// Binds whole buffers for query and output only.
     pub fn new(query: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
         let (query, output) = (query.as_entire_buffer_binding(), output.as_entire_buffer_binding());
         Self { query, output, lse: None, tables: None, bias: None, mask: None }
@@ -71,12 +71,12 @@ impl CacheAttention {
         Ok(Self { banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
     }
 
-    /// What was planned for a bank of heads; all are alike.
+    /// Plan of one bank of heads; all banks are alike.
     pub fn plan(&self) -> &Plan {
         self.banks[0].plan()
     }
 
-    /// Binds buffers, and a layer of the cache that this was made for.
+    /// Binds buffers, and a layer of the cache that this attention was created for.
     pub fn bind(&self, cache: &DeviceCache, layer: usize, buffers: &QueryBindings<'_>) -> Result<Bound> {
         let pools = cache.pools(layer)?;
         if pools.len() != self.banks.len() {

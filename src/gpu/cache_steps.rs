@@ -1,4 +1,4 @@
-//! The dispatches of a cache, bound to buffers.
+//! Dispatches of a cache, bound to buffers.
 
 use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
@@ -7,7 +7,7 @@ use super::{Bound, Gpu};
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Result, TensorSpec};
 
-/// One kernel of a cache over so many threads.
+/// Binds one cache kernel over `threads` threads.
 pub(super) fn bound(
     gpu: &Gpu,
     key: CacheKey,
@@ -28,7 +28,7 @@ pub(super) fn bound(
     Ok(Bound { steps: vec![BoundStep { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
 }
 
-/// Workgroups along x and y.
+/// Number of workgroups along x and y.
 fn grid(gpu: &Gpu, threads: usize) -> Result<[u32; 2]> {
     let width = gpu.caps().workgroups_per_dimension as usize;
     let workgroups = threads.div_ceil(CacheKey::THREADS as usize);
@@ -44,7 +44,7 @@ fn grid(gpu: &Gpu, threads: usize) -> Result<[u32; 2]> {
     Ok([workgroups.div_ceil(lines.max(1)) as u32, lines as u32])
 }
 
-/// How rows of [batch, heads, seq, dim] lie in a binding that has all of them: steps along item, head and token, and the first number.
+/// Strides along item, head and token of [batch, heads, seq, dim], and its offset. The binding must hold it whole.
 pub(super) fn strides(
     gpu: &Gpu,
     argument: &'static str,

@@ -1,4 +1,4 @@
-//! A device with what is kept for it: capabilities, pipelines, prepared problems.
+//! Device and what is kept for it: capabilities, pipelines, prepared problems.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -15,24 +15,24 @@ use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::shader::Kernel;
 use crate::{Algorithm, Error, Problem, Result};
 
-/// How shaders are made.
+/// Options of a device and its shaders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShaderOptions {
-    /// With every runtime check on (bounds, loops, divisions): slow; to find bugs.
+    /// Enables every runtime check (bounds, loops, divisions): slow, for finding bugs.
     pub checked: bool,
-    /// When a kernel is made for one problem only.
+    /// Choice between specialised and generic kernels.
     pub specialise: Specialise,
-    /// Plan as for this class of device, not the one that it is: to test one device's kernels on another.
+    /// Device class to plan for instead of the real one, to test the kernels of one device on another.
     pub pretend: Option<DeviceClass>,
-    /// [`crate::gpu::matrix_size`] of the adapter; 0: no cooperative matrices. An engine that opens a device itself sees to it.
+    /// Size of cooperative matrices by [`crate::gpu::matrix_size`]; 0 for none. Engines that open a device set it.
     pub matrix_size: u32,
-    /// Take cooperative matrices where they work. Not by default: no GPU has been measured with them yet, and drivers are young at it.
+    /// Prefers cooperative matrices where they work. Off by default: no GPU was measured yet, and drivers are young.
     pub prefer_matrices: bool,
-    /// Open a device with cooperative matrices where the adapter has them, so that [`crate::Engine::tune`] can try them, each answer checked,
-    /// and [`crate::Engine::load_tuned`] take them. `prefer_matrices` does so too.
+    /// Opens the device with cooperative matrices if the adapter has them, for [`crate::Engine::tune`] to try (each
+    /// answer is checked) and [`crate::Engine::load_tuned`] to use. `prefer_matrices` does so too.
     pub tune_matrices: bool,
-    /// Do not let each kernel compute a tiny problem before its first use: see [`crate::Engine::check_kernels`]. The environment variable
-    /// `WGPU_ATTENTION_CANARY=off` does so too.
+    /// Skips the tiny problem that each kernel computes before its first use: see [`crate::Engine::check_kernels`]. The
+    /// environment variable `WGPU_ATTENTION_CANARY=off` does so too.
     pub skip_canary: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Gpu {
 struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    /// But for what is found by probes.
+    /// Capabilities except those found by probes.
     read_off: DeviceCaps,
     caps: OnceLock<DeviceCaps>,
     is_software: bool,
@@ -54,7 +54,7 @@ struct Shared {
     sentinel: Sentinel,
     pipelines: PipelineCache,
     prepared: Kept<Prepared>,
-    /// The fastest kernels that were found, by class of problem.
+    /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
     prepared_backward: Kept<PreparedBackward>,
 }
@@ -66,15 +66,15 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Uses an app's own device and queue. Its limits and features are taken as they are; none of its hooks is replaced. Nothing is
-    /// submitted but by calls that say so, and once on a software adapter: see [`Self::caps`].
+    /// Wraps an app's own device and queue. Limits and features are used as they are, and no hook is replaced. Work is
+    /// submitted only by calls that say so, and once on a software adapter: see [`Self::caps`].
     ///
-    /// Ask for `adapter.limits()` and [`wgpu::Features::SUBGROUP`] when you make the device: WebGPU's defaults are small.
+    /// Request `adapter.limits()` and [`wgpu::Features::SUBGROUP`] for the device: WebGPU's defaults are small.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self::new(device, queue, ShaderOptions::default())
     }
 
-    /// As [`Self::from_device`], with a say in how shaders are made.
+    /// [`Self::from_device`] with options.
     pub fn from_device_with(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         Self::new(device, queue, options)
     }
@@ -109,7 +109,7 @@ impl Gpu {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Makes a device of the adapter, with all of its limits.
+    /// Opens a device on the adapter, with all of its limits.
     pub(crate) async fn open(chosen: &Chosen, options: ShaderOptions) -> Result<Self> {
         let adapter = &chosen.adapter;
         let matrix_size = if options.prefer_matrices || options.tune_matrices { matrix_size(adapter) } else { 0 };
@@ -124,22 +124,22 @@ impl Gpu {
         Ok(Self::new(device, queue, ShaderOptions { matrix_size: 0, ..options }))
     }
 
-    /// The device.
+    /// Device of wgpu.
     pub fn device(&self) -> &wgpu::Device {
         &self.shared.device
     }
 
-    /// The queue.
+    /// Queue of the device.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.shared.queue
     }
 
-    /// What the planner works with.
+    /// Capabilities that the planner works with.
     ///
-    /// The first call on a software adapter, which every plan makes, submits a small dispatch and waits for it: these adapters end loops
-    /// early without a word, and only trying tells which. It takes milliseconds, once for each adapter in a process. Real GPUs are not
-    /// probed: they have a limit on time, which loses the device and so is seen, and a kernel more to compile at every start would cost
-    /// up to a second.
+    /// On a software adapter, the first call (every plan makes one) submits a small dispatch and waits for it, because
+    /// such adapters silently end loops early, and only a trial shows which. It takes milliseconds, once per adapter
+    /// and process. Real GPUs are not probed: their time limit loses the device, which is noticed, and one more kernel
+    /// would delay every start by up to a second.
     pub fn caps(&self) -> &DeviceCaps {
         let Shared { device, queue, read_off, caps, is_software, name, .. } = &*self.shared;
         caps.get_or_init(|| {
@@ -149,33 +149,33 @@ impl Gpu {
         })
     }
 
-    /// Adapter, backend and driver.
+    /// Name: adapter, backend and driver.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// Plans with the fastest kernel that was found for problems of this class.
+    /// Plans with the fastest kernel that tuning has found for this class of problems.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
         Plan::with_kernel(problem, self.caps(), algorithm, self.fastest(problem))
     }
 
-    /// As [`Self::plan`], for what is made to be recorded again and again.
+    /// [`Self::plan`] for work that is recorded again and again.
     pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
         Plan::with_kernel(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
     }
 
-    /// The fastest kernel that was found for problems of this class.
+    /// Fastest kernel that tuning has found for this class of problems.
     pub(super) fn fastest(&self, problem: &Problem) -> Option<Kernel> {
         let tuned = self.tuned();
         if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() }
     }
 
-    /// Drops what was prepared with kernels that are no longer the ones to take.
+    /// Drops prepared problems, because their kernels may no longer be the ones to use.
     pub(crate) fn forget_prepared(&self) {
         self.prepared().clear();
     }
 
-    /// What autotuning has found.
+    /// Results of autotuning, by class of problem.
     pub(crate) fn tuned(&self) -> MutexGuard<'_, BTreeMap<String, Kernel>> {
         self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,7 +184,7 @@ impl Gpu {
         self.shared.options.checked
     }
 
-    /// Whether kernels are tried before their first use. Not in browsers, where nothing can wait.
+    /// True if kernels are tried before their first use. Not in browsers, where nothing can wait.
     pub(crate) fn wants_canary(&self) -> bool {
         let off = || std::env::var_os("WGPU_ATTENTION_CANARY").is_some_and(|value| value == "off");
         !self.shared.options.skip_canary && !cfg!(target_family = "wasm") && !off()
@@ -198,26 +198,26 @@ impl Gpu {
         &self.shared.pipelines
     }
 
-    /// Problems made ready for host calls.
+    /// Problems prepared for calls from host memory.
     pub(super) fn prepared(&self) -> &Kept<Prepared> {
         &self.shared.prepared
     }
 
-    /// The same of backward passes.
+    /// Backward passes prepared for calls from host memory.
     pub(super) fn prepared_backward(&self) -> &Kept<PreparedBackward> {
         &self.shared.prepared_backward
     }
 }
 
-/// A device with these features and all of the adapter's limits, or why there is none. A driver may advertise a feature and refuse it, as
-/// lavapipe 26 with vectors of 128 bits does with cooperative matrices; wgpu-hal 30 panics then.
+/// Requests a device with these features and all limits of the adapter. A driver may advertise a feature and refuse it
+/// (lavapipe 26 with 128-bit vectors: cooperative matrices); wgpu-hal 30 then panics.
 async fn request(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> Result<(wgpu::Device, wgpu::Queue), String> {
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("wgpu-attention"),
         required_features,
         experimental_features: if required_features.contains(MATRIX_FEATURES) {
-            // SAFETY: asked for cooperative matrices alone. What is unsafe there is a type that the adapter does not have: kernels
-            // have no other than `matrix_size` found in its list, and loads and stores of matrices lie in workgroup memory.
+            // SAFETY: only cooperative matrices are requested. A type that the adapter lacks would be unsafe; kernels
+            // use only the `matrix_size` found in its list, and load and store matrices in workgroup memory.
             unsafe { wgpu::ExperimentalFeatures::enabled() }
         } else {
             wgpu::ExperimentalFeatures::disabled()
@@ -225,7 +225,7 @@ async fn request(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> 
         required_limits: adapter.limits(),
         ..Default::default()
     };
-    // On native the device is made before there is a future.
+    // On native targets the device is created before there is a future.
     let requested = std::panic::catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)));
     let future = requested.map_err(|_| "the driver refused a feature that it advertises".to_string())?;
     future.await.map_err(|error| error.to_string())

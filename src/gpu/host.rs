@@ -1,4 +1,4 @@
-//! Host slices in, host vectors out: upload, run, read back, with the buffers kept for the next call of the same problem.
+//! Calls from host slices to host vectors: upload, run, read back. Buffers are kept for the problem's next call.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::{Attention, Bindings, Bound, Gpu, loss};
 use crate::problem::Operand;
 use crate::{Algorithm, Control, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Result};
 
-/// A problem with buffers of its own.
+/// Problem with buffers of its own.
 pub(super) struct Prepared {
     pub(super) problem: Problem,
     algorithm: Algorithm,
@@ -20,7 +20,7 @@ pub(super) struct Prepared {
     pub(super) value: wgpu::Buffer,
     pub(super) output: wgpu::Buffer,
     options: Options,
-    /// The output, then what else is wanted: lse, scores, weights.
+    /// Output, then the other wanted results: lse, stats, scores, weights.
     results: ReadBack,
     scratch_bytes: u64,
 }
@@ -49,12 +49,12 @@ impl Gpu {
         result
     }
 
-    /// Whether a call of this problem has been made ready before, and is not running.
+    /// True if a call of this problem is prepared and not running.
     pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm) -> bool {
         self.prepared().has(|kept| kept.problem == *problem && kept.algorithm == algorithm)
     }
 
-    /// Pipelines compiled so far.
+    /// Number of pipelines compiled so far.
     pub fn pipelines_compiled(&self) -> usize {
         self.pipelines().len()
     }
@@ -65,9 +65,9 @@ impl Prepared {
         Self::of(gpu, problem, algorithm, &Attention::of_plan(gpu, problem, gpu.plan(problem, algorithm)?, None)?)
     }
 
-    /// For an attention that was made of `problem`.
+    /// Prepares buffers for an attention that was created from `problem`.
     pub(super) fn of(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, attention: &Attention) -> Result<Self> {
-        // A layer reads its queries, keys and values back too.
+        // A layer also reads back its queries, keys and values.
         let operand = refilled(gpu) | wgpu::BufferUsages::COPY_SRC;
         let result = wgpu::BufferUsages::COPY_SRC;
         let size = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
@@ -101,13 +101,13 @@ impl Prepared {
         Ok(Self { problem: *problem, algorithm, bound, query, key, value, output, options, results, scratch_bytes })
     }
 
-    /// Of all its buffers.
+    /// Bytes of all buffers.
     fn bytes(&self) -> u64 {
         let operands: u64 = [&self.query, &self.key, &self.value].map(wgpu::Buffer::size).iter().sum();
         self.scratch_bytes + operands + self.options.bytes() + self.results.bytes()
     }
 
-    /// Runs `bound`, which ends in this problem's output, and reads the outputs back; `copy` may record more copies.
+    /// Runs `bound`, which ends in this problem's output, and reads the outputs back. `copy` may record more copies.
     pub(super) async fn run(
         &self,
         gpu: &Gpu,
@@ -150,13 +150,13 @@ impl Prepared {
         })
     }
 
-    /// All but query, key and value. To be called by [`Gpu::guarded`].
+    /// Uploads everything but query, key and value. Call it within [`Gpu::guarded`].
     pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
         self.options.upload(gpu, &self.problem, inputs);
     }
 }
 
-/// Submits `bound` and the copies that `copy` records after it; the last submission.
+/// Submits `bound`, followed by the copies that `copy` records. Returns the last submission.
 pub(super) async fn submit(
     gpu: &Gpu,
     bound: &Bound,
@@ -180,7 +180,7 @@ pub(super) async fn submit(
             }
             gpu.queue().submit([encoder.finish()])
         })?);
-        // Two pieces in flight: the device stays busy, and a cancel waits for two at most.
+        // Two pieces are in flight: the device stays busy, and a cancellation waits for two at most.
         if let Some(before) = index.checked_sub(1) {
             finished(gpu, submitted[before].clone(), waiting).await?;
             control.report(index as f64 / pieces.len() as f64)?;
@@ -189,7 +189,7 @@ pub(super) async fn submit(
     Ok(submitted.pop())
 }
 
-/// Dispatches that go into one submit: one submit for all of them, unless that would keep the device busy for long.
+/// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
 fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
     let mut pieces = Vec::new();
@@ -205,14 +205,14 @@ fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
     pieces
 }
 
-/// What tells a call that it can go on, or why it cannot.
+/// Signal that a call can go on, or why it cannot.
 type Signal = OneshotSender<Result<(), String>>;
 
-/// Maps a buffer for reading, once `submission` is done.
+/// Maps a buffer for reading once `submission` is done.
 pub(super) async fn map(gpu: &Gpu, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
     let start = |signal: Arc<Signal>| {
         buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-            let _ = signal.send(result.map_err(|error| error.to_string())); // nobody listens any more: the call was dropped
+            let _ = signal.send(result.map_err(|error| error.to_string())); // fails if the call was dropped
         });
     };
     wait(gpu, start, submission, waiting).await
@@ -225,17 +225,17 @@ async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting
         let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
         return loss::poll(gpu.device(), wait).map_err(|why| gpu.failure(why));
     }
-    // wgpu signals when all is done that was submitted by now: that is polled for, not `submission`.
+    // wgpu signals once everything submitted so far is done: polling waits for that, not for `submission`.
     let _ = submission;
     let start = |signal: Arc<Signal>| {
         gpu.queue().on_submitted_work_done(move || {
-            let _ = signal.send(Ok(())); // nobody listens any more: the call was dropped
+            let _ = signal.send(Ok(())); // fails if the call was dropped
         });
     };
     wait(gpu, start, None, waiting).await
 }
 
-/// Waits for what `start` asks wgpu to signal, and polls until `submission` is done, or all that was submitted.
+/// Waits for the signal that `start` requests from wgpu. Polls until `submission` is done, or all work without one.
 async fn wait(gpu: &Gpu, start: impl FnOnce(Arc<Signal>), submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
     let (signal, receiver) = oneshot_channel();
     let signal = Arc::new(signal);
@@ -248,22 +248,22 @@ async fn wait(gpu: &Gpu, start: impl FnOnce(Arc<Signal>), submission: Option<wgp
     }
 }
 
-/// How a call waits for the device.
+/// Way in which a call waits for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
-    /// On the calling thread.
+    /// Polls on the calling thread.
     Blocking,
-    /// On a thread of its own, while the future is pending; in a browser the event loop drives the device.
+    /// Polls on a thread of its own while the future is pending; in a browser the event loop drives the device.
     Async,
 }
 
-/// Makes sure that somebody polls the device until `submission` is done, and signals where that fails.
+/// Ensures that the device is polled until `submission` is done, and signals if that fails.
 #[cfg(not(target_family = "wasm"))]
 fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting, signal: Arc<Signal>) {
     let device = gpu.device().clone();
     let poll = move || {
         if let Err(why) = loss::poll(&device, wgpu::PollType::Wait { submission_index: submission, timeout: None }) {
-            let _ = signal.send(Err(why)); // it was signalled before, or nobody listens any more
+            let _ = signal.send(Err(why)); // already signalled, or the call was dropped
         }
     };
     match waiting {

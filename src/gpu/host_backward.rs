@@ -1,4 +1,4 @@
-//! The backward pass from host slices to host vectors.
+//! Backward pass from host slices to host vectors.
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::host::{Waiting, submit};
@@ -6,22 +6,22 @@ use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::problem::Operand;
 use crate::{Algorithm, BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, Want, WantGradients};
 
-/// A backward pass with buffers of its own.
+/// Backward pass with buffers of its own.
 pub(super) struct PreparedBackward {
     problem: Problem,
     want: WantGradients,
     bound: Bound,
-    /// query, key, value, output, d_output.
+    /// Query, key, value, output, d_output.
     operands: [wgpu::Buffer; 5],
     stats: wgpu::Buffer,
     options: Options,
-    /// The gradients that are wanted: of query, key, value, bias, relative biases, sinks.
+    /// Gradients that are wanted, in the order query, key, value, bias, relative biases, sinks.
     results: ReadBack,
     scratch_bytes: u64,
 }
 
 impl Gpu {
-    /// Computes the gradients of `problem` that are wanted on host data. All has been checked.
+    /// Computes the wanted gradients of `problem` on host data. Everything has been checked.
     pub(crate) async fn backward(
         &self,
         problem: &Problem,
@@ -47,12 +47,12 @@ impl Gpu {
         result
     }
 
-    /// True if a call for these gradients has been prepared before and is not running.
+    /// True if a call for these gradients is prepared and not running.
     pub(crate) fn is_backward_prepared(&self, problem: &Problem, want: &WantGradients) -> bool {
         self.prepared_backward().has(|kept| kept.problem == *problem && kept.want == *want)
     }
 
-    /// The softmax statistics, by a forward pass over all keys.
+    /// Softmax statistics by a forward pass over all keys.
     pub(super) async fn stats_of(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting) -> Result<Vec<[f32; 2]>> {
         let problem = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
         let forward = self.attention(&problem, inputs, Algorithm::Auto, waiting, &mut Control::default()).await?;
@@ -111,7 +111,7 @@ impl PreparedBackward {
         Ok(Self { problem: *problem, want: *want, bound, operands, stats, options, results, scratch_bytes })
     }
 
-    /// Of all its buffers.
+    /// Bytes of all buffers.
     fn bytes(&self) -> u64 {
         let operands: u64 = self.operands.iter().map(wgpu::Buffer::size).sum();
         self.scratch_bytes + operands + self.stats.size() + self.options.bytes() + self.results.bytes()

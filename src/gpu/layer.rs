@@ -1,4 +1,4 @@
-//! A multi-head layer on a device: its weights stay there, and a run is one upload and one submit.
+//! Multi-head layer on a device: its weights stay there, and a run is one upload and one recording.
 
 use super::buffers::ReadBack;
 use super::host::{Prepared, Waiting};
@@ -6,30 +6,30 @@ use super::linear::{DeviceLinear, Projection, Rows, storage_buffer};
 use super::{Bound, Gpu};
 use crate::{Algorithm, Control, Inputs, Outputs, Problem, Result};
 
-/// What a layer is made of, as plain data that has been checked.
+/// Parts of a layer, as plain data that has been checked.
 pub(crate) struct LayerParts<'a> {
     /// W_Q, W_K, W_V, W_O.
     pub(crate) projections: [Projection<'a>; 4],
-    /// The rows that every item of K, and of V, gets after its own: whole rows, as many of each.
+    /// Rows appended to every item of K and of V: whole rows, equally many of each.
     pub(crate) appended: [Vec<f32>; 2],
-    /// How many they are.
+    /// Number of rows appended to an item.
     pub(crate) appended_rows: usize,
 }
 
-/// A layer for one problem, ready to run.
+/// Layer prepared for one problem.
 pub(crate) struct Layer {
     gpu: Gpu,
     prepared: Prepared,
     bound: Bound,
-    /// X_q, X_k, X_v; only the first if all three are the same.
+    /// X_q, X_k, X_v; only X_q in self-attention.
     x: Vec<wgpu::Buffer>,
-    /// What is read back after the attention's own outputs: Y, and with steps Q, K, V.
+    /// Results that are read back after the attention's own: Y, and with `steps` Q, K, V.
     results: ReadBack,
 }
 
 impl Layer {
-    /// Uploads the weights and compiles what is not compiled yet. With `self_attention` X_k and X_v are X_q; with `steps` Q, K and V
-    /// are read back too.
+    /// Uploads the weights and compiles the pipelines that are missing. With `self_attention`, X_k and X_v are X_q;
+    /// with `steps`, Q, K and V are read back too.
     pub(crate) fn new(
         gpu: &Gpu,
         problem: &Problem,
@@ -89,7 +89,7 @@ impl Layer {
         Ok(Self { gpu: gpu.clone(), prepared, bound, x, results: ReadBack::new(gpu, results)? })
     }
 
-    /// What the attention gives, and Y, and with steps Q, K, V. `inputs` has been checked.
+    /// Returns the attention's outputs, then Y, and with `steps` Q, K, V. `inputs` has been checked.
     pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
         self.gpu.guarded(|| {
             for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {

@@ -1,4 +1,4 @@
-//! The gradients of a multi-head layer on a device: projections, attention and projections back, in one submit.
+//! Gradients of a multi-head layer on a device: projections, attention and projections backwards, in one recording.
 
 use super::buffers::{Options, ReadBack, whole};
 use super::host::{Waiting, submit};
@@ -6,22 +6,22 @@ use super::linear::{DeviceLinear, Rows, storage_buffer, transpose, uploaded};
 use super::{Backward, BackwardBindings, Bound, Gpu};
 use crate::{Control, Inputs, Problem, Result, WantGradients};
 
-/// A projection Y = X·Wᵀ as its gradients take it.
+/// Projection Y = X·Wᵀ in the form that its gradients need.
 pub(crate) struct ProjectionBackward {
     /// Xᵀ [in_features, rows].
     pub(crate) x_t: Vec<f32>,
     /// Wᵀ [in_features, out_features].
     pub(crate) weight_t: Vec<f32>,
-    /// [sums, rows]: 1 for the rows of dY that are summed.
+    /// Selectors [sums, rows]: 1 for each row of dY that a sum includes.
     pub(crate) selectors: Vec<f32>,
     pub(crate) rows: usize,
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
 }
 
-/// What the gradients of a layer are computed from, as plain data that has been checked.
+/// Data from which the gradients of a layer are computed, checked.
 pub(crate) struct LayerBackwardParts<'a> {
-    /// To Q, K and V.
+    /// Projections to Q, K and V.
     pub(crate) sides: [ProjectionBackward; 3],
     pub(crate) output: ProjectionBackward,
     pub(crate) d_output: &'a [f32],
@@ -30,15 +30,15 @@ pub(crate) struct LayerBackwardParts<'a> {
     pub(crate) stats: Option<&'a [[f32; 2]]>,
 }
 
-/// What they are.
+/// Gradients of a layer.
 pub(crate) struct LayerBackwardResults {
-    /// Of Q's, K's, V's projection and the output's: dX, dW, and the sums of the selected rows of dY.
+    /// dX, dW and the sums of selected rows of dY, for the projections to Q, K, V and the output.
     pub(crate) projections: Vec<[Vec<f32>; 3]>,
-    /// By bias, relative biases and sinks.
+    /// Gradients of bias, relative biases and sinks.
     pub(crate) attention: [Option<Vec<f32>>; 3],
 }
 
-/// Work in the making: its dispatches, and what is read back.
+/// Recording in progress: its dispatches, and the buffers to read back.
 struct Recording<'a> {
     gpu: &'a Gpu,
     bound: Bound,
@@ -46,21 +46,21 @@ struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    /// A buffer that is read back.
+    /// Creates a buffer that is read back.
     fn result(&mut self, name: &str, len: usize) -> Result<wgpu::Buffer> {
         let buffer = storage_buffer(self.gpu, name, len, wgpu::BufferUsages::COPY_SRC)?;
         self.results.push((buffer.clone(), 4 * len as u64));
         Ok(buffer)
     }
 
-    /// y [rows, columns] = x [rows, depth] · weightᵀ, weight being [columns, depth].
+    /// Records y [rows, columns] = x [rows, depth] · weightᵀ, with weight [columns, depth].
     fn multiply(&mut self, [rows, columns, depth]: [usize; 3], x: &wgpu::Buffer, weight: wgpu::Buffer, y: &wgpu::Buffer) -> Result<()> {
         let linear = DeviceLinear::from_buffer(weight, depth, columns);
         self.bound.steps.extend(linear.bind(self.gpu, Rows { rows, item_rows: rows, item_stride: rows }, x, y)?);
         Ok(())
     }
 
-    /// dX, dW and the selected sums of a projection's dY, which are read back in this order.
+    /// Records dX, dW and the selected sums of a projection's dY, which are read back in this order. Returns dX.
     fn project_back(&mut self, side: &ProjectionBackward, d_y: &wgpu::Buffer) -> Result<wgpu::Buffer> {
         let &ProjectionBackward { rows, in_features, out_features, .. } = side;
         let sums = side.selectors.len() / rows;
@@ -106,7 +106,7 @@ pub(crate) async fn layer_backward(
     Ok(LayerBackwardResults { projections, attention })
 }
 
-/// Records the attention's backward pass: dQ, dK, dV; and which other gradients are read back.
+/// Records the backward pass of the attention. Returns dQ, dK, dV, and which other gradients are read back.
 fn attention(
     recording: &mut Recording<'_>,
     problem: &Problem,
@@ -153,7 +153,7 @@ fn attention(
     Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
 }
 
-/// Runs what was recorded and reads the results back, in the order in which they were asked for.
+/// Runs what was recorded and reads the results back, in the order in which they were requested.
 async fn read_back(recording: Recording<'_>) -> Result<Vec<Vec<f32>>> {
     let Recording { gpu, bound, results } = recording;
     let results = ReadBack::new(gpu, results)?;

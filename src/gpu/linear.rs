@@ -10,7 +10,7 @@ use crate::plan::{Piece, check_bytes, grid, pieces};
 use crate::shader::{LinearKey, LinearParams, LinearTile};
 use crate::{Error, Result};
 
-/// One projection: W [out_features, in_features] row by row, and b.
+/// Projection with W [out_features, in_features] in row-major order, and b.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Projection<'a> {
     pub(crate) weight: &'a [f32],
@@ -18,7 +18,7 @@ pub(crate) struct Projection<'a> {
     pub(crate) in_features: usize,
 }
 
-/// A projection in buffers of its own.
+/// Projection in buffers of its own.
 pub(super) struct DeviceLinear {
     weight: wgpu::Buffer,
     bias: Option<wgpu::Buffer>,
@@ -26,7 +26,7 @@ pub(super) struct DeviceLinear {
     out_features: usize,
 }
 
-/// Where rows of Y go: `rows` of X, `item_rows` at a time to every `item_stride`-th row of Y.
+/// Mapping of rows: row r of X goes to row `r / item_rows * item_stride + r % item_rows` of Y.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     pub(super) rows: usize,
@@ -45,12 +45,12 @@ impl DeviceLinear {
         })
     }
 
-    /// Of a W that is in a buffer, without b.
+    /// Wraps a W that is already in a buffer, without b.
     pub(super) fn from_buffer(weight: wgpu::Buffer, in_features: usize, out_features: usize) -> Self {
         Self { weight, bias: None, in_features, out_features }
     }
 
-    /// The dispatches that compute Y from X. The buffers are large enough: a layer makes them.
+    /// Dispatches that compute Y from X. The layer that creates the buffers makes them large enough.
     pub(super) fn bind(&self, gpu: &Gpu, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
         self.bind_tiles(gpu, LinearTile::choose(rows.rows, gpu.caps()), rows, x, y)
     }
@@ -73,7 +73,7 @@ impl DeviceLinear {
     }
 }
 
-/// The dispatches that write X [rows, columns] transposed.
+/// Dispatches that write X [rows, columns] transposed to Y.
 pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
     let pipeline = gpu.pipelines().get(gpu, PipelineKey::Transpose)?;
     let workgroups = grid(rows.div_ceil(16) * columns.div_ceil(16))?;
@@ -81,7 +81,7 @@ pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer
     dispatches(gpu, &pipeline, params, (workgroups, (rows * columns) as f64), &[x, y])
 }
 
-/// A kernel over so many workgroups that take so many operations, cut so that each dispatch is short; its buffers from binding 1 on.
+/// Dispatches of a kernel, cut to be short. `flops` is the work of all workgroups; buffers begin at binding 1.
 fn dispatches(
     gpu: &Gpu,
     pipeline: &Arc<Pipeline>,
@@ -112,18 +112,18 @@ fn dispatches(
     Ok(parts.iter().enumerate().map(step).collect())
 }
 
-/// A buffer of `len` numbers that kernels bind whole.
+/// Creates a buffer of `len` elements that kernels bind whole.
 pub(super) fn storage_buffer(gpu: &Gpu, name: &str, len: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
     storage(gpu, name, checked_bytes(gpu, name, len)?, usage)
 }
 
-/// A buffer of these numbers that kernels bind whole.
+/// Creates a buffer with these elements that kernels bind whole.
 pub(super) fn uploaded(gpu: &Gpu, name: &str, numbers: &[f32]) -> Result<wgpu::Buffer> {
     checked_bytes(gpu, name, numbers.len())?;
     filled(gpu, name, wgpu::BufferUsages::STORAGE, bytemuck::cast_slice(numbers))
 }
 
-/// Bytes of a buffer of `len` numbers, if a device can bind it whole and a shader count them.
+/// Bytes of a buffer of `len` elements, if a device can bind it whole and a shader can count the elements.
 fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
     let bytes = (4 * len as u64).next_multiple_of(16).max(16);
     check_bytes(name, bytes, gpu.caps())?;
@@ -144,7 +144,7 @@ mod tests {
     use super::super::{Bound, choose_every};
     use super::*;
 
-    /// Y on the device, `item_stride` rows an item.
+    /// Computes Y on the device, with `item_stride` rows per item.
     fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: Rows, x: &[f32]) -> Vec<f32> {
         let len = rows.rows.div_ceil(rows.item_rows) * rows.item_stride * linear.out_features;
         let from = storage_buffer(gpu, "x", x.len(), wgpu::BufferUsages::COPY_DST).expect("it fits");
@@ -163,7 +163,7 @@ mod tests {
         bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
     }
 
-    /// Every kernel, with tails, on every adapter: rows of whole vec4s with a bias and room after each item, and neither.
+    /// Tests every kernel with tails on every adapter: whole vec4s with bias and gaps after items, or none of these.
     #[test]
     fn every_tile_agrees_with_three_loops() {
         let adapters = pollster::block_on(choose_every());

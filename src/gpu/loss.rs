@@ -1,5 +1,5 @@
-//! A device can be lost at any moment. wgpu says so in one callback, which is the app's, and is silent afterwards: objects are made that do
-//! nothing. Here every call of wgpu stands between error scopes, and whether the device is there is found by trying to map a buffer.
+//! Device loss. wgpu reports it in one callback, which is the app's, and then silently creates objects that do nothing.
+//! So every wgpu call here is inside error scopes, and mapping a buffer shows whether the device is there.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Gpu;
 use crate::{Error, Result};
 
-/// Error scopes of every kind on this thread, so that no error reaches the app's handler. Dropped in this order, the last opened first.
+/// Error scopes of every kind on this thread, which keep errors from the app's handler. The last opened drops first.
 pub(super) struct Scopes {
     internal: wgpu::ErrorScopeGuard,
     validation: wgpu::ErrorScopeGuard,
@@ -24,14 +24,14 @@ impl Scopes {
         Self { internal, validation, memory }
     }
 
-    /// The first error of the most telling kind.
+    /// Closes the scopes. Returns the first error of the most telling kind.
     pub(super) fn close(self) -> Option<wgpu::Error> {
         let [internal, validation, memory] = [self.internal, self.validation, self.memory].map(|scope| pollster::block_on(scope.pop()));
         internal.or(validation).or(memory)
     }
 }
 
-/// A buffer that nobody uses. A device that is lost refuses to map it, at once; any other leaves it for the next poll.
+/// Unused buffer. A lost device refuses to map it at once; any other leaves the mapping to the next poll.
 #[derive(Debug)]
 pub(super) struct Sentinel(Mutex<wgpu::Buffer>);
 
@@ -56,17 +56,17 @@ impl Sentinel {
 }
 
 impl Gpu {
-    /// True if the device is lost, so that every call answers [`Error::Lost`]. In browsers a loss is known only once a result is read back.
+    /// True if the device is lost: calls return [`Error::Lost`]. Browsers know of it only once a result is read back.
     pub fn is_lost(&self) -> bool {
         cfg!(not(target_family = "wasm")) && self.sentinel().sees_loss(self.device())
     }
 
-    /// An error if the device is lost.
+    /// Returns an error if the device is lost.
     pub(super) fn check_alive(&self) -> Result<()> {
         if self.is_lost() { Err(lost("the device was destroyed, reset or unplugged")) } else { Ok(()) }
     }
 
-    /// Calls wgpu, whose errors are returned: [`Error::Lost`] in any case on a device that is lost.
+    /// Calls wgpu and returns its errors; on a lost device always [`Error::Lost`].
     pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
         let scopes = Scopes::open(self.device());
         let made = call();
@@ -76,7 +76,7 @@ impl Gpu {
         }
     }
 
-    /// What an error of wgpu's means.
+    /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
     pub(super) fn failure(&self, error: impl Display) -> Error {
         if self.is_lost() { lost(error) } else { Error::Device { why: error.to_string() } }
     }
@@ -86,7 +86,7 @@ fn lost(why: impl Display) -> Error {
     Error::Lost { why: why.to_string() }
 }
 
-/// Polls the device; why it failed. wgpu 30 panics in a poll where the driver loses the device.
+/// Polls the device; an error says why it failed. wgpu 30 panics in a poll if the driver loses the device.
 pub(super) fn poll(device: &wgpu::Device, how: wgpu::PollType) -> Result<(), String> {
     match catch_unwind(AssertUnwindSafe(|| device.poll(how))) {
         Ok(polled) => polled.map(|_| ()).map_err(|error| error.to_string()),

@@ -10,24 +10,24 @@ use crate::Result;
 use crate::plan::merge_steps;
 use crate::shader::{Params, Slot};
 
-/// The buffers of a merge, all f32 and with `BufferUsages::STORAGE`.
+/// Buffers of a merge, all f32 with `BufferUsages::STORAGE`.
 ///
-/// Rows and their lse are in one order, as for [`crate::merge`], so that an attention with a lse writes its part at
+/// Rows have the order of their lse, as in [`crate::merge`], so an attention with an lse can write its part at
 /// [`crate::TensorSpec::offset`] `part * rows * width`.
 #[derive(Clone, Debug)]
 pub struct MergeBindings<'a> {
-    /// [parts, rows, width], width being head_dim_v rounded up to a multiple of 4. A row of lse -inf is not read into a result.
+    /// Partial outputs [parts, rows, width], where width is head_dim_v rounded up to a multiple of 4.
     pub partial_output: wgpu::BufferBinding<'a>,
-    /// [parts, rows], -inf where a part saw nothing; +inf or NaN makes the row NaN.
+    /// Partial lse [parts, rows]. An output row of lse -inf is ignored, one of +inf or NaN makes the merged row NaN.
     pub partial_lse: wgpu::BufferBinding<'a>,
-    /// [rows, head_dim_v]. Must not overlap the others.
+    /// Merged output [rows, head_dim_v]. Must not overlap the others.
     pub output: wgpu::BufferBinding<'a>,
-    /// `[rows]`. Must not overlap the others.
+    /// Merged lse `[rows]`. Must not overlap the others.
     pub lse: wgpu::BufferBinding<'a>,
 }
 
 impl Bound {
-    /// The merge of `parts` attentions over disjoint keys, as [`crate::merge`] defines it, ready to be recorded.
+    /// Binds the merge of `parts` attentions over disjoint keys, as [`crate::merge`] defines it.
     ///
     /// Errors: a size of 0, a buffer that is too small or not for storage, sizes over the device's limits.
     pub fn merge(gpu: &Gpu, [parts, rows, head_dim_v]: [usize; 3], bindings: &MergeBindings<'_>) -> Result<Self> {

@@ -1,4 +1,4 @@
-//! The only place that names wgpu: adapters, devices, pipelines, buffers, dispatch.
+//! All use of wgpu: adapters, devices, pipelines, buffers, dispatch.
 
 mod adapter;
 mod attention;

@@ -7,24 +7,24 @@ use crate::plan::TableLayout;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Problem, Result};
 
-/// A page table as [`crate::PageTable::from_indices`] takes it, all u32 and with `BufferUsages::STORAGE`, and where it goes.
+/// Page table in the form of [`crate::PageTable::from_indices`], and its destination: u32, `BufferUsages::STORAGE`.
 #[derive(Clone, Debug)]
 pub struct IndexBindings<'a> {
-    /// [batch + 1]: item b has the pages `indices[indptr[b]..indptr[b + 1]]`.
+    /// Page ranges [batch + 1]: item b has the pages `indices[indptr[b]..indptr[b + 1]]`.
     pub indptr: wgpu::BufferBinding<'a>,
-    /// Pages.
+    /// Pages of all items.
     pub indices: wgpu::BufferBinding<'a>,
-    /// `[batch]`: slots of each item's last page that are filled.
+    /// Number of filled token slots of each item's last page, `[batch]`.
     pub last_page_len: wgpu::BufferBinding<'a>,
-    /// The problem's tables buffer, [`crate::plan::TableLayout`]: lengths and page table are written, the rest stays.
+    /// Tables buffer of the problem, [`crate::plan::TableLayout`]: only lengths and page table are written.
     pub tables: wgpu::BufferBinding<'a>,
 }
 
 impl Bound {
-    /// What writes lengths and page table of a paged `problem`, to be recorded before its attention.
+    /// Binds the kernel that writes lengths and page table of a paged `problem`. Record it before the attention.
     ///
-    /// An item whose pages contradict the problem (pages past the pool, more of them than the table is wide, a last page that is empty or
-    /// over-full) gets length 0: it sees nothing.
+    /// An item whose pages contradict the problem (pages past the pool, more pages than the table is wide, an empty or
+    /// overfull last page) gets length 0: no key is visible.
     ///
     /// Errors: a problem without pages, buffers that are too small or not for storage.
     pub fn page_table(gpu: &Gpu, problem: &Problem, bindings: &IndexBindings<'_>) -> Result<Self> {

@@ -1,4 +1,4 @@
-//! Pipelines, made once for each kernel variant.
+//! Pipelines, compiled once per kernel variant.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,16 @@ use crate::shader::{
 };
 use crate::{Error, Result};
 
-/// A compiled kernel.
+/// Compiled kernel.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
-    /// Number, name and access of each binding, the params first.
+    /// Number, name and access of each binding, params first.
     pub(super) bindings: Vec<(u32, String, Access)>,
 }
 
-/// What pipelines are kept by.
+/// Key under which a pipeline is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum PipelineKey {
     Attention(KernelKey),
@@ -33,7 +33,7 @@ pub(super) enum PipelineKey {
 pub(super) struct PipelineCache(Mutex<HashMap<PipelineKey, Arc<Pipeline>>>);
 
 impl PipelineCache {
-    /// The pipeline of `key`, compiled now if it was not before.
+    /// Returns the pipeline of `key`, compiling it if necessary.
     pub(super) fn get(&self, gpu: &Gpu, key: PipelineKey) -> Result<Arc<Pipeline>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = lock().get(&key) {
@@ -93,7 +93,7 @@ impl PipelineKey {
 
 #[cfg(test)]
 impl Gpu {
-    /// Compiles a kernel from another text than its own, as a wrong compiler would.
+    /// Compiles a kernel from changed text, as a wrong compiler would.
     pub(crate) fn compile_changed(&self, key: KernelKey, change: impl FnOnce(String) -> String) -> Result<()> {
         let key = PipelineKey::Attention(key);
         let mut source = key.source();
@@ -111,7 +111,7 @@ fn compile(gpu: &Gpu, key: &PipelineKey, source: Source) -> Result<Pipeline> {
     let started = std::time::Instant::now();
     let label = key.label();
     let bindings = key.bindings();
-    // As a storage buffer the params count against the limit on these.
+    // In a storage buffer, the params count against the limit on storage buffers.
     let params_in_storage = gpu.caps().params_in_storage && bindings.len() <= gpu.caps().storage_buffers as usize;
     let source = if params_in_storage { source.with_params_in_storage() } else { source };
     let scopes = Scopes::open(device);

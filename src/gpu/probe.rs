@@ -1,4 +1,4 @@
-//! Small shaders that find out what a device does where specifications leave it open.
+//! Small shaders that probe what a device does where specifications leave it open.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use super::Gpu;
 use super::loss::{Scopes, poll};
 use crate::Result;
-/// Iterations that are tried: one invocation that goes over a million keys one by one.
+/// Number of iterations tried: one invocation that visits a million keys one by one.
 const TRIED: u32 = 1 << 20;
 
-/// One loop whose end the compiler does not know, and a state that it cannot compute otherwise.
+/// Loop whose end the compiler does not know, with a state that only the loop can compute.
 const LOOP: &str = "@group(0) @binding(0) var<storage, read_write> words: array<u32>;
 @compute @workgroup_size(1) fn main() {
     var state = words[1];
@@ -17,9 +17,9 @@ const LOOP: &str = "@group(0) @binding(0) var<storage, read_write> words: array<
     words[1] = state;
 }";
 
-/// Iterations after which the device ends every loop of an invocation; `None` where it goes on, or gives no answer.
+/// Iterations after which the device ends all loops of an invocation; `None` if it does not, or does not answer.
 ///
-/// Found once for each adapter and driver in a process: a kernel compiled, a dispatch of some milliseconds, and waiting for it.
+/// Found once per adapter and driver in a process, by compiling a kernel and waiting for a dispatch of milliseconds.
 pub(super) fn loop_iterations(device: &wgpu::Device, queue: &wgpu::Queue, adapter: &str) -> Option<u32> {
     static FOUND: Mutex<Option<HashMap<String, Option<u32>>>> = Mutex::new(None);
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,7 @@ pub(super) fn loop_iterations(device: &wgpu::Device, queue: &wgpu::Queue, adapte
     bound
 }
 
-/// Iterations of the loop that lead from one state to another, where they are fewer than were asked for.
+/// Number of iterations that lead from one state to another, if fewer than requested.
 fn steps_to(seed: u32, end: u32) -> Option<u32> {
     let mut state = seed;
     (0..TRIED).find(|_| {
@@ -53,10 +53,10 @@ fn steps_to(seed: u32, end: u32) -> Option<u32> {
     })
 }
 
-/// What a device was found to do where specifications leave it open. For information: kernels rely on none of it but the loops.
+/// Findings about a device where specifications leave it open. Kernels rely on none of them but `loop_iterations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Findings {
-    /// Iterations after which every loop of an invocation ends; `None` if it was not seen, or on a real GPU, where it is not looked for.
+    /// Iterations after which all loops of an invocation end; `None` if unseen, or on a real GPU, which is not probed.
     pub loop_iterations: Option<u32>,
     /// True if `exp(NaN)` is NaN.
     pub exp_keeps_nan: bool,
@@ -64,11 +64,11 @@ pub struct Findings {
     pub max_keeps_nan: bool,
     /// True if NaN differs from itself.
     pub nan_differs: bool,
-    /// What 70,000 is as an f16, by `pack2x16float`: its bits. 0x7c00 is infinity.
+    /// Bits of 70,000 as an f16 by `pack2x16float`; 0x7c00 is infinity.
     pub half_of_70000: u16,
-    /// Threads of the first subgroup of a workgroup of 128, where there are subgroups.
+    /// Number of threads in the first subgroup of a workgroup of 128, if there are subgroups.
     pub subgroup_size: Option<u32>,
-    /// True if each subgroup's lanes are threads one after the other, where there are subgroups.
+    /// True if the lanes of each subgroup are consecutive threads, if there are subgroups.
     pub lanes_in_order: Option<bool>,
 }
 
@@ -89,7 +89,7 @@ const LANES: &str = "@group(0) @binding(0) var<storage, read_write> words: array
 }";
 
 impl Gpu {
-    /// Tries what a device does: a few tiny shaders, compiled, submitted and waited for. Not in browsers.
+    /// Probes the device with a few tiny shaders: compiles, submits and waits. Not in browsers.
     pub fn findings(&self) -> Result<Findings> {
         let try_out = |wgsl: &str, words: &[u32]| run(self.device(), self.queue(), wgsl, words).map_err(|why| self.failure(why));
         let is_nan = |bits: u32| f32::from_bits(bits).is_nan();
@@ -108,11 +108,11 @@ impl Gpu {
     }
 }
 
-/// What one workgroup of a shader makes of the words at its binding 0.
+/// Runs one workgroup of a shader on the words at its binding 0, and returns them.
 pub(super) fn run(device: &wgpu::Device, queue: &wgpu::Queue, wgsl: &str, words: &[u32]) -> Result<Vec<u32>, String> {
     let scopes = Scopes::open(device);
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some("attention probe"), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
-    // SAFETY: the project's own shaders, which stay inside their one buffer and end; made as its kernels are, since those are asked about.
+    // SAFETY: own shaders that stay inside their one buffer and end; unchecked like the kernels that they probe for.
     let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some("attention probe"),

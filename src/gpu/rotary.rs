@@ -9,7 +9,7 @@ use crate::rotary::{Pairing, Rotary};
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Layout, Result, Strides, TensorSpec};
 
-/// The angles of a [`Rotary`] in a device buffer: 8 bytes for each position and pair.
+/// Angles of a [`Rotary`] in a device buffer: 8 bytes per position and pair.
 #[derive(Clone, Debug)]
 pub struct DeviceRotary {
     pairing: Pairing,
@@ -28,10 +28,10 @@ impl DeviceRotary {
         Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })
     }
 
-    /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] of f32, f16 or bf16, head
-    /// after head. `positions` has one u32 a token; the kernel trusts that each is below [`Rotary::positions`].
+    /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] in f32,
+    /// f16 or bf16, heads contiguous. `positions` has a u32 per token, trusted to be below [`Rotary::positions`].
     ///
-    /// Errors: a head too narrow, buffers too small, in 16 bits an odd number of pairs or an odd head_dim.
+    /// Errors: a head too narrow, buffers too small, an odd number of pairs or an odd head_dim in 16 bits.
     pub fn rotate(
         &self,
         gpu: &Gpu,
@@ -72,7 +72,7 @@ impl DeviceRotary {
         &self.angles
     }
 
-    /// Whether it has the angles for heads of this width and so many positions.
+    /// Checks that there are angles for heads of this width and for so many positions.
     pub(super) fn check(&self, head_dim: usize, positions: usize) -> Result<()> {
         if 2 * self.pairs > head_dim {
             return Err(Error::invalid("rotary", format!("a head of {head_dim} has no {} pairs to rotate", self.pairs)));
@@ -83,7 +83,7 @@ impl DeviceRotary {
         Ok(())
     }
 
-    /// Threads that a row takes which is rotated in place. Halves are written two at a time: they must not share words with others.
+    /// Number of threads that rotate a row in place. 16-bit elements are written in pairs, which must not share words.
     pub(super) fn query_units(&self, spec: &TensorSpec, shape: [usize; 4]) -> Result<usize> {
         let unit = CacheKey::query_pairs(spec.dtype);
         let Strides { batch, head, seq, .. } = spec.strides(shape);

@@ -1,4 +1,4 @@
-//! A plan made ready on a device, and bound to buffers: what attention and its gradients have in common.
+//! Plan prepared on a device and bound to buffers, for attention and for its gradients.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
 use crate::shader::{Access, Params, Slot};
 use crate::{Error, Result};
 
-/// A plan with its pipelines compiled, its parameters and scratch in place.
+/// Plan with compiled pipelines, parameters and scratch.
 pub(super) struct Ready {
     gpu: Gpu,
     pub(super) plan: Plan,
@@ -17,14 +17,14 @@ pub(super) struct Ready {
     params: wgpu::Buffer,
     params_stride: u32,
     scratch: Vec<wgpu::Buffer>,
-    /// What general variants read of tables, bias and mask that the problem does not have: nothing.
+    /// Dummy buffer for tables, bias and mask that a problem lacks, because generic variants always declare them.
     spare: wgpu::Buffer,
 }
 
-/// An argument's name, the buffer that is bound for it, and the bytes that it must have where it must be there.
+/// Name of an argument, the buffer bound for it, and the bytes that it needs if the problem has it.
 pub(super) type Needed<'a> = (&'static str, Option<&'a wgpu::BufferBinding<'a>>, Option<u64>);
 
-/// A planned computation bound to buffers: what [`crate::gpu::Attention::bind`] and [`crate::gpu::Backward::bind`] give.
+/// Planned computation bound to buffers, from for example [`crate::gpu::Attention::bind`].
 pub struct Bound {
     pub(super) steps: Vec<BoundStep>,
 }
@@ -39,7 +39,7 @@ pub(super) struct BoundStep {
 }
 
 impl Ready {
-    /// Compiles what is not compiled yet.
+    /// Compiles the pipelines that are missing and creates parameters and scratch.
     pub(super) fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
         let pipelines =
             plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
@@ -50,7 +50,7 @@ impl Ready {
         Ok(Self { gpu: gpu.clone(), plan, pipelines, params, params_stride, scratch, spare })
     }
 
-    /// Binds the buffers that `find` finds, and the plan's own.
+    /// Binds the buffers that `find` returns, and the plan's own.
     pub(super) fn bind<'a>(&'a self, find: impl Fn(Place) -> Option<wgpu::BufferBinding<'a>>) -> Result<Bound> {
         let mut steps: Vec<BoundStep> = Vec::with_capacity(self.plan.steps.len());
         for (index, step) in self.plan.steps.iter().enumerate() {
@@ -97,7 +97,7 @@ impl Ready {
         bind_group(&self.gpu, &self.pipelines[index], &entries)
     }
 
-    /// Compares every buffer with what the kernels will touch: they do not check.
+    /// Checks every buffer against what the kernels will access, because kernels do not check.
     pub(super) fn check(&self, bindings: &[Needed<'_>]) -> Result<()> {
         for &(argument, binding, needed) in bindings {
             let (binding, needed) = match (binding, needed) {
@@ -112,7 +112,7 @@ impl Ready {
     }
 }
 
-/// Whether a binding is for storage, at an offset that can be bound, and has `needed` bytes.
+/// Checks that a binding is for storage, at an offset that can be bound, and has `needed` bytes.
 pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::BufferBinding<'_>, needed: u64) -> Result<()> {
     if !binding.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
         return Err(Error::invalid(argument, "its buffer lacks BufferUsages::STORAGE"));
@@ -133,15 +133,15 @@ pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::B
     Ok(())
 }
 
-/// A bind group for a pipeline, or why there is none.
+/// Creates a bind group for a pipeline.
 pub(super) fn bind_group(gpu: &Gpu, pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
     check_sharing(pipeline, entries)?;
     let descriptor = wgpu::BindGroupDescriptor { label: Some("attention"), layout: &pipeline.layout, entries };
     gpu.guarded(|| gpu.device().create_bind_group(&descriptor))
 }
 
-/// Whether the buffers can be bound together: what wgpu reports only when a dispatch is recorded, and to the app. It tracks whole buffers, of
-/// which a dispatch may read one or write it, whatever the ranges.
+/// Checks that the buffers can be bound together, which wgpu reports only when a dispatch is recorded, and to the app.
+/// It tracks whole buffers: a dispatch may read a buffer or write it, not both, whatever the ranges.
 fn check_sharing(pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<()> {
     let buffers: Vec<_> = entries
         .iter()
@@ -170,23 +170,23 @@ fn check_sharing(pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> R
 }
 
 impl Bound {
-    /// Records the attention into the app's encoder, as one compute pass. No submit, no poll, no copy.
+    /// Records the computation into the app's encoder as one compute pass, without submit, poll or copy.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
         self.record_in(&mut pass);
     }
 
-    /// Records the attention into a compute pass of the app's.
+    /// Records the computation into a compute pass of the app.
     pub fn record_in(&self, pass: &mut wgpu::ComputePass<'_>) {
         self.record_steps(0..self.steps.len(), pass);
     }
 
-    /// How many dispatches there are. Each is short enough for a driver's patience; all of them in one submit may not be.
+    /// Number of dispatches. Each is shorter than a driver's time limit; all of them in one submit may not be.
     pub fn dispatches(&self) -> usize {
         self.steps.len()
     }
 
-    /// Records some of the dispatches, so that an app can spread long work over several submits. They must all run, in order.
+    /// Records some of the dispatches, so that an app can spread long work over submits. All must run, in order.
     pub fn record_steps(&self, steps: std::ops::Range<usize>, pass: &mut wgpu::ComputePass<'_>) {
         for step in &self.steps[steps] {
             pass.set_pipeline(&step.pipeline.pipeline);

@@ -1,4 +1,4 @@
-//! Kernels tried on a problem: their answer, and how long they take.
+//! Trials of kernels on a problem: their answer, and their time.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::plan::Plan;
 use crate::shader::Kernel;
 use crate::{Algorithm, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients};
 
-/// A problem with its data on the device, to be computed by one kernel.
+/// Problem with its data on the device, to be computed by one kernel.
 pub(crate) struct Trial {
     gpu: Gpu,
     prepared: Prepared,
@@ -22,7 +22,7 @@ impl Trial {
         Self::of_plan(gpu, problem, inputs, Algorithm::Fused, plan)
     }
 
-    /// The same for what was planned.
+    /// [`Self::new`] for a given plan.
     pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm, plan: Plan) -> Result<Self> {
         let attention = Attention::of_plan(gpu, problem, plan, None)?;
         let prepared = Prepared::of(gpu, problem, algorithm, &attention)?;
@@ -30,13 +30,13 @@ impl Trial {
         Ok(Self { gpu: gpu.clone(), prepared })
     }
 
-    /// What it computes.
+    /// Computes the answer.
     pub(crate) fn answer(&self) -> Result<Outputs> {
         let Self { gpu, prepared } = self;
         pollster::block_on(prepared.run(gpu, &prepared.bound, &mut Control::default(), Waiting::Blocking, |_| {}))
     }
 
-    /// Seconds of each of `times` recordings in one submit, nothing copied.
+    /// Seconds per recording, of `times` recordings in one submit, copies excluded.
     pub(crate) fn seconds(&self, times: u32) -> Result<f64> {
         let device = self.gpu.device();
         let started = Instant::now();
@@ -50,7 +50,7 @@ impl Trial {
     }
 }
 
-/// The gradients of `problem` that `plan` computes. All has been checked; the statistics are there.
+/// Gradients of `problem` by `plan`. Everything has been checked, and `backward` has statistics.
 pub(crate) fn gradients_of_plan(
     gpu: &Gpu,
     problem: &Problem,

@@ -1,47 +1,47 @@
-//! The gradients of the multi-head layer.
+//! Gradients of the multi-head layer.
 
 use super::matmul::matmul;
 use super::{LayerOutputs, Linear, MultiHead, Steps};
 use crate::gpu::{self, LayerBackwardParts, ProjectionBackward};
 use crate::{BackwardInputs, Engine, Error, Inputs, Problem, Result, WantGradients, canary};
 
-/// The gradients of one projection.
+/// Gradients of one projection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearGradients {
     /// dW, in the shape of W: [out_features, in_features].
     pub weight: Vec<f32>,
-    /// db `[out_features]`, if there is a b.
+    /// db `[out_features]`, if the projection has a b.
     pub bias: Option<Vec<f32>>,
 }
 
-/// The gradients of a layer, in host memory, contiguous.
+/// Gradients of a layer, in host memory, contiguous.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerGradients {
-    /// By X_q, in its shape. In self attention the gradient by X is the sum of this and the next two.
+    /// dX_q, in the shape of X_q. In self-attention, dX is dX_q + dX_k + dX_v.
     pub query: Vec<f32>,
-    /// By X_k.
+    /// dX_k, in the shape of X_k.
     pub key: Vec<f32>,
-    /// By X_v.
+    /// dX_v, in the shape of X_v.
     pub value: Vec<f32>,
-    /// By W_Q and b_Q.
+    /// Gradients of W_Q and b_Q.
     pub w_q: LinearGradients,
-    /// By W_K and b_K.
+    /// Gradients of W_K and b_K.
     pub w_k: LinearGradients,
-    /// By W_V and b_V.
+    /// Gradients of W_V and b_V.
     pub w_v: LinearGradients,
-    /// By W_O and b_O.
+    /// Gradients of W_O and b_O.
     pub w_o: LinearGradients,
-    /// By the appended key and value, if they are learned.
+    /// Gradients of the appended key and value, if they are learned.
     pub bias_kv: Option<(Vec<f32>, Vec<f32>)>,
-    /// By the problem's additive bias, in its shape, if it has one.
+    /// Gradient of the problem's additive bias, in its shape, if it has one.
     pub bias: Option<Vec<f32>>,
-    /// By its relative biases, if it has some.
+    /// Gradient of the table of relative biases, if the problem has one.
     pub relative_bias: Option<Vec<f32>>,
-    /// By its sinks, if it has some.
+    /// Gradient of the sinks, if the problem has them.
     pub sinks: Option<Vec<f32>>,
 }
 
-/// Rows of one projection into the attention: each item's own ones, then those that are appended.
+/// Rows of one projection into the attention: each item's own rows, then the appended ones.
 #[derive(Clone, Copy)]
 struct Rows {
     items: usize,
@@ -54,12 +54,12 @@ impl Rows {
         self.items * (self.own + self.appended)
     }
 
-    /// Where the own rows lie among all.
+    /// Indices of the own rows among all rows.
     fn places(self) -> impl Iterator<Item = usize> {
         (0..self.items * self.own).map(move |row| row / self.own * (self.own + self.appended) + row % self.own)
     }
 
-    /// The own rows among all, with zeros where others are.
+    /// Spreads the own rows over all rows, with zeros for the appended ones.
     fn spread(self, x: &[f32], width: usize) -> Vec<f32> {
         let mut all = vec![0.0; self.all() * width];
         for (row, place) in x.chunks_exact(width).zip(self.places()) {
@@ -68,12 +68,12 @@ impl Rows {
         all
     }
 
-    /// The own rows of all.
+    /// Gathers the own rows from all rows.
     fn gather(self, all: &[f32], width: usize) -> Vec<f32> {
         self.places().flat_map(|place| &all[place * width..][..width]).copied().collect()
     }
 
-    /// Of each row whether it is an own one, 1 or 0; and whether it is the n-th appended one, for those that are learned.
+    /// Selectors [1 + learned, rows] of 1 or 0: the own rows first, then each learned row of all items.
     fn selectors(self, learned: usize) -> Vec<f32> {
         let is = |wanted: bool| if wanted { 1.0 } else { 0.0 };
         let item = self.own + self.appended;
@@ -83,9 +83,9 @@ impl Rows {
 }
 
 impl MultiHead {
-    /// The gradients of the layer, from the gradient of its output [batch, seq_len_q, embed_dim_out], on `engine`. `problem` and
-    /// `inputs` are those of the forward pass, `forward` is what [`Self::forward_with_steps`] gave; with [`crate::Want::stats`] less is
-    /// computed again.
+    /// Computes the gradients of the layer on `engine`, from the gradient of its output
+    /// [batch, seq_len_q, embed_dim_out]. `problem` and `inputs` are those of the forward pass; `forward` is the result
+    /// of [`Self::forward_with_steps`], best with [`crate::Want::stats`], which are otherwise recomputed.
     pub fn backward(
         &self,
         engine: &Engine,
@@ -112,7 +112,7 @@ impl MultiHead {
         }
         let backward = Backward { layer: self, problem, inputs, x, steps, stats, d_output };
         match engine.gpu() {
-            // Buffers of no size cannot be bound.
+            // Empty buffers cannot be bound.
             Some(gpu)
                 if x.iter().all(|x| !x.is_empty())
                     && engine.may_run(canary::check_backward(gpu, problem, &WantGradients::all(problem)))? =>
@@ -124,7 +124,7 @@ impl MultiHead {
     }
 }
 
-/// A backward pass of which everything has been checked.
+/// Backward pass whose arguments have all been checked.
 struct Backward<'a> {
     layer: &'a MultiHead,
     problem: &'a Problem,
@@ -136,7 +136,7 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Q's, K's and V's rows.
+    /// Rows of Q, K and V.
     fn rows(&self) -> [Rows; 3] {
         let d = &self.problem.dims;
         let appended = self.layer.appended.count();
@@ -214,7 +214,7 @@ impl Backward<'_> {
         Ok(self.gradients(sides, w_o, results.attention))
     }
 
-    /// From what each of the three projections gave: by X, by W and b, and by the learned key or value.
+    /// Combines the results of the three projections: dX, gradients of W and b, gradient of the learned key or value.
     fn gradients(
         &self,
         sides: Vec<(Vec<f32>, LinearGradients, Vec<f32>)>,
@@ -230,7 +230,7 @@ impl Backward<'_> {
     }
 }
 
-/// dX = dY·W, dW = dYᵀ·X, and the sums of dY's rows that each selector selects: the first is db, the rest is what else was asked for.
+/// dX = dY·W, dW = dYᵀ·X, and the sum of dY's rows for each selector: first db, then the learned rows.
 fn project_back(linear: &Linear, x: &[f32], d_y: &[f32], selectors: &[f32]) -> (Vec<f32>, LinearGradients, Vec<f32>) {
     let (k, n) = (linear.in_features(), linear.out_features());
     let m = x.len() / k;
@@ -247,16 +247,16 @@ fn project_back(linear: &Linear, x: &[f32], d_y: &[f32], selectors: &[f32]) -> (
     (d_x, gradients, rest)
 }
 
-/// A projection's gradients from dW and the sums of dY's rows, of which the first is db; and the other sums.
+/// Splits the sums of dY's rows into db, which comes first, and the others. Returns the gradients and the others.
 fn split(linear: &Linear, weight: Vec<f32>, mut sums: Vec<f32>) -> (LinearGradients, Vec<f32>) {
     let rest = sums.split_off(linear.out_features());
     (LinearGradients { weight, bias: linear.bias().map(|_| sums) }, rest)
 }
 
-/// [rows, columns] to [columns, rows].
+/// Transposes [rows, columns] to [columns, rows].
 fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut to = vec![0.0; rows * columns];
-    // Squares that stay in cache.
+    // Square tiles stay in cache.
     const SIDE: usize = 32;
     for first_row in (0..rows).step_by(SIDE) {
         for first_column in (0..columns).step_by(SIDE) {

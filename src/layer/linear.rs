@@ -1,10 +1,10 @@
-//! One projection.
+//! Projection of a layer.
 
 use super::matmul::matmul;
 use crate::gpu::Projection;
 use crate::{Error, Result};
 
-/// Y = X·Wᵀ + b with W `[out_features, in_features]` and b `[out_features]`, as in PyTorch's `nn.Linear`.
+/// Projection Y = X·Wᵀ + b with W `[out_features, in_features]` and b `[out_features]`, as in PyTorch's `nn.Linear`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     weight: Vec<f32>,
@@ -13,7 +13,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// From W, row by row, and b. The number of rows follows from the length of `weight`.
+    /// Creates a projection from W in row-major order, and b. Errors: `weight` is not whole rows, b does not fit them.
     pub fn new(weight: Vec<f32>, bias: Option<Vec<f32>>, in_features: usize) -> Result<Self> {
         if in_features == 0 || weight.is_empty() || !weight.len().is_multiple_of(in_features) {
             return Err(Error::invalid("weight", format!("{} numbers are not rows of {in_features}, one or more", weight.len())));
@@ -27,7 +27,7 @@ impl Linear {
         Ok(Self { weight, bias, in_features })
     }
 
-    /// W, row by row.
+    /// W, in row-major order.
     pub fn weight(&self) -> &[f32] {
         &self.weight
     }
@@ -37,22 +37,22 @@ impl Linear {
         self.bias.as_deref()
     }
 
-    /// Columns of W: the width of X.
+    /// Width of X: the columns of W.
     pub fn in_features(&self) -> usize {
         self.in_features
     }
 
-    /// Rows of W: the width of Y.
+    /// Width of Y: the rows of W.
     pub fn out_features(&self) -> usize {
         self.weight.len() / self.in_features
     }
 
-    /// As the GPU takes it.
+    /// Borrowed form that the GPU takes.
     pub(super) fn projection(&self) -> Projection<'_> {
         Projection { weight: &self.weight, bias: self.bias(), in_features: self.in_features }
     }
 
-    /// Y for X [rows, in_features], on every core.
+    /// Computes Y for X [rows, in_features], on every core.
     pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         if !x.len().is_multiple_of(self.in_features) {
             return Err(Error::invalid("x", format!("{} numbers are not rows of {}", x.len(), self.in_features)));

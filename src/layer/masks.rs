@@ -1,13 +1,13 @@
-//! PyTorch's two masks as the one mask and one bias of a problem, and the mean over heads.
+//! The two masks of PyTorch merged into the mask and the bias of a problem, and the mean over heads.
 
 use crate::{Broadcast, Dims, Error, Result};
 
-/// A mask of `nn.MultiheadAttention`.
+/// Mask of `nn.MultiheadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TorchMask<'a> {
-    /// true = **hidden**: the opposite of [`crate::Visibility::mask`].
+    /// Boolean mask: true = **masked**, the opposite of [`crate::Visibility::mask`].
     Bool(&'a [bool]),
-    /// Added to the scores; -inf hides.
+    /// Additive mask; -inf masks a key.
     Float(&'a [f32]),
 }
 
@@ -20,17 +20,17 @@ impl TorchMask<'_> {
     }
 }
 
-/// A problem's mask and bias with their data.
+/// Mask and bias of a problem, with their data.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedMasks {
-    /// For [`crate::Visibility::mask`] and [`crate::Inputs::mask`].
+    /// Mask, for [`crate::Visibility::mask`] and [`crate::Inputs::mask`].
     pub mask: Option<(Broadcast, Vec<bool>)>,
-    /// For [`crate::Problem::bias`] and [`crate::Inputs::bias`].
+    /// Bias, for [`crate::Problem::bias`] and [`crate::Inputs::bias`].
     pub bias: Option<(Broadcast, Vec<f32>)>,
 }
 
-/// `key_padding_mask` [batch, S] and `attn_mask` [seq_len_q, S] or [batch * num_heads, seq_len_q, S] together.
-/// S is `dims.seq_len_kv` less the `appended` keys at the end, which the masks do not cover: they stay visible, unbiased.
+/// Merges `key_padding_mask` [batch, S] with `attn_mask` [seq_len_q, S] or [batch * num_heads, seq_len_q, S]. S is
+/// `dims.seq_len_kv` less the `appended` keys at the end, which the masks do not cover: they stay visible, unbiased.
 pub fn merge_torch_masks(
     dims: &Dims,
     appended: usize,
@@ -72,7 +72,7 @@ fn elements(shape: [usize; 4]) -> Option<usize> {
     Broadcast(shape).elements()
 }
 
-/// Folds tensors of broadcasting shapes into one over `keys` keys; where they have no key, `start` stays.
+/// Folds tensors of broadcasting shapes into one over `keys` keys. Keys that a tensor lacks keep `start`.
 fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(Broadcast, Vec<T>)> {
     let mut shape = [1, 1, 1, keys];
     for (_, part) in parts {
@@ -98,8 +98,8 @@ fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: imp
     Ok((Broadcast(shape), merged))
 }
 
-/// The mean over heads of weights [batch, num_heads, seq_len_q, seq_len_kv]: [batch, seq_len_q, seq_len_kv], as PyTorch's
-/// `average_attn_weights` gives.
+/// Mean over heads of weights [batch, num_heads, seq_len_q, seq_len_kv]. Returns [batch, seq_len_q, seq_len_kv], as
+/// PyTorch's `average_attn_weights` does.
 pub fn average_heads(weights: &[f32], dims: &Dims) -> Result<Vec<f32>> {
     let [batch, heads, rows, keys] = dims.scores_shape();
     if elements([batch, heads, rows, keys]) != Some(weights.len()) {

@@ -1,19 +1,19 @@
-//! Y[m, n] = sum over k of X[m, k] · W[n, k], plus b[n]: the projection, on every core.
+//! Projection Y[m, n] = sum over k of X[m, k] · W[n, k], plus b[n], on every core.
 //!
-//! The plain algorithm is three nested loops. For speed: rows of X are packed so that one vector holds the same k of
-//! neighbouring rows, rows of W so that the same k of a block of rows lies together; then a block of sums stays in registers
-//! for the whole of k, and every number of W is broadcast against the vectors of X.
+//! The plain algorithm is three nested loops. For speed, rows of X are packed so that a vector holds one k of
+//! neighbouring rows, and rows of W so that one k of a block of rows is contiguous. A block of sums then stays in
+//! registers for the whole of k, and every element of W is broadcast against the vectors of X.
 
 use rayon::prelude::*;
 
-/// Rows of X that share one packing of W: 128 x 1024 numbers stay in a 1 MiB second-level cache.
+/// Rows of X that share one packing of W: 128 x 1024 elements stay in a 1 MiB second-level cache.
 const CHUNK: usize = 128;
-/// Rows of X side by side in vectors: two of AVX-512, four of AVX2, eight of NEON.
+/// Rows of X interleaved in vectors: two of AVX-512, four of AVX2, eight of NEON.
 const LANES: usize = 32;
-/// Below this many rows of X packing W costs more than it saves: 9 rows of 384 took 2 times, 1 row of 4096 took 6 times as long.
+/// Rows of X below which packing W does not pay: 9 rows of 384 take 2 times, 1 row of 4096 takes 6 times as long.
 const FEW: usize = 16;
 
-/// x [m, k] · weight [n, k]ᵀ + bias [n] -> [m, n], all contiguous. The lengths must fit; [`super::Linear`] has checked them.
+/// x [m, k] · weight [n, k]ᵀ + bias [n] -> [m, n], all contiguous. [`super::Linear`] has checked the lengths.
 pub(super) fn matmul(x: &[f32], weight: &[f32], bias: Option<&[f32]>, k: usize, n: usize) -> Vec<f32> {
     if x.is_empty() {
         return Vec::new();
@@ -35,7 +35,7 @@ pub(super) fn matmul(x: &[f32], weight: &[f32], bias: Option<&[f32]>, k: usize, 
     matmul_with::<3>(x, weight, bias, k, n, |x, w, sums| multiply(x, w, sums, |x, w, sum| sum + x * w))
 }
 
-/// `multiply` adds up the sums of ROWS rows of W and LANES rows of X.
+/// Packed product: `multiply` computes the sums of ROWS rows of W and LANES rows of X.
 fn matmul_with<const ROWS: usize>(
     x: &[f32],
     weight: &[f32],
@@ -51,7 +51,7 @@ fn matmul_with<const ROWS: usize>(
         let mut panels = vec![[0.0f32; LANES]; x.len().div_ceil(LANES * k) * k];
         panels.chunks_exact_mut(k).zip(x.chunks(LANES * k)).for_each(|(panel, x)| interleave(x, panel));
         let panels: Vec<_> = panels.chunks_exact(k).collect();
-        // Sums as [block of W rows][panel of X rows][row of W][row of X].
+        // Sums are stored as [block of W rows][panel of X rows][row of W][row of X].
         let mut sums = vec![[[0.0f32; LANES]; ROWS]; n.div_ceil(ROWS) * panels.len()];
         sums.par_chunks_mut(panels.len()).zip(blocks.par_chunks(k)).with_min_len(2).for_each(|(sums, block)| {
             for (panel, sums) in panels.iter().zip(sums) {
@@ -70,7 +70,7 @@ fn matmul_with<const ROWS: usize>(
     y
 }
 
-/// The same for few rows: W is read once, as it lies.
+/// [`matmul`] for few rows: W is read once, unpacked.
 fn matmul_few(x: &[f32], weight: &[f32], bias: Option<&[f32]>, k: usize, n: usize) -> Vec<f32> {
     let m = x.len() / k;
     let mut transposed = vec![0.0; m * n];
@@ -107,7 +107,7 @@ fn dots_avx2(x: &[f32], weight: &[f32], k: usize, out: &mut [f32]) {
     dots(x, weight, k, out, |x, w, sum| x.mul_add(w, sum));
 }
 
-/// out[row of W][row of X] = their dot product, in LANES partial sums.
+/// Dot products out[row of W][row of X], in LANES partial sums.
 #[inline(always)]
 fn dots(x: &[f32], weight: &[f32], k: usize, out: &mut [f32], multiply_add: impl Fn(f32, f32, f32) -> f32) {
     for (out, w) in out.chunks_exact_mut(x.len() / k).zip(weight.chunks_exact(k)) {
@@ -126,7 +126,7 @@ fn dots(x: &[f32], weight: &[f32], k: usize, out: &mut [f32], multiply_add: impl
     }
 }
 
-/// Up to WIDTH rows of k numbers as [k][WIDTH]; the rows that are not there stay 0. In steps of k that stay in the first cache.
+/// Interleaves up to WIDTH rows of k elements as [k][WIDTH], in steps of k that stay in L1. Missing rows stay 0.
 fn interleave<const WIDTH: usize>(rows: &[f32], out: &mut [[f32; WIDTH]]) {
     let k = out.len();
     for (step, out) in out.chunks_mut(32).enumerate() {
@@ -150,7 +150,7 @@ fn multiply_avx2(x: &[[f32; LANES]], w: &[[f32; 3]], sums: &mut [[f32; LANES]; 3
     multiply(x, w, sums, |x, w, sum| x.mul_add(w, sum));
 }
 
-/// sums[row][lane] = sum over k of x[k][lane] · w[k][row].
+/// Computes sums[row][lane] = sum over k of x[k][lane] · w[k][row].
 #[inline(always)]
 fn multiply<const ROWS: usize>(
     x: &[[f32; LANES]],
@@ -173,7 +173,7 @@ fn multiply<const ROWS: usize>(
 mod tests {
     use super::*;
 
-    /// Tails of every tile, and both ways; the error of k products and sums in f32 is at most k roundings of the sum of sizes.
+    /// Tests tails of every tile, packed and not. The error is at most k + 1 roundings of the sum of magnitudes.
     #[test]
     fn agrees_with_three_loops() {
         let mut state = 1u32;

@@ -1,4 +1,4 @@
-//! The multi-head layer: attention between its projections.
+//! Multi-head layer: attention between its projections.
 
 mod backward;
 mod linear;
@@ -18,7 +18,7 @@ use crate::canary;
 use crate::gpu::{self, Gpu};
 use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Result, TensorSpec};
 
-/// A multi-head attention layer:
+/// Multi-head attention layer:
 ///
 /// ```text
 /// Q = X_q·W_Qᵀ + b_Q    [batch, seq_len_q, num_heads, head_dim]
@@ -28,7 +28,7 @@ use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, L
 /// output  = Concat(heads of context)·W_Oᵀ + b_O    [batch, seq_len_q, embed_dim_out]
 /// ```
 ///
-/// Heads lie side by side in the columns of a projection; attention reads them there by strides. Self attention is
+/// Heads are side by side in the columns of a projection; attention reads them there by strides. In self-attention
 /// X_q = X_k = X_v. The three may have different widths.
 ///
 /// ```
@@ -57,40 +57,40 @@ pub struct MultiHead {
     head_dim_v: usize,
 }
 
-/// Keys and values that every item gets after its own; PyTorch's `add_bias_kv` and `add_zero_attn`.
+/// Keys and values appended to those of every item, like PyTorch's `add_bias_kv` and `add_zero_attn`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Appended {
-    /// One learned key [num_kv_heads * head_dim] and value [num_kv_heads * head_dim_v].
+    /// Learned key [num_kv_heads * head_dim] and value [num_kv_heads * head_dim_v].
     pub bias_kv: Option<(Vec<f32>, Vec<f32>)>,
-    /// One key and value of zeros, after that.
+    /// True if a key and a value of zeros follow.
     pub zero: bool,
 }
 
 impl Appended {
-    /// How many there are: 0, 1 or 2.
+    /// Number of appended keys: 0, 1 or 2.
     pub fn count(&self) -> usize {
         usize::from(self.bias_kv.is_some()) + usize::from(self.zero)
     }
 }
 
-/// What the layer gives, in host memory, contiguous.
+/// Results of the layer, in host memory, contiguous.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOutputs {
-    /// [batch, seq_len_q, embed_dim_out].
+    /// Output [batch, seq_len_q, embed_dim_out].
     pub output: Vec<f32>,
-    /// If [`Problem::want`] asks for it.
+    /// Log-sum-exp of each row, if [`Problem::want`] asks for it.
     pub lse: Option<Vec<f32>>,
-    /// If [`Problem::want`] asks for them: what [`MultiHead::backward`] takes, and else makes again.
+    /// Softmax statistics, if [`Problem::want`] asks for them. [`MultiHead::backward`] uses them, or recomputes them.
     pub stats: Option<Vec<[f32; 2]>>,
-    /// If [`Problem::want`] asks for them.
+    /// Scores, if [`Problem::want`] asks for them.
     pub scores: Option<Vec<f32>>,
-    /// If [`Problem::want`] asks for them: of every head. [`average_heads`] gives their mean.
+    /// Weights of every head, if [`Problem::want`] asks for them. [`average_heads`] returns their mean.
     pub weights: Option<Vec<f32>>,
-    /// From [`MultiHead::forward_with_steps`].
+    /// Intermediate results, from [`MultiHead::forward_with_steps`].
     pub steps: Option<Steps>,
 }
 
-/// What lies between the input of a layer and its output, f32, contiguous.
+/// Intermediate results of a layer, f32, contiguous.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Steps {
     /// Q: [batch, seq_len_q, num_heads, head_dim].
@@ -99,14 +99,14 @@ pub struct Steps {
     pub key: Vec<f32>,
     /// V, with the appended values: [batch, seq_len_kv, num_kv_heads, head_dim_v].
     pub value: Vec<f32>,
-    /// The heads' outputs side by side: [batch, seq_len_q, num_heads, head_dim_v].
+    /// Outputs of the heads, side by side: [batch, seq_len_q, num_heads, head_dim_v].
     pub context: Vec<f32>,
 }
 
 impl MultiHead {
-    /// From the four projections. `num_kv_heads` is `num_heads` unless heads are grouped. The widths of a head follow from
-    /// the shapes: W_Q [num_heads * head_dim, _], W_K [num_kv_heads * head_dim, _], W_V [num_kv_heads * head_dim_v, _],
-    /// W_O [_, num_heads * head_dim_v]. Any other shape is an error.
+    /// Creates a layer from its four projections. `num_kv_heads` is `num_heads` unless heads are grouped. Head widths
+    /// follow from the shapes: W_Q [num_heads * head_dim, _], W_K [num_kv_heads * head_dim, _], W_V
+    /// [num_kv_heads * head_dim_v, _], W_O [_, num_heads * head_dim_v]. Any other shape is an error.
     pub fn new(query: Linear, key: Linear, value: Linear, output: Linear, num_heads: usize, num_kv_heads: usize) -> Result<Self> {
         for (argument, heads) in [("num_heads", num_heads), ("num_kv_heads", num_kv_heads)] {
             if heads == 0 {
@@ -136,7 +136,7 @@ impl MultiHead {
         Ok(Self { query, key, value, output, appended: Appended::default(), num_heads, num_kv_heads, head_dim, head_dim_v })
     }
 
-    /// The same layer with keys and values appended. They count in `seq_len_kv` of the problem, of masks and of biases
+    /// Returns the layer with keys and values appended. They count in `seq_len_kv` of the problem, masks and biases
     /// ([`merge_torch_masks`] leaves them visible), and have no rows in the inputs.
     pub fn with_appended(mut self, appended: Appended) -> Result<Self> {
         if let Some((key, value)) = &appended.bias_kv {
@@ -150,38 +150,38 @@ impl MultiHead {
         Ok(self)
     }
 
-    /// X_q -> Q.
+    /// Projection X_q -> Q.
     pub fn query(&self) -> &Linear {
         &self.query
     }
 
-    /// X_k -> K.
+    /// Projection X_k -> K.
     pub fn key(&self) -> &Linear {
         &self.key
     }
 
-    /// X_v -> V.
+    /// Projection X_v -> V.
     pub fn value(&self) -> &Linear {
         &self.value
     }
 
-    /// context -> output.
+    /// Projection context -> output.
     pub fn output(&self) -> &Linear {
         &self.output
     }
 
-    /// Keys and values that every item gets after its own.
+    /// Keys and values appended to those of every item.
     pub fn appended(&self) -> &Appended {
         &self.appended
     }
 
-    /// Query heads.
+    /// Number of query heads.
     pub fn num_heads(&self) -> usize {
         self.num_heads
     }
 
-    /// The attention of this layer, every key visible: to be given causality, masks, biases and wants, and handed to
-    /// [`Self::forward`]. `seq_len_kv` counts the keys of the input; the problem's counts the appended ones too.
+    /// Problem of this layer's attention, every key visible. Add causality, masks, biases and wants, and pass it to
+    /// [`Self::forward`]. `seq_len_kv` counts the keys of the input; the problem's also counts the appended ones.
     pub fn problem(&self, batch: usize, seq_len_q: usize, seq_len_kv: usize) -> Problem {
         Problem::new(Dims {
             batch,
@@ -196,13 +196,13 @@ impl MultiHead {
     }
 
     /// Computes the layer on `engine`. `inputs` holds X_q [batch, seq_len_q, embed_dim_q], X_k and X_v
-    /// [batch, seq_len_kv, embed_dim] in place of query, key and value, f32 and contiguous, and whatever else `problem` asks
-    /// for; of packed sequences X is [tokens, embed_dim]. How `problem` stores its tensors must be as [`Self::problem`] says.
+    /// [batch, seq_len_kv less appended keys, embed_dim] as query, key and value, f32 and contiguous (varlen:
+    /// [tokens, embed_dim]), and the other data of `problem`. `problem` stores its tensors as [`Self::problem`] does.
     pub fn forward(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
         self.compute(engine, problem, inputs, false)
     }
 
-    /// As [`Self::forward`], and hands out Q, K, V and the heads' outputs.
+    /// [`Self::forward`] that also returns Q, K, V and the outputs of the heads.
     pub fn forward_with_steps(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
         self.compute(engine, problem, inputs, true)
     }
@@ -210,7 +210,7 @@ impl MultiHead {
     fn compute(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, steps: bool) -> Result<LayerOutputs> {
         let x = self.check(problem, inputs)?;
         match engine.gpu() {
-            // Buffers of no size cannot be bound.
+            // Empty buffers cannot be bound.
             Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check(gpu, problem, engine.algorithm()))? => {
                 self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps)
             }
@@ -265,7 +265,7 @@ impl MultiHead {
         Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
-    /// The rows that every item of K and of V gets after its own.
+    /// Rows appended to those of every item of K and of V.
     fn appended_rows(&self) -> [Vec<f32>; 2] {
         let Appended { bias_kv, zero } = &self.appended;
         let (key, value) = bias_kv.clone().unwrap_or_default();
@@ -275,7 +275,7 @@ impl MultiHead {
         })
     }
 
-    /// Finds every contradiction between layer, problem and inputs; X_q, X_k, X_v as slices.
+    /// Checks layer, problem and inputs against each other. Returns X_q, X_k and X_v.
     fn check<'a>(&self, problem: &Problem, inputs: &Inputs<'a>) -> Result<[&'a [f32]; 3]> {
         problem.check()?;
         inputs.check_options(problem)?;
@@ -330,7 +330,7 @@ impl MultiHead {
     }
 }
 
-/// Each item's rows, then `extra`.
+/// Appends `extra` to the rows of every item.
 fn append(rows: Vec<f32>, batch: usize, extra: &[f32]) -> Vec<f32> {
     if extra.is_empty() || batch == 0 {
         return rows;

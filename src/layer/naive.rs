@@ -1,14 +1,14 @@
-//! The layer by its formulas, in f64, with the oracle's attention: to check the others by.
+//! Reference for the layer: its formulas in f64, with the oracle's attention.
 //!
-//! Q, K and V are rounded to f32 once, because the oracle takes stored numbers.
+//! Q, K and V are rounded to f32 once, because the oracle takes stored elements.
 
 use super::{Linear, MultiHead};
 use crate::{Error, Inputs, Problem, Result, cpu};
 
-/// What the reference gives: f64 and dense, but for the projections, in the layouts of [`super::Steps`].
+/// Results of the reference, f64 and dense; the projections are f32 and have the layouts of [`super::Steps`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerReference {
-    /// [batch, seq_len_q, embed_dim_out].
+    /// Output [batch, seq_len_q, embed_dim_out].
     pub output: Vec<f64>,
     /// Q: [batch, seq_len_q, num_heads, head_dim].
     pub query: Vec<f32>,
@@ -16,9 +16,9 @@ pub struct LayerReference {
     pub key: Vec<f32>,
     /// V: [batch, seq_len_kv, num_kv_heads, head_dim_v].
     pub value: Vec<f32>,
-    /// [batch, seq_len_q, num_heads, head_dim_v].
+    /// Outputs of the heads, side by side: [batch, seq_len_q, num_heads, head_dim_v].
     pub context: Vec<f64>,
-    /// lse, scores and weights; its output is [batch, num_heads, seq_len_q, head_dim_v].
+    /// Attention with lse, scores and weights; its output is [batch, num_heads, seq_len_q, head_dim_v].
     pub attention: cpu::naive::Reference,
 }
 

@@ -1,4 +1,4 @@
-//! Layer weights from safetensors files, by name.
+//! Layer weights by name, from safetensors files.
 
 use std::path::Path;
 
@@ -8,31 +8,31 @@ use safetensors::{Dtype, SafeTensors};
 use super::{Appended, Linear, MultiHead};
 use crate::{Error, Result};
 
-/// How a file names the tensors of a layer. Weights are [out, in].
+/// Names of a layer's tensors in a file. Weights are [out, in].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Naming {
-    /// PyTorch's `nn.MultiheadAttention`: `{prefix}in_proj_weight` (or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`),
-    /// `in_proj_bias`, `out_proj.weight`, `out_proj.bias`, `bias_k`, `bias_v`. The biases are there together or not at all.
+    /// PyTorch's `nn.MultiheadAttention`: `{prefix}in_proj_weight` (or `q_proj_weight`, `k_proj_weight`,
+    /// `v_proj_weight`), `out_proj.weight`; optional pairs `in_proj_bias`, `out_proj.bias` and `bias_k`, `bias_v`.
     Torch {
-        /// With its dot: `encoder.layers.0.self_attn.`.
+        /// Prefix with its dot: `encoder.layers.0.self_attn.`.
         prefix: String,
     },
     /// Hugging Face BERT: `{prefix}encoder.layer.{layer}.attention.self.query.weight` (`key`, `value`),
     /// `...attention.output.dense.weight`, each with its `.bias`.
     Bert {
-        /// Empty, or as `bert.`.
+        /// Prefix with its dot, `bert.`, or empty.
         prefix: String,
-        /// Which layer, from 0.
+        /// Index of the layer, from 0.
         layer: usize,
     },
-    /// `{prefix}wq`, `wk`, `wv`, `wo` and `bq`, `bk`, `bv`, `bo`. The biases are there together or not at all.
+    /// Names `{prefix}wq`, `wk`, `wv`, `wo` and, all together or not at all, `bq`, `bk`, `bv`, `bo`.
     Plain {
-        /// With its dot: `in.`.
+        /// Prefix with its dot: `in.`.
         prefix: String,
     },
 }
 
-/// A safetensors file in memory.
+/// Contents of a safetensors file.
 #[derive(Clone, Debug)]
 pub struct WeightFile {
     path: String,
@@ -40,22 +40,22 @@ pub struct WeightFile {
 }
 
 impl WeightFile {
-    /// Reads a file.
+    /// Reads a file. Errors: it cannot be read, or is not a safetensors file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.display().to_string(), why: error.to_string() })?;
         Self::from_bytes(path.display().to_string(), bytes)
     }
 
-    /// Takes what a file holds; errors call it `path`.
+    /// Takes the contents of a file; errors call it `path`.
     pub fn from_bytes(path: impl Into<String>, bytes: Vec<u8>) -> Result<Self> {
         let file = Self { path: path.into(), bytes };
         file.tensors()?;
         Ok(file)
     }
 
-    /// The layer under these names. Missing tensors, other shapes and other storage types than f32, f16 and bf16 are errors
-    /// that name the tensor and the file.
+    /// Builds the layer from the tensors with these names. Errors name the file and the tensor: missing, of another
+    /// shape, or stored as another type than f32, f16 and bf16.
     pub fn multi_head(&self, naming: &Naming, num_heads: usize, num_kv_heads: usize) -> Result<MultiHead> {
         let tensors = self.tensors()?;
         let source = Source { path: &self.path, tensors: &tensors };
@@ -101,7 +101,7 @@ impl Source<'_> {
         self.tensors.tensor(name).is_ok()
     }
 
-    /// Shape and numbers of a tensor, widened to f32.
+    /// Shape of a tensor, and its elements widened to f32.
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let view = self.tensors.tensor(name).map_err(|_| {
             let mut names = self.tensors.names();
@@ -111,7 +111,7 @@ impl Source<'_> {
             self.error(format!("has no tensor `{name}`; it has {}{more}", names.join(", ")))
         })?;
         let bytes = view.data();
-        // The file's tensors need not be aligned in memory: numbers are put together from their bytes.
+        // Tensors of the file need not be aligned in memory: elements are put together from their bytes.
         let data = match view.dtype() {
             Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
             Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
@@ -121,7 +121,7 @@ impl Source<'_> {
         Ok((view.shape().to_vec(), data))
     }
 
-    /// A weight: its numbers, rows and columns.
+    /// Weight: its elements, rows and columns.
     fn matrix(&self, name: &str) -> Result<(Vec<f32>, usize, usize)> {
         match self.tensor(name)? {
             (shape, data) if shape.len() == 2 && !data.is_empty() => Ok((data, shape[0], shape[1])),
@@ -129,7 +129,7 @@ impl Source<'_> {
         }
     }
 
-    /// A tensor of `len` numbers; axes of 1 beside the last do not matter.
+    /// Vector of `len` elements; axes of extent 1 before the last are ignored.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let (shape, data) = self.tensor(name)?;
         if data.len() == len && shape.last() == Some(&len) {
@@ -144,7 +144,7 @@ impl Source<'_> {
         Linear::new(data, bias, columns)
     }
 
-    /// The layer, with the file's name in what is wrong with its shapes.
+    /// Layer whose shape errors name the file.
     fn layer(&self, query: Linear, key: Linear, value: Linear, output: Linear, heads: usize, kv_heads: usize) -> Result<MultiHead> {
         MultiHead::new(query, key, value, output, heads, kv_heads).map_err(|error| match error {
             Error::Invalid { argument, why } if argument.starts_with("w_") => self.error(format!("{argument} {why}")),

@@ -1,40 +1,40 @@
-//! ONNX `Attention`.
+//! Operator `Attention` of ONNX.
 
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
 use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, ScoreStage, TensorSpec, Visibility};
 
-/// The attributes of ONNX `Attention`, opsets 23 to 25.
+/// Attributes of ONNX `Attention`, opsets 23 to 25.
 ///
 /// ```text
 /// Y = softmax(softcap(scale * Q K^T) + attn_mask, over the visible keys) V
 /// ```
 ///
-/// Row i stands at position i + past_sequence_length; with `nonpad_kv_seqlen` and no past at
-/// i + nonpad_kv_seqlen\[batch\] - q_sequence_length. `is_causal` and the windows count from there.
+/// Row i has the position i + past_sequence_length, or with `nonpad_kv_seqlen` and no past
+/// i + nonpad_kv_seqlen\[batch\] - q_sequence_length. `is_causal` and the windows count from it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
-    /// Hide the keys after a row's position.
+    /// True if keys after a row's position are masked.
     pub is_causal: bool,
-    /// Query heads, needed for inputs of 3 axes.
+    /// Number of query heads, needed for inputs of 3 axes.
     pub q_num_heads: Option<usize>,
-    /// Key and value heads, needed for inputs of 3 axes.
+    /// Number of key/value heads, needed for inputs of 3 axes.
     pub kv_num_heads: Option<usize>,
     /// Factor on the dot products; `None` is 1/sqrt(head_dim).
     pub scale: Option<f32>,
-    /// Bound on the scores; 0 is none.
+    /// Bound on the scores by tanh; 0 disables it.
     pub softcap: f32,
-    /// What `qk_matmul_output` holds: 0 the scaled dot products, 1 after softcap, 2 after the mask, 3 the softmax weights.
+    /// Stage of `qk_matmul_output`: 0 scaled dot products, 1 after softcap, 2 after the mask, 3 softmax weights.
     pub qk_matmul_output_mode: u8,
-    /// The ONNX data type of the softmax: 1 (f32), 10 (f16), 11 (f64) or 16 (bf16). It is always computed in f32.
+    /// Type of the softmax by ONNX number: 1 (f32), 10 (f16), 11 (f64) or 16 (bf16). It is always computed in f32.
     pub softmax_precision: Option<i32>,
-    /// Hide the keys more than this far before the position; `None` (ONNX: -1) is open.
+    /// Distance before the position beyond which keys are masked; `None` (ONNX: -1) is open.
     pub left_window_size: Option<u32>,
-    /// Hide the keys more than this far after the position; `None` (ONNX: -1) is open.
+    /// Distance after the position beyond which keys are masked; `None` (ONNX: -1) is open.
     pub right_window_size: Option<u32>,
 }
 
 impl Default for Attention {
-    /// ONNX's defaults.
+    /// Defaults of ONNX.
     fn default() -> Self {
         Self {
             is_causal: false,
@@ -50,66 +50,66 @@ impl Default for Attention {
     }
 }
 
-/// `attn_mask`: 1 to 4 axes that broadcast from the right to [batch, q_num_heads, q_sequence_length, total_sequence_length]. A last
-/// axis that is shorter hides the keys past it.
+/// Attention mask (`attn_mask`): 1 to 4 axes that broadcast from the right to
+/// [batch, q_num_heads, q_sequence_length, total_sequence_length]. Keys past a shorter last axis are masked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mask<'a> {
-    /// true = may attend.
+    /// Boolean mask: true = may attend.
     Bool {
-        /// Its shape.
+        /// Shape of the mask.
         shape: &'a [usize],
-        /// Its elements.
+        /// Elements of the mask.
         data: &'a [bool],
     },
-    /// Added to the scores; -inf hides.
+    /// Additive mask; -inf masks a key.
     Float(Tensor<'a>),
 }
 
-/// The inputs of `Attention`.
+/// Inputs of `Attention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionInputs<'a> {
     /// Q: [batch, q_num_heads, q_sequence_length, head_size] or [batch, q_sequence_length, q_num_heads * head_size].
     pub query: Tensor<'a>,
-    /// K, alike.
+    /// K: [batch, kv_num_heads, kv_sequence_length, head_size], or 3 axes like Q.
     pub key: Tensor<'a>,
-    /// V, alike; its head size may differ.
+    /// V: [batch, kv_num_heads, kv_sequence_length, v_head_size], or 3 axes like Q.
     pub value: Tensor<'a>,
-    /// Hides keys or adds to scores.
+    /// Boolean or additive mask.
     pub attn_mask: Option<Mask<'a>>,
-    /// Keys before K: [batch, kv_num_heads, past_sequence_length, head_size].
+    /// Past keys, before K: [batch, kv_num_heads, past_sequence_length, head_size].
     pub past_key: Option<Tensor<'a>>,
-    /// Values before V.
+    /// Past values, before V: [batch, kv_num_heads, past_sequence_length, v_head_size].
     pub past_value: Option<Tensor<'a>>,
-    /// `[batch]`: how many keys of each item are no padding.
+    /// Number of keys of each item that are not padding, `[batch]`.
     pub nonpad_kv_seqlen: Option<&'a [i64]>,
 }
 
 impl<'a> AttentionInputs<'a> {
-    /// Q, K and V; nothing else.
+    /// Creates inputs with Q, K and V only.
     pub fn new(query: Tensor<'a>, key: Tensor<'a>, value: Tensor<'a>) -> Self {
         Self { query, key, value, attn_mask: None, past_key: None, past_value: None, nonpad_kv_seqlen: None }
     }
 }
 
-/// The optional outputs that somebody reads.
+/// Optional outputs to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Wanted {
-    /// present_key and present_value.
+    /// True to return present_key and present_value.
     pub present: bool,
-    /// qk_matmul_output.
+    /// True to return qk_matmul_output.
     pub qk_matmul_output: bool,
 }
 
-/// The outputs of `Attention` and of its relatives.
+/// Outputs of `Attention` and related operators.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOutputs {
     /// Y, with as many axes as Q.
     pub output: OwnedTensor,
-    /// past_key and K together: [batch, kv_num_heads, total_sequence_length, head_size].
+    /// Past keys followed by K: [batch, kv_num_heads, total_sequence_length, head_size].
     pub present_key: Option<OwnedTensor>,
-    /// past_value and V together.
+    /// Past values followed by V: [batch, kv_num_heads, total_sequence_length, v_head_size].
     pub present_value: Option<OwnedTensor>,
-    /// [batch, q_num_heads, q_sequence_length, total_sequence_length], stored as Q is.
+    /// Scores or weights [batch, q_num_heads, q_sequence_length, total_sequence_length], stored as Q is.
     pub qk_matmul_output: Option<OwnedTensor>,
 }
 
@@ -139,7 +139,7 @@ impl Attention {
         problem.key = spec(inputs.key, if together { Layout::Bhsd } else { k_layout });
         problem.value = spec(inputs.value, if together { Layout::Bhsd } else { v_layout });
         let lengths = lengths(inputs.nonpad_kv_seqlen, dims.batch)?;
-        // The keys of an external cache end at its length, and so do the rows; those of a past end where K does.
+        // An external cache ends at its length, and so do the rows; with a past, rows end where K does.
         let aligned = if lengths.is_some() && inputs.past_key.is_none() { Alignment::BottomRight } else { offset(past)? };
         problem.visibility = Visibility {
             causal: self.is_causal,
@@ -205,7 +205,7 @@ impl Attention {
     }
 }
 
-/// Refuses Q, K, V of different batches, key lengths or widths.
+/// Refuses Q, K, V that differ in batch, key length or width.
 pub(super) fn check_alike(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result<()> {
     if k[0] != q[0] || k[3] != q[3] {
         return Err(Error::invalid("K", format!("[batch, heads, seq, dim] = {k:?} does not fit Q's {q:?}")));
@@ -220,7 +220,7 @@ pub(super) fn offset(past: usize) -> Result<Alignment> {
     i32::try_from(past).map(Alignment::Offset).map_err(|_| Error::invalid("past_key", format!("a past of {past} keys is too long")))
 }
 
-/// The shape of an output in the layout of the query.
+/// Shape of an output in the query's layout.
 pub(super) fn output_shape(dims: &Dims, layout: Layout) -> Vec<usize> {
     match layout {
         Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
@@ -228,7 +228,7 @@ pub(super) fn output_shape(dims: &Dims, layout: Layout) -> Vec<usize> {
     }
 }
 
-/// `past` and then `new`, as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
+/// Joins `past` and `new` as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
 pub(super) fn join(
     argument: &'static str,
     past: Option<Tensor<'_>>,
@@ -267,7 +267,7 @@ pub(super) fn join(
     Ok(OwnedTensor { shape: vec![batch, heads, past_len + seq, dim], data: HostVec::from_f32(new.data.dtype(), &all) })
 }
 
-/// The lengths of the items' keys, in the engine's type.
+/// Number of keys of each item, in the engine's type.
 fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
     let Some(lengths) = nonpad else { return Ok(None) };
     if lengths.len() != batch {
@@ -277,7 +277,7 @@ fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
     lengths.iter().map(narrow).collect::<Result<_>>().map(Some)
 }
 
-/// A mask with its last axis padded to `total` by `hidden`.
+/// Pads the last axis of a mask to `total` with `hidden`.
 fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(Broadcast, Vec<T>)> {
     let mut full = four_axes(argument, shape)?;
     let last = full[3];

@@ -1,60 +1,60 @@
-//! ONNX Runtime's com.microsoft `MultiHeadAttention` and `GroupQueryAttention`.
+//! Operators `MultiHeadAttention` and `GroupQueryAttention` of com.microsoft (ONNX Runtime).
 
 use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
 use super::{OwnedTensor, Tensor, four_axes};
 use crate::rotary::{Pairing, Rotary};
 use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec};
 
-/// The attributes of com.microsoft `MultiHeadAttention`.
+/// Attributes of com.microsoft `MultiHeadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MultiHeadAttention {
-    /// Heads of query, key and value alike.
+    /// Number of heads, of query, key and value alike.
     pub num_heads: usize,
     /// Factor on the dot products; `None` or 0 is 1/sqrt(head_dim).
     pub scale: Option<f32>,
-    /// Causal: row i sees the past and the keys up to i.
+    /// True if causal: row i sees the past and the keys up to i.
     pub unidirectional: bool,
-    /// Added to the scores of keys that `key_padding_mask` marks with 0; -10000 by default. It does not hide them.
+    /// Bias on the scores of keys that `key_padding_mask` marks with 0; -10000 by default. It does not mask them.
     pub mask_filter_value: f32,
 }
 
 impl MultiHeadAttention {
-    /// Everything but the number of heads as ONNX Runtime has it by default.
+    /// Creates attributes with ONNX Runtime's defaults.
     pub const fn new(num_heads: usize) -> Self {
         Self { num_heads, scale: None, unidirectional: false, mask_filter_value: -10000.0 }
     }
 }
 
-/// The inputs of `MultiHeadAttention`.
+/// Inputs of `MultiHeadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MultiHeadAttentionInputs<'a> {
-    /// [batch, sequence_length, hidden].
+    /// Query [batch, sequence_length, hidden].
     pub query: Tensor<'a>,
-    /// [batch, kv_sequence_length, hidden].
+    /// Key [batch, kv_sequence_length, hidden].
     pub key: Tensor<'a>,
-    /// [batch, kv_sequence_length, v_hidden].
+    /// Value [batch, kv_sequence_length, v_hidden].
     pub value: Tensor<'a>,
-    /// [hidden + hidden + v_hidden], added to query, key and value.
+    /// Bias on query, key and value, [hidden + hidden + v_hidden].
     pub bias: Option<Tensor<'a>>,
-    /// [batch, total_sequence_length]: 0 = padding.
+    /// Padding mask [batch, total_sequence_length]: 0 = padding.
     pub key_padding_mask: Option<&'a [i32]>,
-    /// [batch or 1, num_heads or 1, sequence_length, total_sequence_length], added to the scores.
+    /// Bias on the scores, [batch or 1, num_heads or 1, sequence_length, total_sequence_length].
     pub attention_bias: Option<Tensor<'a>>,
-    /// [batch, num_heads, past_sequence_length, head_size].
+    /// Past keys [batch, num_heads, past_sequence_length, head_size].
     pub past_key: Option<Tensor<'a>>,
-    /// [batch, num_heads, past_sequence_length, v_head_size].
+    /// Past values [batch, num_heads, past_sequence_length, v_head_size].
     pub past_value: Option<Tensor<'a>>,
 }
 
 impl<'a> MultiHeadAttentionInputs<'a> {
-    /// Query, key and value; nothing else.
+    /// Creates inputs with query, key and value only.
     pub fn new(query: Tensor<'a>, key: Tensor<'a>, value: Tensor<'a>) -> Self {
         Self { query, key, value, bias: None, key_padding_mask: None, attention_bias: None, past_key: None, past_value: None }
     }
 }
 
 impl MultiHeadAttention {
-    /// Computes the node with `attend`. The present key and value are always given.
+    /// Computes the node with `attend`. Always returns present key and value.
     pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
         let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
         let (q, k, v) = (heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?);
@@ -109,29 +109,29 @@ impl MultiHeadAttention {
     }
 }
 
-/// The attributes of com.microsoft `GroupQueryAttention`. It is always causal.
+/// Attributes of com.microsoft `GroupQueryAttention`, which is always causal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupQueryAttention {
-    /// Query heads.
+    /// Number of query heads.
     pub num_heads: usize,
-    /// Key and value heads.
+    /// Number of key/value heads.
     pub kv_num_heads: usize,
     /// Factor on the dot products; `None` or 0 is 1/sqrt(head_dim).
     pub scale: Option<f32>,
-    /// Bound on the scores; 0 is none.
+    /// Bound on the scores by tanh; 0 disables it.
     pub softcap: f32,
-    /// How many keys a row sees, itself included; `None` (ONNX Runtime: -1) is all.
+    /// Number of keys that a row sees, its own included; `None` (ONNX Runtime: -1) is all.
     pub local_window_size: Option<u32>,
-    /// Rotate query and key by the caches.
+    /// True if the caches rotate query and key.
     pub do_rotary: bool,
-    /// The pairs of the rotation are neighbours instead of the two halves.
+    /// True if a rotated pair is two neighbours, false if it has one element of each half.
     pub rotary_interleaved: bool,
-    /// A sink of logit 0 for every head.
+    /// True if every head has a sink of logit 0.
     pub smooth_softmax: bool,
 }
 
 impl GroupQueryAttention {
-    /// Everything but the numbers of heads as ONNX Runtime has it by default.
+    /// Creates attributes with ONNX Runtime's defaults.
     pub const fn new(num_heads: usize, kv_num_heads: usize) -> Self {
         Self {
             num_heads,
@@ -146,33 +146,33 @@ impl GroupQueryAttention {
     }
 }
 
-/// The inputs of `GroupQueryAttention`.
+/// Inputs of `GroupQueryAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupQueryAttentionInputs<'a> {
-    /// [batch, sequence_length, num_heads * head_size].
+    /// Query [batch, sequence_length, num_heads * head_size].
     pub query: Tensor<'a>,
-    /// [batch, sequence_length, kv_num_heads * head_size].
+    /// Key [batch, sequence_length, kv_num_heads * head_size].
     pub key: Tensor<'a>,
-    /// As key.
+    /// Value, like key.
     pub value: Tensor<'a>,
-    /// [batch, kv_num_heads, past capacity, head_size]; item b's first `seqlens_k[b] + 1 - sequence_length` rows count.
+    /// Past keys [batch, kv_num_heads, capacity, head_size], the first `seqlens_k[b] + 1 - sequence_length` of item b.
     pub past_key: Option<Tensor<'a>>,
-    /// As past_key.
+    /// Past values, like past_key.
     pub past_value: Option<Tensor<'a>>,
-    /// `[batch]`: the length of past and key together, less one.
+    /// Length of past and key together, less one, `[batch]`.
     pub seqlens_k: &'a [i32],
-    /// [positions, head_size / 2], with `do_rotary`.
+    /// Cosines [positions, head_size / 2], needed with `do_rotary`.
     pub cos_cache: Option<Tensor<'a>>,
-    /// As cos_cache.
+    /// Sines, like cos_cache.
     pub sin_cache: Option<Tensor<'a>>,
-    /// [batch or 1, num_heads or 1, sequence_length, total_sequence_length], added to the scores.
+    /// Bias on the scores, [batch or 1, num_heads or 1, sequence_length, total_sequence_length].
     pub attention_bias: Option<Tensor<'a>>,
-    /// `[num_heads]`: one more logit in the denominator.
+    /// Sinks `[num_heads]`: one more logit per head in the denominator. They replace `smooth_softmax`.
     pub head_sink: Option<Tensor<'a>>,
 }
 
 impl GroupQueryAttention {
-    /// Computes the node with `attend`. The present key and value are always given, as long as the longest item.
+    /// Computes the node with `attend`. Always returns present key and value, as long as the longest item.
     pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
         let q = three_axes("query", inputs.query, self.num_heads)?;
         let k = three_axes("key", inputs.key, self.kv_num_heads)?;
@@ -217,7 +217,7 @@ impl GroupQueryAttention {
         Ok(outputs(&dims, output, present_key, present_value))
     }
 
-    /// Each item's keys in all.
+    /// Total number of keys of each item.
     fn lengths(&self, seqlens_k: &[i32], batch: usize, seq: usize) -> Result<Vec<u32>> {
         if seqlens_k.len() != batch {
             return Err(Error::invalid("seqlens_k", format!("has {} numbers for {batch} items", seqlens_k.len())));
@@ -249,7 +249,7 @@ impl GroupQueryAttention {
     }
 }
 
-/// [batch, seq, heads * dim] as [batch, heads, seq, dim].
+/// Sizes of [batch, seq, heads * dim] as [batch, heads, seq, dim].
 fn three_axes(argument: &'static str, tensor: Tensor<'_>, heads: usize) -> Result<[usize; 4]> {
     if tensor.shape.len() != 3 {
         return Err(Error::unsupported(
@@ -264,7 +264,7 @@ fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize
     Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
 }
 
-/// Query [batch, seq, heads, dim], key and value [batch, heads, seq, dim], output as the query.
+/// Problem of query and output [batch, seq, heads, dim], key and value [batch, heads, seq, dim].
 fn plain(dims: Dims, scale: Option<f32>, [query, key, value]: [&OwnedTensor; 3]) -> Problem {
     let spec = |tensor: &OwnedTensor, layout| TensorSpec::new(tensor.data.as_slice().dtype(), layout);
     let query = spec(query, Layout::Bshd);
@@ -287,7 +287,7 @@ fn outputs(dims: &Dims, output: HostVec, present_key: OwnedTensor, present_value
     }
 }
 
-/// Adds `bias` to every row of the last axis; nothing if it is empty.
+/// Adds `bias` to every row of the last axis, or nothing if it is empty.
 fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
     let mut data = tensor.to_f32();
     if !bias.is_empty() {
@@ -296,7 +296,7 @@ fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
     OwnedTensor { shape: tensor.shape.to_vec(), data: HostVec::from_f32(tensor.data.dtype(), &data) }
 }
 
-/// Makes an attention bias the problem's.
+/// Sets the bias of the problem and returns its data.
 fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec<f32>> {
     let Some(bias) = bias else { return Ok(vec![]) };
     bias.check("attention_bias")?;
@@ -305,7 +305,7 @@ fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec
     Ok(bias.to_f32())
 }
 
-/// Repeats axes of extent 1; no data is all zeros.
+/// Repeats axes of extent 1; empty data is all zeros.
 fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
     let steps = Broadcast(from).strides();
     let index = |at: usize| [at / (to[1] * to[2] * to[3]), at / (to[2] * to[3]) % to[1], at / to[3] % to[2], at % to[3]];
@@ -313,7 +313,7 @@ fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
     (0..to.iter().product()).map(|at| data.get(place(at)).copied().unwrap_or(0.0)).collect()
 }
 
-/// For each item the part of `past` that counts, then `new`, then zeros up to the longest item: [batch, heads, longest, dim].
+/// Joins the used part of `past`, `new`, and zeros up to the longest item, per item: [batch, heads, longest, dim].
 fn join_ragged(
     argument: &'static str,
     past: Option<Tensor<'_>>,
@@ -322,7 +322,7 @@ fn join_ragged(
     lengths: &[u32],
 ) -> Result<OwnedTensor> {
     let [_, heads, seq, dim] = shape;
-    // Everything joined: the rows of an item stand at 0.. and at capacity..capacity + seq.
+    // All rows joined: those of an item are at 0.. and at capacity..capacity + seq.
     let all = join(argument, past, new, shape, Layout::Bshd)?;
     let rows = all.shape[2];
     let capacity = rows - seq;

@@ -1,5 +1,5 @@
 //! ONNX operators on an engine: `Attention` (opsets 23 to 25), `RotaryEmbedding`, and ONNX Runtime's com.microsoft
-//! `MultiHeadAttention` and `GroupQueryAttention`. A runtime gives attributes and tensors and gets tensors back.
+//! `MultiHeadAttention` and `GroupQueryAttention`. A runtime passes attributes and tensors and receives tensors.
 //!
 //! ```
 //! use wgpu_attention::onnx::{Attention, AttentionInputs, Tensor, Wanted};
@@ -24,38 +24,38 @@ pub use rotary_embedding::RotaryEmbedding;
 
 use crate::{Error, HostSlice, HostVec, Layout, Result, TensorSpec, gather};
 
-/// A contiguous tensor in host memory, borrowed.
+/// Borrowed contiguous tensor in host memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tensor<'a> {
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: &'a [usize],
-    /// Its elements.
+    /// Elements in row-major order.
     pub data: HostSlice<'a>,
 }
 
-/// A contiguous tensor in host memory, owned.
+/// Owned contiguous tensor in host memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnedTensor {
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
-    /// Its elements.
+    /// Elements in row-major order.
     pub data: HostVec,
 }
 
 impl OwnedTensor {
-    /// Borrows it.
+    /// Borrows the tensor.
     pub fn view(&self) -> Tensor<'_> {
         Tensor { shape: &self.shape, data: self.data.as_slice() }
     }
 }
 
 impl<'a> Tensor<'a> {
-    /// Refuses a tensor whose data does not fill its shape.
+    /// Checks that the data fills the shape.
     fn check(&self, argument: &'static str) -> Result<()> {
         check_shape(argument, self.shape, self.data.len())
     }
 
-    /// Its sizes as [batch, heads, seq, dim] and its layout: 4 axes are these, 3 axes are [batch, seq, heads * dim].
+    /// Sizes [batch, heads, seq, dim] and layout of a tensor of these 4 axes or of 3, [batch, seq, heads * dim].
     fn heads(&self, argument: &'static str, num_heads: Option<usize>) -> Result<([usize; 4], Layout)> {
         self.check(argument)?;
         match (self.shape, num_heads) {
@@ -69,7 +69,7 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The elements in [batch, heads, seq, dim] order, widened to f32.
+    /// Elements in [batch, heads, seq, dim] order, widened to f32.
     fn dense(&self, shape: [usize; 4], layout: Layout) -> Vec<f32> {
         gather(self.data, &TensorSpec::new(self.data.dtype(), layout), shape)
     }
@@ -86,7 +86,7 @@ fn check_shape(argument: &'static str, shape: &[usize], len: usize) -> Result<()
     }
 }
 
-/// A shape with 1s put before it until it has four axes.
+/// Pads a shape with leading 1s to four axes.
 fn four_axes(argument: &'static str, shape: &[usize]) -> Result<[usize; 4]> {
     if shape.is_empty() || shape.len() > 4 {
         return Err(Error::invalid(argument, format!("has shape {shape:?}; 1 to 4 axes are needed")));

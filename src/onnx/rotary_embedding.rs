@@ -1,24 +1,24 @@
-//! ONNX `RotaryEmbedding`.
+//! Operator `RotaryEmbedding` of ONNX.
 
 use super::{OwnedTensor, Tensor};
 use crate::rotary::{Pairing, Rotary};
 use crate::{Error, HostVec, Layout, Result};
 
-/// The attributes of ONNX `RotaryEmbedding`, opset 23. [`crate::rotary`] has the formula.
+/// Attributes of ONNX `RotaryEmbedding`, opset 23. [`crate::rotary`] has the formula.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RotaryEmbedding {
-    /// Pairs are neighbours instead of the two halves.
+    /// True if a pair is two neighbours, false if it has one element of each half.
     pub interleaved: bool,
-    /// Heads, needed for an input of 3 axes.
+    /// Number of heads, needed for an input of 3 axes.
     pub num_heads: Option<usize>,
-    /// How much of each head is rotated; 0 is all of it.
+    /// Rotated width of each head; 0 is all of it.
     pub rotary_embedding_dim: usize,
 }
 
 impl RotaryEmbedding {
     /// Rotates X, [batch, heads, seq, dim] or [batch, seq, heads * dim].
     ///
-    /// With `position_ids` [batch, seq] the caches are [positions, width / 2]; without, they are [batch, seq, width / 2].
+    /// With `position_ids` [batch, seq], the caches are [positions, width / 2]; without, [batch, seq, width / 2].
     pub fn run(&self, x: Tensor<'_>, cos_cache: Tensor<'_>, sin_cache: Tensor<'_>, position_ids: Option<&[i64]>) -> Result<OwnedTensor> {
         let (shape, layout) = x.heads("X", self.num_heads)?;
         let [batch, heads, seq, dim] = shape;
@@ -51,7 +51,7 @@ impl RotaryEmbedding {
     }
 }
 
-/// Each token's row of the caches.
+/// Row of the caches for each token.
 fn positions(position_ids: Option<&[i64]>, tokens: usize) -> Result<Vec<usize>> {
     let Some(ids) = position_ids else { return Ok((0..tokens).collect()) };
     if ids.len() != tokens {
