@@ -1,8 +1,8 @@
-//! Options that turn the branches of a kernel which its first problem leaves aside.
+//! Options that reach the branches of a kernel that its first problem does not take.
 
 use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Packed, Problem, ScoreOrder, ScoreStage};
 
-/// Problems of the same sizes with other options, so that they need kernels of the same shapes; in words.
+/// Returns problems with other options and the same sizes, which need kernels of the same shapes; with names.
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
@@ -24,7 +24,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
 
     let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
-    // Over all keys, so that they are split.
+    // No window, so that the keys are split.
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
     (masked.visibility.mask, masked.visibility.window_left, masked.visibility.window_right) = (masked.bias, None, None);
     // More heads than a line of the grid has workgroups.
@@ -33,7 +33,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     heads.sinks = true;
     let mut capped = Problem { softcap: Some(5.0), ..*problem };
     capped.want.scores = Some(ScoreStage::Capped);
-    // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
+    // Partial vec4s and partial rounds of threads; biases whose gradients are summed over rows, heads and keys.
     let sized =
         |head_dim, head_dim_v, bias| Problem { dims: wgpu_attention::Dims { head_dim, head_dim_v, ..d }, bias: Some(bias), ..*problem };
     let odd = sized(d.head_dim - 5, d.head_dim_v + 3, Broadcast([1, 1, 1, d.seq_len_kv]));
