@@ -1,6 +1,6 @@
-//! Time of the CPU path on the shapes that its notes quote: `cargo bench --bench cpu [-- NAME_OR_PART_OF_ONE]`.
+//! Benchmark of the CPU path on the shapes that its notes quote: `cargo bench --bench cpu [-- NAME_OR_PART_OF_ONE]`.
 //!
-//! Prints the least time of several runs, and billions of floating-point operations a second, with one thread and with all.
+//! Prints the shortest time of several runs and the GFLOP/s, with one thread and with all.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::hint::black_box;
@@ -54,7 +54,7 @@ fn problems() -> Vec<(&'static str, Problem)> {
     ]
 }
 
-/// The least time of a call, and the mean size of the output's numbers: of the values 1 + noise it must be near 1.
+/// Returns the shortest time of a call and the mean of the output, which must be near 1 because values are 1 + noise.
 fn measure(problem: &Problem) -> (Duration, f32) {
     let data = |len: usize, dtype, mean: f32| HostVec::from_f32(dtype, &noise(len).map(|x| x + mean).collect::<Vec<_>>());
     let query = data(problem.query_len(), problem.query.dtype, 0.0);
@@ -80,7 +80,7 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     (least, check)
 }
 
-/// Numbers in -0.5..0.5 that are the same each time.
+/// Generates deterministic numbers in -0.5..0.5.
 fn noise(len: usize) -> impl Iterator<Item = f32> {
     let mut state = 1u32;
     (0..len).map(move |_| {

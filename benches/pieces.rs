@@ -1,4 +1,4 @@
-//! The pieces that a call is made of, one by one, so that what got slower can be found: `cargo bench --bench pieces [-- PART_OF_A_NAME]`.
+//! Benchmarks of the parts of a call, to find what became slower: `cargo bench --bench pieces [-- PART_OF_A_NAME]`.
 
 use divan::{Bencher, black_box};
 use wgpu_attention::cache::PagePool;
@@ -9,7 +9,7 @@ use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::{Algorithm, Alignment, Control, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, merge};
 
 fn main() {
-    // One thread: how many there are must not show.
+    // One thread, so that the number of cores does not show.
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("the first to ask");
     divan::main();
 }
@@ -22,14 +22,14 @@ fn prefill() -> Problem {
     Problem::new(Dims::square(1, 8, 1024, 64)).causal(Alignment::BottomRight)
 }
 
-/// Validation and planning: what a new shape costs before anything is compiled.
+/// Validates and plans: the cost of a new shape before anything is compiled.
 #[divan::bench]
 fn plan(bencher: Bencher<'_, '_>) {
     let (problem, caps) = (prefill(), DeviceCaps::webgpu_defaults());
     bencher.bench(|| Plan::new(black_box(&problem), &caps, Algorithm::Fused));
 }
 
-/// The text of a kernel made for one problem.
+/// Composes the WGSL text of a specialised kernel.
 #[divan::bench]
 fn compose(bencher: Bencher<'_, '_>) {
     let caps = DeviceCaps { specialise: Specialise::Always, ..DeviceCaps::webgpu_defaults() };
@@ -37,7 +37,7 @@ fn compose(bencher: Bencher<'_, '_>) {
     bencher.bench(|| black_box(&plan).shaders());
 }
 
-/// The CPU path: what is left of a call when there is next to no arithmetic, then products and softmax, then reading keys.
+/// Calls the CPU path: overhead of a call, then arithmetic (products and softmax), then memory (reading keys).
 #[divan::bench(args = ["nothing 1,1,1,16,16,16", "arithmetic 1,1,1,256,256,64", "memory 1,4,1,1,16384,64"])]
 fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
     let sizes: Vec<usize> = shape.rsplit(' ').next().unwrap_or_default().split(',').filter_map(|size| size.parse().ok()).collect();
@@ -49,7 +49,7 @@ fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
     bencher.bench_local(|| tiled::attention_into(&problem, &inputs, &mut outputs, &mut Control::default()).expect("it is valid"));
 }
 
-/// A layer's projection of 128 rows, 512 x 512.
+/// Projects 128 rows with a 512 x 512 matrix.
 #[divan::bench]
 fn projection(bencher: Bencher<'_, '_>) {
     let linear = Linear::new(numbers(512 * 512), None, 512).expect("it is valid");
@@ -57,14 +57,14 @@ fn projection(bencher: Bencher<'_, '_>) {
     bencher.bench(|| linear.forward(black_box(&x)));
 }
 
-/// From f32 to the other ways to store, 64 Ki numbers.
+/// Converts 64 Ki elements from f32 to another storage type.
 #[divan::bench(args = [DType::F16, DType::BF16, DType::Q8, DType::Q4])]
 fn store(bencher: Bencher<'_, '_>, dtype: DType) {
     let data = numbers(1 << 16);
     bencher.bench(|| HostVec::from_f32(dtype, black_box(&data)));
 }
 
-/// 32 heads of 128 of one token.
+/// Rotates one token's 32 heads of 128.
 #[divan::bench]
 fn rotate(bencher: Bencher<'_, '_>) {
     let rotary = Rotary::new(Pairing::HalfSplit, 10_000.0, 128, 4096).expect("it is valid");
@@ -72,7 +72,7 @@ fn rotate(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| rotary.apply_tokens(black_box(&mut token), 32, 128, &[1234]));
 }
 
-/// 8 parts of 32 rows of 128.
+/// Merges 8 parts of 32 rows of 128.
 #[divan::bench]
 fn merge_parts(bencher: Bencher<'_, '_>) {
     let (output, lse) = (numbers(32 * 128), numbers(32));
@@ -80,7 +80,7 @@ fn merge_parts(bencher: Bencher<'_, '_>) {
     bencher.bench(|| merge(black_box(&parts)));
 }
 
-/// The bookkeeping of 64 sequences that each get a token.
+/// Appends a token to each of 64 sequences and builds their page table.
 #[divan::bench]
 fn page_bookkeeping(bencher: Bencher<'_, '_>) {
     let mut pool = PagePool::new(16, 64 * 64).expect("it is valid");

@@ -1,13 +1,13 @@
-//! A small decoder-only model with random weights writes several texts of different length at once, with a paged cache, grouped heads
-//! and rotary embedding. Every token is compared with what the model says when it reads the whole text from the start.
+//! A small decoder-only model with random weights writes several texts of different lengths at once, with a paged
+//! cache, grouped heads and rotary embedding. Every token is compared with the one predicted without a cache.
 //!
 //! ```text
 //! cargo run --release --example generate [BACKEND] [f32|f16|bf16|q8|q4]
 //! ```
 //!
-//! On a GPU the cache stays on the device, and new keys are rotated and appended by one dispatch; on the CPU it is in host memory. The
-//! projections are plain loops on the host: this is about the attention. Without a storage type keys and values are f32, and then the
-//! tokens must be the same; the others round keys and values, and tokens that differ are only counted.
+//! On a GPU the cache stays on the device, and one dispatch rotates and appends new keys; on the CPU it is in host
+//! memory. Projections are plain loops on the host, because the example is about attention. With f32 keys and values
+//! (the default) all tokens must agree; the other storage types round, and tokens that differ are only counted.
 
 #![expect(clippy::print_stdout, reason = "it prints")]
 
@@ -30,7 +30,7 @@ const PAGE_SIZE: usize = 8;
 const LONGEST: usize = 64;
 const STEPS: usize = 24;
 
-/// Numbers in -1..1 by a linear congruential generator.
+/// Linear congruential generator of numbers in -1..1.
 struct Random(u64);
 
 impl Random {
@@ -43,7 +43,7 @@ impl Random {
     }
 }
 
-/// Weights as [out, in].
+/// Weights of a layer, each [out, in].
 struct Block {
     query: Vec<f32>,
     key: Vec<f32>,
@@ -59,14 +59,14 @@ struct Model {
     rotary: Rotary,
 }
 
-/// x [rows, in] times weight [out, in], transposed.
+/// Multiplies x [rows, in] by the transpose of weight [out, in].
 fn project(x: &[f32], weight: &[f32], columns: usize) -> Vec<f32> {
     let depth = weight.len() / columns;
     let dot = |row: &[f32], column: &[f32]| row.iter().zip(column).map(|(x, w)| x * w).sum();
     x.chunks(depth).flat_map(|row| weight.chunks(depth).map(move |column| dot(row, column))).collect()
 }
 
-/// Each row of WIDTH numbers over its root mean square.
+/// Divides each row of WIDTH elements by its root mean square.
 fn normalise(x: &[f32]) -> Vec<f32> {
     let scale = |row: &[f32]| (row.iter().map(|x| x * x).sum::<f32>() / WIDTH as f32 + 1e-6).sqrt().recip();
     x.chunks(WIDTH).flat_map(|row| row.iter().map(move |x| x * scale(row))).collect()
@@ -91,7 +91,7 @@ impl Model {
         })
     }
 
-    /// The next token after each of some rows of tokens. `attend` has, of a layer, queries [tokens, HEADS, HEAD_DIM], keys and values.
+    /// Predicts a token after each of `tokens`. `attend` takes layer, queries [tokens, HEADS, HEAD_DIM], keys, values.
     fn next(
         &self,
         tokens: &[usize],
@@ -113,7 +113,7 @@ impl Model {
         Ok(logits.chunks(VOCABULARY).map(best).collect())
     }
 
-    /// The next token of a text, read from the start, without any cache.
+    /// Predicts the next token of a text, read from the start, without a cache.
     fn next_from_the_start(&self, engine: &Engine, text: &[usize]) -> Result<usize> {
         let dims = Dims { num_kv_heads: KV_HEADS, ..Dims::square(1, HEADS, text.len(), HEAD_DIM) };
         let problem = Problem::new(dims).causal(Alignment::TopLeft).stored(DType::F32, Layout::Bshd);
@@ -127,13 +127,13 @@ impl Model {
     }
 }
 
-/// The cache of a model, in host memory or on a device.
+/// Cache of a model, in host memory or on a device.
 enum Cache<'a> {
     Host { engine: &'a Engine, layers: Vec<KvCache>, ids: Vec<SequenceId> },
     Device { gpu: &'a Gpu, cache: Box<DeviceCache>, rotary: DeviceRotary, bound: Vec<BoundLayer> },
 }
 
-/// A layer bound for some texts and a number of new tokens: used again for every step of that kind.
+/// Layer bound for a range of texts and a number of new tokens; used again for every step of this kind.
 struct BoundLayer {
     layer: usize,
     texts: Range<usize>,
@@ -190,7 +190,7 @@ impl<'a> Cache<'a> {
         let Some(gpu) = engine.gpu() else {
             let mut layers = (0..LAYERS).map(|_| KvCache::new(shape, texts * pages_per_slot)).collect::<Result<Vec<_>>>()?;
             let ids = (0..texts).map(|_| layers.iter_mut().map(|cache| cache.pool_mut().start()).last());
-            let ids = ids.collect::<Option<Vec<_>>>().unwrap_or_default(); // there are layers
+            let ids = ids.collect::<Option<Vec<_>>>().unwrap_or_default(); // LAYERS > 0
             return Ok(Self::Host { engine, layers, ids });
         };
         let size = CacheSize { layers: LAYERS, slots: texts, pages_per_slot, pages: texts * pages_per_slot };
@@ -202,7 +202,7 @@ impl<'a> Cache<'a> {
         Ok(Self::Device { gpu, cache: Box::new(cache), rotary: DeviceRotary::new(gpu, &model.rotary)?, bound: Vec::new() })
     }
 
-    /// The next token after the new ones of some texts, as many of each, which the cache takes in.
+    /// Appends new tokens, equally many to each text, and predicts the token after them.
     fn next(&mut self, model: &Model, texts: Range<usize>, tokens: &[usize]) -> Result<Vec<usize>> {
         let seq_len = tokens.len() / texts.len();
         if let Self::Device { gpu, cache, .. } = self {
@@ -216,7 +216,7 @@ impl<'a> Cache<'a> {
         Ok(all.into_iter().skip(seq_len - 1).step_by(seq_len).collect())
     }
 
-    /// Attention of new queries to all that is there, new keys and values included.
+    /// Computes attention of new queries to the whole cache, new keys and values included.
     fn attend(&mut self, model: &Model, layer: usize, texts: Range<usize>, [mut query, mut key, value]: [Vec<f32>; 3]) -> Result<Vec<f32>> {
         let seq_len = query.len() / texts.len() / HEADS / HEAD_DIM;
         match self {
@@ -270,13 +270,13 @@ fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> 
     Ok(bytemuck::pod_collect_to_vec(&view))
 }
 
-/// Writes; gives how many tokens are what the model says from the start, and how many there are.
+/// Writes the texts. Returns the number of tokens that agree with the prediction from the start, and the total.
 pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     println!("on {}: {}", engine.chosen(), engine.why());
     let model = Model::new()?;
     let mut texts: Vec<Vec<usize>> = [1, 5, 17].map(|length| (0..length).map(|i| (i * 37 + length) % VOCABULARY).collect()).into();
     let mut cache = Cache::new(engine, &model, texts.len(), dtype)?;
-    // Prompts one by one, then a token of each text at a time.
+    // Prompts one by one, then one token of every text per step.
     let mut next = Vec::new();
     for (number, text) in texts.iter().enumerate() {
         next.extend(cache.next(&model, number..number + 1, text)?);
@@ -297,14 +297,14 @@ pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     Ok((same, all))
 }
 
-/// A small model writes several texts at once from a cache, compared with what it says from the start
+/// Write several texts at once from a cache, compared with the predictions of the model without one
 #[derive(Parser)]
 #[command(after_help = "Example: cargo run --release --example generate -- cpu q8")]
 struct Args {
     /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
     #[arg(value_name = "BACKEND", default_value = "auto", value_parser = open)]
     engine: Engine,
-    /// How keys and values are stored: f32, f16, bf16, q8 or q4
+    /// Storage type of keys and values: f32, f16, bf16, q8 or q4
     #[arg(default_value = "f32")]
     dtype: DType,
 }

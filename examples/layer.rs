@@ -1,6 +1,6 @@
 //! One layer of a real model (all-MiniLM-L6-v2) on its own sentence: `cargo run --release --example layer [-- BACKEND]`.
 //!
-//! Loads the weights by name, runs the layer where it is told to, and prints which token each head looks at from the word "dead".
+//! Loads the weights by name, runs the layer, and prints which token each head attends to most from the word "dead".
 #![expect(clippy::print_stdout, reason = "it prints")]
 
 use clap::Parser;
@@ -8,11 +8,11 @@ use safetensors::SafeTensors;
 use wgpu_attention::layer::{Naming, WeightFile};
 use wgpu_attention::{Engine, EngineOptions, Inputs, Result};
 
-/// One layer of a real model on its own sentence
+/// Run one layer of a real model on its own sentence
 #[derive(Parser)]
 #[command(after_help = "Example: cargo run --release --example layer -- cpu")]
 struct Args {
-    /// Where to compute it: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
+    /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name
     #[arg(value_name = "BACKEND", default_value = "auto", value_parser = open)]
     engine: Engine,
 }
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (num_heads, embed_dim) = (12, 384);
     let layer = WeightFile::open(path)?.multi_head(&Naming::Plain { prefix: "in.".into() }, num_heads, num_heads)?;
 
-    // Its input, one row a token.
+    // The input of the layer, one row per token.
     let bytes = std::fs::read(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes)?;
     let tokens = header.metadata().as_ref().and_then(|metadata| metadata.get("tokens")).ok_or("no tokens in the file")?;
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hidden: Vec<f32> = hidden.data().as_chunks().0.iter().map(|&number| f32::from_le_bytes(number)).collect();
     let seq_len = hidden.len() / embed_dim;
 
-    // Self attention over all of them, with the weights handed out.
+    // Self-attention over all tokens; the weights are returned too.
     println!("on {} ({})", engine.chosen(), engine.why());
     let mut problem = layer.problem(1, seq_len, seq_len);
     problem.want.weights = true;

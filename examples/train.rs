@@ -1,10 +1,10 @@
 //! A small attention model learns associative recall: `cargo run --release --example train [-- BACKEND..]`.
 //!
-//! Each sequence holds pairs of a key and a value, a token a pair, and asks for the value of each key in another order: only attention
-//! can find it. The model is embeddings, one multi-head layer with dropout, and logits over the values; it is trained by Adam with the
-//! layer's own gradients. With several backends each trains from the same start on the same data, and the loss curves are compared and
-//! drawn to train.svg. They are the same but for the roundings of sums in another order, a few 1e-7 a step, which training makes
-//! grow: dropout is no part of the difference, since every backend drops the same weights.
+//! Each sequence holds pairs of a key and a value, one token per pair, and asks for the value of each key in another
+//! order, which only attention can find. The model has embeddings, one multi-head layer with dropout, and logits over
+//! the values; Adam trains it with the layer's own gradients. With several backends, each trains from the same start on
+//! the same data, and train.svg shows their loss curves. The curves differ only because sums are rounded in another
+//! order: a few 1e-7 per step, which training amplifies. Every backend drops the same weights.
 #![expect(clippy::print_stdout, reason = "it prints")]
 
 use std::fmt::Write;
@@ -16,14 +16,14 @@ use wgpu_attention::{Dropout, Engine, EngineOptions, Inputs, Result};
 
 const STEPS: usize = 300;
 const BATCH: usize = 32;
-/// Pairs of a sequence, and keys and values that there are.
+/// Pairs per sequence; `SYMBOLS` counts the distinct keys, and the distinct values.
 const PAIRS: usize = 12;
 const SYMBOLS: usize = 24;
 const WIDTH: usize = 48;
 const HEADS: usize = 4;
 const LEARNING_RATE: f32 = 0.004;
 
-/// A small attention model learns associative recall; the curve of each backend's loss goes to train.svg
+/// Train a small attention model on associative recall; the loss curve of each backend goes to train.svg
 #[derive(Parser)]
 #[command(after_help = "Example: cargo run --release --example train -- cpu vulkan")]
 struct Args {
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Trains a model and gives its loss at each step.
+/// Trains a model and returns its loss at each step.
 fn train(engine: &Engine) -> Result<Vec<f32>> {
     let mut random = Random(1);
     let mut model = Model::new(&mut random);
@@ -71,7 +71,7 @@ fn train(engine: &Engine) -> Result<Vec<f32>> {
     Ok(losses)
 }
 
-/// Sequences: the pairs in the order in which they come, and the order in which they are asked for.
+/// Sequences: pairs in order of appearance, and keys in the order in which they are asked for.
 struct Batch {
     keys: Vec<usize>,
     values: Vec<usize>,
@@ -96,7 +96,7 @@ impl Batch {
     }
 }
 
-/// Numbers that are learned, and what Adam remembers of their gradients.
+/// Learned parameters, and Adam's moments of their gradients.
 struct Weights {
     numbers: Vec<f32>,
     mean: Vec<f32>,
@@ -122,11 +122,11 @@ impl Weights {
 }
 
 struct Model {
-    /// Embeddings of keys and of values, [SYMBOLS, WIDTH], and what tells the values apart in the output.
+    /// Embeddings of keys and of values, and the output table of the logits, each [SYMBOLS, WIDTH].
     keys: Weights,
     values: Weights,
     logits: Weights,
-    /// W and b of Q, K, V and O.
+    /// Weight and bias of Q, K, V and O.
     projections: [(Weights, Weights); 4],
 }
 
@@ -139,7 +139,7 @@ impl Model {
         Self { keys, values, logits, projections }
     }
 
-    /// Forward, backward, and the weights changed; the mean loss, and the share of answers that were right.
+    /// Runs forward and backward and updates the weights. Returns the mean loss and the share of right answers.
     fn step(&mut self, engine: &Engine, batch: &Batch, step: usize) -> Result<(f32, f32)> {
         let row = |table: &Weights, at: usize| table.numbers[at * WIDTH..(at + 1) * WIDTH].to_vec();
         let asked: Vec<f32> = batch.asked.iter().flat_map(|&key| row(&self.keys, key)).collect();
@@ -164,7 +164,7 @@ impl Model {
         let (loss, right, d_output, d_logits) = self.loss(&forward.output, &batch.answers);
         let gradients = layer.backward(engine, &problem, &inputs, &forward, &d_output)?;
 
-        // The embeddings' gradients: those of all tokens that they are part of.
+        // The gradient of an embedding is the sum over all tokens that it is part of.
         let (mut d_keys, mut d_values) = (vec![0.0; SYMBOLS * WIDTH], vec![0.0; SYMBOLS * WIDTH]);
         let add = |table: &mut [f32], at: usize, row: &[f32]| table[at * WIDTH..].iter_mut().zip(row).for_each(|(x, g)| *x += g);
         for (token, row) in gradients.query.chunks(WIDTH).enumerate() {
@@ -187,7 +187,7 @@ impl Model {
         Ok((loss, right))
     }
 
-    /// Cross entropy of the answers: its mean, the share of right ones, and its gradients by the layer's output and by the logits' table.
+    /// Returns the mean cross entropy of the answers, the share of right ones, d_output and the gradient of `logits`.
     fn loss(&self, output: &[f32], answers: &[usize]) -> (f32, f32, Vec<f32>, Vec<f32>) {
         let (mut loss, mut right) = (0.0, 0);
         let (mut d_output, mut d_table) = (vec![0.0; output.len()], vec![0.0; SYMBOLS * WIDTH]);
@@ -210,7 +210,7 @@ impl Model {
     }
 }
 
-/// The curves as SVG, step from left to right, loss from bottom to top.
+/// Draws the curves as SVG, step from left to right, loss from bottom to top.
 fn draw(curves: &[(String, Vec<f32>)]) -> String {
     let (width, height, margin) = (640.0, 400.0, 48.0);
     let top = curves.iter().flat_map(|(_, losses)| losses).copied().fold(0.1, f32::max);
@@ -248,7 +248,7 @@ fn draw(curves: &[(String, Vec<f32>)]) -> String {
     svg + "</svg>\n"
 }
 
-/// splitmix64.
+/// SplitMix64 generator.
 struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! Sizes that cannot be, and problems that ask nothing: errors and empty answers, never a panic, an abort or a hang.
+//! Absurd sizes give errors and empty problems give empty answers: never a panic, an abort or a hang.
 
 use wgpu_attention::cache::{CacheShape, KvCache};
 use wgpu_attention::plan::{DeviceCaps, Plan, TableLayout};
@@ -16,7 +16,7 @@ fn engines() -> [Engine; 2] {
         .map(|backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("both are always there"))
 }
 
-/// Numbers of the sizes that a problem asks for.
+/// Creates query, key and value with the lengths that a problem requires.
 fn data(problem: &Problem) -> [Vec<f32>; 3] {
     [problem.query_len(), problem.key_len(), problem.value_len()].map(|len| (0..len).map(|at| (at % 7) as f32 - 3.0).collect())
 }
@@ -102,7 +102,7 @@ fn tables_and_caches_of_absurd_sizes_are_errors() {
     }
 }
 
-/// A longer slice in a named layout belongs to other sizes; a strided one, or one from an offset on, may be a view.
+/// A slice that is too long is an error in a named layout; with strides or an offset it may be a view.
 #[test]
 fn named_layouts_have_exactly_their_elements() {
     let problem = Problem::new(SMALL);
@@ -120,7 +120,7 @@ fn named_layouts_have_exactly_their_elements() {
     }
 }
 
-/// Distances are whole numbers, rounded once: the CPU path and the oracle agree however far rows stand from keys.
+/// Distances are integers, rounded once: the CPU path and the oracle agree however far rows are from keys.
 #[test]
 fn alibi_from_afar_is_one_number_everywhere() {
     for offset in [1 << 24, 1 << 29, -(1 << 29), i32::MAX, i32::MIN] {

@@ -1,4 +1,4 @@
-//! The gradients' oracle against central differences of the forward oracle, and against PyTorch's in float64.
+//! Gradient oracle, tested against central differences of the forward oracle and against PyTorch in float64.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use wgpu_attention::{
     Alibi, Alignment, Broadcast, DType, Dims, Inputs, Layout, Packed, Problem, ScoreOrder, Strides, TensorSpec, Visibility, gather,
 };
 
-/// Between the points of a difference.
+/// Step of the differences.
 const STEP: f32 = 1.0 / 32.0;
 
-/// A problem with data of its own.
+/// Problem with its data.
 #[derive(Clone)]
 struct Case {
     name: &'static str,
@@ -87,7 +87,7 @@ impl Case {
         }
     }
 
-    /// sum(output * output_gradient), in f64.
+    /// Returns sum(output * output_gradient), in f64.
     fn loss(&self) -> f64 {
         let d = self.problem.dims;
         let output = naive::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
@@ -107,7 +107,7 @@ impl Case {
         loss
     }
 
-    /// The derivative of the loss by one number, from two points on each side.
+    /// Computes the derivative of the loss with respect to one element, from two points on each side.
     fn difference(&self, at: usize, of: impl Fn(&mut Case) -> &mut Vec<f32>) -> f64 {
         let mut moved = self.clone();
         let x = of(&mut moved)[at];
@@ -122,11 +122,11 @@ impl Case {
         (4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0
     }
 
-    /// Compares a whole gradient; `index` says where element n of it lies in the stored tensor.
+    /// Compares a whole gradient with differences; `index[n]` is the position of its element n in the stored tensor.
     fn compare(&self, what: &str, gradient: &[f64], index: &[usize], of: impl Fn(&mut Case) -> &mut Vec<f32>) {
         assert_eq!(gradient.len(), index.len(), "{}: {what}", self.name);
         for (n, (&got, &at)) in gradient.iter().zip(index).enumerate() {
-            // The fifth derivative times STEP⁴/30, and the roundings of biased scores to f32 divided by STEP.
+            // Errors: the fifth derivative times STEP⁴/30, and the rounding of biased scores to f32 divided by STEP.
             let expected = self.difference(at, &of);
             assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences give {expected}", self.name);
         }
@@ -150,7 +150,7 @@ impl Case {
     }
 }
 
-/// Grouped heads, other lengths and widths everywhere.
+/// Grouped heads; the lengths differ, and so do the widths.
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 4, seq_len_kv: 6, head_dim: 3, head_dim_v: 2 };
 
 fn cases() -> Vec<Case> {
@@ -207,7 +207,7 @@ fn cases() -> Vec<Case> {
 #[test]
 fn gradients_are_central_differences() {
     cases().iter().filter(|case| case.name != "bias that hides").for_each(Case::check);
-    // -inf cannot be moved: a number takes its place in the differences, but not in the gradient.
+    // -inf has no differences: its gradient must be 0.
     let mut case = cases().pop().expect("the last case");
     let gradients = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     for (at, bias) in case.bias.clone().into_iter().enumerate() {
@@ -218,7 +218,7 @@ fn gradients_are_central_differences() {
             assert!((gradients.bias[at] - expected).abs() < 2e-5, "{at}: {} is not {expected}", gradients.bias[at]);
         }
     }
-    // The bias is checked; the rest of the case without its gradient.
+    // The gradient of the bias is checked; the others are checked with a mask in its place.
     let finite = case.bias.clone();
     case.problem.bias = None;
     case.bias = Vec::new();
@@ -227,7 +227,7 @@ fn gradients_are_central_differences() {
     case.check();
 }
 
-/// NaN in a hidden key, value or bias reaches no gradient; rows that see nothing have gradient 0.
+/// NaN in a masked key, value or bias reaches no gradient; rows without visible keys have gradient 0.
 #[test]
 fn hidden_numbers_are_never_read() {
     let mut problem = Problem::new(DIMS).causal(Alignment::TopLeft);
@@ -248,7 +248,7 @@ fn hidden_numbers_are_never_read() {
     assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 sees nothing");
 }
 
-/// Planted mistakes: the differences must notice them.
+/// Plants mistakes that the differences must detect.
 #[test]
 fn the_differences_notice_what_is_wrong() {
     let case = Case::new("softcap", Problem { softcap: Some(0.7), scale: Some(2.0), ..Problem::new(DIMS) });
@@ -262,13 +262,13 @@ fn the_differences_notice_what_is_wrong() {
     }
 }
 
-/// Elements of `spec` in [batch, heads, seq, dim] order: where each lies.
+/// Returns the position in the stored tensor of each element, in [batch, heads, seq, dim] order.
 fn places(spec: &TensorSpec, shape: [usize; 4]) -> Vec<usize> {
     let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
     gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
 }
 
-/// A tensor of a case file, widened.
+/// Reads a tensor of a case file, widened to f64.
 fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f64>> {
     let view = tensors.tensor(name).ok()?;
     let bytes = view.data();
@@ -281,7 +281,7 @@ fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f64>> {
     })
 }
 
-/// Compares the gradients of a problem that a case file describes with the file's; how many tensors there were.
+/// Compares the gradients of a case file's problem with the file's. Returns the number of tensors compared.
 fn compare_with_file(path: &Path, problem: &Problem, inputs: &Inputs<'_>) -> usize {
     let bytes = std::fs::read(path).expect("the case file is in the repository");
     let tensors = SafeTensors::deserialize(&bytes).expect("the case file is sound");
@@ -337,7 +337,7 @@ fn gradients_are_pytorchs() {
             }
             let seen = std::cell::Cell::new(0);
             let (verdict, _) = check_file(&file, &|problem, inputs| {
-                // A case with sinks asks for the lse without them too; its gradients are those with them.
+                // A case with sinks also asks for the lse without them; its gradients are those with sinks.
                 if problem.sinks == has_sinks {
                     seen.set(seen.get() + compare_with_file(&path, problem, inputs));
                 }

@@ -1,4 +1,4 @@
-//! Keys and values larger than a binding: bound in parts and merged, on devices whose limits are set small.
+//! Keys and values larger than a binding: bound in parts and merged, on devices with small limits.
 
 mod common;
 
@@ -17,17 +17,17 @@ fn small() -> Vec<Gpu> {
     devices(limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue)).collect()
 }
 
-/// Problems whose keys are several bindings' worth, and into how many ranges the keys must go.
+/// Problems whose keys exceed one binding; true if the keys of a head must be split into ranges.
 fn problems() -> Vec<(&'static str, Problem, bool)> {
     let dims = Dims { num_kv_heads: 2, seq_len_q: 3, ..Dims::square(2, 4, 1000, 32) };
     let plain = Problem::new(dims);
     let mut all = Vec::new();
-    // A head is 125 KiB: its keys go into ranges.
+    // A head is 125 KiB, so its keys are split into ranges.
     all.push(("plain", plain, true));
     all.push(("rows of heads", plain.stored(DType::F32, Layout::Bshd).causal(Alignment::BottomRight).with_lse(), true));
-    // A head fits as f16, two do not: no ranges.
+    // One head fits as f16 and two do not: no ranges.
     all.push(("heads apart", plain.stored(DType::F16, Layout::Bhsd), false));
-    // All heads of some keys together.
+    // All items and heads of a key are stored together.
     let steps = Strides { batch: 32, head: 64, seq: 160, dim: 1 };
     let mixed = TensorSpec { layout: Layout::Strided(steps), ..TensorSpec::default() };
     all.push(("items side by side", Problem { key: mixed, value: mixed, ..plain }, true));
@@ -82,14 +82,14 @@ fn keys_in_several_bindings() {
             if let Some(expected) = &expected.lse {
                 agree(&got.lse.expect("asked for"), expected);
             }
-            // Where the score matrix is wanted there is no merging: said, not wrong.
+            // The staged path cannot merge ranges: it must refuse.
             let staged = engine.clone().with_algorithm(Algorithm::Staged).attention(&problem, &inputs);
             assert!(matches!(staged, Err(Error::Limit { limit: "max_storage_buffer_binding_size", .. })), "{what}");
         }
     }
 }
 
-/// The same recorded into an app's own encoder, keys and values in one buffer.
+/// Records keys and values that are in one buffer into an app's own encoder.
 #[test]
 fn recorded_from_one_buffer() {
     let mut problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 1500, 32) }).with_lse();
@@ -115,12 +115,12 @@ fn recorded_from_one_buffer() {
     }
 }
 
-/// A cache whose heads go to several banks: appended to, and attended to with options by head.
+/// Tests a cache whose heads are in several banks: append, and attention with options by head.
 #[test]
 fn caches_in_several_banks() {
     for gpu in small() {
         for dtype in [DType::F32, DType::Q4] {
-            // A head of f32 is 64 KiB, of q4 10 KiB.
+            // A head is 64 KiB as f32 and 50 KiB as q4: one per bank.
             let pages = if dtype == DType::F32 { 32 } else { 160 };
             let shape = CacheShape { page_size: 16, num_kv_heads: 4, head_dim: 32, head_dim_v: 32, dtype, layout: Layout::Bshd };
             let mut cache = DeviceCache::new(&gpu, shape, CacheSize { layers: 1, slots: 2, pages_per_slot: 4, pages }).expect("a cache");
@@ -177,7 +177,7 @@ fn caches_in_several_banks() {
             }
             let with_lse = cache.attention(&problem.with_lse(), 0, Algorithm::Auto);
             assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));
-            // One head alone is too much.
+            // A single head exceeds the limit.
             let size = CacheSize { layers: 1, slots: 1, pages_per_slot: 100, pages: 10_000 };
             assert!(matches!(DeviceCache::new(&gpu, shape, size).err(), Some(Error::Limit { .. })));
         }

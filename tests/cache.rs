@@ -1,4 +1,4 @@
-//! Paged caches against caches that keep every sequence by itself, and the merging of partial results.
+//! Paged caches compared with naive caches of one sequence each, and the merging of partial results.
 
 mod common;
 
@@ -11,10 +11,10 @@ use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Expected, compare, oracle};
 use wgpu_attention::{Alignment, Attend, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge};
 
-/// What each sequence should hold: keys and values, [tokens, num_kv_heads, dim], as they are stored.
+/// Expected keys and values of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
 type Naive = BTreeMap<SequenceId, [Vec<f32>; 2]>;
 
-/// A paged cache and its naive twin, played with by chance.
+/// Paged cache and a naive copy, driven by random operations.
 struct Game {
     rng: Rng,
     shape: CacheShape,
@@ -100,7 +100,7 @@ impl Game {
         }
     }
 
-    /// Some sequences at once, paged, against each by itself, dense, on the oracle.
+    /// Computes attention to some sequences at once, paged, and compares each with the oracle on its dense copy.
     fn attend(&mut self, attend: &Attend<'_>) {
         let batch: Vec<SequenceId> = (0..self.rng.usize(1..4)).filter_map(|_| self.any()).collect();
         let table = self.cache.pool().table(&batch).expect("they are there");
@@ -134,7 +134,7 @@ impl Game {
     }
 }
 
-/// Fills pages with NaN: whoever reads what is not theirs shows it.
+/// Fills pages with NaN, so that a read of a page that belongs to no sequence shows.
 fn poison(cache: &mut KvCache, shape: CacheShape, pages: impl IntoIterator<Item = u32>) {
     let (key, value) = cache.data_mut();
     for page in pages {
@@ -145,7 +145,7 @@ fn poison(cache: &mut KvCache, shape: CacheShape, pages: impl IntoIterator<Item 
                 HostVec::F32(data) => data[range].fill(f32::NAN),
                 HostVec::F16(data) => data[range].fill(wgpu_attention::f16::NAN),
                 HostVec::BF16(data) => data[range].fill(wgpu_attention::bf16::NAN),
-                // The scale of a block of all ones is NaN.
+                // A block with all bits set has the scale NaN.
                 HostVec::Q8(words) => words[range.start / 32 * 9..range.end / 32 * 9].fill(u32::MAX),
                 HostVec::Q4(words) => words[range.start / 32 * 5..range.end / 32 * 5].fill(u32::MAX),
             }
@@ -188,7 +188,7 @@ fn a_shared_last_page_is_copied_before_it_is_written() {
     let (copied, to) = append.copy.expect("the page is shared");
     assert_eq!((copied.page, copied.first, copied.count), (1, 0, 1));
     assert_eq!((append.slots[0].page, append.slots[0].first, append.slots[0].count), (to, 1, 1));
-    // The page is the first sequence's alone again.
+    // Only the first sequence has the page now.
     assert_eq!(pool.append(first, 2).expect("room").copy, None);
     // 2 pages are needed, 1 is free: nothing changes.
     assert!(matches!(pool.append(first, 5), Err(Error::Limit { needed: 2, available: 1, .. })));
@@ -253,7 +253,7 @@ fn shape_of(layout: Layout) -> CacheShape {
     CacheShape { page_size: 2, num_kv_heads: 1, head_dim: 4, head_dim_v: 4, dtype: DType::F32, layout }
 }
 
-/// However the keys are split, the merged parts are the whole, also with scores of hundreds and parts that see nothing.
+/// Merges parts into the whole for any split of the keys, with scores in the hundreds and with empty parts.
 #[test]
 fn merged_parts_are_the_whole() {
     let mut rng = Rng::with_seed(7);
@@ -265,7 +265,7 @@ fn merged_parts_are_the_whole() {
         let mut some = |len: usize, spread: f32| (0..len).map(|_| (rng.f32() * 2.0 - 1.0) * spread).collect::<Vec<f32>>();
         let (query, key, value) = (some(24, 1.0), some(8 * keys, spread), some(8 * keys, 1.0));
         let expected = Expected::of(&problem, &Inputs::new(&query, &key, &value)).expect("valid");
-        // Each key goes to one of some parts, of which some may get none.
+        // Each key goes to a random part; some parts may be empty.
         let parts = rng.usize(1..7);
         let part_of: Vec<usize> = (0..keys).map(|_| rng.usize(..parts)).collect();
         let mut outputs: Vec<(Vec<f32>, Vec<f32>)> = (0..parts)
@@ -275,7 +275,7 @@ fn merged_parts_are_the_whole() {
                 masked.visibility.mask = Some(wgpu_attention::Broadcast([1, 1, 1, keys]));
                 let got = oracle(&masked, &Inputs { mask: &mask, ..Inputs::new(&query, &key, &value) }).expect("valid");
                 let lse = got.lse.expect("asked for");
-                // What an empty part leaves in its output is nobody's business.
+                // The output of an empty part is unspecified.
                 let empty = lse[0] == f32::NEG_INFINITY;
                 (got.output.to_f32().into_iter().map(|x| if empty { f32::NAN } else { x }).collect(), lse)
             })
@@ -297,7 +297,7 @@ fn merging_edges() {
     let one = Part { output: &[1.0, -2.0], lse: &[700.0] };
     let merged = merge(&[nothing, one]).expect("equal sizes");
     assert_eq!((merged.output, merged.lse), (vec![1.0, -2.0], vec![700.0]));
-    // A sink of the same size halves the output.
+    // A sink with an equal lse halves the output.
     let sink = Part { output: &[0.0, 0.0], lse: &[700.0] };
     assert_eq!(merge(&[one, sink]).expect("equal sizes").output, [0.5, -1.0]);
     for lse in [f32::NAN, f32::INFINITY] {

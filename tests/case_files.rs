@@ -1,4 +1,4 @@
-//! Case files that are broken, in every way a file can be.
+//! Broken case files: cut short, contradictory, absurd or changed at random.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ fn parse(bytes: &[u8]) -> Result<CaseFile, Error> {
     CaseFile::parse(Path::new("broken"), bytes)
 }
 
-/// The file with text in its header replaced, padded so that the length stays.
+/// Returns the file with text in its header replaced.
 fn with_header(path: &str, from: &str, to: &str) -> Vec<u8> {
     let mut bytes = bytes(path);
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
@@ -30,7 +30,7 @@ fn with_header(path: &str, from: &str, to: &str) -> Vec<u8> {
 
 const SDPA: &str = "torch/sdpa_d3_primes.safetensors";
 
-/// Reads a broken file and gives the reason why it does not pass.
+/// Returns the reason why a broken file does not pass.
 fn why(bytes: &[u8]) -> String {
     match parse(bytes) {
         Err(Error::File { path, why }) => {
@@ -110,12 +110,12 @@ fn a_wrong_value_fails_every_kind_of_file() {
         };
         let file = CaseFile::read(&data(path)).expect("the case file is in the repository");
         assert_eq!(check_file(&file, &oracle).0, Verdict::Passed, "{path}");
-        // A rotation does not ask for attention: there is nothing to spoil.
+        // A rotation computes no attention: there is nothing to spoil.
         assert_eq!(matches!(check_file(&file, &spoilt).0, Verdict::Failed(_)), file.op() != "RotaryEmbedding", "{path}");
     }
 }
 
-/// Whatever a header says, reading and running it ends in an answer or an error.
+/// Reads and runs files with changed headers: each ends in an answer or an error.
 #[test]
 fn headers_changed_at_random_never_panic() {
     let mut state = 1u64;

@@ -1,4 +1,4 @@
-//! Every case file on every backend.
+//! Conformance: every case file on every backend.
 
 mod common;
 

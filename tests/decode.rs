@@ -1,4 +1,4 @@
-//! Decoding on every backend: few new tokens against paged and quantised caches, with every option, and what quantisation costs.
+//! Decoding on every backend: few new tokens, paged and quantised caches, every option; and the error of quantisation.
 
 mod common;
 
@@ -12,7 +12,7 @@ use wgpu_attention::{
 
 const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
 
-/// A random problem of 1 to 16 new tokens, causal to the bottom right, and an answer held against the oracle's.
+/// Checks a random problem of 1 to 16 new tokens, causal and bottom-right aligned, against the oracle.
 fn one(seed: u64, backend: &str, attend: &Attend<'_>) {
     let mut rng = Rng::with_seed(seed);
     let kv_heads = rng.usize(1..=2);
@@ -77,13 +77,13 @@ fn one(seed: u64, backend: &str, attend: &Attend<'_>) {
 fn few_tokens_with_every_option() {
     let backends = common::engines();
     for backend in &backends {
-        // The CPU path is quick.
+        // The CPU path is fast enough for more problems.
         let seeds = if backend.name == "cpu" { 0..400 } else { 0..15 };
         seeds.for_each(|seed| one(seed, &backend.name, &*backend.attend));
     }
 }
 
-/// The kernels made for one problem, as each class of device has them.
+/// Runs the specialised kernels of two classes of device.
 #[test]
 fn few_tokens_on_special_kernels() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
@@ -94,8 +94,8 @@ fn few_tokens_on_special_kernels() {
     }
 }
 
-/// Whatever the device, and so into however many parts the keys go: the answer is that of one pass, with scores of hundreds and items
-/// that are too short for all the parts.
+/// Compares split keys with one pass. The number of splits depends on the device; scores are in the hundreds, and one
+/// item has fewer keys than there may be splits.
 #[test]
 fn any_number_of_parts() {
     for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {
@@ -122,12 +122,12 @@ fn any_number_of_parts() {
     }
 }
 
-/// What rounding keys and values costs: the root mean square of the error of an attention over that of its output, for numbers of a normal
-/// distribution, as the documentation of `DType` has it.
+/// Measures the error from rounding keys and values, as documented at `DType`: the root mean square of the error over
+/// that of the output, for normally distributed data.
 #[test]
 fn the_price_of_storage() {
     let mut rng = Rng::with_seed(1);
-    // Sums of twelve uniform numbers.
+    // Approximately normal: sums of twelve uniform numbers.
     let mut normal = |len: usize| (0..len).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect::<Vec<f32>>();
     let dims = Dims { seq_len_q: 1, ..Dims::square(1, 4, 1024, 128) };
     let (query, key, value) = (normal(4 * 128), normal(4 * 1024 * 128), normal(4 * 1024 * 128));
@@ -144,7 +144,7 @@ fn the_price_of_storage() {
     }
 }
 
-/// Blocks only where they can be.
+/// Refuses quantised types where they are not supported.
 #[test]
 fn blocks_are_refused_where_they_cannot_be() {
     let problem = Problem::new(Dims::square(1, 1, 4, 32));

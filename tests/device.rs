@@ -1,4 +1,4 @@
-//! An app with a device of its own: record only, in its own encoder, on its own buffers.
+//! Recording only: an app with its own device, encoder and buffers.
 
 mod common;
 
@@ -13,7 +13,7 @@ use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, cpu, merge};
 
-/// The app's own work between two attentions: every number times -2.
+/// Records the app's own work between two attentions: multiplies every element by -2.
 fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
     let source = "@group(0) @binding(0) var<storage, read> a: array<f32>;
         @group(0) @binding(1) var<storage, read_write> b: array<f32>;
@@ -43,7 +43,7 @@ fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &
 fn two_attentions_and_an_own_dispatch_in_one_encoder() {
     let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::square(2, 2, 37, 16) };
     let mut first = Problem::new(dims).causal(Alignment::BottomRight);
-    // Key and value lie in one buffer: the value at an aligned offset, the key's own start at an odd one.
+    // Key and value are in one buffer: the value at an aligned offset, the start of the key at an odd one.
     first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
     let second = Problem { scale: Some(0.7), ..first };
     let (query, shared) = (numbers(first.query_len(), 1), numbers(4096 + first.value_len(), 2));
@@ -85,7 +85,7 @@ fn two_attentions_and_an_own_dispatch_in_one_encoder() {
         for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
             assert!((got - expected).abs() < 1e-5, "{}: element {at}: {got} instead of {expected}", gpu.name());
         }
-        // The app's hook is still the app's.
+        // The app's error handler is still installed.
         let _ = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: 16,
@@ -118,7 +118,7 @@ fn wrong_buffers_are_refused() {
         let usage = BufferUsages::COPY_DST;
         let dumb = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
         assert_eq!(argument(&Bindings { query: dumb.as_entire_buffer_binding(), ..whole.clone() }), "query");
-        // wgpu would take these and panic when the app submits.
+        // wgpu would accept these and panic when the app submits.
         assert_eq!(argument(&whole), "bindings", "the output is the query's buffer");
         let large = empty(&device, 4096);
         let part = |offset| wgpu::BufferBinding { buffer: &large, offset, size: None };
@@ -141,7 +141,7 @@ fn small_limits_are_kept_or_named() {
     };
     for (device, queue) in devices(small) {
         let engine = wgpu_attention::Engine::on_gpu(Gpu::from_device(device, queue));
-        // 150 workgroups or more in lines of at most 64; a head too wide for the fused kernel's workgroup memory goes the staged way.
+        // At least 150 workgroups, 64 per dimension; heads too wide for the fused kernel's workgroup memory are staged.
         for (dims, way) in [(Dims::square(1, 150, 8, 8), "fused"), (Dims::square(1, 1, 40, 2000), "staged")] {
             let problem = Problem::new(dims);
             let plan = engine.explain(&problem).expect("planned");
@@ -188,7 +188,7 @@ fn long_work_can_be_cancelled_and_the_engine_goes_on() {
     }
 }
 
-/// Two attentions over parts of the keys write their results side by side; a third part is empty. Merged where they lie.
+/// Merges three partial results on the device: two attentions over parts of the keys, and an empty part.
 #[test]
 fn parts_are_merged_on_the_device() {
     let whole = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 5, ..Dims::square(2, 2, 48, 16) }).with_lse();
@@ -205,7 +205,7 @@ fn parts_are_merged_on_the_device() {
         for (part, keys) in [(0, 0..20), (2, 20..48)] {
             let mut problem = whole;
             problem.dims.seq_len_kv = keys.len();
-            // Views of the same keys.
+            // A view of some of the keys.
             problem.key.layout = Layout::Strided(whole.key.strides([2, 1, 48, 16]));
             problem.key.offset = keys.start * 16;
             (problem.value, problem.output.offset) = (problem.key, part * output_len);
@@ -231,7 +231,7 @@ fn parts_are_merged_on_the_device() {
         let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));
         let close = |got: &[f32], expected: &[f32]| got.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-5);
         assert!(close(&output, &expected.output.to_f32()) && close(&lse, expected.lse.as_deref().expect("asked for")));
-        // The host merges the same parts to the same.
+        // Merging on the host gives the same result.
         let (parts, lse_parts) = (read(&device, &queue, &partial_output), read(&device, &queue, &partial_lse));
         let parts: Vec<_> = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, lse }).collect();
         let merged = merge(&parts).expect("equal sizes");
@@ -262,7 +262,7 @@ fn an_app_says_which_matrices_its_device_has() {
             experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
-        // lavapipe 26 with vectors of 128 bits advertises what it refuses, and wgpu-hal panics.
+        // lavapipe 26 with 128-bit vectors advertises matrices that it refuses, and wgpu-hal panics.
         let requested =
             std::panic::catch_unwind(AssertUnwindSafe(|| pollster::block_on(adapter.request_device(&descriptor)).expect("a device")));
         let Ok((device, queue)) = requested else {

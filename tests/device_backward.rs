@@ -1,4 +1,4 @@
-//! Gradients recorded into an app's own encoder, on its own buffers; followed, stopped and awaited from the host; and what they need.
+//! Gradients recorded into an app's own encoder; computed from the host with progress, cancellation and async; memory.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn problem() -> Problem {
     Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_stats() }
 }
 
-/// Forward and backward in one encoder of the app's: nothing runs before it submits, and recording again gives the same bits.
+/// Records forward and backward into the app's encoder: nothing runs before it submits, and a replay has equal bits.
 #[test]
 fn forward_and_backward_in_one_encoder() {
     let problem = problem();
@@ -90,7 +90,7 @@ fn forward_and_backward_in_one_encoder() {
     }
 }
 
-/// The host's call reports progress, stops when told to, and can be awaited.
+/// Computes from the host: the call reports progress, stops when told to, and can be awaited.
 #[test]
 fn backward_is_followed_stopped_and_awaited() {
     let problem = Problem::new(Dims::square(2, 2, 90, 16));
@@ -119,7 +119,7 @@ fn backward_is_followed_stopped_and_awaited() {
     }
 }
 
-/// What is needed besides the operands grows with the rows, not with the pairs; more than a dispatch may take is cut.
+/// Plans a backward pass whose scratch memory grows with the rows, not with the pairs.
 #[test]
 fn a_backward_pass_needs_little_memory() {
     for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {

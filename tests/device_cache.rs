@@ -1,4 +1,4 @@
-//! Caches on a device: steps recorded once and replayed, random schedules, what is refused.
+//! Caches on a device: steps recorded once and replayed, page tables, rotation in place, and refusals.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
     bytemuck::cast_slice(&read(gpu.device(), gpu.queue(), buffer)).to_vec()
 }
 
-/// A layer's keys or values as the host has such data.
+/// Reads a layer's keys or values as host data.
 fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, dim: usize) -> HostVec {
     let shape = cache.shape();
     let len = cache.size().pages * shape.page_size * shape.num_kv_heads * dim;
@@ -32,13 +32,13 @@ fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, dim: usize) -> Ho
     }
 }
 
-/// The table of all slots, as the host keeps it.
+/// Returns the page table of all slots, as the host keeps it.
 fn table(cache: &DeviceCache, pages: &[Vec<u32>], lengths: &[usize]) -> PageTable {
     PageTable::new(cache.shape().page_size, pages.iter().map(Vec::as_slice).zip(lengths.iter().copied())).expect("a valid table")
 }
 
-/// Steps of one to some tokens in several sequences, recorded once: after each, what the device gave is what the oracle gives for the
-/// device's own keys and values, and what a call on host arrays gives; and those keys and values are what was appended.
+/// Replays steps of one or more tokens in several sequences, recorded once. After each, the output equals the oracle's
+/// for the device's keys and values and that of a call on host arrays; these keys and values equal the appended ones.
 fn replayed(
     gpu: &Gpu,
     dtype: DType,
@@ -69,7 +69,7 @@ fn replayed(
     let mut rng = Rng::with_seed(9);
     let engine = wgpu_attention::Engine::on_gpu(gpu.clone());
     for step in 0..6 {
-        // The second slot joins late, the third has a shorter turn once.
+        // The second slot joins late; the third adds fewer tokens once.
         let tokens = [seq_len_q, if step < 2 { 0 } else { seq_len_q }, if step == 3 { 1 } else { seq_len_q }];
         let mut some = |len: usize| (0..len).map(|_| rng.f32() * 2.0 - 1.0).collect::<Vec<f32>>();
         let inputs: Vec<[Vec<f32>; 3]> = stack
@@ -124,7 +124,7 @@ fn replayed(
             let expected = Expected::of(&problem, &host).expect("valid").output;
             agree(&what, &read(gpu.device(), gpu.queue(), &layer.output), &expected);
             agree(&what, &engine.attention(&problem, &host).expect("valid").output.to_f32(), &expected);
-            // What was appended, number by number.
+            // The appended elements, one by one.
             let near =
                 if pairing.is_none() { 0.0 } else { [1e-5, 1e-2, 1e-2, 2e-2, 0.3][EVERY.iter().position(|&d| d == dtype).expect("one")] };
             for (data, new, dim, rotary) in [(&pools[0], key, head_dim, rotary.as_ref()), (&pools[1], value, head_dim_v, None)] {
@@ -172,7 +172,7 @@ fn steps_recorded_once_are_replayed() {
     }
 }
 
-/// Several new tokens, with what else decoding may ask for.
+/// Appends several tokens per step, with other options of decoding.
 #[test]
 fn several_tokens_with_options() {
     for gpu in gpus() {
@@ -184,7 +184,7 @@ fn several_tokens_with_options() {
     }
 }
 
-/// On the kernels that are made for one problem only, which longer caches get.
+/// Replays steps on specialised kernels, which longer caches get.
 #[test]
 fn special_kernels() {
     let shaders = ShaderOptions { specialise: Specialise::Always, ..Default::default() };
@@ -195,7 +195,7 @@ fn special_kernels() {
     }
 }
 
-/// A table in FlashInfer's form, made into the problem's own on the device; what contradicts it is an item that sees nothing.
+/// Converts a table in FlashInfer's form on the device; an item that contradicts it has no visible keys.
 #[test]
 fn tables_from_indices_on_the_device() {
     for gpu in gpus() {
@@ -215,7 +215,7 @@ fn tables_from_indices_on_the_device() {
             gpu.queue().write_buffer(&tables, 4 * u64::from(at), bytemuck::cast_slice(data));
         }
         let words = |data: &[u32]| upload(gpu.device(), gpu.queue(), bytemuck::cast_slice(data));
-        // The last: a page past the pool, too many pages, a last page that is too full, one that is empty, places that are not there.
+        // A valid table; a page past the pool; too many pages; last pages too full and empty; indices out of range.
         for (indptr, indices, last) in [
             (&[0, 2, 2, 5, 6][..], &[6, 0, 3, 1, 2, 5][..], &[3, 9, 4, 1][..]),
             (&[0, 2, 2, 5, 6], &[6, 0, 3, 1, 2, 7], &[3, 0, 4, 1]),
@@ -237,7 +237,7 @@ fn tables_from_indices_on_the_device() {
                 bound.expect("bound").record_in(&mut pass);
             }
             gpu.queue().submit([encoder.finish()]);
-            // Item by item on the host: what is refused has length 0.
+            // Each item alone on the host; a refused one has length 0.
             let mut expected_table = PageTable { page_size: 4, pages_per_item: 3, ..PageTable::default() };
             for item in 0..4 {
                 let one = indptr.get(item..item + 2).expect("four items");
@@ -266,7 +266,7 @@ fn tables_from_indices_on_the_device() {
     }
 }
 
-/// Several steps in one submit, without a word from the host between them.
+/// Runs several steps in one submission, with no action of the host between them.
 #[test]
 fn many_steps_in_one_submit() {
     for gpu in gpus() {
@@ -289,11 +289,11 @@ fn many_steps_in_one_submit() {
         gpu.queue().submit([encoder.finish()]);
         let lengths: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes(&gpu, cache.lengths())[..8]);
         assert_eq!(lengths, [17, 17]);
-        // Equal keys weigh the same: the values' mean is the value.
+        // Equal keys have equal weights: the mean of equal values is the value.
         for (x, y) in read(gpu.device(), gpu.queue(), &layer.output).iter().zip(&value) {
             assert!((x - y).abs() < 1e-5);
         }
-        // A step that nobody made room for changes nothing.
+        // A step without reserved room changes nothing.
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         assert!(matches!(cache.extend(&[1, 4], 1, &mut encoder), Err(Error::Limit { limit: "tokens of a slot", .. })));
         assert!(matches!(cache.extend(&[3, 3], 1, &mut encoder), Ok(())));
@@ -382,7 +382,7 @@ fn what_does_not_fit_is_refused() {
         assert!(cache.extend(&[1], 1, &mut encoder).is_err() && cache.extend(&[0, 1], 1, &mut encoder).is_err());
         cache.extend(&[8, 0], 1, &mut encoder).expect("room");
         let other = cache.fork(slot, 6).expect("a slot");
-        // Two pages are left; the fork needs a copy of one and another one, the first sequence one: one too many.
+        // Two pages are left and three are needed: the fork copies one and adds one, the first sequence adds one.
         assert!(matches!(cache.extend(&[1, 3], 1, &mut encoder), Err(Error::Limit { limit: "pages of the pool", .. })));
         assert_eq!((cache.length(slot), cache.length(other), cache.pool().free_pages()), (Ok(8), Ok(6), 2));
         assert!(cache.fork(slot, 1).is_err(), "no slot is left");

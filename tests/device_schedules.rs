@@ -1,4 +1,4 @@
-//! Random schedules on a cache on a device against what each slot should hold.
+//! Random schedules on a device cache, compared with the expected contents of each slot.
 
 mod common;
 
@@ -10,7 +10,7 @@ use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{Alignment, Dims, Error, HostVec, Inputs, Layout, Problem};
 
-/// A cache on a device and what each slot should hold, played with by chance.
+/// Device cache and the expected contents of each slot, driven by random operations.
 struct Game<'a> {
     rng: Rng,
     gpu: &'a Gpu,
@@ -32,7 +32,7 @@ impl<'a> Game<'a> {
         game
     }
 
-    /// Fills pages with NaN: whoever reads what is not theirs shows it. All bits set are NaN in every type, and in a block's scale.
+    /// Fills pages with NaN, so that a wrong read shows: all bits set are NaN in every type, and in a block's scale.
     fn poison(&self, pages: impl IntoIterator<Item = u32>) {
         let [key, value] = &self.cache.pools(0).expect("a layer")[0];
         let page = vec![0xffu8; self.cache.shape().page_bytes() / 2];
@@ -91,7 +91,7 @@ impl<'a> Game<'a> {
         }
     }
 
-    /// Some tokens for some slots, and attention of all slots to what they have then.
+    /// Appends tokens to some slots, and computes attention of all slots to their new contents.
     fn extend(&mut self) {
         let seq_len = [1, 1, 3, 9][self.rng.usize(..4)];
         let tokens: Vec<usize> = self

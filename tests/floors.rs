@@ -1,8 +1,8 @@
-//! The floors of the house: a module imports only from lower ones, `cpu` and `gpu` never from each other, wgpu only in `gpu`.
+//! Floors of the modules: imports go to the own or a lower floor, never between `cpu` and `gpu`; only `gpu` uses wgpu.
 
 use std::path::Path;
 
-/// Modules by floor, lowest first, as docs/architecture.md draws them.
+/// Modules by floor, lowest first; docs/architecture.md describes the floors.
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype", "blocks"],
     &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "gradients", "control", "choice", "rotary"],
@@ -13,8 +13,8 @@ const FLOORS: &[&[&str]] = &[
     &["verify"],
 ];
 
-/// Names that lib.rs re-exports from the two lowest floors and from above them: a `use crate::{..}` of a lower floor may name only
-/// these of its own or lower floors.
+/// Re-exports of lib.rs that are defined on a high floor, with their module. A `use crate::{..}` of one of them counts
+/// as an import of that module.
 const EXPORTS: &[(&str, &str)] = &[("Engine", "engine"), ("EngineOptions", "engine"), ("Attend", "engine")];
 
 fn floor(module: &str) -> Option<usize> {
@@ -33,7 +33,7 @@ fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// The modules that a source file names after `crate::`, and of `use crate::{..}` lists.
+/// Returns the modules that a source file names after `crate::` and in `use crate::{..}` lists.
 fn imports(text: &str) -> Vec<String> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let code = code.split("#[cfg(test)]").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The example writes what the model says from the start, on every backend.
+//! Runs the example on every backend: its tokens agree with those of the model without a cache.
 
 mod common;
 

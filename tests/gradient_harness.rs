@@ -1,4 +1,4 @@
-//! The harness must fail wrong gradients: spoilt on purpose, and known mistakes of backward kernels.
+//! Mutation tests of the harness: it must reject gradients spoilt on purpose and known mistakes of backward kernels.
 
 mod common;
 
@@ -40,7 +40,7 @@ fn random_cases_catch_every_mistake_too() {
     let mut missing: Vec<_> = GRADIENT_BUGS.iter().collect();
     for seed in 0..600 {
         let Case { problem, fill, .. } = random(seed).expect("random problems are valid");
-        // Stored plainly, so that the mistakes that are made by hand are made.
+        // Plain storage, because some mistakes are made only there.
         let problem = Problem { packed: None, paged: None, ..problem }.stored(DType::F32, Layout::Bhsd);
         let case = Case::new("plain", problem, fill).expect("it is still valid");
         let expected = ExpectedGradients::of(&case).expect("random problems are valid");
@@ -50,7 +50,7 @@ fn random_cases_catch_every_mistake_too() {
     assert!(names.is_empty(), "not caught: {names:?}");
 }
 
-/// Spoils one gradient of the oracle's in every plainly stored case of the table and returns the cases that did not notice.
+/// Spoils the oracle's dK in every plainly stored case of the table. Returns the cases that did not notice.
 fn unnoticed(spoil: impl Fn(&ExpectedGradients, &mut Vec<f32>) -> bool) -> Vec<String> {
     let (mut unnoticed, mut tried) = (Vec::new(), 0);
     for (case, expected) in cases() {
@@ -83,7 +83,7 @@ fn spoilt_gradients_are_noticed() {
             let Some(last) = key.len().checked_sub(1) else { return false };
             let at = (last as f64 * share) as usize;
             let right = expected.key.values[at];
-            // In storage of few bits three tolerances may round away; more does not.
+            // A storage type of few bits may round three tolerances away, but not six.
             key[at] = (right + 6.0 * expected.key.tolerance.allowed(at, right)) as f32;
             !right.is_nan()
         });
@@ -92,7 +92,7 @@ fn spoilt_gradients_are_noticed() {
     for bad in [f32::NAN, f32::INFINITY] {
         assert_eq!(unnoticed(|_, key| key.iter_mut().rfind(|x| x.is_finite()).map(|x| *x = bad).is_some()), nothing);
     }
-    // With scores of thousands, the roundings of a score alone can make a gradient of any size.
+    // With scores in the thousands, their rounding alone allows a gradient of any size, 0 included.
     let zeros = unnoticed(|expected, key| {
         if expected.key.tolerance.absolute.iter().zip(&expected.key.values).all(|(&allowed, &right)| right.abs() <= allowed) {
             return false;

@@ -1,4 +1,4 @@
-//! Gradients of every engine: against the oracle's, on the fixed table and random problems; against central differences; bit by bit.
+//! Gradients of every engine: compared with the oracle and with central differences; the same bits in every run.
 
 #![expect(clippy::print_stdout, reason = "a table of what ran on what")]
 
@@ -17,14 +17,14 @@ fn variable(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
 }
 
-/// Every `part`-th problem of the table, and random ones; `ATTENTION_SEED` and `ATTENTION_RANDOM_CASES` say which.
+/// Returns every `part`-th problem of the table and `count` random ones; two environment variables override the latter.
 fn cases(part: usize, count: u64) -> impl Iterator<Item = Case> {
     let (seed, count) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", count));
     let drawn = (0..count).map(move |at| random(seed.wrapping_add(at)).expect("random problems are valid"));
     table().expect("the table is valid").into_iter().step_by(part).chain(drawn)
 }
 
-/// Runs the cases on the backends, prints what came of them and fails on any failure.
+/// Runs the cases on the backends, prints the counts and panics if any case failed.
 fn run(backends: &[Tested], cases: impl Iterator<Item = Case>) {
     let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
     let rows: Vec<Row> = cases.flat_map(|case| run_backward_case(&case, &candidates).expect("the case is valid")).collect();
@@ -49,7 +49,7 @@ fn gpus() {
     run(&common::gpus(ShaderOptions::default()), cases(2, 100));
 }
 
-/// Kernels made for one problem, of the shapes that each class of device gets: each is compiled anew.
+/// Runs specialised kernels in the shapes of two classes of device; each problem compiles its own.
 #[test]
 fn special_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
@@ -60,7 +60,7 @@ fn special_variants() {
     }
 }
 
-/// NaN in tiles with others: keys that nobody sees, and rows that see nothing (a few, of six keys under a mask).
+/// Returns cases with NaN in partly visible tiles: keys that no row sees, and a few rows without visible keys.
 fn half_hidden() -> [Case; 2] {
     let dims = Dims { batch: 2, num_heads: 2, num_kv_heads: 1, seq_len_q: 70, seq_len_kv: 50, head_dim: 24, head_dim_v: 40 };
     let mut keys = Problem::new(dims).causal(Alignment::BottomRight);
@@ -76,7 +76,7 @@ fn engines() -> Vec<Engine> {
     std::iter::once(cpu).chain(common::gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine)).collect()
 }
 
-/// A small problem with everything that has a gradient.
+/// Returns a small problem with everything that has a gradient.
 fn small() -> Case {
     let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 6, head_dim_v: 4 };
     let mut problem = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
@@ -89,16 +89,16 @@ fn small() -> Case {
     Case::new("small", problem, Fill { poison: false, ..Fill::seed(11) }).expect("a valid problem")
 }
 
-/// sum(output * d_output), summed in f64 from what the engine gives in f32.
+/// Computes sum(output * d_output) in f64 from the engine's f32 output.
 fn loss(engine: &Engine, case: &Case, d_output: &[f32]) -> f64 {
     let output = engine.attention(&case.problem, &case.data.inputs()).expect("a valid problem").output.to_f32();
     output.iter().zip(d_output).map(|(&x, &d)| f64::from(x) * f64::from(d)).sum()
 }
 
-/// Its name, its gradients, and how to shift one of its numbers.
+/// Name of a tensor, its gradient, and a function that shifts one of its elements.
 type Tensor<'a> = (&'static str, Vec<f32>, &'a dyn Fn(&mut Case, usize, f32));
 
-/// Every engine's gradients are the differences of its own forward pass.
+/// Compares every engine's gradients with central differences of its own forward pass.
 #[test]
 fn gradients_are_central_differences() {
     for engine in engines() {
@@ -130,7 +130,7 @@ fn gradients_are_central_differences() {
                     loss(&engine, &case, &d_output)
                 };
                 let expected = (at_offset(STEP) - at_offset(-STEP)) / f64::from(2.0 * STEP);
-                // The third derivative times STEP²/6, and the roundings of a loss of some ten terms divided by STEP.
+                // Errors: the third derivative times STEP²/6, and the rounding of some ten terms divided by STEP.
                 let error = (f64::from(gradient[at]) - expected).abs();
                 assert!(error < 2e-3, "d{name}[{at}] is {}, differences give {expected} on {}", gradient[at], engine.chosen());
             }
@@ -138,7 +138,7 @@ fn gradients_are_central_differences() {
     }
 }
 
-/// Ten runs give the same bits, on every core and every adapter, in tiles, tails and parts that are summed.
+/// Compares the bits of ten runs, on every core and every adapter, with tiles, tails and parts that are summed.
 #[test]
 fn ten_runs_give_the_same_bits() {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, ..Dims::square(1, 4, 150, 40) };
@@ -161,7 +161,7 @@ fn ten_runs_give_the_same_bits() {
     }
 }
 
-/// What no backward pass does is said, and contradictions are found before anything is computed.
+/// Refuses unsupported requests, and finds contradictions before anything is computed.
 #[test]
 fn refusals() {
     let problem = Problem::new(Dims::square(1, 2, 4, 8));

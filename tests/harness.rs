@@ -1,4 +1,4 @@
-//! The harness must fail what is wrong: answers spoilt on purpose, and known mistakes of attention kernels.
+//! Mutation tests of the harness: it must reject answers spoilt on purpose and known mistakes of attention kernels.
 
 mod common;
 
@@ -42,11 +42,11 @@ fn random_cases_catch_every_mistake_too() {
         missing.retain(|bug| !fails(&check_against(&case, &expected, &bug.attend)));
     }
     let names: Vec<_> = missing.iter().map(|bug| bug.name).collect();
-    // Extents must meet by chance for these.
+    // These need axes of equal length, which are rare in random cases.
     assert!(names.iter().all(|name| name.contains("wrong axis")), "not caught: {names:?}");
 }
 
-/// Spoils the oracle's answers to every plainly stored case of the table and returns the cases that did not notice.
+/// Spoils the oracle's answers in every plainly stored case of the table. Returns the cases that did not notice.
 fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String> {
     let mut unnoticed = Vec::new();
     let (mut tried, mut free) = (0, 0);
@@ -56,7 +56,7 @@ fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String
             continue;
         }
         let expected = Expected::of(&p, &case.data.inputs()).expect("the table is valid");
-        // Where scores are larger than an f32 can hold, or values smaller, any output may be right.
+        // If scores overflow f32 or values are too small for it, any output may be right.
         let (right, tolerance) = (&expected.output.values, &expected.output.tolerance);
         if !right.is_empty() && right.iter().enumerate().all(|(at, &right)| right.abs() <= tolerance.allowed(at, right)) {
             free += 1;

@@ -1,4 +1,4 @@
-//! The multi-head layer against a real model, PyTorch and its own f64 reference.
+//! Multi-head layer, compared with a real model, with PyTorch and with its own f64 reference.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ fn cpu() -> Engine {
     Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
 }
 
-/// Every backend of this machine: oracle, CPU, each adapter.
+/// Returns every backend of this machine: oracle, CPU, each adapter.
 fn engines() -> Vec<Engine> {
     let oracle = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
     let (engines, left_out) = Engine::every(ShaderOptions::default());
@@ -33,7 +33,7 @@ fn draw(seed: u32, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A case file: its tensors and metadata.
+/// Case file: its tensors and metadata.
 struct Case {
     bytes: Vec<u8>,
     path: PathBuf,
@@ -69,7 +69,7 @@ impl Case {
         self.attribute(name).parse().unwrap_or_else(|_| panic!("{name} is not a number"))
     }
 
-    /// Within the file's own tolerance.
+    /// Compares a tensor with the file's, within the file's tolerance.
     fn compare(&self, name: &str, got: &[f32]) {
         let expected = self.floats(&format!("out.{name}"));
         let (rtol, atol): (f32, f32) = (self.number("tol.rtol"), self.number(&format!("tol.{name}")));
@@ -78,7 +78,7 @@ impl Case {
     }
 }
 
-/// The first place where `got` is not `expected` within atol + rtol * |expected|.
+/// Returns the first position where `got` differs from `expected` by more than atol + rtol * |expected|.
 fn mismatch(got: &[f32], expected: &[f32], rtol: f32, atol: f32) -> Option<String> {
     if got.len() != expected.len() {
         return Some(format!("{} numbers instead of {}", got.len(), expected.len()));
@@ -97,12 +97,12 @@ fn the_comparison_fails_what_is_wrong() {
     }
 }
 
-/// [batch, seq, heads, dim] as [batch, heads, seq, dim].
+/// Transposes [batch, seq, heads, dim] to [batch, heads, seq, dim].
 fn heads_first(data: &[f32], shape: [usize; 4]) -> Vec<f32> {
     gather(data.into(), &TensorSpec { layout: Layout::Bshd, ..Default::default() }, shape)
 }
 
-/// LayerNorm(x + y).
+/// Computes LayerNorm(x + y).
 fn residual_norm(x: &[f32], y: &[f32], weight: &[f32], bias: &[f32], epsilon: f64) -> Vec<f32> {
     let width = weight.len();
     let mut out = Vec::new();
@@ -138,7 +138,7 @@ fn reproduces_a_real_model() {
     }
 }
 
-/// A tensor of [L, B, E] as [B, L, E], or as it is.
+/// Transposes [L, B, E] to [B, L, E], unless the tensor has this order `already`.
 fn batch_first(data: Vec<f32>, seq: usize, batch: usize, already: bool) -> Vec<f32> {
     if already {
         return data;
@@ -228,7 +228,7 @@ fn linear(seed: u32, rows: usize, columns: usize, biased: bool) -> Linear {
     Linear::new(draw(seed, rows * columns), biased.then(|| draw(seed + 1, rows)), columns).expect("the shape is right")
 }
 
-/// Grouped heads, other widths of key, value and output, cross attention: with masks by arithmetic, as data, and packed.
+/// Compares cross attention with grouped heads and widths that all differ: unmasked, causal, windowed, with a mask.
 #[test]
 fn agrees_with_its_reference() {
     let layer = MultiHead::new(
@@ -274,7 +274,7 @@ fn agrees_with_its_reference() {
     }
 }
 
-/// Sizes past every tile of the projections, with and without whole vec4s.
+/// Compares layers larger than every tile of the projections, with and without whole vec4s.
 #[test]
 fn large_layers_agree_with_their_reference() {
     for (embed, width, seq) in [(132, 96, 70), (67, 70, 130)] {
@@ -316,7 +316,7 @@ fn packed_sequences_are_the_items_one_by_one() {
     }
 }
 
-/// A safetensors file of tensors [(name, dtype, shape)], each number 0.5.
+/// Creates a safetensors file of tensors (name, dtype, shape) whose elements are all 0.5.
 fn file(tensors: &[(&str, Dtype, &[usize])]) -> Vec<u8> {
     let data: Vec<Vec<u8>> = tensors
         .iter()
@@ -362,7 +362,7 @@ fn bert_names_and_every_storage_type() {
     }
 }
 
-/// The message of a file error; it must name the file.
+/// Returns the message of a file error, which must name the file.
 fn file_error<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     match result {
         Err(Error::File { path, why }) if path == "weights" => why,

@@ -1,5 +1,5 @@
-//! The gradients of the multi-head layer: central differences of its own forward pass, on every engine. Those of PyTorch are among the
-//! case files.
+//! Gradients of the multi-head layer, compared with central differences of its own forward pass on every engine. The
+//! case files compare them with PyTorch's.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn draw(seed: u32, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// The CPU path, the oracle's attention, and each adapter.
+/// Returns the CPU path, the oracle's attention, and each adapter.
 fn engines() -> Vec<Engine> {
     let open = |backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("it is always there");
     let adapters = gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
@@ -34,7 +34,7 @@ const BATCH: usize = 2;
 const ROWS: usize = 3;
 const KEYS: usize = 4;
 
-/// All that a loss depends on: the inputs, W and b of each projection, the learned key and value, and the attention's bias.
+/// Everything that the loss depends on: inputs, W and b of each projection, learned key and value, attention bias.
 #[derive(Clone)]
 struct Case {
     x: [Vec<f32>; 3],
@@ -47,7 +47,7 @@ struct Case {
     packed: bool,
 }
 
-/// A tensor's name, its gradients, and its numbers in a case.
+/// Name of a tensor, its gradient, and its elements in a case.
 type Part<T> = (String, Vec<f32>, Box<dyn Fn(&mut T) -> &mut Vec<f32>>);
 
 impl Case {
@@ -119,7 +119,7 @@ impl Case {
         layer.backward(engine, &problem, &inputs, &forward, &self.d_output).expect("a valid problem")
     }
 
-    /// Every gradient with the place of its numbers.
+    /// Compares every gradient with differences of the loss.
     fn check(&self, engine: &Engine) {
         let got = self.gradients(engine);
         let mut parts: Vec<Part<Self>> = vec![
@@ -149,7 +149,7 @@ impl Case {
                     case.loss(engine)
                 };
                 let expected = (loss(STEP) - loss(-STEP)) / f64::from(2.0 * STEP);
-                // The third derivative times STEP²/6, and the roundings of a loss of some 50 terms divided by STEP.
+                // Errors: the third derivative times STEP²/6, and the rounding of some 50 terms divided by STEP.
                 let error = (f64::from(gradient[at]) - expected).abs();
                 assert!(
                     error < 5e-3 * (1.0 + expected.abs()),

@@ -1,22 +1,22 @@
-//! Long contexts: every key counts, sums keep their digits, and rows of equal scores are uniform however large those are.
+//! Long contexts: every key counts, sums keep their precision, and equal scores give uniform rows, however large.
 
 mod common;
 
 use wgpu_attention::{Alignment, BackwardInputs, DType, Dims, HostVec, Inputs, Layout, Problem, WantGradients};
 
-/// 1, heads, rows by keys of a width; each query group reads one key/value head.
+/// Returns the sizes of a batch of 1 whose keys and values have one width.
 const fn dims(num_heads: usize, num_kv_heads: usize, seq_len_q: usize, seq_len_kv: usize, head_dim: usize) -> Dims {
     Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim }
 }
 
-/// Largest difference from `expected`, relative to it.
+/// Returns the largest relative difference from `expected`; infinite if there is a NaN.
 fn error(got: &[f32], expected: f64) -> f64 {
     got.iter()
         .map(|&x| ((f64::from(x) - expected) / expected).abs())
         .fold(0.0, |most, x| if x.is_nan() { f64::INFINITY } else { x.max(most) })
 }
 
-/// With queries of 0 every visible key adds 1 to exp(lse), and the output is the mean of the values.
+/// Counts keys: with queries of 0, each visible key adds 1 to exp(lse), and the output is the mean of the values.
 #[test]
 fn every_key_counts() {
     let problems = [
@@ -41,7 +41,7 @@ fn every_key_counts() {
             let lost = lost.fold(0.0, f64::max);
             assert!(lost < 1e-4, "{what} on {}: of the keys {lost} are not counted", backend.name);
             let tenth = f64::from(value.to_f32()[0]);
-            // The errors of the parts of a sum add up, a few 1e-11 a key, beyond 131,072 keys too.
+            // The errors of a sum's parts add up, a few 1e-11 per key, also beyond 131,072 keys.
             let rounding = if problem.output.dtype == DType::F16 { 1e-3 } else { 3e-11 * problem.dims.seq_len_kv as f64 };
             let worst = error(&outputs.output.to_f32(), tenth);
             assert!(worst < 3e-5 + rounding, "{what} on {}: the mean of equal values is off by {worst}", backend.name);
@@ -49,7 +49,7 @@ fn every_key_counts() {
     }
 }
 
-/// dV of few keys is a sum over very many rows, dQ and dK of equal scores are 0.
+/// Checks dV of few keys, which is a sum over very many rows.
 #[test]
 fn gradients_of_very_many_rows() {
     for dtype in [DType::F32, DType::F16] {
@@ -68,7 +68,7 @@ fn gradients_of_rows(rows: usize, dtype: DType) {
         let Some(engine) = &backend.engine else { continue };
         let gradients = engine.backward(&problem, &inputs, &backward, &WantGradients::default());
         let gradients = gradients.unwrap_or_else(|error| panic!("{}: {error}", backend.name));
-        // Each of the rows of two heads gives a quarter of its gradient to each key.
+        // Each row of the two heads contributes a quarter of its gradient to each key.
         let worst = error(&gradients.value.expect("wanted").to_f32(), 2.0 * rows as f64 * f64::from(output.to_f32()[0]) / 4.0);
         let rounding = if dtype == DType::F16 { 1e-3 } else { 0.0 };
         assert!(worst < 3e-5 + rounding, "{}: dV is off by {worst}", backend.name);

@@ -1,10 +1,10 @@
-//! Sums of very many equal numbers come back as they are: levels, not one chain.
+//! Sums of very many equal numbers keep their precision, because they have levels instead of one chain.
 
 use wgpu_attention::{Backend, BackwardInputs, Dims, Engine, EngineOptions, Inputs, Problem, WantGradients};
 
 const MANY: usize = 131_072;
 
-/// The largest relative error among numbers that should all be this one.
+/// Returns the largest relative error of numbers that should all be `right`.
 fn worst(got: &[f32], right: f64) -> f64 {
     got.iter().map(|&x| (f64::from(x) / right - 1.0).abs()).fold(0.0, f64::max)
 }
@@ -19,7 +19,7 @@ fn equal_values_come_back() {
         let output = engine.attention(&problem, &Inputs::new(&query, &key, &value)).expect("valid").output.to_f32();
         assert!(worst(&output, 0.1f32.into()) <= 3e-5, "{seq_len_q} rows: {:e}", worst(&output, 0.1f32.into()));
     }
-    // One key of two: its value's gradient is half of the sum over the rows.
+    // Two equal keys: dV of each is half of the sum over the rows.
     let problem = Problem::new(Dims { seq_len_q: MANY, seq_len_kv: 2, ..Dims::square(1, 1, 0, 16) });
     let (query, key, rows) = (vec![0.25; problem.query_len()], vec![0.5; problem.key_len()], vec![0.1; problem.output_len()]);
     let backward = BackwardInputs { output: (&rows).into(), stats: None, d_output: (&rows).into() };

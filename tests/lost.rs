@@ -1,4 +1,4 @@
-//! A device that is lost: every call says so, every time, nothing panics, and the app's hooks stay the app's.
+//! Lost devices: every call reports the loss, every time; nothing panics, and the app keeps its hooks.
 
 mod common;
 
@@ -18,7 +18,7 @@ use wgpu_attention::{
     Algorithm, BackwardInputs, Control, DType, Dims, Engine, Error, Inputs, Layout, Problem, TensorSpec, WantGradients, wgpu,
 };
 
-/// What the app's own hooks are told.
+/// Number of calls of the app's own hooks.
 #[derive(Default)]
 struct Hooks {
     errors: AtomicUsize,
@@ -39,7 +39,7 @@ fn hook(device: &wgpu::Device) -> Arc<Hooks> {
     hooks
 }
 
-/// A call, which says whether the device was lost, as often as it is asked.
+/// Asserts that a call reports the loss, and does so again.
 fn says_lost<T>(name: &str, mut call: impl FnMut() -> Result<T, Error>) {
     for _ in 0..2 {
         match call() {
@@ -80,7 +80,7 @@ fn layer() -> MultiHead {
     MultiHead::new(linear(), linear(), linear(), linear(), 2, 2).expect("they fit")
 }
 
-/// What an app of its own has ready before the loss.
+/// Objects that an app has ready before the loss.
 struct App {
     gpu: Gpu,
     attention: Attention,
@@ -90,7 +90,7 @@ struct App {
     buffer: wgpu::Buffer,
 }
 
-/// Gradients of everything into two buffers that are not the inputs'.
+/// Returns bindings of dQ and dK to two buffers other than the input's.
 fn gradients<'a>(input: &'a wgpu::Buffer, results: &[&'a wgpu::Buffer; 2]) -> BackwardBindings<'a> {
     let [input, first, second] = [input, results[0], results[1]].map(wgpu::Buffer::as_entire_buffer_binding);
     BackwardBindings {
@@ -166,7 +166,7 @@ impl App {
         says_lost("grow", || cache.grow(4, &mut encoder));
         says_lost("free", || cache.free(0));
         says_lost("Backward::bind", || backward.bind(&gradients(buffer, &[&cache.pools(0).expect("a layer")[0][0], &output])));
-        // Recording gives nothing back: it does no harm.
+        // Recording returns nothing; it must do no harm.
         bound.record(&mut encoder);
         gpu.queue().submit([encoder.finish()]);
     }
@@ -210,7 +210,7 @@ fn a_call_in_flight_ends() {
             device.destroy();
             running.join().expect("no panic")
         });
-        // Either it was quick enough, or it says why not.
+        // The call was fast enough, or it reports the loss.
         assert!(matches!(outcome, Ok(_) | Err(Error::Lost { .. })), "{}: {outcome:?}", engine.chosen());
         says_lost("afterwards", || engine.attention(&long, &inputs));
     }

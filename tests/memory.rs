@@ -1,4 +1,4 @@
-//! Calls leave memory as it was. A program of its own with one test: it looks at the whole process.
+//! Calls leak no memory. One test in a binary of its own, because it measures the whole process.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,16 +7,16 @@ use common::buffers::{empty, numbers};
 use wgpu_attention::gpu::{Attention, Bindings, ShaderOptions};
 use wgpu_attention::{Algorithm, Alignment, BackwardInputs, Dims, Engine, Inputs, Problem, WantGradients, wgpu};
 
-/// The most by which the process may grow from call 200 to call 1,000.
+/// Maximum growth of the process from call 200 to call 1,000, in bytes.
 const MOST: i64 = 8 << 20;
 
-/// Bytes of this process in memory.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> i64 {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
     4096 * pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<i64>().ok()).expect("a number of pages")
 }
 
-/// By how many bytes the process grows from call 200 to call 1,000.
+/// Returns the growth of the process from call 200 to call 1,000, in bytes.
 fn growth(mut call: impl FnMut(usize)) -> i64 {
     (0..200).for_each(&mut call);
     let before = resident();
@@ -40,7 +40,7 @@ fn backward(engine: &Engine, problem: &Problem, data: &[f32]) {
     engine.backward(problem, &Inputs::new(query, key, value), &given, &WantGradients::default()).expect("valid");
 }
 
-/// An app's own loop: one attention, bound once, recorded and submitted again and again.
+/// Measures an app's own loop: one attention, bound once, then recorded and submitted repeatedly.
 fn replays(engine: &Engine, problem: &Problem) -> Option<i64> {
     let gpu = engine.gpu()?;
     let (device, queue) = (gpu.device(), gpu.queue());
@@ -63,7 +63,7 @@ fn a_thousand_calls_leave_memory_as_it_was() {
 
     let data = numbers(4096, 1);
     let one = problem(9, 71);
-    // Not larger and larger: buffers are kept for the last 16.
+    // Sizes differ but hardly grow, because the buffers of the last 16 problems are kept.
     let many: Vec<Problem> = (0..1000).map(|i| problem(1 + i % 25, 60 + i / 25)).collect();
     for engine in Engine::every(ShaderOptions::default()).0 {
         let kinds = [

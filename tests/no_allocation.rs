@@ -1,4 +1,4 @@
-//! From the second call of a problem on, the CPU path allocates nothing. A program of its own: it counts what all threads allocate.
+//! The CPU path allocates nothing from a problem's second call on. A separate binary, because the counter is global.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,16 +9,16 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is forwarded unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: passed on from the caller.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: passed on from the caller.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.dealloc(place, layout) }
     }
 }
@@ -45,11 +45,11 @@ fn from_the_second_call_on() {
         let value = data(problem.value_len(), problem.value.dtype);
         let inputs = Inputs::new(query.as_slice(), key.as_slice(), value.as_slice());
         let expected = engine.attention(&problem, &inputs).expect("valid");
-        // Inside the pool: handing work to it from outside may allocate, which is rayon's doing.
+        // Run inside the pool: rayon may allocate when work is handed to a pool from outside.
         pool.install(|| {
             let mut outputs = Outputs::default();
             let mut call = || engine.attention_into(&problem, &inputs, &mut outputs).expect("valid");
-            // Which thread gets which unit is chance, and each allocates when it gets its first of a kind: some batch of calls has none.
+            // Threads get units by chance and allocate for the first of each kind; then a batch allocates nothing.
             let batch = |_| {
                 let before = ALLOCATIONS.load(Ordering::Relaxed);
                 (0..20).for_each(|_| call());

@@ -1,4 +1,4 @@
-//! ONNX operators: what the case files do not hold. The files themselves are run by `conformance.rs`.
+//! ONNX operators: tests beyond the case files, which `conformance.rs` runs.
 
 use wgpu_attention::onnx::{
     Attention, AttentionInputs, GroupQueryAttention, GroupQueryAttentionInputs, Mask, MultiHeadAttention, MultiHeadAttentionInputs,

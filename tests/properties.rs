@@ -1,4 +1,4 @@
-//! Random problems over every option, and the fixed table, on every engine against the oracle.
+//! Random problems with every option, and the fixed table: every engine is compared with the oracle.
 
 #![expect(clippy::print_stdout, reason = "a table of what ran on what")]
 
@@ -14,7 +14,7 @@ fn variable(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
 }
 
-/// Prints what each backend did, lists the failures and fails on any.
+/// Prints the counts of each backend and the failures; panics if there are any.
 fn report(backends: &[Tested], rows: &[Row]) {
     for backend in backends {
         let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
@@ -28,7 +28,7 @@ fn report(backends: &[Tested], rows: &[Row]) {
     assert_eq!(count(rows)[1], 0, "cases failed; they are listed above");
 }
 
-/// The table and `cases` random problems (`ATTENTION_RANDOM_CASES` says otherwise, `ATTENTION_SEED` which) on `backends`.
+/// Runs the table and `cases` random problems. `ATTENTION_RANDOM_CASES` and `ATTENTION_SEED` override count and seed.
 fn table_and_random(backends: &[Tested], cases: u64) {
     let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
     let (seed, cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", cases));
@@ -46,7 +46,7 @@ fn gpus() {
     table_and_random(&common::gpus(ShaderOptions::default()), 300);
 }
 
-/// Kernels made for one problem, of the shapes that each class of device gets, on part of the table: each is compiled anew.
+/// Runs specialised kernels in the shapes of two device classes, on part of the table; each problem compiles its own.
 #[test]
 fn special_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
@@ -60,7 +60,7 @@ fn special_variants() {
     }
 }
 
-/// The problem as the matrix kernel takes it, if it can: queries, keys and values in f16, in whole vec4s.
+/// Fits a problem to the matrix kernel, if possible: queries, keys and values in f16 and in whole vec4s.
 fn as_f16(mut problem: Problem) -> Problem {
     let dims = &mut problem.dims;
     (dims.head_dim, dims.head_dim_v) = (dims.head_dim.next_multiple_of(4), dims.head_dim_v.next_multiple_of(4));
@@ -74,8 +74,8 @@ fn as_f16(mut problem: Problem) -> Problem {
     problem
 }
 
-/// The matrix kernel on the table and on random problems stored as f16: scores so large that maxima keep growing, NaN and infinity in what
-/// is hidden, now and then a NaN to be seen.
+/// Runs the matrix kernel on the table and on random problems stored as f16: scores so large that running maxima keep
+/// growing, NaN and infinity in masked keys, sometimes a visible NaN.
 #[test]
 fn cooperative_matrices() {
     let pretend = Some(DeviceClass::Discrete);

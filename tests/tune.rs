@@ -1,4 +1,4 @@
-//! Autotuning tries every kernel, takes the fastest right one, and what it found can be kept.
+//! Autotuning: it tries every kernel and takes the fastest correct one, and its results can be saved.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn winners_are_found_kept_and_taken() {
         assert!(tuned.trials.iter().all(|trial| trial.milliseconds.is_some_and(|ms| ms > 0.0)), "{tuned:?}");
         assert!(tuned.trials.iter().any(|trial| trial.kernel == tuned.winner));
 
-        // What was found survives as text, for this adapter alone, and changes no answer.
+        // Results survive as text, are valid for this adapter alone, and change no answer.
         let text = engine.tuned().expect("a GPU");
         assert_eq!(text.lines().count(), 1);
         assert!(text.contains(&tuned.class) && text.contains(&tuned.winner));
@@ -37,7 +37,7 @@ fn winners_are_found_kept_and_taken() {
         assert_eq!(other.load_tuned(&forced), Ok(1));
         let after = other.attention(&problem, &inputs).expect("valid").output.to_f32();
         assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5));
-        // Nonsense is no kernel, and one that does not work here is not taken.
+        // Nonsense is not loaded; a kernel that does not work here is not used.
         assert_eq!(other.load_tuned(&text.replace(&tuned.winner, "magic 1 2")), Ok(0));
         assert_eq!(other.load_tuned(&text.replace(&tuned.winner, "tiles 0 0 0 0 0")), Ok(1));
         assert_eq!(other.attention(&problem, &inputs).expect("valid").output.to_f32(), before);

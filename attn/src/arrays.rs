@@ -12,23 +12,23 @@ use wgpu_attention::{DType, HostVec};
 
 use crate::failure::Failure;
 
-/// The numbers of an array.
+/// Elements of an array.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Data {
     Numbers(HostVec),
     Bools(Vec<bool>),
 }
 
-/// An array in C order, and where it came from.
+/// Array in C order, with its origin for error messages.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Array {
-    /// File, and name inside it where there are several.
+    /// Path of the file, followed by the tensor's name if the format has names.
     pub(crate) source: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) data: Data,
 }
 
-/// The two kinds of file.
+/// Supported file formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Npy,
@@ -36,7 +36,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// By the extension.
+    /// Chooses the format by the file extension.
     pub(crate) fn of(path: &Path) -> Result<Self, Failure> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => Ok(Self::Npy),
@@ -95,8 +95,8 @@ pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
     Ok(Array { source: at.to_string(), shape, data })
 }
 
-/// Refuses headers no array has, before a parser builds anything from them: NumPy itself stops at 10,000 bytes, and the shape of a
-/// plain array is one pair of parentheses in one pair of braces.
+/// Rejects malformed headers before a parser allocates anything for them. NumPy itself refuses headers over 10,000
+/// bytes, and the header of a plain array holds one pair of parentheses inside one pair of braces.
 fn check_npy_header(bytes: &[u8]) -> Result<(), String> {
     let magic = bytes.get(..6).is_some_and(|magic| magic == b"\x93NUMPY");
     if !magic {
@@ -119,7 +119,7 @@ fn check_npy_header(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Fortran order keeps the first axis together; everything here keeps the last.
+/// Reorders `data` to C order, whose last axis is contiguous. In Fortran order the first axis is.
 fn c_order<T: Copy>(data: Vec<T>, shape: &[usize], order: Order) -> Vec<T> {
     if order == Order::C || data.is_empty() {
         return data;
@@ -148,7 +148,7 @@ fn c_order<T: Copy>(data: Vec<T>, shape: &[usize], order: Order) -> Vec<T> {
     dense
 }
 
-/// Reads the tensors called `names` of a `.safetensors` file; the ones that are not there are left out.
+/// Reads the tensors called `names` from a `.safetensors` file. Missing tensors are left out of the map.
 pub(crate) fn read_safetensors(path: &Path, names: &[&'static str]) -> Result<BTreeMap<&'static str, Array>, Failure> {
     let at = path.display();
     let bytes = read(path)?;
@@ -170,7 +170,7 @@ pub(crate) fn read_safetensors(path: &Path, names: &[&'static str]) -> Result<BT
     Ok(arrays)
 }
 
-/// The names of a `.safetensors` file's tensors, and its metadata.
+/// Returns the tensor names and the metadata of a `.safetensors` file.
 pub(crate) fn safetensors_header(path: &Path) -> Result<(Vec<String>, HashMap<String, String>), Failure> {
     let at = path.display();
     let bytes = read(path)?;
@@ -179,7 +179,7 @@ pub(crate) fn safetensors_header(path: &Path) -> Result<(Vec<String>, HashMap<St
     Ok((metadata.offset_keys(), metadata.metadata().clone().unwrap_or_default()))
 }
 
-/// Where an answer goes, checked before it is computed.
+/// Destination of a result, validated before the result is computed.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     path: PathBuf,
@@ -187,7 +187,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// `dtype` is what will be written there.
+    /// Validates the destination; `dtype` is the type that will be written.
     pub(crate) fn new(path: &Path, dtype: DType) -> Result<Self, Failure> {
         let at = path.display();
         let kind = Kind::of(path)?;
@@ -207,7 +207,7 @@ impl Target {
         Ok(Self { path: path.to_path_buf(), kind })
     }
 
-    /// Writes one tensor, called `name` where the file has names.
+    /// Writes one tensor, as `name` if the format has names.
     pub(crate) fn write(&self, name: &str, shape: &[usize], data: &HostVec) -> Result<(), Failure> {
         let bytes = match self.kind {
             Kind::Npy => npy_bytes(shape, data).map_err(|error| error.to_string()),
@@ -246,7 +246,7 @@ fn safetensors_bytes(name: &str, shape: &[usize], data: &HostVec) -> Result<Vec<
     serialize([(name, TensorView::new(dtype, shape.to_vec(), data.bytes())?)], None)
 }
 
-/// Writes a file whole or not at all: what lay there before is lost only once the new one is complete.
+/// Writes a regular file atomically: an existing one is replaced only once the new one is complete.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let at = path.display();
     let special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
@@ -256,7 +256,7 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut part = path.as_os_str().to_os_string();
     part.push(".part");
     fs::write(&part, bytes).and_then(|()| fs::rename(&part, path)).map_err(|error| {
-        // The half-written file is of no use; that it cannot be removed changes nothing about the error.
+        // Best-effort cleanup; the original error is the one to report.
         let _ = fs::remove_file(&part);
         complain(&at, error)
     })

@@ -1,24 +1,24 @@
-//! Which engine a command works on.
+//! Engine selection for the subcommands.
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
 
 use crate::failure::Failure;
 
-/// What every command with a `--backend` says about it.
+/// Help text of `--backend`.
 pub(crate) const BACKEND_HELP: &str = "Where to compute: auto, cpu, oracle, a wgpu backend (vulkan, gl, metal, dx12) or part of an adapter's name; auto is a real GPU if there is one, else the CPU";
 
-/// For clap: [`Backend`]'s own parser.
+/// Parses a [`Backend`]; the `value_parser` of clap.
 pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
     text.parse()
 }
 
-/// Makes the engine ready.
+/// Opens an engine. `checked` turns on every runtime check in the shaders.
 pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
     open_with(backend, algorithm, ShaderOptions { checked, ..Default::default() })
 }
 
-/// An engine whose fused kernels can be tuned, or taken from what tuning has found.
+/// Opens an engine whose fused kernels can be tuned or loaded from tuning results.
 pub(crate) fn open_tunable(backend: &Backend) -> Result<Engine, Failure> {
     open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: true, ..Default::default() })
 }
@@ -31,7 +31,7 @@ fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) ->
     })
 }
 
-/// One fused engine for each of the backends; where two are the same, the first one's. `tuned` if kernels that tuning found are loaded.
+/// Opens one fused engine per backend; duplicates of an adapter are dropped. `tuned` allows loading of tuned kernels.
 pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<(&Backend, Engine)>, Failure> {
     let mut engines: Vec<(&Backend, Engine)> = Vec::new();
     for backend in backends {
@@ -43,7 +43,7 @@ pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<(&Backe
     Ok(engines)
 }
 
-/// The CPU path and every adapter, each once; and why an adapter is left out.
+/// Opens the CPU path and every adapter, each once. The strings say why an adapter was left out.
 pub(crate) fn every(checked: bool) -> (Vec<Engine>, Vec<String>) {
     Engine::every(ShaderOptions { checked, ..Default::default() })
 }

@@ -1,4 +1,4 @@
-//! `attn devices`: what there is to compute on, and what would be taken.
+//! `attn devices`: the adapters of this machine and the default choice.
 
 use std::io::Write;
 
@@ -20,7 +20,7 @@ Examples:
 A software adapter (lavapipe, llvmpipe, WARP) is taken only when it is asked for: by --backend, WGPU_BACKEND or
 WGPU_ADAPTER_NAME. Where there is no GPU the CPU path stands in.";
 
-/// The arguments.
+/// Arguments of `attn devices`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -83,7 +83,7 @@ fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention
     Ok(())
 }
 
-/// Behaviour that the device was found to have.
+/// Prints the behaviour that the probes found.
 fn tell_findings(terminal: &mut Terminal, adapter: &AdapterReport, found: &Findings) -> Result<(), Failure> {
     let loops = match found.loop_iterations {
         Some(most) => format!("end after {most} iterations of an invocation"),
@@ -111,7 +111,7 @@ fn tell_findings(terminal: &mut Terminal, adapter: &AdapterReport, found: &Findi
     Ok(())
 }
 
-/// A word for the bits of an f16 that should be infinite.
+/// Names the bits of an f16 that should be infinite.
 fn half(bits: u16) -> String {
     match bits & 0x7fff {
         0x7c00 => "infinity".into(),

@@ -1,18 +1,18 @@
-//! How a command can fail, and what the shell is told.
+//! Failures of a command, and their exit codes.
 
 use std::fmt;
 use std::io;
 
 use wgpu_attention::Error;
 
-/// Why a command did not end well.
+/// Reason why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// What was asked for is wrong or cannot be done: exit code 2.
+    /// Invalid or unsupported request: exit code 2.
     Input(String),
-    /// A check failed, or the device did: exit code 1.
+    /// Failed check, or a failure of the device: exit code 1.
     Check(String),
-    /// Standard output is gone or full.
+    /// Standard output is closed or full: exit code 1.
     Output(io::Error),
 }
 
@@ -21,7 +21,7 @@ impl Failure {
         Self::Input(why.into())
     }
 
-    /// A closed pipe (`attn explain | head -3`) is the reader's choice, not a failure.
+    /// True for a closed pipe (`attn explain | head -3`): the reader's choice, not a failure.
     pub(crate) fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

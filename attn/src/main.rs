@@ -1,7 +1,7 @@
 //! `attn`: explain, run, verify and benchmark attention from a shell.
 //!
-//! Answers go to standard output, everything else to standard error. Exit code 0: fine; 1: a check failed, or the device did;
-//! 2: what was asked for is wrong or cannot be done.
+//! Answers go to standard output, everything else to standard error. Exit code 0: fine; 1: a check or the device
+//! failed; 2: the request is invalid or not supported.
 
 mod arrays;
 mod backend;
@@ -35,20 +35,20 @@ Examples:
 Exit code: 0 fine, 1 a check or the device failed, 2 the request is wrong or cannot be done.
 Environment: WGPU_BACKEND, WGPU_ADAPTER_NAME and WGPU_POWER_PREF choose the adapter; NO_COLOR; RUST_LOG.";
 
-/// Attention on any GPU that wgpu reaches, and on the CPU
+/// Attention on any GPU that wgpu supports, and on the CPU
 #[derive(Parser, Debug)]
 #[command(name = "attn", version, after_help = EXAMPLES, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Colours in the output
+    /// When to colour the output
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
     color: ColorChoice,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// List what there is to compute on, and what would be taken
+    /// List the devices to compute on, and the default one
     Devices(devices::Args),
     /// Show attention step by step on a sentence, as text, JSON or a picture
     Explain(explain::Args),
@@ -60,7 +60,7 @@ enum Command {
     Bench(bench::Args),
     /// Find the fastest kernels of a GPU by trying them
     Tune(tune::Args),
-    /// Draw what `attn bench --json` wrote, as a page of tables and charts
+    /// Render the output of `attn bench --json` as a page of tables and charts
     Report(report::Args),
 }
 
@@ -89,11 +89,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where there is no desktop session, Mesa's Vulkan layer looks for a Wayland display all the same, and libwayland complains about
-/// that on standard error each time. With a folder to look in it finds none and says nothing.
+/// Silences libwayland. Without a desktop session, Mesa's Vulkan layer still looks for a Wayland display, and
+/// libwayland complains on standard error each time. With a folder to look in, it finds none and says nothing.
 fn quiet_wayland() {
     if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // SAFETY: the first thing that main does: there is no other thread that could read the environment.
+        // SAFETY: main calls this first, so that no other thread exists that could read the environment.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
 }

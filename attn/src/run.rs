@@ -29,59 +29,59 @@ Shapes: query [batch, num_heads, seq_len_q, head_dim], key [batch, num_kv_heads,
 value [batch, num_kv_heads, seq_len_kv, head_dim_v]; all three without the batch axis if there is only one item.
 Fewer key/value heads than query heads are shared by groups of query heads. The output has the query's rank and type.";
 
-/// The arguments.
+/// Arguments of `attn run`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The query, float32 or float16
+    /// Query array, float32 or float16
     #[arg(long, value_name = "Q.npy", requires_all = ["key", "value"], required_unless_present = "input", conflicts_with = "input")]
     query: Option<PathBuf>,
-    /// The key
+    /// Key array
     #[arg(long, value_name = "K.npy", requires = "query")]
     key: Option<PathBuf>,
-    /// The value
+    /// Value array
     #[arg(long, value_name = "V.npy", requires = "query")]
     value: Option<PathBuf>,
-    /// One file with the tensors `query`, `key`, `value` and, if there are any, `mask` and `bias`; F32, F16 or BF16
+    /// One file with the tensors `query`, `key` and `value`, optionally `mask` and `bias`; F32, F16 or BF16
     #[arg(long, value_name = "FILE.safetensors")]
     input: Option<PathBuf>,
-    /// Hide the keys after each row's position. Row 0 stands at key 0 (top-left), the last row at the last key (bottom-right), or
-    /// row 0 at the given key
+    /// Mask the keys after each row's position. Row 0 is at key 0 (top-left), the last row at the last key
+    /// (bottom-right), or row 0 at the given key
     #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = parse_alignment, allow_negative_numbers = true)]
     causal: Option<Alignment>,
-    /// Hide the keys more than L before and R after each row's position, both inclusive; `-` is open
+    /// Keep only the keys from L before to R after each row's position, both inclusive; `-` is unbounded
     #[arg(long, value_name = "L,R", value_parser = Window::from_str, allow_hyphen_values = true)]
     window: Option<Window>,
-    /// Where the rows stand for --window without --causal; needed where the lengths differ
+    /// Positions of the rows for --window without --causal; needed if the lengths differ
     #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = parse_alignment, allow_negative_numbers = true, conflicts_with = "causal", requires = "window")]
     align: Option<Alignment>,
     /// Factor on the dot products [default: 1/sqrt(head_dim)]
     #[arg(long, allow_hyphen_values = true)]
     scale: Option<f32>,
-    /// Bound the scores by softcap * tanh(score / softcap)
+    /// Cap the scores: softcap * tanh(score / softcap)
     #[arg(long, allow_hyphen_values = true)]
     softcap: Option<f32>,
-    /// A bool array, true = may attend; broadcasts from the right to [batch, num_heads, seq_len_q, seq_len_kv]
+    /// Bool array, true = may attend; broadcasts from the right to [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "M.npy")]
     mask: Option<PathBuf>,
-    /// A float array added to the scores, -inf hides; broadcasts like --mask
+    /// Float array added to the scores, -inf masks; broadcasts like --mask
     #[arg(long, value_name = "B.npy")]
     bias: Option<PathBuf>,
     /// Order of the axes: [batch, heads, seq, dim] or [batch, seq, heads, dim]
     #[arg(long, value_enum, default_value_t = Axes::Bhsd)]
     layout: Axes,
-    /// Where the output goes: .npy, or .safetensors (tensor `output`)
+    /// Output file: .npy, or .safetensors (tensor `output`)
     #[arg(long, value_name = "O.npy")]
     out: PathBuf,
-    /// Write the natural logarithm of each row's softmax denominator too, float32 [batch, num_heads, seq_len_q]
+    /// Also write the natural logarithm of each row's softmax denominator, float32 [batch, num_heads, seq_len_q]
     #[arg(long, value_name = "F.npy")]
     lse: Option<PathBuf>,
-    /// Write the softmax weights too, float32 [batch, num_heads, seq_len_q, seq_len_kv]
+    /// Also write the softmax weights, float32 [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "F.npy")]
     weights: Option<PathBuf>,
     #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = backend::parse, help = backend::BACKEND_HELP)]
     backend: Backend,
-    /// Print what was done as one JSON object
+    /// Print a summary as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -100,7 +100,7 @@ impl Axes {
         }
     }
 
-    /// From the order in the file to [batch, heads, seq, dim], and back: it is its own inverse.
+    /// Converts a shape from the file's order to [batch, heads, seq, dim], or back: it is its own inverse.
     fn swap(self, [batch, first, second, dim]: [usize; 4]) -> [usize; 4] {
         match self {
             Self::Bhsd => [batch, first, second, dim],
@@ -117,7 +117,7 @@ fn parse_alignment(text: &str) -> Result<Alignment, String> {
     }
 }
 
-/// Left and right of a window; `None` is open.
+/// Left and right extent of a window; `None` is unbounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     left: Option<u32>,
@@ -137,7 +137,7 @@ impl FromStr for Window {
     }
 }
 
-/// What the files hold.
+/// Arrays read from the files.
 struct Files {
     query: Array,
     key: Array,
@@ -237,7 +237,7 @@ fn read(args: &Args) -> Result<Files, Failure> {
     Ok(Files { query: needed(&args.query, "query")?, key: needed(&args.key, "key")?, value: needed(&args.value, "value")?, mask, bias })
 }
 
-/// The problem that the files describe, and the shape of its output as it will be written. Errors name the file and the axis.
+/// Returns the problem that the files describe and the shape of its output file. Errors name the file and the axis.
 fn problem(args: &Args, files: &Files) -> Result<(Problem, Vec<usize>), Failure> {
     let rank = files.query.shape.len();
     let mut shapes = [[0; 4]; 3];
@@ -299,7 +299,7 @@ fn problem(args: &Args, files: &Files) -> Result<(Problem, Vec<usize>), Failure>
     Ok((problem, shape[4 - rank..].to_vec()))
 }
 
-/// The shape in the order of the file, with a batch axis.
+/// Returns the shape in the order of the file, with a batch axis.
 fn four_axes(array: &Array, axes: Axes) -> Result<[usize; 4], Failure> {
     let shape = match array.shape[..] {
         [first, second, dim] => [1, first, second, dim],
@@ -313,14 +313,14 @@ fn four_axes(array: &Array, axes: Axes) -> Result<[usize; 4], Failure> {
         }
     };
     let in_order = axes.swap(shape);
-    // A sequence may be empty; nothing else may.
+    // Only a sequence may be empty.
     match [0, 1, 3].into_iter().find(|&axis| in_order[axis] == 0) {
         Some(axis) => Err(Failure::input(format!("{}: {} is 0", array.source, axis_name(axis, array.shape.len(), axes)))),
         None => Ok(shape),
     }
 }
 
-/// An axis of [batch, heads, seq, dim], by its place in the file and its name.
+/// Describes an axis of [batch, heads, seq, dim] by its place in the file and its name.
 fn axis_name(axis: usize, rank: usize, axes: Axes) -> String {
     let mut place = [0; 4];
     place[axis] = 1;
@@ -329,7 +329,7 @@ fn axis_name(axis: usize, rank: usize, axes: Axes) -> String {
     format!("axis {} ({name})", (place + rank).saturating_sub(4))
 }
 
-/// The shape of a mask or a bias, axes missing on the left being 1.
+/// Returns the shape of a mask or a bias; axes missing on the left are 1.
 fn broadcast(array: &Array, dims: &Dims) -> Result<Broadcast, Failure> {
     let full = dims.scores_shape();
     let mut shape = [1; 4];

@@ -1,4 +1,4 @@
-//! Standard output as it is (colours or not, Unicode or not), and progress on standard error.
+//! Standard output, with or without colours and Unicode, and progress on standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use anstream::AutoStream;
 use serde_json::Value;
 
-/// Standard output.
+/// Standard output and its capabilities.
 pub(crate) struct Terminal {
     out: AutoStream<io::Stdout>,
-    /// Whether 256 colours will be seen.
+    /// True if the terminal shows 256 colours.
     pub(crate) colour: bool,
-    /// Whether block characters will be seen.
+    /// True if the terminal shows block characters.
     pub(crate) unicode: bool,
 }
 
 impl Terminal {
-    /// `NO_COLOR`, `CLICOLOR_FORCE` and `TERM` are obeyed unless `choice` overrules them.
+    /// Opens standard output. `NO_COLOR`, `CLICOLOR_FORCE` and `TERM` are obeyed unless `choice` overrides them.
     pub(crate) fn new(choice: clap::ColorChoice) -> Self {
         let choice = match choice {
             clap::ColorChoice::Auto => anstream::ColorChoice::Auto,
@@ -33,7 +33,7 @@ impl Terminal {
         if pretty { writeln!(self, "{value:#}") } else { writeln!(self, "{value}") }
     }
 
-    /// `text` in bold, where there are colours.
+    /// Returns `text` in bold if colours are on.
     pub(crate) fn bold(&self, text: &str) -> String {
         if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_string() }
     }
@@ -49,7 +49,7 @@ impl Write for Terminal {
     }
 }
 
-/// The locale decides; where none is set the bytes go out as UTF-8, which is what today's terminals and pipes expect.
+/// True if the locale is UTF-8. An unset locale counts as UTF-8, which today's terminals and pipes expect.
 fn unicode_locale() -> bool {
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
@@ -59,12 +59,12 @@ fn unicode_locale() -> bool {
     !dumb && locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
 }
 
-/// A number as the shortest text that reads back as the same f32.
+/// Converts a number to JSON, as the shortest text that parses back to the same f32.
 pub(crate) fn number(x: f32) -> Value {
     x.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
 }
 
-/// What goes on, on standard error, for work that lasts over a second: one line rewritten on a terminal, a line now and then elsewhere.
+/// Progress of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
 pub(crate) struct Progress {
     label: String,
     started: Instant,
@@ -78,7 +78,7 @@ impl Progress {
         Self { label: label.into(), started: Instant::now(), shown: None, rewrite: io::stderr().is_terminal() && !dumb }
     }
 
-    /// `done` of the work, 0 to 1.
+    /// Reports the share of the work that is done, 0 to 1.
     pub(crate) fn report(&mut self, done: f64) {
         let (first, between) = if self.rewrite { (1.0, 0.1) } else { (5.0, 10.0) };
         let wait = self
@@ -87,7 +87,7 @@ impl Progress {
         if self.started.elapsed() >= wait {
             self.shown = Some(Instant::now());
             let line = format!("{} {:3.0} %", self.label, 100.0 * done.clamp(0.0, 1.0));
-            // Progress that cannot be shown is no reason to stop.
+            // A failure to show progress is no reason to stop.
             let mut err = io::stderr().lock();
             let _ = if self.rewrite { write!(err, "\r{line}\x1b[K") } else { writeln!(err, "{line}") };
         }
@@ -102,7 +102,7 @@ impl Drop for Progress {
     }
 }
 
-/// One line on standard error, for what is not the answer itself.
+/// Prints one line on standard error, for everything but the answer itself.
 pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

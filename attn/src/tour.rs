@@ -1,4 +1,4 @@
-//! `attn` alone: the main job in under a minute.
+//! `attn` without a subcommand: a tour in under a minute.
 
 use std::io::Write;
 

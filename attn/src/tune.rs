@@ -1,4 +1,4 @@
-//! `attn tune`: the fastest kernels of this very device.
+//! `attn tune`: finds the fastest kernels of a device.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,29 +23,29 @@ Each kernel that can compute a shape is tried: its answer is held against the CP
 wins is kept for all problems of the shape's class, by adapter, driver and version. Where the planner's own choice is not beaten by 3 %
 it stays. A program takes the file over with Engine::load_tuned.";
 
-/// The arguments.
+/// Arguments of `attn tune`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated [default: one prefill, one step of decoding]
     #[arg(long, value_name = "B,H,HKV,LQ,LK,D")]
     shape: Vec<Shape>,
-    /// Hide the keys after each row's position
+    /// Apply a causal mask, bottom-right aligned
     #[arg(long)]
     causal: bool,
-    /// How query, key, value and output are stored: f32, f16 or bf16
+    /// Storage type of query, key, value and output: f32, f16 or bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
-    /// Which adapter: auto, vulkan, gl, metal, dx12 or part of its name
+    /// Adapter: auto, vulkan, gl, metal, dx12 or part of its name
     #[arg(long, value_name = "BACKEND", value_parser = backend::parse, default_value = "auto")]
     backend: Backend,
     /// Seconds to spend on each shape
     #[arg(long, default_value_t = 2.0, value_parser = crate::bench::parse_seconds)]
     seconds: f64,
-    /// Where the winners are kept; what is there of other devices and shapes stays
+    /// File to write the winners to; its entries for other devices and shapes are kept
     #[arg(long, value_name = "FILE", default_value = "wgpu-attention-tuned.tsv")]
     out: PathBuf,
-    /// Print one JSON object a shape
+    /// Print one JSON object per shape
     #[arg(long)]
     json: bool,
 }
@@ -95,10 +95,10 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     keep(args, &engine, &old)
 }
 
-/// Writes the winners beside what the file has of others.
+/// Writes the winners and keeps the entries of other devices, versions and classes.
 fn keep(args: &Args, engine: &Engine, old: &str) -> Result<(), Failure> {
     let new = engine.tuned()?;
-    // A line is adapter, version, class, kernel: all but the kernel say whose it is.
+    // A line has adapter, version, class and kernel; all but the kernel identify the entry.
     let whose = |line: &str| line.rsplit_once('\t').map(|(whose, _)| whose.to_string());
     let fresh: Vec<_> = new.lines().map(whose).collect();
     let kept: String = old.lines().filter(|line| !fresh.contains(&whose(line))).map(|line| format!("{line}\n")).collect();

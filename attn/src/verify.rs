@@ -25,7 +25,7 @@ Examples:
 Generated problems and their gradients are held against the f64 oracle, within error bounds made from their data; case files against
 the answers in them. What a backend does not do is skipped with its reason, never passed. Exit code 1 if anything failed.";
 
-/// The arguments.
+/// Arguments of `attn verify`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -34,30 +34,30 @@ pub(crate) struct Args {
     /// Run the case files under this folder instead of generated problems
     #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "count"])]
     cases: Option<PathBuf>,
-    /// Run the shaders with every runtime check on: slow
+    /// Run the shaders with every runtime check on (slow)
     #[arg(long)]
     checked: bool,
-    /// Which kernels: fused, except where scores or weights are wanted (auto); only fused; only staged
+    /// Kernels: fused, but staged where scores or weights are wanted (auto); only fused; only staged
     #[arg(long, value_enum, default_value_t = Way::Auto)]
     algorithm: Way,
-    /// Only cases with this in their names, or in the paths of their files
+    /// Run only cases with TEXT in their names or in the paths of their files
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// The first random problem
+    /// Seed of the first random problem
     #[arg(long, default_value_t = 1, allow_hyphen_values = true)]
     seed: u64,
-    /// How many random problems there are besides the fixed table
+    /// Number of random problems besides the fixed table
     #[arg(long, default_value_t = 50, allow_hyphen_values = true)]
     count: u64,
-    /// Show every case
+    /// Show the verdict of every case
     #[arg(long, short)]
     verbose: bool,
-    /// Print one JSON object a case, and one with the counts at the end
+    /// Print one JSON object per case, and one with the counts at the end
     #[arg(long)]
     json: bool,
 }
 
-/// [`Algorithm`], for clap.
+/// Values of `--algorithm`; see [`Algorithm`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Way {
     Auto,
@@ -118,10 +118,10 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     conclude(terminal, &rows, args.json)
 }
 
-/// How long `attn` alone verifies: compiling shaders takes a software adapter a second or so each.
+/// Time limit of verification in the tour. A software adapter takes about a second to compile each shader.
 const BRIEF: Duration = Duration::from_secs(20);
 
-/// A dozen random problems on every backend, on adapters as far as [`BRIEF`] lasts, for `attn` alone.
+/// Runs a dozen random problems on every backend, for the tour. Adapters get no more problems once [`BRIEF`] is over.
 pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
     let (engines, left_out) = backend::every(false);
     let started = Instant::now();
@@ -161,7 +161,7 @@ fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> 
     Ok(run(&candidates)?)
 }
 
-/// Counts by suite and backend; then what failed, and why what was skipped was.
+/// Prints the counts by suite and backend, then the failures, then the reasons for skips.
 fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Failure> {
     if verbose {
         for row in rows {
@@ -169,7 +169,7 @@ fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Fail
         }
         writeln!(terminal)?;
     }
-    // In the order in which they came.
+    // In order of appearance.
     let mut groups: Vec<(&str, &str)> = Vec::new();
     for row in rows {
         let group = (&row.suite[..], &row.backend[..]);
@@ -197,7 +197,7 @@ fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Fail
     grouped(terminal, "compared in part", rows.iter().map(|row| &row.note[..]).filter(|note| !note.is_empty()))
 }
 
-/// Equal reasons once, with how often they were given.
+/// Prints each distinct reason once, with its count.
 fn grouped<'a>(terminal: &mut Terminal, what: &str, reasons: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
     let mut counts = BTreeMap::<&str, usize>::new();
     reasons.for_each(|reason| *counts.entry(reason).or_default() += 1);
@@ -207,7 +207,7 @@ fn grouped<'a>(terminal: &mut Terminal, what: &str, reasons: impl Iterator<Item 
     Ok(())
 }
 
-/// The last line, and whether anything failed.
+/// Prints the totals. Errors: any check failed.
 fn conclude(terminal: &mut Terminal, rows: &[Row], json: bool) -> Result<(), Failure> {
     let [passed, failed, skipped] = count(rows);
     if json {

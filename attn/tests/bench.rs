@@ -1,4 +1,4 @@
-//! `attn bench` times what it says it times.
+//! `attn bench`: its records, its tables and its peers.
 
 mod common;
 
@@ -61,7 +61,7 @@ fn bad_shapes() {
     }
 }
 
-/// A peer that answers every request by a program's fixed lines. Commands are split at spaces, which the path of the target folder may have.
+/// Writes a peer as a shell script to a folder whose path has no spaces, where commands are split. Returns its command.
 fn peer(folder: &TempDir, name: &str, script: &str) -> String {
     let file = folder.path().join(name).with_extension("sh");
     std::fs::write(&file, script).expect("the temporary folder can be written");
@@ -75,7 +75,7 @@ fn peers_are_checked_and_timed() {
         let arguments = ["bench", "--backend", "cpu", "--shape", "1,1,1,2,2,4", "--seconds", "0", "--compare", command];
         attn(&[&arguments[..], more].concat())
     };
-    // It hands back the values: with two keys that is no attention.
+    // This peer returns the values, which is wrong for two keys.
     let wrong = peer(
         &folder,
         "wrong",

@@ -1,4 +1,4 @@
-//! `attn explain` says the right numbers, as text, as JSON and as a picture.
+//! `attn explain` shows the right numbers as text, as JSON and as a picture.
 
 mod common;
 
@@ -44,7 +44,7 @@ fn the_worked_example_in_json() {
     assert_eq!(rounded(&told["focus"]["weights_unscaled"]), UNSCALED);
     assert_eq!(rounded(&told["weights"][2]), SCALED);
     assert_eq!(rounded(&told["output"][2]), [0.7486, 0.5246, 0.7486]);
-    // Three heads of width 1: head 1 sees only the first numbers, 1 0 1 0 1, so that deadlift's row is e/(3e+2), 1/(3e+2), ...
+    // Three heads of width 1. Head 1 has the first components, 1 0 1 0 1: deadlift's row is e/(3e+2), 1/(3e+2), ...
     let e = 1f64.exp();
     let (seen, unseen) = (e / (3.0 * e + 2.0), 1.0 / (3.0 * e + 2.0));
     for (got, expected) in floats(&told["heads"][0]["weights"][2]).into_iter().zip([seen, unseen, seen, unseen, seen]) {
@@ -56,7 +56,7 @@ fn the_worked_example_in_json() {
 
 #[test]
 fn no_scale_gives_the_popular_numbers() {
-    // exp(s*1), exp(s*3), exp(s*2) over their sum: where deadlift has 0.66, weights has 0.19, not 0.22.
+    // Softmax of s * [1, 1, 3, 1, 2]: where deadlift has 0.66, weights has 0.19, not 0.22.
     let softmax = |s: f64| {
         let [one, two, three] = [1.0, 2.0, 3.0].map(|score: f64| (s * score).exp());
         let sum = 3.0 * one + two + three;
@@ -78,7 +78,7 @@ fn another_sentence_says_what_it_is_made_of() {
     for row in told["weights"].as_array().expect("rows") {
         assert!((floats(row).iter().sum::<f64>() - 1.0).abs() < 1e-5);
     }
-    // Long sentences get shades without figures.
+    // Long sentences are shown as shades without figures.
     attn(&["explain", &"word ".repeat(40), "--backend", "cpu"]).ok();
 }
 
@@ -114,7 +114,7 @@ fn the_heads_of_a_real_model() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/minilm/minilm_layer0_block.safetensors");
     let told = attn(&["explain", "--model", path, "--backend", "cpu", "--json"]).ok().json();
     assert_eq!(told["tokens"], json!(["[CLS]", "she", "wants", "to", "dead", "##lift", "heavy", "weights", "[SEP]"]));
-    // The probabilities that came with the model's layer.
+    // Probabilities that the model's own code computed, stored in the file.
     let bytes = std::fs::read(path).expect("there");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
     let expected = file.tensor("out.probs").expect("there");

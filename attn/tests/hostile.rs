@@ -1,4 +1,4 @@
-//! `attn run` as a hostile user calls it: always exit code 2, always the culprit's name, never a panic.
+//! `attn run` with hostile input: always exit code 2, always the culprit's name, never a panic.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::{attn, folder, npy, npy_f32, text};
 
 struct Files(PathBuf);
 
-/// q.npy, k.npy and v.npy, all [1, 2, 3, 4].
+/// Writes q.npy, k.npy and v.npy, all [1, 2, 3, 4].
 fn files(name: &str) -> Files {
     let files = Files(folder(name));
     for name in ["q", "k", "v"] {

@@ -1,4 +1,4 @@
-//! `attn run` on arrays in files, held against the oracle.
+//! `attn run` on arrays in files, checked against the oracle.
 
 mod common;
 
@@ -19,7 +19,7 @@ struct Files {
     value: Vec<f32>,
 }
 
-/// query.npy, key.npy and value.npy in a folder of this name.
+/// Writes query.npy, key.npy and value.npy to a folder of this name.
 fn files(name: &str) -> Files {
     let folder = folder(name);
     let [query, key, value] = [(2 * 4 * 5 * 8, 1), (2 * 2 * 7 * 8, 2), (2 * 2 * 7 * 6, 3)].map(|(count, seed)| numbers(count, seed));
@@ -125,7 +125,7 @@ fn other_orders_and_types() {
     files.run(&[]).ok();
     let plain = files.out();
 
-    // Fortran order: the first index runs fastest.
+    // Fortran order: the first index varies fastest.
     let fortran: Vec<u8> = (0..2 * 4 * 5 * 8)
         .flat_map(|at| {
             let (b, h, i, d) = (at % 2, at / 2 % 4, at / 8 % 5, at / 40);
@@ -170,7 +170,7 @@ fn unbatched_and_heads_inside() {
     let one = Problem::new(Dims { batch: 1, ..DIMS });
     assert_close(&output, &naive::attention(&one, &Inputs::new(&query, &key, &value)).expect("valid").output, 1e-5);
 
-    // The same numbers read as [seq, heads, dim]: 5 heads over 4 rows would not divide, so the shapes are swapped.
+    // The data read as [seq, heads, dim], with the sizes of both axes swapped: 5 query heads do not fit 7 key heads.
     for (name, shape, data) in [("query", [5, 4, 8], &query), ("key", [7, 2, 8], &key), ("value", [7, 2, 6], &value)] {
         std::fs::write(files.folder.join(format!("{name}.npy")), npy_f32(&shape, data)).expect("written");
     }

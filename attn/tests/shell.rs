@@ -1,4 +1,4 @@
-//! What a shell sees: help, exit codes, pipes, colours.
+//! Behaviour that a shell sees: help, exit codes, pipes, colours.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn colours_only_where_they_are_wanted() {
     assert!(with(&[("CLICOLOR_FORCE", "1"), ("TERM", "xterm-256color")], &[]).contains(escape));
     assert!(!with(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], &["--color", "never"]).contains(escape));
     assert!(!with(&[("NO_COLOR", "1")], &[]).contains(escape));
-    // Without colours there are shades, in ASCII where the locale knows no other.
+    // Without colours there are shades, in ASCII unless the locale is UTF-8.
     assert!(with(&[], &[]).contains('▓'));
     let ascii = with(&[("LC_ALL", "C")], &[]);
     assert!(ascii.contains("0.3989**") && !ascii.contains('▓'), "{ascii}");

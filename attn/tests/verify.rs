@@ -1,4 +1,4 @@
-//! `attn verify`, `attn devices` and `attn` alone.
+//! `attn verify`, `attn devices` and the tour.
 
 mod common;
 
@@ -9,7 +9,7 @@ fn lines(out: &str) -> Vec<Value> {
     out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Case files that come with the project.
+/// Folder of the project's case files.
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data");
 
 #[test]
@@ -43,7 +43,7 @@ fn a_wrong_answer_in_a_case_file_fails() {
     let folder = folder("wrong_case");
     let path = folder.join("minilm.safetensors");
     let mut bytes = std::fs::read(format!("{DATA}/minilm/minilm_layer0_block.safetensors")).expect("there");
-    // The last tensor is an expected one, f32: its last number gets another exponent.
+    // The last tensor is an expected output in f32; this bit is in the exponent of its last element.
     let last = bytes.len() - 1;
     bytes[last] ^= 0x02;
     std::fs::write(&path, &bytes).expect("written");

@@ -1,4 +1,4 @@
-//! Accesses of invocations to memory: pointers, loads, stores, atomics.
+//! Memory accesses of invocations: pointers, loads, stores, atomics.
 
 use naga::AtomicFunction;
 
@@ -9,12 +9,12 @@ use crate::report::Rule;
 use crate::value::{Kind, Mask, Value};
 
 impl Machine<'_> {
-    /// Elements of a runtime-sized array.
+    /// Returns the number of elements of a runtime-sized array.
     pub(crate) fn elements(&self, buffer: usize, first: u32, stride: u32) -> u32 {
         (self.ranges[buffer].words.saturating_sub(first as usize) / stride.max(1) as usize) as u32
     }
 
-    /// Reports a value that comes of what nobody wrote, where it matters.
+    /// Reports a value that depends on uninitialised memory, at a use where that matters.
     pub(crate) fn use_value(&mut self, value: Value, as_what: &str, line: u32, mask: &Mask) {
         if self.registers.is_tainted(value) {
             for lane in mask.lanes() {
@@ -59,7 +59,7 @@ impl Machine<'_> {
         }
     }
 
-    /// The first word that a lane's pointer points to.
+    /// Returns the first word that a lane's pointer refers to; `None` if the pointer is out of bounds.
     fn place(&self, base: Option<Value>, add: u32, lane: usize) -> Option<usize> {
         match base.map(|base| self.registers.get(base, 0, lane)) {
             Some(NOWHERE) => None,
@@ -71,7 +71,7 @@ impl Machine<'_> {
         Who { workgroup: self.number, epoch: self.epochs[usize::from(space != Space::Workgroup)], lane: lane as u32 }
     }
 
-    /// The memory behind a pointer, and where its word `at` is in it; `None` past the end of a binding, which is reported.
+    /// Returns the memory behind a pointer and the index of word `at` in it. Reports words past the end of a binding.
     fn shared(&mut self, space: Space, at: usize, lane: usize, line: u32) -> Option<(&mut Memory, usize, Access<'_>)> {
         let who = self.who(space, lane);
         match space {
@@ -123,7 +123,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Where the pointers of all lanes in `mask` point, if that is one place.
+    /// Returns the word that the pointers of all lanes in `mask` refer to, if it is the same for all.
     pub(crate) fn same_place(&self, pointer: &Pointer, mask: &Mask) -> Option<usize> {
         let Some(base) = pointer.base else { return Some(pointer.add as usize) };
         let bases = self.registers.word(base, 0);
@@ -151,7 +151,7 @@ impl Machine<'_> {
         }
     }
 
-    /// A store to one component of a vector may write them all.
+    /// Marks the other components of a vector as written: a store to one component may write them all.
     fn store_beside(&mut self, space: Space, vector: Vector, component: usize, lane: usize, line: u32) {
         let Some(first) = self.place(vector.base, vector.add, lane) else { return };
         for at in (first..first + vector.words as usize).filter(|&at| at != component) {
@@ -176,7 +176,7 @@ impl Machine<'_> {
         }
     }
 
-    /// The lanes of a mask in the order in which they reach memory.
+    /// Returns the lanes of a mask in the order in which they reach memory.
     pub(crate) fn in_order(&self, mask: &Mask) -> Vec<usize> {
         self.order.iter().copied().filter(|&lane| mask.has(lane)).collect()
     }
@@ -190,7 +190,7 @@ impl Machine<'_> {
             let (operand, compared) = (get(operand), get(compare));
             let Some(place) = self.place(to.base, to.add, lane) else { continue };
             let Some((memory, at, mut access)) = self.shared(to.space, place, lane, line) else { continue };
-            // Bits that are left alone may be nobody's, as long as nobody looks at them.
+            // The bits that `&` and `|` leave alone may be uninitialised as long as the result is not used.
             let partial = result.is_none() && matches!(fun, AtomicFunction::And | AtomicFunction::InclusiveOr);
             let before = memory.atomic_change(at, partial, &mut access, |x| change(fun, x, operand, compare.map(|_| compared), signed));
             if let Some(result) = result {

@@ -1,13 +1,13 @@
-//! Statements that constants leave reachable: variants of a kernel have switches that are constant, and functions that nobody calls.
+//! Statements that are reachable: variants of a kernel have constant switches, and functions that nobody calls.
 //!
-//! Values are followed forwards through registers and variables, as far as they are known; a branch on a known condition has one side.
+//! Known values are propagated forwards through registers and variables; a branch on a known condition has one side.
 
 use std::collections::HashMap;
 
 use crate::program::{Act, Argument, Function, Pointer, Program, Space, Statement, Step};
 use crate::value::{Mask, Registers, Value};
 
-/// For each statement, true if it can be reached.
+/// Returns for each statement true if it can be reached.
 pub(crate) fn reachable(program: &Program) -> Vec<bool> {
     let mut analysis = Analysis {
         registers: Registers::new(program.register_words as usize, 1),
@@ -21,7 +21,7 @@ pub(crate) fn reachable(program: &Program) -> Vec<bool> {
         analysis.registers.fill(*value, words);
         analysis.know(*value, true);
     }
-    // Functions come after those that they call.
+    // Functions come after the functions that they call.
     let mut by_function = Vec::new();
     for function in &program.functions {
         analysis.live.fill(false);
@@ -43,23 +43,23 @@ pub(crate) fn reachable(program: &Program) -> Vec<bool> {
     live
 }
 
-/// Words of variables that are known.
+/// Words of variables whose value is known.
 type Variables = HashMap<u32, u32>;
 
 struct Analysis {
-    /// Of one lane.
+    /// Registers of a single lane.
     registers: Registers,
     known: Vec<bool>,
-    /// Return value of each function so far, where that is known.
+    /// Return value of each function analysed so far, if it is known.
     results: Vec<Option<Vec<u32>>>,
-    /// Return value of the function at hand: `None` before the first return, `Some(None)` where it is not known.
+    /// Return value of the current function: `None` before the first return, `Some(None)` if it is not known.
     returned: Option<Option<Vec<u32>>>,
     live: Vec<bool>,
-    /// Functions that are called.
+    /// Functions that the current one calls.
     calls: Vec<usize>,
 }
 
-/// Ways in which a block ends.
+/// Ways in which a block may end.
 #[derive(Clone, Copy, Default)]
 struct Ends {
     falls: bool,
@@ -125,7 +125,7 @@ impl Analysis {
                 return Ends { falls: true, continues: ends.iter().any(|ends| ends.continues) };
             }
             Act::Loop { body, continuing, .. } => {
-                // Where the first iteration is sure to leave, that is all.
+                // If the first iteration is certain to leave the loop, no second one is analysed.
                 let first = self.block(body, &mut variables.clone());
                 variables.clear();
                 if first.falls || first.continues {

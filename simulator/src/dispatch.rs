@@ -1,4 +1,4 @@
-//! A dispatch: workgroups of a grid, one after another in an order that the seed says.
+//! Dispatches: the workgroups of a grid run one after another, in an order drawn from the seed.
 
 use naga::BuiltIn;
 
@@ -11,24 +11,24 @@ use crate::program::{Declared, Program};
 use crate::report::{Finding, Findings};
 use crate::subgroup::{LaneOrder, Subgroups};
 
-/// A compute shader with one entry point, ready to run.
+/// Compute shader with one entry point, ready to run.
 #[derive(Debug)]
 pub struct Shader {
     program: Program,
-    /// True for each statement that constants leave reachable.
+    /// True for each statement that can be reached.
     reachable: Vec<bool>,
 }
 
-/// A device, as far as a shader can tell.
+/// Properties of the simulated device.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Lanes of a subgroup, 1 to 128.
     pub subgroup_size: u32,
     /// Order of the lanes.
     pub lanes: LaneOrder,
-    /// Everything that is open follows from it: orders of invocations, branches and workgroups.
+    /// Seed of all orders that are left open: of invocations, branches and workgroups.
     pub seed: u64,
-    /// Iterations of all loops of an invocation after which it is taken for endless.
+    /// Maximum number of iterations of a loop in an invocation; with more, the loop counts as endless.
     pub most_iterations: u64,
 }
 
@@ -38,34 +38,34 @@ impl Default for Options {
     }
 }
 
-/// Bytes of a buffer that are bound in group 0.
+/// Range of a buffer that is bound in group 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// `@binding`.
     pub binding: u32,
-    /// Number of the buffer.
+    /// Index of the buffer.
     pub buffer: usize,
     /// First byte; a multiple of 4.
     pub offset: usize,
-    /// Bytes; what is left of the buffer where that is less.
+    /// Size in bytes; cut off at the end of the buffer.
     pub size: usize,
 }
 
 /// Result of a dispatch.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Findings, by line.
+    /// Findings, sorted by line.
     pub findings: Vec<Finding>,
-    /// Iterations of all loops together, of the invocation that has most of them.
+    /// Maximum over all invocations of the iterations of all loops together.
     pub iterations: u64,
-    /// Iterations of each loop alone, of the invocation that has most of them, and the loop's line. A compiler may unroll what has a
-    /// constant number of them.
+    /// Line of each loop, and the maximum over all invocations of its iterations. A compiler may unroll loops with a
+    /// constant number of iterations.
     pub loops: Vec<(u32, u64)>,
-    /// Times that each statement ran; [`Shader::lines`] has their lines.
+    /// Number of times that each statement ran; [`Shader::lines`] has the lines.
     pub covered: Vec<u64>,
 }
 
-/// Poison in workgroup memory: a NaN, and as an index out of bounds.
+/// Poison in workgroup memory: a NaN as f32, out of bounds as an index.
 const POISON: u32 = u32::MAX;
 
 impl Shader {
@@ -76,23 +76,23 @@ impl Shader {
         Ok(Self { program, reachable })
     }
 
-    /// Line of each statement, and whether it can be reached: what sits behind a constant condition or in a function that nobody calls
-    /// cannot.
+    /// Returns the line of each statement, and true if it can be reached. A statement behind a constant condition or in
+    /// a function that nobody calls cannot.
     pub fn lines(&self) -> impl Iterator<Item = (u32, bool)> {
         self.program.lines.iter().copied().zip(self.reachable.iter().copied())
     }
 
-    /// Buffers that it declares.
+    /// Returns the buffers that the shader declares.
     pub fn declared(&self) -> &[Declared] {
         &self.program.buffers
     }
 
-    /// Invocations of a workgroup along x, y and z.
+    /// Returns the number of invocations per workgroup along x, y and z.
     pub fn workgroup_size(&self) -> [u32; 3] {
         self.program.workgroup_size
     }
 
-    /// Runs it over a grid of workgroups.
+    /// Runs the shader over a grid of workgroups.
     pub fn dispatch(&self, buffers: &mut [Buffer], bindings: &[Binding], grid: [u32; 3], options: &Options) -> Result<Report, Error> {
         if !(1..=128).contains(&options.subgroup_size) {
             return Err(Error::Unsupported(format!("subgroups of {}", options.subgroup_size)));
@@ -132,7 +132,7 @@ impl Shader {
         Ok(Report { findings: findings.into_list(), iterations, loops, covered })
     }
 
-    /// Buffer that each declared one is bound to.
+    /// Returns the range of a buffer that each declaration is bound to.
     fn ranges(&self, buffers: &[Buffer], bindings: &[Binding]) -> Result<Vec<Range>, Error> {
         let range = |declared: &Declared| {
             let number = declared.binding;
@@ -174,7 +174,7 @@ fn set_builtins(machine: &mut Machine<'_>, id: [u32; 3], grid: [u32; 3]) {
                 BuiltIn::NumSubgroups => [machine.subgroups.members.len() as u32; 3],
                 BuiltIn::SubgroupId => [subgroup as u32; 3],
                 BuiltIn::SubgroupSize => [machine.subgroups.size as u32; 3],
-                // The others were refused when the shader was lowered.
+                // Subgroup lane; lowering refuses all other built-ins.
                 _ => [subgroup_lane as u32; 3],
             };
             (0..value.words).for_each(|word| machine.registers.word_mut(value, word)[lane] = words[word as usize]);

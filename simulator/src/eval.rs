@@ -1,7 +1,7 @@
 //! Pure expressions on the values of all lanes at once.
 //!
-//! Results land in registers above those of their operands ([`Pure::run`] relies on it). Lanes that are not running get whatever comes
-//! of their registers; only those that run are reported.
+//! A result is in registers above those of its operands; [`Pure::run`] relies on this. Inactive lanes compute whatever
+//! their registers contain; only active lanes are reported.
 
 use naga::{BinaryOperator as Bin, MathFunction as Math, UnaryOperator};
 
@@ -9,7 +9,7 @@ use crate::math;
 use crate::report::Rule;
 use crate::value::{Kind, Mask, Registers, Value};
 
-/// An expression that neither touches memory nor other lanes.
+/// Expression that touches neither memory nor other lanes.
 #[derive(Clone, Debug)]
 pub(crate) struct Pure {
     pub(crate) what: What,
@@ -21,7 +21,7 @@ pub(crate) struct Pure {
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     Unary(UnaryOperator, Value),
-    /// Component by component; an operand of one word stands for as many as there are.
+    /// Componentwise; an operand of one word is broadcast.
     Binary(Bin, Value, Value),
     Select {
         condition: Value,
@@ -32,7 +32,7 @@ pub(crate) enum What {
     All(Value),
     Any(Value),
     Convert(Value),
-    /// Parts side by side.
+    /// Concatenation of the parts.
     Compose(Vec<Value>),
     Splat(Value),
     /// Element `index` of `count` elements of a composite value.
@@ -43,11 +43,11 @@ pub(crate) enum What {
     },
 }
 
-/// A lane's operands where the result is not defined.
+/// Callback for operands that have no defined result.
 pub(crate) type Undefined<'a> = dyn FnMut(Rule, u32, String) + 'a;
 
 impl Pure {
-    /// Computes it for all lanes; tells `undefined` of each running lane that has no defined result.
+    /// Evaluates the expression for all lanes; calls `undefined` for each active lane without a defined result.
     pub(crate) fn run(&self, registers: &mut Registers, mask: &Mask, undefined: &mut Undefined<'_>) {
         let lanes = registers.lanes;
         self.follow(registers);
@@ -83,7 +83,7 @@ impl Pure {
         few.into_iter().flatten().chain(many.iter().copied())
     }
 
-    /// Marks results that come of what nobody wrote.
+    /// Marks results that depend on uninitialised memory.
     fn follow(&self, registers: &mut Registers) {
         let to = self.to;
         registers.clean(to);
@@ -135,7 +135,7 @@ impl Pure {
     }
 }
 
-/// An evaluation in progress.
+/// Evaluation in progress.
 pub(crate) struct Call<'a> {
     below: &'a [u32],
     to: &'a mut [u32],
@@ -148,7 +148,7 @@ pub(crate) struct Call<'a> {
 pub(crate) type Report<'a> = dyn FnMut(Rule, String) + 'a;
 
 impl<'a> Call<'a> {
-    /// Words of the result, and for each the same of an operand: the operand's only one where it has one.
+    /// Returns one word of an operand, for all lanes; an operand of one word is broadcast.
     fn word(&self, value: Value, word: usize) -> &'a [u32] {
         let word = if value.words == 1 { 0 } else { word };
         let start = (value.at as usize + word) * self.lanes;
@@ -191,7 +191,7 @@ impl<'a> Call<'a> {
         self.zip3(args, |a, b, c| f(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c)).to_bits());
     }
 
-    /// All words of a value reduced to one.
+    /// Reduces all words of a value to one.
     pub(crate) fn fold(&mut self, a: Value, first: u32, f: impl Fn(u32, u32) -> u32) {
         self.to.fill(first);
         for word in 0..a.words as usize {
@@ -200,7 +200,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Result of each lane from all words of its operands.
+    /// Computes the result of each lane from all words of its operands.
     pub(crate) fn by_lane(&mut self, args: &[Value], f: impl Fn(&[Vec<u32>], &mut [u32])) {
         let mut operands: Vec<Vec<u32>> = args.iter().map(|arg| vec![0; arg.words as usize]).collect();
         let mut result = vec![0; self.to.len() / self.lanes];
@@ -213,7 +213,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Tells of each running lane whose operands are `bad`.
+    /// Reports each active lane whose operands are `bad`.
     pub(crate) fn check(&self, rule: Rule, a: Value, b: Value, bad: impl Fn(u32, u32) -> Option<String>, report: &mut Report<'_>) {
         for word in 0..a.words.max(b.words) as usize {
             let (a, b) = (self.word(a, word), self.word(b, word));
@@ -272,7 +272,7 @@ impl<'a> Call<'a> {
             Bin::Multiply => self.zip_f32(a, b, |a, b| a * b),
             Bin::Divide => self.zip_f32(a, b, |a, b| a / b),
             Bin::Modulo => self.zip_f32(a, b, |a, b| a % b),
-            // The others are for integers and bools: `binary` has had them.
+            // The others are for integers and bools; `binary` has handled them.
             _ => {}
         }
     }
@@ -308,7 +308,7 @@ impl<'a> Call<'a> {
     fn convert(&mut self, a: Value, report: &mut Report<'_>) {
         match (a.kind, self.kind) {
             (Kind::F32, Kind::I32 | Kind::U32) => {
-                // Truncation must fit: above -1 and below 2^32, or from -2^31 to below 2^31.
+                // The truncated number must fit: -2^31 <= x < 2^31 if signed, -1 < x < 2^32 if not.
                 let signed = self.kind == Kind::I32;
                 let fits = move |x: f32| if signed { (-2147483648.0..2147483648.0).contains(&x) } else { x > -1.0 && x < 4294967296.0 };
                 let bad = |x: u32, _| (!fits(f32::from_bits(x))).then(|| format!("of {:e}", f32::from_bits(x)));

@@ -1,4 +1,4 @@
-//! Expressions of a function: a register for each, the steps that compute it, and where pointers point.
+//! Lowering of expressions: each has a register and the steps that compute it, or is a pointer.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::program::{Count, Index, Pointer, Space, Step, Vector};
 use crate::types::{self, Layout};
 use crate::value::{Kind, Value};
 
-/// The expressions of a function, by the index of their handle.
+/// Lowered expressions of a function, by the index of their handle.
 #[derive(Default)]
 pub(crate) struct Lowered {
     pub(crate) values: Vec<Option<Value>>,
@@ -32,7 +32,7 @@ impl Lowered {
     }
 }
 
-/// Words of a constant expression.
+/// Returns the words of a constant expression.
 pub(crate) fn constant_words(module: &Module, handle: Handle<Expression>) -> Result<Vec<u32>, Error> {
     match &module.global_expressions[handle] {
         Expression::Literal(literal) => Ok(vec![literal_word(*literal)?.0]),
@@ -60,7 +60,7 @@ fn layout_of(space: Space) -> Layout {
     if matches!(space, Space::Buffer(_)) { Layout::Host } else { Layout::Flat }
 }
 
-/// A function whose expressions are lowered.
+/// Function whose expressions are being lowered.
 struct Scope<'a> {
     function: &'a naga::Function,
     info: &'a FunctionInfo,
@@ -82,7 +82,7 @@ impl Lowerer<'_> {
             lowered.arguments.push(value);
         }
         for (handle, expression) in function.expressions.iter() {
-            // Operands come before what uses them, so their registers do too.
+            // Operands precede their uses, so their registers do too.
             let line = self.line(function.expressions.get_span(handle));
             let mut steps = Vec::new();
             let inner = info[handle].ty.inner_with(&self.module.types);
@@ -176,7 +176,7 @@ impl Lowerer<'_> {
     ) -> Result<Value, Error> {
         let module = self.module;
         let inner = scope.info[handle].ty.inner_with(&module.types);
-        // Globals in expressions of their own type (textures, samplers) and the like are refused with their types.
+        // Types without words, such as textures and samplers, are refused here.
         let (words, kind) = types::words(module, inner)?;
         let of = |handle: Handle<Expression>| lowered.value(handle);
         let what = match *expression {
@@ -257,13 +257,13 @@ impl Lowerer<'_> {
     }
 }
 
-/// The vector around a component, where `whole` is one.
+/// Returns the vector that a component belongs to, if `whole` is one.
 fn vector_of(pointer: &Pointer, whole: &TypeInner) -> Option<Vector> {
     let TypeInner::Vector { size, .. } = whole else { return None };
     Some(Vector { base: pointer.base, add: pointer.add, words: *size as u32 })
 }
 
-/// True if a composite in a buffer is loaded or stored whole.
+/// True if a composite in a buffer is loaded or stored as a whole.
 fn is_loaded(scope: &Scope<'_>, handle: Handle<Expression>) -> bool {
     let by_load = scope.function.expressions.iter().any(|(_, e)| matches!(e, Expression::Load { pointer } if *pointer == handle));
     by_load || stores_to(&scope.function.body, handle)

@@ -1,9 +1,9 @@
-//! A GPU that holds still: runs a WGSL compute shader on the CPU as a GPU is *allowed* to run it, and reports what WGSL does not define
-//! or promise.
+//! Simulator that runs a WGSL compute shader on the CPU as a GPU is *allowed* to run it, and reports what WGSL does not
+//! define or promise.
 //!
-//! Subgroups have any size and their lanes any order; invocations reach memory in an order that a seed says; workgroup memory and what
-//! nobody wrote in a buffer is poison. A data race, an access out of bounds, a barrier that not everybody reaches and the like
-//! ([`Rule`]) are [`Finding`]s, each with its line.
+//! Subgroups have any size and their lanes any order; invocations reach memory in an order drawn from a seed; workgroup
+//! memory and unwritten parts of buffers are poison. Data races, accesses out of bounds, non-uniform barriers and the
+//! other [`Rule`]s are reported as [`Finding`]s with their line.
 //!
 //! ```
 //! use wgpu_attention_simulator::{Binding, Buffer, Options, Rule, Shader};
@@ -22,10 +22,10 @@
 //! # Ok::<(), wgpu_attention_simulator::Error>(())
 //! ```
 //!
-//! What is not looked for: values of results (compare them with an oracle), kinds of memory order finer than barriers, textures,
-//! 16-bit arithmetic, cooperative matrices.
+//! Not checked: the values of results (compare them with an oracle) and memory orders finer than barriers. Not
+//! supported: textures, 16-bit arithmetic, cooperative matrices.
 //!
-//! Expressions (`eval`, `math`) know nothing of memory and workgroups: they evaluate naga's IR for all lanes of a register file.
+//! Expressions (`eval`, `math`) are independent of memory and workgroups: they evaluate naga's IR for all lanes.
 
 mod access;
 mod coverage;
@@ -50,14 +50,14 @@ pub use subgroup::LaneOrder;
 
 use std::fmt;
 
-/// Reasons why a shader does not run at all.
+/// Reason why a shader cannot run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// It is not WGSL; naga's message.
+    /// The text is not valid WGSL; has naga's message.
     Shader(String),
-    /// It uses what the simulator does not have.
+    /// The shader uses something that the simulator does not support.
     Unsupported(String),
-    /// The bindings do not fit what it declares.
+    /// The bindings do not match the shader's declarations.
     Bindings(String),
 }
 

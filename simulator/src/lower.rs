@@ -1,4 +1,4 @@
-//! From naga's module to a [`Program`]: functions and statements. Expressions are in `expressions.rs`.
+//! Lowering of functions and statements from naga's module to a [`Program`]. `expressions.rs` lowers expressions.
 
 use std::collections::HashMap;
 
@@ -35,13 +35,13 @@ pub(crate) fn lower(text: &str) -> Result<Program, Error> {
     Ok(lowerer.program)
 }
 
-/// A lowering in progress.
+/// Lowering in progress.
 pub(crate) struct Lowerer<'a> {
     pub(crate) module: &'a Module,
-    /// Where each line of the text starts.
+    /// Byte offset of the start of each line.
     line_starts: Vec<usize>,
     pub(crate) program: Program,
-    /// Line of the last statement: those that naga adds have none of their own.
+    /// Line of the last statement; statements that naga adds have none of their own.
     line: u32,
     /// Memory and first word of each global variable.
     pub(crate) globals: HashMap<Handle<GlobalVariable>, (Space, u32)>,
@@ -85,7 +85,7 @@ impl<'a> Lowerer<'a> {
         }
     }
 
-    /// A register that never changes.
+    /// Allocates a register with a constant value.
     pub(crate) fn constant(&mut self, words: Vec<u32>, kind: Kind) -> Value {
         let value = self.register(words.len() as u32, kind);
         self.program.constants.push((value, words));
@@ -130,7 +130,7 @@ impl<'a> Lowerer<'a> {
         Ok(Function { arguments: lowered.arguments, result, variables: initials, body })
     }
 
-    /// Where the entry point's builtins go: its arguments, or members of them.
+    /// Collects the built-ins of the entry point and the registers of its arguments, or of their members.
     fn builtins(&mut self, function: &naga::Function, arguments: &[Value]) -> Result<(), Error> {
         let mut add = |binding: &Option<Binding>, value: Value| match binding {
             Some(Binding::BuiltIn(builtin)) if is_known(*builtin) => {
@@ -157,7 +157,7 @@ impl<'a> Lowerer<'a> {
     fn block(&mut self, block: &naga::Block, body: &Body<'_>) -> Result<Vec<Statement>, Error> {
         let mut statements = Vec::new();
         for (statement, span) in block.span_iter() {
-            // An emit has the line of its first expression: its own span is that of a whole range.
+            // An emit has the line of its first expression, because its own span covers a whole range.
             let span = match statement {
                 naga::Statement::Emit(range) => range.clone().next().map_or(*span, |first| body.spans[first.index()]),
                 _ => *span,
@@ -208,7 +208,7 @@ impl<'a> Lowerer<'a> {
                     fun: *fun,
                     operand: value(operand)?,
                     compare,
-                    // A result that nobody looks at is none.
+                    // An unused result counts as none.
                     result: optional(&result.filter(|&result| body.info[result].ref_count > 0))?,
                 }
             }
@@ -233,11 +233,11 @@ impl<'a> Lowerer<'a> {
     }
 }
 
-/// A function whose body is lowered.
+/// Function whose body is being lowered.
 struct Body<'a> {
     lowered: &'a Lowered,
     info: &'a FunctionInfo,
-    /// Of its expressions.
+    /// Spans of the function's expressions.
     spans: &'a [Span],
 }
 

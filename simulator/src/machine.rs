@@ -1,7 +1,7 @@
-//! Statements, run by all lanes of a workgroup at once under a mask.
+//! Execution of statements by all lanes of a workgroup at once, under a mask.
 //!
-//! A branch splits the mask and runs both sides, in an order that the seed says; a loop runs until its mask is empty. So a barrier
-//! sees which lanes have come together, and what several lanes do to memory in one statement is done in an order that the seed says.
+//! A branch splits the mask and runs both sides; a loop runs until its mask is empty. A barrier therefore sees which
+//! lanes arrive together. The seed decides which side runs first, and the order of several lanes within a statement.
 
 use naga::{Barrier, SwitchValue};
 
@@ -11,7 +11,7 @@ use crate::report::{Findings, Rule};
 use crate::subgroup::Subgroups;
 use crate::value::{Kind, Mask, Registers, Value};
 
-/// A range of a buffer, in words, that a declared binding is bound to.
+/// Range of a buffer, in words, that a declaration is bound to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Range {
     pub(crate) buffer: usize,
@@ -19,20 +19,20 @@ pub(crate) struct Range {
     pub(crate) words: usize,
 }
 
-/// Everything that a workgroup runs on.
+/// State of a running workgroup.
 pub(crate) struct Machine<'a> {
     pub(crate) program: &'a Program,
     pub(crate) registers: Registers,
     pub(crate) variables: Registers,
     pub(crate) workgroup: Memory,
     pub(crate) buffers: &'a mut [Buffer],
-    /// Of each declared buffer.
+    /// Range of each declared buffer.
     pub(crate) ranges: &'a [Range],
     pub(crate) subgroups: Subgroups,
     pub(crate) findings: &'a mut Findings,
-    /// Times that each statement ran.
+    /// Number of times that each statement ran.
     pub(crate) covered: &'a mut [u64],
-    /// Iterations so far of each loop, in each of each lane.
+    /// Iterations so far, by loop and lane.
     pub(crate) iterations: Vec<u64>,
     pub(crate) most_iterations: u64,
     /// Number of the workgroup, from 1.
@@ -44,7 +44,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) random: fastrand::Rng,
 }
 
-/// Lanes that left a block other than by its end.
+/// Lanes that left a block before its end.
 struct Left {
     breaks: Mask,
     continues: Mask,
@@ -57,7 +57,7 @@ impl Left {
     }
 }
 
-/// Parts of a machine besides its state.
+/// Parts of a machine that a dispatch provides.
 pub(crate) struct Parts<'a> {
     pub(crate) program: &'a Program,
     pub(crate) buffers: &'a mut [Buffer],
@@ -93,7 +93,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs the entry point for a workgroup whose builtins are in place.
+    /// Runs the entry point for a workgroup whose built-ins are set.
     pub(crate) fn run(&mut self, poison: u32) {
         self.number += 1;
         self.workgroup.poison(poison);
@@ -124,7 +124,7 @@ impl<'a> Machine<'a> {
         self.block(function, &function.body, mask, &mut left);
     }
 
-    /// Runs a block; gives the lanes that reach its end.
+    /// Runs a block and returns the lanes that reach its end.
     fn block(&mut self, function: &Function, block: &[Statement], mut mask: Mask, left: &mut Left) -> Mask {
         for statement in block {
             if mask.is_empty() {

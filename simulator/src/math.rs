@@ -7,7 +7,7 @@ use crate::eval::{Call, Report};
 use crate::report::Rule;
 use crate::value::{Kind, Value};
 
-/// True if the evaluator has the function.
+/// True if the evaluator supports the function.
 pub(crate) const fn is_supported(fun: Math) -> bool {
     !matches!(
         fun,
@@ -40,7 +40,7 @@ pub(crate) const fn is_supported(fun: Math) -> bool {
     )
 }
 
-/// Computes a function that [`is_supported`].
+/// Evaluates a function that [`is_supported`].
 pub(crate) fn run(call: &mut Call<'_>, fun: Math, args: &[Value], report: &mut Report<'_>) {
     let kind = args[0].kind;
     match fun {
@@ -78,7 +78,7 @@ pub(crate) fn run(call: &mut Call<'_>, fun: Math, args: &[Value], report: &mut R
     }
 }
 
-/// Functions of one f32.
+/// Returns a function of one f32, if `fun` is one.
 fn of_one(fun: Math) -> Option<fn(f32) -> f32> {
     Some(match fun {
         Math::Saturate => |x| x.clamp(0.0, 1.0),
@@ -166,7 +166,7 @@ fn geometry(call: &mut Call<'_>, fun: Math, kind: Kind, args: &[Value]) {
     });
 }
 
-/// WGSL leaves open what becomes of a number that f16 does not have: reported.
+/// Packs two numbers into f16. Reports numbers out of range, whose result WGSL does not define.
 fn pack_f16(call: &mut Call<'_>, pair: Value, report: &mut Report<'_>) {
     let bad = |x: u32, _| (f32::from_bits(x).abs() > 65504.0).then(|| format!("of {:e} to f16", f32::from_bits(x)));
     call.check(Rule::Conversion, pair, pair, bad, report);

@@ -1,15 +1,15 @@
-//! Memory that invocations share: what is in it, who wrote it, and who touched what since the last barrier.
+//! Memory that invocations share: its contents, which words were written, and the accesses since the last barrier.
 
 use crate::report::{Findings, Rule};
 
-/// A buffer that shaders bind.
+/// Buffer that shaders bind.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     pub(crate) memory: Memory,
 }
 
 impl Buffer {
-    /// Holds these bytes, padded with zeros to whole words.
+    /// Creates a buffer that holds these bytes, padded with zeros to whole words.
     pub fn filled(bytes: &[u8]) -> Self {
         let words = bytes.chunks(4).map(|chunk| {
             let mut word = [0; 4];
@@ -21,39 +21,39 @@ impl Buffer {
         Self { memory: Memory { defined, ..Memory::new(words) } }
     }
 
-    /// Has `bytes` bytes that nobody wrote: each word is `poison`, and a read before a write is reported.
+    /// Creates a buffer of `bytes` unwritten bytes: each word is `poison`, and a read before a write is reported.
     pub fn unwritten(bytes: usize, poison: u32) -> Self {
         Self { memory: Memory::new(vec![poison; bytes.div_ceil(4)]) }
     }
 
-    /// Contents.
+    /// Returns the contents.
     pub fn bytes(&self) -> Vec<u8> {
         self.memory.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    /// Words that were never written.
+    /// Returns the number of words that were never written.
     pub fn words_unwritten(&self) -> usize {
         self.memory.defined.iter().filter(|&&defined| !defined).count()
     }
 }
 
-/// Words, and what is known of each.
+/// Words, and the state of each.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
     pub(crate) words: Vec<u32>,
     pub(crate) defined: Vec<bool>,
-    /// One for each word where accesses are followed; else none.
+    /// One cell per word while accesses are tracked, else empty.
     cells: Vec<Cell>,
 }
 
-/// Who touched a word.
+/// Last accesses to a word.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cell {
     wrote: Touch,
     read: Touch,
 }
 
-/// An access that others must be ordered after.
+/// Access that others must be ordered after.
 #[derive(Clone, Copy, Debug, Default)]
 struct Touch {
     who: Who,
@@ -66,11 +66,11 @@ enum Kind {
     #[default]
     Plain,
     Atomic,
-    /// An atomic operation that others of its kind may come before or after.
+    /// Atomic operation that commutes with others of its kind.
     Commutes,
 }
 
-/// An invocation between two barriers.
+/// Invocation between two barriers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Who {
     /// Number of the workgroup, from 1; 0 is nobody.
@@ -83,7 +83,7 @@ pub(crate) struct Who {
 const MANY: u32 = u32::MAX;
 
 impl Who {
-    /// True if nothing orders the two.
+    /// True if no barrier orders the accesses of the two.
     fn is_concurrent(self, other: Self) -> bool {
         if self.workgroup == 0 {
             return false;
@@ -91,7 +91,7 @@ impl Who {
         self.workgroup != other.workgroup || (self.epoch == other.epoch && self.lane != other.lane)
     }
 
-    /// Both of them, as one.
+    /// Merges both into one; `MANY` stands for several workgroups or lanes.
     fn and(self, other: Self) -> Self {
         if self.workgroup == 0 || (self.workgroup == other.workgroup && self.epoch != other.epoch) {
             other
@@ -105,7 +105,7 @@ impl Who {
     }
 }
 
-/// A shared access as it is reported.
+/// Access to shared memory, with the data for a report.
 pub(crate) struct Access<'a> {
     pub(crate) who: Who,
     pub(crate) line: u32,
@@ -117,43 +117,43 @@ impl Memory {
         Self { defined: vec![false; words.len()], words, cells: Vec::new() }
     }
 
-    /// Begins to follow accesses: for memory that a dispatch writes to.
+    /// Starts to track accesses, for memory that a dispatch writes to.
     pub(crate) fn follow(&mut self) {
         self.cells = vec![Cell::default(); self.words.len()];
     }
 
-    /// Forgets accesses: all that follows comes after them.
+    /// Stops tracking and drops all accesses; whatever follows is ordered after them.
     pub(crate) fn forget(&mut self) {
         self.cells = Vec::new();
     }
 
-    /// Makes its contents unknown.
+    /// Makes the contents undefined.
     pub(crate) fn poison(&mut self, poison: u32) {
         self.words.fill(poison);
         self.defined.fill(false);
         self.cells.fill(Cell::default());
     }
 
-    /// Gives a word, and the line of this access if nobody wrote the word; else 0.
+    /// Returns a word, and the line of this access if the word is unwritten, else 0.
     pub(crate) fn read(&mut self, at: usize, atomic: bool, access: &mut Access<'_>) -> (u32, u32) {
         self.touch(at, access, false, if atomic { Kind::Atomic } else { Kind::Plain });
         (self.words[at], if self.defined[at] { 0 } else { access.line })
     }
 
-    /// Writes a word; one that comes of what nobody wrote stays unwritten.
+    /// Writes a word. A value that depends on uninitialised memory leaves the word unwritten.
     pub(crate) fn write(&mut self, at: usize, (bits, origin): (u32, u32), access: &mut Access<'_>) {
         self.touch(at, access, true, Kind::Plain);
         self.words[at] = bits;
         self.defined[at] = origin == 0;
     }
 
-    /// Counts as a write for races, but changes nothing: a component beside the one that is stored.
+    /// Records a write for race detection but changes nothing: the word is beside the component that is stored.
     pub(crate) fn write_beside(&mut self, at: usize, access: &mut Access<'_>) {
         self.touch(at, access, true, Kind::Plain);
     }
 
     pub(crate) fn atomic_store(&mut self, at: usize, bits: u32, access: &mut Access<'_>) {
-        // Who stores what is there already orders nothing and needs no order.
+        // Storing the value that is already there needs no order.
         if !self.defined[at] || self.words[at] != bits {
             self.touch(at, access, true, Kind::Atomic);
         }
@@ -161,7 +161,7 @@ impl Memory {
         self.defined[at] = true;
     }
 
-    /// Reads, changes and writes; gives the word before. `partial`: bits that nobody wrote stay as they are, so that they may be unwritten.
+    /// Reads, changes and writes a word; returns the old one. With `partial`, the word may be unwritten.
     pub(crate) fn atomic_change(&mut self, at: usize, partial: bool, access: &mut Access<'_>, change: impl FnOnce(u32) -> u32) -> u32 {
         if !self.defined[at] && !partial {
             access.findings.add(Rule::Uninitialised, access.line, None, || format!("word {at}"));

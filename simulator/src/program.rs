@@ -1,26 +1,26 @@
-//! A shader made ready to run: expressions with registers, statements with numbers and lines.
+//! Lowered shaders: expressions have registers, statements have numbers and lines.
 
 use naga::{AtomicFunction, Barrier, CollectiveOperation, SubgroupOperation, SwitchValue};
 
 use crate::eval::Pure;
 use crate::value::Value;
 
-/// A compute shader, lowered.
+/// Lowered compute shader.
 #[derive(Debug, Default)]
 pub(crate) struct Program {
     pub(crate) functions: Vec<Function>,
-    /// Number of the entry point.
+    /// Index of the entry point.
     pub(crate) entry: usize,
     pub(crate) workgroup_size: [u32; 3],
-    /// Builtins that the entry point takes, and where.
+    /// Built-ins that the entry point takes, and their registers.
     pub(crate) builtins: Vec<(naga::BuiltIn, Value)>,
-    /// Buffers that it declares.
+    /// Buffers that the shader declares.
     pub(crate) buffers: Vec<Declared>,
     pub(crate) register_words: u32,
-    /// Words of the variables of all functions and of private ones: none calls itself.
+    /// Words of the variables of all functions and of private ones. WGSL has no recursion, so each has a fixed place.
     pub(crate) variable_words: u32,
     pub(crate) workgroup_words: u32,
-    /// Registers that never change, and their words.
+    /// Constant registers and their words.
     pub(crate) constants: Vec<(Value, Vec<u32>)>,
     /// Private variables.
     pub(crate) privates: Vec<Initial>,
@@ -30,7 +30,7 @@ pub(crate) struct Program {
     pub(crate) loops: Vec<u32>,
 }
 
-/// A binding as the shader declares it.
+/// Binding as the shader declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Declared {
     /// `@group`.
@@ -51,7 +51,7 @@ pub(crate) struct Function {
     pub(crate) body: Vec<Statement>,
 }
 
-/// A variable and what it starts as; zero where nothing is said.
+/// Variable and its initial value; `None` is zero.
 #[derive(Clone, Debug)]
 pub(crate) struct Initial {
     pub(crate) at: u32,
@@ -61,7 +61,7 @@ pub(crate) struct Initial {
 
 #[derive(Debug)]
 pub(crate) struct Statement {
-    /// Number among all statements of the program.
+    /// Index among all statements of the program.
     pub(crate) number: usize,
     pub(crate) line: u32,
     pub(crate) what: Act,
@@ -81,7 +81,7 @@ pub(crate) enum Act {
         cases: Vec<Case>,
     },
     Loop {
-        /// Number among all loops of the program.
+        /// Index among all loops of the program.
         number: usize,
         body: Vec<Statement>,
         continuing: Vec<Statement>,
@@ -148,14 +148,14 @@ pub(crate) enum Gather {
     QuadSwap(u32),
 }
 
-/// Arguments of a function.
+/// Argument of a call.
 #[derive(Clone, Debug)]
 pub(crate) enum Argument {
     Value(Value),
     Pointer(Pointer),
 }
 
-/// Part of an expression statement.
+/// Step of an expression statement.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Pure(Pure),
@@ -164,9 +164,9 @@ pub(crate) enum Step {
         to: Value,
         line: u32,
     },
-    /// Pointer to an element: `base + index * stride` into `to`.
+    /// Pointer to an element: writes `base + index * stride` to `to`.
     Index(Index),
-    /// Elements of the runtime-sized array that is the binding's end.
+    /// Number of elements of the runtime-sized array at the end of a binding.
     Length {
         buffer: usize,
         first: u32,
@@ -190,14 +190,14 @@ pub(crate) struct Index {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Count {
     Fixed(u32),
-    /// As many as fit a buffer behind its first words.
+    /// As many as fit in the buffer after word `first`.
     Runtime {
         buffer: usize,
         first: u32,
     },
 }
 
-/// Memory that a pointer points to.
+/// Memory that a pointer refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
     /// Variables of an invocation.
@@ -206,20 +206,20 @@ pub(crate) enum Space {
     Buffer(usize),
 }
 
-/// A place in memory: a register, if there is one, plus `add` words.
+/// Address in memory: a register, if there is one, plus `add` words.
 #[derive(Clone, Debug)]
 pub(crate) struct Pointer {
     pub(crate) space: Space,
     pub(crate) base: Option<Value>,
     pub(crate) add: u32,
-    /// Word of each scalar from there on.
+    /// Word of each scalar of the target, relative to the address.
     pub(crate) leaves: Vec<u32>,
     pub(crate) atomic: bool,
-    /// For a component: the vector that it belongs to.
+    /// Vector that the target is a component of, if it is one.
     pub(crate) vector: Option<Vector>,
 }
 
-/// The whole vector around a component.
+/// Whole vector around a component.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vector {
     pub(crate) base: Option<Value>,
@@ -227,5 +227,5 @@ pub(crate) struct Vector {
     pub(crate) words: u32,
 }
 
-/// Register value of a pointer that points nowhere: its index was out of bounds.
+/// Register value of a pointer whose index was out of bounds.
 pub(crate) const NOWHERE: u32 = u32::MAX;

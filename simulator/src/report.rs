@@ -2,24 +2,24 @@
 
 use std::fmt;
 
-/// Kinds of findings.
+/// Kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Rule {
-    /// Two invocations touch one word, one of them writes, and no barrier is between.
+    /// Two invocations access one word with no barrier between, and one of them writes.
     Race,
-    /// An atomic store or a change of value beside another invocation's atomic load or store: which comes first is open.
+    /// Two invocations' atomic accesses to one word that do not commute, with no barrier to order them.
     UnorderedAtomic,
-    /// A value that comes of a word that nobody wrote and that decides a branch, a place or a result.
+    /// A value that depends on uninitialised memory decides a branch, an address or a result.
     Uninitialised,
     /// An index past the end of an array, a vector or a binding.
     OutOfBounds,
-    /// A workgroup barrier that not every invocation of the workgroup runs together.
+    /// A workgroup barrier that only some invocations of the workgroup run together.
     NonUniformBarrier,
-    /// A subgroup operation that some, not all invocations of a subgroup run together.
+    /// A subgroup operation that only some invocations of a subgroup run together.
     NonUniformSubgroup,
     /// A shuffle or broadcast from a lane that the subgroup does not have.
     NoSuchLane,
-    /// A broadcast whose lane is not the same in the whole subgroup, a `workgroupUniformLoad` of different places.
+    /// A broadcast whose lane is not uniform in the subgroup, or a `workgroupUniformLoad` of several addresses.
     NonUniformArgument,
     /// A shift by 32 bits or more.
     Shift,
@@ -27,7 +27,7 @@ pub enum Rule {
     Conversion,
     /// An integer division by zero or the smallest integer by -1.
     Division,
-    /// More iterations than were allowed: probably an endless loop.
+    /// A loop with more iterations than allowed, which is probably endless.
     EndlessLoop,
 }
 
@@ -50,18 +50,18 @@ impl fmt::Display for Rule {
     }
 }
 
-/// A finding, once for each place and kind.
+/// Finding, reported once per line and kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Kind of the finding.
     pub rule: Rule,
     /// Line of the shader's text, from 1.
     pub line: u32,
-    /// Line of the other access of a race, or of the read of what nobody wrote.
+    /// Line of the other access of a race, or line at which the uninitialised memory was read.
     pub other: Option<u32>,
-    /// Particulars of the first time.
+    /// Details of the first occurrence.
     pub detail: String,
-    /// Number of times.
+    /// Number of occurrences.
     pub count: u64,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Collects findings.
+/// Collection of findings.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     list: Vec<Finding>,

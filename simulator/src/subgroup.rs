@@ -1,4 +1,4 @@
-//! Subgroups: which lanes are together, and what they tell one another.
+//! Subgroups: assignment of invocations to lanes, and operations between lanes.
 
 use naga::{CollectiveOperation, SubgroupOperation};
 
@@ -10,14 +10,14 @@ use crate::value::{Kind, Mask, Value};
 /// Mapping of invocations to lanes of subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LaneOrder {
-    /// In the order of `local_invocation_index`, as most drivers do it.
+    /// Lanes in the order of `local_invocation_index`, as in most drivers.
     InOrder,
-    /// In an order that the seed says: nothing promises another one.
+    /// Lanes in an order drawn from the seed, because WGSL promises none.
     #[default]
     Shuffled,
 }
 
-/// The subgroups of a workgroup.
+/// Subgroups of a workgroup.
 #[derive(Debug)]
 pub(crate) struct Subgroups {
     pub(crate) size: usize,
@@ -43,7 +43,7 @@ impl Subgroups {
 }
 
 impl Machine<'_> {
-    /// Reports subgroups that run a statement in part.
+    /// Reports subgroups that run a statement with only some of their invocations.
     pub(crate) fn check_subgroups(&mut self, line: u32, mask: &Mask) {
         for members in &self.subgroups.members {
             let active = members.iter().filter(|&&invocation| mask.has(invocation)).count();
@@ -93,7 +93,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Lane that an invocation takes its value from.
+    /// Returns the lane that an invocation takes its value from.
     fn source(&mut self, mode: Gather, invocation: usize, line: u32, mask: &Mask) -> Option<usize> {
         let (subgroup, own) = self.subgroups.place[invocation];
         let get = |value: Value| self.registers.get(value, 0, invocation) as usize;
@@ -169,7 +169,7 @@ fn combine(operation: SubgroupOperation, kind: Kind, a: u32, b: u32) -> u32 {
     }
 }
 
-/// First value of an exclusive scan: WGSL has those of sums and products only.
+/// Returns the first value of an exclusive scan, which WGSL has for sums and products only.
 fn neutral(operation: SubgroupOperation, kind: Kind) -> u32 {
     match (operation, kind) {
         (SubgroupOperation::Mul, Kind::F32) => 1f32.to_bits(),

@@ -1,20 +1,20 @@
-//! Types flattened to words: how many scalars there are, and where they are in memory that the host shares.
+//! Types flattened to words: number of scalars, and their positions in memory shared with the host.
 
 use naga::{ArraySize, Handle, Module, ScalarKind, Type, TypeInner};
 
 use crate::Error;
 use crate::value::Kind;
 
-/// Layout of a memory's types.
+/// Memory layout of types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Scalar after scalar: registers, variables, workgroup memory.
     Flat,
-    /// By WGSL's rules of alignment: buffers.
+    /// WGSL's alignment rules: buffers.
     Host,
 }
 
-/// Kind of a scalar that the evaluator has.
+/// Returns the kind of a scalar. Errors: the evaluator does not support it.
 pub(crate) fn kind_of(scalar: naga::Scalar) -> Result<Kind, Error> {
     match (scalar.kind, scalar.width) {
         (ScalarKind::Bool, _) => Ok(Kind::Bool),
@@ -25,7 +25,7 @@ pub(crate) fn kind_of(scalar: naga::Scalar) -> Result<Kind, Error> {
     }
 }
 
-/// Scalars of a type, one word each, and the kind of a scalar's or vector's.
+/// Returns the number of scalars of a type, one word each, and the kind of a scalar or a vector.
 pub(crate) fn words(module: &Module, inner: &TypeInner) -> Result<(u32, Kind), Error> {
     Ok(match *inner {
         TypeInner::Scalar(scalar) | TypeInner::Atomic(scalar) => (1, kind_of(scalar)?),
@@ -33,7 +33,7 @@ pub(crate) fn words(module: &Module, inner: &TypeInner) -> Result<(u32, Kind), E
         TypeInner::Matrix { columns, rows, scalar } => (columns as u32 * rows as u32, kind_of(scalar)?),
         TypeInner::Pointer { .. } | TypeInner::ValuePointer { .. } => (1, Kind::U32),
         TypeInner::Array { base, size: ArraySize::Constant(count), .. } => (count.get() * of(module, base)?, Kind::U32),
-        // Whoever has a runtime-sized array knows its binding's size.
+        // The binding's size determines the length of a runtime-sized array.
         TypeInner::Array { size: ArraySize::Dynamic, .. } => (0, Kind::U32),
         TypeInner::Struct { ref members, .. } => {
             (members.iter().map(|member| of(module, member.ty)).sum::<Result<u32, Error>>()?, Kind::U32)
@@ -42,12 +42,12 @@ pub(crate) fn words(module: &Module, inner: &TypeInner) -> Result<(u32, Kind), E
     })
 }
 
-/// Scalars of a type.
+/// Returns the number of scalars of a type.
 pub(crate) fn of(module: &Module, ty: Handle<Type>) -> Result<u32, Error> {
     Ok(words(module, &module.types[ty].inner)?.0)
 }
 
-/// Words from one element, component or column to the next, and their count (`None`: runtime-sized).
+/// Returns the stride of elements, components or columns in words, and their count (`None`: runtime-sized).
 pub(crate) fn elements(module: &Module, inner: &TypeInner, layout: Layout) -> Result<(u32, Option<u32>), Error> {
     Ok(match *inner {
         TypeInner::Array { base, size, stride } => {
@@ -67,7 +67,7 @@ pub(crate) fn elements(module: &Module, inner: &TypeInner, layout: Layout) -> Re
     })
 }
 
-/// Words in front of a struct's member, or of any other type's element.
+/// Returns the number of words before a struct's member, or before an element of any other type.
 pub(crate) fn offset(module: &Module, inner: &TypeInner, index: u32, layout: Layout) -> Result<u32, Error> {
     let TypeInner::Struct { members, .. } = inner else { return Ok(elements(module, inner, layout)?.0 * index) };
     match layout {
@@ -76,7 +76,7 @@ pub(crate) fn offset(module: &Module, inner: &TypeInner, index: u32, layout: Lay
     }
 }
 
-/// The word of each scalar of a value in memory.
+/// Returns the word of each scalar of a value in memory.
 pub(crate) fn leaves(module: &Module, inner: &TypeInner, layout: Layout) -> Result<Vec<u32>, Error> {
     if layout == Layout::Flat {
         return Ok((0..words(module, inner)?.0).collect());

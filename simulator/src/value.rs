@@ -1,4 +1,4 @@
-//! Values of all invocations of a workgroup, side by side: the registers of expressions, and which invocations are running.
+//! Values of all invocations of a workgroup: the registers of expressions, and the mask of running invocations.
 
 /// Type of a scalar, or of a vector's components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,29 +9,29 @@ pub(crate) enum Kind {
     F32,
 }
 
-/// Registers of an expression: its scalars in order, each a word for every lane. A `bool` is 0 or 1.
+/// Registers of an expression: its scalars in order, each with one word per lane. A `bool` is 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
-    /// First word among those of a lane.
+    /// First word within the registers of a lane.
     pub(crate) at: u32,
     pub(crate) words: u32,
-    /// Kind of a scalar or vector; of composite types it means nothing.
+    /// Kind of a scalar or vector; meaningless for composite types.
     pub(crate) kind: Kind,
 }
 
 impl Value {
-    /// Some of its words.
+    /// Returns some words of the value.
     pub(crate) const fn part(self, first: u32, words: u32, kind: Kind) -> Self {
         Self { at: self.at + first, words, kind }
     }
 }
 
-/// The registers of a workgroup: word by word, in each word lane by lane.
+/// Registers of a workgroup, [words, lanes].
 #[derive(Debug)]
 pub(crate) struct Registers {
     pub(crate) lanes: usize,
     pub(crate) data: Vec<u32>,
-    /// Line that read what nobody wrote, where a word comes of that; else 0. Of words that are not `tainted` it means nothing.
+    /// Line of the read of uninitialised memory that a word depends on, else 0. Only valid for `tainted` words.
     origin: Vec<u32>,
     tainted: Vec<bool>,
 }
@@ -41,7 +41,7 @@ impl Registers {
         Self { lanes, data: vec![0; words * lanes], origin: vec![0; words * lanes], tainted: vec![false; words] }
     }
 
-    /// One word of a value, of all lanes.
+    /// Returns one word of a value, for all lanes.
     pub(crate) fn word(&self, value: Value, word: u32) -> &[u32] {
         let start = (value.at + word) as usize * self.lanes;
         &self.data[start..start + self.lanes]
@@ -56,7 +56,7 @@ impl Registers {
         self.data[(value.at + word) as usize * self.lanes + lane]
     }
 
-    /// Gives every lane the same words.
+    /// Sets the value to `words` in every lane.
     pub(crate) fn fill(&mut self, value: Value, words: &[u32]) {
         self.clean(value);
         for (word, &bits) in words.iter().enumerate() {
@@ -64,7 +64,7 @@ impl Registers {
         }
     }
 
-    /// Copies a value, of the lanes in `mask`.
+    /// Copies a value for the lanes in `mask`.
     pub(crate) fn copy(&mut self, to: Value, from: Value, mask: &Mask) {
         for word in 0..to.words {
             let (from, to) = ((from.at + word) as usize, (to.at + word) as usize);
@@ -80,7 +80,7 @@ impl Registers {
         }
     }
 
-    /// Copies a word from other registers, of the lanes in `mask`.
+    /// Copies a word from other registers for the lanes in `mask`.
     pub(crate) fn copy_word(&mut self, to: usize, other: &Self, from: usize, mask: &Mask) {
         let (first, into) = (from * self.lanes, to * self.lanes);
         if mask.is_full() {
@@ -93,7 +93,7 @@ impl Registers {
         }
     }
 
-    /// Sets one lane's word, and where it comes from.
+    /// Sets one lane's word and its origin.
     pub(crate) fn set(&mut self, value: Value, word: u32, lane: usize, (bits, origin): (u32, u32)) {
         self.put((value.at + word) as usize, lane, (bits, origin));
     }
@@ -105,7 +105,7 @@ impl Registers {
         }
     }
 
-    /// Line that read what nobody wrote, if a lane's word comes of that; else 0.
+    /// Returns the line of the read of uninitialised memory that a lane's word depends on, else 0.
     pub(crate) fn origin(&self, value: Value, word: u32, lane: usize) -> u32 {
         self.origin_of((value.at + word) as usize, lane)
     }
@@ -125,26 +125,26 @@ impl Registers {
         self.origin[word * self.lanes + lane] = origin;
     }
 
-    /// The first origin among all words of a lane's value.
+    /// Returns the first nonzero origin among the words of a lane's value, else 0.
     pub(crate) fn any_origin(&self, value: Value, lane: usize) -> u32 {
         (0..value.words).map(|word| self.origin(value, word, lane)).find(|&origin| origin != 0).unwrap_or(0)
     }
 
-    /// True if a lane's word may come of what nobody wrote.
+    /// True if a word of the value may depend on uninitialised memory.
     pub(crate) fn is_tainted(&self, value: Value) -> bool {
         self.tainted[value.at as usize..(value.at + value.words) as usize].contains(&true)
     }
 
-    /// Takes all its lanes for written.
+    /// Marks the value as initialised in all lanes.
     pub(crate) fn clean(&mut self, value: Value) {
         self.tainted[value.at as usize..(value.at + value.words) as usize].fill(false);
     }
 }
 
-/// The lanes that run a statement.
+/// Set of lanes that run a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mask {
-    /// Empty where all lanes run, or none.
+    /// Empty if all lanes run, or none.
     on: Vec<bool>,
     count: usize,
     lanes: usize,
@@ -180,17 +180,17 @@ impl Mask {
         if self.on.is_empty() { self.count > 0 } else { self.on[lane] }
     }
 
-    /// The lanes, in order.
+    /// Returns the lanes of the set, in order.
     pub(crate) fn lanes(&self) -> impl Iterator<Item = usize> {
         (0..if self.count == 0 { 0 } else { self.lanes }).filter(|&lane| self.has(lane))
     }
 
-    /// The lanes of this one that are `keep`.
+    /// Returns the lanes of the set for which `keep` is true.
     pub(crate) fn filter(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
         Self::of((0..self.lanes).map(|lane| self.has(lane) && keep(lane)).collect())
     }
 
-    /// Splits it by a condition: the lanes where it is true, and the others.
+    /// Splits the set by a condition: the lanes where it is true, and the others.
     pub(crate) fn split(self, condition: &[u32]) -> (Self, Self) {
         let lanes = self.lanes;
         let yes = if self.is_full() {
@@ -207,7 +207,7 @@ impl Mask {
         (self.filter(|lane| condition[lane] != 0), self.filter(|lane| condition[lane] == 0))
     }
 
-    /// Adds the lanes of another one.
+    /// Adds the lanes of another set.
     pub(crate) fn join(&mut self, other: &Self) {
         if other.is_empty() || self.is_full() {
             return;

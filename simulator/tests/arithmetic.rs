@@ -1,8 +1,8 @@
-//! Arithmetic and memory of the evaluator against what Rust makes of the same: each operation that our kernels use, and its neighbours.
+//! Arithmetic and memory of the evaluator compared with Rust: each operation that our kernels use, and related ones.
 
 use wgpu_attention_simulator::{Binding, Buffer, Options, Shader};
 
-/// What `expression` of `a` and `b` is, for four invocations that have these numbers.
+/// Evaluates `expression` of `a` and `b` for four invocations, each with its element of both.
 fn evaluate(ty: &str, expression: &str, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
     let text = format!(
         "@group(0) @binding(0) var<storage, read> numbers: array<{ty}>;
@@ -26,7 +26,7 @@ fn evaluate(ty: &str, expression: &str, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
     [0, 1, 2, 3].map(|at| u32::from_le_bytes([words[4 * at], words[4 * at + 1], words[4 * at + 2], words[4 * at + 3]]))
 }
 
-/// An expression and what it is of `a` and `b`.
+/// Expression, and its expected value for `a` and `b`.
 type Case<T> = (&'static str, fn(T, T) -> u32);
 
 const A: [f32; 4] = [1.5, -2.25, 0.75, 100.0];
@@ -185,7 +185,7 @@ fn variables_branches_and_loops() {
     }
 }
 
-/// Structs in buffers lie as WGSL says: a vec3 takes four words but for a scalar behind it.
+/// Structs in buffers have WGSL's layout: a vec3 takes four words unless a scalar follows it.
 #[test]
 fn buffers_have_the_layout_of_the_host() {
     let text = "struct Inner { v: vec3<f32>, s: f32, w: vec3<f32> }
@@ -208,12 +208,12 @@ fn buffers_have_the_layout_of_the_host() {
     assert_eq!(report.findings, []);
     let words = buffers[1].bytes();
     let got = [0, 1, 2, 3, 4].map(|at| f32::from_le_bytes([words[4 * at], words[4 * at + 1], words[4 * at + 2], words[4 * at + 3]]));
-    // Inner is 8 words, the first at word 4; tail is at 20.
+    // Inner has 8 words, and the first is at word 4; tail is at word 20.
     assert_eq!(got, [18.0, 15.0, 21.0, 5.0, 5.0]);
     assert_eq!(buffers[1].words_unwritten(), 0);
 }
 
-/// Subgroup operations against sums by hand, lanes in any order.
+/// Compares subgroup operations with results computed by hand, with lanes in any order.
 #[test]
 fn subgroups() {
     let text = "@group(0) @binding(0) var<storage, read_write> output: array<u32>;

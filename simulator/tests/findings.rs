@@ -1,10 +1,10 @@
-//! Each kind of finding in a small shader that has it, and in its right twin that has none.
+//! Each rule is tested with a small shader that breaks it and with a correct variant that does not.
 
 use wgpu_attention_simulator::{Binding, Buffer, Error, LaneOrder, Options, Report, Rule, Shader};
 
 const SIZE: usize = 4096;
 
-/// Runs a shader whose buffers are `input` (binding 0, numbers from 0 on), and `output` (binding 1, unwritten).
+/// Runs a shader with the buffers `input` (binding 0, numbers from 0 on) and `output` (binding 1, unwritten).
 fn run(body: &str, workgroups: u32, options: &Options) -> (Report, Buffer) {
     let text = format!(
         "@group(0) @binding(0) var<storage, read> input: array<u32>;\n\
@@ -19,7 +19,7 @@ fn run(body: &str, workgroups: u32, options: &Options) -> (Report, Buffer) {
     (report, output)
 }
 
-/// Rules that a shader breaks, at every seed.
+/// Returns the rules that a shader breaks at one of four seeds.
 fn rules(body: &str) -> Vec<Rule> {
     let mut rules = Vec::new();
     for seed in 0..4 {
@@ -31,7 +31,7 @@ fn rules(body: &str) -> Vec<Rule> {
     rules
 }
 
-/// An entry point of 32 threads.
+/// Returns the text of an entry point with 32 threads.
 fn main_of(statements: &str) -> String {
     format!(
         "var<workgroup> tile: array<u32, 32>;\n\
@@ -54,7 +54,7 @@ fn each_rule_has_a_shader_that_breaks_it_and_one_that_does_not() {
         ("tile[i] = i; output[own] = tile[i];", &[]),
         ("vectors[i / 4u][i % 4u] = i; output[own] = i;", &[Rule::Race]),
         ("vectors[i][i % 4u] = i; output[own] = vectors[i][i % 4u];", &[]),
-        // Buffers, in one workgroup and across all.
+        // Buffers, within a workgroup and across workgroups.
         ("output[own] = i;", &[]),
         ("output[i] = i;", &[Rule::Race]),
         ("output[own] = i; workgroupBarrier(); output[64u + own] = output[group.x * 32u + 31u - i];", &[Rule::Race]),
@@ -64,7 +64,7 @@ fn each_rule_has_a_shader_that_breaks_it_and_one_that_does_not() {
             "if i == 0u { atomicStore(&counter, 0u); } atomicMax(&counter, i); workgroupBarrier(); output[own] = atomicLoad(&counter);",
             &[Rule::UnorderedAtomic],
         ),
-        // Unwritten memory: only where it matters.
+        // Uninitialised memory is reported only where it matters.
         ("output[own] = tile[i];", &[Rule::Uninitialised]),
         ("let unused = tile[i] + 1u; output[own] = select(unused, 7u, i < 32u);", &[]),
         ("if tile[i] == 3u { output[own] = 1u; } else { output[own] = 2u; }", &[Rule::Uninitialised]),
@@ -121,7 +121,7 @@ fn a_finding_has_both_lines() {
     let body = main_of("tile[i] = i;\noutput[own] = tile[31u - i];");
     let (report, _) = run(&body, 1, &Options::default());
     let race = report.findings.iter().find(|finding| finding.rule == Rule::Race).expect("a race");
-    // Two lines of buffers, six of `main_of`, then the two statements.
+    // Two lines of buffers and six of `main_of` precede the two statements.
     let mut lines = [race.line, race.other.unwrap_or(0)];
     lines.sort_unstable();
     assert_eq!(lines, [9, 10], "{race}");
@@ -163,7 +163,7 @@ fn loops_and_statements_are_counted() {
     );
     let shader = Shader::new(&text).expect("it is valid");
     let (report, _) = run(&body, 1, &Options::default());
-    // The last iteration finds that it is over.
+    // The last iteration only ends the loop.
     assert_eq!((report.iterations, report.loops), (32, vec![(10, 32)]));
     let dead: Vec<u32> = shader.lines().filter(|&(_, reachable)| !reachable).map(|(line, _)| line).collect();
     assert!(!dead.is_empty() && dead.iter().all(|&line| line == 14), "{dead:?}");

@@ -1,8 +1,8 @@
-//! Devices and buffers of an app's own.
+//! Devices and buffers owned by the app.
 
 use wgpu_attention::wgpu::{self, BufferUsages};
 
-/// The app's devices: one of each adapter, with the limits that `limits` picks.
+/// Opens one device per adapter, with the limits that `limits` picks.
 pub(crate) fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(wgpu::Device, wgpu::Queue)> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));

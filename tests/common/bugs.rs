@@ -1,4 +1,4 @@
-//! Wrong ways to compute attention, each the oracle with one mistake that real kernels have made.
+//! Wrong ways to compute attention: each is the oracle with one mistake that real kernels have made.
 
 use wgpu_attention::cpu::naive;
 use wgpu_attention::verify::oracle;
@@ -7,13 +7,13 @@ use wgpu_attention::{
     gather,
 };
 
-/// A mistake, and how it computes.
+/// Mistake, and the attention that makes it.
 pub(crate) struct Bug {
     pub(crate) name: &'static str,
     pub(crate) attend: fn(&Problem, &Inputs<'_>) -> Result<Outputs>,
 }
 
-/// All of them.
+/// All mistakes.
 pub(crate) const BUGS: [Bug; 48] = [
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
@@ -127,7 +127,7 @@ fn flip_alignment(p: &mut Problem) {
     });
 }
 
-/// Only where the position is the same for all items.
+/// Shifts the alignment, but only where the position is the same for all items.
 fn shift_alignment(p: &mut Problem, by: i32) {
     let (v, d) = (&mut p.visibility, p.dims);
     if !v.causal || v.kv_lengths || p.packed.is_some() || v.window_left.is_some() || p.alibi.is_some() {
@@ -148,7 +148,7 @@ fn flip_alibi(p: &mut Problem) {
     p.alibi = p.alibi.map(|alibi| if alibi == Alibi::Signed { Alibi::Symmetric } else { Alibi::Signed });
 }
 
-/// Swaps batch with heads, or rows with keys, where exactly one of the two is broadcast and both are equally long.
+/// Swaps batch with heads and rows with keys, where both are equally long.
 fn swap_axes(p: &Problem, Broadcast(mut shape): Broadcast) -> Broadcast {
     let full = p.dims.scores_shape();
     for (a, b) in [(0, 1), (2, 3)] {
@@ -236,7 +236,7 @@ fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     oracle(&problem, &Inputs { key: key[..].into(), value: value[..].into(), ..*x })
 }
 
-/// A mask added to the problem's own.
+/// Computes attention with a mask in addition to the problem's own.
 fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<Outputs> {
     let shape = p.dims.scores_shape();
     let keys = shape[3];
@@ -258,7 +258,7 @@ fn tail_dropped(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     masked(p, x, |j| keys.is_multiple_of(16) || j + 1 != keys)
 }
 
-/// The oracle's answer with each row (its number, output and lse) edited; only of padded batches, not paged.
+/// Edits each row (its index, output and lse) of the oracle's answer, unless the batch is varlen or paged.
 fn edited(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, &mut [f32], &mut f32)) -> Result<Outputs> {
     edited_at(p, x, |_, _, i, row, lse| edit(i, row, lse))
 }
@@ -282,7 +282,7 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
     Ok(Outputs { output: HostVec::from_f32(p.output.dtype, &output), lse: p.want.lse.then_some(lse), ..outputs })
 }
 
-/// The values of a padded batch; nothing where they are packed or paged.
+/// Returns the values of a padded batch; nothing if the batch is varlen or paged.
 fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
     let d = p.dims;
     if p.packed.is_some() || p.paged.is_some() {
@@ -291,15 +291,15 @@ fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
     gather(x.value, &p.value, [d.batch, d.num_kv_heads, d.seq_len_kv, d.head_dim_v])
 }
 
-/// Every key's value, of one item and query head.
+/// Returns every key's value for one item and query head.
 fn values(p: &Problem, dense: &[f32], b: usize, h: usize) -> Vec<Vec<f32>> {
     let d = p.dims;
     let head = (b * d.num_kv_heads + h / d.group()) * d.seq_len_kv;
     (head..head + d.seq_len_kv).map(|at| dense[at * d.head_dim_v..(at + 1) * d.head_dim_v].to_vec()).collect()
 }
 
-/// The oracle's answer with each number of the output summed anew from the scores of its row and that column of the values; only of
-/// padded batches without sinks and dropout.
+/// Computes each element of the output anew from the scores of its row and its column of the values. Only for padded
+/// batches without sinks and dropout; other problems get the oracle's answer.
 fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<Outputs> {
     let dense = dense_values(p, x);
     if p.sinks || p.dropout.is_some() || dense.is_empty() {
@@ -320,7 +320,7 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
     })
 }
 
-/// The mean of a third of the keys and of the others, each with exp of its lse as its weight.
+/// Merges the means of a third of the keys and of the others, each weighted by exp of its f32 lse.
 fn merged_by_lse(keys: &[(f64, f32)]) -> f64 {
     let (first, rest) = keys.split_at(keys.len() / 3);
     let parts = [first, rest].map(|part| {
@@ -384,7 +384,7 @@ fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     })
 }
 
-/// All tokens as one sequence.
+/// Treats all tokens as one sequence.
 fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let Some(packed) =
         p.packed.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths)
@@ -399,7 +399,7 @@ fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     oracle(&problem, &Inputs { cu_seqlens_q: &q, cu_seqlens_kv: &kv, ..*x })
 }
 
-/// Other pages of the pool where the table has some.
+/// Replaces the pages in the table by other pages of the pool.
 fn other_pages(p: &Problem, x: &Inputs<'_>, page: impl Fn(&Paged, usize) -> usize) -> Result<Outputs> {
     let Some(paged) = p.paged.filter(|paged| paged.pages > 0) else { return oracle(p, x) };
     let table: Vec<u32> = (0..x.page_table.len()).map(|at| (page(&paged, at) % paged.pages) as u32).collect();

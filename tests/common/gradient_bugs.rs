@@ -1,4 +1,4 @@
-//! Wrong ways to compute gradients, each the oracle with one mistake that real kernels have made.
+//! Wrong ways to compute gradients: each is the oracle with one mistake that real kernels have made.
 
 use wgpu_attention::cpu::naive;
 use wgpu_attention::verify::backward_oracle;
@@ -7,13 +7,13 @@ use wgpu_attention::{
     WantGradients,
 };
 
-/// A mistake, and how it computes.
+/// Mistake, and the backward pass that makes it.
 pub(crate) struct GradientBug {
     pub(crate) name: &'static str,
     pub(crate) backward: fn(&Problem, &Inputs<'_>, &BackwardInputs<'_>, &WantGradients) -> Result<Gradients>,
 }
 
-/// All of them.
+/// All mistakes.
 pub(crate) const GRADIENT_BUGS: [GradientBug; 9] = [
     GradientBug { name: "softcap's derivative left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_some(), false) },
     GradientBug { name: "the delta term left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_none(), true) },
@@ -40,7 +40,7 @@ pub(crate) const GRADIENT_BUGS: [GradientBug; 9] = [
     },
 ];
 
-/// Whether the tensors are plain, so that a mistake can be made by hand.
+/// True if the tensors are plain, so that a mistake can be made by hand.
 fn is_plain(p: &Problem) -> bool {
     let plain = TensorSpec::new(DType::F32, Layout::Bhsd);
     [p.query, p.key, p.value, p.output] == [plain; 4] && p.packed.is_none() && p.paged.is_none()
@@ -50,8 +50,8 @@ fn get(data: HostSlice<'_>, row: usize, width: usize) -> impl Iterator<Item = f6
     (row * width..(row + 1) * width).map(move |at| data.get(at).into())
 }
 
-/// dQ and dK from the gradients of the scores before the softcap's derivative, which are those of a bias of every pair; without delta
-/// they are too large by p * delta. The right answer where `applies` is false, or where there are biases already.
+/// Computes dQ and dK from the gradient of a bias of every pair, which lacks the softcap's derivative. Without delta
+/// they are too large by p * delta. The answer is right if `applies` is false or the problem has biases.
 fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients, applies: bool, no_delta: bool) -> Result<Gradients> {
     let mut got = backward_oracle(p, x, b, w)?;
     if !applies || !is_plain(p) || p.bias.is_some() || p.alibi.is_some() || p.relative_bias.is_some() || p.scores_len() == 0 {
@@ -85,7 +85,7 @@ fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradien
     Ok(got)
 }
 
-/// dK of the first query head of each group alone.
+/// Computes dK from the first query head of each group alone.
 fn first_head_of_the_group(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients) -> Result<Gradients> {
     let mut got = backward_oracle(p, x, b, w)?;
     if is_plain(p) {
@@ -101,7 +101,7 @@ fn first_head_of_the_group(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, 
     Ok(got)
 }
 
-/// exp(score - lse) with the lse rounded: every weight of a row is off by one factor, and so are its gradients.
+/// Computes weights as exp(score - lse) with a rounded lse: a row's weights and gradients are all off by one factor.
 fn weights_from_lse(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients) -> Result<Gradients> {
     if !is_plain(p) {
         return backward_oracle(p, x, b, w);

@@ -1,4 +1,4 @@
-//! What the test files share: the backends under test.
+//! Backends under test, shared by the test files.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod buffers;
@@ -10,12 +10,12 @@ use wgpu_attention::gpu::{Gpu, ShaderOptions};
 use wgpu_attention::verify::{Candidate, oracle};
 use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want, wgpu};
 
-/// A backend by name.
+/// Backend under test.
 pub(crate) struct Tested {
     pub(crate) name: String,
     pub(crate) attend: Box<Attend<'static>>,
     pub(crate) engine: Option<Engine>,
-    /// Its device.
+    /// Device of the backend, if it is a GPU.
     pub(crate) gpu: Option<Gpu>,
 }
 
@@ -25,7 +25,7 @@ impl Tested {
     }
 }
 
-/// Every backend of this machine, by name: the oracle, the CPU path, and each way to compute on each GPU adapter.
+/// Returns every backend of this machine: the oracle, the CPU path, and each algorithm on each GPU adapter.
 pub(crate) fn backends() -> Vec<Tested> {
     let engine = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
     let mut backends = vec![Tested { name: "oracle".into(), attend: Box::new(oracle), engine: Some(engine), gpu: None }];
@@ -33,13 +33,13 @@ pub(crate) fn backends() -> Vec<Tested> {
     backends
 }
 
-/// The backends without the oracle: what is held against it.
+/// Returns the backends without the oracle, which are checked against it.
 pub(crate) fn engines() -> Vec<Tested> {
     let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU path is always there");
     std::iter::once(attend("cpu".into(), cpu)).chain(gpus(ShaderOptions::default())).collect()
 }
 
-/// Each way to compute on each GPU adapter. `ATTENTION_CHECKED=1` runs the shaders with every check on.
+/// Returns each algorithm on each GPU adapter. `ATTENTION_CHECKED=1` turns on every check in the shaders.
 pub(crate) fn gpus(shaders: ShaderOptions) -> Vec<Tested> {
     let checked = std::env::var_os("ATTENTION_CHECKED").is_some();
     let (engines, left_out) = Engine::every(ShaderOptions { checked, ..shaders });
@@ -49,7 +49,7 @@ pub(crate) fn gpus(shaders: ShaderOptions) -> Vec<Tested> {
     gpus.into_iter().flat_map(ways).collect()
 }
 
-/// Says loudly when there is no GPU adapter, and fails then where `CI` is set.
+/// Warns loudly if there is no GPU adapter; panics then if `CI` is set.
 pub(crate) fn insist_on_adapters(found: usize) {
     if found == 0 {
         let message = "NO GPU ADAPTER: nothing that runs on a GPU is tested. scripts/test.sh installs a software one.";
@@ -58,14 +58,14 @@ pub(crate) fn insist_on_adapters(found: usize) {
     }
 }
 
-/// A GPU engine, each way that it can compute.
+/// Returns a GPU engine with each algorithm.
 fn ways(engine: Engine) -> [Tested; 2] {
     let adapter = engine.gpu().map(|gpu| gpu.device().adapter_info()).map(|info| adapter_name(&info)).unwrap_or_default();
     let gpu = engine.gpu().cloned();
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     let fused = engine.with_algorithm(Algorithm::Fused);
     let matrices = staged.clone();
-    // The fused algorithm never has scores or weights: those come from the staged one.
+    // The fused algorithm has no score matrix: scores and weights come from the staged one.
     let fused = move |problem: &Problem, inputs: &Inputs<'_>| {
         let outputs = fused.attention(&Problem { want: Want { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
         if problem.want.scores.is_none() && !problem.want.weights {
@@ -77,7 +77,7 @@ fn ways(engine: Engine) -> [Tested; 2] {
     [Tested { name: format!("{adapter} fused"), attend: Box::new(fused), engine: None, gpu }, attend(format!("{adapter} staged"), staged)]
 }
 
-/// Tells adapters apart in a table: `llvmpipe vulkan`, `SwiftShader vulkan`, `llvmpipe gl`.
+/// Returns a short name that tells adapters apart: `llvmpipe vulkan`, `SwiftShader vulkan`, `llvmpipe gl`.
 fn adapter_name(info: &wgpu::AdapterInfo) -> String {
     format!("{} {}", info.name.split_whitespace().next().unwrap_or_default(), info.backend)
 }

@@ -1,4 +1,4 @@
-//! A stack of layers that decodes with a cache on a device, bound once.
+//! Stack of layers that decodes with a device cache, bound once.
 
 use wgpu_attention::gpu::{Bound, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::verify::{ExpectedTensor, compare};
@@ -8,17 +8,17 @@ use super::buffers::{devices, empty};
 
 pub(crate) const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
 
-/// One of each adapter, with all of its limits.
+/// Opens one device per adapter, with all of the adapter's limits.
 pub(crate) fn gpus() -> Vec<Gpu> {
     devices(wgpu::Adapter::limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue)).collect()
 }
 
-/// Panics where they do not.
+/// Asserts that an answer is within the tolerance.
 pub(crate) fn agree(what: &str, got: &[f32], expected: &ExpectedTensor) {
     compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{what}: {bad}"));
 }
 
-/// One layer of a stack: its inputs, and what is recorded for it.
+/// Layer of a stack: its buffers, and the dispatches that are recorded for it.
 pub(crate) struct Layer {
     pub(crate) query: wgpu::Buffer,
     pub(crate) key: wgpu::Buffer,
@@ -28,7 +28,7 @@ pub(crate) struct Layer {
     pub(crate) attention: Bound,
 }
 
-/// Everything of a step, bound once.
+/// All dispatches of a step, bound once.
 pub(crate) struct Stack {
     pub(crate) problem: Problem,
     pub(crate) layers: Vec<Layer>,

@@ -1,4 +1,4 @@
-//! A Vulkan driver as a compiler: what VK_KHR_pipeline_executable_properties says of a pipeline.
+//! A Vulkan driver as a compiler: pipeline statistics from VK_KHR_pipeline_executable_properties.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
@@ -7,7 +7,7 @@ use ash::{ext, khr, vk};
 
 use crate::spirv::Module;
 
-/// The first device of the driver, opened as wgpu 30 opens it.
+/// First device of the driver, opened as wgpu 30 opens it.
 pub(crate) struct Driver {
     device: ash::Device,
     properties: khr::pipeline_executable_properties::Device,
@@ -18,9 +18,9 @@ pub(crate) struct Driver {
     _entry: ash::Entry,
 }
 
-/// What the driver says of one pipeline.
+/// Report of the driver on one pipeline.
 pub(crate) struct Compiled {
-    /// By the driver's own names.
+    /// Statistics, by the driver's own names.
     pub(crate) statistics: BTreeMap<String, f64>,
     /// Intermediate and machine code, by the driver's own names.
     pub(crate) representations: Vec<(String, String)>,
@@ -32,14 +32,14 @@ fn text(bytes: &[c_char]) -> String {
 }
 
 impl Driver {
-    /// Opens it with robust buffer access 2, which wgpu asks for even where it trusts the shader, or with none.
+    /// Opens the device with robust buffer access 2, which wgpu requests even for trusted shaders, or without it.
     pub(crate) fn open(robust: bool) -> Result<Self, String> {
-        // SAFETY: the loader is the system's own, and every structure below outlives the call that it is given to.
+        // SAFETY: the loader is the system's own, and every structure below outlives the call that it is passed to.
         unsafe { Self::open_unchecked(robust) }
     }
 
     unsafe fn open_unchecked(robust: bool) -> Result<Self, String> {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller upholds the contract.
         unsafe {
             let entry = ash::Entry::load().map_err(|error| format!("no Vulkan loader: {error}"))?;
             let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
@@ -96,9 +96,9 @@ impl Driver {
         }
     }
 
-    /// Compiles a shader. The objects are left to the end of the process.
+    /// Compiles a shader. Its Vulkan objects live until the end of the process.
     pub(crate) fn compile(&self, module: &Module) -> Result<Compiled, String> {
-        // SAFETY: naga wrote the SPIR-V, the layout is its bindings, and every structure outlives the call that it is given to.
+        // SAFETY: naga wrote the SPIR-V, the layout has its bindings, and every structure outlives the call.
         unsafe {
             let pipeline = self.pipeline(module).map_err(|error| format!("the driver says {error}"))?;
             let info = vk::PipelineInfoKHR::default().pipeline(pipeline);
@@ -115,7 +115,7 @@ impl Driver {
     }
 
     unsafe fn pipeline(&self, module: &Module) -> Result<vk::Pipeline, vk::Result> {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller upholds the contract.
         unsafe {
             let sets = module.bindings.iter().map(|&(group, ..)| group + 1).max().unwrap_or(0);
             let mut layouts = Vec::new();
@@ -136,13 +136,13 @@ impl Driver {
             let capture = vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR | vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
             let info = vk::ComputePipelineCreateInfo::default().flags(capture).layout(layout).stage(stage);
             let pipelines = self.device.create_compute_pipelines(vk::PipelineCache::null(), &[info], None);
-            pipelines.map(|pipelines| pipelines[0]).map_err(|(_, error)| error) // one was asked for
+            pipelines.map(|pipelines| pipelines[0]).map_err(|(_, error)| error) // one pipeline was requested
         }
     }
 
-    /// ash has no wrapper that allocates the texts: asked for three times, for the count, the sizes and the texts.
+    /// Returns the representations. ash has no wrapper: one call each for the count, the sizes and the texts.
     unsafe fn representations(&self, info: &vk::PipelineExecutableInfoKHR<'_>) -> Result<Vec<(String, String)>, vk::Result> {
-        // SAFETY: as the caller says; each buffer is as long as the driver said.
+        // SAFETY: the caller upholds the contract; each buffer has the length that the driver returned.
         unsafe {
             let ask = self.properties.fp().get_pipeline_executable_internal_representations_khr;
             let handle = self.device.handle();
@@ -172,7 +172,7 @@ fn layout_binding(&(_, number, is_uniform): &(u32, u32, bool)) -> vk::Descriptor
 }
 
 fn number(statistic: &vk::PipelineExecutableStatisticKHR<'_>) -> f64 {
-    // SAFETY: the format says which of them it is.
+    // SAFETY: the format says which field of the union is set.
     unsafe {
         match statistic.format {
             vk::PipelineExecutableStatisticFormatKHR::UINT64 => statistic.value.u64 as f64,

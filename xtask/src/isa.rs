@@ -1,14 +1,14 @@
-//! How much of AMD machine code is multiply-adds: what the rest of a loop costs. How many matrix instructions AMD and NVIDIA code has.
+//! Shares of multiply-adds in AMD machine code; matrix instructions in AMD and NVIDIA code.
 
 use std::collections::HashMap;
 
-/// Multiply-adds among the vector instructions of a loop, each instruction counted once however often it runs.
+/// Shares of multiply-adds in the vector instructions of a loop. An instruction counts once, however often it runs.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Shares {
-    /// Of the loop with the most vector instructions, with the loops within it: a pass over a tile of keys. Of the whole shader
-    /// where nothing loops.
+    /// Share in the loop with the most vector instructions, inner loops included: a pass over a tile of keys. Without
+    /// any loop, the share in the whole shader.
     pub(crate) largest_loop: f64,
-    /// Of the loops without a loop in them the worst of those that matter: that have half as many multiply-adds as one of them.
+    /// Smallest share in innermost loops that have at least half as many multiply-adds as the one with the most.
     pub(crate) inner_loop: f64,
 }
 
@@ -24,7 +24,7 @@ impl Count {
     }
 }
 
-/// Reads the driver's assembly: blocks `BB7:`, a loop wherever a branch goes back to an earlier or the same block.
+/// Parses the driver's assembly: blocks `BB7:`, and a loop wherever a branch goes back to its own or an earlier block.
 pub(crate) fn shares(assembly: &str) -> Shares {
     let lines: Vec<&str> = assembly.lines().map(|line| line.split(';').next().unwrap_or_default().trim()).collect();
     let mut blocks: HashMap<&str, usize> = HashMap::new();
@@ -49,13 +49,13 @@ pub(crate) fn shares(assembly: &str) -> Shares {
     Shares { largest_loop: largest.share(), inner_loop: worst.unwrap_or(whole.share()) }
 }
 
-/// Matrix instructions in AMD's (WMMA) or NVIDIA's (HMMA) assembly, each counted once. NVIDIA's are half as large: 16x8x16.
+/// Counts matrix instructions in AMD (WMMA) or NVIDIA (HMMA) assembly, each once. NVIDIA's are half as large: 16x8x16.
 pub(crate) fn matrix_instructions(assembly: &str) -> u32 {
     let is_one = |line: &&str| line.trim_start().starts_with("v_wmma") || line.contains("= hmma.");
     assembly.lines().filter(is_one).count() as u32
 }
 
-/// `sum` and a line: one vector instruction, or two that are issued together (`v_dual_x .. :: v_dual_y ..`).
+/// Adds a line to `sum`: one vector instruction, or two that are issued together (`v_dual_x .. :: v_dual_y ..`).
 fn add(mut sum: Count, line: &str) -> Count {
     for instruction in line.split(" :: ") {
         if let Some(operation) = instruction.trim().strip_prefix("v_") {

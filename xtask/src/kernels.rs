@@ -1,4 +1,4 @@
-//! The kernels that the planner can choose on a device, each with the first problem that it is chosen for.
+//! Kernels that the planner can choose on a device, each with the first problem that it is chosen for.
 
 use std::collections::HashSet;
 
@@ -10,19 +10,19 @@ use wgpu_attention::{
 
 use crate::targets::TARGETS;
 
-/// A kernel and what it is for.
+/// Kernel and the problem that it is for.
 pub(crate) struct Kernel {
-    /// The problem in words, and which of the plan's kernels: the same from one record to the next.
+    /// Problem in words, and the kernel of its plan; stable from one record to the next.
     pub(crate) case: String,
-    /// Which kernel, and its shape.
+    /// Name of the kernel, with its shape.
     pub(crate) name: String,
-    /// WGSL.
+    /// WGSL text.
     pub(crate) text: String,
     /// Bytes of workgroup memory.
     pub(crate) workgroup_bytes: u32,
 }
 
-/// Every kernel, each once. A kernel is named after the first case that has it.
+/// Returns every kernel once, named after the first case that has it.
 pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
     let kernel = |case, name: &str, shader: &Shader| Kernel {
         case,
@@ -31,13 +31,13 @@ pub(crate) fn all(caps: &DeviceCaps) -> Result<Vec<Kernel>, String> {
         workgroup_bytes: shader.workgroup_bytes,
     };
     let mut kernels: Vec<_> = shaders(caps, cases(&LONG))?.into_iter().map(|(case, shader)| kernel(case, &shader.name, &shader)).collect();
-    // What keeps a cache on a device is the same for every one.
+    // Kernels of caches are the same on every device.
     let caches = cache_shaders();
     kernels.extend(caches.iter().map(|shader| kernel(format!("cache: {}", shader.name), first_word(&shader.name), shader)));
     Ok(kernels)
 }
 
-/// Every kernel on any kind of device, with the odd cases too, each once.
+/// Returns every kernel on any kind of device once, those of odd cases too.
 pub(crate) fn everywhere() -> Result<Vec<(String, Shader)>, String> {
     let mut all = Vec::new();
     for (device, caps) in devices() {
@@ -51,7 +51,7 @@ pub(crate) fn everywhere() -> Result<Vec<(String, Shader)>, String> {
     Ok(all)
 }
 
-/// Devices between which plans differ: the limits that every WebGPU device has, the lab's targets, and a software adapter without
+/// Returns devices whose plans differ: the default limits of WebGPU, the lab's targets, and software adapters without
 /// subgroups and with some of each size.
 fn devices() -> Vec<(String, DeviceCaps)> {
     let defaults = DeviceCaps::webgpu_defaults();
@@ -69,11 +69,11 @@ fn devices() -> Vec<(String, DeviceCaps)> {
     devices
 }
 
-/// The kernels of the cases' plans, each with the first case that has it.
+/// Returns the kernels of the cases' plans, each with the first case that has it.
 fn shaders(caps: &DeviceCaps, cases: Vec<Case>) -> Result<Vec<(String, Shader)>, String> {
     let mut shaders = Vec::new();
     let mut seen = HashSet::new();
-    // Where there are cooperative matrices, what is chosen with and without them. Gradients have no such choice.
+    // With cooperative matrices, plan with and without preferring them. Gradients have no such choice.
     let preferences = if caps.matrix_size > 0 { &[false, true][..] } else { &[false] };
     for (case, problem, algorithm, specialise) in cases {
         let caps = |prefer_matrices| DeviceCaps { specialise, prefer_matrices, ..caps.clone() };
@@ -95,17 +95,17 @@ fn first_word(text: &str) -> &str {
     text.split_whitespace().next().unwrap_or_default()
 }
 
-/// Those of [`all`] with `text` in their case.
+/// Returns the kernels of [`all`] with `text` in their case.
 pub(crate) fn some(caps: &DeviceCaps, text: &str) -> Result<Vec<Kernel>, String> {
     let mut kernels = all(caps)?;
     kernels.retain(|kernel| kernel.case.contains(text));
     Ok(kernels)
 }
 
-/// A problem in words, itself, how it is computed (`None`: its gradients), and whether kernels are made for it alone.
+/// Problem in words, the problem, its algorithm (`None`: its gradients), and the choice of specialised kernels.
 pub(crate) type Case = (String, Problem, Option<Algorithm>, Specialise);
 
-/// Problems that between them need every kernel.
+/// Returns problems that together need every kernel.
 pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
     const DIMS: [usize; 4] = [64, 80, 128, 256];
     let mut cases = Vec::new();
@@ -141,7 +141,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             backward("general backward", everything(prefill), Specialise::Never);
         }
     }
-    // Caches: pages, lengths in tables, and how keys and values are stored.
+    // Caches: pages, lengths in tables, and storage types.
     for dim in [64, 128] {
         for (cache, query) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::Q8, DType::F32), (DType::Q4, DType::F32)] {
             let mut add = |what: &str, problem: Problem, specialise| {
@@ -170,14 +170,14 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
     cases
 }
 
-/// Cases that no record is kept of: widths, layouts and options that those of [`cases`] do not have.
+/// Returns cases that no record has: widths, layouts and options that [`cases`] leaves out.
 fn odd_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |what: &str, problem: Problem| {
         let ways = [("", Some(Algorithm::Fused)), (", staged", Some(Algorithm::Staged)), (", backward", None)];
         for (general, specialise) in [("", Specialise::Always), (", general", Specialise::Never)] {
             for (way, algorithm) in ways {
-                // Blocks have no gradients and no staged form.
+                // Quantised keys have no gradients and no staged path.
                 if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_blocks() {
                     cases.push((format!("{what}{general}{way}"), problem, algorithm, specialise));
                 }
@@ -215,13 +215,13 @@ fn odd_cases() -> Vec<Case> {
     cases
 }
 
-/// Sizes of the problems: one of each row of the planner's table, and one that splits the keys.
+/// Sizes of the problems: one for each row of the planner's table, and one that splits the keys.
 pub(crate) struct Sizes {
     prefill: Lengths,
     decode: Lengths,
     eight_rows: Lengths,
     sixteen_rows: Lengths,
-    /// Of [`everything`].
+    /// Window of [`everything`]; `max_distance` is that of its relative bias.
     window: u32,
     max_distance: u32,
 }
@@ -238,7 +238,7 @@ const fn lengths(num_heads: usize, num_kv_heads: usize, rows: usize, keys: usize
     Lengths { num_heads, num_kv_heads, rows, keys }
 }
 
-/// As people have them.
+/// Realistic sizes.
 pub(crate) const LONG: Sizes = Sizes {
     prefill: lengths(8, 8, 1024, 1024),
     decode: lengths(32, 8, 1, 4096),
@@ -248,7 +248,7 @@ pub(crate) const LONG: Sizes = Sizes {
     max_distance: 128,
 };
 
-/// As small as they can be for the same kernels, and odd, so that every tile has a tail.
+/// Smallest sizes that get the same kernels; odd, so that every tile has a tail.
 pub(crate) const SHORT: Sizes = Sizes {
     prefill: lengths(2, 2, 37, 41),
     decode: lengths(4, 1, 1, 527),
@@ -276,7 +276,7 @@ fn paged(mut problem: Problem) -> Problem {
     problem
 }
 
-/// With every option that can be had together.
+/// Adds every option that can be combined.
 fn everything(problem: Problem, sizes: &Sizes) -> Problem {
     let full = Broadcast(problem.dims.scores_shape());
     let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(sizes.window), None).with_lse();

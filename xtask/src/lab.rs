@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: every target, from outside the lab.
+//! `cargo xtask lab`: measures every target, from outside the lab.
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
@@ -10,18 +10,18 @@ use crate::targets::{TARGETS, Target};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Only these targets; nothing is written
+    /// Measure only these targets; write nothing
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
-    /// Only kernels with this in the words for their problem, such as `matrix`; nothing is written
+    /// Measure only kernels with TEXT in their case, for example `matrix`; write nothing
     #[arg(long, value_name = "TEXT", conflicts_with = "compare")]
     only: Option<String>,
-    /// Compare with benches/record/lab.tsv; nothing is written. Exit code 1 on new spills, or where a kernel no longer compiles
+    /// Compare with benches/record/lab.tsv and write nothing; exit code 1 if a kernel spills more or no longer compiles
     #[arg(long)]
     compare: bool,
 }
 
-/// Whether all is well.
+/// Measures the targets. Returns true if every kernel compiled or, with --compare, none is worse.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
     let folder = root.join("benches/record");
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         return Err(format!("no lab: `{LAB} setup` makes it and needs root and Debian, as does running in it"));
     }
     let mut record = Record::default();
-    // All at once: a driver compiles one kernel after the other.
+    // Targets run in parallel; a driver compiles one kernel after the other.
     let only = args.only.as_deref().unwrap_or_default();
     let measured: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = chosen.iter().map(|target| scope.spawn(|| measure(root, target, only))).collect();
@@ -70,8 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     Ok(failed == 0)
 }
 
-/// Runs `xtask stats` in the lab: the driver, and its answers. A compiler that crashes takes the program with it: it is started again
-/// behind that kernel.
+/// Runs `xtask stats` in the lab. Returns the driver and its answers. A compiler crash ends the program, which is then
+/// started again after that kernel.
 fn measure(root: &Path, target: &Target, only: &str) -> Result<(String, Vec<Entry>), String> {
     let kernels = kernels::some(&target.caps(), only)?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;

@@ -1,21 +1,21 @@
-//! The project's own chores.
+//! Development tasks of the project.
 //!
-//! `cargo xtask lab` compiles every kernel that the planner can choose on a GPU through Mesa's true AMD, NVIDIA, Apple and Adreno
-//! compilers, on virtual GPUs, and writes down what they say: registers, spills, occupancy, instructions. It runs itself inside the
-//! lab of `scripts/gpulab.sh`, once a target. The lab needs root and Debian; `scripts/gpulab.sh setup` makes it.
+//! `cargo xtask lab` compiles every kernel that the planner can choose on a GPU with Mesa's real AMD, NVIDIA, Apple and
+//! Adreno compilers on virtual GPUs, and records registers, spills, occupancy and instructions. It runs itself inside
+//! the lab of `scripts/gpulab.sh`, once per target. The lab needs root and Debian; `gpulab.sh setup` creates it.
 //!
-//! `cargo xtask lab --compare` writes nothing: it exits with 1 where a kernel spills more than in `benches/record/lab.tsv` or no
-//! longer compiles.
+//! `cargo xtask lab --compare` writes nothing: it exits with 1 if a kernel spills more than in `benches/record/lab.tsv`
+//! or no longer compiles.
 //!
-//! `cargo xtask stats TARGET FILE.wgsl..` is the inner half: one target, any shader, one JSON object a line. In the lab:
-//! `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
+//! `cargo xtask stats TARGET FILE.wgsl..` is the inner half: one target, any shader, one JSON object per line. In the
+//! lab: `scripts/gpulab.sh run navi31 -- target/release/xtask stats navi31 my.wgsl --keep target`.
 //!
-//! `cargo xtask wgsl --out FOLDER` writes the text of every kernel as standard WGSL, which `scripts/tint.sh` gives to browsers' compiler.
+//! `cargo xtask wgsl --out FOLDER` writes every kernel as standard WGSL, which `scripts/tint.sh` passes to Tint.
 //!
-//! `cargo xtask fuzz` holds random problems on every backend against the oracle, for a minute or for days; it has examples in its `--help`.
+//! `cargo xtask fuzz` compares random problems on every backend with the oracle; its `--help` has examples.
 //!
-//! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the planner chooses
-//! differently, compares the answers with the oracle, and exits with 1 where the simulator finds anything.
+//! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the
+//! planner chooses differently, compares the answers with the oracle, and exits with 1 if the simulator finds anything.
 
 mod driver;
 mod fuzz;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The project's own chores
+/// Development tasks of the project
 #[derive(Parser, Debug)]
 #[command(name = "cargo xtask", max_term_width = 120)]
 struct Cli {
@@ -43,15 +43,15 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Compile every kernel for GPUs that are not here; write or compare benches/record/lab.tsv
+    /// Compile every kernel for virtual GPUs; write or compare benches/record/lab.tsv
     Lab(lab::Args),
-    /// Run every kernel on the simulator; report races, reads of what nobody wrote and the like
+    /// Run every kernel on the simulator; report races, uninitialised reads and other findings
     Simulate(simulate::Args),
-    /// Compile for one target, from inside the lab; JSON lines
+    /// Compile for one target, inside the lab; print JSON lines
     Stats(stats::Args),
-    /// Random problems on every backend against the oracle, for as long as one likes
+    /// Compare random problems on every backend with the oracle, for as long as you like
     Fuzz(fuzz::Args),
-    /// Write every kernel as standard WGSL, with an index that says where its lines come from
+    /// Write every kernel as standard WGSL, with an index of the origin of its lines
     Wgsl(wgsl::Args),
 }
 

@@ -1,4 +1,4 @@
-//! What the lab found: as lines, as a table to read, and against the last one.
+//! Records of the lab: as lines, as a document, and compared with the last one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,17 +9,17 @@ use crate::isa::Shares;
 use crate::kernels::Kernel;
 use crate::targets::{Figures, TARGETS, Target};
 
-/// A line of `xtask stats`.
+/// Line that `xtask stats` prints.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// Who compiles. The first line.
+    /// Name of the driver; the first line.
     Driver(String),
-    /// One kernel.
+    /// Result of one kernel.
     Kernel(Box<Entry>),
 }
 
-/// One kernel on one target.
+/// Result of one kernel on one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) target: String,
@@ -28,9 +28,9 @@ pub(crate) struct Entry {
     pub(crate) workgroup_bytes: u32,
     pub(crate) figures: Figures,
     pub(crate) shares: Option<Shares>,
-    /// Matrix instructions, where the driver hands out machine code that we can read.
+    /// Matrix instructions, if the driver returns machine code that we can read.
     pub(crate) matrix: Option<u32>,
-    /// That compiling took.
+    /// Compile time.
     pub(crate) milliseconds: f64,
     pub(crate) error: Option<String>,
 }
@@ -50,16 +50,16 @@ impl Entry {
         }
     }
 
-    /// Registers in memory, by whichever figure the driver gives.
+    /// Returns the extent of spilling: the larger of the figures `spills` and `scratch`.
     fn spilled(&self) -> f64 {
         self.figures.spills.unwrap_or(0.0).max(self.figures.scratch.unwrap_or(0.0))
     }
 }
 
-/// What one run of the lab found.
+/// Results of one run of the lab.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Record {
-    /// By target.
+    /// Name of each target's driver.
     pub(crate) drivers: BTreeMap<String, String>,
     pub(crate) entries: Vec<Entry>,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Record {
 const COLUMNS: &str = "target\tcase\tkernel\tworkgroup_bytes\tregisters\tspills\tscratch\toccupancy\tinstructions\tcycles\tfma_loop\tfma_inner\tmatrix\terror";
 
 impl Record {
-    /// One line a kernel and target, with a head.
+    /// Returns one line per kernel and target, after a header.
     pub(crate) fn tsv(&self) -> String {
         let mut text = format!("{COLUMNS}\n");
         for entry in &self.entries {
@@ -79,7 +79,7 @@ impl Record {
         text
     }
 
-    /// Reads what [`Self::tsv`] wrote. Drivers and shares are not read.
+    /// Parses the output of [`Self::tsv`]. Drivers, shares and matrix instructions are not read.
     pub(crate) fn from_tsv(text: &str) -> Result<Self, String> {
         let mut lines = text.lines();
         if lines.next() != Some(COLUMNS) {
@@ -114,7 +114,7 @@ impl Record {
         Ok(Self { drivers: BTreeMap::new(), entries })
     }
 
-    /// What is worse than in `last` on the targets: one line each.
+    /// Returns one line for everything on the targets that is worse than in `last`.
     pub(crate) fn worse_than(&self, last: &Self, targets: &[&Target]) -> Vec<String> {
         let mut worse = Vec::new();
         for target in targets {
@@ -140,7 +140,7 @@ impl Record {
         worse
     }
 
-    /// A document: drivers, what spills, and a table for each target.
+    /// Returns a document: drivers, number of kernels that spill, and a table for each target.
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from(INTRODUCTION);
         for target in TARGETS {
@@ -170,7 +170,7 @@ impl Record {
     }
 }
 
-/// The figures as text, empty where the driver gives none; shares in percent.
+/// Returns the figures as text, empty if the driver reports none; shares in percent.
 fn cells(entry: &Entry) -> Vec<String> {
     let Figures { registers, spills, scratch, occupancy, instructions, cycles } = entry.figures;
     let percent = |share: f64| (100.0 * share).round();
@@ -238,10 +238,10 @@ mod tests {
         assert_eq!(worse(&broken, &broken), 0);
         assert_eq!(worse(&spilling, &fine), 1);
         assert_eq!(worse(&broken, &fine), 1);
-        // What was not there before must not spill either.
+        // A new kernel must not spill either.
         assert_eq!(worse(&spilling, &nothing), 1);
         assert_eq!(worse(&fine, &nothing), 0);
-        // A target that is gone says nothing of its kernels.
+        // A missing target is reported once, without its kernels.
         assert_eq!(worse(&nothing, &fine), 1);
     }
 }

@@ -1,17 +1,17 @@
-//! WGSL -> SPIR-V as wgpu 30 gives it to a Vulkan driver when it trusts the shader: no checks, workgroup memory not zeroed.
+//! Translation of WGSL to SPIR-V as wgpu 30 does it for a trusted shader: no checks, workgroup memory not zeroed.
 
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 
-/// A compute shader with one entry point.
+/// Compute shader with one entry point.
 pub(crate) struct Module {
     pub(crate) words: Vec<u32>,
     pub(crate) entry_point: String,
-    /// Group, number, and whether it is a uniform buffer; all others are storage buffers.
+    /// Group, number, and true for a uniform buffer; all others are storage buffers.
     pub(crate) bindings: Vec<(u32, u32, bool)>,
 }
 
-/// Translates a shader.
+/// Translates a shader to SPIR-V.
 pub(crate) fn compile(wgsl: &str) -> Result<Module, String> {
     let capabilities = naga::valid::Capabilities::all();
     let options = naga::front::wgsl::Options { parse_doc_comments: false, capabilities };

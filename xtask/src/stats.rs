@@ -1,4 +1,4 @@
-//! `cargo xtask stats`: one target, from inside the lab.
+//! `cargo xtask stats`: compiles for one target, inside the lab.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use crate::{isa, spirv};
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// navi31, gfx1201, nv172, nv192, m1 or adreno740: the one that the lab runs this for
+    /// Target that the lab stands in for: navi31, gfx1201, nv172, nv192, m1 or adreno740
     target: String,
-    /// Shaders to compile, instead of the planner's kernels
+    /// Shaders to compile instead of the planner's kernels
     files: Vec<PathBuf>,
-    /// Only the planner's kernels with this in the words for their problem
+    /// Compile only the planner's kernels with TEXT in their case
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Leave out the first kernels
+    /// Skip the first COUNT kernels
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     skip: usize,
-    /// Without robust buffer access, which wgpu always asks for
+    /// Compile without robust buffer access, which wgpu always requests
     #[arg(long)]
     fragile: bool,
     /// Write the driver's intermediate and machine code into this folder

@@ -1,19 +1,19 @@
-//! The virtual GPUs, what they can do, and what their drivers call what we count.
+//! Virtual GPUs: their capabilities, and their drivers' names for the figures.
 
 use std::collections::BTreeMap;
 
 use wgpu_attention::plan::{DeviceCaps, DeviceClass};
 
-/// A GPU that the lab can stand in for.
+/// GPU that the lab can stand in for.
 pub(crate) struct Target {
-    /// The lab's name for it.
+    /// Name in the lab.
     pub(crate) name: &'static str,
-    /// What it stands for.
+    /// GPU that the lab stands in for.
     pub(crate) about: &'static str,
     class: DeviceClass,
-    /// Smallest and largest.
+    /// Smallest and largest subgroup size.
     subgroups: [u32; 2],
-    /// Of cooperative matrices of f16 with f32 sums.
+    /// Size of cooperative matrices of f16 with f32 sums; 0: none.
     matrix_size: u32,
     workgroup_bytes: u32,
     vendor: Vendor,
@@ -27,7 +27,7 @@ enum Vendor {
     Adreno,
 }
 
-/// All of them, with what wgpu 30 reports of each.
+/// All targets, with what wgpu 30 reports for each.
 pub(crate) const TARGETS: &[Target] = &[
     target("navi31", "AMD RDNA 3", DeviceClass::Discrete, [32, 64], 16, 65536, Vendor::Amd),
     target("gfx1201", "AMD RDNA 4", DeviceClass::Discrete, [32, 64], 16, 65536, Vendor::Amd),
@@ -49,31 +49,31 @@ const fn target(
     Target { name, about, class, subgroups, matrix_size, workgroup_bytes, vendor }
 }
 
-/// What we count, whoever the driver is of. Not every driver counts everything.
+/// Figures that are common to all vendors. Not every driver reports all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Figures {
-    /// Vector registers of a thread.
+    /// Vector registers per thread.
     pub(crate) registers: Option<f64>,
-    /// AMD: registers put into memory; others: instructions that put them there (Adreno: or fetch them).
+    /// AMD: spilled registers; others: instructions that spill registers (Adreno: or reload them).
     pub(crate) spills: Option<f64>,
-    /// Bytes of memory a thread for those and for arrays with run-time indices.
+    /// Bytes of memory per thread for spills and for arrays with run-time indices.
     pub(crate) scratch: Option<f64>,
-    /// AMD: waves a SIMD; NVIDIA: warps a multiprocessor; Apple: threads a core; Adreno: waves a core.
+    /// AMD: waves per SIMD; NVIDIA: warps per multiprocessor; Apple: threads per core; Adreno: waves per core.
     pub(crate) occupancy: Option<f64>,
-    /// In the whole shader, each once.
+    /// Instructions of the whole shader, each counted once.
     pub(crate) instructions: Option<f64>,
     /// AMD: latency; NVIDIA: static cycles, loops counted once.
     pub(crate) cycles: Option<f64>,
 }
 
 impl Target {
-    /// The one of that name.
+    /// Finds a target by its name.
     pub(crate) fn find(name: &str) -> Result<&'static Self, String> {
         let names = || TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(" ");
         TARGETS.iter().find(|target| target.name == name).ok_or_else(|| format!("no target `{name}`; there are {}", names()))
     }
 
-    /// What the planner gets to know.
+    /// Returns the capabilities that the planner sees.
     pub(crate) fn caps(&self) -> DeviceCaps {
         DeviceCaps {
             class: self.class,
@@ -89,12 +89,12 @@ impl Target {
         }
     }
 
-    /// Whether the driver hands out AMD machine code.
+    /// True if the driver returns AMD machine code.
     pub(crate) const fn is_amd(&self) -> bool {
         matches!(self.vendor, Vendor::Amd)
     }
 
-    /// Reads them from the driver's statistics.
+    /// Reads the figures from the driver's statistics.
     pub(crate) fn figures(&self, statistics: &BTreeMap<String, f64>) -> Figures {
         let sum = |names: &[&str]| names.iter().filter_map(|&name| statistics.get(name).copied()).reduce(|a, b| a + b);
         let [registers, spills, scratch, occupancy, instructions, cycles]: [&[&str]; 6] = match self.vendor {

@@ -1,4 +1,4 @@
-//! `cargo xtask wgsl`: the text of every kernel, for other compilers than ours.
+//! `cargo xtask wgsl`: writes the text of every kernel, for other compilers than ours.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,24 +11,24 @@ use crate::kernels;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Folder to write to; it is made if there is none
+    /// Folder to write to; created if there is none
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Only kernels with this in the words for their device and problem
+    /// Write only kernels with TEXT in the words for their device and problem
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// The text that naga gets, which may have cooperative matrices and enables no subgroups; else standard WGSL
+    /// Write the text for naga, which may use cooperative matrices and enables no subgroups, instead of standard WGSL
     #[arg(long)]
     naga: bool,
 }
 
-/// A line of index.json.
+/// Entry of index.json.
 #[derive(Serialize)]
 struct Entry {
     file: String,
     case: String,
     kernel: String,
-    /// First line (from 1) of each run of lines, the file that they are from, and which of its lines the first one is.
+    /// First line (from 1) of each run of lines, the file that the run is from, and its first line in that file.
     lines: Vec<(usize, String, usize)>,
 }
 
@@ -60,7 +60,7 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Where the lines of a kernel come from: a new entry at every change of file.
+/// Returns the origins of a kernel's lines, with a new entry at every change of file.
 fn origins(shader: &Shader) -> Vec<(usize, String, usize)> {
     let mut origins: Vec<(usize, String, usize)> = Vec::new();
     for line in 1..=shader.text().lines().count() {

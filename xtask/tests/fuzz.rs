@@ -1,11 +1,11 @@
-//! The fuzz finds what is planted, whatever it does, and goes on where it left off.
+//! The fuzz finds planted mistakes of every kind, and goes on where it left off.
 
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-/// Runs the fuzz on the CPU path: its exit code, and its lines of JSON.
+/// Runs the fuzz on the CPU path. Returns its exit code and its lines of JSON.
 fn fuzz(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     let run = Command::new(env!("CARGO_BIN_EXE_xtask")).args(["fuzz", "--backend", "cpu", "--json"]).args(arguments).output();
     let run = run.expect("the program starts");
@@ -14,7 +14,7 @@ fn fuzz(arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     (run.status.code(), lines)
 }
 
-/// Runs it with a planted mistake until it finds it: kind, report, smallest problem.
+/// Runs the fuzz until it finds a planted mistake. Returns kind, report and smallest problem.
 fn find(plant: &str) -> [String; 3] {
     let (code, lines) = fuzz(&["--count", "20", "--failures", "1", "--hang", "2", "--plant", plant]);
     assert_eq!(code, Some(1), "{lines:?}");

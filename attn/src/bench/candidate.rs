@@ -1,4 +1,4 @@
-//! Who is timed: our paths, and peers.
+//! Candidates to time: our own implementations and peers.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,22 +13,22 @@ use crate::backend;
 use crate::failure::Failure;
 use crate::terminal::{Progress, note};
 
-/// One thing to time.
+/// One implementation to time.
 pub(super) struct Candidate {
     runner: Runner,
     outputs: Outputs,
-    /// Where it computes, and what it calls its way.
+    /// Device it runs on; `op` is the name of the implementation.
     pub(super) adapter: String,
     pub(super) op: String,
-    /// What is wrong with its answer: only of peers, we stop at a wrong one of ours.
+    /// Mismatch with the oracle. Recorded for peers only; a wrong answer of our own stops the run.
     pub(super) wrong: Option<String>,
-    /// What was planned, of ours.
+    /// Plan that the engine chose; empty for peers.
     pub(super) kernel: String,
-    /// Milliseconds of each run.
+    /// Wall time of each run, in ms.
     pub(super) times: Vec<f64>,
-    /// Seconds that the first call took: with the compilation of what is not compiled yet.
+    /// Wall time of the first call, in seconds, including the compilation of kernels that are not cached.
     pub(super) first: f64,
-    /// The most bytes of memory that the process had while this candidate computed alone.
+    /// Peak memory of the process, in bytes, while this candidate computed alone.
     pub(super) peak_bytes: Option<u64>,
 }
 
@@ -37,8 +37,8 @@ enum Runner {
     Peer(Peer),
 }
 
-/// Fused on every adapter and on the CPU, staged on adapters if it is wanted, each once; then the peers.
-/// `tuned` is a file of kernels that were found to be the fastest.
+/// Collects the candidates: fused on every adapter and on the CPU, staged on adapters if `staged`, each once; then the
+/// peers. `tuned` is a file of tuned kernels to load.
 pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
     for (backend, engine) in backend::open_each(backends, tuned.is_some())? {
@@ -58,7 +58,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
     Ok(found)
 }
 
-/// The forward pass, and the gradients of query, key and value.
+/// Computes the forward pass and the gradients of query, key and value.
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
     let mut problem = task.problem;
     problem.want.stats = true;
@@ -92,8 +92,8 @@ impl Candidate {
         matches!(self.runner, Runner::Peer(_))
     }
 
-    /// Checks the answer, then runs once more: the first call makes pipelines and buffers, the second is what a call costs.
-    /// False if this candidate does not do the problem.
+    /// Checks the answer, then runs once more: the first call creates pipelines and buffers, the second is typical.
+    /// Returns false if this candidate does not support the problem.
     pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
         self.times.clear();
         self.wrong = None;
@@ -141,12 +141,12 @@ impl Candidate {
         Ok(true)
     }
 
-    /// Runs for this long, at least once.
+    /// Runs for the time `long`, at least once.
     pub(super) fn visit(&mut self, task: &Task, tensors: &Tensors, long: Duration) -> Result<(), Failure> {
         match &mut self.runner {
             Runner::Engine(engine) => {
                 let visit = Instant::now();
-                // Kept by the caller, as the peers keep theirs.
+                // The caller keeps the outputs, as the peers keep theirs.
                 let outputs = &mut self.outputs;
                 loop {
                     let started = Instant::now();
@@ -172,7 +172,7 @@ impl Candidate {
         }
     }
 
-    /// Least, median and most milliseconds.
+    /// Returns the minimum, median and maximum of `times`, in ms.
     pub(super) fn spread(&self) -> Option<[f64; 3]> {
         let mut times = self.times.clone();
         times.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The numbers of a problem, and whether an answer is right.
+//! Inputs of benchmark problems, and checks of the answers.
 
 use wgpu_attention::verify::{Expected, compare};
 use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Problem, Visibility};
@@ -8,12 +8,12 @@ use crate::failure::Failure;
 use crate::random::Random;
 use crate::terminal::Progress;
 
-/// The numbers of a problem.
+/// Inputs of a problem, and the gradient of its output.
 pub(crate) struct Tensors {
     pub(super) query: HostVec,
     pub(super) key: HostVec,
     pub(super) value: HostVec,
-    /// The gradient of the output.
+    /// Gradient of the output.
     pub(super) d_output: HostVec,
 }
 
@@ -23,9 +23,9 @@ impl Tensors {
     }
 }
 
-/// Uniform in [-1, 1), the same each time.
+/// Draws the tensors uniformly from [-1, 1) with a fixed seed.
 pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
-    // Made as f32, then narrowed: both are there for a moment.
+    // Drawn as f32, then narrowed: both copies exist for a moment.
     let needed = 3.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
     if let Some(free) = free_memory()
         && needed > free
@@ -55,17 +55,17 @@ pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     })
 }
 
-/// Bytes that can still be had, where the system says.
+/// Returns the available memory in bytes, if the system reports it.
 fn free_memory() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
 }
 
-/// Rows of a large shape that are held against the oracle.
+/// Maximum number of rows that are checked against the oracle.
 const SAMPLED_ROWS: usize = 32;
 
-/// Holds rows of the answer against the oracle: the first, the last and some between, each as a problem of one query row.
+/// Checks rows against the oracle, each as a problem of one query row: all, or the first, the last and random ones.
 pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut Progress) -> Result<(), String> {
     let d = &problem.dims;
     let rows = d.batch * d.num_heads * d.seq_len_q;
@@ -98,8 +98,8 @@ pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, prog
     Ok(())
 }
 
-/// Holds gradients against what is true of them whatever the shape, head by head: the rows of dV add up to those of the output's
-/// gradient, because weights add up to 1, and both sum of query * dQ and sum of key * dK are the sum of score * dscore.
+/// Checks identities that gradients satisfy in every head, whatever the shape. The rows of dV add up to those of the
+/// output's gradient, because weights add up to 1. Both sum(query * dQ) and sum(key * dK) equal sum(score * dscore).
 pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &Gradients) -> Result<(), String> {
     let d = &problem.dims;
     let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
@@ -108,7 +108,7 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
     for kv_head in 0..d.batch * d.num_kv_heads {
         let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
         let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
-        // The sum of products, and of their sizes.
+        // Sum of the products, and sum of their magnitudes.
         let dot = |tensor: &HostVec, gradient: &[f32], of: &std::ops::Range<usize>| {
             let products =
                 (of.start * d.head_dim..of.end * d.head_dim).map(|at| f64::from(tensor.as_slice().get(at)) * f64::from(gradient[at]));
@@ -121,7 +121,7 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
         }
         for e in 0..d.head_dim_v {
             let sum = |numbers: &mut dyn Iterator<Item = f64>| numbers.fold((0.0, 0.0), |(sum, size), x: f64| (sum + x, size + x.abs()));
-            // Rows that see no key have no weights.
+            // Rows without a visible key have no weights.
             let sees = |row: usize| !problem.visibility.causal || d.seq_len_q <= d.seq_len_kv + row % d.seq_len_q;
             let d_output = |row: usize| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e));
             let (outputs, outputs_size) = sum(&mut rows.clone().filter(|&row| sees(row)).map(d_output));

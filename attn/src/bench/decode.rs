@@ -16,33 +16,33 @@ use crate::failure::Failure;
 use crate::random::Random;
 use crate::terminal::{Progress, Terminal, note};
 
-/// Keys of a page where a cache is paged.
+/// Page size of paged caches, in keys.
 const PAGE_SIZE: usize = 16;
 
-/// What `--decode` takes besides.
+/// Options of `--decode`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Instead: steps of decoding, one token against caches on the device or in host memory, contiguous and in pages of 16
+    /// Time decoding steps instead: one token against caches on a device or the host, contiguous and in pages of 16
     #[arg(long)]
     pub(super) decode: bool,
-    /// Keys in the cache, 1k is 1024; may be repeated [default: 1k, 4k and 16k]
+    /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated [default: 1k, 4k and 16k]
     #[arg(long, value_name = "KEYS", requires = "decode")]
     context: Vec<Context>,
-    /// How a cache stores keys and values, f32, f16, bf16, q8 or q4; may be repeated [default: f32, f16, q8 and q4]
+    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated [default: f32, f16, q8 and q4]
     #[arg(long, value_name = "STORAGE", requires = "decode")]
     cache: Vec<DType>,
-    /// Query heads and key/value heads
+    /// Numbers of query heads and of key/value heads
     #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8")]
     heads: Heads,
-    /// Width of a head
+    /// Head dimension
     #[arg(long, value_name = "D", requires = "decode", default_value_t = 128)]
     head_dim: usize,
-    /// The last N keys are visible, the others not
+    /// Sliding window: only the last N keys are visible [default: all]
     #[arg(long, value_name = "N", requires = "decode")]
     window: Option<u32>,
 }
 
-/// A number of keys.
+/// Number of keys; parses `4096` and `4k`.
 #[derive(Clone, Copy, Debug)]
 struct Context(usize);
 
@@ -69,17 +69,17 @@ impl FromStr for Heads {
     }
 }
 
-/// A cache full of numbers, the last token of which is the new one, and its query.
+/// Data of one step: a full cache whose last token is the new one, and the query of that token.
 pub(super) struct Full {
     pub(super) shape: CacheShape,
     pub(super) num_heads: usize,
     pub(super) keys: usize,
     pub(super) window: Option<u32>,
     pub(super) query: Vec<f32>,
-    /// [keys, num_kv_heads, head_dim], as stored.
+    /// `[keys, num_kv_heads, head_dim]` in the cache's storage type.
     pub(super) key: HostVec,
     pub(super) value: HostVec,
-    /// The last token before it was stored.
+    /// Key and value of the last token before quantisation or narrowing.
     pub(super) new: [Vec<f32>; 2],
 }
 
@@ -109,17 +109,17 @@ impl Full {
         Ok(Self { shape, num_heads, keys, window: args.window, query, key, value, new: [new_key, new_value] })
     }
 
-    /// Keys that the new token sees.
+    /// Returns the number of keys visible to the new token.
     fn seen(&self) -> usize {
         self.window.map_or(self.keys, |window| self.keys.min(window as usize))
     }
 
-    /// Bytes of keys and values that it sees.
+    /// Returns the bytes of the visible keys and values.
     fn bytes(&self) -> f64 {
         (self.seen() * self.shape.token_bytes()) as f64
     }
 
-    /// 4 * H * keys * D.
+    /// Returns the operation count, 4 * H * visible keys * D.
     fn flops(&self) -> f64 {
         4.0 * (self.num_heads * self.seen() * self.shape.head_dim) as f64
     }
@@ -129,7 +129,7 @@ impl Full {
         Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: 1, seq_len_kv: self.keys, head_dim, head_dim_v }
     }
 
-    /// The new token sees the last `window` keys, itself included.
+    /// Applies the window: the new token sees the last `window` keys, itself included.
     pub(super) fn look(&self, problem: Problem) -> Problem {
         match self.window {
             Some(keys) => problem.window(wgpu_attention::Alignment::BottomRight, Some(keys.saturating_sub(1)), Some(0)),
@@ -137,7 +137,7 @@ impl Full {
         }
     }
 
-    /// Holds some heads of an answer against the oracle.
+    /// Checks some heads of an answer against the oracle.
     fn check(&self, output: &[f32]) -> Result<(), String> {
         let (dim, row) = (self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim);
         let group = self.num_heads / self.shape.num_kv_heads;
@@ -161,7 +161,7 @@ impl Full {
     }
 }
 
-/// One way to do a step, and how long it took.
+/// One implementation of the step, and its timings.
 struct Candidate<'a> {
     adapter: String,
     /// `contiguous` or `paged`.
@@ -178,7 +178,7 @@ enum Step<'a> {
 }
 
 impl Candidate<'_> {
-    /// Does a step: milliseconds and the answer, if it is wanted.
+    /// Runs one step. Returns its time in ms and the answer; devices read the answer back only if it is `wanted`.
     fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
         match &mut self.step {
             Step::Host { engine, problem, table } => {
@@ -289,7 +289,7 @@ fn time(full: &Full, engines: &[(wgpu_attention::Engine, f64)], seconds: f64, js
     Ok(())
 }
 
-/// The inner error says why this engine does not do it.
+/// Sets up `op` on an engine. The inner error says why the engine does not support it.
 fn candidate<'a>(
     full: &Full,
     engine: &'a wgpu_attention::Engine,

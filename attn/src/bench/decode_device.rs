@@ -1,4 +1,4 @@
-//! Steps of decoding with a cache on a device.
+//! Decoding steps with a cache on a device.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, Tensor
 use super::decode::Full;
 use crate::failure::Failure;
 
-/// A cache of one layer, full but for the last token, which a step appends.
+/// Device cache of one layer, full except for the last token, which a step appends.
 pub(super) struct OnDevice<'a> {
     gpu: &'a Gpu,
     cache: DeviceCache,
@@ -20,7 +20,7 @@ pub(super) struct OnDevice<'a> {
 }
 
 impl<'a> OnDevice<'a> {
-    /// The inner error says why the device cannot.
+    /// Fills the cache and binds the step. The inner error says why the device does not support it.
     pub(super) fn new(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Result<Self, String>, Failure> {
         match Self::fill(gpu, full, page_size) {
             Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => Ok(Err(error.to_string())),
@@ -29,12 +29,12 @@ impl<'a> OnDevice<'a> {
     }
 
     fn fill(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Self, Error> {
-        // The keys of a head side by side: other layouts jump from page to page of the machine's memory.
+        // Bhsd keeps the keys of a head contiguous; other layouts jump between memory pages of the machine.
         let shape = CacheShape { page_size, layout: Layout::Bhsd, ..full.shape };
         let pages = full.keys.div_ceil(page_size);
         let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: 1, slots: 1, pages_per_slot: pages, pages })?;
         let slot = cache.start()?;
-        // Pages are given out in their order: the pool is the sequence.
+        // Pages are allocated in order, so the pool holds the sequence contiguously.
         for (bank, pools) in cache.pools(0)?.iter().enumerate() {
             let heads = shape.num_kv_heads / cache.pools(0)?.len();
             for (pool, data) in pools.iter().zip([&full.key, &full.value]) {
@@ -69,7 +69,7 @@ impl<'a> OnDevice<'a> {
         self.cache.bytes()
     }
 
-    /// One step, from the host's bookkeeping to the answer on the device; then the token is forgotten again.
+    /// Runs one step, from the host's bookkeeping to the answer on the device, then removes the token again.
     pub(super) fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
         let started = Instant::now();
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
@@ -88,7 +88,7 @@ impl<'a> OnDevice<'a> {
     }
 }
 
-/// Microseconds of CPU that a layer's append and attention take to record and submit, in a stack of 32 layers of a short cache.
+/// Measures the CPU time, in us, to record and submit a layer's append and attention, in 32 layers with a short cache.
 pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     const LAYERS: usize = 32;
     const STEPS: usize = 40;
@@ -127,7 +127,7 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     Ok(least * 1e6 / LAYERS as f64)
 }
 
-/// Bytes read and written by a copy from buffer to buffer, 10^9 a second: the best of several.
+/// Measures the bandwidth of a buffer-to-buffer copy in GB/s, reads plus writes: the best of several runs.
 pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
     let size = (64u64 << 20).min(gpu.device().limits().max_buffer_size) / 4 * 4;
     let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
@@ -145,7 +145,7 @@ pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
     Ok(2.0 * size as f64 / least / 1e9)
 }
 
-/// Writes some heads of [tokens, heads, dim] as pages of those heads alone.
+/// Writes the heads `some` of `data`, `[tokens, heads, dim]`, as pages that hold only these heads.
 fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShape, some: std::ops::Range<usize>) {
     const PIECE: usize = 8 << 20;
     let bytes = data.as_slice().bytes();
@@ -177,7 +177,7 @@ fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-/// Until the device has nothing left to do.
+/// Waits until the device is idle.
 pub(super) fn wait(gpu: &Gpu) -> Result<(), Failure> {
     let waited = gpu.device().poll(wgpu::PollType::wait_indefinitely());
     waited.map(|_| ()).map_err(|error| Failure::Check(error.to_string()))
@@ -190,7 +190,7 @@ fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Failure> {
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
     gpu.queue().submit([encoder.finish()]);
-    staging.map_async(wgpu::MapMode::Read, .., |_| {}); // the view says whether it failed
+    staging.map_async(wgpu::MapMode::Read, .., |_| {}); // get_mapped_range reports failures
     wait(gpu)?;
     let view = staging.get_mapped_range(..).map_err(|error| Failure::Check(error.to_string()))?;
     Ok(bytemuck::pod_collect_to_vec(&view))

@@ -1,11 +1,11 @@
-//! What the figures depend on besides the code: the machine, its limits, the day.
+//! Conditions of a measurement besides the code: the machine, its limits, the date.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// The first line of a record; `copy_gb_s` is what [`copy_gb_s`] measured.
+/// Returns the first line of a record; `copy_gb_s` is the result of [`copy_gb_s`].
 pub(super) fn line(copy_gb_s: f64) -> Value {
     json!({
         "machine": cpu_name(), "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
@@ -20,7 +20,7 @@ fn cpu_name() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
-/// Bytes read and written by a copy on all threads, 10^9 a second: the best of several.
+/// Measures the bandwidth of a copy on all threads in GB/s, reads plus writes: the best of several runs.
 pub(super) fn copy_gb_s() -> f64 {
     use rayon::prelude::*;
     const LEN: usize = 16 << 20;
@@ -37,13 +37,13 @@ pub(super) fn copy_gb_s() -> f64 {
     (2 * 4 * LEN) as f64 / best / 1e9
 }
 
-/// From now on, the peak is counted anew; where the system cannot do that, since the start of the process.
+/// Resets the peak memory counter. On systems without that, the peak counts from the start of the process.
 pub(super) fn reset_peak() {
-    // Linux: 5 resets VmHWM.
+    // Linux: writing 5 resets VmHWM.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most memory that the process has had.
+/// Returns the peak resident memory of the process, in bytes.
 pub(super) fn peak_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

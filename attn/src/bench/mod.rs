@@ -1,4 +1,4 @@
-//! `attn bench`: how fast, on what, against whom, and is it right.
+//! `attn bench`: times attention on every backend and against peers, each answer checked.
 
 mod candidate;
 mod check;
@@ -41,48 +41,48 @@ in host memory, the answer back in host memory. Candidates take turns, so that a
 GFLOP/s counts 4 * B * H * LQ * LK * D operations, half of that where it is causal, with the window instead of LK where there is
 one; with --backward 3.5 times as many. ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
 
-/// The arguments.
+/// Arguments of `attn bench`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated [default: 1,8,8,512,512,64 and 1,8,8,1,4096,64]
     #[arg(long, value_name = "B,H,HKV,LQ,LK,D")]
     shape: Vec<Shape>,
-    /// Hide the keys after each row's position, the last row standing at the last key (of every --shape)
+    /// Apply a causal mask to every --shape, bottom-right aligned: the last query is at the last key
     #[arg(long)]
     causal: bool,
-    /// The shapes of benches/suite.txt whose names begin like this; may be repeated
+    /// Time the shapes of benches/suite.txt whose names begin with NAME; may be repeated
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
-    /// How query, key, value and output are stored: f32, f16 or bf16
+    /// Storage type of query, key, value and output: f32, f16 or bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
     #[arg(long, value_name = "BACKEND", value_parser = backend::parse, help = concat!("May be repeated [default: auto and cpu]. ", "Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name"))]
     backend: Vec<Backend>,
-    /// A program that computes the same, timed in turns with ours; may be repeated. benches/peers/ has some
+    /// Peer program to time, interleaved with ours; may be repeated. benches/peers/ has some
     #[arg(long, value_name = "COMMAND")]
     compare: Vec<String>,
-    /// Kernels that `attn tune` found
+    /// Load the kernels that `attn tune` found
     #[arg(long, value_name = "FILE")]
     tuned: Option<std::path::PathBuf>,
     /// Threads of the CPU path and of the peers [default: all]
     #[arg(long)]
     threads: Option<std::num::NonZeroUsize>,
-    /// Instead: what a call costs besides the arithmetic, from a cold start to a recorded dispatch
+    /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
     #[arg(long)]
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
-    /// Forward and backward: the gradients of query, key and value too
+    /// Time forward and backward passes, with the gradients of query, key and value
     #[arg(long)]
     backward: bool,
-    /// Leave the staged kernels out, which take long where sequences are long
+    /// Leave out the staged kernels, which are slow on long sequences
     #[arg(long)]
     fused: bool,
-    /// Seconds to spend on each shape, besides checking
+    /// Seconds to spend on each shape, not counting the checks
     #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_parser = parse_seconds)]
     seconds: f64,
-    /// Print one JSON object a line: the machine first, then one line for each shape and candidate
+    /// Print one JSON object per line: the machine first, then one line for each shape and candidate
     #[arg(long)]
     json: bool,
 }
@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One shape on one engine, for `attn` alone.
+/// Times one shape for the tour (`attn` without a subcommand).
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
     let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
     time(&task, &mut candidate::all(backends, &[], None, true)?, 2.0, false, terminal)
@@ -139,7 +139,7 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
     if warm.is_empty() {
         return Err(Failure::input(format!("{task}: nothing can compute it")));
     }
-    // What a round of one run each takes, and how many rounds there are: each candidate gets about the same time.
+    // Each candidate gets about `share` seconds, split over 3 to 10 rounds; fewer rounds if a single run takes long.
     let share = seconds / warm.len() as f64;
     let once = warm.iter().filter_map(|candidate| candidate.times.last()).fold(0.0, |most: f64, &ms| most.max(ms / 1e3));
     let rounds = (share / once.max(1e-6)).clamp(3.0, 10.0) as usize;
@@ -158,7 +158,7 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
         writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
         writeln!(terminal, "    {:<8}{:>11}{:>23}{:>6}{:>11}  on", "op", "median ms", "min..max ms", "n", "GFLOP/s")?;
     }
-    // The fastest of the peers: what ours are held against.
+    // Ratios are relative to the fastest peer.
     let medians = warm.iter().filter(|candidate| candidate.is_peer()).filter_map(|candidate| candidate.spread());
     let best_peer = medians.map(|[_, median, _]| median).reduce(f64::min);
     for candidate in &warm {

@@ -1,4 +1,4 @@
-//! What a call costs besides the arithmetic.
+//! `attn bench --overheads`: costs of a call besides the arithmetic.
 
 use std::io::Write;
 use std::time::Instant;
@@ -15,10 +15,10 @@ use crate::backend;
 use crate::failure::Failure;
 use crate::terminal::Terminal;
 
-/// Recordings in one encoder.
+/// Number of recordings per encoder.
 const TIMES: u32 = 500;
 
-/// For each backend: a cold start, step by step; what a host call moves; what recording costs beside a bare dispatch.
+/// Measures each backend: cold start, bytes copied by a host call, and recording compared with a bare dispatch.
 pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 8, 512, 64) });
     let tensors = check::tensors(&problem)?;
@@ -64,7 +64,7 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Microseconds of CPU from an encoder to a command buffer, per recording.
+/// CPU time per recording, in us, from the creation of the encoder to the finished command buffer.
 #[derive(Clone, Copy)]
 struct Recorded {
     attention_us: f64,
@@ -82,7 +82,7 @@ fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
     let attention = Attention::new(gpu, problem, Algorithm::Fused)?;
     let bound = attention.bind(&Bindings::new(&query, &key, &value, &output))?;
 
-    // The bare dispatch has as many buffers, and does nothing.
+    // The bare dispatch binds as many buffers as the attention and does nothing.
     let source = "@group(0) @binding(0) var<uniform> a: vec4<u32>;
         @group(0) @binding(1) var<storage, read> b: array<f32>;
         @group(0) @binding(2) var<storage, read> c: array<f32>;

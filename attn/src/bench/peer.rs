@@ -1,4 +1,4 @@
-//! Somebody else's attention, in a process of its own, so that both can be timed in turns in one run.
+//! Third-party attention in a process of its own, so that its runs can be interleaved with ours.
 //!
 //! A peer is any program that answers lines of JSON with lines of JSON; `benches/peers/` has one in Python and one in Rust:
 //!
@@ -31,7 +31,7 @@ pub(super) struct Peer {
     folder: PathBuf,
 }
 
-/// What a peer says of itself once it is ready.
+/// Answer of a peer to `prepare`: its description and its output.
 pub(super) struct Ready {
     pub(super) adapter: String,
     pub(super) op: String,
@@ -53,7 +53,7 @@ impl Peer {
         Ok(Self { command: command.into(), child, requests, answers: BufReader::new(answers), folder })
     }
 
-    /// Hands over a problem. The inner error says why the peer does not do it.
+    /// Hands over a problem. The inner error says why the peer does not support it.
     pub(super) fn prepare(&mut self, task: &Task, tensors: &Tensors) -> Result<Result<Ready, String>, Failure> {
         let d = &task.problem.dims;
         let folder = self.folder.clone();
@@ -84,7 +84,7 @@ impl Peer {
         Ok(Ok(Ready { adapter: text("adapter"), op: text("op"), output }))
     }
 
-    /// Milliseconds of each of `times` runs.
+    /// Runs the problem `times` times and returns the wall time of each run in ms.
     pub(super) fn run(&mut self, times: usize) -> Result<Vec<f64>, Failure> {
         let answer = self.ask(&json!({ "do": "run", "times": times }))?;
         let times: Option<Vec<f64>> = answer["ms"].as_array().and_then(|ms| ms.iter().map(Value::as_f64).collect());
@@ -105,7 +105,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself, and what cannot be removed is temporary anyway.
+        // Best effort: the process may have ended by itself, and the folder is a temporary one.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);

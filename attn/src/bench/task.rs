@@ -1,14 +1,14 @@
-//! What is timed: shapes given one by one, or a suite of them.
+//! Problems to time: shapes given one by one, or those of the suite.
 
 use std::fmt;
 use std::str::FromStr;
 
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem};
 
-/// The shapes that `--suite` takes, which everybody who has the program has.
+/// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../../benches/suite.txt");
 
-/// The sizes to time.
+/// Sizes of a problem to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape(pub(super) Dims);
 
@@ -36,10 +36,10 @@ impl FromStr for Shape {
 /// One problem to time.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
-    /// Of the suite, or the shape.
+    /// Name in the suite, else the shape.
     pub(super) name: String,
     pub(crate) problem: Problem,
-    /// With the gradients of query, key and value.
+    /// True if the gradients of query, key and value are computed too.
     pub(super) backward: bool,
 }
 
@@ -52,7 +52,7 @@ impl Task {
         Self { name: shape_text(&dims), problem, backward: false }
     }
 
-    /// A line of the suite: a name, a shape, then `causal` and `window=N` (the last N keys up to the row's position).
+    /// Parses a line of the suite: a name, a shape, `causal` and `window=N` (the last N keys up to the row's position).
     fn read(line: &str, dtype: DType) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
@@ -70,7 +70,7 @@ impl Task {
         Ok(task)
     }
 
-    /// The tasks of the suite whose names begin with one of `wanted`.
+    /// Returns the tasks of the suite whose names begin with one of `wanted`.
     pub(super) fn suite(wanted: &[String], dtype: DType) -> Result<Vec<Self>, String> {
         let lines = SUITE.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let tasks: Vec<Self> =
@@ -84,13 +84,13 @@ impl Task {
         Ok(tasks.into_iter().filter(|task| wanted.iter().any(|part| task.name.starts_with(part.as_str()))).collect())
     }
 
-    /// How many keys a row sees at most, where a window says so.
+    /// Returns the maximum number of keys visible to a row, if there is a window.
     pub(super) fn window(&self) -> Option<usize> {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
     }
 
-    /// 4 * B * H * LQ * LK * D, halved where it is causal; with a window its keys count instead of LK. Forward and backward count 3.5
-    /// times that: two products and five.
+    /// Returns the operation count: 4 * B * H * LQ * LK * D, halved if causal; with a window its keys replace LK.
+    /// Forward and backward count 3.5 times as many: two products and five.
     pub(super) fn flops(&self) -> f64 {
         let d = &self.problem.dims;
         let passes = if self.backward { 3.5 } else { 1.0 };
@@ -127,7 +127,7 @@ pub(super) fn shape_text(dims: &Dims) -> String {
     format!("{batch},{num_heads},{num_kv_heads},{seq_len_q},{seq_len_kv},{head_dim}")
 }
 
-/// Query, key, value and output, each once: what has to move at least.
+/// Returns the bytes of query, key, value and output, which is the least that has to move.
 pub(super) fn bytes(problem: &Problem) -> f64 {
     let numbers = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()];
     numbers.iter().map(|&len| problem.query.dtype.bytes(len) as f64).sum()

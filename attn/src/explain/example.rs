@@ -1,9 +1,9 @@
-//! What is explained: the words, their embeddings and the weight matrices.
+//! Data to explain: the words, their embeddings and the weight matrices.
 
 use crate::failure::Failure;
 use crate::random::Random;
 
-/// The sentence with an embedding of its own for each word.
+/// Sentence of the worked example, whose embeddings are chosen by hand.
 pub(crate) const SENTENCE: &str = "She wants to deadlift heavy weights";
 
 const EMBEDDINGS: [(&str, [f32; 3]); 5] = [
@@ -14,28 +14,28 @@ const EMBEDDINGS: [(&str, [f32; 3]); 5] = [
     ("weights", [1.0, 0.0, 1.0]),
 ];
 
-/// Made-up embeddings are this wide ...
+/// Width of made-up embeddings.
 const WIDTH: usize = 8;
-/// ... and split over so many heads.
+/// Number of heads that made-up embeddings are split into.
 const HEADS: usize = 2;
-/// A table of more words than this helps nobody.
+/// Maximum number of words; nobody reads a larger table.
 pub(super) const MOST_WORDS: usize = 64;
 
-/// A sentence as attention sees it. Matrices are row by row; weights are [width, width] and multiply from the right.
+/// Inputs of attention for a sentence. Matrices are row-major; weights are [width, width], multiplied from the right.
 pub(super) struct Example {
-    /// As it was given.
+    /// Sentence as given.
     pub(super) sentence: String,
-    /// The words that have an embedding.
+    /// Words that have an embedding.
     pub(super) tokens: Vec<String>,
-    /// The words that have none.
+    /// Words without an embedding.
     pub(super) omitted: Vec<String>,
-    /// Where the numbers come from.
+    /// Origin of the numbers, as a text to print.
     pub(super) origin: &'static str,
-    /// Whether this is the worked example with W_Q = W_K = W_V = W_O = identity.
+    /// True for the worked example, where W_Q = W_K = W_V = W_O = identity.
     pub(super) worked: bool,
     pub(super) width: usize,
     pub(super) heads: usize,
-    /// [tokens, width], as are query, key and value.
+    /// [tokens, width], like query, key and value.
     pub(super) embeddings: Vec<f32>,
     pub(super) query: Vec<f32>,
     pub(super) key: Vec<f32>,
@@ -107,7 +107,7 @@ impl Example {
         }
     }
 
-    /// The row that is followed: the one asked for, else the longest word.
+    /// Returns the row to follow: that of the `wanted` word, else that of the longest.
     pub(super) fn focus(&self, wanted: Option<&str>) -> Result<usize, Failure> {
         if let Some(wanted) = wanted {
             return self
@@ -121,12 +121,12 @@ impl Example {
     }
 }
 
-/// Without punctuation around it, and without anything a terminal would act upon.
+/// Strips surrounding punctuation, and control characters that a terminal would act upon.
 fn word(text: &str) -> String {
     text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()).chars().filter(|c| !c.is_control()).collect()
 }
 
-/// `rows . weight`: [n, width] times [width, width].
+/// Computes `rows . weight`: [n, width] times [width, width].
 pub(super) fn times(rows: &[f32], weight: &[f32], width: usize) -> Vec<f32> {
     let mut product = Vec::with_capacity(rows.len());
     for row in rows.chunks_exact(width) {

@@ -1,10 +1,10 @@
-//! Matrices in the terminal: figures, and heat maps.
+//! Matrices in the terminal, as figures or as heat maps.
 
 use std::io::{self, Write};
 
 use crate::terminal::Terminal;
 
-/// Low to high in the 256-colour palette, and whether black is the readable ink on it.
+/// Colour ramp of the 256-colour palette, low to high; true if black text is readable on the colour.
 const RAMP: [(u8, bool); 12] = [
     (17, false),
     (18, false),
@@ -21,12 +21,12 @@ const RAMP: [(u8, bool); 12] = [
 ];
 const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
 const PLAIN_SHADES: [&str; 5] = [" ", ".", ":", "*", "#"];
-/// Columns a figure takes.
+/// Width of a figure, in terminal columns.
 const CELL: usize = 9;
-/// With more columns than this, shades alone are shown.
+/// Matrices with more columns than this are drawn as shades only.
 const MOST_FIGURES: usize = 14;
 
-/// A matrix of figures, a row a label.
+/// Prints a matrix of figures, one labelled row per line.
 pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32], columns: usize) -> io::Result<()> {
     let margin = margin(labels);
     let decimals = decimals(values);
@@ -40,7 +40,7 @@ pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32]
     Ok(())
 }
 
-/// One row of a matrix, as text.
+/// Formats one row of a matrix.
 pub(super) fn row_text(values: &[f32]) -> String {
     let decimals = decimals(values);
     let figures: Vec<String> = values.iter().map(|value| format!("{:.decimals$}", value + 0.0)).collect();
@@ -55,8 +55,8 @@ fn margin(labels: &[String]) -> usize {
     labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) + 2
 }
 
-/// A heat map: query tokens down, key tokens across; `focus` marks a row. The shade runs from `low` to `high`, by the square root,
-/// which spreads the small weights.
+/// Prints a heat map: query tokens down, key tokens across; `focus` marks a row. Shades run from `low` to `high` on a
+/// square-root scale, which spreads the small weights.
 pub(super) fn heatmap(
     terminal: &mut Terminal,
     labels: &[String],
@@ -97,7 +97,7 @@ pub(super) fn heatmap(
     Ok(())
 }
 
-/// At most `most` characters.
+/// Shortens a label to at most `most` characters; `~` marks the cut.
 pub(super) fn shorten(label: &str, most: usize) -> String {
     if label.chars().count() <= most { label.to_string() } else { label.chars().take(most - 1).chain(['~']).collect() }
 }

@@ -1,4 +1,4 @@
-//! `attn explain`: attention step by step, on words.
+//! `attn explain`: attention step by step, on the words of a sentence.
 
 mod example;
 mod heatmap;
@@ -30,33 +30,33 @@ Examples:
   attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy
   attn explain --json | jq .weights                 for programs";
 
-/// Scores are sums of at most 8 products of numbers up to 8: f32 errs by at most 8 * 8 * 8 * 8 * epsilon / 2 there, and by less in
-/// weights and outputs.
+/// Error bound. Scores are sums of at most 8 products of numbers up to 8, so that f32 errs by at most
+/// 8 * 8 * 8 * 8 * epsilon / 2; weights and outputs err by less.
 const MOST_DIFFERENCE: f64 = 4096.0 * f32::EPSILON as f64 / 2.0;
 
-/// The arguments.
+/// Arguments of `attn explain`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The sentence. Any but this one gets made-up embeddings: they show the arithmetic and mean nothing
+    /// Sentence to explain. All but this one get made-up embeddings, which show the arithmetic and mean nothing
     #[arg(default_value = SENTENCE)]
     sentence: String,
-    /// The word whose row is followed [default: the longest]
+    /// Word whose row is followed [default: the longest]
     #[arg(long, value_name = "WORD")]
     focus: Option<String>,
-    /// Show the heads of this model's layer instead: its weights under the names of Hugging Face BERT or PyTorch, or wq, wk, wv, wo
+    /// Show the heads of a model's layer instead; weights named as in Hugging Face BERT or PyTorch, or wq, wk, wv, wo
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "sentence")]
     model: Option<PathBuf>,
-    /// Which layer of the model, from 0
+    /// Layer of the model, from 0
     #[arg(long, value_name = "N", default_value_t = 0, requires = "model")]
     layer: usize,
-    /// How many heads it has, where the file does not say
+    /// Number of heads, if the file does not say
     #[arg(long, value_name = "N", requires = "model")]
     num_heads: Option<usize>,
-    /// The layer's input, [tokens, embed_dim] [default: the file's tensor `hidden`]
+    /// Input of the layer, [tokens, embed_dim] [default: the file's tensor `hidden`]
     #[arg(long, value_name = "H.npy", requires = "model")]
     hidden: Option<PathBuf>,
-    /// Write a picture too: a heat map of the whole and of each head
+    /// Also write a picture: a heat map of the whole and of each head
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
     #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = backend::parse, help = backend::BACKEND_HELP)]
@@ -66,7 +66,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What attention over `heads` heads gives; query, key, value and output are [tokens, width], heads side by side.
+/// Result of attention over some number of heads; `output` is [tokens, width], heads side by side.
 struct Attended {
     scale: f32,
     /// [heads, tokens, tokens].
@@ -76,7 +76,7 @@ struct Attended {
     output: Vec<f32>,
 }
 
-/// Everything that is shown.
+/// Results to show.
 struct Steps {
     /// One head over the whole width, with scale 1.
     unscaled: Attended,
@@ -84,7 +84,7 @@ struct Steps {
     scaled: Attended,
     heads: Attended,
     layer_output: Vec<f32>,
-    /// Largest difference from the oracle anywhere above.
+    /// Largest difference of any attention result from the oracle.
     difference: f64,
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     tell(terminal, &example, &steps, &engine, focus)
 }
 
-/// The worked example in a few lines, for `attn` alone.
+/// Prints the worked example in a few lines, for the tour.
 pub(crate) fn brief(terminal: &mut Terminal, engine: &Engine) -> Result<(), Failure> {
     let example = Example::new(SENTENCE)?;
     let focus = example.focus(None)?;
@@ -126,7 +126,7 @@ fn compute(engine: &Engine, example: &Example) -> Result<Steps, Failure> {
     Ok(Steps { unscaled, scaled, heads, layer_output, difference })
 }
 
-/// One attention on the engine, held against the oracle.
+/// Computes one attention on the engine and checks it against the oracle.
 fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, worst: &mut f64) -> Result<Attended, Failure> {
     let dims = Dims::square(1, heads, example.tokens.len(), example.width / heads);
     let mut problem = Problem::new(dims).stored(DType::F32, Layout::Bshd);
@@ -240,7 +240,7 @@ fn heading(terminal: &mut Terminal, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `text` in lines of at most `width` characters, words kept whole.
+/// Splits `text` into lines of at most `width` characters, keeping words whole.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
@@ -307,7 +307,7 @@ fn as_json(example: &Example, steps: &Steps, engine: &Engine, focus: usize) -> V
     })
 }
 
-/// Rows of numbers.
+/// Converts a row-major matrix to a JSON array of rows.
 fn matrix(values: &[f32], columns: usize) -> Value {
     values.chunks(columns.max(1)).map(|row| row.iter().map(|&x| number(x)).collect::<Value>()).collect()
 }

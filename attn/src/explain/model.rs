@@ -1,4 +1,4 @@
-//! The heads of a real model's layer, on hidden states that came with it.
+//! `attn explain --model`: the heads of a real model's layer, on hidden states of the user's or the file's.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,17 +15,17 @@ use crate::backend;
 use crate::failure::Failure;
 use crate::terminal::{Terminal, note, number};
 
-/// Weights are at most 1 and f32 errs by far less on them; a wrong head errs by far more.
+/// Tolerance of weights, which are at most 1: f32 errs by far less, a wrong head by far more.
 const MOST_DIFFERENCE: f64 = 1e-4;
 
-/// A layer, what goes into it, and what comes out.
+/// Weights and output of a layer, and the texts that label them.
 struct Model {
     title: String,
     tokens: Vec<String>,
     num_heads: usize,
     /// [num_heads, tokens, tokens].
     weights: Vec<f32>,
-    /// The mean over the heads.
+    /// Weights averaged over the heads.
     mean: Vec<f32>,
     /// [tokens, embed_dim].
     output: Vec<f32>,
@@ -108,7 +108,7 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     Ok(Model { title, tokens, num_heads, weights, mean, output: outputs.output, embed_dim, difference })
 }
 
-/// What goes into the layer: an array of the user's, or what the file holds.
+/// Reads the input of the layer: the file of `--hidden`, else the model file's tensor.
 fn hidden(args: &Args, path: &Path, file: &str) -> Result<Array, Failure> {
     if let Some(path) = &args.hidden {
         return read_npy(path);
@@ -119,7 +119,7 @@ fn hidden(args: &Args, path: &Path, file: &str) -> Result<Array, Failure> {
     })
 }
 
-/// How the file names the tensors of its layer.
+/// Detects how the file names the tensors of the layer.
 fn naming(names: &[String], layer: usize) -> Option<Naming> {
     let prefix_of = |suffix: &str| names.iter().find_map(|name| name.strip_suffix(suffix)).map(str::to_string);
     if let Some(prefix) = prefix_of(&format!("encoder.layer.{layer}.attention.self.query.weight")) {

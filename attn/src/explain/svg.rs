@@ -12,24 +12,24 @@ pub(super) struct Panel<'a> {
     pub(super) weights: &'a [f32],
 }
 
-/// What a picture shows: the same tokens down (queries) and across (keys) in every panel.
+/// Contents of a picture. Every panel has the same tokens, down (queries) and across (keys).
 pub(super) struct Picture<'a> {
     pub(super) title: &'a str,
     pub(super) subtitle: &'a str,
     pub(super) footer: &'a str,
     pub(super) tokens: &'a [String],
-    /// The first is large where there are several.
+    /// Heat maps; the first is drawn large, the others small.
     pub(super) panels: Vec<Panel<'a>>,
 }
 
 const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif";
 const INK: &str = "#1f2933";
 const SOFT: &str = "#616e7c";
-/// Low to high: paper to deep blue, even steps to the eye.
+/// Colour ramp, low to high: paper to deep blue in perceptually even steps.
 const RAMP: [[f32; 3]; 6] =
     [[247.0, 250.0, 252.0], [208.0, 226.0, 242.0], [148.0, 196.0, 223.0], [74.0, 152.0, 201.0], [23.0, 100.0, 171.0], [8.0, 48.0, 107.0]];
 const MARGIN: f32 = 32.0;
-/// Average width of a character, in font sizes.
+/// Average advance of a character, in font sizes.
 const ADVANCE: f32 = 0.58;
 
 struct Sheet {
@@ -43,7 +43,7 @@ impl Sheet {
         let _ = writeln!(self.svg, r#"<text x="{x:.1}" y="{y:.1}" font-size="{size:.1}" fill="{colour}"{more}>{text}</text>"#);
     }
 
-    /// A heat map with its left upper corner at (x, y); cells of `cell`, labels of `size`.
+    /// Draws a heat map with its upper left corner at (x, y), cells of `cell`, labels of font size `size`.
     fn panel(&mut self, panel: &Panel<'_>, tokens: &[String], [x, y]: [f32; 2], cell: f32, size: f32, bold: bool) {
         let labels = label_width(tokens, size);
         let (left, top) = (x + labels, y + size * 1.4 + label_rise(tokens, size));
@@ -79,7 +79,7 @@ impl Sheet {
         }
     }
 
-    /// The scale of the colours.
+    /// Draws the colour scale.
     fn legend(&mut self, [x, y]: [f32; 2]) {
         let _ = writeln!(self.svg, r#"<rect x="{x:.1}" y="{y:.1}" width="160" height="10" rx="3" fill="url(#ramp)"/>"#);
         self.text([x, y + 26.0], 11.0, SOFT, "", "weight 0");
@@ -87,7 +87,7 @@ impl Sheet {
     }
 }
 
-/// Draws it.
+/// Returns the picture as SVG.
 pub(super) fn draw(picture: &Picture<'_>) -> String {
     let tokens: Vec<String> = picture.tokens.iter().map(|token| shorten(token, 16)).collect();
     let title = &shorten(picture.title, 90);
@@ -105,7 +105,7 @@ pub(super) fn draw(picture: &Picture<'_>) -> String {
     let [small_wide, small_high] = block(small, small_size);
     let heads = picture.panels.len() - 1;
     let (gap, head) = (24.0, 96.0);
-    // A few heads fit beside the large panel, more go below it.
+    // Up to four heads fit beside the large panel; more go below it.
     let beside = heads <= 4;
     let columns = if beside { heads.min(2) } else { heads.div_ceil(heads.div_ceil(6)) };
     let rows = if heads == 0 { 0 } else { heads.div_ceil(columns) };
@@ -154,14 +154,14 @@ fn label_width(tokens: &[String], size: f32) -> f32 {
     longest as f32 * size * ADVANCE + 12.0
 }
 
-/// Height of the column labels, which are turned by 45 degrees.
+/// Height of the column labels, which are rotated by 45 degrees.
 fn label_rise(tokens: &[String], size: f32) -> f32 {
     label_width(tokens, size) * std::f32::consts::FRAC_1_SQRT_2 + size * 0.7
 }
 
-/// The colour of a weight, and whether it is dark.
+/// Returns the colour of a weight; true if it is dark.
 fn colour(weight: f32) -> (String, bool) {
-    // The square root spreads the small weights, of which there are most.
+    // The square root spreads small weights, which are the most common.
     let at = weight.clamp(0.0, 1.0).sqrt() * (RAMP.len() - 1) as f32;
     let low = (at as usize).min(RAMP.len() - 2);
     let share = at - low as f32;
@@ -169,7 +169,7 @@ fn colour(weight: f32) -> (String, bool) {
     (format!("#{r:02x}{g:02x}{b:02x}"), at > 2.8)
 }
 
-/// Text that no XML reader trips over.
+/// Escapes `text` for XML and replaces characters that XML forbids.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! The charts of a report, as SVG. `None` where the record has nothing for one.
+//! Charts of a report, as SVG; `None` if the record has no data for one.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -9,7 +9,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 const WIDTH: u32 = 960;
 
-/// Draws on a page of this height.
+/// Draws a chart of this height and returns it as SVG.
 fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<(), String>) -> Result<Option<String>, String> {
     let mut text = String::new();
     {
@@ -31,7 +31,7 @@ fn colour(index: usize) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// Who computed, each once, in the order in which they came.
+/// Returns the candidates, each once, in order of appearance.
 fn everybody<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<&'a str> {
     let mut found: Vec<&str> = Vec::new();
     for entry in entries {
@@ -42,7 +42,7 @@ fn everybody<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<&'a str> {
     found
 }
 
-/// A bar for each shape and candidate.
+/// Draws a bar for each shape and candidate.
 pub(super) fn bars(record: &Record) -> Result<Option<String>, String> {
     let who = everybody(record.entries.iter());
     let names = record.names();
@@ -77,7 +77,7 @@ pub(super) fn bars(record: &Record) -> Result<Option<String>, String> {
     })
 }
 
-/// What ran on the CPU under the limits of the machine: bandwidth x intensity, and multiply-adds alone.
+/// Draws the CPU's results under the limits of the machine: bandwidth x intensity, and multiply-adds alone.
 pub(super) fn roofline(record: &Record) -> Result<Option<String>, String> {
     let (Some(copy), Some(peak)) = (record.copy_gb_s, record.multiply_add_gflops) else { return Ok(None) };
     let entries: Vec<&Entry> = record.entries.iter().filter(|entry| entry.who.ends_with(" cpu") || entry.peer).collect();
@@ -107,10 +107,10 @@ pub(super) fn roofline(record: &Record) -> Result<Option<String>, String> {
     })
 }
 
-/// What lies along an axis, and how much of it an entry has.
+/// Title of an axis, and an entry's value on it.
 pub(super) type Axis = (&'static str, fn(&Entry) -> Option<f64>);
 
-/// A line for each name that `line` gives to entries, and each candidate.
+/// Draws a line for each candidate and each name that `line` returns for its entries.
 pub(super) fn lines(record: &Record, [x, y]: [Axis; 2], line: impl Fn(&Entry) -> Option<&str>) -> Result<Option<String>, String> {
     let (titles, of) = ([x.0, y.0], [x.1, y.1]);
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();

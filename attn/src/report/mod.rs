@@ -1,4 +1,4 @@
-//! `attn report`: a page of tables and charts from what `attn bench --json` wrote.
+//! `attn report`: renders the output of `attn bench --json` as a page of tables and charts.
 
 mod charts;
 
@@ -23,23 +23,23 @@ The page holds the machine, a table for each shape with the ratio to the best pe
 of the shapes whose names begin with `scaling-` time and memory against length, heads and batch, and time against threads where the
 record has runs with several --threads, one after the other. It needs no network and no script.";
 
-/// The arguments.
+/// Arguments of `attn report`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// What `attn bench --json` wrote; - is standard input
+    /// Output of `attn bench --json`; - is standard input
     record: PathBuf,
-    /// Where the page goes
+    /// HTML file to write
     #[arg(long, value_name = "FILE.html")]
     out: PathBuf,
 }
 
-/// One line of a record: a shape on a candidate.
+/// One line of a record: a shape timed on a candidate.
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
-    /// Of the shape in the suite.
+    /// Name of the shape in the suite.
     shape_name: String,
-    /// What it is headed by: the shape's name, the type, and the threads if they are not the machine's.
+    /// Heading: the shape's name, the type, and the threads if they differ from the machine's.
     name: String,
     threads: f64,
     who: String,
@@ -47,14 +47,14 @@ struct Entry {
     shape: [f64; 6],
     ms: [f64; 3],
     gflops: f64,
-    /// Operations a byte that has to move.
+    /// Operations per byte that has to move.
     intensity: f64,
     peak_bytes: Option<f64>,
     ratio: Option<f64>,
     wrong: bool,
 }
 
-/// A record: the limits of the machine, its text, the entries.
+/// Parsed record: the machine, its limits and the entries.
 #[derive(Debug, Default)]
 struct Record {
     machine: Option<String>,
@@ -86,7 +86,7 @@ impl Record {
             let line: Value = serde_json::from_str(line).map_err(|error| format!("line {at} is no JSON: {error}"))?;
             if let Some(machine) = line["machine"].as_str() {
                 if record.machine.is_some() {
-                    continue; // one record after the other: the first says what the machine is
+                    continue; // concatenated records: the first one names the machine
                 }
                 record.threads = line["threads"].as_f64();
                 let text = |name: &str| line[name].as_str().unwrap_or("?").to_string();
@@ -105,7 +105,7 @@ impl Record {
         Ok(record)
     }
 
-    /// The names of the shapes in the order in which they came.
+    /// Returns the headings, each once, in order of appearance.
     fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for entry in &self.entries {
@@ -142,7 +142,7 @@ impl Entry {
         })
     }
 
-    /// What `scaling-FAMILY-NUMBER` is a member of.
+    /// Returns `FAMILY` of a shape called `scaling-FAMILY-NUMBER`.
     fn family(&self) -> Option<&str> {
         Some(self.shape_name.strip_prefix("scaling-")?.rsplit_once('-')?.0)
     }

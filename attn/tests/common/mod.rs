@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What a run gave.
+/// Result of a run.
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
@@ -17,7 +17,7 @@ impl Ran {
         self
     }
 
-    /// Bad input: exit code 2, nothing on stdout, a message with each of `culprits` in it, no panic.
+    /// Asserts a refusal: exit code 2, nothing on stdout, a message that names each of `culprits`, no panic.
     pub(crate) fn refused(self, culprits: &[&str]) {
         assert_eq!(self.code, Some(2), "stdout: {}\nstderr: {}", self.out, self.err);
         assert_eq!(self.out, "", "stderr: {}", self.err);
@@ -32,7 +32,7 @@ impl Ran {
     }
 }
 
-/// The program, in a plain environment.
+/// Returns a command that runs the program in a plain environment.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
     command.args(arguments);
@@ -51,7 +51,7 @@ pub(crate) fn attn(arguments: &[&str]) -> Ran {
     ran(command(arguments).output().expect("the program starts"))
 }
 
-/// An empty folder of this name.
+/// Creates an empty folder of this name.
 pub(crate) fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -59,7 +59,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// An `.npy` file by the format's description: version 1, `extra` after the dict.
+/// Encodes an `.npy` file of version 1 as the format's specification says.
 pub(crate) fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
     let fortran = if fortran { "True" } else { "False" };
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
@@ -74,7 +74,7 @@ pub(crate) fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u
     bytes
 }
 
-/// `(2, 3, 4)`.
+/// Formats a shape as a Python tuple.
 pub(crate) fn tuple(shape: &[usize]) -> String {
     let extents: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
     format!("({extents})")
@@ -85,7 +85,7 @@ pub(crate) fn npy_f32(shape: &[usize], data: &[f32]) -> Vec<u8> {
     npy("<f4", false, &tuple(shape), &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-/// The shape, the type and the numbers of an `.npy` file that the program wrote.
+/// Returns the shape, the type and the elements of an `.npy` file that the program wrote.
 pub(crate) fn read_npy(path: &Path) -> (Vec<usize>, String, Vec<f32>) {
     let bytes = std::fs::read(path).expect("the program wrote it");
     let file = npyz::NpyFile::new(&bytes[..]).expect("a whole .npy file");
@@ -98,7 +98,7 @@ pub(crate) fn read_npy(path: &Path) -> (Vec<usize>, String, Vec<f32>) {
     (shape, descr, numbers)
 }
 
-/// Numbers between -1 and 1 that differ from each other.
+/// Draws numbers between -1 and 1 that differ from each other.
 pub(crate) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let step = |_| {
@@ -108,7 +108,7 @@ pub(crate) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(step).collect()
 }
 
-/// As text, for an argument.
+/// Returns a path as a command-line argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }

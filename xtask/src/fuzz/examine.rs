@@ -1,4 +1,4 @@
-//! One problem on one backend: the ways to compute it, what comes of it, and how a wrong one is made small.
+//! Examination of one problem on one backend: configurations, comparison with the oracle, shrinking of failures.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,10 +14,10 @@ use wgpu_attention::{
 
 use super::state::Kind;
 
-/// How long a failing problem is made smaller at most.
+/// Time limit for making a failing problem smaller.
 const SHRINKING: Duration = Duration::from_secs(120);
 
-/// Mistakes that the tests of the fuzz make, on problems with more than [`Plant::KEYS`] keys.
+/// Mistakes for the tests of the fuzz, made on problems with more than [`Plant::KEYS`] keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Plant {
     Wrong,
@@ -46,13 +46,13 @@ impl Plant {
     }
 }
 
-/// The problem of a seed: each generator has its turn. The large ones take the oracle ten times as long.
+/// Draws the problem of a seed. Every sixth one is large, which takes the oracle ten times as long.
 pub(super) fn draw(backend: &str, seed: u64) -> Answer<Case> {
     let kind = kind_of(backend, seed);
     if seed.is_multiple_of(6) { random_large_of(kind, seed) } else { random_of(kind, seed) }
 }
 
-/// On an adapter some consecutive problems are of one kind, which share kernels: a software adapter takes a second to compile one.
+/// Returns the kind of a problem. On an adapter, consecutive problems share a kind and its kernels: compiling is slow.
 fn kind_of(backend: &str, seed: u64) -> u64 {
     const ALIKE: u64 = 128;
     if is_cpu(backend) { seed } else { seed / ALIKE }
@@ -62,33 +62,33 @@ fn is_cpu(backend: &str) -> bool {
     backend.parse() == Ok(Backend::Cpu)
 }
 
-/// The ways in which a backend computes.
+/// Configurations in which a backend computes.
 pub(super) struct Engines {
     backend: String,
     engines: Vec<Way>,
     plant: Option<Plant>,
 }
 
-/// One way, and how many of [`Engines::ROUND`] kinds of problems go it.
+/// One configuration, and how many of [`Engines::ROUND`] kinds of problems get it.
 struct Way {
     name: &'static str,
     engine: Engine,
     share: usize,
 }
 
-/// The way that a problem goes.
+/// Configuration that examines a problem.
 pub(super) struct Examined<'a> {
     pub(super) name: &'static str,
     engine: &'a Engine,
     plant: Option<Plant>,
-    /// Gradients too.
+    /// True if gradients are examined too.
     backward: bool,
 }
 
 impl Engines {
     const ROUND: u64 = 61;
 
-    /// Mostly the general kernels, each compiled once.
+    /// Opens the configurations. Most problems get generic kernels, each compiled once.
     pub(super) fn open(backend: &str, plant: Option<Plant>) -> Result<Self, String> {
         let place: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
         let general = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
@@ -110,12 +110,12 @@ impl Engines {
         Ok(Self { backend: backend.to_string(), engines, plant })
     }
 
-    /// The way that the problem of `seed` goes, always the same. Gradients are of every second problem, on an adapter of every fourth kind.
+    /// Returns the configuration of a seed, always the same. Every second kind has gradients (adapters: every fourth).
     pub(super) fn of(&self, seed: u64) -> Examined<'_> {
         let kind = kind_of(&self.backend, seed);
         let turns = self.engines.iter().flat_map(|way| std::iter::repeat_n(way, way.share));
         let way = turns.cycle().nth((kind % Self::ROUND) as usize).unwrap_or(&self.engines[0]);
-        // A round is a prime: each way has kinds of both sorts.
+        // A round is prime, so that each configuration has kinds with and without gradients.
         let nth = if way.engine.gpu().is_some() { 4 } else { 2 };
         Examined { name: way.name, engine: &way.engine, plant: self.plant, backward: kind.is_multiple_of(nth) }
     }
@@ -123,7 +123,7 @@ impl Engines {
 
 impl Examined<'_> {
     fn forward(&self, problem: &Problem, inputs: &Inputs<'_>) -> Answer<Outputs> {
-        // Into outputs that held something else before, which must not matter.
+        // The outputs have old contents, which must not matter.
         let mut outputs = Outputs { output: HostVec::F32(vec![0.0; 7]), lse: Some(vec![f32::NAN; 5]), ..Outputs::default() };
         self.engine.attention_into(problem, inputs, &mut outputs)?;
         if let Some(plant) = self.plant {
@@ -133,7 +133,7 @@ impl Examined<'_> {
     }
 }
 
-/// What came of a problem.
+/// Result of examining a problem.
 pub(super) enum Outcome {
     Passed,
     /// Neither outputs nor gradients are supported, for this reason.
@@ -141,7 +141,7 @@ pub(super) enum Outcome {
     Failed(Kind, String),
 }
 
-/// Computes a problem and compares.
+/// Computes a problem and compares the results with the oracle's.
 pub(super) fn examine(case: &Case, way: &Examined<'_>) -> Outcome {
     let forward = caught(|| check(case, &|problem, inputs| way.forward(problem, inputs)));
     if !way.backward || matches!(forward, Outcome::Failed(..)) {
@@ -157,7 +157,7 @@ pub(super) fn examine(case: &Case, way: &Examined<'_>) -> Outcome {
     }
 }
 
-/// The smallest problem on the way down from `case` that still fails, and what is wrong with it. `beat` is called before each.
+/// Shrinks `case` while it fails; returns the last failure and its problem. `beat` is called before each attempt.
 pub(super) fn smallest(case: Case, way: &Examined<'_>, beat: impl Fn() -> Result<(), String>) -> String {
     let started = Instant::now();
     let last = Cell::new(String::new());
@@ -172,22 +172,22 @@ pub(super) fn smallest(case: Case, way: &Examined<'_>, beat: impl Fn() -> Result
     format!("{} {:?} {:?}", last.into_inner(), smallest.problem, smallest.fill)
 }
 
-/// What was said in the last panic.
+/// Message of the last panic.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn last_panic() -> MutexGuard<'static, String> {
     PANIC.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps the words and the place of panics, instead of printing them.
+/// Keeps the message and the place of panics instead of printing them.
 pub(super) fn remember_panics() {
     std::panic::set_hook(Box::new(|info| *last_panic() = info.to_string()));
 }
 
-/// Refusals that are right: positions in shaders are below 2^29 (`src/plan`), and the generator draws offsets beyond.
+/// Expected refusals: positions in shaders are below 2^29 (`src/plan`), and the generator draws larger offsets.
 const REFUSED: &str = "over the limit `positions in a shader`";
 
-/// Runs a check; a panic is a failure.
+/// Runs a check; a panic counts as a failure.
 fn caught(check: impl FnOnce() -> Verdict) -> Outcome {
     match catch_unwind(AssertUnwindSafe(check)) {
         Ok(Verdict::Passed) => Outcome::Passed,

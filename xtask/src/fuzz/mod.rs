@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz`: random problems on every backend, held against the oracle, for as long as one likes.
+//! `cargo xtask fuzz`: random problems on every backend, compared with the oracle for as long as one likes.
 //!
-//! A worker, a process of its own, draws the problems of consecutive seeds, asks the backend for outputs and gradients and compares them
-//! with the oracle's. What fails is made smaller until nothing can be left out. The parent reads along: it counts, sees a worker that hangs
-//! or dies, keeps the seed that did it, and starts another worker behind it.
+//! A worker process draws the problems of consecutive seeds, computes outputs and gradients on the backend and compares
+//! them with the oracle's. A failing problem is shrunk until nothing can be left out. The parent reads the messages: it
+//! counts, detects a worker that hangs or dies, records the seed, and starts another worker after it.
 
 mod examine;
 mod state;
@@ -31,39 +31,39 @@ Exit code: 0 if nothing failed, 1 if something did, 2 if it could not run.";
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Where to compute: cpu, or words of an adapter's name and wgpu backend; may be repeated [default: cpu and every adapter]
+    /// Backend: cpu, or words of an adapter's name and wgpu backend; may be repeated [default: cpu and every adapter]
     #[arg(long, value_name = "BACKEND")]
     backend: Vec<String>,
-    /// The first seed; problems have consecutive seeds [default: 1, or where the state file left off]
+    /// First seed; problems have consecutive seeds [default: 1, or where the state file left off]
     #[arg(long)]
     seed: Option<u64>,
-    /// Problems on each backend
+    /// Number of problems on each backend
     #[arg(long)]
     count: Option<u64>,
-    /// Time for all backends together [default: 1 if there is no count]
+    /// Minutes for all backends together [default: 1 if there is no --count]
     #[arg(long)]
     minutes: Option<f64>,
-    /// A file that keeps how far each backend came and what failed; it is made if there is none
+    /// File that keeps the progress and the failures of each backend; created if there is none
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Give up on a problem after so long
+    /// Seconds after which a problem without an answer counts as a hang
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     hang: u64,
-    /// Leave a backend after so many failures
+    /// Number of failures after which a backend is abandoned
     #[arg(long, value_name = "COUNT", default_value_t = 5)]
     failures: usize,
-    /// One JSON object for each failure, and one for each backend at its end
+    /// Print one JSON object for each failure, and one for each backend at its end
     #[arg(long)]
     json: bool,
-    /// Be a worker: for this program's own use
+    /// Run as a worker, for this program's own use
     #[arg(long, hide = true)]
     worker: bool,
-    /// Make a mistake on purpose: for the tests of this program
+    /// Plant a mistake, for the tests of this program
     #[arg(long, hide = true, value_enum)]
     plant: Option<examine::Plant>,
 }
 
-/// Runs until the time or the count is over; true if nothing failed in this run.
+/// Runs until the time or the count is over. Returns true if nothing failed in this run.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
     if args.worker {
         return worker::run(args).map(|()| true);
@@ -91,7 +91,7 @@ fn every_backend() -> Vec<String> {
     std::iter::once("cpu".to_string()).chain(names).collect()
 }
 
-/// Tells of a failure at once, with what to do to see it again.
+/// Prints a failure at once, with the command that reproduces it.
 fn tell(args: &Args, backend: &str, failure: &Failure) -> Result<(), String> {
     let Failure { seed, kind, report, smallest } = failure;
     if args.json {
@@ -104,7 +104,7 @@ fn tell(args: &Args, backend: &str, failure: &Failure) -> Result<(), String> {
     print(&format!("    again: cargo xtask fuzz --backend '{backend}' --seed {seed} --count 1"))
 }
 
-/// The last word on a backend.
+/// Prints the summary of a backend.
 fn conclude(args: &Args, backend: &str, first: u64, progress: &Progress) -> Result<(), String> {
     if args.json {
         return print(&serde_json::json!({ "backend": backend, "first": first, "progress": progress }).to_string());

@@ -1,42 +1,42 @@
-//! What a fuzz remembers from one run to the next.
+//! State that the fuzz keeps from one run to the next.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// How far each backend came.
+/// Progress of each backend.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct State {
     backends: BTreeMap<String, Progress>,
 }
 
-/// How far a backend came, in all runs.
+/// Progress of a backend in all runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// The next seed.
+    /// Next seed.
     pub(super) next: u64,
     pub(super) passed: u64,
     pub(super) skipped: u64,
     pub(super) seconds: f64,
     pub(super) failures: Vec<Failure>,
-    /// Why problems were skipped, and how often.
+    /// Reasons for skips, with their counts.
     pub(super) skips: BTreeMap<String, u64>,
 }
 
-/// A problem that did not give the right answer.
+/// Problem that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Failure {
     pub(super) seed: u64,
     pub(super) kind: Kind,
-    /// What was wrong.
+    /// Description of the failure.
     pub(super) report: String,
-    /// The smallest problem that is still wrong, and its data, if it was looked for.
+    /// Smallest problem that still fails, with its data; empty if the problem was not shrunk.
     pub(super) smallest: String,
 }
 
 impl Failure {
-    /// One that nobody made smaller.
+    /// Creates a failure that was not shrunk.
     pub(super) const fn bare(seed: u64, kind: Kind, report: String) -> Self {
         Self { seed, kind, report, smallest: String::new() }
     }
@@ -71,7 +71,7 @@ impl Default for Progress {
 }
 
 impl State {
-    /// What the file says; nothing where there is none yet.
+    /// Reads the state file; the state is empty if there is none yet.
     pub(super) fn read(file: Option<&Path>) -> Result<Self, String> {
         let Some(file) = file.filter(|file| file.exists()) else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -82,7 +82,7 @@ impl State {
         self.backends.get(backend).cloned().unwrap_or_default()
     }
 
-    /// Keeps how far a backend came, in the file too; that is never half written.
+    /// Saves the progress of a backend, in the file too, which is never half written.
     pub(super) fn save(&mut self, file: Option<&Path>, backend: &str, progress: &Progress) -> Result<(), String> {
         self.backends.insert(backend.to_string(), progress.clone());
         let Some(file) = file else { return Ok(()) };

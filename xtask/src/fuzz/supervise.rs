@@ -1,4 +1,4 @@
-//! The parent of the workers: counts, and sees those that hang or die.
+//! Parent of the workers: counts results and detects workers that hang or die.
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::process::{Child, Command, Stdio};
@@ -10,10 +10,10 @@ use super::state::{Failure, Kind, Progress};
 use super::worker::Message;
 use super::{Args, tell};
 
-/// How often the state is written and the count shown.
+/// Interval at which the state is written and the count shown.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// Lets workers work on a backend, one after the other, until the time, the count or the patience with failures is over.
+/// Runs workers on a backend, one after the other, until the time, the count or the limit of failures is reached.
 pub(super) fn run(
     args: &Args,
     backend: &str,
@@ -71,28 +71,28 @@ pub(super) fn run(
     save(progress)
 }
 
-/// A worker and what it says.
+/// Worker process and its messages.
 struct Worker {
     process: Child,
     messages: Receiver<Message>,
     backend: String,
-    /// The seed that it is at, once it has begun.
+    /// Seed that it works on, once it has begun.
     seed: Option<u64>,
     heard: Instant,
 }
 
-/// What came of listening to a worker.
+/// Result of listening to a worker.
 enum Heard {
     Nothing,
     Passed,
     Skipped(String),
     Failed(Failure),
-    /// It ended by itself, in good order.
+    /// The worker ended successfully.
     End,
 }
 
 impl Worker {
-    /// One that works through `count` seeds from `first` on.
+    /// Starts a worker for `count` seeds from `first` on.
     fn start(args: &Args, backend: &str, first: u64, count: u64) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
@@ -104,14 +104,14 @@ impl Worker {
         let lines = BufReader::new(process.stdout.take().ok_or("a worker without standard output")?).lines();
         let (sender, messages) = channel();
         std::thread::spawn(move || {
-            // A line that is none of its messages is from a driver.
+            // Lines that are not messages come from a driver.
             let said = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok());
             said.into_iter().try_for_each(|message| sender.send(message))
         });
         Ok(Self { process, messages, backend: backend.to_string(), seed: None, heard: Instant::now() })
     }
 
-    /// Waits a moment for what it says next. A worker that says nothing for `patience` hangs.
+    /// Waits a moment for the next message. A worker that sends none for `patience` hangs.
     fn listen(&mut self, patience: Duration) -> Result<Heard, String> {
         match self.messages.recv_timeout(Duration::from_millis(100)) {
             Ok(message) => {
@@ -135,7 +135,7 @@ impl Worker {
         }
     }
 
-    /// What is known of a problem of which the worker can say nothing any more.
+    /// Describes the problem of a worker that can no longer report it.
     fn lost(&self, kind: Kind, what: String) -> Result<Heard, String> {
         let seed = self.seed.ok_or_else(|| format!("a worker did not even begin: {what}"))?;
         let problem =

@@ -1,4 +1,4 @@
-//! The process that does the work: one line of JSON for each thing that its parent must know.
+//! Worker process: prints one line of JSON for each message to its parent.
 
 use std::io::Write;
 
@@ -8,22 +8,22 @@ use super::Args;
 use super::examine::{Engines, Outcome, draw, examine, remember_panics, smallest};
 use super::state::{Failure, Kind};
 
-/// A worker with more memory than this ends, and another one goes on: some drivers leak.
+/// Memory limit in bytes. A worker above it ends and another one goes on, because some drivers leak.
 const MOST_MEMORY: u64 = 3 << 30;
 
-/// What a worker says.
+/// Message of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Message {
-    /// It begins with this seed, or is still at it.
+    /// The worker begins with this seed, or still works on it.
     Seed(u64),
     Passed,
-    /// Why.
+    /// The problem was skipped, for this reason.
     Skipped(String),
     Failed(Failure),
 }
 
-/// Works through seeds until the count is over, something fails, or memory is short.
+/// Works through seeds until the count is reached, something fails, or the memory limit is exceeded.
 pub(super) fn run(args: &Args) -> Result<(), String> {
     let (Some(backend), Some(first)) = (args.backend.first(), args.seed) else { return Err("a worker needs a backend and a seed".into()) };
     let engines = Engines::open(backend, args.plant)?;
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args) -> Result<(), String> {
             Outcome::Skipped(reason) => say(&Message::Skipped(reason))?,
             Outcome::Failed(kind, report) => {
                 let smallest = smallest(case, &engine, || say(&Message::Seed(seed)));
-                // What failed may have taken the device with it: the next worker opens its own.
+                // The failure may have lost the device; the next worker opens its own.
                 return say(&Message::Failed(Failure { seed, kind, report: format!("{}: {report}", engine.name), smallest }));
             }
         }
@@ -57,7 +57,7 @@ fn say(message: &Message) -> Result<(), String> {
     writeln!(out).and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))
 }
 
-/// Memory of this process, where Linux says it.
+/// Returns the resident memory of this process in bytes, on Linux.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,4 +1,4 @@
-//! A device that is simulated: plans are run from their exports.
+//! Simulated device that runs plans from their exports.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,22 +28,22 @@ impl Shaders {
     }
 }
 
-/// A device, and where what it does is written down.
+/// Simulated device, and the log of what it does.
 pub(crate) struct Device<'a> {
     pub(crate) caps: DeviceCaps,
-    /// Lanes of a subgroup.
+    /// Lanes per subgroup.
     pub(crate) subgroup_size: u32,
     pub(crate) seed: u64,
     pub(crate) lanes: LaneOrder,
     pub(crate) shaders: &'a Shaders,
     pub(crate) log: &'a Log,
-    /// A change of the kernels.
+    /// Change of the kernels, if there is one.
     pub(crate) edit: Option<Edit>,
-    /// Iterations of a loop after which it is taken for endless.
+    /// Maximum number of iterations of a loop; with more, it counts as endless.
     pub(crate) most_iterations: u64,
 }
 
-/// Contents of the plan's buffers: what a reader finds that nobody wrote.
+/// Contents of the plan's scratch buffers before they are written.
 pub(super) const POISON: u32 = 0xffc0_dead;
 
 impl Device<'_> {
@@ -82,7 +82,7 @@ impl Device<'_> {
         want: &WantGradients,
     ) -> Result<Gradients> {
         let plan = Plan::backward(problem, want, &self.caps)?;
-        // As the engine does: who has no statistics of the forward pass has them computed first.
+        // Like the engine: without statistics of a forward pass, they are computed first.
         let forward = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
         let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
@@ -141,7 +141,7 @@ impl Device<'_> {
         Ok(())
     }
 
-    /// A result must be written as a whole, where it has no gaps.
+    /// Complains if a wanted result, which has no gaps, was not written as a whole.
     fn check_written(&self, plan: &Plan, buffers: &Buffers, name: &'static str, wanted: bool) {
         let unwritten = buffers.names.get(name).map_or(0, |&at| buffers.list[at].words_unwritten());
         if wanted && unwritten > 0 {
@@ -212,7 +212,7 @@ impl Buffers {
         self.names.insert(name, at);
     }
 
-    /// Results start as zeros, as wgpu's buffers do.
+    /// Adds a buffer of a result. Results start as zeros, like wgpu's buffers.
     fn unwritten(&mut self, name: &'static str, bytes: usize) {
         let at = self.add(Buffer::unwritten(bytes, 0));
         self.names.insert(name, at);

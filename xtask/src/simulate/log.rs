@@ -1,4 +1,4 @@
-//! What the simulator said of each kernel, over all runs.
+//! Log of the simulator's reports on each kernel, over all runs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use wgpu_attention::plan::KernelExport;
 use wgpu_attention_simulator::{Report, Rule, Shader};
 
-/// Complaints that are printed.
+/// Maximum number of complaints that are printed.
 const MOST_COMPLAINTS: usize = 40;
 
-/// Lines that no problem reaches: file, words, why.
+/// Lines that no problem reaches: file, text, reason.
 const UNREACHABLE: &[(&str, &str, &str)] = &[
     (
         "prelude",
@@ -19,23 +19,23 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
     ("shaders/lib/dropout.wgsl", "return 1.0;", "for who has not asked is_dropping; tiles asks once for all its pairs"),
 ];
 
-/// Everything that was found, and what ran.
+/// All findings, and the statements that ran.
 #[derive(Default)]
 pub(crate) struct Log(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// By text.
+    /// Kernels by their text.
     kernels: HashMap<String, Kernel>,
-    /// By rule, place and the other place.
+    /// Findings by place, with the other place, and rule.
     findings: BTreeMap<(String, Rule), Found>,
     complaints: Vec<String>,
 }
 
-/// A kernel that ran.
+/// Kernel that ran.
 struct Kernel {
     name: String,
-    /// File and line of each statement, whether it can be reached, and how often it ran.
+    /// File and line of each statement, true if it can be reached, and how often it ran.
     statements: Vec<(String, bool, u64)>,
     iterations: u64,
 }
@@ -74,26 +74,26 @@ impl Log {
         }
     }
 
-    /// A wrong answer, or one that is not there.
+    /// Adds a complaint: a wrong or missing answer.
     pub(crate) fn complain(&self, what: String) {
         self.lock().complaints.push(what);
     }
 
-    /// Places and rules of the findings; what was complained of counts as one.
+    /// Returns places and rules of the findings; each complaint counts as one.
     pub(crate) fn findings(&self) -> BTreeSet<(String, Rule)> {
         let inner = self.lock();
         let complaints = inner.complaints.iter().map(|complaint| (complaint.clone(), Rule::Uninitialised));
         inner.findings.keys().cloned().chain(complaints).collect()
     }
 
-    /// Lines of which a statement ran.
+    /// Returns the lines with a statement that ran.
     pub(crate) fn places_that_ran(&self) -> BTreeSet<String> {
         let inner = self.lock();
         let statements = inner.kernels.values().flat_map(|kernel| &kernel.statements);
         statements.filter(|&&(_, _, count)| count > 0).map(|(place, ..)| place.clone()).collect()
     }
 
-    /// Prints it all; gives the number of findings and complaints, and of statements that never ran.
+    /// Prints everything. Returns the number of findings and complaints, and of lines that never ran.
     pub(crate) fn print(&self, verbose: bool) -> (usize, usize) {
         let inner = self.lock();
         let mut kernels: Vec<&Kernel> = inner.kernels.values().collect();
@@ -126,8 +126,8 @@ impl Log {
     }
 }
 
-/// Lines of a family's kernels that none of them has run as a whole, and the families. Kernels of a family are made of the same files, and
-/// not each can take each branch: an option that its problem does not have, a shape that needs no tail.
+/// Returns lines that no kernel of a family ran completely, with the families. A family's kernels have the same files,
+/// and one kernel cannot take every branch: its problem lacks an option, or its shape needs no tail.
 fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
     let mut lines: BTreeMap<(&str, &str), bool> = BTreeMap::new();
     for kernel in kernels {
@@ -148,16 +148,16 @@ fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
     unreached
 }
 
-/// A kernel's name without the sizes of its shape.
+/// Returns a kernel's name without the sizes of its shape.
 fn family(name: &str) -> &str {
     name.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().trim_end()
 }
 
-/// A line of a kernel: file and number, and its words.
+/// Names a line of a kernel: file, number and text.
 pub(crate) fn place_of(kernel: &KernelExport, line: u32) -> String {
     let place = kernel.locate(line);
     let words = kernel.text.lines().nth(line.saturating_sub(1) as usize).unwrap_or_default().trim();
-    // Numbers of generated lines differ from kernel to kernel.
+    // Line numbers of the generated prelude differ from kernel to kernel.
     let place = if place.starts_with("prelude:") { "prelude" } else { &place };
     format!("{place} `{words}`")
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask simulate`: whole plans on the simulator, answers compared with the oracle.
+//! `cargo xtask simulate`: runs whole plans on the simulator and compares the answers with the oracle.
 
 mod device;
 mod log;
@@ -21,22 +21,22 @@ use variants::variants;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Only problems with this in their words, such as `decode`; coverage is then no matter of success
+    /// Run only problems with TEXT in their names, for example `decode`; full coverage is then not required
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Only devices with subgroups of this size; 0 is none
+    /// Simulate only devices with subgroups of this size; 0 is none
     #[arg(long, value_name = "LANES")]
     subgroup: Option<u32>,
-    /// Seed of the data, of the order of invocations and lanes, and of the random problems
+    /// Seed of the data, of the orders of invocations and lanes, and of the random problems
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Random problems, besides those that need every kernel
+    /// Number of random problems, besides the ones that need every kernel
     #[arg(long, value_name = "COUNT", default_value_t = 40)]
     random: u64,
-    /// Lanes of a subgroup in the order of local_invocation_index, as most drivers have them
+    /// Order the lanes of a subgroup by local_invocation_index, as most drivers do
     #[arg(long)]
     lanes_in_order: bool,
-    /// Take out each barrier and each test of a tail in turn: each must be noticed
+    /// Remove each barrier and each test of a tail in turn; each removal must be noticed
     #[arg(long)]
     sabotage: bool,
     /// Print the coverage of each kernel
@@ -44,19 +44,19 @@ pub(crate) struct Args {
     verbose: bool,
 }
 
-/// Subgroup sizes of devices; 0: without subgroups.
+/// Subgroup sizes of the devices; 0: no subgroups.
 const SUBGROUPS: [u32; 6] = [0, 4, 8, 16, 32, 64];
 const CLASSES: [DeviceClass; 3] = [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete];
 
-/// A problem with data, and what is computed of it.
+/// Problem with its data, and how to compute it.
 struct Task {
     case: Case,
-    /// `None`: its gradients.
+    /// Algorithm of the forward pass; `None`: the gradients.
     algorithm: Option<Algorithm>,
     specialise: Specialise,
 }
 
-/// True if nothing was found and every statement ran.
+/// Runs the command. Returns true if nothing was found and every statement ran.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
     if args.sabotage {
         return sabotage::run(args);
@@ -87,7 +87,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
     for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
         let others = variants(&problem, algorithm).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
         for (name, problem) in std::iter::once((name.clone(), problem)).chain(others).filter(|(name, _)| wanted(name)) {
-            // Kernels have a path of their own for a NaN that somebody sees.
+            // Kernels have a slow path for a visible NaN.
             for nan in [false, true] {
                 let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
                 let case = Case::new(name.clone(), problem, fill)?;
@@ -108,10 +108,10 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
             (Some(Algorithm::Fused), Specialise::Never),
             (None, Specialise::Never),
         ];
-        // Each as it is first chosen, every third also otherwise.
+        // Every problem as it is planned by default, every third one in other ways too.
         let computed = if at % 3 == 0 { computed } else { &computed[..2] };
         for &(algorithm, specialise) in computed {
-            // Nothing asked, or gradients of no keys: answered before any plan.
+            // No rows, or gradients without keys: answered without a plan.
             let nothing = case.problem.lse_len() == 0 || (algorithm.is_none() && case.problem.dims.seq_len_kv == 0);
             if !nothing {
                 tasks.push(Task { case: case.clone(), algorithm, specialise });
@@ -121,7 +121,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
     Ok(tasks)
 }
 
-/// Runs a task on every device that has a plan of its own for it; gives the number of runs.
+/// Runs a task on every device that has a plan of its own for it. Returns the number of runs.
 fn simulate(args: &Args, task: &Task, shaders: &Shaders, log: &Log) -> usize {
     let (devices, refusals) = devices(args, task);
     refusals.into_iter().for_each(|refusal| log.complain(refusal));
@@ -149,15 +149,15 @@ fn lane_order(args: &Args) -> LaneOrder {
     if args.lanes_in_order { LaneOrder::InOrder } else { LaneOrder::Shuffled }
 }
 
-/// A device that has a plan of its own for a task.
+/// Device that has a plan of its own for a task.
 struct Planned {
     caps: DeviceCaps,
     plan: PlanExport,
-    /// Lanes of its subgroups, whatever it said.
+    /// Lanes per subgroup in the simulation; may differ from what `caps` reports.
     lanes: u32,
 }
 
-/// Devices that have plans of their own for a task; and what was refused.
+/// Returns the devices that have plans of their own for a task, and the refusals.
 fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
     let sizes: Vec<u32> = SUBGROUPS.into_iter().filter(|&size| args.subgroup.is_none_or(|only| only == size)).collect();
     let mut seen = HashSet::new();
@@ -177,7 +177,7 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
                 if !seen.insert((texts, plan.dispatches.len(), size)) {
                     continue;
                 }
-                // Kernels that count their lanes must also work with subgroups that are too small or not full.
+                // Kernels that count their lanes must also work with subgroups that are too small, or not full.
                 let counts_lanes = plan.kernels.iter().any(|kernel| kernel.text.contains("fn thread_of("));
                 let unsaid: &[u32] =
                     if counts_lanes && !plan.kernels[0].name.starts_with("matrix") && size == 32 { &[4, 128] } else { &[] };
@@ -185,7 +185,7 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
                     devices.push(Planned { caps: caps.clone(), plan: plan.clone(), lanes: lanes.max(1) });
                 }
             }
-            // As on any device: what cannot be asked for.
+            // Unsupported on every device.
             Err(Error::Unsupported { .. }) => {}
             Err(Error::Limit { .. }) if caps.loop_iterations.is_some() => {}
             Err(error) => refusals.push(format!("{} on {:?}: {error}", task.case.name, caps.class)),
@@ -195,7 +195,7 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
 }
 
 fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
-    // Grids of several lines, whose last is not full.
+    // Few workgroups per dimension: grids have several lines, and the last is not full.
     let roomy = DeviceCaps { workgroup_bytes: 49152, workgroups_per_dimension: 5, ..DeviceCaps::webgpu_defaults() };
     DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
 }

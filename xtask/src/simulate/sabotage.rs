@@ -1,4 +1,4 @@
-//! `cargo xtask simulate --sabotage`: takes out each barrier and each test of a tail in turn, and asks whether the simulator notices.
+//! `cargo xtask simulate --sabotage`: removes each barrier and each test of a tail in turn; each must be noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,27 +11,27 @@ use super::device::{Device, Shaders};
 use super::log::{Log, place_of};
 use super::{Args, Planned, Task, devices, lane_order, tasks, verdicts};
 
-/// A change of one line of our files.
+/// Change of one line of a shader file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Edit {
     /// File and line.
     place: String,
-    /// The line, trimmed.
+    /// Text of the line, trimmed.
     words: String,
     kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// A barrier taken out.
+    /// A barrier is removed.
     NoBarrier,
-    /// A condition that always holds.
+    /// A condition always holds.
     Always,
-    /// A condition that never holds.
+    /// A condition never holds.
     Never,
 }
 
-/// Changes that nobody needs to notice: file, start of the line, why.
+/// Changes that need not be noticed: file, start of the line, reason.
 const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/", "if (!tile_shows_any(", "work for pairs that are hidden one by one all the same"),
     ("shaders/", "if (!shown) {", "as above"),
@@ -49,13 +49,13 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/fused/few.wgsl", "if (m < half) {", "the other half's sums are not read"),
 ];
 
-/// Runs that a change is given before it counts as unnoticed.
+/// Number of runs of a change before it counts as unnoticed.
 const MOST_RUNS: usize = 12;
 
-/// True if each change is noticed, or harmless by name.
+/// Runs the command. Returns true if each change is noticed, or harmless by name.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
     let mut tasks = tasks(args).map_err(|error| error.to_string())?;
-    // One width and one storage type have the branches that others have.
+    // These widths and this storage type have the branches of all others.
     let narrow = |name: &str| ["f32 D=64", "f32 D=67", "f32 cache D=64"].iter().any(|start| name.starts_with(start));
     tasks.retain(|task| args.only.is_some() || narrow(&task.case.name));
     let shaders = Shaders::default();
@@ -74,17 +74,17 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     Ok(bad.is_empty())
 }
 
-/// A run whose answer is right, and the changes to lines that it runs.
+/// Run whose answer is right, and the possible changes of the lines that it runs.
 struct Sound<'a> {
     task: &'a Task,
     caps: DeviceCaps,
     lanes: u32,
-    /// Found without a change.
+    /// Findings without any change.
     findings: BTreeSet<(String, Rule)>,
     edits: Vec<Edit>,
 }
 
-/// The devices on which a task has a right answer.
+/// Returns the runs of a task on the devices where its answer is right.
 fn sound<'a>(args: &Args, task: &'a Task, shaders: &Shaders) -> Vec<Sound<'a>> {
     let mut sound = Vec::new();
     for Planned { caps, plan, lanes } in devices(args, task).0 {
@@ -98,7 +98,7 @@ fn sound<'a>(args: &Args, task: &'a Task, shaders: &Shaders) -> Vec<Sound<'a>> {
     sound
 }
 
-/// Runs a task on a device with a change; true if the answer is right.
+/// Runs a task on a device, with a change if there is one. Returns true if the answer is right.
 fn simulated(
     args: &Args,
     task: &Task,
@@ -112,7 +112,7 @@ fn simulated(
     verdicts(task, std::slice::from_ref(&device)).iter().all(|verdict| !matches!(verdict, Verdict::Failed(_)))
 }
 
-/// The changes to a kernel's lines that ran; of a branch that leaves, where it was taken.
+/// Returns the changes of a kernel's lines that ran. A branch that leaves is changed only if it was taken.
 fn edits(kernel: &KernelExport, ran: &BTreeSet<String>) -> Vec<Edit> {
     let mut edits = Vec::new();
     let lines: Vec<&str> = kernel.text.lines().collect();
@@ -142,7 +142,7 @@ fn edits(kernel: &KernelExport, ran: &BTreeSet<String>) -> Vec<Edit> {
 }
 
 impl Edit {
-    /// The kernel's text with the change.
+    /// Returns the kernel's text with the change.
     pub(crate) fn apply(&self, kernel: &KernelExport) -> String {
         let change = |(at, line): (usize, &str)| {
             if place_of(kernel, at as u32 + 1) != self.place {
@@ -150,7 +150,7 @@ impl Edit {
             }
             match self.kind {
                 Kind::NoBarrier => line.replacen("workgroupBarrier();", "", 1),
-                // The condition stays, so that what it names is used.
+                // The condition stays, so that its variables are still used.
                 Kind::Always => line.replacen("if (", "if (true || ", 1),
                 Kind::Never => line.replacen("if (", "if (false && ", 1),
             }
@@ -160,7 +160,7 @@ impl Edit {
 }
 
 fn is_noticed(args: &Args, edit: &Edit, runs: &[&Sound<'_>]) -> bool {
-    // Spread over the runs, which are in the order of their problems; the odd ones come last.
+    // Samples the runs, which are ordered by problem, from the end: the odd problems come last.
     let step = runs.len().div_ceil(MOST_RUNS).max(1);
     runs.iter().rev().step_by(step).any(|run| {
         let log = Log::default();

@@ -1,8 +1,8 @@
-//! Options that turn the branches of a kernel which its first problem leaves aside.
+//! Options that reach the branches of a kernel that its first problem does not take.
 
 use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Packed, Problem, ScoreOrder, ScoreStage};
 
-/// Problems of the same sizes with other options, so that they need kernels of the same shapes; in words.
+/// Returns problems with other options and the same sizes, which need kernels of the same shapes; with names.
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;

@@ -1,4 +1,4 @@
-//! burn's attention on its wgpu backend: its fused kernels and the unfused way, whichever its autotune finds faster.
+//! burn's attention on its wgpu backend: fused or unfused, whichever its autotune finds faster.
 
 use std::time::Instant;
 
@@ -45,7 +45,7 @@ pub(crate) fn new(request: &Request, options: &[&str]) -> Result<Peer, String> {
     };
     let kept = on_device.then(|| upload(arrays.clone()));
     let run = move |wanted: bool| {
-        // It takes the arrays for itself: their copy is not its fault.
+        // burn consumes the arrays, so they are copied outside the timed region.
         let arrays = kept.is_none().then(|| arrays.clone());
         device.sync().map_err(|error| format!("{error:?}"))?;
         let started = Instant::now();
@@ -55,7 +55,7 @@ pub(crate) fn new(request: &Request, options: &[&str]) -> Result<Peer, String> {
         };
         let output = attend(query, key, value, group, fold, causal);
         let (time, data) = if on_device {
-            // What reads it later keeps it alive: else there would be nothing to compute.
+            // The clone keeps the output alive; otherwise burn would have nothing to compute.
             let kept = output.clone();
             device.sync().map_err(|error| format!("{error:?}"))?;
             let time = started.elapsed();
@@ -73,7 +73,7 @@ pub(crate) fn new(request: &Request, options: &[&str]) -> Result<Peer, String> {
     Ok(Peer { adapter, op, run: Box::new(run) })
 }
 
-/// Waits until the numbers are in host memory: burn itself would wait, and compute, only when they are first looked at.
+/// Reads a tensor into host memory. burn alone would wait, and compute, only when the data is first accessed.
 fn read(tensor: Tensor<4>) -> Result<TensorData, String> {
     let data = tensor.try_into_data().map_err(|error| format!("{error:?}"))?;
     std::hint::black_box(data.as_bytes());

@@ -9,7 +9,7 @@ use crate::{Peer, Request, version};
 
 pub(crate) fn new(request: &Request) -> std::result::Result<Peer, String> {
     let &Request { shape: [batch, heads, kv_heads, rows, keys, dim], causal, window, .. } = request;
-    // The first request's threads count: attn asks for the same number each time.
+    // Only the first request sets the number of threads; attn asks for the same number each time.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global();
     let dtype = match request.dtype.as_str() {
         "f32" => DType::F32,
@@ -17,7 +17,7 @@ pub(crate) fn new(request: &Request) -> std::result::Result<Peer, String> {
         "bf16" => DType::BF16,
         other => return Err(format!("no {other} here")),
     };
-    // Its order of axes: batch, seq, heads, dim.
+    // candle's order of the axes: batch, seq, heads, dim.
     let load = |name: &str, heads: usize, seq: usize| -> std::result::Result<Tensor, String> {
         let tensor = Tensor::from_vec(request.load(name)?, (batch, heads, seq, dim), &Device::Cpu);
         tensor.and_then(|tensor| tensor.to_dtype(dtype)?.transpose(1, 2)?.contiguous()).map_err(|error| error.to_string())
@@ -29,7 +29,7 @@ pub(crate) fn new(request: &Request) -> std::result::Result<Peer, String> {
             return windowed(&query, &key, &value, scale, window);
         }
         let mask = match causal {
-            // Its causal is aligned to the first key.
+            // candle's causal mask is aligned to the first key.
             true if rows > 1 => match keys.checked_sub(rows) {
                 Some(offset) => AttnMask::causal_with_offset(offset),
                 None => candle_core::bail!("no rows before the first key"),
@@ -53,7 +53,7 @@ pub(crate) fn new(request: &Request) -> std::result::Result<Peer, String> {
     Ok(Peer { adapter: format!("candle-nn {} CPU", version("candle-nn")), op: "flash_attn", run: Box::new(run) })
 }
 
-/// The last `window` keys up to each row, which its packed sequences know.
+/// Computes attention to the last `window` keys up to each row, which only candle's varlen function supports.
 fn windowed(query: &Tensor, key: &Tensor, value: &Tensor, scale: f32, window: usize) -> Result<Tensor> {
     let ((batch, rows, heads, dim), keys) = (query.dims4()?, key.dim(1)?);
     let lengths = |length: usize| Tensor::new(vec![length as u32; batch], &Device::Cpu);

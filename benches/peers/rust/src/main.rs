@@ -1,17 +1,17 @@
-//! burn and candle for `attn bench --compare`: lines of JSON in, lines of JSON out; attn/src/bench/peer.rs has the form of both.
+//! burn and candle as peers of `attn bench --compare`. attn/src/bench/peer.rs describes the requests and the answers.
 //!
-//! Not part of the crate's workspace. In benches/peers/rust: `cargo build --release` (burn is long to build; `--no-default-features`: candle
-//! alone), then in the root
+//! Not part of the crate's workspace. Build in benches/peers/rust with `cargo build --release` (burn takes long;
+//! `--no-default-features` builds candle alone), then run in the root:
 //!
 //! ```text
 //! attn bench --suite prefill --backend vulkan --compare "benches/peers/rust/target/release/attention-peers burn"
 //! attn bench --suite prefill --backend cpu    --compare "benches/peers/rust/target/release/attention-peers candle"
 //! ```
 //!
-//! `burn`: its wgpu backend with fusion and autotune, host to host as ours: arrays go up, the answer comes down. `burn device` has its
-//! arrays on the device and leaves its answer there. burn has no grouped heads: keys and values are repeated on the device, within the
-//! time; with `fold` the heads of a group become the rows of one head instead, which needs a single query. `candle`: candle-nn's CPU
-//! flash attention, arrays in place.
+//! `burn`: its wgpu backend with fusion and autotune, from host memory to host memory like ours. `burn device` keeps
+//! arrays and answer on the device. burn has no grouped heads: keys and values are repeated on the device, and that is
+//! timed. With `fold` the heads of a group become the rows of one head, which needs a single query. `candle`:
+//! candle-nn's CPU flash attention, arrays in place.
 
 #[cfg(feature = "burn")]
 mod burn_peer;
@@ -25,7 +25,7 @@ use std::time::Duration;
 use npyz::WriterBuilder;
 use serde_json::{Value, json};
 
-/// What a peer is asked for.
+/// Problem that a peer is asked to compute.
 struct Request {
     /// Batch, query heads, key/value heads, queries, keys, head_dim.
     shape: [usize; 6],
@@ -55,7 +55,7 @@ impl Request {
         self.json[name].as_str().ok_or_else(|| format!("names no file for {name}"))
     }
 
-    /// An array, `[batch, heads, seq, dim]`.
+    /// Loads an array, `[batch, heads, seq, dim]`.
     fn load(&self, name: &str) -> Result<Vec<f32>, String> {
         let file = File::open(self.file(name)?).map_err(|error| format!("{name}: {error}"))?;
         let array = npyz::NpyFile::new(BufReader::new(file)).and_then(|file| file.into_vec());
@@ -71,14 +71,14 @@ impl Request {
     }
 }
 
-/// A peer that is ready. A run says how long it took, and hands out its answer as `[batch, heads, seq, dim]` in f32 where wanted.
+/// Peer that is ready to run. A run returns its time and, if wanted, the answer as f32 `[batch, heads, seq, dim]`.
 struct Peer {
     adapter: String,
     op: &'static str,
     run: Box<dyn FnMut(bool) -> Result<(Duration, Option<Vec<f32>>), String>>,
 }
 
-/// Makes a peer ready. Several runs come before the answer is taken: the first ones compile, and try kernels.
+/// Prepares a peer. Three runs precede the one for the answer, because the first runs compile and autotune.
 fn prepare(words: &[&str], json: Value) -> Result<Peer, String> {
     let request = Request::read(json)?;
     let mut peer = match words {
@@ -100,7 +100,7 @@ fn times(peer: &mut Option<Peer>, count: u64) -> Result<Vec<f64>, String> {
     (0..count).map(|_| (peer.run)(false).map(|(time, _)| time.as_secs_f64() * 1e3)).collect()
 }
 
-/// burn panics where it cannot do something; that is an answer too.
+/// Turns a panic into an error; burn panics on problems that it does not support.
 fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
@@ -108,7 +108,7 @@ fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// The version of a package, as it was built.
+/// Returns the version of a package according to Cargo.lock.
 fn version(package: &str) -> &'static str {
     let lock = include_str!("../Cargo.lock");
     let found = lock.split_once(&format!("name = \"{package}\"\nversion = \""));
