@@ -100,7 +100,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     let shape = dims.scores_shape();
     let smaller = |Broadcast(of): Broadcast| Broadcast(std::array::from_fn(|axis| if of[axis] == 1 { 1 } else { shape[axis] }));
     let mut visibility = problem.visibility;
-    (visibility.kv_lengths, visibility.prefix_lengths, visibility.documents) = (false, false, false);
+    (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
     Problem {
         dims,
@@ -303,7 +303,7 @@ mod tests {
             |n: usize| Linear::new((0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect(), None, n).expect("square");
         let [w_q, w_k, w_v, w_o] = [72; 4].map(identity);
         let layer = MultiHead::new(w_q, w_k, w_v, w_o, 2, 2).expect("a layer");
-        let problem = layer.problem(1, 30, 30).causal(Alignment::TopLeft).want(Want { lse: true, ..Want::default() });
+        let problem = layer.problem(1, 30, 30).causal(Alignment::TopLeft).with_lse();
         let x: Vec<f32> = (0..30 * 72).map(|i| (i as f32 * 0.37).sin()).collect();
         let inputs = Inputs::new(&x, &x, &x);
         for gpu in gpus(special) {

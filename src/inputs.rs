@@ -28,9 +28,9 @@ pub struct Inputs<'a> {
     /// Prefix length of each item, `[batch]`.
     pub prefix_lengths: &'a [u32],
     /// Segment ids of the query rows, [batch, seq_len_q].
-    pub documents_q: &'a [i32],
+    pub segment_ids_q: &'a [i32],
     /// Segment ids of the keys, [batch, seq_len_kv].
-    pub documents_kv: &'a [i32],
+    pub segment_ids_kv: &'a [i32],
     /// Query token boundaries of varlen sequences, [batch + 1], not decreasing, from 0 to tokens_q.
     pub cu_seqlens_q: &'a [u32],
     /// Key token boundaries of varlen sequences, [batch + 1], likewise from 0 to tokens_kv; empty with paged keys.
@@ -55,8 +55,8 @@ impl<'a> Inputs<'a> {
             sinks: &[],
             kv_lengths: &[],
             prefix_lengths: &[],
-            documents_q: &[],
-            documents_kv: &[],
+            segment_ids_q: &[],
+            segment_ids_kv: &[],
             cu_seqlens_q: &[],
             cu_seqlens_kv: &[],
             page_table: &[],
@@ -91,8 +91,8 @@ impl<'a> Inputs<'a> {
             ("sinks", self.sinks.len(), when(problem.sinks, d.num_heads)),
             ("kv_lengths", self.kv_lengths.len(), when(v.kv_lengths, d.batch)),
             ("prefix_lengths", self.prefix_lengths.len(), when(v.prefix_lengths, d.batch)),
-            ("documents_q", self.documents_q.len(), when(v.documents, d.batch * d.seq_len_q)),
-            ("documents_kv", self.documents_kv.len(), when(v.documents, d.batch * d.seq_len_kv)),
+            ("segment_ids_q", self.segment_ids_q.len(), when(v.segments, d.batch * d.seq_len_q)),
+            ("segment_ids_kv", self.segment_ids_kv.len(), when(v.segments, d.batch * d.seq_len_kv)),
             ("cu_seqlens_q", self.cu_seqlens_q.len(), when(packed, d.batch + 1)),
             ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(packed && problem.paged.is_none(), d.batch + 1)),
             ("page_table", self.page_table.len(), problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item)),

@@ -198,8 +198,10 @@ impl Problem {
                 window_right: None,
                 kv_lengths: false,
                 prefix_lengths: false,
-                documents: false,
+                segments: false,
                 mask: None,
+                chunk: None,
+                block_causal: None,
             },
             bias: None,
             alibi: None,
@@ -351,12 +353,6 @@ impl Problem {
         Dims { batch: 1, seq_len_q: rows, ..self.dims }.flops()
     }
 
-    /// True if an option depends on the position of a row.
-    pub(crate) fn uses_position(&self) -> bool {
-        let v = &self.visibility;
-        v.causal || v.window_left.is_some() || v.window_right.is_some() || self.alibi.is_some() || self.relative_bias.is_some()
-    }
-
     /// Checks the problem for contradictions. Every computation calls it first.
     pub fn check(&self) -> Result<()> {
         let d = &self.dims;
@@ -376,38 +372,15 @@ impl Problem {
         {
             return Err(Error::invalid("scale", format!("{scale} is not finite")));
         }
-        if let Some(softcap) = self.softcap
-            && !(softcap.is_finite() && softcap > 0.0)
-        {
-            return Err(Error::invalid("softcap", format!("{softcap} is not a finite number above 0; use None for no softcap")));
-        }
         if let Some(probability) = self.dropout
             && !(0.0..1.0).contains(&probability)
         {
             return Err(Error::invalid("dropout", format!("{probability} is not a probability from 0 on and below 1")));
         }
         let v = &self.visibility;
-        if self.uses_position() && v.alignment.is_none() {
-            return Err(Error::invalid(
-                "alignment",
-                "causal, window, ALiBi and relative bias count from the row's position: say TopLeft, BottomRight or Offset",
-            ));
-        }
+        self.check_terms()?;
         if v.prefix_lengths && !v.causal {
             return Err(Error::invalid("prefix_lengths", "a prefix lifts the causal bound, but the problem is not causal"));
-        }
-        for (argument, shape) in [("mask", v.mask), ("bias", self.bias)] {
-            let Some(shape) = shape else { continue };
-            let full = d.scores_shape();
-            if shape.0.iter().zip(full).any(|(&extent, full)| extent != full && extent != 1) {
-                return Err(Error::invalid(
-                    argument,
-                    format!("shape {:?} does not broadcast to {full:?}: each axis is full or 1", shape.0),
-                ));
-            }
-            if shape.elements().is_none() {
-                return Err(Error::invalid(argument, format!("shape {:?} overflows", shape.0)));
-            }
         }
         for operand in Operand::ALL {
             let shape = self.shape(operand);
@@ -430,20 +403,15 @@ impl Problem {
                 format!("{:?} is more than can be counted: lengths go up to {}", d.scores_shape(), i32::MAX),
             ));
         }
-        if let Some(max) = self.relative_bias
-            && (d.num_heads as u64).saturating_mul(2 * u64::from(max) + 1) > isize::MAX as u64 / 4
-        {
-            return Err(Error::invalid("relative_bias", format!("a table of distances up to {max} for {} heads overflows", d.num_heads)));
-        }
         if let Some(paged) = self.paged {
             paged.check(self)?;
         }
         if let Some(packed) = self.packed {
             let is_paged = self.paged.is_some();
-            if (v.kv_lengths && !is_paged) || v.documents {
+            if (v.kv_lengths && !is_paged) || v.segments {
                 return Err(Error::invalid(
                     "packed",
-                    "packed sequences have their lengths and borders in cu_seqlens; leave kv_lengths and documents out",
+                    "packed sequences have their lengths and borders in cu_seqlens; leave kv_lengths and segments out",
                 ));
             }
             if packed.tokens_q < d.seq_len_q || (packed.tokens_kv < d.seq_len_kv && !is_paged) {

@@ -3,7 +3,10 @@
 //! Everything but segments and the boolean mask leaves each row one interval of keys. Loops start and end at the ends
 //! of the interval, so keys outside are never visited.
 
-use std::ops::Range;
+use std::str::FromStr;
+
+use crate::random::Random;
+use crate::{Dims, Error, Result};
 
 /// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which causality,
 /// windows, ALiBi and relative biases count.
@@ -27,6 +30,28 @@ impl Alignment {
             Self::Offset(offset) => offset.into(),
         }
     }
+
+    /// Text form, which [`Self::from_str`] reads.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::TopLeft => "top-left".into(),
+            Self::BottomRight => "bottom-right".into(),
+            Self::Offset(offset) => offset.to_string(),
+        }
+    }
+}
+
+impl FromStr for Alignment {
+    type Err = String;
+
+    /// Reads `top-left`, `bottom-right` or an offset.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "top-left" => Ok(Self::TopLeft),
+            "bottom-right" => Ok(Self::BottomRight),
+            number => number.parse().map(Self::Offset).map_err(|_| "say top-left, bottom-right or a whole number".into()),
+        }
+    }
 }
 
 /// Shape of a contiguous mask or bias. Each axis of [batch, num_heads, seq_len_q, seq_len_kv] has its full extent, or
@@ -47,6 +72,34 @@ impl Broadcast {
     pub fn elements(self) -> Option<usize> {
         self.0.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))
     }
+
+    /// Checks that the shape broadcasts to the scores of `dims`.
+    pub(crate) fn check(self, argument: &'static str, dims: &Dims) -> Result<()> {
+        let full = dims.scores_shape();
+        if self.0.iter().zip(full).any(|(&extent, full)| extent != full && extent != 1) {
+            return Err(Error::invalid(argument, format!("shape {:?} does not broadcast to {full:?}: each axis is full or 1", self.0)));
+        }
+        match self.elements() {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid(argument, format!("shape {:?} overflows", self.0))),
+        }
+    }
+
+    /// Text form: the four extents, separated by commas.
+    pub(crate) fn text(self) -> String {
+        self.0.map(|extent| extent.to_string()).join(",")
+    }
+
+    /// Draws a shape whose axes are full or 1.
+    pub(crate) fn draw(dims: &Dims, random: &mut Random) -> Self {
+        Self(dims.scores_shape().map(|extent| if random.one_in(2) { 1 } else { extent }))
+    }
+}
+
+/// Returns the index of [b, h, i, j] in a mask or bias, and its stride along the keys.
+pub(crate) fn along_keys(shape: Option<Broadcast>, index: [usize; 4]) -> (usize, usize) {
+    let strides = shape.map_or([0; 4], Broadcast::strides);
+    (index.iter().zip(strides).map(|(index, stride)| index * stride).sum(), strides[3])
 }
 
 /// Visibility of keys to query rows. By default every key is visible.
@@ -54,8 +107,10 @@ impl Broadcast {
 /// Key j is visible to row i at position p (see [`Alignment`]) if all of these hold:
 /// - `j <= p`, if `causal`; with `prefix_lengths`: `j <= p` or `j < prefix_lengths[batch]`;
 /// - `p - window_left <= j` and `j <= p + window_right`, both inclusive; `None` is open;
+/// - `floor(j / chunk) == floor(p / chunk)`, if there is a chunk size, as in Llama 4;
+/// - `j < (floor(p / block_causal) + 1) * block_causal`, if there is a block size: whole blocks see themselves;
 /// - `j < kv_lengths[batch]`, if `kv_lengths`;
-/// - `documents_q[batch, i] == documents_kv[batch, j]`, if `documents`;
+/// - `segment_ids_q[batch, i] == segment_ids_kv[batch, j]`, if `segments`;
 /// - the mask is true there, if there is one;
 /// - the additive bias there is not -inf, if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,52 +123,50 @@ pub struct Visibility {
     pub window_left: Option<u32>,
     /// Distance after the position beyond which keys are masked.
     pub window_right: Option<u32>,
+    /// Size of a chunk, at least 1. Rows see only the keys of their own chunk.
+    pub chunk: Option<u32>,
+    /// Size of a block, at least 1. Rows see the keys before the end of their block.
+    pub block_causal: Option<u32>,
     /// True if each item has a number of valid keys; the keys after them are padding.
     pub kv_lengths: bool,
     /// True if each item has a prefix that `causal` does not mask.
     pub prefix_lengths: bool,
     /// True if rows see only keys of their own segment.
-    pub documents: bool,
+    pub segments: bool,
     /// Boolean mask: true = may attend.
     pub mask: Option<Broadcast>,
-}
-
-impl Visibility {
-    /// Interval of `0..seq_len_kv` that is visible to a row at `position`, before segments, mask and bias. `prefix` is
-    /// the item's prefix length, or 0.
-    pub fn interval(&self, position: i64, prefix: usize, seq_len_kv: usize) -> Range<usize> {
-        let signed = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
-        let next = position.saturating_add(1);
-        let mut end = signed(seq_len_kv);
-        if self.causal {
-            end = end.min(next.max(signed(prefix)));
-        }
-        if let Some(right) = self.window_right {
-            end = end.min(next.saturating_add(right.into()));
-        }
-        let start = self.window_left.map_or(0, |left| position.saturating_sub(left.into()).max(0));
-        let end = end.max(0);
-        start.min(end) as usize..end as usize
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Problem;
+    use crate::terms::{RowAt, TermSet};
 
     #[test]
     fn intervals() {
+        let interval = |visibility: Visibility, position: i64, prefix: usize| {
+            let problem = Problem { visibility, ..Problem::new(Dims::square(1, 1, 8, 8)) };
+            problem.interval(TermSet::of(&problem).and(TermSet::intervals()), RowAt { position, prefix, ..RowAt::default() }, 8)
+        };
         let open = Visibility::default();
-        assert_eq!(open.interval(3, 0, 8), 0..8);
+        assert_eq!(interval(open, 3, 0), 0..8);
         let causal = Visibility { causal: true, ..open };
-        assert_eq!(causal.interval(3, 0, 8), 0..4);
-        assert_eq!(causal.interval(-1, 0, 8), 0..0);
-        assert_eq!(causal.interval(3, 6, 8), 0..6);
-        assert_eq!(causal.interval(20, 0, 8), 0..8);
+        assert_eq!(interval(causal, 3, 0), 0..4);
+        assert_eq!(interval(causal, -1, 0), 0..0);
+        assert_eq!(interval(causal, 3, 6), 0..6);
+        assert_eq!(interval(causal, 20, 0), 0..8);
         let window = Visibility { window_left: Some(1), window_right: Some(2), ..open };
-        assert_eq!(window.interval(3, 0, 8), 2..6);
-        assert_eq!(window.interval(-5, 0, 8), 0..0);
-        assert!(window.interval(30, 0, 8).is_empty());
+        assert_eq!(interval(window, 3, 0), 2..6);
+        assert_eq!(interval(window, -5, 0), 0..0);
+        assert!(interval(window, 30, 0).is_empty());
+        let all = Visibility { chunk: Some(u32::MAX), block_causal: Some(u32::MAX), window_left: Some(1), window_right: Some(1), ..causal };
+        assert!([i64::MIN, i64::MAX].iter().all(|&position| interval(all, position, usize::MAX >> 1).is_empty()));
+        let chunk = Visibility { chunk: Some(3), ..open };
+        assert_eq!([0, 2, 3, 7, 8].map(|position| interval(chunk, position, 0)), [0..3, 0..3, 3..6, 6..8, 6..8]);
+        assert!(interval(chunk, -1, 0).is_empty());
+        let block = Visibility { block_causal: Some(3), ..open };
+        assert_eq!([-1, 0, 2, 3, 7].map(|position| interval(block, position, 0)), [0..0, 0..3, 0..3, 0..6, 0..8]);
     }
 
     #[test]

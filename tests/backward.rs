@@ -27,8 +27,8 @@ struct Case {
     sinks: Vec<f32>,
     kv_lengths: Vec<u32>,
     prefix_lengths: Vec<u32>,
-    documents_q: Vec<i32>,
-    documents_kv: Vec<i32>,
+    segment_ids_q: Vec<i32>,
+    segment_ids_kv: Vec<i32>,
     cu_seqlens: [Vec<u32>; 2],
     output_gradient: Vec<f32>,
 }
@@ -49,7 +49,7 @@ impl Case {
         let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
         let table = problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
-        let documents = |len: usize| (0..when(v.documents, d.batch * len)).map(|at| (at % len / 2) as i32).collect::<Vec<_>>();
+        let segments = |len: usize| (0..when(v.segments, d.batch * len)).map(|at| (at % len / 2) as i32).collect::<Vec<_>>();
         Self {
             name,
             problem,
@@ -63,8 +63,8 @@ impl Case {
             sinks: draw(7, when(problem.sinks, d.num_heads)),
             kv_lengths: (0..when(v.kv_lengths, d.batch)).map(|b| (d.seq_len_kv - 2 * b - 1) as u32).collect(),
             prefix_lengths: vec![2; when(v.prefix_lengths, d.batch)],
-            documents_q: documents(d.seq_len_q),
-            documents_kv: documents(d.seq_len_kv),
+            segment_ids_q: segments(d.seq_len_q),
+            segment_ids_kv: segments(d.seq_len_kv),
             cu_seqlens: if problem.packed.is_some() { [vec![0, 1, 1, 5], vec![0, 3, 4, 9]] } else { Default::default() },
             output_gradient: draw(8, problem.output_len()),
         }
@@ -79,8 +79,8 @@ impl Case {
             sinks: &self.sinks,
             kv_lengths: &self.kv_lengths,
             prefix_lengths: &self.prefix_lengths,
-            documents_q: &self.documents_q,
-            documents_kv: &self.documents_kv,
+            segment_ids_q: &self.segment_ids_q,
+            segment_ids_kv: &self.segment_ids_kv,
             cu_seqlens_q: &self.cu_seqlens[0],
             cu_seqlens_kv: &self.cu_seqlens[1],
             ..Inputs::new(&self.query, &self.key, &self.value)
@@ -182,7 +182,7 @@ fn cases() -> Vec<Case> {
                 causal: true,
                 prefix_lengths: true,
                 kv_lengths: true,
-                documents: true,
+                segments: true,
                 mask: Some(Broadcast([2, 1, 1, 6])),
                 ..position
             },

@@ -35,7 +35,7 @@ fn problems() -> Vec<(&'static str, Problem, bool)> {
     (options.sinks, options.alibi, options.softcap) = (true, Some(Alibi::Symmetric), Some(5.0));
     (options.visibility.kv_lengths, options.visibility.prefix_lengths) = (true, true);
     options.visibility.mask = Some(Broadcast([1, 1, 3, 1000]));
-    options.visibility.documents = true;
+    options.visibility.segments = true;
     all.push(("every option", options, true));
     let blocks = TensorSpec::new(DType::Q8, Layout::Bshd);
     let long = Problem::new(Dims { seq_len_kv: 2000, batch: 1, ..dims }).causal(Alignment::BottomRight);
@@ -55,7 +55,7 @@ fn keys_in_several_bindings() {
             let query = some(problem.query.dtype, problem.query_len(), 1);
             let v = problem.visibility;
             let mask: Vec<bool> = (0..if v.mask.is_some() { 3000 } else { 0 }).map(|i| i % 7 != 0).collect();
-            let documents: Vec<i32> = (0..if v.documents { 2000 } else { 0 }).map(|i| i32::from(i % 1000 > 990)).collect();
+            let segments: Vec<i32> = (0..if v.segments { 2000 } else { 0 }).map(|i| i32::from(i % 1000 > 990)).collect();
             let (slopes, sinks) = (numbers(if problem.alibi.is_some() { 4 } else { 0 }, 4), numbers(if problem.sinks { 4 } else { 0 }, 5));
             let inputs = Inputs {
                 mask: &mask,
@@ -63,8 +63,8 @@ fn keys_in_several_bindings() {
                 sinks: &sinks,
                 kv_lengths: if v.kv_lengths { &[1000, 351] } else { &[] },
                 prefix_lengths: if v.prefix_lengths { &[2, 400] } else { &[] },
-                documents_q: if v.documents { &[0, 0, 1, 1, 0, 0] } else { &[] },
-                documents_kv: &documents,
+                segment_ids_q: if v.segments { &[0, 0, 1, 1, 0, 0] } else { &[] },
+                segment_ids_kv: &segments,
                 ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice())
             };
             let explained = engine.explain(&problem).unwrap_or_else(|error| panic!("{what}: {error}"));

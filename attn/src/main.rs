@@ -13,6 +13,7 @@ mod random;
 mod report;
 mod run;
 mod terminal;
+mod terms;
 mod tour;
 mod tune;
 mod verify;

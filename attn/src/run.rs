@@ -14,6 +14,7 @@ use crate::arrays::{Array, Data, Target, read_npy, read_safetensors};
 use crate::backend;
 use crate::failure::Failure;
 use crate::terminal::{Progress, Terminal, note};
+use crate::terms::Terms;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,22 +46,14 @@ pub(crate) struct Args {
     /// One file with the tensors `query`, `key` and `value`, optionally `mask` and `bias`; F32, F16 or BF16
     #[arg(long, value_name = "FILE.safetensors")]
     input: Option<PathBuf>,
-    /// Mask the keys after each row's position. Row 0 is at key 0 (top-left), the last row at the last key
-    /// (bottom-right), or row 0 at the given key
-    #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = parse_alignment, allow_negative_numbers = true)]
-    causal: Option<Alignment>,
-    /// Keep only the keys from L before to R after each row's position, both inclusive; `-` is unbounded
-    #[arg(long, value_name = "L,R", value_parser = Window::from_str, allow_hyphen_values = true)]
-    window: Option<Window>,
-    /// Positions of the rows for --window without --causal; needed if the lengths differ
-    #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = parse_alignment, allow_negative_numbers = true, conflicts_with = "causal", requires = "window")]
+    #[command(flatten)]
+    terms: Terms,
+    /// Positions of the rows for terms that count from them, without --causal; needed if the lengths differ
+    #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = Alignment::from_str, allow_negative_numbers = true, conflicts_with = "causal")]
     align: Option<Alignment>,
     /// Factor on the dot products [default: 1/sqrt(head_dim)]
     #[arg(long, allow_hyphen_values = true)]
     scale: Option<f32>,
-    /// Cap the scores: softcap * tanh(score / softcap)
-    #[arg(long, allow_hyphen_values = true)]
-    softcap: Option<f32>,
     /// Bool array, true = may attend; broadcasts from the right to [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "M.npy")]
     mask: Option<PathBuf>,
@@ -106,34 +99,6 @@ impl Axes {
             Self::Bhsd => [batch, first, second, dim],
             Self::Bshd => [batch, second, first, dim],
         }
-    }
-}
-
-fn parse_alignment(text: &str) -> Result<Alignment, String> {
-    match text {
-        "top-left" => Ok(Alignment::TopLeft),
-        "bottom-right" => Ok(Alignment::BottomRight),
-        number => number.parse().map(Alignment::Offset).map_err(|_| "say top-left, bottom-right or a whole number".into()),
-    }
-}
-
-/// Left and right extent of a window; `None` is unbounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
-    left: Option<u32>,
-    right: Option<u32>,
-}
-
-impl FromStr for Window {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let side = |side: &str| match side.trim() {
-            "-" => Ok(None),
-            number => number.parse().map(Some).map_err(|_| format!("`{number}` is neither a whole number from 0 nor `-` for open")),
-        };
-        let (left, right) = text.split_once(',').ok_or("say L,R: two whole numbers, or `-` for open")?;
-        Ok(Self { left: side(left)?, right: side(right)? })
     }
 }
 
@@ -279,19 +244,20 @@ fn problem(args: &Args, files: &Files) -> Result<(Problem, Vec<usize>), Failure>
     let spec = TensorSpec::new(DType::F32, args.layout.layout());
     (problem.query, problem.key, problem.value, problem.output) = (spec, spec, spec, spec);
     problem.scale = args.scale;
-    problem.softcap = args.softcap;
-    if let Some(alignment) = args.causal {
-        problem = problem.causal(alignment);
-    }
-    if let Some(window) = args.window {
-        let alignment = args.causal.or(args.align).or((dims.seq_len_q == dims.seq_len_kv).then_some(Alignment::TopLeft));
-        let Some(alignment) = alignment else {
+    args.terms.add_to(&mut problem)?;
+    problem.visibility.alignment = problem.visibility.alignment.or(args.align);
+    match (problem.uses_position(), problem.visibility.alignment) {
+        (true, None) if dims.seq_len_q == dims.seq_len_kv => problem.visibility.alignment = Some(Alignment::TopLeft),
+        (true, None) => {
             return Err(Failure::input(format!(
-                "--window: {} queries and {} keys; say with --causal or --align where the rows stand",
-                dims.seq_len_q, dims.seq_len_kv
+                "--{}: {} queries and {} keys; say with --causal or --align where the rows stand",
+                problem.terms_text()[0].split('=').next().unwrap_or_default(),
+                dims.seq_len_q,
+                dims.seq_len_kv
             )));
-        };
-        problem = problem.window(alignment, window.left, window.right);
+        }
+        (false, Some(_)) => return Err(Failure::input("--align: nothing that was asked for counts from the rows' positions")),
+        _ => {}
     }
     problem.visibility.mask = files.mask.as_ref().map(|array| broadcast(array, &dims)).transpose()?;
     problem.bias = files.bias.as_ref().map(|array| broadcast(array, &dims)).transpose()?;
@@ -349,15 +315,6 @@ fn broadcast(array: &Array, dims: &Dims) -> Result<Broadcast, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn windows() {
-        assert_eq!("3,-".parse(), Ok(Window { left: Some(3), right: None }));
-        assert_eq!("-,0".parse(), Ok(Window { left: None, right: Some(0) }));
-        for bad in ["", "3", "3,", "-1,0", "3,4,5", "a,b"] {
-            assert!(bad.parse::<Window>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn axes_are_named_by_their_place_in_the_file() {

@@ -147,6 +147,9 @@ def main():
         request = json.loads(line)
         if request["do"] == "prepare":
             try:
+                known = lambda term: term == "causal=bottom-right" or (term.startswith("window=") and term.endswith(",0"))
+                if unknown := [term for term in request["terms"] if not known(term)]:
+                    raise ValueError("no " + ", ".join(unknown))
                 peer = PEERS[sys.argv[1]](request)
                 np.save(request["output"], peer.output())
                 answer = {"ok": True, "adapter": peer.adapter, "op": peer.op}

@@ -12,7 +12,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     // Along batch, head, rows, keys: true if summed; extent in items or squares; extents of the bias and of the sum.
-    let summed = params.bias_strides == vec4<u32>(0u);
+    let summed = bias_values() == vec4<u32>(0u);
     let extents = vec4<u32>(params.batch, params.num_heads, (params.seq_len_q + SIDE - 1u) / SIDE, (params.seq_len_kv + SIDE - 1u) / SIDE);
     let own_extents = select(extents, vec4<u32>(1u), summed);
     let sum_extents = select(vec4<u32>(1u), extents, summed);
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let at = own.zw * SIDE + pair;
         let is_there = at.x < select(params.seq_len_q, 1u, summed.z) && at.y < select(params.seq_len_kv, 1u, summed.w);
         if (is_there) {
-            let strides = params.bias_strides;
+            let strides = bias_values();
             let place = own.x * strides.x + own.y * strides.y + at.x * strides.z + at.y * strides.w;
             sums[split * params.output_split_stride + place] = square_tile[pair.x * SIDE + pair.y];
         }

@@ -30,15 +30,6 @@ fn pair_gradient(scaled: f32, product: f32, end: RowEnd, item: Item, head: u32, 
     let weight = exp(scored.score - end.top) * end.share;
     let factor = kept(item, head, row, key);
     let d_biased = weight * (factor * product - end.delta);
-    var result = PairGradient(visible_weight(weight * factor, true), d_biased, d_biased);
-    if (softcap_first()) {
-        let t = tanh_exact(scaled / params.softcap);
-        result.d_score = d_biased * (1.0 - t * t);
-    }
-    if (softcap_last()) {
-        let t = scored.score / params.softcap;
-        result.d_score = d_biased * (1.0 - t * t);
-        result.d_bias = result.d_score;
-    }
-    return result;
+    let slopes = slopes_of(scaled, pair_of(item, head, row, key));
+    return PairGradient(visible_weight(weight * factor, true), d_biased * slopes.biased, d_biased * slopes.scaled);
 }

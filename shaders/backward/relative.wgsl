@@ -10,7 +10,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (index == NO_WORK) {
         return;
     }
-    let columns = u32(2 * params.max_distance + 1);
+    let most = i32(relative_bias_values().y);
+    let columns = u32(2 * most + 1);
     let head = index / columns;
     let column = i32(index % columns);
     let row_squares = i32((params.seq_len_q + 15u) / 16u);
@@ -18,8 +19,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var sum = 0.0;
     for (var batch = 0u; batch < params.batch; batch++) {
         // key - row = offset - distance; the ends of the table also have all larger distances.
-        let middle = item_of(batch).offset + params.max_distance - column;
-        let low = select(max(middle, -i32(params.seq_len_q)), -i32(params.seq_len_q), column == 2 * params.max_distance);
+        let middle = item_of(batch).offset + most - column;
+        let low = select(max(middle, -i32(params.seq_len_q)), -i32(params.seq_len_q), column == 2 * most);
         let high = select(min(middle, i32(params.seq_len_kv)), i32(params.seq_len_kv), column == 0);
         for (var difference = low + i32(thread); difference <= high; difference += i32(THREADS)) {
             // Place t of band b has difference 16 (b - row_squares + 1) + t - 15.

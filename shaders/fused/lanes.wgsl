@@ -96,7 +96,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 bits = max(bits, bitcast<u32>(score[r][c]));
             }
         }
-        let overflows = !is_modified() && bits >= NEGATIVE_INFINITY;
+        let overflows = !has_pair_terms() && bits >= NEGATIVE_INFINITY;
         let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end) && !overflows;
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
@@ -104,13 +104,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                var inside = !is_modified() || rows[r].row < item.rows; // rows past the last have no bias and no mask
+                var inside = !has_pair_terms() || rows[r].row < item.rows; // rows past the last have no bias and no mask
                 if (!clear) {
                     inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end) && !is_negative_infinity(score[r][c]);
                 }
                 var scored = Scored(score[r][c], inside);
                 var is_number = inside;
-                if (is_modified()) { // otherwise a score of NaN or +inf shows in the row's sum
+                if (has_pair_terms()) { // otherwise a score of NaN or +inf shows in the row's sum
                     scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
                     nan_rows |= select(0u, 1u << r, is_nan_score(scored));
                     is_number = scored.visible && !is_nan_score(scored);

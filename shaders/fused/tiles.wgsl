@@ -192,7 +192,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
 
         // A sum that overflows shows at the end of the row; earlier NaN and infinity must be searched for pair by pair.
         let all_finite = (atomicLoad(&non_finite) & 2u) == 0u;
-        let all_seen = !is_modified() && all_finite && first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
+        var largest_bits = 0u; // of the scores; none are larger than those of -inf, which masks
+        for (var i = 0u; i < ROWS * KEYS; i++) {
+            largest_bits = max(largest_bits, bitcast<u32>(score[i]));
+        }
+        let is_clear = first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
+        let all_seen = is_clear && !has_pair_terms() && all_finite && largest_bits < NEGATIVE_INFINITY;
         var hidden = 0u; // one bit per pair
         if (!all_seen) {
             // Scores pass through this thread's weight tile to keep the loop over rows rolled: its body can be long.

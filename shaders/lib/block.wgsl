@@ -1,6 +1,6 @@
 // Defines: Block, locate: rows, head and item of a fused kernel's workgroup; Row, row_of; KeyRange, key_range;
 //          tile_shows_any: false if a tile is skipped; steps_at_once: unroll factor of a loop over vec4s.
-// Expects: params, Item, Interval, is_shown; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
+// Expects: params, Item, Interval, is_visible, has_visible_terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
 
 // Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
@@ -20,7 +20,7 @@ struct Row {
 struct KeyRange {
     start: u32,
     end: u32,
-    // Keys in this interval are visible to every row of the block, except for mask, segments and biases.
+    // Keys in this interval are visible to every row of the block, except for terms that look at pairs.
     clear_start: u32,
     clear_end: u32,
 }
@@ -67,10 +67,10 @@ fn key_range(item: Item, block: Block) -> KeyRange {
 var<workgroup> pairs_seen: atomic<u32>; // 1 if any thread found a visible pair
 var<workgroup> shows_any: u32; // copy of pairs_seen that all threads read
 
-// True if mask and segments let any row of the block see any key of the tile; otherwise the tile is skipped. Every
+// True if the terms let any row of the block see any key of the tile; otherwise the tile is skipped. Every
 // thread of the workgroup must call it, in uniform control flow; the result is uniform.
 fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread: u32) -> bool {
-    if (!has_mask() && !has_documents()) {
+    if (!has_visible_terms()) {
         return true;
     }
     if (thread == 0u) {
@@ -80,7 +80,7 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     for (var i = thread; i < BLOCK_ROWS * BLOCK_KEYS; i += THREADS) {
         let row = row_of(item, block, i / BLOCK_KEYS);
         let key = first_key + i % BLOCK_KEYS;
-        if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end) && is_shown(pair_of(item, row.head, row.row, key))) {
+        if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end) && is_visible(pair_of(item, row.head, row.row, key))) {
             atomicStore(&pairs_seen, 1u);
             break;
         }

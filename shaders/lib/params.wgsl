@@ -1,44 +1,33 @@
 // Defines: Params, the uniform of every attention kernel, and the bits of its flags.
-// Expects: nothing. The binding itself is declared by the prelude.
+// Expects: const TERMS. The binding itself is declared by the prelude.
 // See: src/shader/params.rs, field by field.
 
-const FLAG_CAUSAL: u32 = 1u;
-const FLAG_WINDOW_LEFT: u32 = 2u;
-const FLAG_WINDOW_RIGHT: u32 = 4u;
-const FLAG_KV_LENGTHS: u32 = 8u;
-const FLAG_PREFIX: u32 = 16u;
-const FLAG_BOTTOM_RIGHT: u32 = 32u;
-const FLAG_PACKED: u32 = 64u;
-const FLAG_SINKS: u32 = 128u;
-const FLAG_BIAS: u32 = 256u;
-const FLAG_MASK: u32 = 512u;
-const FLAG_DOCUMENTS: u32 = 1024u;
-const FLAG_RELATIVE_BIAS: u32 = 2048u;
-const FLAG_ALIBI_SIGNED: u32 = 4096u;
-const FLAG_ALIBI_SYMMETRIC: u32 = 8192u;
-const FLAG_SOFTCAP_FIRST: u32 = 16384u;
-const FLAG_SOFTCAP_LAST: u32 = 32768u;
-const FLAG_PAGED: u32 = 65536u;
-const FLAG_DROPOUT: u32 = 131072u;
-const FLAG_STATS: u32 = 262144u;
-const FLAG_ADDS: u32 = 524288u;
+const FLAG_KV_LENGTHS: u32 = 1u;
+const FLAG_PREFIX: u32 = 2u;
+const FLAG_BOTTOM_RIGHT: u32 = 4u;
+const FLAG_PACKED: u32 = 8u;
+const FLAG_SINKS: u32 = 16u;
+const FLAG_PAGED: u32 = 32u;
+const FLAG_DROPOUT: u32 = 64u;
+const FLAG_STATS: u32 = 128u;
+const FLAG_ADDS: u32 = 256u;
 
 struct Params {
-    // Strides of [batch, head, seq, dim] in elements; 0 along a broadcast axis.
+    // Strides of [batch, head, seq, dim] in elements.
     query_strides: vec4<u32>,
     key_strides: vec4<u32>,
     value_strides: vec4<u32>,
     output_strides: vec4<u32>,
-    bias_strides: vec4<u32>,
-    mask_strides: vec4<u32>,
     // First element of query, key, value, output.
     offsets: vec4<u32>,
+    // Runtime values of each term, which reads them as NAME_values().
+    term_values: array<vec4<u32>, TERMS>,
 
     // Offset of each vector in `tables`, in words.
     table_kv_lengths: u32,
     table_prefix_lengths: u32,
-    table_documents_q: u32,
-    table_documents_kv: u32,
+    table_segment_ids_q: u32,
+    table_segment_ids_kv: u32,
     table_cu_seqlens_q: u32,
     table_cu_seqlens_kv: u32,
     table_alibi_slopes: u32,
@@ -49,6 +38,8 @@ struct Params {
     table_dropout: u32,
 
     flags: u32,
+    // Terms of the problem, a bit each.
+    terms: u32,
     batch: u32,
     num_heads: u32,
     // Query heads that share a key/value head, and how many of them are packed as rows of one block: all or 1.
@@ -58,11 +49,7 @@ struct Params {
     seq_len_kv: u32,
     // Position of row 0 among the keys; FLAG_BOTTOM_RIGHT derives it instead.
     position_offset: i32,
-    window_left: i32,
-    window_right: i32,
-    max_distance: i32,
     scale: f32,
-    softcap: f32,
 
     // The grid is linear; y counts lines of this width. A dispatch computes the workgroups first..end.
     grid_width: u32,

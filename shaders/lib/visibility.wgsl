@@ -1,6 +1,7 @@
-// Defines: Item, item_of, item_of_rows; Interval, interval_of: the interval of keys that a row may see; has_flag.
-// Expects: params, table(index) and cache_word(index) -> u32.
-// See: src/visibility.rs (Visibility::interval, Alignment::offset).
+// Defines: Item, item_of, item_of_rows; Interval, interval_of: the interval of keys that a row may see; Span;
+//          floor_multiple; has_flag.
+// Expects: params, interval_of_terms, table(index) and cache_word(index) -> u32.
+// See: src/terms/mod.rs (Problem::interval), src/visibility.rs (Alignment::offset).
 
 // Batch item: its first row and key, how many there are, and the position of row 0.
 struct Item {
@@ -18,6 +19,12 @@ struct Item {
 struct Interval {
     start: u32,
     end: u32,
+}
+
+// Interval of keys that need not exist: its ends may be negative or in the wrong order.
+struct Span {
+    start: i32,
+    end: i32,
 }
 
 fn has_flag(flag: u32) -> bool {
@@ -55,21 +62,14 @@ fn item_of_rows(batch: u32) -> Item {
     return Item(batch, 0u, params.seq_len_q, 0u, 0u, 0u, 0, 0);
 }
 
-// Interval of keys that a row may see, by arithmetic. Bounds never decrease from one row to the next.
+// Interval of keys that a row may see, by arithmetic. Ends never decrease from one row to the next.
 fn interval_of(item: Item, row: u32) -> Interval {
-    let position = i32(row) + item.offset;
-    var start = 0;
-    var end = i32(item.keys);
-    if (has_flag(FLAG_CAUSAL)) {
-        end = min(end, max(position + 1, item.prefix));
-    }
-    if (has_flag(FLAG_WINDOW_RIGHT)) {
-        end = min(end, position + 1 + params.window_right);
-    }
-    if (has_flag(FLAG_WINDOW_LEFT)) {
-        start = max(start, position - params.window_left);
-    }
-    end = max(end, 0);
-    start = min(start, end);
-    return Interval(u32(start), u32(end));
+    let keys = interval_of_terms(Span(0, i32(item.keys)), item, i32(row) + item.offset);
+    let end = max(keys.end, 0);
+    return Interval(u32(min(keys.start, end)), u32(end));
+}
+
+// Largest multiple of size that is not above x. GL leaves the remainder of a negative number open.
+fn floor_multiple(x: i32, size: i32) -> i32 {
+    return select(x / size, -((size - 1 - x) / size), x < 0) * size;
 }

@@ -84,8 +84,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             }
             let is_there = row < item.rows && key < item.stored_keys;
             var scored = Scored(products[c], is_there);
-            if (is_there && params.score_stage == 1u && softcap_first()) {
-                scored.score = softcapped(scored.score);
+            if (is_there && params.score_stage == 1u) {
+                scored.score = score_before_biases(scored.score, pair_of(item, head, row, key));
             }
             if (params.score_stage == 2u) {
                 let inside = is_there && key >= visible_keys.start && key < visible_keys.end;

@@ -130,8 +130,14 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     if let Some(right) = v.window_right {
                         visible &= j as i64 <= p + i64::from(right);
                     }
-                    if v.documents {
-                        visible &= inputs.documents_q[b * d.seq_len_q + i] == inputs.documents_kv[b * d.seq_len_kv + j];
+                    if let Some(size) = v.chunk.map(i64::from) {
+                        visible &= (j as i64).div_euclid(size) == p.div_euclid(size);
+                    }
+                    if let Some(size) = v.block_causal.map(i64::from) {
+                        visible &= (j as i64) < (p.div_euclid(size) + 1) * size;
+                    }
+                    if v.segments {
+                        visible &= inputs.segment_ids_q[b * d.seq_len_q + i] == inputs.segment_ids_kv[b * d.seq_len_kv + j];
                     }
                     if let Some(shape) = v.mask {
                         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];

@@ -24,8 +24,8 @@ struct Data {
     sinks: Vec<f32>,
     kv_lengths: Vec<u32>,
     prefixes: Vec<u32>,
-    documents_q: Vec<i32>,
-    documents_kv: Vec<i32>,
+    segment_ids_q: Vec<i32>,
+    segment_ids_kv: Vec<i32>,
     cu_q: Vec<u32>,
     cu_kv: Vec<u32>,
     page_table: Vec<u32>,
@@ -83,8 +83,8 @@ impl Data {
             sinks: (0..when(problem.sinks, d.num_heads)).map(|_| rng.f32() * 4.0 - 2.0).collect(),
             kv_lengths: (0..when(v.kv_lengths, d.batch)).map(|_| rng.u32(0..=d.seq_len_kv as u32)).collect(),
             prefixes: (0..when(v.prefix_lengths, d.batch)).map(|_| rng.u32(0..=d.seq_len_kv as u32)).collect(),
-            documents_q: (0..when(v.documents, d.batch * d.seq_len_q)).map(|_| rng.i32(0..3)).collect(),
-            documents_kv: (0..when(v.documents, d.batch * d.seq_len_kv)).map(|_| rng.i32(0..3)).collect(),
+            segment_ids_q: (0..when(v.segments, d.batch * d.seq_len_q)).map(|_| rng.i32(0..3)).collect(),
+            segment_ids_kv: (0..when(v.segments, d.batch * d.seq_len_kv)).map(|_| rng.i32(0..3)).collect(),
             cu_q,
             cu_kv,
             page_table,
@@ -100,8 +100,8 @@ impl Data {
             sinks: &self.sinks,
             kv_lengths: &self.kv_lengths,
             prefix_lengths: &self.prefixes,
-            documents_q: &self.documents_q,
-            documents_kv: &self.documents_kv,
+            segment_ids_q: &self.segment_ids_q,
+            segment_ids_kv: &self.segment_ids_kv,
             cu_seqlens_q: &self.cu_q,
             cu_seqlens_kv: &self.cu_kv,
             page_table: &self.page_table,
@@ -283,7 +283,7 @@ fn hidden_pairs() {
         check(problem);
         problem.visibility.kv_lengths = true;
         check(problem);
-        problem.visibility.documents = true;
+        problem.visibility.segments = true;
         problem.visibility.mask = Some(Broadcast([2, 1, 70, 150]));
         check(problem);
         for (left, right) in [(Some(0), Some(0)), (Some(10), None), (None, Some(3)), (Some(33), Some(20))] {
@@ -383,9 +383,9 @@ fn random(rng: &mut Rng) -> (Problem, Data) {
         problem.packed = Some(Packed { tokens_q: tokens(rng, dims.seq_len_q), tokens_kv: tokens(rng, dims.seq_len_kv) });
     } else {
         problem.visibility.kv_lengths = maybe(rng);
-        problem.visibility.documents = maybe(rng);
+        problem.visibility.segments = maybe(rng);
     }
-    if maybe(rng) && !problem.visibility.documents {
+    if maybe(rng) && !problem.visibility.segments {
         let page_size = rng.usize(1..=80);
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size);
         problem.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item, pages_per_item });

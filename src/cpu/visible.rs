@@ -6,7 +6,9 @@ use super::kernel::Kernel;
 use super::shared::LINE;
 use super::simd::Simd;
 use super::unit::{Job, Unit};
-use crate::{Alibi, Alignment, Broadcast, Inputs, Problem};
+use crate::terms::{RowAt, TermSet};
+use crate::visibility::along_keys;
+use crate::{Alignment, Inputs, Problem};
 
 /// One item of the batch, padded or varlen.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Item {
     /// Position of row 0.
     pub(super) offset: i64,
     prefix: usize,
+    /// Terms that leave each row an interval.
+    intervals: TermSet,
 }
 
 impl Item {
@@ -44,12 +48,17 @@ impl Item {
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
         let prefix = if v.prefix_lengths { inputs.prefix_lengths[batch] as usize } else { 0 };
-        Self { batch, stored, first_q, first_kv, rows, keys, length, offset, prefix }
+        let intervals = TermSet::of(problem).and(TermSet::intervals());
+        Self { batch, stored, first_q, first_kv, rows, keys, length, offset, prefix, intervals }
     }
 
-    /// Interval of row i: the keys left by causality, window, prefix and length; 0..0 if none are.
+    fn row_at(&self, head: usize, row: usize) -> RowAt {
+        RowAt { batch: self.batch, head, row, position: row as i64 + self.offset, prefix: self.prefix }
+    }
+
+    /// Interval of row i; 0..0 if it is empty.
     pub(super) fn interval(&self, problem: &Problem, i: usize) -> Range<usize> {
-        let interval = problem.visibility.interval(i as i64 + self.offset, self.prefix, self.length);
+        let interval = problem.interval(self.intervals, self.row_at(0, i), self.length);
         if interval.is_empty() { 0..0 } else { interval }
     }
 
@@ -64,64 +73,18 @@ impl Item {
 
     /// True if scores need an additive mask besides the intervals.
     pub(super) fn has_extra(problem: &Problem) -> bool {
-        let v = &problem.visibility;
-        v.documents || v.mask.is_some() || problem.bias.is_some() || problem.alibi.is_some() || problem.relative_bias.is_some()
+        problem.terms().any(|term| term.add.is_some() || term.mask.is_some())
     }
 
     /// Fills the additive mask of row i and these keys: the sum of all biases, or -inf where masked for any reason.
-    #[inline(always)]
     pub(super) fn fill_extra(&self, problem: &Problem, inputs: &Inputs<'_>, (head, i): (usize, usize), keys: Range<usize>, to: &mut [f32]) {
-        let d = &problem.dims;
-        let v = &problem.visibility;
-        let position = i as i64 + self.offset;
-        let index = [self.batch, head, i, keys.start];
-        match problem.bias {
-            None => to.fill(0.0),
-            Some(shape) => match along_keys(shape, index) {
-                (at, 0) => to.fill(inputs.bias[at]),
-                (at, _) => to.copy_from_slice(&inputs.bias[at..at + keys.len()]),
-            },
+        let at = self.row_at(head, i);
+        to.fill(0.0);
+        for add in problem.terms().filter_map(|term| term.add) {
+            add(problem, inputs, at, keys.start, to);
         }
-        // Distance from the row's position to key keys.start.
-        let distance = keys.start as i64 - position;
-        if let Some(alibi) = problem.alibi {
-            let slope = inputs.alibi_slopes[head];
-            let add = |x: &mut f32, distance: f32| {
-                *x += match alibi {
-                    Alibi::Signed => slope * distance,
-                    Alibi::Symmetric => -slope * distance.abs(),
-                };
-            };
-            // Each distance is rounded to f32 once. Few exceed the i32 lanes of vectors.
-            match (i32::try_from(distance), i32::try_from(distance + to.len() as i64)) {
-                (Ok(distance), Ok(_)) => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i32) as f32)),
-                _ => to.iter_mut().enumerate().for_each(|(j, x)| add(x, (distance + j as i64) as f32)),
-            }
-        }
-        if let Some(max) = problem.relative_bias {
-            let max = i64::from(max);
-            let table = &inputs.relative_bias[head * (2 * max as usize + 1)..][..2 * max as usize + 1];
-            for (j, x) in to.iter_mut().enumerate() {
-                *x += table[((-distance - j as i64).clamp(-max, max) + max) as usize];
-            }
-        }
-        if v.documents {
-            let own = inputs.documents_q[self.batch * d.seq_len_q + i];
-            let documents = &inputs.documents_kv[self.batch * d.seq_len_kv + keys.start..][..keys.len()];
-            for (x, &document) in to.iter_mut().zip(documents) {
-                *x = if document == own { *x } else { f32::NEG_INFINITY };
-            }
-        }
-        if let Some(shape) = v.mask {
-            match along_keys(shape, index) {
-                (at, 0) if inputs.mask[at] => {}
-                (_, 0) => to.fill(f32::NEG_INFINITY),
-                (at, _) => {
-                    for (x, &seen) in to.iter_mut().zip(&inputs.mask[at..at + keys.len()]) {
-                        *x = if seen { *x } else { f32::NEG_INFINITY };
-                    }
-                }
-            }
+        for mask in problem.terms().filter_map(|term| term.mask) {
+            mask(problem, inputs, at, keys.start, to);
         }
         let seen = self.interval(problem, i);
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
@@ -163,7 +126,7 @@ impl Kernel for Extra<'_> {
             let (row, padding) = row.split_at_mut(keys.len());
             padding.fill(0.0);
             item.fill_extra(job.problem, job.inputs, at, keys.clone(), row);
-            if let Some((bias, 1)) = job.problem.bias.map(|shape| along_keys(shape, [item.batch, at.0, at.1, keys.end])) {
+            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, at.0, at.1, keys.end])) {
                 // The next block of this row is too far away for the hardware prefetcher.
                 for ahead in (0..keys.len()).step_by(LINE) {
                     // SAFETY: the machine has V's instructions by contract.
@@ -182,10 +145,4 @@ impl Kernel for Extra<'_> {
             _ => ExtraKind::Mixed,
         };
     }
-}
-
-/// Returns the index of [b, h, i, j] and the stride along the keys.
-fn along_keys(shape: Broadcast, index: [usize; 4]) -> (usize, usize) {
-    let strides = shape.strides();
-    (index.iter().zip(strides).map(|(index, stride)| index * stride).sum(), strides[3])
 }

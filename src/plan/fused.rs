@@ -300,15 +300,8 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
 /// Number of splits of the keys, and most keys of one step. Splits are enough to fill the device and to keep workgroups
 /// short, none is too short, and their results fit one buffer.
 fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) -> (usize, usize) {
-    let v = &problem.visibility;
     let d = &problem.dims;
-    let mut keys = d.seq_len_kv;
-    if let (Some(left), true) = (v.window_left, v.causal || v.window_right.is_some()) {
-        let right = if v.causal { 0 } else { v.window_right.unwrap_or(0) as usize };
-        let rows = d.seq_len_q.min(key.kernel.block_rows() as usize);
-        let prefix = if v.prefix_lengths { d.seq_len_kv } else { 0 };
-        keys = keys.min(rows.saturating_add(left as usize).saturating_add(right).saturating_add(prefix));
-    }
+    let keys = problem.most_keys(d.seq_len_q.min(key.kernel.block_rows() as usize));
     let to_fill = caps.full_grid().div_ceil(blocks.max(1));
     // A workgroup of very many keys must not take as long as a whole dispatch may.
     let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;

@@ -87,7 +87,7 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
         Kernel::RowEnds => value,
         Kernel::BiasGradient => {
             let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];
-            let summed = extents.into_iter().zip(params.bias_strides).filter(|&(_, stride)| stride == 0);
+            let summed = extents.into_iter().zip(params.values_of("bias")).filter(|&(_, stride)| stride == 0);
             let terms: u64 = summed.map(|(extent, _)| extent).product();
             square * terms.div_ceil(params.splits.max(1).into()) + 64
         }

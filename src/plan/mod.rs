@@ -9,17 +9,16 @@ mod matrix;
 mod ranges;
 mod shader;
 mod staged;
-mod tables;
 mod tune;
 
 pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use ranges::{Bound, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
+pub use crate::tables::{TableLayout, table_bytes};
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
-pub use tables::{TableLayout, table_bytes};
 
 use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey, Params, Slot, compose};

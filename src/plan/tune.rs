@@ -24,14 +24,10 @@ pub(crate) fn class_of(problem: &Problem) -> String {
         dtype(Operand::Key),
         dtype(Operand::Value)
     );
-    let v = &problem.visibility;
-    for (is, word) in [
-        (v.causal, " causal"),
-        (v.window_left.is_some() || v.window_right.is_some(), " window"),
-        (key.score.is_modified(), " score"),
-        (key.tables, " tables"),
-        (key.paged, " paged"),
-    ] {
+    for term in problem.terms() {
+        class = class + " " + term.text.word;
+    }
+    for (is, word) in [(key.tables, " tables"), (key.paged, " paged")] {
         if is {
             class += word;
         }

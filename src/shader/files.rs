@@ -1,6 +1,7 @@
 //! Choice of the files of `shaders/` that follow a kernel's prelude.
 
 use super::{GradientShape, Kernel, KernelKey, TileShape};
+use crate::terms::TermSet;
 
 /// Name and text of a shader file.
 pub(super) type File = (&'static str, &'static str);
@@ -24,7 +25,7 @@ const SHARED: &[File] = files!(
 const FUSED: &[File] = files!("lib/block.wgsl", "lib/row_result.wgsl");
 
 impl KernelKey {
-    /// Returns the files after the prelude: those of every kernel, then the kernel's own.
+    /// Returns the files after the prelude: those of every kernel, those of its terms, then the kernel's own.
     pub(super) fn files(&self) -> impl Iterator<Item = File> {
         let own: [&[File]; 3] = match self.kernel {
             Kernel::Tiles(TileShape { subgroups: false, .. }) => {
@@ -56,7 +57,15 @@ impl KernelKey {
             Kernel::Sum => [&[], &[], files!("backward/sum.wgsl")],
             Kernel::NarrowGradient(_) => [&[], &[], files!("backward/narrow.wgsl")],
         };
-        SHARED.iter().chain(own.into_iter().flatten()).copied()
+        let terms = TermSet::intervals().iter().chain(self.terms.iter());
+        // One file may serve two terms.
+        let mut files: Vec<File> = SHARED.to_vec();
+        for (_, term) in terms {
+            if !files.contains(&term.wgsl) {
+                files.push(term.wgsl);
+            }
+        }
+        files.into_iter().chain(own.into_iter().flatten().copied())
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
 use crate::problem::Operand;
-use crate::{Broadcast, DType, Problem, ScoreOrder};
+use crate::tables::TableLayout;
+use crate::terms::{TermSet, TermTensor};
+use crate::{DType, Problem};
 
 /// Words per row that the backward preprocess writes: shaders/lib/addressing.wgsl.
 pub(crate) const ROW_WORDS: usize = 3;
@@ -21,7 +23,8 @@ pub(crate) struct KernelKey {
     pub(crate) key: Storage,
     pub(crate) value: Storage,
     pub(crate) output: Storage,
-    pub(crate) score: ScoreKey,
+    /// Terms that look at pairs. A specialised variant has exactly these, a generic one reads switches from the params.
+    pub(crate) terms: TermSet,
     /// True if the kernel reads `tables`.
     pub(crate) tables: bool,
     /// True if keys and values are addressed through a page table.
@@ -154,59 +157,6 @@ impl Storage {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum SoftcapPlace {
-    #[default]
-    None = 0,
-    BeforeBias = 1,
-    AfterBias = 2,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Alibi {
-    #[default]
-    None = 0,
-    Signed = 1,
-    Symmetric = 2,
-}
-
-/// Operations between a scaled dot product and softmax.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct ScoreKey {
-    pub(crate) softcap: SoftcapPlace,
-    pub(crate) bias: bool,
-    pub(crate) alibi: Alibi,
-    pub(crate) relative_bias: bool,
-    pub(crate) documents: bool,
-    pub(crate) mask: bool,
-}
-
-impl ScoreKey {
-    fn of(problem: &Problem) -> Self {
-        Self {
-            softcap: match (problem.softcap, problem.score_order) {
-                (None, _) => SoftcapPlace::None,
-                (Some(_), ScoreOrder::SoftcapThenBias) => SoftcapPlace::BeforeBias,
-                (Some(_), ScoreOrder::BiasThenSoftcap) => SoftcapPlace::AfterBias,
-            },
-            bias: problem.bias.is_some(),
-            alibi: match problem.alibi {
-                None => Alibi::None,
-                Some(crate::Alibi::Signed) => Alibi::Signed,
-                Some(crate::Alibi::Symmetric) => Alibi::Symmetric,
-            },
-            relative_bias: problem.relative_bias.is_some(),
-            documents: problem.visibility.documents,
-            mask: problem.visibility.mask.is_some(),
-        }
-    }
-
-    /// True if any operation is present.
-    pub(crate) fn is_modified(self) -> bool {
-        self != Self::default()
-    }
-}
-
 /// Binding of a kernel; its discriminant is the binding number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
@@ -251,10 +201,9 @@ pub(crate) enum Access {
 impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
-        let v = &problem.visibility;
-        let tables = problem.packed.is_some() || v.kv_lengths || v.prefix_lengths || v.documents;
         let dropout = problem.drop().is_some();
-        let tables = tables || problem.alibi.is_some() || problem.relative_bias.is_some() || problem.sinks || dropout;
+        let tables = TableLayout::new(problem).is_none_or(|(_, words)| words > 0);
+        let terms = TermSet::of(problem).and(TermSet::pairs());
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {
@@ -266,7 +215,7 @@ impl KernelKey {
             key: Storage::default(),
             value: Storage::default(),
             output: Storage::default(),
-            score: ScoreKey::default(),
+            terms: TermSet::default(),
             tables,
             paged: problem.paged.is_some(),
             cached: false,
@@ -283,7 +232,7 @@ impl KernelKey {
                 key: storage(Operand::Key),
                 value: storage(Operand::Value),
                 output: storage(Operand::Output),
-                score: ScoreKey::of(problem),
+                terms,
                 dropout,
                 ..unused
             },
@@ -294,15 +243,13 @@ impl KernelKey {
                 key: storage(Operand::Key),
                 value: storage(Operand::Value),
                 output: storage(Operand::Output),
-                score: ScoreKey::of(problem),
+                terms,
                 dropout,
                 ..unused
             },
             Kernel::RowEnds => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
-            Kernel::Scores => {
-                Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), score: ScoreKey::of(problem), ..unused }
-            }
+            Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, ..unused },
             Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
             Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum => Self { tables: false, ..unused },
@@ -334,7 +281,7 @@ impl KernelKey {
             key: scalar(special.key),
             value: scalar(special.value),
             output: scalar(special.output),
-            score: ScoreKey { bias: scores, mask: scores, ..ScoreKey::default() },
+            terms: if scores { TermSet::pairs() } else { TermSet::default() },
             tables: !matches!(kernel, Kernel::Sum | Kernel::NarrowGradient(_)),
             paged: false,
             dropout: false,
@@ -367,8 +314,9 @@ impl KernelKey {
         add(fused || matches!(kernel, Kernel::WeightedValues | Kernel::Merge), Slot::Output, Access::ReadWrite);
         add(fused || matches!(kernel, Kernel::Softmax | Kernel::Merge), Slot::Lse, Access::ReadWrite);
         add(self.tables && !kernel.reads_row_words(), Slot::Tables, Access::Read);
-        add(self.score.bias, Slot::Bias, Access::Read);
-        add(self.score.mask, Slot::Mask, Access::Read);
+        for (tensor, slot) in [(TermTensor::Bias, Slot::Bias), (TermTensor::Mask, Slot::Mask)] {
+            add(self.terms.iter().any(|(_, term)| term.tensor == Some(tensor)), slot, Access::Read);
+        }
         add(scores || kernel == Kernel::Softmax, Slot::Scores, Access::ReadWrite);
         add(kernel == Kernel::WeightedValues, Slot::Scores, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
@@ -418,9 +366,4 @@ impl KernelKey {
             _ => 64,
         }
     }
-}
-
-/// Strides of a mask or bias along each axis, in elements, as stored in the params.
-pub(super) fn broadcast_strides(shape: Option<Broadcast>) -> [u32; 4] {
-    shape.map_or([0; 4], |shape| shape.strides().map(|step| step as u32))
 }

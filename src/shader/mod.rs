@@ -8,6 +8,7 @@ mod linear;
 mod params;
 mod prelude;
 mod shapes;
+mod terms;
 #[cfg(test)]
 mod tests;
 

@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use super::key::{Alibi, SoftcapPlace};
-use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape, directives};
+use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape, directives, terms};
 use crate::DType;
 use crate::problem::Operand;
 
@@ -80,6 +79,7 @@ fn constants(text: &mut String, key: &KernelKey) {
     let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
     sizes(text, key);
     switches(text, key);
+    terms::chains(text, key);
 }
 
 /// Writes the shape of a gradient kernel, and which of its sums are wanted.
@@ -124,21 +124,9 @@ fn sizes(text: &mut String, key: &KernelKey) {
     }
 }
 
-/// Writes the switches of score, paging and dropout: constants in specialised variants, flags in generic ones.
+/// Writes the switches of paging and dropout: constants in specialised variants, flags in generic ones.
 fn switches(text: &mut String, key: &KernelKey) {
-    let score = &key.score;
-    for (name, special, flag) in [
-        ("softcap_first", score.softcap == SoftcapPlace::BeforeBias, "FLAG_SOFTCAP_FIRST"),
-        ("softcap_last", score.softcap == SoftcapPlace::AfterBias, "FLAG_SOFTCAP_LAST"),
-        ("has_bias", score.bias, "FLAG_BIAS"),
-        ("alibi_signed", score.alibi == Alibi::Signed, "FLAG_ALIBI_SIGNED"),
-        ("alibi_symmetric", score.alibi == Alibi::Symmetric, "FLAG_ALIBI_SYMMETRIC"),
-        ("has_relative_bias", score.relative_bias, "FLAG_RELATIVE_BIAS"),
-        ("has_documents", score.documents, "FLAG_DOCUMENTS"),
-        ("has_mask", score.mask, "FLAG_MASK"),
-        ("is_paged", key.paged, "FLAG_PAGED"),
-        ("is_dropping", key.dropout, "FLAG_DROPOUT"),
-    ] {
+    for (name, special, flag) in [("is_paged", key.paged, "FLAG_PAGED"), ("is_dropping", key.dropout, "FLAG_DROPOUT")] {
         // The backward pass does not support paged keys.
         let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.reads_row_words());
         let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { special.to_string() };
@@ -146,8 +134,6 @@ fn switches(text: &mut String, key: &KernelKey) {
     }
     let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_blocks();
     let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");
-    let _ = writeln!(text, "const SKIPS_TILES: bool = {};", key.general || score.mask || score.documents);
-    let _ = writeln!(text, "fn is_modified() -> bool {{ return {}; }}", key.general || score.is_modified());
 }
 
 fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
@@ -340,10 +326,10 @@ fn missing(text: &mut String, key: &KernelKey) {
     if !has(Slot::Tables) && !bindings.contains(&(Slot::RowWords, Access::Read)) {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }
-    if !key.score.bias {
+    if !has(Slot::Bias) {
         text.push_str("fn bias_at(at: u32) -> f32 { return 0.0; }\n");
     }
-    if !key.score.mask {
+    if !has(Slot::Mask) {
         text.push_str("fn mask_at(at: u32) -> bool { return true; }\n");
     }
     if !has(Slot::Stats) {

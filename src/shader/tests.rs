@@ -33,7 +33,7 @@ fn problems() -> Vec<Problem> {
     let full = Broadcast(dims.scores_shape());
     let mut visibility = plain.causal(Alignment::BottomRight).visibility;
     visibility.mask = Some(full);
-    visibility.documents = true;
+    visibility.segments = true;
     problems.push(Problem { visibility, ..plain });
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         for alibi in [Alibi::Signed, Alibi::Symmetric] {

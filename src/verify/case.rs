@@ -2,7 +2,7 @@
 
 use crate::cpu::naive;
 use crate::problem::Operand;
-use crate::verify::random::Random;
+use crate::random::Random;
 use crate::{Broadcast, Dropout, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
 
 /// Recipe for the data of a case.
@@ -46,7 +46,7 @@ impl Fill {
     }
 }
 
-/// Owned data of a problem. [`Inputs`] documents the fields.
+/// Owned data of a problem. [`Inputs`] segments the fields.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the fields are those of Inputs")]
 pub struct Data {
@@ -60,8 +60,8 @@ pub struct Data {
     pub sinks: Vec<f32>,
     pub kv_lengths: Vec<u32>,
     pub prefix_lengths: Vec<u32>,
-    pub documents_q: Vec<i32>,
-    pub documents_kv: Vec<i32>,
+    pub segment_ids_q: Vec<i32>,
+    pub segment_ids_kv: Vec<i32>,
     pub cu_seqlens_q: Vec<u32>,
     pub cu_seqlens_kv: Vec<u32>,
     pub page_table: Vec<u32>,
@@ -82,8 +82,8 @@ impl Data {
             sinks: vec![],
             kv_lengths: vec![],
             prefix_lengths: vec![],
-            documents_q: vec![],
-            documents_kv: vec![],
+            segment_ids_q: vec![],
+            segment_ids_kv: vec![],
             cu_seqlens_q: vec![],
             cu_seqlens_kv: vec![],
             page_table: vec![],
@@ -104,8 +104,8 @@ impl Data {
             sinks: &self.sinks,
             kv_lengths: &self.kv_lengths,
             prefix_lengths: &self.prefix_lengths,
-            documents_q: &self.documents_q,
-            documents_kv: &self.documents_kv,
+            segment_ids_q: &self.segment_ids_q,
+            segment_ids_kv: &self.segment_ids_kv,
             cu_seqlens_q: &self.cu_seqlens_q,
             cu_seqlens_kv: &self.cu_seqlens_kv,
             page_table: &self.page_table,
@@ -217,9 +217,9 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     if v.prefix_lengths {
         data.prefix_lengths = (0..d.batch).map(|_| lengths(d.seq_len_kv, random)).collect();
     }
-    if v.documents {
-        // Consecutive segments of a few tokens each, as in batches of concatenated training documents.
-        let documents = |count: usize, random: &mut Random| {
+    if v.segments {
+        // Consecutive segments of a few tokens each, as in batches of concatenated training segments.
+        let segments = |count: usize, random: &mut Random| {
             let mut document = 0;
             (0..count)
                 .map(|_| {
@@ -228,8 +228,8 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
                 })
                 .collect::<Vec<i32>>()
         };
-        data.documents_q = (0..d.batch).flat_map(|_| documents(d.seq_len_q, random)).collect();
-        data.documents_kv = (0..d.batch).flat_map(|_| documents(d.seq_len_kv, random)).collect();
+        data.segment_ids_q = (0..d.batch).flat_map(|_| segments(d.seq_len_q, random)).collect();
+        data.segment_ids_kv = (0..d.batch).flat_map(|_| segments(d.seq_len_kv, random)).collect();
     }
     if let Some(packed) = problem.packed {
         data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, packed.tokens_q, random);

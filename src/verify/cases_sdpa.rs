@@ -95,8 +95,8 @@ pub(crate) fn flex(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
                 data.prefix_lengths = file.ints("prefix_len")?;
             }
             "document" => {
-                v.documents = true;
-                (data.documents_q, data.documents_kv) = (file.ints("doc_id_q")?, file.ints("doc_id_k")?);
+                v.segments = true;
+                (data.segment_ids_q, data.segment_ids_kv) = (file.ints("doc_id_q")?, file.ints("doc_id_k")?);
             }
             "length" => (v.kv_lengths, data.kv_lengths) = (true, file.ints("kv_len")?),
             other => return Err(file.error(format!("mask_mod `{other}` is unknown"))),

@@ -20,12 +20,12 @@
 use crate::cpu::naive;
 use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
 use crate::problem::Operand;
+use crate::random::Random;
 use crate::verify::case::{Case, Fill, scatter};
 use crate::verify::expect::{
     Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, chain, magnitudes, per_element, rows, score_error, storage_floor,
     stored_as, summing,
 };
-use crate::verify::random::Random;
 use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
 
 /// Expected gradients, with what they are computed from.

@@ -1,12 +1,10 @@
 //! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
 use crate::problem::Operand;
+use crate::random::Random;
+use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
-use crate::verify::random::Random;
-use crate::{
-    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
-    Visibility, Want,
-};
+use crate::{Alignment, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreStage, Strides, TensorSpec, Want};
 
 /// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {
@@ -103,15 +101,15 @@ fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     p.packed =
         kind.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
     p.scale = rest.one_in(4).then(|| rest.pick(&[0.0, 0.1, 1.0, -0.3]));
-    p.softcap = kind.one_in(4).then(|| rest.pick(&[0.5, 5.0, 30.0]));
-    p.score_order = if kind.one_in(3) { ScoreOrder::BiasThenSoftcap } else { ScoreOrder::SoftcapThenBias };
-    p.bias = kind.one_in(4).then(|| broadcast(&dims, rest));
-    p.alibi = kind.one_in(5).then(|| kind.pick(&[Alibi::Signed, Alibi::Symmetric]));
-    p.relative_bias = kind.one_in(6).then(|| rest.pick(&[0, 1, 4, 16]));
     p.sinks = kind.one_in(5);
-    p.visibility = visibility(&p, draw);
-    let Draw { kind, rest } = draw;
-    if !p.visibility.documents && kind.one_in(6) {
+    p.visibility.kv_lengths = p.packed.is_none() && kind.one_in(4);
+    TERMS.iter().for_each(|term| (term.draw)(&mut p, kind, rest));
+    if p.uses_position() {
+        let near = rest.below(2 * dims.seq_len_kv + 3) as i32 - dims.seq_len_kv as i32 / 2;
+        let offset = if rest.one_in(12) { rest.pick(&[1 << 29, -(1 << 29)]) } else { near };
+        p.visibility.alignment = Some(rest.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
+    }
+    if !p.visibility.segments && kind.one_in(6) {
         let page_size = rest.pick(&[1, 2, 4, 5, 8, 16, 32, 64]);
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + rest.below(2);
         p.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item + rest.below(3), pages_per_item });
@@ -163,33 +161,6 @@ fn tokens(dims: &Dims, longest: usize, r: &mut Random) -> usize {
     longest + r.below((dims.batch - 1) * longest + 1)
 }
 
-fn broadcast(dims: &Dims, r: &mut Random) -> Broadcast {
-    Broadcast(dims.scores_shape().map(|extent| if r.one_in(2) { 1 } else { extent }))
-}
-
-fn visibility(p: &Problem, Draw { kind, rest }: &mut Draw) -> Visibility {
-    let d = &p.dims;
-    let causal = kind.one_in(3);
-    let (left, right) = (kind.one_in(5), kind.one_in(8));
-    let mut window = |there: bool| there.then(|| if rest.one_in(12) { u32::MAX } else { rest.below(d.seq_len_kv + 2) as u32 });
-    let (window_left, window_right) = (window(left), window(right));
-    let mut v = Visibility {
-        alignment: None,
-        causal,
-        window_left,
-        window_right,
-        kv_lengths: p.packed.is_none() && kind.one_in(4),
-        prefix_lengths: causal && kind.one_in(5),
-        documents: p.packed.is_none() && kind.one_in(8),
-        mask: kind.one_in(4).then(|| broadcast(d, rest)),
-    };
-    let positioned = Problem { visibility: v, ..*p }.uses_position();
-    let near = rest.below(2 * d.seq_len_kv + 3) as i32 - d.seq_len_kv as i32 / 2;
-    let offset = if rest.one_in(12) { rest.pick(&[1 << 29, -(1 << 29)]) } else { near };
-    v.alignment = positioned.then(|| rest.pick(&[Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(offset)]));
-    v
-}
-
 /// Draws a layout: contiguous in either order, permuted, with gaps, or a view of packed QKV.
 fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
     let [batch, heads, seq, dim] = shape;
@@ -234,9 +205,12 @@ fn set_spec(p: &mut Problem, operand: Operand, spec: TensorSpec) {
 pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     let (name, fill, p) = (case.name.clone(), case.fill, case.problem);
     let mut simpler: Vec<(Problem, Fill)> = Vec::new();
-    for change in PLAINER {
+    for change in TERMS.iter().map(|term| term.remove).chain(PLAINER) {
         let mut q = p;
         change(&mut q);
+        if !q.uses_position() {
+            q.visibility.alignment = None;
+        }
         simpler.push((q, fill));
     }
     for set in DIMS {
@@ -265,24 +239,13 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     })
 }
 
-const PLAINER: [fn(&mut Problem); 24] = [
+const PLAINER: [fn(&mut Problem); 13] = [
     |p| p.dropout = None,
     |p| p.paged = None,
     |p| p.packed = None,
-    |p| p.visibility.mask = None,
-    |p| p.bias = None,
-    |p| p.alibi = None,
-    |p| p.relative_bias = None,
     |p| p.sinks = false,
-    |p| p.visibility.documents = false,
     |p| p.visibility.prefix_lengths = false,
-    |p| p.visibility.causal = false,
-    |p| p.visibility.window_left = None,
-    |p| p.visibility.window_right = None,
     |p| p.visibility.kv_lengths = false,
-    |p| p.visibility.alignment = None,
-    |p| p.softcap = None,
-    |p| p.score_order = ScoreOrder::SoftcapThenBias,
     |p| p.scale = None,
     |p| p.want = Want { lse: false, ..p.want },
     |p| p.want = Want { stats: false, ..p.want },

@@ -32,7 +32,6 @@ mod compare;
 mod expect;
 mod expect_backward;
 mod generate;
-mod random;
 mod suite;
 mod suite_backward;
 mod table;

@@ -3,7 +3,8 @@
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use crate::{
-    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
+    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
+    Visibility, Want,
 };
 use Alignment::{BottomRight, Offset, TopLeft};
 
@@ -86,6 +87,16 @@ fn visibility(rows: &mut Rows) {
             push(rows, format!("window-{}-{}-{name}", text(left), text(right)), window);
         }
         push(rows, format!("causal-window-{name}"), base().window(alignment, Some(4), None).causal(alignment));
+        for size in [1, 4, 5, 100] {
+            let with_term = |change: fn(&mut Visibility, u32)| {
+                let mut p = base();
+                p.visibility.alignment = Some(alignment);
+                change(&mut p.visibility, size);
+                p
+            };
+            push(rows, format!("chunk-{size}-{name}"), with_term(|v, size| v.chunk = Some(size)));
+            push(rows, format!("block-causal-{size}-{name}"), with_term(|v, size| v.block_causal = Some(size)));
+        }
         push(rows, format!("causal-lengths-{name}"), {
             let mut p = base().causal(alignment);
             p.visibility.kv_lengths = true;
@@ -101,10 +112,10 @@ fn visibility(rows: &mut Rows) {
     push(rows, "nothing-visible-but-sinks", Problem { sinks: true, ..base().causal(Offset(-100)) });
     push(rows, "lengths", with(|p| p.visibility.kv_lengths = true));
     push(rows, "lengths-of-6-items", Problem { dims: Dims { batch: 6, ..BASE }, ..with(|p| p.visibility.kv_lengths = true) });
-    push(rows, "documents", with(|p| p.visibility.documents = true));
-    push(rows, "documents-causal", {
+    push(rows, "segments", with(|p| p.visibility.segments = true));
+    push(rows, "segments-causal", {
         let mut p = base().causal(TopLeft);
-        p.visibility.documents = true;
+        p.visibility.segments = true;
         p
     });
     for shape in broadcasts(BASE) {
@@ -284,7 +295,7 @@ fn together(rows: &mut Rows) {
         let mut p = base().window(BottomRight, Some(9), Some(3)).causal(BottomRight);
         p.visibility.kv_lengths = true;
         p.visibility.prefix_lengths = true;
-        p.visibility.documents = true;
+        p.visibility.segments = true;
         p.visibility.mask = Some(full);
         p
     });
@@ -353,9 +364,9 @@ fn paged(rows: &mut Rows) {
         "paged-hand-out",
         Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true, ..Want::default() }, ..pool(8, dims) },
     );
-    push(rows, "paged-documents", {
+    push(rows, "paged-segments", {
         let mut p = pool(8, dims);
-        p.visibility.documents = true;
+        p.visibility.segments = true;
         p
     });
     // A pool whose pages each hold keys, then values.

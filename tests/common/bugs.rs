@@ -14,7 +14,7 @@ pub(crate) struct Bug {
 }
 
 /// All mistakes.
-pub(crate) const BUGS: [Bug; 48] = [
+pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -38,11 +38,17 @@ pub(crate) const BUGS: [Bug; 48] = [
         attend: |p, x| changed(p, x, |p| std::mem::swap(&mut p.visibility.window_left, &mut p.visibility.window_right)),
     },
     Bug { name: "window of the first row for all", attend: first_row_window },
+    Bug { name: "chunk ignored", attend: |p, x| changed(p, x, |p| p.visibility.chunk = None) },
+    Bug { name: "block-causal ignored", attend: |p, x| changed(p, x, |p| p.visibility.block_causal = None) },
+    Bug {
+        name: "block-causal as causal",
+        attend: |p, x| changed(p, x, |p| p.visibility.causal |= p.visibility.block_causal.take().is_some()),
+    },
     Bug { name: "kv_lengths ignored", attend: |p, x| longer(p, x, u32::MAX) },
     Bug { name: "kv_lengths one too long", attend: |p, x| longer(p, x, 1) },
     Bug { name: "alignment by the padded length", attend: padded_alignment },
     Bug { name: "prefix ignored", attend: prefix_ignored },
-    Bug { name: "documents ignored", attend: documents_ignored },
+    Bug { name: "segments ignored", attend: documents_ignored },
     Bug { name: "mask ignored", attend: mask_ignored },
     Bug {
         name: "mask broadcast along the wrong axis",
@@ -191,8 +197,8 @@ fn prefix_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 fn documents_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let mut problem = *p;
-    problem.visibility.documents = false;
-    oracle(&problem, &Inputs { documents_q: &[], documents_kv: &[], ..*x })
+    problem.visibility.segments = false;
+    oracle(&problem, &Inputs { segment_ids_q: &[], segment_ids_kv: &[], ..*x })
 }
 
 fn mask_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {

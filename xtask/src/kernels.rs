@@ -288,7 +288,7 @@ fn everything(problem: Problem, sizes: &Sizes) -> Problem {
     problem.visibility.mask = Some(full);
     problem.visibility.kv_lengths = true;
     problem.visibility.prefix_lengths = true;
-    problem.visibility.documents = true;
+    problem.visibility.segments = true;
     problem
 }
 

@@ -1,7 +1,7 @@
 //! Inputs of benchmark problems, and checks of the answers.
 
 use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Problem, Visibility};
+use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem, Visibility};
 
 use super::task::{bytes, shape_text};
 use crate::failure::Failure;
@@ -80,8 +80,8 @@ pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, prog
         progress.report(done as f64 / count as f64);
         let (head, i) = (row / d.seq_len_q, row % d.seq_len_q);
         let kv_head = head / d.num_heads * d.num_kv_heads + head % d.num_heads / d.group();
-        let mut one = Problem::new(Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d });
-        one.scale = problem.scale;
+        let dims = Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d };
+        let mut one = Problem { dims, ..*problem }.stored(DType::F32, Layout::Bhsd);
         one.output.dtype = problem.output.dtype;
         let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
         let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| error.to_string())?);
@@ -105,6 +105,7 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
     let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
     let (query, key, value) = (wide(&gradients.query, "dQ")?, wide(&gradients.key, "dK")?, wide(&gradients.value, "dV")?);
     let error = problem.query.dtype.epsilon() + 2e-5;
+    let seen: Vec<usize> = problem.interval_lengths().collect();
     for kv_head in 0..d.batch * d.num_kv_heads {
         let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
         let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
@@ -122,7 +123,7 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
         for e in 0..d.head_dim_v {
             let sum = |numbers: &mut dyn Iterator<Item = f64>| numbers.fold((0.0, 0.0), |(sum, size), x: f64| (sum + x, size + x.abs()));
             // Rows without a visible key have no weights.
-            let sees = |row: usize| !problem.visibility.causal || d.seq_len_q <= d.seq_len_kv + row % d.seq_len_q;
+            let sees = |row: usize| seen[row % d.seq_len_q] > 0;
             let d_output = |row: usize| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e));
             let (outputs, outputs_size) = sum(&mut rows.clone().filter(|&row| sees(row)).map(d_output));
             let (values, values_size) = sum(&mut keys.clone().map(|key| f64::from(value[key * d.head_dim_v + e])));

@@ -180,7 +180,7 @@ fn report(task: &Task, candidate: &Candidate, best_peer: Option<f64>, json: bool
         let line: Value = json!({
             "adapter": adapter, "op": op, "name": task.name,
             "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
-            "causal": task.problem.visibility.causal, "window": task.window(), "dtype": task.problem.query.dtype.name(),
+            "causal": task.problem.visibility.causal, "window": task.window(), "terms": task.problem.terms_text(), "dtype": task.problem.query.dtype.name(),
             "backward": task.backward, "threads": rayon::current_num_threads(), "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(), "gflops": gflops,
             "bytes": bytes(&task.problem), "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak_bytes,
             "checked": candidate.wrong.is_none(), "wrong": candidate.wrong, "peer": candidate.is_peer(), "ratio_to_best_peer": ratio,

@@ -69,7 +69,7 @@ impl Peer {
         let request = json!({
             "do": "prepare", "query": file("query"), "key": file("key"), "value": file("value"), "output": file("output"),
             "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
-            "causal": task.problem.visibility.causal, "window": task.window(), "dtype": task.problem.query.dtype.name(),
+            "causal": task.problem.visibility.causal, "window": task.window(), "terms": task.problem.terms_text(), "dtype": task.problem.query.dtype.name(),
             "backward": task.backward, "threads": rayon::current_num_threads(),
         });
         let answer = self.ask(&request)?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use wgpu_attention::plan::TableLayout;
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem};
 
 /// Shapes for `--suite`, compiled into the program.
@@ -52,21 +53,19 @@ impl Task {
         Self { name: shape_text(&dims), problem, backward: false }
     }
 
-    /// Parses a line of the suite: a name, a shape, `causal` and `window=N` (the last N keys up to the row's position).
+    /// Parses a line of the suite: a name, a shape, and terms that need no data.
     fn read(line: &str, dtype: DType) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
         let mut task = Self { name: name.into(), ..Self::new(shape.parse()?, dtype, false) };
         for word in words {
-            task.problem = match word.split_once('=') {
-                None if word == "causal" => task.problem.causal(Alignment::BottomRight),
-                Some(("window", keys)) => {
-                    let keys: u32 = keys.parse().map_err(|_| format!("`{word}`: no number of keys"))?;
-                    task.problem.window(Alignment::BottomRight, Some(keys.saturating_sub(1)), Some(0))
-                }
-                _ => return Err(format!("`{word}` is neither `causal` nor `window=N`")),
-            };
+            task.problem.add_term(word).map_err(|error| error.to_string())?;
+            let p = &task.problem;
+            if p.bias.is_some() || p.visibility.mask.is_some() || TableLayout::new(p).is_none_or(|(_, words)| words > 0) {
+                return Err(format!("`{word}` needs data, which a suite does not have"));
+            }
         }
+        task.problem.check().map_err(|error| error.to_string())?;
         Ok(task)
     }
 
@@ -89,16 +88,13 @@ impl Task {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
     }
 
-    /// Returns the operation count: 4 * B * H * LQ * LK * D, halved if causal; with a window its keys replace LK.
-    /// Forward and backward count 3.5 times as many: two products and five.
+    /// Returns the operation count: 4 * B * H * D for each pair of a row and a key in its interval. Forward and backward
+    /// count 3.5 times as many: two products and five.
     pub(super) fn flops(&self) -> f64 {
         let d = &self.problem.dims;
+        let pairs: f64 = self.problem.interval_lengths().map(|keys| keys as f64).sum();
         let passes = if self.backward { 3.5 } else { 1.0 };
-        passes
-            * match self.window() {
-                Some(keys) => Dims { seq_len_kv: keys.min(d.seq_len_kv), ..*d }.flops(),
-                None => d.flops() * if self.problem.visibility.causal { 0.5 } else { 1.0 },
-            }
+        passes * Dims { seq_len_q: 1, seq_len_kv: 1, ..*d }.flops() * pairs
     }
 }
 
@@ -112,11 +108,8 @@ impl fmt::Display for Task {
         if self.backward {
             f.write_str(", forward and backward")?;
         }
-        if self.problem.visibility.causal {
-            f.write_str(", causal")?;
-        }
-        if let Some(keys) = self.window() {
-            write!(f, ", window of {keys}")?;
+        for term in self.problem.terms_text() {
+            write!(f, ", {term}")?;
         }
         write!(f, ", {}", self.problem.query.dtype)
     }
@@ -156,7 +149,9 @@ mod tests {
         assert!(all.iter().all(|task| task.problem.check().is_ok()));
         assert!(Task::suite(&["no such".into()], DType::F32).is_err());
         assert!(Task::read("x 1,1,1,8,8,4 windows=3", DType::F32).is_err());
-        let window = Task::read("x 1,1,1,8,8,4 window=3", DType::F16).expect("well formed");
-        assert_eq!((window.window(), window.flops()), (Some(3), 4.0 * 8.0 * 3.0 * 4.0));
+        assert!(Task::read("x 1,1,1,8,8,4 window=3,0", DType::F32).is_err(), "rows have no positions");
+        assert!(Task::read("x 1,1,1,8,8,4 segments", DType::F32).is_err(), "there are no segment ids");
+        let window = Task::read("x 1,1,1,8,8,4 causal=top-left window=2,0", DType::F16).expect("well formed");
+        assert_eq!((window.window(), window.flops()), (Some(3), 4.0 * (1.0 + 2.0 + 6.0 * 3.0) * 4.0));
     }
 }

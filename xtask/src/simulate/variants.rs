@@ -6,7 +6,7 @@ use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Pack
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
-    if problem.paged.is_some() || problem.key.dtype.is_blocks() || v.documents || v.kv_lengths {
+    if problem.paged.is_some() || problem.key.dtype.is_blocks() || v.segments || v.kv_lengths {
         return Vec::new();
     }
     // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
@@ -25,7 +25,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
 
     let mut padded = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.with_lse();
     padded = padded.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(9), Some(40));
-    (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.documents) = (true, true, true);
+    (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.segments) = (true, true, true);
     padded.visibility.mask = Some(Broadcast([3, 1, d.seq_len_q, d.seq_len_kv]));
     (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
 

@@ -41,6 +41,11 @@ impl Request {
         if json["backward"] == json!(true) {
             return Err("only forward here".into());
         }
+        let mut terms = json["terms"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let is_known = |term: &str| term == "causal=bottom-right" || (term.starts_with("window=") && term.ends_with(",0"));
+        if let Some(term) = terms.find(|term| !is_known(term)) {
+            return Err(format!("no {term} here"));
+        }
         let number = |value: &Value| value.as_u64().map(|number| number as usize);
         let shape: Option<Vec<usize>> = json["shape"].as_array().and_then(|shape| shape.iter().map(number).collect());
         let shape: Option<[usize; 6]> = shape.and_then(|shape| shape.try_into().ok());

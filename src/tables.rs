@@ -14,10 +14,10 @@ pub struct TableLayout {
     pub kv_lengths: u32,
     /// `prefix_lengths`.
     pub prefix_lengths: u32,
-    /// `documents_q`.
-    pub documents_q: u32,
-    /// `documents_kv`.
-    pub documents_kv: u32,
+    /// `segment_ids_q`.
+    pub segment_ids_q: u32,
+    /// `segment_ids_kv`.
+    pub segment_ids_kv: u32,
     /// `cu_seqlens_q`.
     pub cu_seqlens_q: u32,
     /// `cu_seqlens_kv`.
@@ -57,8 +57,8 @@ impl TableLayout {
         let (packed, paged) = (problem.packed.is_some(), problem.paged);
         place(&mut layout.kv_lengths, v.kv_lengths, Some(d.batch))?;
         place(&mut layout.prefix_lengths, v.prefix_lengths, Some(d.batch))?;
-        place(&mut layout.documents_q, v.documents, d.batch.checked_mul(d.seq_len_q))?;
-        place(&mut layout.documents_kv, v.documents, d.batch.checked_mul(d.seq_len_kv))?;
+        place(&mut layout.segment_ids_q, v.segments, d.batch.checked_mul(d.seq_len_q))?;
+        place(&mut layout.segment_ids_kv, v.segments, d.batch.checked_mul(d.seq_len_kv))?;
         place(&mut layout.cu_seqlens_q, packed, d.batch.checked_add(1))?;
         place(&mut layout.cu_seqlens_kv, packed && paged.is_none(), d.batch.checked_add(1))?;
         place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
@@ -78,8 +78,8 @@ pub fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
     let parts: [&[u8]; 11] = [
         bytemuck::cast_slice(inputs.kv_lengths),
         bytemuck::cast_slice(inputs.prefix_lengths),
-        bytemuck::cast_slice(inputs.documents_q),
-        bytemuck::cast_slice(inputs.documents_kv),
+        bytemuck::cast_slice(inputs.segment_ids_q),
+        bytemuck::cast_slice(inputs.segment_ids_kv),
         bytemuck::cast_slice(inputs.cu_seqlens_q),
         bytemuck::cast_slice(inputs.cu_seqlens_kv),
         bytemuck::cast_slice(inputs.alibi_slopes),

@@ -1,0 +1,27 @@
+//! Additive bias: an f32 tensor added to the scores; -inf masks.
+
+use super::{Term, TermTensor, TermText, along_keys, extents};
+use crate::Broadcast;
+
+pub(super) const TERM: Term = Term {
+    name: "bias",
+    wgsl: ("shaders/terms/bias.wgsl", include_str!("../../shaders/terms/bias.wgsl")),
+    is_present: |p| p.bias.is_some(),
+    values: |p, _| p.bias.map_or([0; 4], |shape| shape.strides().map(|step| step as u32)),
+    tensor: Some(TermTensor::Bias),
+    check: |p| p.bias.map_or(Ok(()), |shape| shape.check("bias", &p.dims)),
+    add: Some(|p, inputs, at, first, to| match along_keys(p.bias, [at.batch, at.head, at.row, first]) {
+        (start, 0) => to.iter_mut().for_each(|x| *x += inputs.bias[start]),
+        (start, _) => to.iter_mut().zip(&inputs.bias[start..]).for_each(|(x, bias)| *x += bias),
+    }),
+    draw: |p, kind, rest| p.bias = kind.one_in(4).then(|| Broadcast::draw(&p.dims, rest)),
+    remove: |p| p.bias = None,
+    text: TermText {
+        word: "bias",
+        value: "B,H,Q,K",
+        help: "Add a float tensor of this shape to the scores; extents are full or 1",
+        write: |p| p.bias.map_or_else(String::new, Broadcast::text),
+        read: |p, value| extents(value).map(|shape| p.bias = Some(Broadcast(shape))),
+    },
+    ..Term::NOTHING
+};

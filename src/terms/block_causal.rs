@@ -1,0 +1,35 @@
+//! Block-causal: keys before the end of the row's block are visible, `key < (floor(position / size) + 1) * size`.
+
+use super::chunk::WHOLE;
+use super::{Term, TermText, size};
+use crate::Error;
+
+pub(super) const TERM: Term = Term {
+    name: "block_causal",
+    wgsl: ("shaders/terms/block_causal.wgsl", include_str!("../../shaders/terms/block_causal.wgsl")),
+    is_present: |p| p.visibility.block_causal.is_some(),
+    uses_position: true,
+    values: |p, _| [p.visibility.block_causal.map_or(0, |size| size.min(WHOLE)), 0, 0, 0],
+    check: |p| match p.visibility.block_causal {
+        Some(0) => Err(Error::invalid("block_causal", "is 0; a block has at least 1 key")),
+        _ => Ok(()),
+    },
+    interval: Some(|p, at, keys| {
+        let size = i64::from(p.visibility.block_causal.unwrap_or(1));
+        keys.start..keys.end.min(at.position.div_euclid(size).saturating_add(1).saturating_mul(size))
+    }),
+    reach: |p| [None, p.visibility.block_causal.map(|size| size - 1)],
+    draw: |p, kind, rest| {
+        let keys = p.dims.seq_len_kv;
+        p.visibility.block_causal = kind.one_in(10).then(|| 1 + rest.below(keys + 1) as u32);
+    },
+    remove: |p| p.visibility.block_causal = None,
+    text: TermText {
+        word: "block-causal",
+        value: "SIZE",
+        help: "Keep only the keys before the end of the row's block of SIZE positions",
+        write: |p| p.visibility.block_causal.map_or_else(String::new, |size| size.to_string()),
+        read: |p, value| size(value).map(|size| p.visibility.block_causal = Some(size)),
+    },
+    ..Term::NOTHING
+};

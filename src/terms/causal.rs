@@ -1,0 +1,30 @@
+//! Causal: keys after the row's position are masked, except those of the item's prefix.
+
+use super::{Term, TermText, align};
+use crate::Alignment;
+
+pub(super) const TERM: Term = Term {
+    name: "causal",
+    wgsl: ("shaders/terms/causal.wgsl", include_str!("../../shaders/terms/causal.wgsl")),
+    is_present: |p| p.visibility.causal,
+    uses_position: true,
+    interval: Some(|_, at, keys| keys.start..keys.end.min(at.position.saturating_add(1).max(at.prefix as i64))),
+    reach: |_| [None, Some(0)],
+    draw: |p, kind, _| {
+        p.visibility.causal = kind.one_in(3);
+        p.visibility.prefix_lengths = p.visibility.causal && kind.one_in(5);
+    },
+    remove: |p| (p.visibility.causal, p.visibility.prefix_lengths) = (false, false),
+    text: TermText {
+        word: "causal",
+        value: "top-left|bottom-right|OFFSET",
+        help: "Mask the keys after each row's position. Row 0 is at key 0 (top-left), the last row at the last key (bottom-right), or \
+               row 0 at the given key",
+        write: |p| p.visibility.alignment.map_or_else(String::new, Alignment::text),
+        read: |p, value| {
+            p.visibility.causal = true;
+            align(p, value.parse()?)
+        },
+    },
+    ..Term::NOTHING
+};
