@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::cpu::tiled;
-use wgpu_attention::{Alibi, Alignment, Broadcast, Control, DType, Dims, HostVec, Inputs, Layout, Outputs, Problem};
+use wgpu_attention::{Alibi, Alignment, BroadcastShape, DType, Dims, HostVec, Inputs, Layout, Outputs, Problem, Progress};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -30,8 +30,8 @@ fn main() {
 }
 
 fn problems() -> Vec<(&'static str, Problem)> {
-    let square = |batch, heads, len, dim| Problem::new(Dims::square(batch, heads, len, dim));
-    let decode = Dims { num_kv_heads: 8, seq_len_q: 1, ..Dims::square(1, 32, 4096, 128) };
+    let square = |batch, heads, len, dim| Problem::new(Dims::self_attention(batch, heads, len, dim));
+    let decode = Dims { num_kv_heads: 8, seq_len_q: 1, ..Dims::self_attention(1, 32, 4096, 128) };
     let long = square(1, 8, 2048, 64);
     vec![
         ("1x8x2048x64", long),
@@ -42,14 +42,14 @@ fn problems() -> Vec<(&'static str, Problem)> {
         ("1x8x2048x64 softcap", Problem { softcap: Some(30.0), ..long }),
         ("1x8x2048x64 window 256", long.window(Alignment::TopLeft, Some(255), Some(0))),
         ("1x8x2048x64 alibi", Problem { alibi: Some(Alibi::Signed), ..long.causal(Alignment::TopLeft) }),
-        ("1x8x2048x64 bias", Problem { bias: Some(Broadcast([1, 8, 2048, 2048])), ..long }),
+        ("1x8x2048x64 bias", Problem { bias: Some(BroadcastShape([1, 8, 2048, 2048])), ..long }),
         ("1x4x4096x128", square(1, 4, 4096, 128)),
         ("1x4x4096x128 causal", square(1, 4, 4096, 128).causal(Alignment::TopLeft)),
         ("8x12x128x64", square(8, 12, 128, 64)),
         ("1x12x512x64", square(1, 12, 512, 64)),
         ("decode 1x32:8x4096x128", Problem::new(decode)),
         ("decode 1x32:8x4096x128 f16", Problem::new(decode).stored(DType::F16, Layout::Bhsd)),
-        ("decode 1x8x4096x64", Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 8, 4096, 64) })),
+        ("decode 1x8x4096x64", Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 8, 4096, 64) })),
         ("1x1x16x16", square(1, 1, 16, 16)),
     ]
 }
@@ -60,7 +60,7 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let query = data(problem.query_len(), problem.query.dtype, 0.0);
     let key = data(problem.key_len(), problem.key.dtype, 0.0);
     let value = data(problem.value_len(), problem.value.dtype, 1.0);
-    let bias: Vec<f32> = noise(problem.bias.and_then(Broadcast::elements).unwrap_or(0)).collect();
+    let bias: Vec<f32> = noise(problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)).collect();
     let slopes = vec![0.01; problem.alibi.map_or(0, |_| problem.dims.num_heads)];
     let inputs = Inputs { bias: &bias, alibi_slopes: &slopes, ..Inputs::new(query.as_slice(), key.as_slice(), value.as_slice()) };
     let mut outputs = Outputs::default();
@@ -70,7 +70,7 @@ fn measure(problem: &Problem) -> (Duration, f32) {
     let mut runs = 0;
     while runs < 5 || start.elapsed() < Duration::from_millis(700) {
         let before = Instant::now();
-        tiled::attention_into(problem, &inputs, &mut outputs, &mut Control::default()).expect("the problem is valid");
+        tiled::attention_into(problem, &inputs, &mut outputs, &mut Progress::default()).expect("the problem is valid");
         least = least.min(before.elapsed());
         let output = black_box(&outputs).output.to_f32();
         check = output.iter().sum::<f32>() / output.len() as f32;

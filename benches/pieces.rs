@@ -6,7 +6,7 @@ use wgpu_attention::cpu::tiled;
 use wgpu_attention::layer::Linear;
 use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
 use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::{Algorithm, Alignment, Control, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, merge};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, Progress, merge};
 
 fn main() {
     // One thread, so that the number of cores does not show.
@@ -19,7 +19,7 @@ fn numbers(len: usize) -> Vec<f32> {
 }
 
 fn prefill() -> Problem {
-    Problem::new(Dims::square(1, 8, 1024, 64)).causal(Alignment::BottomRight)
+    Problem::new(Dims::self_attention(1, 8, 1024, 64)).causal(Alignment::BottomRight)
 }
 
 /// Validates and plans: the cost of a new shape before anything is compiled.
@@ -46,7 +46,7 @@ fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
     let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
     let inputs = Inputs::new(&query, &key, &value);
     let mut outputs = Outputs::default();
-    bencher.bench_local(|| tiled::attention_into(&problem, &inputs, &mut outputs, &mut Control::default()).expect("it is valid"));
+    bencher.bench_local(|| tiled::attention_into(&problem, &inputs, &mut outputs, &mut Progress::default()).expect("it is valid"));
 }
 
 /// Projects 128 rows with a 512 x 512 matrix.

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use clap::Parser;
 use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
-use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
@@ -115,7 +115,7 @@ impl Model {
 
     /// Predicts the next token of a text, read from the start, without a cache.
     fn next_from_the_start(&self, engine: &Engine, text: &[usize]) -> Result<usize> {
-        let dims = Dims { num_kv_heads: KV_HEADS, ..Dims::square(1, HEADS, text.len(), HEAD_DIM) };
+        let dims = Dims { num_kv_heads: KV_HEADS, ..Dims::self_attention(1, HEADS, text.len(), HEAD_DIM) };
         let problem = Problem::new(dims).causal(Alignment::TopLeft).stored(DType::F32, Layout::Bshd);
         let positions: Vec<usize> = (0..text.len()).collect();
         let all = self.next(text, |_, mut query, mut key, value| {
@@ -142,8 +142,8 @@ struct BoundLayer {
     key: wgpu::Buffer,
     value: wgpu::Buffer,
     output: wgpu::Buffer,
-    append: Bound,
-    attention: Bound,
+    append: Dispatches,
+    attention: Dispatches,
 }
 
 impl BoundLayer {

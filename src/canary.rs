@@ -10,8 +10,8 @@ use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey};
 use crate::tune::{agrees, agrees_at};
 use crate::{
-    Algorithm, BackwardInputs, Broadcast, Control, Dims, Error, Gradients, HostVec, Inputs, Layout, Problem, Result, TensorSpec, Want,
-    WantGradients, cpu,
+    Algorithm, BackwardInputs, BroadcastShape, Dims, Error, Gradients, HostVec, Inputs, Layout, Problem, Progress, Result, Returns,
+    TensorSpec, WantGradients, cpu,
 };
 
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
@@ -68,7 +68,7 @@ fn check_plan(
         return Ok(());
     }
     // Force the variant of `plan`, because a problem this small would get the other one.
-    let specialise = if plan.steps[0].key.general { Specialise::Never } else { Specialise::Always };
+    let specialise = if plan.steps[0].key.generic { Specialise::Never } else { Specialise::Always };
     match tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
         Ok(tiny) if tiny.steps.iter().any(|step| new.contains(&step.key)) => {
             let kernel = tiny.summary().to_string();
@@ -98,7 +98,8 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         _ => TensorSpec { offset: 0, ..spec },
     };
     let shape = dims.scores_shape();
-    let smaller = |Broadcast(of): Broadcast| Broadcast(std::array::from_fn(|axis| if of[axis] == 1 { 1 } else { shape[axis] }));
+    let smaller =
+        |BroadcastShape(of): BroadcastShape| BroadcastShape(std::array::from_fn(|axis| if of[axis] == 1 { 1 } else { shape[axis] }));
     let mut visibility = problem.visibility;
     (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
@@ -110,10 +111,10 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         output: spec(problem.output),
         visibility,
         bias: problem.bias.map(smaller),
-        relative_bias: problem.relative_bias.map(|distance| distance.min(keys as u32)),
-        want: Want { lse: false, stats: false, ..problem.want },
+        relative_bias_max_distance: problem.relative_bias_max_distance.map(|distance| distance.min(keys as u32)),
+        want: Returns { lse: false, stats: false, ..problem.want },
         dropout: None,
-        packed: None,
+        varlen: None,
         paged: None,
         ..*problem
     }
@@ -126,8 +127,8 @@ fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> R
     let inputs = data.inputs();
     inputs.check(problem)?;
     let got = Trial::of_plan(gpu, problem, &inputs, algorithm, plan)?.answer()?;
-    let plain = Problem { want: Want::default(), ..*problem };
-    let expected = cpu::tiled::attention(&plain, &inputs, &mut Control::default())?;
+    let plain = Problem { want: Returns::default(), ..*problem };
+    let expected = cpu::tiled::attention(&plain, &inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))
 }
 
@@ -138,11 +139,11 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     let data = Data::new(problem);
     let inputs = data.inputs();
     inputs.check(problem)?;
-    let forward = Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
-    let forward = cpu::tiled::attention(&forward, &inputs, &mut Control::default())?;
+    let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+    let forward = cpu::tiled::attention(&forward, &inputs, &mut Progress::default())?;
     let (output, d_output) = (forward.output.as_slice(), data.d_output.as_slice());
     let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
-    let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Control::default())?;
+    let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Progress::default())?;
     let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
     // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
     let least = problem.effective_scale().abs().max(1.0);
@@ -181,7 +182,7 @@ impl Data {
         };
         let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
         let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
-        let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
         let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
         Self {
             query,
@@ -223,9 +224,9 @@ mod tests {
     #[test]
     fn right_kernels_are_let_through() {
         for gpu in gpus(ShaderOptions::default()) {
-            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::square(1, 2, 40, 44) });
+            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
             let decode = Problem { dims: Dims { seq_len_q: 1, seq_len_kv: 3000, ..plain.dims }, ..plain };
-            let biased = Problem { bias: Some(Broadcast([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, ..plain };
+            let biased = Problem { bias: Some(BroadcastShape([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, ..plain };
             for problem in [plain, decode, biased, plain.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     check(&gpu, &problem, algorithm).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
@@ -237,9 +238,9 @@ mod tests {
     #[test]
     fn a_wrong_kernel_is_caught() {
         // No other test uses this kernel, because tried kernels are known to the whole process.
-        let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
-        let problem = Problem::new(Dims::square(2, 4, 50, 52)).causal(Alignment::TopLeft);
-        for gpu in gpus(special) {
+        let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let problem = Problem::new(Dims::self_attention(2, 4, 50, 52)).causal(Alignment::TopLeft);
+        for gpu in gpus(specialised) {
             let key = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             // Simulates a compiler that makes the output 10 % too large.
             let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
@@ -249,7 +250,7 @@ mod tests {
                 Err(Error::Miscomputed { device, .. }) => assert!(device.starts_with(gpu.name())),
                 other => panic!("{}: {other:?}", gpu.name()),
             }
-            let quiet = ShaderOptions { skip_canary: true, ..special };
+            let quiet = ShaderOptions { skip_canary: true, ..specialised };
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
             assert_eq!(check(&quiet, &problem, Algorithm::Fused), Ok(()), "nobody asked");
         }
@@ -258,10 +259,15 @@ mod tests {
     #[test]
     fn right_gradients_are_let_through() {
         for gpu in gpus(ShaderOptions::default()) {
-            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::square(1, 2, 40, 44) });
+            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
             let causal = plain.causal(Alignment::TopLeft);
-            let biased =
-                Problem { bias: Some(Broadcast([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, relative_bias: Some(9), ..causal };
+            let biased = Problem {
+                bias: Some(BroadcastShape([1, 2, 40, 40])),
+                softcap: Some(5.0),
+                sinks: true,
+                relative_bias_max_distance: Some(9),
+                ..causal
+            };
             for problem in [plain, biased, biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
                 let want = WantGradients::all(&problem);
                 check_backward(&gpu, &problem, &want).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
@@ -272,10 +278,10 @@ mod tests {
     #[test]
     fn a_wrong_gradient_is_caught_and_the_cpu_stands_in_where_it_may() {
         // No other test uses this kernel either.
-        let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
-        let problem = Problem::new(Dims::square(2, 4, 50, 60)).causal(Alignment::TopLeft);
+        let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let problem = Problem::new(Dims::self_attention(2, 4, 50, 60)).causal(Alignment::TopLeft);
         let want = WantGradients::all(&problem);
-        for gpu in gpus(special) {
+        for gpu in gpus(specialised) {
             let plan = Plan::backward(&problem, &want, gpu.caps()).expect("planned");
             let key = plan.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
             let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
@@ -285,12 +291,12 @@ mod tests {
 
             let data = Data::new(&problem);
             let inputs = data.inputs();
-            let output = cpu::tiled::attention(&problem, &inputs, &mut Control::default()).expect("computed").output;
+            let output = cpu::tiled::attention(&problem, &inputs, &mut Progress::default()).expect("computed").output;
             let backward = BackwardInputs { output: output.as_slice(), stats: None, d_output: data.d_output.as_slice() };
             let strict = Engine::on_gpu(gpu.clone());
             assert!(matches!(strict.backward(&problem, &inputs, &backward, &want), Err(Error::Miscomputed { .. })));
             let got = Engine::on_gpu(gpu).falling_back().backward(&problem, &inputs, &backward, &want).expect("the CPU's");
-            let right = cpu::backward::attention(&problem, &inputs, &backward, &want, &mut Control::default()).expect("computed");
+            let right = cpu::backward::attention(&problem, &inputs, &backward, &want, &mut Progress::default()).expect("computed");
             assert_eq!(got, right);
         }
     }
@@ -298,7 +304,7 @@ mod tests {
     #[test]
     fn the_cpu_stands_in_for_a_layer_too() {
         // As above, kernels that no other test has.
-        let special = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
         let identity =
             |n: usize| Linear::new((0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect(), None, n).expect("square");
         let [w_q, w_k, w_v, w_o] = [72; 4].map(identity);
@@ -306,7 +312,7 @@ mod tests {
         let problem = layer.problem(1, 30, 30).causal(Alignment::TopLeft).with_lse();
         let x: Vec<f32> = (0..30 * 72).map(|i| (i as f32 * 0.37).sin()).collect();
         let inputs = Inputs::new(&x, &x, &x);
-        for gpu in gpus(special) {
+        for gpu in gpus(specialised) {
             let forward = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             let backward = Plan::backward(&problem, &WantGradients::all(&problem), gpu.caps()).expect("planned");
             let gradient = backward.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));

@@ -13,15 +13,15 @@ use crate::{Error, Result};
 ///     seen = done;
 ///     ControlFlow::Continue(())
 /// };
-/// let control = wgpu_attention::Control::new(&mut progress);
+/// let control = wgpu_attention::Progress::new(&mut progress);
 /// # drop(control);
 /// ```
 #[derive(Default)]
-pub struct Control<'a> {
+pub struct Progress<'a> {
     progress: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
 }
 
-impl<'a> Control<'a> {
+impl<'a> Progress<'a> {
     /// Calls `progress` with the completed share, 0 to 1. `Break` makes the call return [`Error::Cancelled`].
     pub fn new(progress: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
         Self { progress: Some(progress) }

@@ -15,13 +15,13 @@ pub struct Dropout {
 
 /// Rule of dropout: a weight whose word is below `threshold` drops, the others are multiplied by `factor`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Drop {
+pub(crate) struct DropoutRule {
     pub(crate) threshold: u32,
     /// 1 / (1 - probability)
     pub(crate) factor: f32,
 }
 
-impl Drop {
+impl DropoutRule {
     /// Rule under which nothing drops.
     pub(crate) const NOTHING: Self = Self { threshold: 0, factor: 1.0 };
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn the_share_that_drops_is_the_probability() {
         for probability in [0.0, 0.1, 0.5, 0.9] {
-            let drop = Drop::new(probability);
+            let drop = DropoutRule::new(probability);
             let words = (0..25_000).flat_map(|quad| Dropout { seed: 7, offset: 3 }.words(1, quad % 50, quad / 50));
             let share = words.filter(|&word| word < drop.threshold).count() as f32 / 100_000.0;
             // Five standard deviations.

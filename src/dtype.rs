@@ -32,13 +32,13 @@ pub enum DType {
 
 impl DType {
     /// Floating-point types, whose elements are stored one by one.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+    pub const FLOATS: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
     /// Quantised types, whose elements are stored in blocks.
-    pub const BLOCKS: [Self; 2] = [Self::Q8, Self::Q4];
+    pub const QUANTISED: [Self; 2] = [Self::Q8, Self::Q4];
 
     /// True if elements are stored in blocks of 32 under one scale.
-    pub const fn is_blocks(self) -> bool {
+    pub const fn is_quantised(self) -> bool {
         matches!(self, Self::Q8 | Self::Q4)
     }
 
@@ -84,7 +84,7 @@ impl std::str::FromStr for DType {
     type Err = crate::Error;
 
     fn from_str(text: &str) -> crate::Result<Self> {
-        (Self::ALL.into_iter().chain(Self::BLOCKS))
+        (Self::FLOATS.into_iter().chain(Self::QUANTISED))
             .find(|dtype| dtype.name() == text)
             .ok_or_else(|| crate::Error::invalid("dtype", format!("`{text}` is none of f32, f16, bf16, q8, q4")))
     }

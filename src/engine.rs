@@ -1,7 +1,7 @@
 //! Front end for GPU and CPU: choose a backend, plan, run.
 
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
-use crate::{Algorithm, Backend, BackwardInputs, Control, Error, Gradients, Inputs, Outputs, Problem, Result, WantGradients, canary, cpu};
+use crate::{Algorithm, Backend, BackwardInputs, Error, Gradients, Inputs, Outputs, Problem, Progress, Result, WantGradients, canary, cpu};
 
 /// Options of an [`Engine`]. The default chooses backend and algorithm automatically.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct EngineOptions {
 /// Attention engine on one backend. Cheap to clone; clones share the device.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    place: Place,
+    place: Runner,
     algorithm: Algorithm,
     chosen: String,
     why: String,
@@ -26,7 +26,7 @@ pub struct Engine {
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum Runner {
     Cpu,
     Oracle,
     Gpu(Gpu),
@@ -44,11 +44,11 @@ impl Engine {
             (Some(chosen), _) => {
                 let gpu = Gpu::open(&chosen, options.shaders).await?;
                 let name = gpu.name().to_string();
-                (Place::Gpu(gpu), name, chosen.why)
+                (Runner::Gpu(gpu), name, chosen.why)
             }
-            (None, Backend::Oracle) => (Place::Oracle, "oracle (f64)".into(), "it was asked for".into()),
-            (None, Backend::Auto) => (Place::Cpu, "cpu".into(), "there is no GPU; software adapters are taken only when asked for".into()),
-            (None, _) => (Place::Cpu, "cpu".into(), "it was asked for".into()),
+            (None, Backend::Oracle) => (Runner::Oracle, "oracle (f64)".into(), "it was asked for".into()),
+            (None, Backend::Auto) => (Runner::Cpu, "cpu".into(), "there is no GPU; software adapters are taken only when asked for".into()),
+            (None, _) => (Runner::Cpu, "cpu".into(), "it was asked for".into()),
         };
         log::info!("running on {chosen}: {why}");
         Ok(Self { place, algorithm: options.algorithm, chosen, why, falls_back: options.backend == Backend::Auto })
@@ -57,7 +57,7 @@ impl Engine {
     /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
         let cpu = Self {
-            place: Place::Cpu,
+            place: Runner::Cpu,
             algorithm: Algorithm::Auto,
             chosen: "cpu".into(),
             why: "every backend was asked for".into(),
@@ -79,7 +79,7 @@ impl Engine {
             chosen: gpu.name().to_string(),
             why: "the app's own device".into(),
             algorithm: Algorithm::Auto,
-            place: Place::Gpu(gpu),
+            place: Runner::Gpu(gpu),
             falls_back: false,
         }
     }
@@ -97,8 +97,8 @@ impl Engine {
     /// The GPU, if the engine runs on one.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.place {
-            Place::Gpu(gpu) => Some(gpu),
-            Place::Cpu | Place::Oracle => None,
+            Runner::Gpu(gpu) => Some(gpu),
+            Runner::Cpu | Runner::Oracle => None,
         }
     }
 
@@ -118,9 +118,9 @@ impl Engine {
     pub fn explain(&self, problem: &Problem) -> Result<String> {
         problem.check()?;
         Ok(match &self.place {
-            Place::Oracle => "naive f64, every matrix written out".into(),
-            Place::Cpu => "cpu path".into(),
-            Place::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
+            Runner::Oracle => "naive f64, every matrix written out".into(),
+            Runner::Cpu => "cpu path".into(),
+            Runner::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
         })
     }
 
@@ -133,18 +133,18 @@ impl Engine {
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
         problem.check()?;
         match &self.place {
-            Place::Gpu(gpu) if !is_empty(problem) => canary::check(gpu, problem, self.algorithm),
+            Runner::Gpu(gpu) if !is_empty(problem) => canary::check(gpu, problem, self.algorithm),
             _ => Ok(()),
         }
     }
 
     /// Computes `problem` and blocks until the answer is there. See [`Problem`] for the formulas.
     pub fn attention(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
-        self.attention_controlled(problem, inputs, &mut Control::default())
+        self.attention_controlled(problem, inputs, &mut Progress::default())
     }
 
     /// [`Self::attention`] with progress and cancellation.
-    pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+    pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
         pollster::block_on(self.run(problem, inputs, Waiting::Blocking, control))
     }
 
@@ -152,14 +152,14 @@ impl Engine {
     /// gaps between strided elements stay as they are. After an error, `outputs` is unspecified.
     pub fn attention_into(&self, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs) -> Result<()> {
         match self.place {
-            Place::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Control::default()),
+            Runner::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Progress::default()),
             _ => self.attention(problem, inputs).map(|new| *outputs = new),
         }
     }
 
     /// [`Self::attention_controlled`] without blocking: a thread of its own polls the device; in a browser the event
     /// loop does. The CPU path computes inside the first poll.
-    pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+    pub async fn attention_async(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
         self.run(problem, inputs, Waiting::Async, control).await
     }
 
@@ -172,7 +172,7 @@ impl Engine {
         backward: &BackwardInputs<'_>,
         want: &WantGradients,
     ) -> Result<Gradients> {
-        self.backward_controlled(problem, inputs, backward, want, &mut Control::default())
+        self.backward_controlled(problem, inputs, backward, want, &mut Progress::default())
     }
 
     /// [`Self::backward`] with progress and cancellation.
@@ -182,7 +182,7 @@ impl Engine {
         inputs: &Inputs<'_>,
         backward: &BackwardInputs<'_>,
         want: &WantGradients,
-        control: &mut Control<'_>,
+        control: &mut Progress<'_>,
     ) -> Result<Gradients> {
         pollster::block_on(self.run_backward(problem, inputs, backward, want, Waiting::Blocking, control))
     }
@@ -194,7 +194,7 @@ impl Engine {
         inputs: &Inputs<'_>,
         backward: &BackwardInputs<'_>,
         want: &WantGradients,
-        control: &mut Control<'_>,
+        control: &mut Progress<'_>,
     ) -> Result<Gradients> {
         self.run_backward(problem, inputs, backward, want, Waiting::Async, control).await
     }
@@ -212,32 +212,32 @@ impl Engine {
         backward: &BackwardInputs<'_>,
         want: &WantGradients,
         waiting: Waiting,
-        control: &mut Control<'_>,
+        control: &mut Progress<'_>,
     ) -> Result<Gradients> {
         problem.check()?;
         inputs.check(problem)?;
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Place::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
+            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
                 gpu.backward(problem, inputs, backward, want, waiting, control).await
             }
-            Place::Oracle => {
+            Runner::Oracle => {
                 cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
             }
-            Place::Cpu | Place::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
+            Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
         }
     }
 
-    async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Control<'_>) -> Result<Outputs> {
+    async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Outputs> {
         problem.check()?;
         inputs.check(problem)?;
         match &self.place {
-            Place::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
-            Place::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
+            Runner::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
+            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
                 gpu.attention(problem, inputs, self.algorithm, waiting, control).await
             }
-            Place::Cpu | Place::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
+            Runner::Cpu | Runner::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
         }
     }
 

@@ -31,7 +31,12 @@ impl Default for WantGradients {
 impl WantGradients {
     /// Selects every gradient that the problem has.
     pub fn all(problem: &Problem) -> Self {
-        Self { bias: problem.bias.is_some(), relative_bias: problem.relative_bias.is_some(), sinks: problem.sinks, ..Self::default() }
+        Self {
+            bias: problem.bias.is_some(),
+            relative_bias: problem.relative_bias_max_distance.is_some(),
+            sinks: problem.sinks,
+            ..Self::default()
+        }
     }
 
     /// Storage type of an operand's gradient.
@@ -43,7 +48,7 @@ impl WantGradients {
     pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
         for (argument, wanted, there) in [
             ("bias", self.bias, problem.bias.is_some()),
-            ("relative_bias", self.relative_bias, problem.relative_bias.is_some()),
+            ("relative_bias", self.relative_bias, problem.relative_bias_max_distance.is_some()),
             ("sinks", self.sinks, problem.sinks),
         ] {
             if wanted && !there {
@@ -51,9 +56,9 @@ impl WantGradients {
             }
         }
         if problem.paged.is_some() {
-            return Err(Error::unsupported("gradients of keys in pages, which items share", "train on padded or packed sequences"));
+            return Err(Error::unsupported("gradients of keys in pages, which items share", "train on padded or varlen sequences"));
         }
-        if Operand::ALL.iter().any(|&operand| problem.spec(operand).dtype.is_blocks()) || self.dtype.is_some_and(DType::is_blocks) {
+        if Operand::ALL.iter().any(|&operand| problem.spec(operand).dtype.is_quantised()) || self.dtype.is_some_and(DType::is_quantised) {
             return Err(Error::unsupported("gradients in or of quantised storage", "train on f32, f16 or bf16"));
         }
         for (operand, wanted) in [(Operand::Query, self.query), (Operand::Key, self.key), (Operand::Value, self.value)] {

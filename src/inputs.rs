@@ -1,7 +1,7 @@
 //! Data of a problem, results of an attention, and the checks of data against the problem.
 
 use crate::problem::Operand;
-use crate::{Broadcast, Dropout, Error, HostSlice, HostVec, Problem, Result};
+use crate::{BroadcastShape, Dropout, Error, HostSlice, HostVec, Problem, Result};
 
 /// Data of a problem in host memory. Fields that the problem does not use stay empty. In a named layout without offset,
 /// a slice has exactly the elements of its shape; quantised, strided and offset slices may be longer.
@@ -80,12 +80,12 @@ impl<'a> Inputs<'a> {
     pub(crate) fn check_options(&self, problem: &Problem) -> Result<()> {
         let d = &problem.dims;
         let v = &problem.visibility;
-        let table = problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
+        let table = problem.relative_bias_max_distance.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
-        let packed = problem.packed.is_some();
+        let varlen = problem.varlen.is_some();
         for (argument, len, expected) in [
-            ("mask", self.mask.len(), v.mask.and_then(Broadcast::elements).unwrap_or(0)),
-            ("bias", self.bias.len(), problem.bias.and_then(Broadcast::elements).unwrap_or(0)),
+            ("mask", self.mask.len(), v.mask.and_then(BroadcastShape::elements).unwrap_or(0)),
+            ("bias", self.bias.len(), problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)),
             ("alibi_slopes", self.alibi_slopes.len(), when(problem.alibi.is_some(), d.num_heads)),
             ("relative_bias", self.relative_bias.len(), table),
             ("sinks", self.sinks.len(), when(problem.sinks, d.num_heads)),
@@ -93,8 +93,8 @@ impl<'a> Inputs<'a> {
             ("prefix_lengths", self.prefix_lengths.len(), when(v.prefix_lengths, d.batch)),
             ("segment_ids_q", self.segment_ids_q.len(), when(v.segments, d.batch * d.seq_len_q)),
             ("segment_ids_kv", self.segment_ids_kv.len(), when(v.segments, d.batch * d.seq_len_kv)),
-            ("cu_seqlens_q", self.cu_seqlens_q.len(), when(packed, d.batch + 1)),
-            ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(packed && problem.paged.is_none(), d.batch + 1)),
+            ("cu_seqlens_q", self.cu_seqlens_q.len(), when(varlen, d.batch + 1)),
+            ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(varlen && problem.paged.is_none(), d.batch + 1)),
             ("page_table", self.page_table.len(), problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item)),
         ] {
             if len != expected {
@@ -104,7 +104,7 @@ impl<'a> Inputs<'a> {
         if let Some((item, length)) = self.kv_lengths.iter().enumerate().find(|&(_, &length)| length as usize > d.seq_len_kv) {
             return Err(Error::invalid("kv_lengths", format!("item {item} has length {length}, but seq_len_kv is {}", d.seq_len_kv)));
         }
-        if let Some(tokens) = problem.packed {
+        if let Some(tokens) = problem.varlen {
             check_cu_seqlens("cu_seqlens_q", self.cu_seqlens_q, tokens.tokens_q, d.seq_len_q)?;
             if problem.paged.is_none() {
                 check_cu_seqlens("cu_seqlens_kv", self.cu_seqlens_kv, tokens.tokens_kv, d.seq_len_kv)?;
@@ -156,4 +156,4 @@ impl Default for Outputs {
 }
 
 /// Function that computes attention: an engine, the oracle, a kernel under test.
-pub type Attend<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;
+pub type AttentionFn<'a> = dyn Fn(&Problem, &Inputs<'_>) -> Result<Outputs> + 'a;

@@ -3,7 +3,7 @@
 //! ```
 //! use wgpu_attention::{Backend, Dims, Engine, EngineOptions, Inputs, Problem};
 //!
-//! let problem = Problem::new(Dims::square(1, 1, 2, 2));
+//! let problem = Problem::new(Dims::self_attention(1, 1, 2, 2));
 //! let (query, key, value) = ([1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 2.0, 3.0, 4.0]);
 //! let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
 //! let outputs = engine.attention(&problem, &Inputs::new(&query[..], &key[..], &value[..]))?;
@@ -42,21 +42,21 @@ pub mod verify;
 mod visibility;
 
 pub use choice::{Algorithm, Backend};
-pub use control::Control;
+pub use control::Progress;
 pub use dropout::Dropout;
 pub use dtype::{DType, HostSlice, HostVec};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use gradients::{BackwardInputs, Gradients, WantGradients};
 pub use half::{bf16, f16};
-pub use inputs::{Attend, Inputs, Outputs};
+pub use inputs::{AttentionFn, Inputs, Outputs};
 pub use merge::{Merged, Part, merge};
 pub use paged::{PageTable, Paged};
-pub use problem::{Alibi, Dims, Packed, Problem, ScoreOrder, ScoreStage, Want};
+pub use problem::{Alibi, Dims, Problem, Returns, ScoreOrder, ScoreStage, Varlen};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
 pub use terms::term_words;
 pub use tune::{Tuned, TunedKernel};
-pub use visibility::{Alignment, Broadcast, Visibility};
+pub use visibility::{Alignment, BroadcastShape, Visibility};
 pub use wgpu;
 
 /// README examples, run as doctests.

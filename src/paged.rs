@@ -39,8 +39,8 @@ impl Paged {
             let why = format!("is {}, but {pages_per_item} pages of {page_size} hold less", problem.dims.seq_len_kv);
             return Err(Error::invalid("seq_len_kv", why));
         }
-        if problem.packed.is_some_and(|packed| packed.tokens_kv != 0) {
-            return Err(Error::invalid("tokens_kv", "with paged keys only the queries are packed: it must be 0"));
+        if problem.varlen.is_some_and(|varlen| varlen.tokens_kv != 0) {
+            return Err(Error::invalid("tokens_kv", "with paged keys only the queries are varlen: it must be 0"));
         }
         Ok(())
     }

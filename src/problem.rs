@@ -1,7 +1,7 @@
 //! The problem as a value: sizes and options, without data, device or arithmetic.
 
-use crate::dropout::Drop;
-use crate::{Alignment, Broadcast, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
+use crate::dropout::DropoutRule;
+use crate::{Alignment, BroadcastShape, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
 
 /// Sizes of one attention.
 ///
@@ -28,7 +28,7 @@ pub struct Dims {
 
 impl Dims {
     /// Sizes of self-attention without grouped heads.
-    pub const fn square(batch: usize, num_heads: usize, seq_len: usize, head_dim: usize) -> Self {
+    pub const fn self_attention(batch: usize, num_heads: usize, seq_len: usize, head_dim: usize) -> Self {
         Self { batch, num_heads, num_kv_heads: num_heads, seq_len_q: seq_len, seq_len_kv: seq_len, head_dim, head_dim_v: head_dim }
     }
 
@@ -85,7 +85,7 @@ pub enum ScoreStage {
 
 /// Results to return besides the output. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Want {
+pub struct Returns {
     /// Natural log of each row's softmax denominator: f32 [batch, num_heads, seq_len_q], varlen [tokens, num_heads].
     pub lse: bool,
     /// Softmax statistics (m, l) of each row, for the backward pass: see [`crate::Outputs::stats`].
@@ -99,7 +99,7 @@ pub struct Want {
 /// Varlen sequences: different lengths one after the other, [tokens, heads, dim], without padding. Item b has the
 /// queries `cu_seqlens_q[b]..cu_seqlens_q[b + 1]` and the keys `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Packed {
+pub struct Varlen {
     /// Total number of query tokens.
     pub tokens_q: usize,
     /// Total number of key tokens; 0 with paged keys, which have no `cu_seqlens_kv`.
@@ -134,18 +134,18 @@ pub struct Problem {
     /// Visibility: which keys each row may see.
     pub visibility: Visibility,
     /// Additive bias, f32, in a broadcasting shape; -inf masks a key.
-    pub bias: Option<Broadcast>,
+    pub bias: Option<BroadcastShape>,
     /// ALiBi, a linear bias with slopes f32 `[num_heads]`.
     pub alibi: Option<Alibi>,
     /// Maximum distance of a learned bias `table[h, clamp(p - j, -max, max) + max]`, f32 [num_heads, 2 * max + 1].
-    pub relative_bias: Option<u32>,
+    pub relative_bias_max_distance: Option<u32>,
     /// Sinks: one more logit per head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
     /// Dropout probability in training, at least 0 and below 1. In the output, a dropped weight is 0, the others are
     /// divided by 1 - probability; lse, scores and weights ignore it. See [`crate::Inputs::dropout`].
     pub dropout: Option<f32>,
     /// Varlen sequences instead of a padded batch; with paged keys only the queries are varlen.
-    pub packed: Option<Packed>,
+    pub varlen: Option<Varlen>,
     /// Pages of a pool that hold keys and values. Needs [`Visibility::kv_lengths`].
     pub paged: Option<Paged>,
     /// Storage of the query.
@@ -157,7 +157,7 @@ pub struct Problem {
     /// Storage of the output.
     pub output: TensorSpec,
     /// Results to return besides the output.
-    pub want: Want,
+    pub want: Returns,
 }
 
 /// Tensor of an attention.
@@ -205,16 +205,16 @@ impl Problem {
             },
             bias: None,
             alibi: None,
-            relative_bias: None,
+            relative_bias_max_distance: None,
             sinks: false,
             dropout: None,
-            packed: None,
+            varlen: None,
             paged: None,
             query: PLAIN,
             key: PLAIN,
             value: PLAIN,
             output: PLAIN,
-            want: Want { lse: false, stats: false, scores: None, weights: false },
+            want: Returns { lse: false, stats: false, scores: None, weights: false },
         }
     }
 
@@ -266,8 +266,8 @@ impl Problem {
     }
 
     /// Rule of dropout; `None` if nothing drops.
-    pub(crate) fn drop(&self) -> Option<Drop> {
-        self.dropout.filter(|&probability| probability > 0.0).map(Drop::new)
+    pub(crate) fn dropout_rule(&self) -> Option<DropoutRule> {
+        self.dropout.filter(|&probability| probability > 0.0).map(DropoutRule::new)
     }
 
     /// Shape [batch, heads, seq, dim] of an operand's layout. Varlen sequences are one item of all tokens; with paged
@@ -284,10 +284,10 @@ impl Problem {
         if let Some(paged) = self.paged.filter(|_| of_keys) {
             return [paged.pages, heads, paged.page_size, dim];
         }
-        match self.packed {
+        match self.varlen {
             None => [d.batch, heads, seq, dim],
-            Some(packed) => {
-                let tokens = if of_keys { packed.tokens_kv } else { packed.tokens_q };
+            Some(varlen) => {
+                let tokens = if of_keys { varlen.tokens_kv } else { varlen.tokens_q };
                 [1, heads, tokens, dim]
             }
         }
@@ -325,7 +325,7 @@ impl Problem {
     /// Number of lse elements, and of pairs of softmax statistics: one per query row and head.
     pub fn lse_len(&self) -> usize {
         let d = &self.dims;
-        d.num_heads.saturating_mul(self.packed.map_or(d.batch.saturating_mul(d.seq_len_q), |packed| packed.tokens_q))
+        d.num_heads.saturating_mul(self.varlen.map_or(d.batch.saturating_mul(d.seq_len_q), |varlen| varlen.tokens_q))
     }
 
     /// Number of elements of the scores and of the weights.
@@ -344,12 +344,12 @@ impl Problem {
 
     /// Number of elements of the relative bias table; 0 if there is none.
     pub(crate) fn relative_bias_len(&self) -> usize {
-        self.relative_bias.map_or(0, |max| self.dims.num_heads * (2 * max as usize + 1))
+        self.relative_bias_max_distance.map_or(0, |max| self.dims.num_heads * (2 * max as usize + 1))
     }
 
     /// [`Dims::flops`], for varlen sequences an upper bound, because only the total of their tokens is known.
     pub(crate) fn flops(&self) -> f64 {
-        let rows = self.packed.map_or(self.dims.batch * self.dims.seq_len_q, |packed| packed.tokens_q);
+        let rows = self.varlen.map_or(self.dims.batch * self.dims.seq_len_q, |varlen| varlen.tokens_q);
         Dims { batch: 1, seq_len_q: rows, ..self.dims }.flops()
     }
 
@@ -388,7 +388,7 @@ impl Problem {
                 return Err(Error::invalid(operand.name(), format!("shape {shape:?} with its strides overflows")));
             }
             let spec = self.spec(operand);
-            if spec.dtype.is_blocks() && matches!(operand, Operand::Query | Operand::Output) {
+            if spec.dtype.is_quantised() && matches!(operand, Operand::Query | Operand::Output) {
                 return Err(Error::invalid(operand.name(), format!("is {}, which only keys and values can be", spec.dtype)));
             }
             spec.check_blocks(operand.name(), shape)?;
@@ -406,19 +406,19 @@ impl Problem {
         if let Some(paged) = self.paged {
             paged.check(self)?;
         }
-        if let Some(packed) = self.packed {
+        if let Some(varlen) = self.varlen {
             let is_paged = self.paged.is_some();
             if (v.kv_lengths && !is_paged) || v.segments {
                 return Err(Error::invalid(
-                    "packed",
-                    "packed sequences have their lengths and borders in cu_seqlens; leave kv_lengths and segments out",
+                    "varlen",
+                    "varlen sequences have their lengths and borders in cu_seqlens; leave kv_lengths and segments out",
                 ));
             }
-            if packed.tokens_q < d.seq_len_q || (packed.tokens_kv < d.seq_len_kv && !is_paged) {
+            if varlen.tokens_q < d.seq_len_q || (varlen.tokens_kv < d.seq_len_kv && !is_paged) {
                 return Err(Error::invalid(
-                    "packed",
+                    "varlen",
                     format!(
-                        "the longest sequence ({} queries, {} keys) has more tokens than all together ({packed:?})",
+                        "the longest sequence ({} queries, {} keys) has more tokens than all together ({varlen:?})",
                         d.seq_len_q, d.seq_len_kv
                     ),
                 ));

@@ -54,19 +54,19 @@ impl TableLayout {
             }
             Some(())
         };
-        let (packed, paged) = (problem.packed.is_some(), problem.paged);
+        let (varlen, paged) = (problem.varlen.is_some(), problem.paged);
         place(&mut layout.kv_lengths, v.kv_lengths, Some(d.batch))?;
         place(&mut layout.prefix_lengths, v.prefix_lengths, Some(d.batch))?;
         place(&mut layout.segment_ids_q, v.segments, d.batch.checked_mul(d.seq_len_q))?;
         place(&mut layout.segment_ids_kv, v.segments, d.batch.checked_mul(d.seq_len_kv))?;
-        place(&mut layout.cu_seqlens_q, packed, d.batch.checked_add(1))?;
-        place(&mut layout.cu_seqlens_kv, packed && paged.is_none(), d.batch.checked_add(1))?;
+        place(&mut layout.cu_seqlens_q, varlen, d.batch.checked_add(1))?;
+        place(&mut layout.cu_seqlens_kv, varlen && paged.is_none(), d.batch.checked_add(1))?;
         place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
-        let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
-        place(&mut layout.relative_bias, problem.relative_bias.is_some(), d.num_heads.checked_mul(columns))?;
+        let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
+        place(&mut layout.relative_bias, problem.relative_bias_max_distance.is_some(), d.num_heads.checked_mul(columns))?;
         place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
         place(&mut layout.page_table, paged.is_some(), d.batch.checked_mul(paged.map_or(0, |paged| paged.pages_per_item)))?;
-        place(&mut layout.dropout, problem.drop().is_some(), Some(3))?;
+        place(&mut layout.dropout, problem.dropout_rule().is_some(), Some(3))?;
         Some((layout, end))
     }
 }
@@ -86,7 +86,7 @@ pub fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
         bytemuck::cast_slice(inputs.relative_bias),
         bytemuck::cast_slice(inputs.sinks),
         bytemuck::cast_slice(inputs.page_table),
-        bytemuck::cast_slice(if problem.drop().is_some() { &dropout } else { &[] }),
+        bytemuck::cast_slice(if problem.dropout_rule().is_some() { &dropout } else { &[] }),
     ];
     parts.concat()
 }

@@ -77,7 +77,7 @@ impl TensorSpec {
     /// offset, not quantised), because a longer one belongs to other sizes.
     pub(crate) fn check_len(&self, argument: &'static str, shape: [usize; 4], len: usize) -> Result<()> {
         let needed = self.required_len(shape).unwrap_or(usize::MAX);
-        let is_whole = self.offset == 0 && !matches!(self.layout, Layout::Strided(_)) && !self.dtype.is_blocks();
+        let is_whole = self.offset == 0 && !matches!(self.layout, Layout::Strided(_)) && !self.dtype.is_quantised();
         if len < needed || is_whole && len != needed {
             let why = format!("has {len} elements; shape {shape:?} with its strides and offset needs {needed}");
             return Err(Error::invalid(argument, why));
@@ -89,7 +89,7 @@ impl TensorSpec {
     pub(crate) fn check_blocks(&self, argument: &'static str, shape: [usize; 4]) -> Result<()> {
         let strides = self.strides(shape);
         let steps = [self.offset, strides.batch, strides.head, strides.seq, shape[3]];
-        if self.dtype.is_blocks() && (strides.dim != 1 || steps.iter().any(|step| !step.is_multiple_of(BLOCK))) {
+        if self.dtype.is_quantised() && (strides.dim != 1 || steps.iter().any(|step| !step.is_multiple_of(BLOCK))) {
             let why = format!("{} needs rows of whole blocks of {BLOCK}, contiguous: {shape:?}, {self:?}", self.dtype);
             return Err(Error::invalid(argument, why));
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::gpu::{Gpu, Trial};
 use crate::plan::{Plan, candidates, class_of, kernel_text, read_kernel};
-use crate::{Algorithm, Control, DType, Engine, Error, HostVec, Inputs, Problem, Result, cpu};
+use crate::{Algorithm, DType, Engine, Error, HostVec, Inputs, Problem, Progress, Result, cpu};
 
 /// Shortest duration of a batch: browsers round their clocks to 65 microseconds or worse.
 const BATCH_SECONDS: f64 = 5e-3;
@@ -48,7 +48,7 @@ impl Engine {
         inputs.check(problem)?;
         let gpu = self.tunable()?;
         let started = Instant::now();
-        let expected = cpu::tiled::attention(problem, inputs, &mut Control::default())?.output;
+        let expected = cpu::tiled::attention(problem, inputs, &mut Progress::default())?.output;
         let planned = Plan::new(problem, gpu.caps(), Algorithm::Fused)?.kernel();
         let mut kernels = candidates(problem, gpu.caps());
         kernels.retain(|&kernel| kernel != planned);

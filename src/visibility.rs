@@ -57,9 +57,9 @@ impl FromStr for Alignment {
 /// Shape of a contiguous mask or bias. Each axis of [batch, num_heads, seq_len_q, seq_len_kv] has its full extent, or
 /// extent 1 and is broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Broadcast(pub [usize; 4]);
+pub struct BroadcastShape(pub [usize; 4]);
 
-impl Broadcast {
+impl BroadcastShape {
     /// Strides in elements along each axis; 0 for broadcast axes.
     pub fn strides(self) -> [usize; 4] {
         let [_, heads, rows, keys] = self.0;
@@ -97,8 +97,8 @@ impl Broadcast {
 }
 
 /// Returns the index of [b, h, i, j] in a mask or bias, and its stride along the keys.
-pub(crate) fn along_keys(shape: Option<Broadcast>, index: [usize; 4]) -> (usize, usize) {
-    let strides = shape.map_or([0; 4], Broadcast::strides);
+pub(crate) fn along_keys(shape: Option<BroadcastShape>, index: [usize; 4]) -> (usize, usize) {
+    let strides = shape.map_or([0; 4], BroadcastShape::strides);
     (index.iter().zip(strides).map(|(index, stride)| index * stride).sum(), strides[3])
 }
 
@@ -134,7 +134,7 @@ pub struct Visibility {
     /// True if rows see only keys of their own segment.
     pub segments: bool,
     /// Boolean mask: true = may attend.
-    pub mask: Option<Broadcast>,
+    pub mask: Option<BroadcastShape>,
 }
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn intervals() {
         let interval = |visibility: Visibility, position: i64, prefix: usize| {
-            let problem = Problem { visibility, ..Problem::new(Dims::square(1, 1, 8, 8)) };
+            let problem = Problem { visibility, ..Problem::new(Dims::self_attention(1, 1, 8, 8)) };
             problem.interval(TermSet::of(&problem).and(TermSet::intervals()), RowAt { position, prefix, ..RowAt::default() }, 8)
         };
         let open = Visibility::default();

@@ -4,8 +4,8 @@ use wgpu_attention::cache::{CacheShape, KvCache};
 use wgpu_attention::plan::{DeviceCaps, Plan, TableLayout};
 use wgpu_attention::rotary::{Pairing, Rotary, Scaling};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, Backend, BackwardInputs, Broadcast, DType, Dims, Engine, EngineOptions, Error, HostVec, Inputs, Layout,
-    Packed, Problem, Strides, TensorSpec, WantGradients,
+    Algorithm, Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, EngineOptions, Error, HostVec, Inputs,
+    Layout, Problem, Strides, TensorSpec, Varlen, WantGradients,
 };
 
 const MAX: usize = usize::MAX;
@@ -23,18 +23,18 @@ fn data(problem: &Problem) -> [Vec<f32>; 3] {
 
 #[test]
 fn what_asks_nothing_has_an_empty_answer() {
-    let packed = Problem { packed: Some(Packed { tokens_q: 0, tokens_kv: 5 }), ..Problem::new(Dims { seq_len_q: 0, ..SMALL }) };
+    let varlen = Problem { varlen: Some(Varlen { tokens_q: 0, tokens_kv: 5 }), ..Problem::new(Dims { seq_len_q: 0, ..SMALL }) };
     for (name, problem) in [
         ("no items", Problem::new(Dims { batch: 0, ..SMALL })),
         ("no query heads", Problem::new(Dims { num_heads: 0, ..SMALL })),
         ("no heads", Problem::new(Dims { num_heads: 0, num_kv_heads: 0, ..SMALL })),
         ("no rows", Problem::new(Dims { seq_len_q: 0, ..SMALL })),
-        ("no tokens", packed),
+        ("no tokens", varlen),
     ] {
-        let problem = Problem { sinks: true, bias: Some(Broadcast([1; 4])), ..problem.with_lse().with_stats() };
+        let problem = Problem { sinks: true, bias: Some(BroadcastShape([1; 4])), ..problem.with_lse().with_stats() };
         let ([query, key, value], sinks) = (data(&problem), vec![0.0; problem.dims.num_heads]);
         let inputs = Inputs { sinks: &sinks, bias: &[0.0], ..Inputs::new(&query, &key, &value) };
-        let inputs = if problem.packed.is_some() { Inputs { cu_seqlens_q: &[0, 0], cu_seqlens_kv: &[0, 5], ..inputs } } else { inputs };
+        let inputs = if problem.varlen.is_some() { Inputs { cu_seqlens_q: &[0, 0], cu_seqlens_kv: &[0, 5], ..inputs } } else { inputs };
         for engine in engines() {
             let outputs = engine.attention(&problem, &inputs).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(outputs.output.to_f32().is_empty(), "{name}");
@@ -68,12 +68,13 @@ fn sizes_that_cannot_be_are_errors() {
         let _lens = (problem.query_len(), problem.output_len(), problem.lse_len(), problem.scores_len(), dims.group(), dims.flops());
         let _layout = TableLayout::new(&problem);
     }
-    let table = Problem { relative_bias: Some(u32::MAX), ..Problem::new(Dims { num_heads: 1 << 40, num_kv_heads: 1, ..SMALL }) };
+    let table =
+        Problem { relative_bias_max_distance: Some(u32::MAX), ..Problem::new(Dims { num_heads: 1 << 40, num_kv_heads: 1, ..SMALL }) };
     assert!(table.check().is_err());
     let spec = TensorSpec::default();
     assert_eq!(spec.required_len([MAX; 4]), None);
     assert_eq!(spec.strides([MAX; 4]).head, MAX);
-    assert_eq!((Broadcast([MAX; 4]).elements(), DType::F32.bytes(MAX)), (None, MAX));
+    assert_eq!((BroadcastShape([MAX; 4]).elements(), DType::F32.bytes(MAX)), (None, MAX));
     let _offset = Alignment::BottomRight.offset(MAX, 0);
 }
 

@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use wgpu_attention::cpu::{naive, naive_backward};
 use wgpu_attention::verify::{CaseFile, check_file};
 use wgpu_attention::{
-    Alibi, Alignment, Broadcast, DType, Dims, Inputs, Layout, Packed, Problem, ScoreOrder, Strides, TensorSpec, Visibility, gather,
+    Alibi, Alignment, BroadcastShape, DType, Dims, Inputs, Layout, Problem, ScoreOrder, Strides, TensorSpec, Varlen, Visibility, gather,
 };
 
 /// Step of the differences.
@@ -46,9 +46,9 @@ impl Case {
     fn new(name: &'static str, problem: Problem) -> Self {
         let d = problem.dims;
         let v = &problem.visibility;
-        let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
-        let table = problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
+        let table = problem.relative_bias_max_distance.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
         let segments = |len: usize| (0..when(v.segments, d.batch * len)).map(|at| (at % len / 2) as i32).collect::<Vec<_>>();
         Self {
             name,
@@ -65,7 +65,7 @@ impl Case {
             prefix_lengths: vec![2; when(v.prefix_lengths, d.batch)],
             segment_ids_q: segments(d.seq_len_q),
             segment_ids_kv: segments(d.seq_len_kv),
-            cu_seqlens: if problem.packed.is_some() { [vec![0, 1, 1, 5], vec![0, 3, 4, 9]] } else { Default::default() },
+            cu_seqlens: if problem.varlen.is_some() { [vec![0, 1, 1, 5], vec![0, 3, 4, 9]] } else { Default::default() },
             output_gradient: draw(8, problem.output_len()),
         }
     }
@@ -91,7 +91,7 @@ impl Case {
     fn loss(&self) -> f64 {
         let d = self.problem.dims;
         let output = naive::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
-        let (items, tokens) = self.problem.packed.map_or((d.batch, d.seq_len_q), |packed| (1, packed.tokens_q));
+        let (items, tokens) = self.problem.varlen.map_or((d.batch, d.seq_len_q), |varlen| (1, varlen.tokens_q));
         let gradient = gather((&self.output_gradient).into(), &self.problem.output, [items, d.num_heads, tokens, d.head_dim_v]);
         let mut loss = 0.0;
         for b in 0..d.batch {
@@ -136,7 +136,7 @@ impl Case {
         let gradients = naive_backward::attention(&self.problem, &self.inputs(), (&self.output_gradient).into()).expect("a valid problem");
         let d = self.problem.dims;
         let (items, tokens_q, tokens_kv) =
-            self.problem.packed.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |packed| (1, packed.tokens_q, packed.tokens_kv));
+            self.problem.varlen.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |varlen| (1, varlen.tokens_q, varlen.tokens_kv));
         let query = places(&self.problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
         let key = places(&self.problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim]);
         let value = places(&self.problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v]);
@@ -167,38 +167,41 @@ fn cases() -> Vec<Case> {
         Case::new("layout", plain.stored(DType::F32, Layout::Bshd)),
     ];
     for shape in [[2, 4, 4, 6], [1, 4, 1, 6], [2, 1, 4, 1], [1, 1, 1, 1]] {
-        cases.push(Case::new("bias", Problem { bias: Some(Broadcast(shape)), ..plain }));
+        cases.push(Case::new("bias", Problem { bias: Some(BroadcastShape(shape)), ..plain }));
     }
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         let position = Visibility { alignment: Some(Alignment::BottomRight), ..Default::default() };
         let everything = Problem {
             softcap: Some(1.5),
             score_order,
-            bias: Some(Broadcast([1, 4, 4, 6])),
+            bias: Some(BroadcastShape([1, 4, 4, 6])),
             alibi: Some(Alibi::Signed),
-            relative_bias: Some(2),
+            relative_bias_max_distance: Some(2),
             sinks: true,
             visibility: Visibility {
                 causal: true,
                 prefix_lengths: true,
                 kv_lengths: true,
                 segments: true,
-                mask: Some(Broadcast([2, 1, 1, 6])),
+                mask: Some(BroadcastShape([2, 1, 1, 6])),
                 ..position
             },
             ..plain
         };
-        cases.push(Case::new("relative bias", Problem { relative_bias: Some(1), visibility: position, score_order, ..plain }));
+        cases.push(Case::new("relative bias", Problem { relative_bias_max_distance: Some(1), visibility: position, score_order, ..plain }));
         cases.push(Case::new("everything", everything));
     }
-    let packed_dims = Dims { batch: 3, seq_len_kv: 5, ..DIMS };
-    let packed =
-        Problem { packed: Some(Packed { tokens_q: 5, tokens_kv: 9 }), dims: packed_dims, ..plain.stored(DType::F32, Layout::Bshd) };
-    cases.push(Case::new("packed", packed));
-    cases.push(Case::new("packed causal", Problem { sinks: true, relative_bias: Some(1), ..packed.causal(Alignment::BottomRight) }));
+    let varlen_dims = Dims { batch: 3, seq_len_kv: 5, ..DIMS };
+    let varlen =
+        Problem { varlen: Some(Varlen { tokens_q: 5, tokens_kv: 9 }), dims: varlen_dims, ..plain.stored(DType::F32, Layout::Bshd) };
+    cases.push(Case::new("varlen", varlen));
+    cases.push(Case::new(
+        "varlen causal",
+        Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.causal(Alignment::BottomRight) },
+    ));
     let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
     cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain }));
-    let mut hidden = Case::new("bias that hides", Problem { bias: Some(Broadcast([1, 1, 4, 6])), ..plain });
+    let mut hidden = Case::new("bias that hides", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain });
     hidden.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
     cases.push(hidden);
     cases
@@ -222,7 +225,7 @@ fn gradients_are_central_differences() {
     let finite = case.bias.clone();
     case.problem.bias = None;
     case.bias = Vec::new();
-    case.problem.visibility.mask = Some(Broadcast([1, 1, 4, 6]));
+    case.problem.visibility.mask = Some(BroadcastShape([1, 1, 4, 6]));
     case.mask = finite.iter().map(|&bias| bias != f32::NEG_INFINITY).collect();
     case.check();
 }
@@ -231,8 +234,8 @@ fn gradients_are_central_differences() {
 #[test]
 fn hidden_numbers_are_never_read() {
     let mut problem = Problem::new(DIMS).causal(Alignment::TopLeft);
-    problem.visibility.mask = Some(Broadcast([1, 1, 1, 6]));
-    problem.bias = Some(Broadcast([1, 1, 1, 6]));
+    problem.visibility.mask = Some(BroadcastShape([1, 1, 1, 6]));
+    problem.bias = Some(BroadcastShape([1, 1, 1, 6]));
     let mut case = Case::new("poison", problem);
     case.mask = vec![false, true, true, true, true, false];
     let clean = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
@@ -293,7 +296,7 @@ fn compare_with_file(path: &Path, problem: &Problem, inputs: &Inputs<'_>) -> usi
 
     let d = problem.dims;
     let (items, tokens_q, tokens_kv) =
-        problem.packed.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |packed| (1, packed.tokens_q, packed.tokens_kv));
+        problem.varlen.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |varlen| (1, varlen.tokens_q, varlen.tokens_kv));
     let stored = |gradient: &[f64], spec: &TensorSpec, shape: [usize; 4]| {
         let mut out = vec![0.0; gradient.len()];
         places(spec, shape).into_iter().zip(gradient).for_each(|(at, &gradient)| out[at] = gradient);

@@ -7,7 +7,7 @@ use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::verify::{Expected, compare};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
 };
 
 const LIMIT: u64 = 96 << 10;
@@ -19,7 +19,7 @@ fn small() -> Vec<Gpu> {
 
 /// Problems whose keys exceed one binding; true if the keys of a head must be split into ranges.
 fn problems() -> Vec<(&'static str, Problem, bool)> {
-    let dims = Dims { num_kv_heads: 2, seq_len_q: 3, ..Dims::square(2, 4, 1000, 32) };
+    let dims = Dims { num_kv_heads: 2, seq_len_q: 3, ..Dims::self_attention(2, 4, 1000, 32) };
     let plain = Problem::new(dims);
     let mut all = Vec::new();
     // A head is 125 KiB, so its keys are split into ranges.
@@ -34,7 +34,7 @@ fn problems() -> Vec<(&'static str, Problem, bool)> {
     let mut options = plain.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(700), None).with_lse();
     (options.sinks, options.alibi, options.softcap) = (true, Some(Alibi::Symmetric), Some(5.0));
     (options.visibility.kv_lengths, options.visibility.prefix_lengths) = (true, true);
-    options.visibility.mask = Some(Broadcast([1, 1, 3, 1000]));
+    options.visibility.mask = Some(BroadcastShape([1, 1, 3, 1000]));
     options.visibility.segments = true;
     all.push(("every option", options, true));
     let blocks = TensorSpec::new(DType::Q8, Layout::Bshd);
@@ -92,7 +92,7 @@ fn keys_in_several_bindings() {
 /// Records keys and values that are in one buffer into an app's own encoder.
 #[test]
 fn recorded_from_one_buffer() {
-    let mut problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 1500, 32) }).with_lse();
+    let mut problem = Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 1, 1500, 32) }).with_lse();
     problem.value.offset = 48064;
     let shared = numbers(problem.value_len(), 2);
     let query = numbers(32, 1);

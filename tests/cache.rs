@@ -9,7 +9,9 @@ use fastrand::Rng;
 use wgpu_attention::cache::{CacheShape, KvCache, PagePool, SequenceId};
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Expected, compare, oracle};
-use wgpu_attention::{Alignment, Attend, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge};
+use wgpu_attention::{
+    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge,
+};
 
 /// Expected keys and values of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
 type Naive = BTreeMap<SequenceId, [Vec<f32>; 2]>;
@@ -27,7 +29,7 @@ impl Game {
         let mut rng = Rng::with_seed(seed);
         let dtype = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4][rng.usize(..5)];
         let [head_dim, head_dim_v] =
-            if dtype.is_blocks() { [[32, 64][rng.usize(..2)], 32] } else { [[4, 5, 16][rng.usize(..3)], [3, 8][rng.usize(..2)]] };
+            if dtype.is_quantised() { [[32, 64][rng.usize(..2)], 32] } else { [[4, 5, 16][rng.usize(..3)], [3, 8][rng.usize(..2)]] };
         let shape = CacheShape {
             page_size: [1, 2, 4, 7, 16][rng.usize(..5)],
             num_kv_heads: rng.usize(1..=2),
@@ -47,7 +49,7 @@ impl Game {
         (!ids.is_empty()).then(|| ids[self.rng.usize(..ids.len())])
     }
 
-    fn step(&mut self, attend: &Attend<'_>) {
+    fn step(&mut self, attend: &AttentionFn<'_>) {
         match (self.rng.u8(..16), self.any()) {
             (0 | 1, _) | (_, None) => {
                 let id = self.cache.pool_mut().start();
@@ -101,7 +103,7 @@ impl Game {
     }
 
     /// Computes attention to some sequences at once, paged, and compares each with the oracle on its dense copy.
-    fn attend(&mut self, attend: &Attend<'_>) {
+    fn attend(&mut self, attend: &AttentionFn<'_>) {
         let batch: Vec<SequenceId> = (0..self.rng.usize(1..4)).filter_map(|_| self.any()).collect();
         let table = self.cache.pool().table(&batch).expect("they are there");
         let (group, rows) = (self.rng.usize(1..3), self.rng.usize(1..4));
@@ -213,7 +215,7 @@ fn page_indices_make_the_same_table() {
 
 #[test]
 fn bad_tables_are_refused() {
-    let dims = Dims { batch: 2, seq_len_q: 1, ..Dims::square(2, 1, 6, 4) };
+    let dims = Dims { batch: 2, seq_len_q: 1, ..Dims::self_attention(2, 1, 6, 4) };
     let mut problem = Problem::new(dims);
     problem.paged = Some(Paged { page_size: 4, pages: 3, pages_per_item: 2 });
     problem.visibility.kv_lengths = true;
@@ -239,7 +241,7 @@ fn bad_tables_are_refused() {
     assert_eq!(changed(|p| p.dims.seq_len_kv = 9), "seq_len_kv");
     assert_eq!(changed(|p| p.visibility.kv_lengths = false), "kv_lengths");
     assert_eq!(changed(|p| p.paged = Some(Paged { page_size: 0, pages: 1, pages_per_item: 9 })), "page_size");
-    assert_eq!(changed(|p| p.packed = Some(wgpu_attention::Packed { tokens_q: 2, tokens_kv: 6 })), "tokens_kv");
+    assert_eq!(changed(|p| p.varlen = Some(wgpu_attention::Varlen { tokens_q: 2, tokens_kv: 6 })), "tokens_kv");
     assert!(KvCache::new(shape_of(Layout::Strided(TensorSpec::default().strides([1; 4]))), 1).is_err());
     let mut cache = KvCache::new(shape_of(Layout::Bshd), 1).expect("valid");
     let id = cache.pool_mut().start();
@@ -259,7 +261,7 @@ fn merged_parts_are_the_whole() {
     let mut rng = Rng::with_seed(7);
     for round in 0..200 {
         let keys = rng.usize(1..40);
-        let dims = Dims { seq_len_q: 3, ..Dims::square(1, 2, keys, 4) };
+        let dims = Dims { seq_len_q: 3, ..Dims::self_attention(1, 2, keys, 4) };
         let problem = Problem::new(dims).with_lse();
         let spread = [1.0, 30.0, 1000.0][round % 3];
         let mut some = |len: usize, spread: f32| (0..len).map(|_| (rng.f32() * 2.0 - 1.0) * spread).collect::<Vec<f32>>();
@@ -272,7 +274,7 @@ fn merged_parts_are_the_whole() {
             .map(|part| {
                 let mask: Vec<bool> = part_of.iter().map(|&of| of == part).collect();
                 let mut masked = problem;
-                masked.visibility.mask = Some(wgpu_attention::Broadcast([1, 1, 1, keys]));
+                masked.visibility.mask = Some(wgpu_attention::BroadcastShape([1, 1, 1, keys]));
                 let got = oracle(&masked, &Inputs { mask: &mask, ..Inputs::new(&query, &key, &value) }).expect("valid");
                 let lse = got.lse.expect("asked for");
                 // The output of an empty part is unspecified.

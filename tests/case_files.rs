@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use wgpu_attention::verify::{CaseFile, Verdict, check_file, oracle};
-use wgpu_attention::{Control, Error, Inputs, Problem};
+use wgpu_attention::{Error, Inputs, Problem, Progress};
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
@@ -149,7 +149,7 @@ fn headers_changed_at_random_never_panic() {
 #[test]
 fn directories_without_cases_are_errors() {
     for path in ["nowhere", "minilm/INDEX.tsv"] {
-        let rows = wgpu_attention::verify::run_dir(&data(path), &[], "", &mut Control::default());
+        let rows = wgpu_attention::verify::run_dir(&data(path), &[], "", &mut Progress::default());
         assert!(matches!(rows, Err(Error::File { .. })), "{path}: {rows:?}");
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use wgpu_attention::Control;
+use wgpu_attention::Progress;
 use wgpu_attention::verify::{Verdict, count, run_dir};
 
 #[test]
@@ -13,7 +13,7 @@ fn case_files() {
     let backends = common::backends();
     let candidates: Vec<_> = backends.iter().map(common::Tested::candidate).collect();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let rows = run_dir(&dir, &candidates, "", &mut Control::default()).expect("tests/data is there");
+    let rows = run_dir(&dir, &candidates, "", &mut Progress::default()).expect("tests/data is there");
 
     let mut table: BTreeMap<(&str, &str), Vec<_>> = BTreeMap::new();
     for row in &rows {

@@ -7,13 +7,13 @@ use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
 use wgpu_attention::verify::{Expected, compare};
 use wgpu_attention::{
-    Alibi, Alignment, Attend, DType, Dims, HostVec, Inputs, Layout, Packed, PageTable, Problem, ScoreOrder, TensorSpec, cpu,
+    Alibi, Alignment, AttentionFn, DType, Dims, HostVec, Inputs, Layout, PageTable, Problem, ScoreOrder, TensorSpec, Varlen, cpu,
 };
 
 const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
 
 /// Checks a random problem of 1 to 16 new tokens, causal and bottom-right aligned, against the oracle.
-fn one(seed: u64, backend: &str, attend: &Attend<'_>) {
+fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
     let mut rng = Rng::with_seed(seed);
     let kv_heads = rng.usize(1..=2);
     let group = [1, 2, 4][rng.usize(..3)];
@@ -31,7 +31,7 @@ fn one(seed: u64, backend: &str, attend: &Attend<'_>) {
     let layouts = [Layout::Bshd, Layout::Bhsd];
     let spec = TensorSpec::new(cache, layouts[rng.usize(..2)]);
     (problem.key, problem.value) = (spec, TensorSpec { layout: layouts[rng.usize(..2)], ..spec });
-    (problem.query.dtype, problem.output.dtype) = (DType::ALL[rng.usize(..3)], DType::ALL[rng.usize(..3)]);
+    (problem.query.dtype, problem.output.dtype) = (DType::FLOATS[rng.usize(..3)], DType::FLOATS[rng.usize(..3)]);
     problem.visibility.window_left = rng.bool().then(|| rng.u32(0..100));
     problem.softcap = rng.bool().then_some(5.0);
     problem.score_order = if rng.bool() { ScoreOrder::SoftcapThenBias } else { ScoreOrder::BiasThenSoftcap };
@@ -102,7 +102,8 @@ fn any_number_of_parts() {
         let shaders = ShaderOptions { specialise: Specialise::Never, pretend: Some(class), ..Default::default() };
         for backend in common::gpus(shaders).iter().filter(|backend| backend.name.contains("fused")) {
             for keys in [255, 600, 3000] {
-                let mut problem = Problem::new(Dims { batch: 2, num_heads: 2, num_kv_heads: 1, ..Dims::square(2, 2, keys, 32) }).with_lse();
+                let mut problem =
+                    Problem::new(Dims { batch: 2, num_heads: 2, num_kv_heads: 1, ..Dims::self_attention(2, 2, keys, 32) }).with_lse();
                 problem.dims.seq_len_q = 2;
                 (problem.scale, problem.sinks, problem.visibility.kv_lengths) = (Some(40.0), true, true);
                 let mut rng = Rng::with_seed(keys as u64);
@@ -129,7 +130,7 @@ fn the_price_of_storage() {
     let mut rng = Rng::with_seed(1);
     // Approximately normal: sums of twelve uniform numbers.
     let mut normal = |len: usize| (0..len).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect::<Vec<f32>>();
-    let dims = Dims { seq_len_q: 1, ..Dims::square(1, 4, 1024, 128) };
+    let dims = Dims { seq_len_q: 1, ..Dims::self_attention(1, 4, 1024, 128) };
     let (query, key, value) = (normal(4 * 128), normal(4 * 1024 * 128), normal(4 * 1024 * 128));
     let exact = cpu::naive::attention(&Problem::new(dims), &Inputs::new(&query, &key, &value)).expect("valid").output;
     let size = exact.iter().map(|x| x * x).sum::<f64>();
@@ -147,7 +148,7 @@ fn the_price_of_storage() {
 /// Refuses quantised types where they are not supported.
 #[test]
 fn blocks_are_refused_where_they_cannot_be() {
-    let problem = Problem::new(Dims::square(1, 1, 4, 32));
+    let problem = Problem::new(Dims::self_attention(1, 1, 4, 32));
     let with = |change: fn(&mut Problem)| {
         let mut problem = problem;
         change(&mut problem);
@@ -162,6 +163,6 @@ fn blocks_are_refused_where_they_cannot_be() {
     assert!(!with(|p| (p.key.dtype, p.value.dtype) = (DType::Q8, DType::Q4)));
     assert!(!with(|p| {
         (p.key.dtype, p.value.dtype) = (DType::Q8, DType::Q8);
-        p.packed = Some(Packed { tokens_q: 4, tokens_kv: 4 });
+        p.varlen = Some(Varlen { tokens_q: 4, tokens_kv: 4 });
     }));
 }

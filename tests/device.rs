@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Bound, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
+use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
@@ -41,7 +41,7 @@ fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &
 
 #[test]
 fn two_attentions_and_an_own_dispatch_in_one_encoder() {
-    let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::square(2, 2, 37, 16) };
+    let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::self_attention(2, 2, 37, 16) };
     let mut first = Problem::new(dims).causal(Alignment::BottomRight);
     // Key and value are in one buffer: the value at an aligned offset, the start of the key at an odd one.
     first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
@@ -98,7 +98,7 @@ fn two_attentions_and_an_own_dispatch_in_one_encoder() {
 
 #[test]
 fn wrong_buffers_are_refused() {
-    let problem = Problem::new(Dims::square(1, 1, 8, 8)).with_lse();
+    let problem = Problem::new(Dims::self_attention(1, 1, 8, 8)).with_lse();
     for (device, queue) in devices(wgpu::Adapter::limits) {
         let gpu = Gpu::from_device(device.clone(), queue);
         let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
@@ -142,7 +142,7 @@ fn small_limits_are_kept_or_named() {
     for (device, queue) in devices(small) {
         let engine = wgpu_attention::Engine::on_gpu(Gpu::from_device(device, queue));
         // At least 150 workgroups, 64 per dimension; heads too wide for the fused kernel's workgroup memory are staged.
-        for (dims, way) in [(Dims::square(1, 150, 8, 8), "fused"), (Dims::square(1, 1, 40, 2000), "staged")] {
+        for (dims, way) in [(Dims::self_attention(1, 150, 8, 8), "fused"), (Dims::self_attention(1, 1, 40, 2000), "staged")] {
             let problem = Problem::new(dims);
             let plan = engine.explain(&problem).expect("planned");
             assert!(plan.starts_with(way), "{plan}");
@@ -153,7 +153,7 @@ fn small_limits_are_kept_or_named() {
             let worst = got.iter().zip(&expected).map(|(&got, expected)| (f64::from(got) - expected).abs()).fold(0.0, f64::max);
             assert!(worst < 1e-4, "{}: off by {worst}", engine.chosen());
         }
-        let large = Problem::new(Dims::square(1, 8, 1024, 64));
+        let large = Problem::new(Dims::self_attention(1, 8, 1024, 64));
         match engine.explain(&large) {
             Err(Error::Limit { limit: "max_storage_buffer_binding_size", needed, available, remedy }) => {
                 assert_eq!((needed, available), (8 * 1024 * 64 * 4, 1 << 20));
@@ -168,18 +168,18 @@ fn small_limits_are_kept_or_named() {
 fn long_work_can_be_cancelled_and_the_engine_goes_on() {
     let (engines, _) = wgpu_attention::Engine::every(Default::default());
     for engine in engines {
-        let long = Problem::new(Dims::square(1, 16, 2048, 64));
+        let long = Problem::new(Dims::self_attention(1, 16, 2048, 64));
         let data = numbers(long.query_len(), 5);
         let mut calls = 0;
         let mut stop = |_| {
             calls += 1;
             std::ops::ControlFlow::Break(())
         };
-        let result = engine.attention_controlled(&long, &Inputs::new(&data, &data, &data), &mut wgpu_attention::Control::new(&mut stop));
+        let result = engine.attention_controlled(&long, &Inputs::new(&data, &data, &data), &mut wgpu_attention::Progress::new(&mut stop));
         assert_eq!(result, Err(Error::Cancelled), "{}", engine.chosen());
         assert_eq!(calls, 1, "{}", engine.chosen());
 
-        let short = Problem::new(Dims::square(1, 1, 20, 8));
+        let short = Problem::new(Dims::self_attention(1, 1, 20, 8));
         let inputs = Inputs::new(&data[..160], &data[160..320], &data[320..480]);
         let expected = engine.attention(&short, &inputs).expect("computed");
         let mut control = Default::default();
@@ -191,7 +191,7 @@ fn long_work_can_be_cancelled_and_the_engine_goes_on() {
 /// Merges three partial results on the device: two attentions over parts of the keys, and an empty part.
 #[test]
 fn parts_are_merged_on_the_device() {
-    let whole = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 5, ..Dims::square(2, 2, 48, 16) }).with_lse();
+    let whole = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 5, ..Dims::self_attention(2, 2, 48, 16) }).with_lse();
     let (rows, output_len) = (whole.lse_len(), whole.output_len());
     let (query, key, value) = (numbers(whole.query_len(), 1), numbers(whole.key_len(), 2), numbers(whole.value_len(), 3));
     let inputs = Inputs::new(&query, &key, &value);
@@ -223,9 +223,9 @@ fn parts_are_merged_on_the_device() {
             output: whole_buffer(&output),
             lse: whole_buffer(&lse),
         };
-        Bound::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
-        assert!(matches!(Bound::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
-        assert!(Bound::merge(&gpu, [0, rows, 16], &bindings).is_err());
+        Dispatches::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
+        assert!(matches!(Dispatches::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
+        assert!(Dispatches::merge(&gpu, [0, rows, 16], &bindings).is_err());
         queue.submit([encoder.finish()]);
 
         let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));
@@ -243,7 +243,7 @@ fn parts_are_merged_on_the_device() {
 fn an_app_says_which_matrices_its_device_has() {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let mut problem = Problem::new(Dims { head_dim_v: 24, ..Dims::square(1, 2, 40, 32) }).causal(Alignment::TopLeft);
+    let mut problem = Problem::new(Dims { head_dim_v: 24, ..Dims::self_attention(1, 2, 40, 32) }).causal(Alignment::TopLeft);
     for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {
         spec.dtype = DType::F16;
     }

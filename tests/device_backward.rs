@@ -9,11 +9,11 @@ use wgpu_attention::gpu::{Attention, Backward, BackwardBindings, Bindings, Gpu, 
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan};
 use wgpu_attention::wgpu::{self, Buffer};
 use wgpu_attention::{
-    Algorithm, Alignment, Backend, BackwardInputs, Control, Dims, Engine, EngineOptions, Error, Inputs, Problem, WantGradients,
+    Algorithm, Alignment, Backend, BackwardInputs, Dims, Engine, EngineOptions, Error, Inputs, Problem, Progress, WantGradients,
 };
 
 fn problem() -> Problem {
-    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::square(2, 4, 37, 16) };
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::self_attention(2, 4, 37, 16) };
     Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_stats() }
 }
 
@@ -93,7 +93,7 @@ fn forward_and_backward_in_one_encoder() {
 /// Computes from the host: the call reports progress, stops when told to, and can be awaited.
 #[test]
 fn backward_is_followed_stopped_and_awaited() {
-    let problem = Problem::new(Dims::square(2, 2, 90, 16));
+    let problem = Problem::new(Dims::self_attention(2, 2, 90, 16));
     let data = numbers(problem.query_len(), 7);
     let inputs = Inputs::new(&data, &data, &data);
     let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
@@ -109,12 +109,12 @@ fn backward_is_followed_stopped_and_awaited() {
             last = done;
             ControlFlow::Continue(())
         };
-        let control = &mut Control::new(&mut follow);
+        let control = &mut Progress::new(&mut follow);
         let awaited = pollster::block_on(engine.backward_async(&problem, &inputs, &backward, &want, control)).expect("valid");
         assert_eq!(awaited, expected, "{}", engine.chosen());
         assert_eq!(last, 1.0, "{}", engine.chosen());
         let mut stop = |_: f64| ControlFlow::Break(());
-        let stopped = engine.backward_controlled(&problem, &inputs, &backward, &want, &mut Control::new(&mut stop));
+        let stopped = engine.backward_controlled(&problem, &inputs, &backward, &want, &mut Progress::new(&mut stop));
         assert_eq!(stopped, Err(Error::Cancelled), "{}", engine.chosen());
     }
 }
@@ -125,7 +125,7 @@ fn a_backward_pass_needs_little_memory() {
     for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {
         let caps = DeviceCaps { class, ..DeviceCaps::webgpu_defaults() };
         let of = |seq_len: usize| {
-            let problem = Problem::new(Dims::square(1, 1, seq_len, 64)).causal(Alignment::TopLeft);
+            let problem = Problem::new(Dims::self_attention(1, 1, seq_len, 64)).causal(Alignment::TopLeft);
             Plan::backward(&problem, &WantGradients::default(), &caps).expect("it can be planned")
         };
         let operands = 4 * 16_384 * 64 * 4;

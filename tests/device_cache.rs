@@ -6,7 +6,9 @@ use common::buffers::{devices, empty, numbers, read, upload};
 use common::stack::{EVERY, Stack, agree, gpus};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{Attention, Bindings, Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, IndexBindings, NewTokens, ShaderOptions};
+use wgpu_attention::gpu::{
+    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, IndexBindings, NewTokens, ShaderOptions,
+};
 use wgpu_attention::plan::{Specialise, TableLayout};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::verify::Expected;
@@ -199,7 +201,7 @@ fn special_kernels() {
 #[test]
 fn tables_from_indices_on_the_device() {
     for gpu in gpus() {
-        let dims = Dims { batch: 4, num_kv_heads: 1, seq_len_q: 2, ..Dims::square(4, 2, 12, 16) };
+        let dims = Dims { batch: 4, num_kv_heads: 1, seq_len_q: 2, ..Dims::self_attention(4, 2, 12, 16) };
         let mut problem = Problem::new(dims).causal(Alignment::BottomRight);
         problem.paged = Some(Paged { page_size: 4, pages: 7, pages_per_item: 3 });
         (problem.visibility.kv_lengths, problem.alibi, problem.sinks) = (true, Some(Alibi::Signed), true);
@@ -227,7 +229,7 @@ fn tables_from_indices_on_the_device() {
             let [indptr_on, indices_on, last_on] = bindings.each_ref().map(wgpu::Buffer::as_entire_buffer_binding);
             let tables = tables.as_entire_buffer_binding();
             let form = IndexBindings { indptr: indptr_on, indices: indices_on, last_page_len: last_on, tables: tables.clone() };
-            let table = Bound::page_table(&gpu, &problem, &form).expect("bound");
+            let table = Dispatches::page_table(&gpu, &problem, &form).expect("bound");
             let [query_on, key_on, value_on] = &on_device;
             let bound = attention.bind(&Bindings { tables: Some(tables), ..Bindings::new(query_on, key_on, value_on, &output) });
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -261,8 +263,8 @@ fn tables_from_indices_on_the_device() {
         let short = empty(gpu.device(), 4);
         let short = short.as_entire_buffer_binding();
         let form = IndexBindings { indptr: short.clone(), indices: short.clone(), last_page_len: short.clone(), tables: short };
-        assert!(Bound::page_table(&gpu, &problem, &form).is_err());
-        assert!(Bound::page_table(&gpu, &Problem::new(dims), &form).is_err());
+        assert!(Dispatches::page_table(&gpu, &problem, &form).is_err());
+        assert!(Dispatches::page_table(&gpu, &Problem::new(dims), &form).is_err());
     }
 }
 

@@ -41,7 +41,7 @@ fn random_cases_catch_every_mistake_too() {
     for seed in 0..600 {
         let Case { problem, fill, .. } = random(seed).expect("random problems are valid");
         // Plain storage, because some mistakes are made only there.
-        let problem = Problem { packed: None, paged: None, ..problem }.stored(DType::F32, Layout::Bhsd);
+        let problem = Problem { varlen: None, paged: None, ..problem }.stored(DType::F32, Layout::Bhsd);
         let case = Case::new("plain", problem, fill).expect("it is still valid");
         let expected = ExpectedGradients::of(&case).expect("random problems are valid");
         missing.retain(|bug| !fails(&check_backward_against(&case, &expected, &bug.backward)));

@@ -9,7 +9,7 @@ use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
 use wgpu_attention::verify::{Case, ExpectedGradients, Fill, Row, Verdict, count, random, run_backward_case, table};
 use wgpu_attention::{
-    Alibi, Alignment, Backend, BackwardInputs, Broadcast, DType, Dims, Engine, EngineOptions, HostVec, Inputs, Layout, Problem,
+    Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, EngineOptions, HostVec, Inputs, Layout, Problem,
     WantGradients,
 };
 
@@ -51,7 +51,7 @@ fn gpus() {
 
 /// Runs specialised kernels in the shapes of two classes of device; each problem compiles its own.
 #[test]
-fn special_variants() {
+fn specialised_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
         println!("as on a device of class {class:?}:");
         let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
@@ -66,7 +66,7 @@ fn half_hidden() -> [Case; 2] {
     let mut keys = Problem::new(dims).causal(Alignment::BottomRight);
     keys.visibility.kv_lengths = true;
     let mut rows = Problem::new(Dims { seq_len_q: 300, seq_len_kv: 6, ..dims });
-    rows.visibility.mask = Some(Broadcast([1, 1, 300, 6]));
+    rows.visibility.mask = Some(BroadcastShape([1, 1, 300, 6]));
     [("keys half hidden", keys), ("rows half hidden", rows)]
         .map(|(name, problem)| Case::new(name, problem, Fill::seed(5)).expect("a valid problem"))
 }
@@ -81,9 +81,9 @@ fn small() -> Case {
     let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 6, head_dim_v: 4 };
     let mut problem = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
     problem.softcap = Some(2.0);
-    problem.bias = Some(Broadcast([1, 4, 5, 7]));
+    problem.bias = Some(BroadcastShape([1, 4, 5, 7]));
     problem.alibi = Some(Alibi::Signed);
-    problem.relative_bias = Some(2);
+    problem.relative_bias_max_distance = Some(2);
     problem.sinks = true;
     problem.dropout = Some(0.25);
     Case::new("small", problem, Fill { poison: false, ..Fill::seed(11) }).expect("a valid problem")
@@ -141,10 +141,10 @@ fn gradients_are_central_differences() {
 /// Compares the bits of ten runs, on every core and every adapter, with tiles, tails and parts that are summed.
 #[test]
 fn ten_runs_give_the_same_bits() {
-    let dims = Dims { num_heads: 4, num_kv_heads: 2, ..Dims::square(1, 4, 150, 40) };
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, ..Dims::self_attention(1, 4, 150, 40) };
     let mut problem = Problem::new(dims).causal(Alignment::TopLeft).with_lse();
-    problem.bias = Some(Broadcast([1, 1, 1, 150]));
-    problem.relative_bias = Some(20);
+    problem.bias = Some(BroadcastShape([1, 1, 1, 150]));
+    problem.relative_bias_max_distance = Some(20);
     problem.sinks = true;
     problem.dropout = Some(0.1);
     let case = Case::new("bits", problem, Fill::seed(5)).expect("a valid problem");
@@ -164,7 +164,7 @@ fn ten_runs_give_the_same_bits() {
 /// Refuses unsupported requests, and finds contradictions before anything is computed.
 #[test]
 fn refusals() {
-    let problem = Problem::new(Dims::square(1, 2, 4, 8));
+    let problem = Problem::new(Dims::self_attention(1, 2, 4, 8));
     let data = vec![0.5f32; 64];
     let inputs = Inputs::new(&data, &data, &data);
     let stats = [[0.0f32, 1.0]; 8];

@@ -108,7 +108,7 @@ fn swapped_heads_are_noticed() {
         let d = case.problem.dims;
         let head = d.seq_len_q * d.head_dim_v;
         let last = d.num_heads.saturating_sub(1) * head; // in another group than the first, if there are groups
-        if d.num_heads < 2 || case.problem.packed.is_some() || output[..head] == output[last..last + head] {
+        if d.num_heads < 2 || case.problem.varlen.is_some() || output[..head] == output[last..last + head] {
             return false;
         }
         let (first, rest) = output.split_at_mut(head);
@@ -137,7 +137,7 @@ fn zeros_and_dropped_rows_are_noticed() {
 
 #[test]
 fn missing_and_surplus_parts_are_noticed() {
-    let plain = Case::new("plain", Problem::new(Dims::square(1, 2, 5, 8)), Fill::seed(1)).expect("valid");
+    let plain = Case::new("plain", Problem::new(Dims::self_attention(1, 2, 5, 8)), Fill::seed(1)).expect("valid");
     let with_lse = Case::new("lse", plain.problem.with_lse(), Fill::seed(1)).expect("valid");
     let without = |p: &Problem, x: &Inputs<'_>| Ok(Outputs { lse: None, ..oracle(p, x)? });
     let always = |p: &Problem, x: &Inputs<'_>| oracle(&p.with_lse(), x);

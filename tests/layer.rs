@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use safetensors::{Dtype, SafeTensors};
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::layer::{Appended, Linear, MultiHead, Naming, TorchMask, WeightFile, average_heads, merge_torch_masks, naive};
-use wgpu_attention::{Alignment, Backend, Broadcast, Engine, EngineOptions, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
+use wgpu_attention::{Alignment, Backend, BroadcastShape, Engine, EngineOptions, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
 
 fn cpu() -> Engine {
     Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
@@ -245,7 +245,7 @@ fn agrees_with_its_reference() {
     let engines = engines();
     let plain = layer.problem(2, 9, 20);
     let mut masked = plain.causal(Alignment::BottomRight);
-    masked.visibility.mask = Some(Broadcast([1, 1, 9, 20]));
+    masked.visibility.mask = Some(BroadcastShape([1, 1, 9, 20]));
     masked.softcap = Some(2.0);
     for mut problem in [plain, plain.causal(Alignment::TopLeft), plain.window(Alignment::BottomRight, Some(3), Some(1)), masked] {
         problem.want.scores = Some(ScoreStage::Raw);
@@ -303,7 +303,7 @@ fn packed_sequences_are_the_items_one_by_one() {
         MultiHead::new(linear(1, 8, 6, true), linear(3, 8, 6, true), linear(5, 8, 6, true), linear(7, 6, 8, true), 2, 2).expect("fits");
     let x = draw(11, 7 * 6);
     let mut problem = layer.problem(2, 4, 4).causal(Alignment::TopLeft);
-    problem.packed = Some(wgpu_attention::Packed { tokens_q: 7, tokens_kv: 7 });
+    problem.varlen = Some(wgpu_attention::Varlen { tokens_q: 7, tokens_kv: 7 });
     let inputs = Inputs { cu_seqlens_q: &[0, 3, 7], cu_seqlens_kv: &[0, 3, 7], ..Inputs::new(&x, &x, &x) };
     for engine in engines() {
         let together = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;

@@ -6,7 +6,7 @@ mod common;
 use common::gpus;
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::layer::{Appended, LayerGradients, Linear, MultiHead};
-use wgpu_attention::{Alignment, Backend, Broadcast, Dims, Dropout, Engine, EngineOptions, Error, Inputs, Packed, Problem};
+use wgpu_attention::{Alignment, Backend, BroadcastShape, Dims, Dropout, Engine, EngineOptions, Error, Inputs, Problem, Varlen};
 
 fn draw(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed;
@@ -44,14 +44,14 @@ struct Case {
     bias: Vec<f32>,
     d_output: Vec<f32>,
     appended: bool,
-    packed: bool,
+    varlen: bool,
 }
 
 /// Name of a tensor, its gradient, and its elements in a case.
 type Part<T> = (String, Vec<f32>, Box<dyn Fn(&mut T) -> &mut Vec<f32>>);
 
 impl Case {
-    fn new(appended: bool, packed: bool) -> Self {
+    fn new(appended: bool, varlen: bool) -> Self {
         let outs = [HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM_V, WIDTHS[3]];
         let ins = [WIDTHS[0], WIDTHS[1], WIDTHS[2], HEADS * HEAD_DIM_V];
         let (rows, keys) = (BATCH * ROWS, BATCH * KEYS);
@@ -61,10 +61,10 @@ impl Case {
             weights: std::array::from_fn(|at| draw(10 + at as u32, outs[at] * ins[at])),
             biases: std::array::from_fn(|at| draw(20 + at as u32, outs[at])),
             learned: [draw(30, outs[1]), draw(31, outs[2])],
-            bias: if packed { vec![] } else { draw(40, ROWS * all_keys) },
+            bias: if varlen { vec![] } else { draw(40, ROWS * all_keys) },
             d_output: draw(50, rows * WIDTHS[3]),
             appended,
-            packed,
+            varlen,
         }
     }
 
@@ -85,18 +85,18 @@ impl Case {
         let mut problem = layer.problem(BATCH, ROWS, KEYS);
         problem.softcap = Some(3.0);
         problem.dropout = Some(0.2);
-        if self.packed {
+        if self.varlen {
             problem = problem.causal(Alignment::BottomRight);
-            problem.packed = Some(Packed { tokens_q: BATCH * ROWS, tokens_kv: BATCH * KEYS });
+            problem.varlen = Some(Varlen { tokens_q: BATCH * ROWS, tokens_kv: BATCH * KEYS });
             problem.dims = Dims { seq_len_q: ROWS + 1, seq_len_kv: KEYS + 1, ..problem.dims };
         } else {
-            problem.bias = Some(Broadcast([1, 1, ROWS, problem.dims.seq_len_kv]));
+            problem.bias = Some(BroadcastShape([1, 1, ROWS, problem.dims.seq_len_kv]));
         }
         problem
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let borders: [&[u32]; 2] = if self.packed { [&[0, 2, 6], &[0, 3, 8]] } else { [&[], &[]] };
+        let borders: [&[u32]; 2] = if self.varlen { [&[0, 2, 6], &[0, 3, 8]] } else { [&[], &[]] };
         Inputs {
             bias: &self.bias,
             cu_seqlens_q: borders[0],
@@ -135,7 +135,7 @@ impl Case {
             parts.push(("learned key".into(), key, Box::new(|case| &mut case.learned[0])));
             parts.push(("learned value".into(), value, Box::new(|case| &mut case.learned[1])));
         }
-        assert_eq!((self.appended, !self.packed), (parts.len() == 13, got.bias.is_some()));
+        assert_eq!((self.appended, !self.varlen), (parts.len() == 13, got.bias.is_some()));
         if let Some(bias) = got.bias {
             parts.push(("bias".into(), bias, Box::new(|case| &mut case.bias)));
         }
@@ -165,8 +165,8 @@ impl Case {
 #[test]
 fn gradients_are_central_differences() {
     for engine in engines() {
-        for (appended, packed) in [(false, false), (true, false), (false, true)] {
-            Case::new(appended, packed).check(&engine);
+        for (appended, varlen) in [(false, false), (true, false), (false, true)] {
+            Case::new(appended, varlen).check(&engine);
         }
     }
 }

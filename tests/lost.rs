@@ -9,13 +9,13 @@ use std::time::Duration;
 use common::buffers::{devices, empty, numbers};
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{
-    Attention, Backward, BackwardBindings, Bindings, Bound, CacheSize, DeviceCache, DeviceRotary, Gpu, MergeBindings, NewTokens,
+    Attention, Backward, BackwardBindings, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, MergeBindings, NewTokens,
     QueryBindings,
 };
 use wgpu_attention::layer::{LayerOutputs, Linear, MultiHead};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::{
-    Algorithm, BackwardInputs, Control, DType, Dims, Engine, Error, Inputs, Layout, Problem, TensorSpec, WantGradients, wgpu,
+    Algorithm, BackwardInputs, DType, Dims, Engine, Error, Inputs, Layout, Problem, Progress, TensorSpec, WantGradients, wgpu,
 };
 
 /// Number of calls of the app's own hooks.
@@ -63,7 +63,7 @@ fn host_calls(engine: &Engine, layer: &MultiHead, x: &[f32], forward: &LayerOutp
     says_lost("attention of a new problem", || engine.attention(&other, &inputs));
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     says_lost("staged attention", || staged.attention(&problem, &inputs));
-    says_lost("attention in the background", || pollster::block_on(engine.attention_async(&problem, &inputs, &mut Control::default())));
+    says_lost("attention in the background", || pollster::block_on(engine.attention_async(&problem, &inputs, &mut Progress::default())));
     says_lost("backward", || engine.backward(&problem, &inputs, &given, &want));
     says_lost("tune", || engine.tune(&problem, &inputs, Duration::from_millis(100)));
     let (problem, inputs) = (layer_problem(layer), Inputs::new(x, x, x));
@@ -85,7 +85,7 @@ struct App {
     gpu: Gpu,
     attention: Attention,
     backward: Backward,
-    bound: Bound,
+    bound: Dispatches,
     cache: DeviceCache,
     buffer: wgpu::Buffer,
 }
@@ -149,7 +149,7 @@ impl App {
             lse: output.as_entire_buffer_binding(),
         };
         says_lost("merge", || {
-            Bound::merge(gpu, [2, 3, 4], &MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() })
+            Dispatches::merge(gpu, [2, 3, 4], &MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() })
         });
         says_lost("DeviceCache::new", || DeviceCache::new(gpu, SHAPE, SIZE));
         let rotary = Rotary::new(Pairing::HalfSplit, 1e4, 16, 20).expect("valid");

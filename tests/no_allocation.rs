@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, EngineOptions, HostVec, Inputs, Outputs, Problem, Want};
+use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, EngineOptions, HostVec, Inputs, Outputs, Problem, Returns};
 
 struct Counting;
 
@@ -29,12 +29,12 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn from_the_second_call_on() {
     let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is there");
-    let square = Problem::new(Dims::square(2, 3, 300, 40));
-    let decode = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 5000, 64) });
+    let square = Problem::new(Dims::self_attention(2, 3, 300, 40));
+    let decode = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::self_attention(1, 4, 5000, 64) });
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads can be started");
     for problem in [
         square.causal(Alignment::TopLeft),
-        Problem { want: Want { lse: true, ..Want::default() }, softcap: Some(5.0), ..square },
+        Problem { want: Returns { lse: true, ..Returns::default() }, softcap: Some(5.0), ..square },
         square.stored(DType::F16, wgpu_attention::Layout::Bshd),
         decode,
         decode.stored(DType::BF16, wgpu_attention::Layout::Bhsd),

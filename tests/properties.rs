@@ -8,7 +8,7 @@ use common::Tested;
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Plan, Specialise};
 use wgpu_attention::verify::{Case, Fill, Row, Verdict, count, random, run_case, run_generated, table};
-use wgpu_attention::{Algorithm, Control, DType, Layout, Problem, TensorSpec};
+use wgpu_attention::{Algorithm, DType, Layout, Problem, Progress, TensorSpec};
 
 fn variable(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
@@ -32,7 +32,7 @@ fn report(backends: &[Tested], rows: &[Row]) {
 fn table_and_random(backends: &[Tested], cases: u64) {
     let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
     let (seed, cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", cases));
-    let rows = run_generated(&candidates, seed, cases, "", &mut Control::default()).expect("every generated problem is valid");
+    let rows = run_generated(&candidates, seed, cases, "", &mut Progress::default()).expect("every generated problem is valid");
     report(backends, &rows);
 }
 
@@ -48,14 +48,14 @@ fn gpus() {
 
 /// Runs specialised kernels in the shapes of two device classes, on part of the table; each problem compiles its own.
 #[test]
-fn special_variants() {
+fn specialised_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
         println!("as on a device of class {class:?}:");
         let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
         let candidates: Vec<_> = gpus.iter().map(Tested::candidate).collect();
         let part = variable("ATTENTION_SPECIAL_PART", 8) as usize;
         let cases = table().expect("every case is valid").into_iter().step_by(part.max(1));
-        let rows: Vec<Row> = cases.flat_map(|case| run_case("special", &case, &candidates).expect("valid")).collect();
+        let rows: Vec<Row> = cases.flat_map(|case| run_case("specialised", &case, &candidates).expect("valid")).collect();
         report(&gpus, &rows);
     }
 }
@@ -64,7 +64,7 @@ fn special_variants() {
 fn as_f16(mut problem: Problem) -> Problem {
     let dims = &mut problem.dims;
     (dims.head_dim, dims.head_dim_v) = (dims.head_dim.next_multiple_of(4), dims.head_dim_v.next_multiple_of(4));
-    if problem.packed.is_none() {
+    if problem.varlen.is_none() {
         dims.seq_len_q = dims.seq_len_q.max(17);
     }
     for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {

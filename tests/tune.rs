@@ -16,7 +16,7 @@ fn winners_are_found_kept_and_taken() {
     let (engines, _) = Engine::every(ShaderOptions::default());
     let gpus: Vec<Engine> = engines.into_iter().filter(|engine| engine.gpu().is_some()).collect();
     common::insist_on_adapters(gpus.len());
-    let problem = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::square(1, 4, 700, 32) });
+    let problem = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::self_attention(1, 4, 700, 32) });
     let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
     let inputs = Inputs::new(&query, &key, &value);
     for engine in gpus {
@@ -47,7 +47,7 @@ fn winners_are_found_kept_and_taken() {
 #[test]
 fn the_cpu_has_nothing_to_tune() {
     let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is there");
-    let problem = Problem::new(Dims::square(1, 1, 4, 4));
+    let problem = Problem::new(Dims::self_attention(1, 1, 4, 4));
     let data = numbers(16);
     let refused = engine.tune(&problem, &Inputs::new(&data, &data, &data), Duration::ZERO);
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");

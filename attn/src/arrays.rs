@@ -191,7 +191,7 @@ impl Target {
     pub(crate) fn new(path: &Path, dtype: DType) -> Result<Self, Failure> {
         let at = path.display();
         let kind = Kind::of(path)?;
-        if dtype.is_blocks() {
+        if dtype.is_quantised() {
             return Err(complain(&at, format!("files have no {dtype}")));
         }
         if kind == Kind::Npy && dtype == DType::BF16 {

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use serde_json::json;
 use wgpu_attention::{
-    Algorithm, Alignment, Backend, Broadcast, Control, DType, Dims, Engine, HostVec, Inputs, Layout, Outputs, Problem, TensorSpec, Want,
+    Algorithm, Alignment, Backend, BroadcastShape, DType, Dims, Engine, HostVec, Inputs, Layout, Outputs, Problem, Progress, Returns,
+    TensorSpec,
 };
 
 use crate::arrays::{Array, Data, Target, read_npy, read_safetensors};
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{Progress, Terminal, note};
+use crate::terminal::{ProgressBar, Terminal, note};
 use crate::terms::Terms;
 
 const EXAMPLES: &str = "\
@@ -125,7 +126,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     problem.output = problem.query;
     let target = |path: &Option<PathBuf>| path.as_deref().map(|path| Target::new(path, DType::F32)).transpose();
     let (out, lse, weights) = (Target::new(&args.out, problem.output.dtype)?, target(&args.lse)?, target(&args.weights)?);
-    problem.want = Want { lse: lse.is_some(), weights: weights.is_some(), ..Want::default() };
+    problem.want = Returns { lse: lse.is_some(), weights: weights.is_some(), ..Returns::default() };
 
     let mask = match files.mask.as_ref().map(|array| (&array.data, array)) {
         None => Vec::new(),
@@ -172,13 +173,13 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 }
 
 fn compute(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<(Outputs, f64), Failure> {
-    let mut progress = Progress::new(format!("attention on {}", engine.chosen()));
+    let mut progress = ProgressBar::new(format!("attention on {}", engine.chosen()));
     let mut report = |done| {
         progress.report(done);
         ControlFlow::Continue(())
     };
     let started = Instant::now();
-    let outputs = engine.attention_controlled(problem, inputs, &mut Control::new(&mut report))?;
+    let outputs = engine.attention_controlled(problem, inputs, &mut Progress::new(&mut report))?;
     Ok((outputs, started.elapsed().as_secs_f64() * 1e3))
 }
 
@@ -296,7 +297,7 @@ fn axis_name(axis: usize, rank: usize, axes: Axes) -> String {
 }
 
 /// Returns the shape of a mask or a bias; axes missing on the left are 1.
-fn broadcast(array: &Array, dims: &Dims) -> Result<Broadcast, Failure> {
+fn broadcast(array: &Array, dims: &Dims) -> Result<BroadcastShape, Failure> {
     let full = dims.scores_shape();
     let mut shape = [1; 4];
     let fits = array.shape.len() <= 4 && {
@@ -304,7 +305,7 @@ fn broadcast(array: &Array, dims: &Dims) -> Result<Broadcast, Failure> {
         shape.iter().zip(full).all(|(&extent, full)| extent == full || extent == 1)
     };
     if fits {
-        return Ok(Broadcast(shape));
+        return Ok(BroadcastShape(shape));
     }
     Err(Failure::input(format!(
         "{}: shape {:?} does not broadcast to [batch, num_heads, seq_len_q, seq_len_kv] = {full:?}; each axis is full or 1",

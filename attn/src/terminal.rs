@@ -64,15 +64,15 @@ pub(crate) fn number(x: f32) -> Value {
     x.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
 }
 
-/// Progress of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
-pub(crate) struct Progress {
+/// ProgressBar of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
+pub(crate) struct ProgressBar {
     label: String,
     started: Instant,
     shown: Option<Instant>,
     rewrite: bool,
 }
 
-impl Progress {
+impl ProgressBar {
     pub(crate) fn new(label: impl Into<String>) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self { label: label.into(), started: Instant::now(), shown: None, rewrite: io::stderr().is_terminal() && !dumb }
@@ -94,7 +94,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         if self.rewrite && self.shown.is_some() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");

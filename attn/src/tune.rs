@@ -11,7 +11,7 @@ use crate::arrays::write_file;
 use crate::backend;
 use crate::bench::{Shape, Task, tensors};
 use crate::failure::Failure;
-use crate::terminal::{Progress, Terminal};
+use crate::terminal::{ProgressBar, Terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     for shape in shapes {
         let task = Task::new(shape, args.dtype, args.causal);
         let tensors = tensors(&task.problem)?;
-        let mut progress = Progress::new(format!("{task}: tuning on {}", engine.chosen()));
+        let mut progress = ProgressBar::new(format!("{task}: tuning on {}", engine.chosen()));
         progress.report(0.0);
         let tuned = engine.tune(&task.problem, &tensors.inputs(), Duration::from_secs_f64(args.seconds))?;
         drop(progress);

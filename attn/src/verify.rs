@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
-use wgpu_attention::{Algorithm, Backend, Control, Engine, Inputs, Problem};
+use wgpu_attention::{Algorithm, Backend, Engine, Inputs, Problem, Progress};
 
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{Progress, Terminal};
+use crate::terminal::{ProgressBar, Terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -87,12 +87,12 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.algorithm())).collect();
     let mut rows = with_candidates(&engines, |candidates| {
-        let mut progress = Progress::new("verifying");
+        let mut progress = ProgressBar::new("verifying");
         let mut report = |done| {
             progress.report(done);
             ControlFlow::Continue(())
         };
-        let control = &mut Control::new(&mut report);
+        let control = &mut Progress::new(&mut report);
         match &args.cases {
             Some(folder) => run_dir(folder, candidates, &args.filter, control),
             None => run_generated(candidates, args.seed, args.count, &args.filter, control),
@@ -125,7 +125,7 @@ const BRIEF: Duration = Duration::from_secs(20);
 pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
     let (engines, left_out) = backend::every(false);
     let started = Instant::now();
-    let mut progress = Progress::new("verifying");
+    let mut progress = ProgressBar::new("verifying");
     let rows = with_candidates(&engines, |candidates| {
         let mut rows = Vec::new();
         for seed in 1..=12 {

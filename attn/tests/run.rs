@@ -8,7 +8,7 @@ use common::{assert_close, attn, folder, npy, npy_f32, numbers, read_npy, text, 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use wgpu_attention::cpu::naive::{self, Reference};
-use wgpu_attention::{Alignment, Broadcast, Dims, Inputs, Layout, Problem};
+use wgpu_attention::{Alignment, BroadcastShape, Dims, Inputs, Layout, Problem};
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
 
@@ -109,8 +109,8 @@ fn masks_and_biases_broadcast() {
     std::fs::write(&bias, npy_f32(&[4, 1, 7], &added)).expect("written");
     files.run(&["--mask", &mask, "--bias", &bias]).ok();
     let mut problem = Problem::new(DIMS);
-    problem.visibility.mask = Some(Broadcast([1, 1, 5, 7]));
-    problem.bias = Some(Broadcast([1, 4, 1, 7]));
+    problem.visibility.mask = Some(BroadcastShape([1, 1, 5, 7]));
+    problem.bias = Some(BroadcastShape([1, 4, 1, 7]));
     let oracle = naive::attention(&problem, &Inputs { mask: &seen, bias: &added, ..files.inputs() }).expect("a valid problem");
     let output = files.out().2;
     assert_close(&output, &oracle.output, 1e-5);
@@ -206,7 +206,7 @@ fn safetensors_in_and_out() {
     let output: Vec<f32> = output.data().chunks_exact(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect();
     let seen: Vec<bool> = mask.iter().map(|&x| x != 0).collect();
     let mut problem = Problem::new(DIMS);
-    problem.visibility.mask = Some(Broadcast([1, 1, 1, 7]));
+    problem.visibility.mask = Some(BroadcastShape([1, 1, 1, 7]));
     let oracle = naive::attention(&problem, &Inputs { mask: &seen, ..files.inputs() }).expect("a valid problem");
     assert_close(&output, &oracle.output, 3e-2);
     attn(&["run", "--input", &input, "--out", &files.path("o.npy")]).refused(&["o.npy", "bfloat16", ".safetensors"]);

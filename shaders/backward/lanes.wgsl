@@ -1,7 +1,7 @@
 // Defines: main: gradients of the owned vectors, whole vectors per thread; the streamed vectors are broadcast across
 //          the subgroup.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
-//          VALUE_VECS; GIVES_A, GIVES_B: which sums are wanted.
+//          VALUE_VECS; GIVES_QK, GIVES_VO: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm.
 //
 // As in fused/lanes.wgsl, OWN vectors of a thread meet STREAM streamed ones at a time; each lane loads every LANES-th
@@ -32,30 +32,30 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
     var a_own: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
     var b_own: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
-    var a_sum: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
-    var b_sum: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
+    var qk_sum: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
+    var vo_sum: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
     var own: array<u32, OWN>;
-    var own_ends: array<RowEnd, OWN>;
+    var own_ends: array<RowStats, OWN>;
     for (var o = 0u; o < OWN; o++) {
         own[o] = min(work.first + o * THREADS + lane, owned(item) - 1u);
         for (var i = 0u; i < HEAD_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
                 if (i * LANES + j < HEAD_VECS) {
-                    a_own[o][i][j] = own_a(item, work, own[o], i * LANES + j);
+                    a_own[o][i][j] = own_qk(item, work, own[o], i * LANES + j);
                 }
-                a_sum[o][i][j] = vec4<f32>(0.0);
+                qk_sum[o][i][j] = vec4<f32>(0.0);
             }
         }
         for (var i = 0u; i < VALUE_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
-                if (GIVES_A && i * LANES + j < VALUE_VECS) {
-                    b_own[o][i][j] = own_b(item, work, own[o], i * LANES + j);
+                if (GIVES_QK && i * LANES + j < VALUE_VECS) {
+                    b_own[o][i][j] = own_vo(item, work, own[o], i * LANES + j);
                 }
-                b_sum[o][i][j] = vec4<f32>(0.0);
+                vo_sum[o][i][j] = vec4<f32>(0.0);
             }
         }
         if (OWNS_ROWS) {
-            own_ends[o] = row_end(item, pass_head(work, 0u), own[o]);
+            own_ends[o] = row_stats_of(item, pass_head(work, 0u), own[o]);
         }
     }
 
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             for (var i = 0u; i < HEAD_SLICES; i++) {
                 var a: array<vec4<f32>, STREAM>;
                 for (var c = 0u; c < STREAM; c++) {
-                    a[c] = stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u));
+                    a[c] = stream_qk(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u));
                 }
                 for (var j = 0u; j < LANES; j++) {
                     if (i * LANES + j < HEAD_VECS) {
@@ -100,11 +100,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     }
                 }
             }
-            if (GIVES_A) {
+            if (GIVES_QK) {
                 for (var i = 0u; i < VALUE_SLICES; i++) {
                     var b: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        b[c] = stream_b(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                        b[c] = stream_vo(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
                     }
                     for (var j = 0u; j < LANES; j++) {
                         if (i * LANES + j < VALUE_VECS) {
@@ -125,9 +125,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             let clear = first + STREAM <= range.end && high.start <= first_key && key_of_pair(own_end, end) <= low.end;
             for (var c = 0u; c < STREAM; c++) {
                 let other = min(first + c, range.end - 1u); // repeats are masked
-                var other_end = RowEnd(0.0, 0.0, 0.0);
+                var other_end = RowStats(0.0, 0.0, 0.0);
                 if (!OWNS_ROWS) {
-                    other_end = row_end(item, head, other);
+                    other_end = row_stats_of(item, head, other);
                 }
                 for (var o = 0u; o < OWN; o++) {
                     let row = row_of_pair(own[o], other);
@@ -147,30 +147,30 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
             }
 
-            if (GIVES_A) {
+            if (GIVES_QK) {
                 for (var i = 0u; i < HEAD_SLICES; i++) {
                     var a: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        a[c] = finite_part(stream_a(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)));
+                        a[c] = finite_part(stream_qk(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)));
                     }
                     for (var j = 0u; j < LANES; j++) {
                         if (i * LANES + j < HEAD_VECS) {
                             for (var c = 0u; c < STREAM; c++) {
                                 let y = subgroupShuffle(a[c], j);
                                 for (var o = 0u; o < OWN; o++) {
-                                    a_sum[o][i][j] = fma(vec4<f32>(d_score[o][c]), y, a_sum[o][i][j]);
+                                    qk_sum[o][i][j] = fma(vec4<f32>(d_score[o][c]), y, qk_sum[o][i][j]);
                                 }
                             }
                         }
                     }
                 }
             }
-            if (GIVES_B) {
+            if (GIVES_VO) {
                 var infinite = false;
                 for (var i = 0u; i < VALUE_SLICES; i++) {
                     var b: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        let loaded = stream_b(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                        let loaded = stream_vo(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
                         infinite = infinite || !is_finite(loaded);
                         b[c] = finite_part(loaded);
                     }
@@ -179,7 +179,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                             for (var c = 0u; c < STREAM; c++) {
                                 let y = subgroupShuffle(b[c], j);
                                 for (var o = 0u; o < OWN; o++) {
-                                    b_sum[o][i][j] = fma(vec4<f32>(weight[o][c]), y, b_sum[o][i][j]);
+                                    vo_sum[o][i][j] = fma(vec4<f32>(weight[o][c]), y, vo_sum[o][i][j]);
                                 }
                             }
                         }
@@ -188,7 +188,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 if (any_lane(infinite)) {
                     for (var c = 0u; c < STREAM; c++) {
                         for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
-                            let b = special_part(stream_b(item, work, head, min(first + c, range.end - 1u), e));
+                            let b = special_part(stream_vo(item, work, head, min(first + c, range.end - 1u), e));
                             for (var o = 0u; o < OWN; o++) {
                                 if (bitcast<u32>(weight[o][c]) != 0u) {
                                     special[o * VALUE_VECS + e] += weight[o][c] * b;
@@ -203,21 +203,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
 
     for (var o = 0u; o < OWN; o++) {
         if (work.first + o * THREADS + lane < owned(item)) {
-            if (GIVES_A) {
+            if (GIVES_QK) {
                 for (var i = 0u; i < HEAD_SLICES; i++) {
                     for (var j = 0u; j < LANES; j++) {
                         if (i * LANES + j < HEAD_VECS) {
-                            store_a(item, work, own[o], i * LANES + j, a_sum[o][i][j]);
+                            store_qk(item, work, own[o], i * LANES + j, qk_sum[o][i][j]);
                         }
                     }
                 }
             }
-            if (GIVES_B) {
+            if (GIVES_VO) {
                 for (var i = 0u; i < VALUE_SLICES; i++) {
                     for (var j = 0u; j < LANES; j++) {
                         let e = i * LANES + j;
                         if (e < VALUE_VECS) {
-                            store_b(item, work, own[o], e, b_sum[o][i][j] + special[o * VALUE_VECS + e]);
+                            store_vo(item, work, own[o], e, vo_sum[o][i][j] + special[o * VALUE_VECS + e]);
                         }
                     }
                 }

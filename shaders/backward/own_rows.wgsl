@@ -1,5 +1,5 @@
 // Defines: for dQ, owning query rows of a head and streaming the keys: Work, work_of; owned; passes, pass_head;
-//          stream_range; own_a, own_b, stream_a, stream_b; row_of_pair, key_of_pair; store_a, store_b.
+//          stream_range; own_qk, own_vo, stream_qk, stream_vo; row_of_pair, key_of_pair; store_qk, store_vo.
 // Expects: lib/*, load_query, load_d_output, load_key, load_value, store_d_query; consts BLOCK_OWN.
 // See: own_keys.wgsl, which owns keys and streams rows.
 //
@@ -41,19 +41,19 @@ fn stream_range(item: Item, work: Work) -> Interval {
     return Interval(max(interval_of(item, work.first).start, params.range_start), min(last.end, params.range_end));
 }
 
-fn own_a(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
+fn own_qk(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
     return load_query(query_row(item, work.head, index), column * 4u) * params.scale;
 }
 
-fn own_b(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
+fn own_vo(item: Item, work: Work, index: u32, column: u32) -> vec4<f32> {
     return load_d_output(output_row(item, work.head, index), column * 4u);
 }
 
-fn stream_a(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
+fn stream_qk(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
     return load_key(key_row(item, work.kv_head, index), column * 4u);
 }
 
-fn stream_b(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
+fn stream_vo(item: Item, work: Work, head: u32, index: u32, column: u32) -> vec4<f32> {
     return load_value(value_row(item, work.kv_head, index), column * 4u);
 }
 
@@ -65,9 +65,9 @@ fn key_of_pair(own: u32, stream: u32) -> u32 {
     return stream;
 }
 
-fn store_a(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
+fn store_qk(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
     store_d_query(query_row(item, work.head, index), column * 4u, bitcast<vec4<u32>>(sum * params.scale));
 }
 
-fn store_b(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
+fn store_vo(item: Item, work: Work, index: u32, column: u32, sum: vec4<f32>) {
 }

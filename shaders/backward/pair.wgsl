@@ -1,9 +1,9 @@
-// Defines: RowEnd, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
-// Expects: lib/*, row_words.
+// Defines: RowStats, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
+// Expects: lib/*, row_stats.
 // See: src/cpu/naive_backward.rs has the formulas.
 
-struct RowEnd {
-    top: f32, // m
+struct RowStats {
+    m: f32,
     share: f32, // 1 / l; NaN by its bits if a visible score is not finite
     delta: f32, // dot(d_output, output)
 }
@@ -15,20 +15,20 @@ struct PairGradient {
     d_score: f32, // with respect to scale * dot(query, key)
 }
 
-fn row_end(item: Item, head: u32, row: u32) -> RowEnd {
-    let at = ROW_WORDS * lse_at(item, head, row);
-    return RowEnd(bitcast<f32>(row_words[at]), bitcast<f32>(row_words[at + 1u]), bitcast<f32>(row_words[at + 2u]));
+fn row_stats_of(item: Item, head: u32, row: u32) -> RowStats {
+    let at = ROW_STATS * lse_at(item, head, row);
+    return RowStats(bitcast<f32>(row_stats[at]), bitcast<f32>(row_stats[at + 1u]), bitcast<f32>(row_stats[at + 2u]));
 }
 
 // Takes scaled = scale * dot(query, key), product = dot(d_output, value); `inside`: the key is in the row's interval.
-fn pair_gradient(scaled: f32, product: f32, end: RowEnd, item: Item, head: u32, row: u32, key: u32, inside: bool) -> PairGradient {
+fn pair_gradient(scaled: f32, product: f32, end: RowStats, item: Item, head: u32, row: u32, key: u32, inside: bool) -> PairGradient {
     let scored = score_pair(scaled, pair_of(item, head, row, key), inside);
     if (!scored.visible) {
         return PairGradient(0.0, 0.0, 0.0);
     }
     // A NaN share makes all three NaN: products keep it. A test of each pair took a third of the time on lavapipe.
-    let weight = exp(scored.score - end.top) * end.share;
-    let factor = kept(item, head, row, key);
+    let weight = exp(scored.score - end.m) * end.share;
+    let factor = dropout_scale(item, head, row, key);
     let d_biased = weight * (factor * product - end.delta);
     let slopes = slopes_of(scaled, pair_of(item, head, row, key));
     return PairGradient(visible_weight(weight * factor, true), d_biased * slopes.biased, d_biased * slopes.scaled);

@@ -1,5 +1,5 @@
 // Defines: main: preprocess: m, 1 / l and delta = dot(d_output, output) of each query row, then a copy of the tables.
-// Expects: lib/*, load_result, load_d_output, forward_stats (read), row_words (read_write); value_vecs.
+// Expects: lib/*, load_result, load_d_output, forward_stats (read), row_stats (read_write); value_vecs.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
 // A thread takes one row. The kernels that follow bind one buffer instead of three.
@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let index = workgroup * THREADS + thread;
     if (index < params.table_words) {
-        row_words[params.first_table + index] = table(index);
+        row_stats[params.first_table + index] = table(index);
     }
     let row = index % params.seq_len_q;
     let pair = index / params.seq_len_q;
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let of_row = lse_at(item, head, row);
     let sum = forward_stats[2u * of_row + 1u];
     let share = select(bitcast<u32>(1.0 / bitcast<f32>(sum)), 0u, sum == 0u);
-    row_words[ROW_WORDS * of_row] = forward_stats[2u * of_row];
-    row_words[ROW_WORDS * of_row + 1u] = select(share, NOT_A_NUMBER, (sum & 0x7fffffffu) >= INFINITE);
-    row_words[ROW_WORDS * of_row + 2u] = bitcast<u32>(delta);
+    row_stats[ROW_STATS * of_row] = forward_stats[2u * of_row];
+    row_stats[ROW_STATS * of_row + 1u] = select(share, NOT_A_NUMBER, (sum & 0x7fffffffu) >= INFINITE);
+    row_stats[ROW_STATS * of_row + 2u] = bitcast<u32>(delta);
 }

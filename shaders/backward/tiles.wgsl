@@ -1,6 +1,6 @@
 // Defines: main: gradients of the owned vectors by register tiles; d_scores and weights pass through workgroup memory.
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
-//          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_A, GIVES_B: which sums are wanted.
+//          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_QK, GIVES_VO: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows visits the keys, a block of keys the rows;
@@ -23,11 +23,11 @@ const OWN_B_STRIDE: u32 = VALUE_VECS | 1u;
 const A_STRIDE: u32 = (HEAD_PER * COLS) | 1u;
 const B_STRIDE: u32 = (VALUE_PER * COLS) | 1u;
 const PAIR_STRIDE: u32 = (THREAD_ROWS * OWN_VECS) | 1u;
-const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_B);
+const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_VO);
 const STREAM_STEP: u32 = min(4u, BLOCK_STREAM);
 
 // Unroll factor of the loops over a row's vec4s: smaller where both sums leave few registers.
-const MOST_STEPS: u32 = select(4u, 2u, GIVES_A && GIVES_B && OWN * (HEAD_PER + VALUE_PER) > 8u);
+const MOST_STEPS: u32 = select(4u, 2u, GIVES_QK && GIVES_VO && OWN * (HEAD_PER + VALUE_PER) > 8u);
 
 const_assert BLOCK_OWN == THREAD_ROWS * OWN;
 const_assert BLOCK_STREAM == COLS * STREAM;
@@ -63,32 +63,32 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             break;
         }
         let own = min(work.first + i / head_vecs(), owned(item) - 1u);
-        own_a_tile[i / head_vecs() * OWN_A_STRIDE + i % head_vecs()] = own_a(item, work, own, i % head_vecs());
+        own_a_tile[i / head_vecs() * OWN_A_STRIDE + i % head_vecs()] = own_qk(item, work, own, i % head_vecs());
     }
-    if (GIVES_A) {
+    if (GIVES_QK) {
         for (var n = 0u; n < (BLOCK_OWN * value_vecs() + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;
             if (BLOCK_OWN * value_vecs() % THREADS != 0u && i >= BLOCK_OWN * value_vecs()) {
                 break;
             }
             let own = min(work.first + i / value_vecs(), owned(item) - 1u);
-            own_b_tile[i / value_vecs() * OWN_B_STRIDE + i % value_vecs()] = own_b(item, work, own, i % value_vecs());
+            own_b_tile[i / value_vecs() * OWN_B_STRIDE + i % value_vecs()] = own_vo(item, work, own, i % value_vecs());
         }
     }
 
-    var own_ends: array<RowEnd, OWN>;
+    var own_ends: array<RowStats, OWN>;
     if (OWNS_ROWS) {
         for (var o = 0u; o < OWN; o++) {
-            own_ends[o] = row_end(item, pass_head(work, 0u), min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u));
+            own_ends[o] = row_stats_of(item, pass_head(work, 0u), min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u));
         }
     }
-    var a_sum: array<vec4<f32>, OWN * HEAD_PER>;
-    var b_sum: array<vec4<f32>, OWN * VALUE_PER>;
+    var qk_sum: array<vec4<f32>, OWN * HEAD_PER>;
+    var vo_sum: array<vec4<f32>, OWN * VALUE_PER>;
     for (var i = 0u; i < OWN * HEAD_PER; i++) {
-        a_sum[i] = vec4<f32>(0.0);
+        qk_sum[i] = vec4<f32>(0.0);
     }
     for (var i = 0u; i < OWN * VALUE_PER; i++) {
-        b_sum[i] = vec4<f32>(0.0);
+        vo_sum[i] = vec4<f32>(0.0);
     }
 
     let range = stream_range(item, work);
@@ -111,7 +111,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     break;
                 }
                 let other = min(first + i / head_vecs(), range.end - 1u); // clamped, so that loads overlap; repeats are masked
-                let a = stream_a(item, work, head, other, i % head_vecs());
+                let a = stream_qk(item, work, head, other, i % head_vecs());
                 infinite = infinite || !is_finite(a);
                 a_tile[i / head_vecs() * A_STRIDE + i % head_vecs()] = a;
             }
@@ -121,7 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     break;
                 }
                 let other = min(first + i / value_vecs(), range.end - 1u);
-                let b = stream_b(item, work, head, other, i % value_vecs());
+                let b = stream_vo(item, work, head, other, i % value_vecs());
                 infinite = infinite || !is_finite(b);
                 b_tile[i / value_vecs() * B_STRIDE + i % value_vecs()] = b;
             }
@@ -151,7 +151,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     }
                 }
             }
-            if (GIVES_A) {
+            if (GIVES_QK) {
                 let b_step = steps_at_once(VALUE_VECS, MOST_STEPS);
                 for (var d = 0u; d < value_vecs() + params.zero; d += b_step) {
                     for (var step = 0u; step < b_step; step++) {
@@ -175,9 +175,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var c = 0u; c < STREAM; c++) {
                 let local = thread_col + c * COLS;
                 let other = min(first + local, range.end - 1u);
-                var other_end = RowEnd(0.0, 0.0, 0.0);
+                var other_end = RowStats(0.0, 0.0, 0.0);
                 if (!OWNS_ROWS) {
-                    other_end = row_end(item, head, other);
+                    other_end = row_stats_of(item, head, other);
                 }
                 for (var o = 0u; o < OWN; o++) {
                     let own = min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u);
@@ -194,7 +194,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     }
                     let gradient = pair_gradient(a_product[o * STREAM + c], b_product[o * STREAM + c], end, item, head, row, key, inside);
                     d_score_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.d_score;
-                    if (GIVES_B) {
+                    if (GIVES_VO) {
                         weight_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.weight;
                     }
                 }
@@ -202,26 +202,26 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             workgroupBarrier(); // between d_scores and weights written and read
 
             let careful = atomicLoad(&non_finite) != 0u;
-            if (careful || IS_GENERAL) {
+            if (careful || IS_GENERIC) {
                 for (var j = 0u; j < BLOCK_STREAM + params.zero; j++) { // rolled: slow path for non-finite values
                     for (var o = 0u; o < OWN; o++) {
                         let d_score = d_score_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
-                        if (GIVES_A) {
+                        if (GIVES_QK) {
                             for (var e = 0u; e < HEAD_PER; e++) {
                                 // A non-finite element of `a` makes d_score NaN: its finite part suffices.
                                 let a = finite_part(a_tile[j * A_STRIDE + thread_col + e * COLS]);
-                                a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, a_sum[o * HEAD_PER + e]);
+                                qk_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, qk_sum[o * HEAD_PER + e]);
                             }
                         }
                     }
-                    if (GIVES_B) {
+                    if (GIVES_VO) {
                         for (var o = 0u; o < OWN; o++) {
                             let weight = weight_tile[j * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u];
                             if (bitcast<u32>(weight) == 0u) {
                                 continue; // 0 * NaN must not reach a vector that does not see it
                             }
                             for (var e = 0u; e < VALUE_PER; e++) {
-                                b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], b_sum[o * VALUE_PER + e]);
+                                vo_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], vo_sum[o * VALUE_PER + e]);
                             }
                         }
                     }
@@ -232,7 +232,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 var b_at = thread_col;
                 for (var j = 0u; j < BLOCK_STREAM + params.zero; j += STREAM_STEP) {
                     for (var step = 0u; step < STREAM_STEP; step++) {
-                        if (GIVES_A) {
+                        if (GIVES_QK) {
                             var a: array<vec4<f32>, HEAD_PER>;
                             for (var e = 0u; e < HEAD_PER; e++) {
                                 a[e] = a_tile[a_at + step * A_STRIDE + e * COLS];
@@ -241,12 +241,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                                 let d_score = d_score_tile[pair_at + step * PAIR_STRIDE + i];
                                 for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
                                     for (var e = 0u; e < HEAD_PER; e++) {
-                                        a_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score[o % 4u]), a[e], a_sum[o * HEAD_PER + e]);
+                                        qk_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score[o % 4u]), a[e], qk_sum[o * HEAD_PER + e]);
                                     }
                                 }
                             }
                         }
-                        if (GIVES_B) {
+                        if (GIVES_VO) {
                             var b: array<vec4<f32>, VALUE_PER>;
                             for (var e = 0u; e < VALUE_PER; e++) {
                                 b[e] = b_tile[b_at + step * B_STRIDE + e * COLS];
@@ -255,7 +255,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                                 let weight = weight_tile[pair_at + step * PAIR_STRIDE + i];
                                 for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
                                     for (var e = 0u; e < VALUE_PER; e++) {
-                                        b_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight[o % 4u]), b[e], b_sum[o * VALUE_PER + e]);
+                                        vo_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight[o % 4u]), b[e], vo_sum[o * VALUE_PER + e]);
                                     }
                                 }
                             }
@@ -271,11 +271,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     // Sums pass through this thread's part of the owned tiles to keep the loops of stores rolled: they can be long.
     workgroupBarrier(); // between the last reads of owned vectors and the sums written in their place
-    if (GIVES_A) {
+    if (GIVES_QK) {
         for (var o = 0u; o < OWN; o++) {
             for (var e = 0u; e < HEAD_PER; e++) {
                 if (thread_col + e * COLS < head_vecs()) {
-                    own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + thread_col + e * COLS] = a_sum[o * HEAD_PER + e];
+                    own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + thread_col + e * COLS] = qk_sum[o * HEAD_PER + e];
                 }
             }
         }
@@ -283,15 +283,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let local = thread_row + i / HEAD_PER * THREAD_ROWS;
             let column = thread_col + i % HEAD_PER * COLS;
             if (work.first + local < owned(item) && column < head_vecs()) {
-                store_a(item, work, work.first + local, column, own_a_tile[local * OWN_A_STRIDE + column]);
+                store_qk(item, work, work.first + local, column, own_a_tile[local * OWN_A_STRIDE + column]);
             }
         }
     }
-    if (GIVES_B) {
+    if (GIVES_VO) {
         for (var o = 0u; o < OWN; o++) {
             for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
-                    own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + thread_col + e * COLS] = b_sum[o * VALUE_PER + e];
+                    own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + thread_col + e * COLS] = vo_sum[o * VALUE_PER + e];
                 }
             }
         }
@@ -299,7 +299,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let local = thread_row + i / VALUE_PER * THREAD_ROWS;
             let column = thread_col + i % VALUE_PER * COLS;
             if (work.first + local < owned(item) && column < value_vecs()) {
-                store_b(item, work, work.first + local, column, own_b_tile[local * OWN_B_STRIDE + column]);
+                store_vo(item, work, work.first + local, column, own_b_tile[local * OWN_B_STRIDE + column]);
             }
         }
     }

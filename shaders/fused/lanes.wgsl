@@ -34,13 +34,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     var query: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, ROWS>;
     var acc: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, ROWS>;
     var rows: array<Row, ROWS>;
-    var top: array<f32, ROWS>; // running max
-    var sum: array<f32, ROWS>; // running sum
+    var m: array<f32, ROWS>; // running max
+    var l: array<f32, ROWS>; // running sum
     var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = row_of(item, block, r * THREADS + lane);
-        top[r] = LOWEST;
-        sum[r] = 0.0;
+        m[r] = LOWEST;
+        l[r] = 0.0;
         let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
         for (var i = 0u; i < HEAD_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
@@ -100,7 +100,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end) && !overflows;
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
-            let old_top = top[r];
+            let old_m = m[r];
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
@@ -117,15 +117,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
                 score[r][c] = select(LOWEST, scored.score, is_number);
                 visible[c] = scored.visible;
-                top[r] = max(top[r], score[r][c]);
+                m[r] = max(m[r], score[r][c]);
             }
-            shrink[r] = exp(old_top - top[r]);
-            sum[r] *= shrink[r];
+            shrink[r] = exp(old_m - m[r]);
+            l[r] *= shrink[r];
             for (var c = 0u; c < STEP; c++) {
-                score[r][c] = visible_weight(exp(score[r][c] - top[r]), visible[c]);
-                sum[r] += score[r][c];
+                score[r][c] = visible_weight(exp(score[r][c] - m[r]), visible[c]);
+                l[r] += score[r][c];
                 if (is_dropping()) {
-                    score[r][c] = visible_weight(score[r][c] * kept(item, rows[r].head, rows[r].row, first + c), visible[c]);
+                    score[r][c] = visible_weight(score[r][c] * dropout_scale(item, rows[r].head, rows[r].row, first + c), visible[c]);
                 }
             }
         }
@@ -174,7 +174,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
 
     for (var r = 0u; r < ROWS; r++) {
         if (rows[r].row < item.rows) {
-            let result = finish_row(item, block, rows[r], top[r], select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u), true);
+            let result = finish_row(item, block, rows[r], m[r], select(l[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u), true);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 for (var j = 0u; j < LANES; j++) {
                     let e = i * LANES + j;

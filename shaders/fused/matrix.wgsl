@@ -131,8 +131,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
 
     let row = row_of(item, block, thread_row);
     let exists = row.row < item.rows;
-    var top = LOWEST; // reference of the weights: LIFT below a recent max
-    var sum = 0.0; // running sum over this thread's keys
+    var m = LOWEST; // reference of the weights: LIFT below a recent max
+    var l = 0.0; // running sum over this thread's keys
     var is_nan = false; // true if the row sees a score of NaN or +inf
     var acc: array<MatrixC, VALUE_TILES>;
     for (var e = 0u; e < VALUE_TILES; e++) {
@@ -207,20 +207,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             peak = max(peak, subgroupShuffleXor(peak, step));
         }
         var shrink = 1.0;
-        if (peak > top + (LIFT + LAZY)) {
-            shrink = exp(top - (peak - LIFT));
-            if (top > LOWEST) {
+        if (peak > m + (LIFT + LAZY)) {
+            shrink = exp(m - (peak - LIFT));
+            if (m > LOWEST) {
                 atomicMax(&moved, turn);
             }
-            top = peak - LIFT;
+            m = peak - LIFT;
         }
-        sum *= shrink;
+        l *= shrink;
         for (var c = 0u; c < KEYS; c++) {
             let sees = (visible & (1u << c)) != 0u;
-            var p = select(0.0, exp(score[c] - top), sees);
-            sum += p;
+            var p = select(0.0, exp(score[c] - m), sees);
+            l += p;
             if (is_dropping()) {
-                if (sees && kept(item, row.head, row.row, first + thread_col * KEYS + c) == 0.0) {
+                if (sees && dropout_scale(item, row.head, row.row, first + thread_col * KEYS + c) == 0.0) {
                     p = 0.0;
                 }
             }
@@ -267,13 +267,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         }
     }
 
-    sum = select(sum, NAN_SUM, is_nan);
+    l = select(l, NAN_SUM, is_nan);
     for (var step = 1u; step < COLS; step <<= 1u) {
-        sum += subgroupShuffleXor(sum, step);
+        l += subgroupShuffleXor(l, step);
     }
     var result = RowResult(0.0, 0.0, false);
     if (exists) {
-        result = finish_row(item, block, row, top, sum, thread_col == 0u);
+        result = finish_row(item, block, row, m, l, thread_col == 0u);
         if (is_dropping()) {
             result.own *= params.dropout_factor;
         }
@@ -312,7 +312,7 @@ fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) 
         if (is_finite(v) || !score_pair(0.0, pair_of(item, row.head, row.row, key), true).visible) {
             continue;
         }
-        sum += special_part(v) * kept(item, row.head, row.row, key);
+        sum += special_part(v) * dropout_scale(item, row.head, row.row, key);
     }
     return sum;
 }

@@ -9,21 +9,21 @@
 
 const THREADS: u32 = 64u;
 
-struct Part {
-    top: f32,
-    sum: f32,
+struct Partial {
+    m: f32,
+    l: f32,
     is_nan: bool,
 }
 
-fn part_of(at: u32) -> Part {
+fn part_of(at: u32) -> Partial {
     if (PARTS_OF_LSE) {
         let lse = partial_stats[at];
         let is_number = (lse & 0x7fffffffu) < INFINITE;
-        return Part(select(LOWEST, bitcast<f32>(lse), is_number), select(0.0, 1.0, is_number), !is_number && lse != NEGATIVE_INFINITY);
+        return Partial(select(LOWEST, bitcast<f32>(lse), is_number), select(0.0, 1.0, is_number), !is_number && lse != NEGATIVE_INFINITY);
     }
-    let sum = partial_stats[2u * (params.stats_from + at) + 1u];
-    let is_nan = (sum & 0x7fffffffu) >= INFINITE;
-    return Part(bitcast<f32>(partial_stats[2u * (params.stats_from + at)]), select(bitcast<f32>(sum), 0.0, is_nan), is_nan);
+    let l = partial_stats[2u * (params.stats_from + at) + 1u];
+    let is_nan = (l & 0x7fffffffu) >= INFINITE;
+    return Partial(bitcast<f32>(partial_stats[2u * (params.stats_from + at)]), select(bitcast<f32>(l), 0.0, is_nan), is_nan);
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -43,34 +43,34 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let item = item_of_rows(pair / params.num_heads);
     // Parts are stored as [split, lse_at] rows of whole vec4s.
     let at = lse_at(item, head, row);
-    var top = LOWEST;
+    var m = LOWEST;
     var is_nan = false;
     for (var s = 0u; s < params.splits; s++) {
         let part = part_of(s * params.lse_split_stride + at);
-        top = max(top, part.top);
+        m = max(m, part.m);
         is_nan = is_nan || part.is_nan;
     }
     var total = 0.0;
     if (has_flag(FLAG_SINKS)) {
         let sink = bitcast<f32>(table(params.table_sinks + head));
-        top = max(top, sink);
-        total = exp(sink - top);
+        m = max(m, sink);
+        total = exp(sink - m);
     }
     for (var s = 0u; s < params.splits; s++) {
         let part = part_of(s * params.lse_split_stride + at);
-        total += part.sum * exp(part.top - top);
+        total += part.l * exp(part.m - m);
     }
     var numbers = vec4<f32>(0.0);
     for (var s = 0u; s < params.splits; s++) {
         let part = part_of(s * params.lse_split_stride + at);
-        if (part.sum > 0.0) {
-            let weight = part.sum * exp(part.top - top) / total;
+        if (part.l > 0.0) {
+            let weight = part.l * exp(part.m - m) / total;
             numbers = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
         }
     }
     if (column == 0u) {
-        store_lse(at, lse_bits(top, total, is_nan));
-        store_stats(at, vec2<u32>(bitcast<u32>(top), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
+        store_lse(at, lse_bits(m, total, is_nan));
+        store_stats(at, vec2<u32>(bitcast<u32>(m), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
     }
     store_output(output_row(item, head, row), column * 4u, select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), is_nan));
 }

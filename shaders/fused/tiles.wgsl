@@ -29,8 +29,8 @@ const KEY_STEP: u32 = min(MOST_STEPS, BLOCK_KEYS);
 // Prefetch of values, and of a known next tile's keys, during multiply-adds, if read as vec4s and few enough.
 const KEY_TURNS: u32 = (BLOCK_KEYS * HEAD_VECS + THREADS - 1u) / THREADS;
 const VALUE_TURNS: u32 = (BLOCK_KEYS * VALUE_VECS + THREADS - 1u) / THREADS;
-const KEYS_AHEAD: bool = !IS_GENERAL && READS_VECTORS && !SKIPS_TILES && KEY_TURNS <= 8u;
-const VALUES_AHEAD: bool = !IS_GENERAL && READS_VECTORS && VALUE_TURNS <= 8u;
+const KEYS_AHEAD: bool = !IS_GENERIC && READS_VECTORS && !SKIPS_TILES && KEY_TURNS <= 8u;
+const VALUES_AHEAD: bool = !IS_GENERIC && READS_VECTORS && VALUE_TURNS <= 8u;
 
 const_assert BLOCK_ROWS == THREAD_ROWS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;
@@ -76,7 +76,7 @@ fn fetch_values(n: u32, item: Item, kv_head: u32, first: u32, end: u32, thread: 
 fn store_keys(n: u32, words: fetched_key, thread: u32) -> u32 {
     let at = turn(n, thread, head_vecs());
     let k = widen_key(words, at.y * 4u);
-    if ((!IS_GENERAL && BLOCK_KEYS * HEAD_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+    if ((!IS_GENERIC && BLOCK_KEYS * HEAD_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
         tile[at.x * TILE_STRIDE + at.y] = k;
     }
     return magnitude(k);
@@ -85,7 +85,7 @@ fn store_keys(n: u32, words: fetched_key, thread: u32) -> u32 {
 fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
     let at = turn(n, thread, value_vecs());
     let v = widen_value(words, at.y * 4u);
-    if ((!IS_GENERAL && BLOCK_KEYS * VALUE_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
+    if ((!IS_GENERIC && BLOCK_KEYS * VALUE_VECS % THREADS == 0u) || at.x < BLOCK_KEYS) {
         tile[at.x * TILE_STRIDE + at.y] = v;
     }
     return magnitude(v);
@@ -126,13 +126,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         largest_score_part = max(largest_score_part, magnitude(q));
     }
 
-    var top: array<f32, ROWS>; // running max
-    var sum: array<f32, ROWS>; // running sum over this thread's keys
+    var m: array<f32, ROWS>; // running max
+    var l: array<f32, ROWS>; // running sum over this thread's keys
     var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     var acc: array<vec4<f32>, ROWS * VALUE_PER>;
     for (var r = 0u; r < ROWS; r++) {
-        top[r] = LOWEST;
-        sum[r] = 0.0;
+        m[r] = LOWEST;
+        l[r] = 0.0;
     }
     for (var i = 0u; i < ROWS * VALUE_PER; i++) {
         acc[i] = vec4<f32>(0.0);
@@ -225,18 +225,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 score[i] = weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u];
             }
         }
-        var old_top: array<f32, ROWS>;
+        var old_m: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
-            old_top[r] = top[r]; // not the array as a whole: GL of Mesa 25.0 goes on with what becomes of `top`
+            old_m[r] = m[r]; // not the array as a whole: GL of Mesa 25.0 goes on with what becomes of `m`
             for (var c = 0u; c < KEYS; c++) {
-                top[r] = max(top[r], score[r * KEYS + c]);
+                m[r] = max(m[r], score[r * KEYS + c]);
             }
         }
-        row_max(&top, thread_row, thread_col, by_subgroup); // also a barrier: all threads are done with the keys
+        row_max(&m, thread_row, thread_col, by_subgroup); // also a barrier: all threads are done with the keys
 
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < KEYS; c++) {
-                score[r * KEYS + c] = exp(score[r * KEYS + c] - top[r]); // weights from here on
+                score[r * KEYS + c] = exp(score[r * KEYS + c] - m[r]); // weights from here on
             }
         }
         if (!all_seen) {
@@ -245,10 +245,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            let shrink = exp(old_top[r] - top[r]);
-            sum[r] *= shrink;
+            let shrink = exp(old_m[r] - m[r]);
+            l[r] *= shrink;
             for (var c = 0u; c < KEYS; c++) {
-                sum[r] += score[r * KEYS + c];
+                l[r] += score[r * KEYS + c];
             }
             for (var e = 0u; e < VALUE_PER; e++) {
                 acc[r * VALUE_PER + e] *= shrink;
@@ -259,7 +259,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 let row = row_tile[thread_row + r * THREAD_ROWS];
                 for (var c = 0u; c < KEYS; c++) {
                     if (((hidden >> (r * KEYS + c)) & 1u) == 0u) {
-                        score[r * KEYS + c] *= kept(item, row.head, row.row, first + thread_col + c * COLS);
+                        score[r * KEYS + c] *= dropout_scale(item, row.head, row.row, first + thread_col + c * COLS);
                     }
                 }
             }
@@ -330,13 +330,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
     }
 
     for (var r = 0u; r < ROWS; r++) {
-        sum[r] = select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
+        l[r] = select(l[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
     }
-    row_sum(&sum, thread_row, thread_col, by_subgroup);
+    row_sum(&l, thread_row, thread_col, by_subgroup);
     for (var r = 0u; r < ROWS; r++) {
         let row = row_tile[thread_row + r * THREAD_ROWS];
         if (row.row < item.rows) {
-            let result = finish_row(item, block, row, top[r], sum[r], thread_col == 0u);
+            let result = finish_row(item, block, row, m[r], l[r], thread_col == 0u);
             for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
                     store_part(item, block, row, result, (thread_col + e * COLS) * 4u, acc[r * VALUE_PER + e]);

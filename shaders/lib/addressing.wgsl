@@ -3,7 +3,7 @@
 // See: src/tensor.rs (Strides), src/paged.rs (Paged).
 
 // Words per row that the backward preprocess writes: m, 1 / l, delta.
-const ROW_WORDS: u32 = 3u;
+const ROW_STATS: u32 = 3u;
 
 // Index of workgroups past the end of the work, in the grid's last line; every kernel returns for it.
 const NO_WORK: u32 = 0xffffffffu;
@@ -21,7 +21,7 @@ struct ItemBlock {
 // Block at a place of params.item_blocks. Varlen items share the places: item i starts at floor(cu[i] * pack / size) +
 // i and always has enough. The grid depends on tokens alone, the item on lengths that a device may have written.
 fn block_of(batch: u32, place: u32, cu_seqlens: u32, pack: u32, size: u32) -> ItemBlock {
-    if (!has_flag(FLAG_PACKED)) {
+    if (!has_flag(FLAG_VARLEN)) {
         return ItemBlock(batch, place);
     }
     var item = 0u;
@@ -70,7 +70,7 @@ fn output_row(item: Item, head: u32, row: u32) -> u32 {
 
 // Index in [batch, num_heads, seq_len_q], or in [tokens, num_heads] for varlen sequences.
 fn lse_at(item: Item, head: u32, row: u32) -> u32 {
-    if (has_flag(FLAG_PACKED)) {
+    if (has_flag(FLAG_VARLEN)) {
         return (item.first_row + row) * params.num_heads + head;
     }
     return (item.batch * params.num_heads + head) * params.seq_len_q + row;

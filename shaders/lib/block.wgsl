@@ -27,7 +27,7 @@ struct KeyRange {
 
 // Unroll factor of a loop of `vecs` iterations: the largest power of two that divides it, at most `most`; 1 if generic.
 fn steps_at_once(vecs: u32, most: u32) -> u32 {
-    return select(min(most, 1u << firstTrailingBit(vecs)), 1u, IS_GENERAL);
+    return select(min(most, 1u << firstTrailingBit(vecs)), 1u, IS_GENERIC);
 }
 
 // Blocks of a head run from last to first: under a causal mask the long ones start early.

@@ -1,4 +1,4 @@
-// Defines: kept: factor of dropout on a weight: 0, or 1 / (1 - probability).
+// Defines: dropout_scale: factor of dropout on a weight: 0, or 1 / (1 - probability).
 // Expects: params, table, Item; the switch is_dropping.
 // See: src/dropout.rs, which cites the source.
 
@@ -10,7 +10,7 @@ fn wide_product(a: u32, b: u32) -> vec2<u32> {
     return vec2<u32>(a * b, (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u));
 }
 
-fn kept(item: Item, head: u32, row: u32, key: u32) -> f32 {
+fn dropout_scale(item: Item, head: u32, row: u32, key: u32) -> f32 {
     if (!is_dropping()) {
         return 1.0;
     }

@@ -5,7 +5,7 @@
 const FLAG_KV_LENGTHS: u32 = 1u;
 const FLAG_PREFIX: u32 = 2u;
 const FLAG_BOTTOM_RIGHT: u32 = 4u;
-const FLAG_PACKED: u32 = 8u;
+const FLAG_VARLEN: u32 = 8u;
 const FLAG_SINKS: u32 = 16u;
 const FLAG_PAGED: u32 = 32u;
 const FLAG_DROPOUT: u32 = 64u;

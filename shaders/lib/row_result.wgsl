@@ -15,30 +15,30 @@ fn finish_row(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes
     let at = lse_at(item, row.head, row.row);
     var is_nan = magnitude_bits(sum) >= LARGEST_SUM;
     let own_sum = select(sum, 0.0, is_nan);
-    var old_top = LOWEST;
+    var old_m = LOWEST;
     var old_sum = 0.0;
     if (PARTIAL) {
         if (has_flag(FLAG_ADDS)) {
             let old = 2u * (params.stats_from + block.split * params.lse_split_stride + at);
-            old_top = bitcast<f32>(lse_words[old]);
+            old_m = bitcast<f32>(lse_words[old]);
             is_nan = is_nan || (lse_words[old + 1u] & 0x7fffffffu) >= INFINITE;
             old_sum = select(bitcast<f32>(lse_words[old + 1u]), 0.0, is_nan);
         }
     } else if (has_flag(FLAG_SINKS)) {
-        old_top = bitcast<f32>(table(params.table_sinks + row.head));
+        old_m = bitcast<f32>(table(params.table_sinks + row.head));
         old_sum = 1.0;
     }
-    let top = max(maximum, old_top);
-    let old_part = old_sum * exp(old_top - top);
-    let own_factor = exp(maximum - top);
+    let m = max(maximum, old_m);
+    let old_part = old_sum * exp(old_m - m);
+    let own_factor = exp(maximum - m);
     let total = old_part + own_sum * own_factor;
     if (writes) {
         if (PARTIAL || has_flag(FLAG_STATS)) {
             let to = params.stats_to + block.split * params.lse_split_stride + at;
-            lse_words[2u * to] = bitcast<u32>(top);
+            lse_words[2u * to] = bitcast<u32>(m);
             lse_words[2u * to + 1u] = select(bitcast<u32>(total), NOT_A_NUMBER, is_nan);
         } else {
-            lse_words[at] = lse_bits(top, total, is_nan);
+            lse_words[at] = lse_bits(m, total, is_nan);
         }
     }
     return RowResult(select(old_part / total, 0.0, old_part == 0.0), select(own_factor / total, 0.0, own_sum == 0.0), is_nan);

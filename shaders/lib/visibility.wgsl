@@ -33,7 +33,7 @@ fn has_flag(flag: u32) -> bool {
 
 fn item_of(batch: u32) -> Item {
     var item = Item(batch, 0u, params.seq_len_q, 0u, params.seq_len_kv, params.seq_len_kv, params.position_offset, 0);
-    if (has_flag(FLAG_PACKED)) {
+    if (has_flag(FLAG_VARLEN)) {
         item.first_row = table(params.table_cu_seqlens_q + batch);
         item.rows = table(params.table_cu_seqlens_q + batch + 1u) - item.first_row;
         if (!is_paged()) {

@@ -48,42 +48,42 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let line = index * params.seq_len_kv;
 
     // A score of -inf is masked; any other non-finite score makes the row NaN.
-    var top = LOWEST;
+    var m = LOWEST;
     var sum_or_nan = 0.0;
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
         let score = scores[line + key];
         let is_finite = (score & 0x7fffffffu) < INFINITE;
-        top = max(top, select(LOWEST, bitcast<f32>(score), is_finite));
+        m = max(m, select(LOWEST, bitcast<f32>(score), is_finite));
         sum_or_nan = select(sum_or_nan, NAN_SUM, !is_finite && score != NEGATIVE_INFINITY);
     }
     let has_sink = has_flag(FLAG_SINKS);
     var sink = 0.0;
     if (has_sink) {
         sink = bitcast<f32>(table(params.table_sinks + head));
-        top = max(top, sink);
+        m = max(m, sink);
     }
-    top = workgroup_max(top, thread);
+    m = workgroup_max(m, thread);
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
         let score = scores[line + key];
         if ((score & 0x7fffffffu) < INFINITE) {
-            sum_or_nan += exp(bitcast<f32>(score) - top);
+            sum_or_nan += exp(bitcast<f32>(score) - m);
         }
     }
     sum_or_nan = workgroup_sum(sum_or_nan, thread);
     let is_nan = magnitude_bits(sum_or_nan) >= LARGEST_SUM;
-    var sum = select(sum_or_nan, 0.0, is_nan);
+    var l = select(sum_or_nan, 0.0, is_nan);
     if (has_sink) {
-        sum += exp(sink - top);
+        l += exp(sink - m);
     }
     for (var key = thread; key < params.seq_len_kv; key += THREADS) {
         let score = scores[line + key];
         let is_finite = (score & 0x7fffffffu) < INFINITE;
-        let weight = visible_weight(exp(select(top, bitcast<f32>(score), is_finite) - top) / sum, score != NEGATIVE_INFINITY);
+        let weight = visible_weight(exp(select(m, bitcast<f32>(score), is_finite) - m) / l, score != NEGATIVE_INFINITY);
         scores[line + key] = select(bitcast<u32>(weight), NOT_A_NUMBER, is_nan && score != NEGATIVE_INFINITY);
     }
     if (thread == 0u && row < item.rows) {
         let at = lse_at(item, head, row);
-        store_lse(at, lse_bits(top, sum, is_nan));
-        store_stats(at, vec2<u32>(bitcast<u32>(top), select(bitcast<u32>(sum), NOT_A_NUMBER, is_nan)));
+        store_lse(at, lse_bits(m, l, is_nan));
+        store_stats(at, vec2<u32>(bitcast<u32>(m), select(bitcast<u32>(l), NOT_A_NUMBER, is_nan)));
     }
 }

@@ -19,7 +19,7 @@ use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some, stats_on};
 use super::unit::{Job, Unit};
 use super::visible::Item;
 use crate::problem::Operand;
-use crate::{BackwardInputs, Control, Gradients, HostVec, Inputs, Problem, Result, WantGradients};
+use crate::{BackwardInputs, Gradients, HostVec, Inputs, Problem, Progress, Result, WantGradients};
 
 /// Query rows of a unit, whose panels share the conversion of a block of keys.
 const UNIT_ROWS: usize = 256;
@@ -42,7 +42,7 @@ pub fn attention(
     inputs: &Inputs<'_>,
     backward: &BackwardInputs<'_>,
     want: &WantGradients,
-    control: &mut Control<'_>,
+    control: &mut Progress<'_>,
 ) -> Result<Gradients> {
     attention_on(Isa::best(), problem, inputs, backward, want, control)
 }
@@ -54,14 +54,14 @@ pub(super) fn attention_on(
     inputs: &Inputs<'_>,
     backward: &BackwardInputs<'_>,
     want: &WantGradients,
-    control: &mut Control<'_>,
+    control: &mut Progress<'_>,
 ) -> Result<Gradients> {
     problem.check()?;
     inputs.check(problem)?;
     want.check(problem)?;
     backward.check(problem)?;
     let made = (backward.stats.is_none() && !problem.asks_nothing())
-        .then(|| stats_on(isa, problem, inputs, &mut Control::default()))
+        .then(|| stats_on(isa, problem, inputs, &mut Progress::default()))
         .transpose()?;
     let stats = made.as_deref().or(backward.stats).unwrap_or_default();
     let forward = &Forward { output: backward.output, stats, d_output: backward.d_output };
@@ -69,7 +69,7 @@ pub(super) fn attention_on(
     let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
     let (mut query, mut key, mut value) =
         (zeros(want.query, Operand::Query), zeros(want.key, Operand::Key), zeros(want.value, Operand::Value));
-    let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+    let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
     let mut relative_bias = want.relative_bias.then(|| vec![0.0; d.num_heads * columns]);
     let mut sinks = want.sinks.then(|| vec![0.0; d.num_heads]);
 

@@ -11,7 +11,7 @@ use super::backward_unit::{Forward, GradientTile, Scratch, Side, Visitor, visit}
 use super::pack::Rows;
 use super::shared::Shared;
 use super::unit::{Job, Unit};
-use crate::{Broadcast, Control, Result};
+use crate::{BroadcastShape, Progress, Result};
 
 /// Limit on the elements of all copies of a bias together; one copy is always allowed.
 const COPIES: usize = 1 << 24;
@@ -24,8 +24,8 @@ thread_local! {
 ///
 /// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
 /// split among tasks that add to copies of the gradient, and the copies are summed in order.
-pub(super) fn gradient(job: &Job<'_>, forward: &Forward<'_>, threads: usize, control: &mut Control<'_>) -> Result<Vec<f32>> {
-    let shape = job.problem.bias.unwrap_or(Broadcast([0; 4]));
+pub(super) fn gradient(job: &Job<'_>, forward: &Forward<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+    let shape = job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
     let elements = shape.elements().unwrap_or(0);
     let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
     for item in 0..job.items.len() {
@@ -67,7 +67,7 @@ fn add_unit(
     job: &Job<'_>,
     forward: &Forward<'_>,
     unit: &Unit,
-    shape: Broadcast,
+    shape: BroadcastShape,
     bias: &Shared<'_, f32>,
     start: usize,
     scratch: &mut Scratch,

@@ -6,7 +6,7 @@ use super::gradient::{Gradient, Slope};
 use super::pack::{Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
-use super::tile::{Hiding, Tile};
+use super::tile::{Masking, Tile};
 use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
 use crate::problem::Operand;
 use crate::{HostSlice, ScoreOrder, WantGradients};
@@ -167,13 +167,13 @@ impl GradientTile {
         keys: &Range<usize>,
         key: Rows<'_>,
         value: Rows<'_>,
-    ) -> Hiding {
+    ) -> Masking {
         let problem = job.problem;
         let (panel, tile) = (&mut side.panel, &mut self.tile);
         let (width, count) = (panel.width, keys.len());
-        let hiding = tile.hide(job, unit, panel, keys);
-        if hiding == Hiding::Everything {
-            return hiding;
+        let masking = tile.masking(job, unit, panel, keys);
+        if masking == Masking::Everything {
+            return masking;
         }
         tile.score(job, panel, key, count);
         let caps_first = problem.softcap.is_some() && problem.score_order == ScoreOrder::SoftcapThenBias;
@@ -181,11 +181,11 @@ impl GradientTile {
         if caps_first {
             tile.cap(job, panel, count);
             capped.copy_from_slice(tile.scores.take(width * count));
-            if hiding != Hiding::Nothing {
-                tile.add_and_hide(job, panel, count, hiding);
+            if masking != Masking::Nothing {
+                tile.add_and_mask(job, panel, count, masking);
             }
         } else {
-            tile.modify(job, panel, count, hiding);
+            tile.modify(job, panel, count, masking);
         }
         if !side.unfinite.is_empty() {
             tile.keep_scores(width * count);
@@ -205,9 +205,9 @@ impl GradientTile {
             start: Start::Nothing,
             ahead: None,
         });
-        let drops = problem.drop().is_some();
+        let drops = problem.dropout_rule().is_some();
         if drops {
-            tile.keep(job, unit, panel, keys);
+            tile.dropout_mask(job, unit, panel, keys);
         }
         job.isa.run(Gradient {
             panel: width,
@@ -216,10 +216,10 @@ impl GradientTile {
             max: side.max.take(width),
             factor: side.factor.take(width),
             delta: side.delta.take(width),
-            kept: drops.then_some(tile.kept.take(width * count)),
+            dropout_mask: drops.then_some(tile.dropout_mask.take(width * count)),
             softcap: problem.softcap.map(|softcap| Slope { softcap, capped: caps_first.then_some(capped) }),
         });
-        hiding
+        masking
     }
 
     /// Returns the gradients of the biases, [key][lane], of the tile that was computed last.
@@ -274,8 +274,8 @@ pub(super) fn visit(
                 continue;
             }
             let (key, value) = (key.from(some.start - keys.start), value.from(some.start - keys.start));
-            let hiding = tile.compute(job, unit, side, &some, key, value);
-            if hiding != Hiding::Everything {
+            let masking = tile.compute(job, unit, side, &some, key, value);
+            if masking != Masking::Everything {
                 visitor.tile(tile, side, &some, key);
             }
         }
@@ -357,7 +357,7 @@ impl Work<'_> {
         let (job, d) = (self.job, &self.job.problem.dims);
         let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
         let (key_step, value_step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
-        let columns = job.problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+        let columns = job.problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
         let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
         let mut sums = Sums {
             key: zeros(self.want.key, keys * key_step),
@@ -424,7 +424,7 @@ impl Work<'_> {
     }
 
     fn add_relative_bias(&self, tile: &mut GradientTile, unit: &Unit, panel: &Panel, keys: &Range<usize>, to: &mut [f32]) {
-        let (Some(max), true) = (self.job.problem.relative_bias, self.want.relative_bias) else { return };
+        let (Some(max), true) = (self.job.problem.relative_bias_max_distance, self.want.relative_bias) else { return };
         let max = i64::from(max);
         let columns = 2 * max as usize + 1;
         let d_bias = tile.d_bias(self.job, panel.width * keys.len());

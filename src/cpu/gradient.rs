@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::simd::Simd;
 use super::softmax::exp;
 use crate::Dropout;
-use crate::dropout::Drop;
+use crate::dropout::DropoutRule;
 
 /// Replaces scores by weights, and products of output gradients with values by score gradients. Scores are [key][lane],
 /// -inf where masked; there both results are 0, whatever the products hold.
@@ -19,7 +19,7 @@ pub(super) struct Gradient<'a> {
     pub(super) factor: &'a [f32],
     pub(super) delta: &'a [f32],
     /// Dropout factors of the weights.
-    pub(super) kept: Option<&'a [f32]>,
+    pub(super) dropout_mask: Option<&'a [f32]>,
     pub(super) softcap: Option<Slope<'a>>,
 }
 
@@ -30,13 +30,13 @@ pub(super) struct Slope<'a> {
     pub(super) capped: Option<&'a mut [f32]>,
 }
 
-impl Kernel for Gradient<'_> {
+impl SimdKernel for Gradient<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let len = self.scores.len();
         assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES) && self.products.len() >= len);
         assert!(self.max.len() >= self.panel && self.factor.len() >= self.panel && self.delta.len() >= self.panel);
-        assert!(self.kept.is_none_or(|kept| kept.len() >= len));
+        assert!(self.dropout_mask.is_none_or(|dropout_mask| dropout_mask.len() >= len));
         let (softcap, mut capped) = match self.softcap {
             Some(Slope { softcap, capped }) => (Some(softcap), capped),
             None => (None, None),
@@ -53,10 +53,10 @@ impl Kernel for Gradient<'_> {
                 let mut weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(factor);
                 let mut product = V::load(self.products.as_ptr().add(at));
                 let plain = weight;
-                if let Some(kept) = self.kept {
-                    let kept = V::load(kept.as_ptr().add(at));
-                    weight = weight.mul(kept);
-                    product = product.mul(kept);
+                if let Some(dropout_mask) = self.dropout_mask {
+                    let dropout_mask = V::load(dropout_mask.as_ptr().add(at));
+                    weight = weight.mul(dropout_mask);
+                    product = product.mul(dropout_mask);
                 }
                 let mut gradient = plain.mul(product.sub(V::load(self.delta.as_ptr().add(lane))));
                 if let Some(softcap) = softcap {
@@ -78,18 +78,18 @@ impl Kernel for Gradient<'_> {
 }
 
 /// Computes the dropout factors of weights, [key][lane].
-pub(super) struct Keep<'a> {
+pub(super) struct DropoutMask<'a> {
     /// Query row of each lane.
     pub(super) rows: &'a [u32],
     /// batch x num_heads + head of each lane.
     pub(super) pairs: &'a [u32],
     pub(super) keys: Range<usize>,
     pub(super) dropout: Dropout,
-    pub(super) drop: Drop,
+    pub(super) drop: DropoutRule,
     pub(super) to: &'a mut [f32],
 }
 
-impl Kernel for Keep<'_> {
+impl SimdKernel for DropoutMask<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         /// Lanes at a time; divides every panel width.

@@ -7,7 +7,7 @@
 use super::simd::{Isa, Simd};
 
 /// Computation that [`Isa::run`] compiles for each instruction set.
-pub(super) trait Kernel {
+pub(super) trait SimdKernel {
     /// # Safety
     /// The machine must support the instruction set of `V`.
     unsafe fn run<V: Simd>(self);
@@ -15,17 +15,17 @@ pub(super) trait Kernel {
 
 impl Isa {
     /// Runs a kernel with this instruction set.
-    pub(super) fn run(self, kernel: impl Kernel) {
+    pub(super) fn run(self, kernel: impl SimdKernel) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{__m256, __m512};
             #[target_feature(enable = "avx512f")]
-            unsafe fn avx512(kernel: impl Kernel) {
+            unsafe fn avx512(kernel: impl SimdKernel) {
                 // SAFETY: this function has the features of the vector.
                 unsafe { kernel.run::<__m512>() }
             }
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2(kernel: impl Kernel) {
+            unsafe fn avx2(kernel: impl SimdKernel) {
                 // SAFETY: this function has the features of the vector.
                 unsafe { kernel.run::<__m256>() }
             }
@@ -40,7 +40,7 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         {
             #[target_feature(enable = "neon")]
-            unsafe fn neon(kernel: impl Kernel) {
+            unsafe fn neon(kernel: impl SimdKernel) {
                 // SAFETY: this function has the features of the vector.
                 unsafe { kernel.run::<std::arch::aarch64::float32x4_t>() }
             }

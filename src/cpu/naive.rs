@@ -4,7 +4,7 @@
 //! shares the decoding of operands and the random words of dropout.
 
 use crate::tensor::gather;
-use crate::{Alibi, Alignment, Broadcast, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
+use crate::{Alibi, Alignment, BroadcastShape, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
 /// All results of the oracle, dense, in f64.
 ///
@@ -36,13 +36,13 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     inputs.check(problem)?;
     let d = problem.dims;
     let v = &problem.visibility;
-    let packed = problem.packed.is_some();
-    let tokens_q = problem.packed.map_or(d.seq_len_q, |p| p.tokens_q);
-    let items = if packed { 1 } else { d.batch };
+    let varlen = problem.varlen.is_some();
+    let tokens_q = problem.varlen.map_or(d.seq_len_q, |p| p.tokens_q);
+    let items = if varlen { 1 } else { d.batch };
     let query = gather(inputs.query, &problem.query, [items, d.num_heads, tokens_q, d.head_dim]);
-    let [stored, tokens_kv] = match (problem.paged, problem.packed) {
+    let [stored, tokens_kv] = match (problem.paged, problem.varlen) {
         (Some(paged), _) => [paged.pages, paged.page_size],
-        (None, Some(packed)) => [1, packed.tokens_kv],
+        (None, Some(varlen)) => [1, varlen.tokens_kv],
         (None, None) => [d.batch, d.seq_len_kv],
     };
     let key = gather(inputs.key, &problem.key, [stored, d.num_kv_heads, tokens_kv, d.head_dim]);
@@ -61,7 +61,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
     };
 
     for b in 0..d.batch {
-        let (item, first_q, rows) = if packed {
+        let (item, first_q, rows) = if varlen {
             let (q0, q1) = (inputs.cu_seqlens_q[b] as usize, inputs.cu_seqlens_q[b + 1] as usize);
             (0, q0, q1 - q0)
         } else {
@@ -69,7 +69,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
         };
         let keys = if problem.paged.is_some() {
             inputs.kv_lengths[b] as usize
-        } else if packed {
+        } else if varlen {
             (inputs.cu_seqlens_kv[b + 1] - inputs.cu_seqlens_kv[b]) as usize
         } else {
             d.seq_len_kv
@@ -105,7 +105,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                             Alibi::Symmetric => -slope * distance.abs() as f32,
                         });
                     }
-                    if let Some(max) = problem.relative_bias {
+                    if let Some(max) = problem.relative_bias_max_distance {
                         let max = i64::from(max);
                         let column = (-distance).clamp(-max, max) + max;
                         biases.push(inputs.relative_bias[h * (2 * max as usize + 1) + column as usize]);
@@ -167,7 +167,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     out.weights[at] = weight;
                     let j = at - row * d.seq_len_kv;
                     let from = key_row(problem, inputs, b, kv_head, j) * d.head_dim_v;
-                    let kept = kept(problem, inputs, [b, h, i, j]);
+                    let kept = dropout_scale(problem, inputs, [b, h, i, j]);
                     for e in 0..d.head_dim_v {
                         out.output[row * d.head_dim_v + e] += kept * weight * f64::from(value[from + e]);
                     }
@@ -182,15 +182,15 @@ impl Reference {
     /// Rounds the results and stores them as the problem describes.
     pub fn into_outputs(self, problem: &Problem, inputs: &Inputs<'_>) -> Outputs {
         let d = problem.dims;
-        let packed = problem.packed.is_some();
-        let tokens = problem.packed.map_or(d.seq_len_q, |p| p.tokens_q);
-        let items = if packed { 1 } else { d.batch };
+        let varlen = problem.varlen.is_some();
+        let tokens = problem.varlen.map_or(d.seq_len_q, |p| p.tokens_q);
+        let items = if varlen { 1 } else { d.batch };
         let strides = problem.output.strides([items, d.num_heads, tokens, d.head_dim_v]);
         let mut output = vec![0.0f32; problem.output_len()];
         let mut lse = vec![f32::NEG_INFINITY; problem.lse_len()];
         let mut stats = vec![NOTHING_SEEN.map(|x| x as f32); problem.lse_len()];
         for b in 0..d.batch {
-            let (item, first, rows) = if packed {
+            let (item, first, rows) = if varlen {
                 (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize)
             } else {
                 (b, 0, d.seq_len_q)
@@ -202,7 +202,7 @@ impl Reference {
                     for e in 0..d.head_dim_v {
                         output[at + e * strides.dim] = self.output[row * d.head_dim_v + e] as f32;
                     }
-                    let place = if packed { (first + i) * d.num_heads + h } else { row };
+                    let place = if varlen { (first + i) * d.num_heads + h } else { row };
                     lse[place] = self.lse[row] as f32;
                     // l is rescaled to the rounded m.
                     let [max, sum] = self.stats[row];
@@ -233,21 +233,21 @@ pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head:
         let page = inputs.page_table[b * paged.pages_per_item + j / paged.page_size] as usize;
         return (page * heads + kv_head) * paged.page_size + j % paged.page_size;
     }
-    match problem.packed {
-        Some(packed) => kv_head * packed.tokens_kv + inputs.cu_seqlens_kv[b] as usize + j,
+    match problem.varlen {
+        Some(varlen) => kv_head * varlen.tokens_kv + inputs.cu_seqlens_kv[b] as usize + j,
         None => (b * heads + kv_head) * problem.dims.seq_len_kv + j,
     }
 }
 
 /// Dropout factor of the weight of [b, h, i, j]: 0, or 1 / (1 - probability).
-pub(super) fn kept(problem: &Problem, inputs: &Inputs<'_>, [b, h, i, j]: [usize; 4]) -> f64 {
+pub(super) fn dropout_scale(problem: &Problem, inputs: &Inputs<'_>, [b, h, i, j]: [usize; 4]) -> f64 {
     let Some(probability) = problem.dropout else { return 1.0 };
     let word = inputs.dropout.words(b * problem.dims.num_heads + h, i, j / 4)[j % 4];
     if f64::from(word) < f64::from(probability) * 2f64.powi(32) { 0.0 } else { 1.0 / (1.0 - f64::from(probability)) }
 }
 
 /// Index of [b, h, i, j] in a tensor some of whose axes are 1.
-pub(super) fn broadcast(shape: Broadcast, index: [usize; 4]) -> usize {
+pub(super) fn broadcast(shape: BroadcastShape, index: [usize; 4]) -> usize {
     let mut at = 0;
     for (extent, index) in shape.0.into_iter().zip(index) {
         at = at * extent + if extent == 1 { 0 } else { index };

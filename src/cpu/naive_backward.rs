@@ -7,9 +7,9 @@ use crate::problem::Operand;
 use crate::tensor::gather;
 use crate::{Alignment, Error, HostSlice, HostVec, Inputs, Problem, Result, ScoreOrder, WantGradients};
 
-/// Gradients of `sum(output * output_gradient)`, dense, in f64.
+/// ReferenceGradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
+pub struct ReferenceGradients {
     /// [batch, num_heads, seq_len_q, head_dim]; varlen: [1, num_heads, tokens_q, head_dim].
     pub query: Vec<f64>,
     /// [batch, num_kv_heads, seq_len_kv, head_dim], summed over the query heads that share a key; varlen:
@@ -31,9 +31,9 @@ pub(crate) struct Pairs {
     pub(crate) seen: Vec<bool>,
     /// Weights after dropout.
     pub(crate) weights: Vec<f64>,
-    /// Gradients of everything that is added to the scores.
+    /// ReferenceGradients of everything that is added to the scores.
     pub(crate) d_bias: Vec<f64>,
-    /// Gradients of `scale * q.k`.
+    /// ReferenceGradients of `scale * q.k`.
     pub(crate) d_score: Vec<f64>,
     /// [batch, num_heads, seq_len_q]: gradients of the sink's score; 0 for a row without visible keys.
     pub(crate) d_sink: Vec<f64>,
@@ -71,7 +71,7 @@ struct Item {
 ///
 /// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys has gradient 0.
 /// `output_gradient` is stored as [`Problem::output`] describes.
-pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<Gradients> {
+pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<ReferenceGradients> {
     let forward = naive::attention(problem, inputs)?;
     if output_gradient.len() < problem.output_len() {
         let why = format!("has {} elements, the problem's output {}", output_gradient.len(), problem.output_len());
@@ -96,12 +96,12 @@ impl Operands {
 impl Item {
     fn new(problem: &Problem, inputs: &Inputs<'_>, b: usize) -> Self {
         let d = &problem.dims;
-        let packed = problem.packed.is_some();
-        let first_q = if packed { inputs.cu_seqlens_q[b] as usize } else { 0 };
-        let rows = if packed { inputs.cu_seqlens_q[b + 1] as usize - first_q } else { d.seq_len_q };
+        let varlen = problem.varlen.is_some();
+        let first_q = if varlen { inputs.cu_seqlens_q[b] as usize } else { 0 };
+        let rows = if varlen { inputs.cu_seqlens_q[b + 1] as usize - first_q } else { d.seq_len_q };
         let keys = if problem.paged.is_some() {
             inputs.kv_lengths[b] as usize
-        } else if packed {
+        } else if varlen {
             (inputs.cu_seqlens_kv[b + 1] - inputs.cu_seqlens_kv[b]) as usize
         } else {
             d.seq_len_kv
@@ -112,7 +112,7 @@ impl Item {
             Some(Alignment::BottomRight) => length as i64 - rows as i64,
             Some(Alignment::Offset(offset)) => i64::from(offset),
         };
-        Self { stored: if packed { 0 } else { b }, first_q, rows, keys, offset }
+        Self { stored: if varlen { 0 } else { b }, first_q, rows, keys, offset }
     }
 }
 
@@ -139,11 +139,11 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                 let at = |j: usize| row * d.seq_len_kv + j;
                 let seen: Vec<usize> = (0..item.keys).filter(|&j| forward.masked[at(j)] != f64::NEG_INFINITY).collect();
 
-                let kept = |j: usize| naive::kept(problem, inputs, [b, h, i, j]);
+                let scale_of = |j: usize| naive::dropout_scale(problem, inputs, [b, h, i, j]);
                 let d_weight = |j: usize| -> f64 {
                     let value = &operands.value[naive::key_row(problem, inputs, b, kv_head, j) * d.head_dim_v..][..d.head_dim_v];
                     let product: f64 = d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
-                    kept(j) * product
+                    scale_of(j) * product
                 };
                 let delta: f64 = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum();
                 if problem.sinks && !seen.is_empty() {
@@ -159,7 +159,7 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                         1.0 - (capped / f64::from(softcap)).powi(2)
                     });
                     out.seen[at(j)] = true;
-                    out.weights[at(j)] = kept(j) * forward.weights[at(j)];
+                    out.weights[at(j)] = scale_of(j) * forward.weights[at(j)];
                     out.d_score[at(j)] = d_biased * slope;
                     out.d_bias[at(j)] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased } else { d_biased * slope };
                 }
@@ -170,13 +170,13 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
 }
 
 /// Sums the terms of all pairs to the gradients.
-pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operands: &Operands) -> Gradients {
+pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operands: &Operands) -> ReferenceGradients {
     let d = problem.dims;
     let scale = f64::from(problem.effective_scale());
     let tokens_q = problem.shape(Operand::Query)[2];
-    let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+    let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
     let Operands { query, key, value, d_output } = operands;
-    let mut gradients = Gradients {
+    let mut gradients = ReferenceGradients {
         query: vec![0.0; query.len()],
         key: vec![0.0; key.len()],
         value: vec![0.0; value.len()],
@@ -202,7 +202,7 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
                     if let Some(shape) = problem.bias {
                         gradients.bias[broadcast(shape, [b, h, i, j])] += pairs.d_bias[at];
                     }
-                    if let Some(max) = problem.relative_bias {
+                    if let Some(max) = problem.relative_bias_max_distance {
                         let distance = i as i64 + item.offset - j as i64;
                         let column = distance.clamp(-i64::from(max), i64::from(max)) + i64::from(max);
                         gradients.relative_bias[h * columns + column as usize] += pairs.d_bias[at];
@@ -222,7 +222,7 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
     gradients
 }
 
-impl Gradients {
+impl ReferenceGradients {
     /// Rounds the wanted gradients and stores them as the problem describes.
     pub fn into_gradients(self, problem: &Problem, want: &WantGradients) -> crate::Gradients {
         let stored = |wanted: bool, operand: Operand, dense: &[f64]| {

@@ -8,7 +8,7 @@ use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
-use super::visible::{Extra, ExtraKind, Item};
+use super::visible::{AdditiveMask, Item, MaskKind};
 use crate::problem::Operand;
 use crate::{DType, ScoreOrder};
 
@@ -29,7 +29,7 @@ pub(super) struct Narrow {
     part: Buffer,
     scores: Buffer,
     before: Buffer,
-    extra: Buffer,
+    additive_mask: Buffer,
     max: Buffer,
     sum: Buffer,
     alpha: Buffer,
@@ -94,19 +94,19 @@ impl Narrow {
             scores,
             scores_step: step,
         });
-        let has_extra = Item::has_extra(problem);
-        let extra = self.extra.take(unit.rows * step);
-        if has_extra {
+        let has_additive_mask = Item::has_additive_mask(problem);
+        let additive_mask = self.additive_mask.take(unit.rows * step);
+        if has_additive_mask {
             let keys = start..start + count;
-            job.isa.run(Extra { job, unit, rows: 0..unit.rows, keys, to: extra, step, kind: &mut ExtraKind::Mixed });
+            job.isa.run(AdditiveMask { job, unit, rows: 0..unit.rows, keys, to: additive_mask, step, kind: &mut MaskKind::Mixed });
         }
-        if has_extra || problem.softcap.is_some() {
+        if has_additive_mask || problem.softcap.is_some() {
             job.isa.run(Modify {
                 panel: step,
                 scores,
                 softcap: problem.softcap,
                 bias_first: problem.score_order == ScoreOrder::BiasThenSoftcap,
-                extra: has_extra.then_some(extra),
+                additive_mask: has_additive_mask.then_some(additive_mask),
                 bounds: None,
             });
         }
@@ -135,7 +135,7 @@ impl Narrow {
         if job.output.is_none() {
             return;
         }
-        if let Some(drop) = job.problem.drop() {
+        if let Some(drop) = job.problem.dropout_rule() {
             let batch = job.items[unit.item].batch;
             for (r, row) in scores.chunks_exact_mut(step).enumerate() {
                 let (head, i) = unit.row(job.problem, r);

@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::{Isa, Simd};
 use crate::blocks::{self, BLOCK, block_words};
@@ -19,7 +19,7 @@ pub(super) struct Widen<'a, T> {
     pub(super) to_step: usize,
 }
 
-impl Kernel for Widen<'_, f16> {
+impl SimdKernel for Widen<'_, f16> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         for r in 0..self.rows {
@@ -37,7 +37,7 @@ impl Kernel for Widen<'_, f16> {
     }
 }
 
-impl Kernel for Widen<'_, bf16> {
+impl SimdKernel for Widen<'_, bf16> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         for r in 0..self.rows {
@@ -62,7 +62,7 @@ struct WidenBlocks<'a> {
     to_step: usize,
 }
 
-impl Kernel for WidenBlocks<'_> {
+impl SimdKernel for WidenBlocks<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let words = |numbers: usize| numbers / BLOCK * block_words(self.dtype);
@@ -75,15 +75,15 @@ impl Kernel for WidenBlocks<'_> {
 
 /// Location of rows in an operand: the first element, and the strides between rows and between elements.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct RowLayout {
     pub(super) start: usize,
     pub(super) row_step: usize,
     pub(super) step: usize,
 }
 
 /// Reads `rows` rows of `width` elements into rows of `to`, which are `to_step` apart.
-pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: Place, (rows, width): (usize, usize), to: &mut [f32], to_step: usize) {
-    let Place { start, row_step: from_step, step } = at;
+pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: RowLayout, (rows, width): (usize, usize), to: &mut [f32], to_step: usize) {
+    let RowLayout { start, row_step: from_step, step } = at;
     match data {
         HostSlice::F16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
         HostSlice::BF16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
@@ -119,7 +119,7 @@ impl<'a> Rows<'a> {
     pub(super) fn read(
         isa: Isa,
         data: HostSlice<'a>,
-        at: Place,
+        at: RowLayout,
         (count, width): (usize, usize),
         in_place: bool,
         scratch: &'a mut Buffer,
@@ -217,7 +217,7 @@ pub(super) struct Transpose<'a> {
     pub(super) to_step: usize,
 }
 
-impl Kernel for Transpose<'_> {
+impl SimdKernel for Transpose<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let Self { rows, columns, from, from_step, to, to_step } = self;

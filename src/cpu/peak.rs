@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::simd::{Isa, Simd};
 
 /// Multiply-adds in each of `CHAINS` independent chains, enough to fill two pipelines of latency 4 or 5.
@@ -15,7 +15,7 @@ struct MultiplyAdds<'a> {
     result: &'a mut f32,
 }
 
-impl Kernel for MultiplyAdds<'_> {
+impl SimdKernel for MultiplyAdds<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let mut lanes = [0.0f32; 16];

@@ -1,6 +1,6 @@
 //! Matrix products: queries with keys, weights with values.
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::shared::LINE;
 use super::simd::Simd;
 
@@ -34,7 +34,7 @@ pub(super) struct Product<'a> {
     pub(super) ahead: Option<usize>,
 }
 
-impl Kernel for Product<'_> {
+impl SimdKernel for Product<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         assert!(self.count > 0 && self.depth > 0);
@@ -160,7 +160,7 @@ pub(super) struct Dots<'a> {
     pub(super) scores_step: usize,
 }
 
-impl Kernel for Dots<'_> {
+impl SimdKernel for Dots<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(mut self) {
         let width = self.depth.next_multiple_of(V::LANES);

@@ -1,6 +1,6 @@
 //! From scores to weights: softcap, biases, masking, and the running softmax.
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::simd::Simd;
 
 /// Modifies scores in place before softmax: softcap, additive mask, and the rows' intervals.
@@ -10,17 +10,17 @@ pub(super) struct Modify<'a> {
     pub(super) softcap: Option<f32>,
     pub(super) bias_first: bool,
     /// Additive mask, [key][lane]; -inf masks a pair.
-    pub(super) extra: Option<&'a [f32]>,
+    pub(super) additive_mask: Option<&'a [f32]>,
     /// First visible key of each lane and one past the last, as integers, counted from the first key of `scores`.
     pub(super) bounds: Option<(&'a [f32], &'a [f32])>,
 }
 
-impl Kernel for Modify<'_> {
+impl SimdKernel for Modify<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let len = self.scores.len();
         assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES));
-        assert!(self.extra.is_none_or(|extra| extra.len() >= len));
+        assert!(self.additive_mask.is_none_or(|additive_mask| additive_mask.len() >= len));
         assert!(self.bounds.is_none_or(|(first, end)| first.len() >= self.panel && end.len() >= self.panel));
         // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
         unsafe {
@@ -28,21 +28,21 @@ impl Kernel for Modify<'_> {
             let lowest = V::splat(f32::MIN);
             for at in (0..len).step_by(V::LANES) {
                 let place = self.scores.as_mut_ptr().add(at);
-                let extra = self.extra.map(|extra| V::load(extra.as_ptr().add(at)));
+                let additive_mask = self.additive_mask.map(|additive_mask| V::load(additive_mask.as_ptr().add(at)));
                 let mut score = V::load(place);
-                if let (true, Some(extra)) = (self.bias_first, extra) {
-                    score = score.add(extra);
+                if let (true, Some(additive_mask)) = (self.bias_first, additive_mask) {
+                    score = score.add(additive_mask);
                 }
                 let sum = score;
                 if let Some(softcap) = self.softcap {
                     let softcap = V::splat(softcap);
                     score = softcap.mul(tanh(score.div(softcap)));
                 }
-                if let (false, Some(extra)) = (self.bias_first, extra) {
-                    score = score.add(extra);
+                if let (false, Some(additive_mask)) = (self.bias_first, additive_mask) {
+                    score = score.add(additive_mask);
                 }
-                if let Some(extra) = extra {
-                    score = extra.select_less(lowest, hidden, score);
+                if let Some(additive_mask) = additive_mask {
+                    score = additive_mask.select_less(lowest, hidden, score);
                     if self.bias_first {
                         score = sum.select_less(lowest, hidden, score);
                     }
@@ -72,7 +72,7 @@ pub(super) struct Softmax<'a> {
     pub(super) alpha: &'a mut [f32],
 }
 
-impl Kernel for Softmax<'_> {
+impl SimdKernel for Softmax<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         assert!(self.scores.len().is_multiple_of(self.panel));
@@ -137,7 +137,7 @@ pub(super) struct RowSoftmax<'a> {
     pub(super) alpha: &'a mut [f32],
 }
 
-impl Kernel for RowSoftmax<'_> {
+impl SimdKernel for RowSoftmax<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         assert!(self.scores_step.is_multiple_of(V::LANES));
@@ -176,7 +176,7 @@ pub(super) struct Weights<'a> {
     pub(super) factor: &'a [f32],
 }
 
-impl Kernel for Weights<'_> {
+impl SimdKernel for Weights<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         assert!(self.scores.len().is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES));
@@ -241,7 +241,7 @@ mod tests {
     /// Applies exp (true) or tanh to whole vectors.
     struct Map<'a>(&'a mut [f32], bool);
 
-    impl Kernel for Map<'_> {
+    impl SimdKernel for Map<'_> {
         #[inline(always)]
         unsafe fn run<V: Simd>(self) {
             for chunk in self.0.chunks_exact_mut(V::LANES) {

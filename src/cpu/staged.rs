@@ -26,8 +26,8 @@ pub(super) fn write(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Ti
             }
         }
         tile.score(job, panel, key, keys.len());
-        let hiding = tile.hide(job, unit, panel, &keys);
-        tile.modify(job, panel, keys.len(), hiding);
+        let masking = tile.masking(job, unit, panel, &keys);
+        tile.modify(job, panel, keys.len(), masking);
         if let Some((ScoreStage::Masked, scores)) = &job.scores {
             write_rows(job, unit, panel, tile, start, keys.len(), scores);
         }

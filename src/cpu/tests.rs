@@ -7,8 +7,8 @@ use super::simd::Isa;
 use super::tiled::attention_on;
 use crate::problem::Operand;
 use crate::{
-    Alibi, Alignment, Broadcast, Control, DType, Dims, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Packed, Paged, Problem,
-    ScoreOrder, ScoreStage, Strides, TensorSpec, gather,
+    Alibi, Alignment, BroadcastShape, DType, Dims, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Paged, Problem, Progress,
+    ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen, gather,
 };
 
 /// Owned data for every input that a problem may have.
@@ -53,7 +53,7 @@ impl Data {
         let d = problem.dims;
         let v = problem.visibility;
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
-        let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
         let mut cut = |tokens: usize, longest: usize| {
             let mut ends = vec![0u32];
             for item in 0..d.batch {
@@ -64,9 +64,9 @@ impl Data {
             }
             ends
         };
-        let (cu_q, cu_kv) = match problem.packed {
-            Some(packed) if problem.paged.is_some() => (cut(packed.tokens_q, d.seq_len_q), Vec::new()),
-            Some(packed) => (cut(packed.tokens_q, d.seq_len_q), cut(packed.tokens_kv, d.seq_len_kv)),
+        let (cu_q, cu_kv) = match problem.varlen {
+            Some(varlen) if problem.paged.is_some() => (cut(varlen.tokens_q, d.seq_len_q), Vec::new()),
+            Some(varlen) => (cut(varlen.tokens_q, d.seq_len_q), cut(varlen.tokens_kv, d.seq_len_kv)),
             None => (Vec::new(), Vec::new()),
         };
         let pages = problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item);
@@ -79,7 +79,9 @@ impl Data {
             mask: (0..elements(v.mask)).map(|_| rng.u8(..) < 180).collect(),
             bias: (0..elements(problem.bias)).map(|_| if rng.u8(..) < 25 { f32::NEG_INFINITY } else { rng.f32() * 4.0 - 2.0 }).collect(),
             slopes: (0..when(problem.alibi.is_some(), d.num_heads)).map(|h| 0.5f32.powi(h as i32 + 1)).collect(),
-            relative: (0..problem.relative_bias.map_or(0, |max| d.num_heads * (2 * max as usize + 1))).map(|_| rng.f32()).collect(),
+            relative: (0..problem.relative_bias_max_distance.map_or(0, |max| d.num_heads * (2 * max as usize + 1)))
+                .map(|_| rng.f32())
+                .collect(),
             sinks: (0..when(problem.sinks, d.num_heads)).map(|_| rng.f32() * 4.0 - 2.0).collect(),
             kv_lengths: (0..when(v.kv_lengths, d.batch)).map(|_| rng.u32(0..=d.seq_len_kv as u32)).collect(),
             prefixes: (0..when(v.prefix_lengths, d.batch)).map(|_| rng.u32(0..=d.seq_len_kv as u32)).collect(),
@@ -145,9 +147,9 @@ fn difference(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs, referen
     let tolerance = tolerance(problem);
     let stored = problem.output.dtype.epsilon();
     let output = gather(outputs.output.as_slice(), &problem.output, problem.shape(Operand::Output));
-    let tokens = problem.packed.map_or(d.seq_len_q, |packed| packed.tokens_q);
+    let tokens = problem.varlen.map_or(d.seq_len_q, |varlen| varlen.tokens_q);
     for b in 0..d.batch {
-        let (first, rows, item) = match problem.packed {
+        let (first, rows, item) = match problem.varlen {
             Some(_) => (inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize, 0),
             None => (0, d.seq_len_q, b),
         };
@@ -162,7 +164,7 @@ fn difference(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs, referen
                     }
                 }
                 if let Some(lse) = &outputs.lse {
-                    let got = lse[if problem.packed.is_some() { (first + i) * d.num_heads + h } else { row }];
+                    let got = lse[if problem.varlen.is_some() { (first + i) * d.num_heads + h } else { row }];
                     if !same(got, reference.lse[row], tolerance) {
                         return Some(format!("lse[{b}, {h}, {i}] is {got}, not {}", reference.lse[row]));
                     }
@@ -189,7 +191,7 @@ fn compare(problem: &Problem, data: &Data) {
     let inputs = data.inputs();
     let reference = naive::attention(problem, &inputs).unwrap_or_else(|error| panic!("{error}: {problem:?}"));
     for isa in Isa::available() {
-        let outputs = attention_on(isa, problem, &inputs, &mut Control::default()).unwrap_or_else(|error| panic!("{error}: {problem:?}"));
+        let outputs = attention_on(isa, problem, &inputs, &mut Progress::default()).unwrap_or_else(|error| panic!("{error}: {problem:?}"));
         if let Some(difference) = difference(problem, &inputs, &outputs, &reference) {
             panic!("{isa:?}: {difference}\n{problem:#?}");
         }
@@ -206,7 +208,7 @@ const WIDE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 70
 fn lengths() {
     for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257] {
         for seq_len_kv in [0, 1, 3, 13, 63, 64, 65, 127, 128, 129, 257] {
-            let dims = Dims { seq_len_q, seq_len_kv, ..Dims::square(1, 2, 0, 16) };
+            let dims = Dims { seq_len_q, seq_len_kv, ..Dims::self_attention(1, 2, 0, 16) };
             check(Problem::new(dims).with_lse());
             check(Problem::new(dims).with_lse().causal(Alignment::BottomRight));
         }
@@ -216,9 +218,9 @@ fn lengths() {
 #[test]
 fn head_dims() {
     for head_dim in [1, 2, 3, 5, 8, 16, 31, 40, 64, 65, 80, 96, 128, 192, 256, 576] {
-        check(Problem::new(Dims { seq_len_q: 19, ..Dims::square(1, 1, 140, head_dim) }).with_lse());
-        check(Problem::new(Dims { seq_len_q: 3, head_dim_v: 7, ..Dims::square(1, 1, 40, head_dim) }));
-        check(Problem::new(Dims { seq_len_q: 1, head_dim: 7, ..Dims::square(2, 2, 40, head_dim) }));
+        check(Problem::new(Dims { seq_len_q: 19, ..Dims::self_attention(1, 1, 140, head_dim) }).with_lse());
+        check(Problem::new(Dims { seq_len_q: 3, head_dim_v: 7, ..Dims::self_attention(1, 1, 40, head_dim) }));
+        check(Problem::new(Dims { seq_len_q: 1, head_dim: 7, ..Dims::self_attention(2, 2, 40, head_dim) }));
     }
 }
 
@@ -226,22 +228,22 @@ fn head_dims() {
 fn grouped_heads_and_split_keys() {
     for (num_heads, num_kv_heads) in [(1, 1), (4, 4), (4, 2), (6, 2), (8, 1), (5, 1), (32, 8)] {
         for seq_len_q in [1, 2, 4, 9] {
-            let dims = Dims { num_kv_heads, seq_len_q, ..Dims::square(2, num_heads, 1030, 12) };
+            let dims = Dims { num_kv_heads, seq_len_q, ..Dims::self_attention(2, num_heads, 1030, 12) };
             check(Problem { sinks: true, ..Problem::new(dims).with_lse().causal(Alignment::BottomRight) });
         }
     }
-    check(Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 1, 5000, 64) }).with_lse());
+    check(Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 1, 5000, 64) }).with_lse());
 }
 
 /// Answers are right in a pool of any size; with many threads the keys are split.
 #[test]
 fn threads() {
-    let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::square(1, 4, 9000, 64) };
-    let few = Dims { seq_len_q: 20, ..Dims::square(1, 1, 9000, 32) };
+    let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::self_attention(1, 4, 9000, 64) };
+    let few = Dims { seq_len_q: 20, ..Dims::self_attention(1, 1, 9000, 32) };
     for threads in [1, 2, 8] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
         pool.install(|| {
-            for dims in [decode, few, Dims::square(2, 3, 300, 64)] {
+            for dims in [decode, few, Dims::self_attention(2, 3, 300, 64)] {
                 let problem = Problem { sinks: true, ..Problem::new(dims).with_lse() };
                 check(problem);
                 let mut problem = problem.causal(Alignment::BottomRight);
@@ -263,11 +265,11 @@ fn biases_and_caps() {
             let problem = Problem { softcap, score_order, ..plain };
             check(problem);
             for shape in [[2, 4, 70, 150], [1, 4, 1, 150], [2, 1, 70, 1], [1, 1, 1, 1]] {
-                check(Problem { bias: Some(Broadcast(shape)), ..problem });
+                check(Problem { bias: Some(BroadcastShape(shape)), ..problem });
             }
             let placed = problem.window(Alignment::BottomRight, None, None);
             check(Problem { alibi: Some(Alibi::Signed), ..placed });
-            check(Problem { alibi: Some(Alibi::Symmetric), relative_bias: Some(9), sinks: true, ..placed });
+            check(Problem { alibi: Some(Alibi::Symmetric), relative_bias_max_distance: Some(9), sinks: true, ..placed });
         }
     }
     check(Problem { scale: Some(-3.0), ..plain });
@@ -284,7 +286,7 @@ fn hidden_pairs() {
         problem.visibility.kv_lengths = true;
         check(problem);
         problem.visibility.segments = true;
-        problem.visibility.mask = Some(Broadcast([2, 1, 70, 150]));
+        problem.visibility.mask = Some(BroadcastShape([2, 1, 70, 150]));
         check(problem);
         for (left, right) in [(Some(0), Some(0)), (Some(10), None), (None, Some(3)), (Some(33), Some(20))] {
             check(Problem::new(WIDE).with_lse().window(alignment, left, right));
@@ -294,7 +296,7 @@ fn hidden_pairs() {
 
 #[test]
 fn storage_and_layout() {
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         for layout in [Layout::Bhsd, Layout::Bshd, Layout::Strided(Strides { batch: 40_000, head: 65, seq: 260, dim: 3 })] {
             let mut problem = Problem::new(Dims { num_kv_heads: 4, head_dim: 20, head_dim_v: 20, ..WIDE }).stored(dtype, layout);
             check(problem);
@@ -312,7 +314,8 @@ fn storage_and_layout() {
 fn scores_and_weights() {
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
         for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
-            let mut problem = Problem { bias: Some(Broadcast([1, 4, 70, 150])), softcap: Some(1.5), score_order, ..Problem::new(WIDE) };
+            let mut problem =
+                Problem { bias: Some(BroadcastShape([1, 4, 70, 150])), softcap: Some(1.5), score_order, ..Problem::new(WIDE) };
             problem.want.scores = Some(stage);
             problem.want.weights = true;
             problem.sinks = true;
@@ -325,7 +328,8 @@ fn scores_and_weights() {
 /// The lowest finite bias masks nothing: where every key has it, the softmax is uniform.
 #[test]
 fn lowest_finite_bias() {
-    let problem = Problem { bias: Some(Broadcast([1, 1, 3, 8])), ..Problem::new(Dims { seq_len_q: 3, ..Dims::square(1, 1, 8, 4) }) };
+    let problem =
+        Problem { bias: Some(BroadcastShape([1, 1, 3, 8])), ..Problem::new(Dims { seq_len_q: 3, ..Dims::self_attention(1, 1, 8, 4) }) };
     let mut data = Data::new(&problem, &mut Rng::with_seed(1));
     data.bias.fill(f32::MIN);
     compare(&problem, &data);
@@ -337,7 +341,7 @@ fn lowest_finite_bias() {
 /// A visible score of -inf has weight 0, alone or among others; a score of +inf makes its row NaN.
 #[test]
 fn infinite_scores() {
-    let problem = Problem::new(Dims { seq_len_q: 20, ..Dims::square(1, 1, 40, 1) }).with_lse();
+    let problem = Problem::new(Dims { seq_len_q: 20, ..Dims::self_attention(1, 1, 40, 1) }).with_lse();
     for x in [f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
         let mut data = Data::new(&problem, &mut Rng::with_seed(1));
         data.query = HostVec::F32((0..20).map(|i| if i % 2 == 0 { 0.5 } else { -0.25 }).collect());
@@ -362,7 +366,7 @@ fn random(rng: &mut Rng) -> (Problem, Data) {
     };
     let mut problem = Problem::new(dims);
     let full = dims.scores_shape();
-    let shape = |rng: &mut Rng| Broadcast(full.map(|extent| if rng.bool() { extent } else { 1 }));
+    let shape = |rng: &mut Rng| BroadcastShape(full.map(|extent| if rng.bool() { extent } else { 1 }));
     let maybe = |rng: &mut Rng| rng.u8(..) < 80;
     problem.softcap = maybe(rng).then(|| rng.f32() * 5.0 + 0.1);
     problem.score_order = if rng.bool() { ScoreOrder::SoftcapThenBias } else { ScoreOrder::BiasThenSoftcap };
@@ -376,11 +380,11 @@ fn random(rng: &mut Rng) -> (Problem, Data) {
     v.mask = maybe(rng).then(|| shape(rng));
     problem.bias = maybe(rng).then(|| shape(rng));
     problem.alibi = maybe(rng).then(|| if rng.bool() { Alibi::Signed } else { Alibi::Symmetric });
-    problem.relative_bias = maybe(rng).then(|| rng.u32(0..20));
+    problem.relative_bias_max_distance = maybe(rng).then(|| rng.u32(0..20));
     problem.sinks = maybe(rng);
     if maybe(rng) {
         let tokens = |rng: &mut Rng, longest: usize| longest + rng.usize(0..=(dims.batch - 1) * longest);
-        problem.packed = Some(Packed { tokens_q: tokens(rng, dims.seq_len_q), tokens_kv: tokens(rng, dims.seq_len_kv) });
+        problem.varlen = Some(Varlen { tokens_q: tokens(rng, dims.seq_len_q), tokens_kv: tokens(rng, dims.seq_len_kv) });
     } else {
         problem.visibility.kv_lengths = maybe(rng);
         problem.visibility.segments = maybe(rng);
@@ -390,14 +394,14 @@ fn random(rng: &mut Rng) -> (Problem, Data) {
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size);
         problem.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item, pages_per_item });
         problem.visibility.kv_lengths = true;
-        problem.packed = problem.packed.map(|packed| Packed { tokens_kv: 0, ..packed });
+        problem.varlen = problem.varlen.map(|varlen| Varlen { tokens_kv: 0, ..varlen });
     }
     let spec = |rng: &mut Rng, shape: [usize; 4]| {
         let dim = rng.usize(1..=2);
         let seq = dim * shape[3] + rng.usize(0..3);
         let head = seq * shape[2].max(1) + rng.usize(0..3);
         let layouts = [Layout::Bhsd, Layout::Bshd, Layout::Strided(Strides { batch: head * shape[1], head, seq, dim })];
-        TensorSpec { dtype: DType::ALL[rng.usize(..3)], layout: layouts[rng.usize(..3)], offset: rng.usize(0..4) }
+        TensorSpec { dtype: DType::FLOATS[rng.usize(..3)], layout: layouts[rng.usize(..3)], offset: rng.usize(0..4) }
     };
     problem.query = spec(rng, problem.shape(Operand::Query));
     problem.key = spec(rng, problem.shape(Operand::Key));
@@ -425,11 +429,11 @@ fn random_problems() {
 /// Test of the comparison itself: a wrong element, a NaN, zeros and swapped heads must not pass.
 #[test]
 fn comparison_finds_errors() {
-    let problem = Problem::new(Dims::square(1, 2, 9, 8)).with_lse();
+    let problem = Problem::new(Dims::self_attention(1, 2, 9, 8)).with_lse();
     let data = Data::new(&problem, &mut Rng::with_seed(3));
     let inputs = data.inputs();
     let reference = naive::attention(&problem, &inputs).expect("the problem is valid");
-    let right = attention_on(Isa::best(), &problem, &inputs, &mut Control::default()).expect("the problem is valid");
+    let right = attention_on(Isa::best(), &problem, &inputs, &mut Progress::default()).expect("the problem is valid");
     let output = right.output.to_f32();
     let found = |output: Vec<f32>| {
         let wrong = Outputs { output: HostVec::F32(output), ..right.clone() };
@@ -446,24 +450,24 @@ fn comparison_finds_errors() {
 #[test]
 fn progress_and_cancellation() {
     use std::ops::ControlFlow;
-    let problem = Problem::new(Dims::square(1, 8, 300, 16));
+    let problem = Problem::new(Dims::self_attention(1, 8, 300, 16));
     let data = Data::new(&problem, &mut Rng::with_seed(3));
     let mut seen = Vec::new();
     let mut watch = |done: f64| {
         seen.push(done);
         ControlFlow::Continue(())
     };
-    attention_on(Isa::best(), &problem, &data.inputs(), &mut Control::new(&mut watch)).expect("the problem is valid");
+    attention_on(Isa::best(), &problem, &data.inputs(), &mut Progress::new(&mut watch)).expect("the problem is valid");
     assert!(seen.is_sorted() && seen.len() > 2 && seen.last() == Some(&1.0), "{seen:?}");
     let mut stop = |_| ControlFlow::Break(());
-    let stopped = attention_on(Isa::best(), &problem, &data.inputs(), &mut Control::new(&mut stop));
+    let stopped = attention_on(Isa::best(), &problem, &data.inputs(), &mut Progress::new(&mut stop));
     assert_eq!(stopped, Err(Error::Cancelled));
 }
 
 #[test]
 fn bad_input_is_refused() {
-    let problem = Problem::new(Dims::square(1, 1, 4, 4));
+    let problem = Problem::new(Dims::self_attention(1, 1, 4, 4));
     let short = [0.0f32; 3];
     let slice = HostSlice::from(&short[..]);
-    assert!(attention_on(Isa::best(), &problem, &Inputs::new(slice, slice, slice), &mut Control::default()).is_err());
+    assert!(attention_on(Isa::best(), &problem, &Inputs::new(slice, slice, slice), &mut Progress::default()).is_err());
 }

@@ -23,7 +23,7 @@ use super::shared::{Buffer, Shared};
 use super::simd::Isa;
 use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
-use crate::{Control, Error, HostVec, Inputs, Outputs, Problem, Result, Want};
+use crate::{Error, HostVec, Inputs, Outputs, Problem, Progress, Result, Returns};
 
 /// Multiply-adds below which a call stays on its own thread: 10 to 20 microseconds of work.
 pub(super) const SMALL: usize = 1 << 21;
@@ -55,24 +55,24 @@ struct Call {
 ///
 /// Memory besides the outputs grows with seq_len; outputs grow with its square if scores or weights are asked for.
 /// A watched `control` is called after every few units, and can stop the work with [`Error::Cancelled`].
-pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
     attention_on(Isa::best(), problem, inputs, control)
 }
 
 /// Runs [`attention`] into existing `outputs`. Buffers of the right size and type are reused without allocation, and
 /// gaps between strided elements keep their contents. After an error the contents are unspecified.
-pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Control<'_>) -> Result<()> {
+pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
     attention_into_on(Isa::best(), problem, inputs, outputs, control)
 }
 
 /// Runs [`attention`] with the given instruction set.
-pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Outputs> {
+pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
     let mut outputs = Outputs::default();
     attention_into_on(isa, problem, inputs, &mut outputs, control)?;
     Ok(outputs)
 }
 
-fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Control<'_>) -> Result<()> {
+fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
     problem.check()?;
     inputs.check(problem)?;
     fit(problem, outputs)?;
@@ -86,8 +86,8 @@ fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: 
 }
 
 /// Computes only the softmax statistics, without products with values. The caller has checked all arguments.
-pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<Vec<[f32; 2]>> {
-    let problem = &Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
+pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Vec<[f32; 2]>> {
+    let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
     let mut outputs = Outputs { stats: Some(vec![NOTHING_SEEN; problem.lse_len()]), ..Outputs::default() };
     run(isa, problem, inputs, &mut outputs, false, &mut CALL.take(), control)?;
     Ok(outputs.stats.unwrap_or_default())
@@ -138,7 +138,7 @@ fn run(
     outputs: &mut Outputs,
     with_output: bool,
     call: &mut Call,
-    control: &mut Control<'_>,
+    control: &mut Progress<'_>,
 ) -> Result<()> {
     let d = &problem.dims;
     let Call { items, units, pieces, partials, row } = call;
@@ -255,7 +255,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
 }
 
 /// Runs all units, on this thread or on the pool, whose threads each take the next unit as soon as they are free.
-fn for_each(units: &[Unit], threads: usize, control: &mut Control<'_>, run: impl Fn(&Unit) + Sync) -> Result<()> {
+fn for_each(units: &[Unit], threads: usize, control: &mut Progress<'_>, run: impl Fn(&Unit) + Sync) -> Result<()> {
     let all_of = |units: &[Unit]| {
         let threads = threads.min(units.len());
         if threads <= 1 {

@@ -4,12 +4,12 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::narrow::Narrow;
-use super::pack::{Place, Rows, SharedOutput, Transpose, all_finite, read_rows};
+use super::pack::{RowLayout, Rows, SharedOutput, Transpose, all_finite, read_rows};
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Isa;
 use super::softmax::Softmax;
-use super::tile::{Hiding, Tile};
+use super::tile::{Masking, Tile};
 use super::visible::Item;
 use crate::problem::Operand;
 use crate::{HostSlice, Inputs, Problem, ScoreStage};
@@ -132,7 +132,7 @@ pub(super) fn key_rows<'a>(
 
 impl Job<'_> {
     /// Location of the rows of an operand's head, from position `seq` of the unit's item on.
-    pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> Place {
+    pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> RowLayout {
         let item = &self.items[unit.item];
         let spec = self.problem.spec(operand);
         let strides = spec.strides(self.problem.shape(operand));
@@ -145,7 +145,7 @@ impl Job<'_> {
             }
         };
         let start = spec.offset + stored * strides.batch + head * strides.head + seq * strides.seq;
-        Place { start, row_step: strides.seq, step: strides.dim }
+        RowLayout { start, row_step: strides.seq, step: strides.dim }
     }
 
     /// Reads the scaled query of row `r` of a unit.
@@ -221,14 +221,14 @@ impl Tile {
         }
         let skipped = keys.start - block.keys.start;
         let (key, value) = (block.key.from(skipped), block.value.from(skipped));
-        let hiding = self.hide(job, unit, panel, keys);
-        if hiding == Hiding::Everything {
+        let masking = self.masking(job, unit, panel, keys);
+        if masking == Masking::Everything {
             return;
         }
         self.score(job, panel, key, keys.len());
-        self.modify(job, panel, keys.len(), hiding);
+        self.modify(job, panel, keys.len(), masking);
         let width = panel.width;
-        let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `hiding` says
+        let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `masking` says
         if !finite {
             self.keep_scores(width * keys.len());
         }
@@ -242,9 +242,9 @@ impl Tile {
         if job.output.is_none() {
             return;
         }
-        if job.problem.drop().is_some() {
-            let kept = self.keep(job, unit, panel, keys).to_vec();
-            self.scores.take(width * keys.len()).iter_mut().zip(kept).for_each(|(weight, kept)| *weight *= kept);
+        if job.problem.dropout_rule().is_some() {
+            let dropout_mask = self.dropout_mask(job, unit, panel, keys).to_vec();
+            self.scores.take(width * keys.len()).iter_mut().zip(dropout_mask).for_each(|(weight, dropout_mask)| *weight *= dropout_mask);
         }
         let used = if finite { value } else { value.cleaned(keys.len(), &mut self.clean) };
         job.isa.run(Product {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernel::Kernel;
+use super::kernel::SimdKernel;
 use super::shared::LINE;
 use super::simd::Simd;
 use super::unit::{Job, Unit};
@@ -34,7 +34,7 @@ impl Item {
     pub(super) fn new(problem: &Problem, inputs: &Inputs<'_>, batch: usize) -> Self {
         let d = &problem.dims;
         let v = &problem.visibility;
-        let (stored, first_q, rows, first_kv, keys) = match problem.packed {
+        let (stored, first_q, rows, first_kv, keys) = match problem.varlen {
             None => (batch, 0, d.seq_len_q, 0, d.seq_len_kv),
             Some(_) => {
                 let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
@@ -65,19 +65,26 @@ impl Item {
     /// Index of the lse of a head's row i.
     pub(super) fn lse_place(&self, problem: &Problem, head: usize, i: usize) -> usize {
         let d = &problem.dims;
-        match problem.packed {
+        match problem.varlen {
             Some(_) => (self.first_q + i) * d.num_heads + head,
             None => (self.batch * d.num_heads + head) * d.seq_len_q + i,
         }
     }
 
     /// True if scores need an additive mask besides the intervals.
-    pub(super) fn has_extra(problem: &Problem) -> bool {
+    pub(super) fn has_additive_mask(problem: &Problem) -> bool {
         problem.terms().any(|term| term.add.is_some() || term.mask.is_some())
     }
 
     /// Fills the additive mask of row i and these keys: the sum of all biases, or -inf where masked for any reason.
-    pub(super) fn fill_extra(&self, problem: &Problem, inputs: &Inputs<'_>, (head, i): (usize, usize), keys: Range<usize>, to: &mut [f32]) {
+    pub(super) fn fill_additive_mask(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        (head, i): (usize, usize),
+        keys: Range<usize>,
+        to: &mut [f32],
+    ) {
         let at = self.row_at(head, i);
         to.fill(0.0);
         for add in problem.terms().filter_map(|term| term.add) {
@@ -93,8 +100,8 @@ impl Item {
     }
 }
 
-/// Runs [`Item::fill_extra`] for some rows of a unit, which are `step` apart in `to` and zero-padded to `step`.
-pub(super) struct Extra<'a> {
+/// Runs [`Item::fill_additive_mask`] for some rows of a unit, which are `step` apart in `to` and zero-padded to `step`.
+pub(super) struct AdditiveMask<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) unit: &'a Unit,
     /// Counted from the unit's first row.
@@ -103,18 +110,18 @@ pub(super) struct Extra<'a> {
     pub(super) to: &'a mut [f32],
     pub(super) step: usize,
     /// Set to the kind of the result.
-    pub(super) kind: &'a mut ExtraKind,
+    pub(super) kind: &'a mut MaskKind,
 }
 
 /// Contents of an additive mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ExtraKind {
+pub(super) enum MaskKind {
     Zero,
     Mixed,
     AllHidden,
 }
 
-impl Kernel for Extra<'_> {
+impl SimdKernel for AdditiveMask<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let (job, keys) = (self.job, self.keys);
@@ -125,7 +132,7 @@ impl Kernel for Extra<'_> {
             let at = self.unit.row(job.problem, r);
             let (row, padding) = row.split_at_mut(keys.len());
             padding.fill(0.0);
-            item.fill_extra(job.problem, job.inputs, at, keys.clone(), row);
+            item.fill_additive_mask(job.problem, job.inputs, at, keys.clone(), row);
             if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, at.0, at.1, keys.end])) {
                 // The next block of this row is too far away for the hardware prefetcher.
                 for ahead in (0..keys.len()).step_by(LINE) {
@@ -140,9 +147,9 @@ impl Kernel for Extra<'_> {
         }
         const HIDDEN: u32 = f32::NEG_INFINITY.to_bits();
         *self.kind = match (or, and) {
-            (HIDDEN, HIDDEN) => ExtraKind::AllHidden,
-            (or, _) if or << 1 == 0 => ExtraKind::Zero,
-            _ => ExtraKind::Mixed,
+            (HIDDEN, HIDDEN) => MaskKind::AllHidden,
+            (or, _) if or << 1 == 0 => MaskKind::Zero,
+            _ => MaskKind::Mixed,
         };
     }
 }

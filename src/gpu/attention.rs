@@ -2,8 +2,8 @@
 
 use super::Gpu;
 use super::buffers::storage;
-use super::steps::{Bound, Ready};
-use crate::plan::{Place, Plan};
+use super::steps::{Dispatches, Ready};
+use crate::plan::{BufferRef, Plan};
 use crate::problem::Operand;
 use crate::{Algorithm, Problem, Result};
 
@@ -74,7 +74,7 @@ impl Attention {
         Self::of_plan(gpu, problem, gpu.plan_for_replays(problem, algorithm)?, None)
     }
 
-    /// Prepares `plan`, which reads `cache` at [`Place::Cache`].
+    /// Prepares `plan`, which reads `cache` at [`BufferRef::Cache`].
     pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
         let ready = Ready::new(gpu, plan)?;
         let lse_bytes = if problem.want.lse { 0 } else { 4 * problem.lse_len() as u64 };
@@ -88,21 +88,21 @@ impl Attention {
     }
 
     /// Binds buffers. Cheap, but worth keeping: a bind group costs microseconds.
-    pub fn bind(&self, bindings: &Bindings<'_>) -> Result<Bound> {
+    pub fn bind(&self, bindings: &Bindings<'_>) -> Result<Dispatches> {
         self.check(bindings)?;
         self.ready.bind(|place| match place {
-            Place::Query => Some(bindings.query.clone()),
-            Place::Key => Some(bindings.key.clone()),
-            Place::Value => Some(bindings.value.clone()),
-            Place::Output => Some(bindings.output.clone()),
-            Place::Lse => bindings.lse.clone().or(Some(self.spare_lse.as_entire_buffer_binding())),
-            Place::Stats => bindings.stats.clone(),
-            Place::Tables => bindings.tables.clone(),
-            Place::Bias => bindings.bias.clone(),
-            Place::Mask => bindings.mask.clone(),
-            Place::Scores => bindings.scores.clone(),
-            Place::Weights => bindings.weights.clone(),
-            Place::Cache => self.cache.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
+            BufferRef::Query => Some(bindings.query.clone()),
+            BufferRef::Key => Some(bindings.key.clone()),
+            BufferRef::Value => Some(bindings.value.clone()),
+            BufferRef::Output => Some(bindings.output.clone()),
+            BufferRef::Lse => bindings.lse.clone().or(Some(self.spare_lse.as_entire_buffer_binding())),
+            BufferRef::Stats => bindings.stats.clone(),
+            BufferRef::Tables => bindings.tables.clone(),
+            BufferRef::Bias => bindings.bias.clone(),
+            BufferRef::Mask => bindings.mask.clone(),
+            BufferRef::Scores => bindings.scores.clone(),
+            BufferRef::Weights => bindings.weights.clone(),
+            BufferRef::Cache => self.cache.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
             _ => None, // only in backward plans
         })
     }
@@ -112,7 +112,7 @@ impl Attention {
         let p = &self.problem;
         let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;
         let matrix = 4 * p.scores_len() as u64;
-        let elements = |shape: Option<crate::Broadcast>| shape.and_then(crate::Broadcast::elements).unwrap_or(0) as u64;
+        let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
         let needs = |needed: bool, size: u64| needed.then_some(size);
         let needs_tables = needs(self.ready.plan.table_words > 0, 4 * u64::from(self.ready.plan.table_words));
         self.ready.check(&[

@@ -1,8 +1,8 @@
 //! Gradients of an attention on an app's own buffers, recorded into its own encoder.
 
 use super::Gpu;
-use super::steps::{Bound, Ready};
-use crate::plan::{Place, Plan};
+use super::steps::{Dispatches, Ready};
+use crate::plan::{BufferRef, Plan};
 use crate::problem::Operand;
 use crate::{Problem, Result, WantGradients};
 
@@ -68,24 +68,24 @@ impl Backward {
     }
 
     /// Binds buffers. Cheap, but worth keeping.
-    pub fn bind(&self, bindings: &BackwardBindings<'_>) -> Result<Bound> {
+    pub fn bind(&self, bindings: &BackwardBindings<'_>) -> Result<Dispatches> {
         self.check(bindings)?;
         self.ready.bind(|place| match place {
-            Place::Query => Some(bindings.query.clone()),
-            Place::Key => Some(bindings.key.clone()),
-            Place::Value => Some(bindings.value.clone()),
-            Place::Output => Some(bindings.output.clone()),
-            Place::Stats => Some(bindings.stats.clone()),
-            Place::DOutput => Some(bindings.d_output.clone()),
-            Place::Tables => bindings.tables.clone(),
-            Place::Bias => bindings.bias.clone(),
-            Place::Mask => bindings.mask.clone(),
-            Place::DQuery => bindings.d_query.clone(),
-            Place::DKey => bindings.d_key.clone(),
-            Place::DValue => bindings.d_value.clone(),
-            Place::DBias => bindings.d_bias.clone(),
-            Place::DRelativeBias => bindings.d_relative_bias.clone(),
-            Place::DSinks => bindings.d_sinks.clone(),
+            BufferRef::Query => Some(bindings.query.clone()),
+            BufferRef::Key => Some(bindings.key.clone()),
+            BufferRef::Value => Some(bindings.value.clone()),
+            BufferRef::Output => Some(bindings.output.clone()),
+            BufferRef::Stats => Some(bindings.stats.clone()),
+            BufferRef::DOutput => Some(bindings.d_output.clone()),
+            BufferRef::Tables => bindings.tables.clone(),
+            BufferRef::Bias => bindings.bias.clone(),
+            BufferRef::Mask => bindings.mask.clone(),
+            BufferRef::DQuery => bindings.d_query.clone(),
+            BufferRef::DKey => bindings.d_key.clone(),
+            BufferRef::DValue => bindings.d_value.clone(),
+            BufferRef::DBias => bindings.d_bias.clone(),
+            BufferRef::DRelativeBias => bindings.d_relative_bias.clone(),
+            BufferRef::DSinks => bindings.d_sinks.clone(),
             _ => None, // only in forward plans
         })
     }
@@ -94,7 +94,7 @@ impl Backward {
         let p = &self.problem;
         let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;
         let gradient = |operand| self.want.dtype(p, operand).bytes(p.operand_len(operand)) as u64;
-        let elements = |shape: Option<crate::Broadcast>| shape.and_then(crate::Broadcast::elements).unwrap_or(0) as u64;
+        let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
         let needs = |needed: bool, size: u64| needed.then_some(size);
         let table_words = u64::from(self.ready.plan.table_words);
         self.ready.check(&[

@@ -8,7 +8,7 @@ use super::Gpu;
 use super::host::{Waiting, map};
 use super::loss::poll;
 use crate::plan::table_bytes;
-use crate::{Broadcast, Inputs, Problem, Result};
+use crate::{BroadcastShape, Inputs, Problem, Result};
 
 /// Number of prepared calls kept on a device, per kind; the least recently used are dropped first.
 const KEPT: usize = 16;
@@ -118,7 +118,7 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, table_words: u32) -> Result<Self> {
         let buffer = |label: &str, bytes: Option<u64>| bytes.map(|bytes| storage(gpu, label, bytes, refilled(gpu))).transpose();
-        let elements = |shape: Broadcast| shape.elements().unwrap_or(0) as u64;
+        let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
         Ok(Self {
             tables: buffer("tables", (table_words > 0).then_some(4 * u64::from(table_words)))?,
             bias: buffer("bias", problem.bias.map(|shape| 4 * elements(shape)))?,

@@ -7,7 +7,7 @@ use super::cache_attention::CacheAttention;
 use super::cache_steps;
 use super::loss::Scopes;
 use super::rotary::DeviceRotary;
-use super::{Bound, Gpu};
+use super::{Dispatches, Gpu};
 use crate::cache::{CacheShape, PagePool, SequenceId};
 use crate::plan::check_bytes;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
@@ -60,7 +60,7 @@ pub struct DeviceCache {
     layers: Vec<Vec<[wgpu::Buffer; 2]>>,
     banks: usize,
     state: wgpu::Buffer,
-    advance: Bound,
+    advance: Dispatches,
 }
 
 /// Words of the cache's state for each slot. See shaders/cache/params.wgsl.
@@ -278,18 +278,18 @@ impl DeviceCache {
     }
 
     /// First dispatch of a step: each slot gains as many keys as [`Self::extend`] was last told.
-    pub fn advance(&self) -> &Bound {
+    pub fn advance(&self) -> &Dispatches {
         &self.advance
     }
 
     /// Binds the kernel that writes the new tokens of a step to `slots` of a layer, one dispatch per bank. Each item's
     /// last tokens of `seq_len` are written, as many as its slot gained (compare [`crate::Alignment::BottomRight`]).
-    pub fn append(&self, layer: usize, slots: Range<usize>, seq_len: usize, new: &NewTokens<'_>) -> Result<Bound> {
+    pub fn append(&self, layer: usize, slots: Range<usize>, seq_len: usize, new: &NewTokens<'_>) -> Result<Dispatches> {
         let pools = self.pools(layer)?;
         self.check_slots(&slots)?;
         let (shape, batch) = (&self.shape, slots.len());
         let dtype = new.key_spec.dtype;
-        if new.value_spec.dtype != dtype || dtype.is_blocks() {
+        if new.value_spec.dtype != dtype || dtype.is_quantised() {
             let why = format!("new keys are {dtype}, new values {}: both must be the same, of f32, f16, bf16", new.value_spec.dtype);
             return Err(Error::invalid("value_spec", why));
         }
@@ -301,7 +301,7 @@ impl DeviceCache {
             let strides = self.spec().strides([self.size.pages, heads, shape.page_size, dim]);
             [strides.batch as u32, strides.head as u32, strides.seq as u32, 0]
         };
-        let mut bound = Bound { steps: Vec::new() };
+        let mut bound = Dispatches { steps: Vec::new() };
         for (bank, [key, value]) in pools.iter().enumerate() {
             let of_bank = |mut strides: [u32; 4]| {
                 strides[3] += (bank * heads) as u32 * strides[1];

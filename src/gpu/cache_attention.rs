@@ -1,9 +1,9 @@
 //! Attention over the sequences of a cache on a device.
 
-use super::{Attention, Bindings, Bound, DeviceCache, Gpu};
+use super::{Attention, Bindings, DeviceCache, Dispatches, Gpu};
 use crate::plan::{CacheWords, Plan};
 use crate::problem::Operand;
-use crate::{Algorithm, Broadcast, Error, Layout, Problem, Result};
+use crate::{Algorithm, BroadcastShape, Error, Layout, Problem, Result};
 
 /// Attention over the sequences of a [`DeviceCache`], prepared: one [`Attention`] per bank of heads.
 pub struct CacheAttention {
@@ -45,7 +45,7 @@ impl CacheAttention {
         banks: usize,
     ) -> Result<Self> {
         problem.check()?;
-        let by_head = |shape: Option<Broadcast>| shape.is_some_and(|Broadcast([_, heads, ..])| heads > 1);
+        let by_head = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([_, heads, ..])| heads > 1);
         if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias)) {
             return Err(Error::unsupported(
                 format!("lse, or mask or bias by head, of a cache in {banks} banks"),
@@ -77,12 +77,12 @@ impl CacheAttention {
     }
 
     /// Binds buffers, and a layer of the cache that this attention was created for.
-    pub fn bind(&self, cache: &DeviceCache, layer: usize, buffers: &QueryBindings<'_>) -> Result<Bound> {
+    pub fn bind(&self, cache: &DeviceCache, layer: usize, buffers: &QueryBindings<'_>) -> Result<Dispatches> {
         let pools = cache.pools(layer)?;
         if pools.len() != self.banks.len() {
             return Err(Error::invalid("cache", "is not the one that this attention was made for"));
         }
-        let mut bound = Bound { steps: Vec::new() };
+        let mut bound = Dispatches { steps: Vec::new() };
         for (bank, [key, value]) in self.banks.iter().zip(pools) {
             let QueryBindings { query, output, lse, tables, bias, mask } = buffers.clone();
             let bindings = Bindings { query, output, lse, tables, bias, mask, ..Bindings::new(key, key, value, value) };

@@ -2,8 +2,8 @@
 
 use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
-use super::steps::{BoundStep, bind_group, check_binding};
-use super::{Bound, Gpu};
+use super::steps::{BoundDispatch, bind_group, check_binding};
+use super::{Dispatches, Gpu};
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Result, TensorSpec};
 
@@ -14,7 +14,7 @@ pub(super) fn bound(
     params: CacheParams,
     threads: usize,
     bindings: &[(CacheSlot, wgpu::BufferBinding<'_>)],
-) -> Result<Bound> {
+) -> Result<Dispatches> {
     let grid = grid(gpu, threads)?;
     let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
     let (buffer, _) = params_buffer(gpu, "cache params", std::iter::once(params))?;
@@ -25,7 +25,7 @@ pub(super) fn bound(
         .map(|(slot, binding)| wgpu::BindGroupEntry { binding: *slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) })
         .collect();
     let bind_group = bind_group(gpu, &pipeline, &entries)?;
-    Ok(Bound { steps: vec![BoundStep { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
+    Ok(Dispatches { steps: vec![BoundDispatch { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
 }
 
 /// Number of workgroups along x and y.

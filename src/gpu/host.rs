@@ -6,15 +6,15 @@ use std::sync::Arc;
 use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
-use super::{Attention, Bindings, Bound, Gpu, loss};
+use super::{Attention, Bindings, Dispatches, Gpu, loss};
 use crate::problem::Operand;
-use crate::{Algorithm, Control, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Result};
+use crate::{Algorithm, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Progress, Result};
 
 /// Problem with buffers of its own.
 pub(super) struct Prepared {
     pub(super) problem: Problem,
     algorithm: Algorithm,
-    pub(super) bound: Bound,
+    pub(super) bound: Dispatches,
     pub(super) query: wgpu::Buffer,
     pub(super) key: wgpu::Buffer,
     pub(super) value: wgpu::Buffer,
@@ -33,7 +33,7 @@ impl Gpu {
         inputs: &Inputs<'_>,
         algorithm: Algorithm,
         waiting: Waiting,
-        control: &mut Control<'_>,
+        control: &mut Progress<'_>,
     ) -> Result<Outputs> {
         let kept = self.prepared().take(|kept| kept.problem == *problem && kept.algorithm == algorithm);
         let ready = match kept {
@@ -111,8 +111,8 @@ impl Prepared {
     pub(super) async fn run(
         &self,
         gpu: &Gpu,
-        bound: &Bound,
-        control: &mut Control<'_>,
+        bound: &Dispatches,
+        control: &mut Progress<'_>,
         waiting: Waiting,
         copy: impl Fn(&mut wgpu::CommandEncoder),
     ) -> Result<Outputs> {
@@ -159,8 +159,8 @@ impl Prepared {
 /// Submits `bound`, followed by the copies that `copy` records. Returns the last submission.
 pub(super) async fn submit(
     gpu: &Gpu,
-    bound: &Bound,
-    control: &mut Control<'_>,
+    bound: &Dispatches,
+    control: &mut Progress<'_>,
     waiting: Waiting,
     copy: impl Fn(&mut wgpu::CommandEncoder),
 ) -> Result<Option<wgpu::SubmissionIndex>> {
@@ -190,7 +190,7 @@ pub(super) async fn submit(
 }
 
 /// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
-fn pieces(gpu: &Gpu, bound: &Bound) -> Vec<Range<usize>> {
+fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
     let mut pieces = Vec::new();
     let (mut first, mut flops) = (0, 0.0);

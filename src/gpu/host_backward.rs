@@ -2,15 +2,15 @@
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::host::{Waiting, submit};
-use super::{Backward, BackwardBindings, Bound, Gpu};
+use super::{Backward, BackwardBindings, Dispatches, Gpu};
 use crate::problem::Operand;
-use crate::{Algorithm, BackwardInputs, Control, Error, Gradients, HostVec, Inputs, Problem, Result, Want, WantGradients};
+use crate::{Algorithm, BackwardInputs, Error, Gradients, HostVec, Inputs, Problem, Progress, Result, Returns, WantGradients};
 
 /// Backward pass with buffers of its own.
 pub(super) struct PreparedBackward {
     problem: Problem,
     want: WantGradients,
-    bound: Bound,
+    bound: Dispatches,
     /// Query, key, value, output, d_output.
     operands: [wgpu::Buffer; 5],
     stats: wgpu::Buffer,
@@ -29,7 +29,7 @@ impl Gpu {
         backward: &BackwardInputs<'_>,
         want: &WantGradients,
         waiting: Waiting,
-        control: &mut Control<'_>,
+        control: &mut Progress<'_>,
     ) -> Result<Gradients> {
         let made = if backward.stats.is_some() { None } else { Some(self.stats_of(problem, inputs, waiting).await?) };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
@@ -54,8 +54,8 @@ impl Gpu {
 
     /// Softmax statistics by a forward pass over all keys.
     pub(super) async fn stats_of(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting) -> Result<Vec<[f32; 2]>> {
-        let problem = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
-        let forward = self.attention(&problem, inputs, Algorithm::Auto, waiting, &mut Control::default()).await?;
+        let problem = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
+        let forward = self.attention(&problem, inputs, Algorithm::Auto, waiting, &mut Progress::default()).await?;
         Ok(forward.stats.unwrap_or_default())
     }
 }
@@ -86,7 +86,7 @@ impl PreparedBackward {
         let d_query = wanted(want.query, "d_query", gradient(Operand::Query))?;
         let d_key = wanted(want.key, "d_key", gradient(Operand::Key))?;
         let d_value = wanted(want.value, "d_value", gradient(Operand::Value))?;
-        let d_bias = wanted(want.bias, "d_bias", 4 * problem.bias.and_then(crate::Broadcast::elements).unwrap_or(0))?;
+        let d_bias = wanted(want.bias, "d_bias", 4 * problem.bias.and_then(crate::BroadcastShape::elements).unwrap_or(0))?;
         let d_relative_bias = wanted(want.relative_bias, "d_relative_bias", 4 * problem.relative_bias_len())?;
         let d_sinks = wanted(want.sinks, "d_sinks", 4 * problem.dims.num_heads)?;
         let bound = backward.bind(&BackwardBindings {
@@ -130,7 +130,7 @@ impl PreparedBackward {
         })
     }
 
-    pub(super) async fn run(&self, gpu: &Gpu, waiting: Waiting, control: &mut Control<'_>) -> Result<Gradients> {
+    pub(super) async fn run(&self, gpu: &Gpu, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
         let submission = submit(gpu, &self.bound, control, waiting, |encoder| self.results.copy(encoder)).await?;
         let Self { problem, want, .. } = self;
         let take = |parts: &mut dyn Iterator<Item = &[u8]>| {

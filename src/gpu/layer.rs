@@ -2,15 +2,15 @@
 
 use super::buffers::ReadBack;
 use super::host::{Prepared, Waiting};
-use super::linear::{DeviceLinear, Projection, Rows, storage_buffer};
-use super::{Bound, Gpu};
-use crate::{Algorithm, Control, Inputs, Outputs, Problem, Result};
+use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer};
+use super::{Dispatches, Gpu};
+use crate::{Algorithm, Inputs, Outputs, Problem, Progress, Result};
 
 /// Parts of a layer, as plain data that has been checked.
 pub(crate) struct LayerParts<'a> {
     /// W_Q, W_K, W_V, W_O.
     pub(crate) projections: [Projection<'a>; 4],
-    /// Rows appended to every item of K and of V: whole rows, equally many of each.
+    /// RowMap appended to every item of K and of V: whole rows, equally many of each.
     pub(crate) appended: [Vec<f32>; 2],
     /// Number of rows appended to an item.
     pub(crate) appended_rows: usize,
@@ -20,7 +20,7 @@ pub(crate) struct LayerParts<'a> {
 pub(crate) struct Layer {
     gpu: Gpu,
     prepared: Prepared,
-    bound: Bound,
+    bound: Dispatches,
     /// X_q, X_k, X_v; only X_q in self-attention.
     x: Vec<wgpu::Buffer>,
     /// Results that are read back after the attention's own: Y, and with `steps` Q, K, V.
@@ -41,14 +41,14 @@ impl Layer {
         let prepared = Prepared::new(gpu, problem, algorithm)?;
         let d = &problem.dims;
         let own_keys = d.seq_len_kv - parts.appended_rows;
-        let (rows_q, rows_kv) = match problem.packed {
-            Some(packed) => (packed.tokens_q, packed.tokens_kv),
+        let (rows_q, rows_kv) = match problem.varlen {
+            Some(varlen) => (varlen.tokens_q, varlen.tokens_kv),
             None => (d.batch * d.seq_len_q, d.batch * own_keys),
         };
-        let plain = |rows| Rows { rows, item_rows: rows, item_stride: rows };
-        let keys = match problem.packed {
+        let plain = |rows| RowMap { rows, item_rows: rows, item_stride: rows };
+        let keys = match problem.varlen {
             Some(_) => plain(rows_kv),
-            None => Rows { rows: rows_kv, item_rows: own_keys, item_stride: d.seq_len_kv },
+            None => RowMap { rows: rows_kv, item_rows: own_keys, item_stride: d.seq_len_kv },
         };
         let [query, key, value, output] = parts.projections;
         let mut x = vec![storage_buffer(gpu, "query", rows_q * query.in_features, wgpu::BufferUsages::COPY_DST)?];
@@ -59,7 +59,7 @@ impl Layer {
         let columns = output.weight.len() / output.in_features;
         let y = storage_buffer(gpu, "output", rows_q * columns, wgpu::BufferUsages::COPY_SRC)?;
 
-        let mut bound = Bound { steps: Vec::new() };
+        let mut bound = Dispatches { steps: Vec::new() };
         for (index, (name, projection, rows, to)) in
             [("w_q", query, plain(rows_q), &prepared.query), ("w_k", key, keys, &prepared.key), ("w_v", value, keys, &prepared.value)]
                 .into_iter()
@@ -90,7 +90,7 @@ impl Layer {
     }
 
     /// Returns the attention's outputs, then Y, and with `steps` Q, K, V. `inputs` has been checked.
-    pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Control<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
+    pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
         self.gpu.guarded(|| {
             for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
                 self.gpu.queue().write_buffer(buffer, 0, x.bytes());

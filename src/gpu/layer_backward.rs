@@ -2,9 +2,9 @@
 
 use super::buffers::{Options, ReadBack, whole};
 use super::host::{Waiting, submit};
-use super::linear::{DeviceLinear, Rows, storage_buffer, transpose, uploaded};
-use super::{Backward, BackwardBindings, Bound, Gpu};
-use crate::{Control, Inputs, Problem, Result, WantGradients};
+use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
+use super::{Backward, BackwardBindings, Dispatches, Gpu};
+use crate::{Inputs, Problem, Progress, Result, WantGradients};
 
 /// Projection Y = X·Wᵀ in the form that its gradients need.
 pub(crate) struct ProjectionBackward {
@@ -41,7 +41,7 @@ pub(crate) struct LayerBackwardResults {
 /// Recording in progress: its dispatches, and the buffers to read back.
 struct Recording<'a> {
     gpu: &'a Gpu,
-    bound: Bound,
+    bound: Dispatches,
     results: Vec<(wgpu::Buffer, u64)>,
 }
 
@@ -56,7 +56,7 @@ impl Recording<'_> {
     /// Records y [rows, columns] = x [rows, depth] · weightᵀ, with weight [columns, depth].
     fn multiply(&mut self, [rows, columns, depth]: [usize; 3], x: &wgpu::Buffer, weight: wgpu::Buffer, y: &wgpu::Buffer) -> Result<()> {
         let linear = DeviceLinear::from_buffer(weight, depth, columns);
-        self.bound.steps.extend(linear.bind(self.gpu, Rows { rows, item_rows: rows, item_stride: rows }, x, y)?);
+        self.bound.steps.extend(linear.bind(self.gpu, RowMap { rows, item_rows: rows, item_stride: rows }, x, y)?);
         Ok(())
     }
 
@@ -86,7 +86,7 @@ pub(crate) async fn layer_backward(
     parts: &LayerBackwardParts<'_>,
 ) -> Result<LayerBackwardResults> {
     let want = WantGradients::all(problem);
-    let mut recording = Recording { gpu, bound: Bound { steps: Vec::new() }, results: Vec::new() };
+    let mut recording = Recording { gpu, bound: Dispatches { steps: Vec::new() }, results: Vec::new() };
     let d_output = uploaded(gpu, "dY", parts.d_output)?;
     let d_context = recording.project_back(&parts.output, &d_output)?;
     let [query, key, value, _] = parts.steps;
@@ -157,6 +157,6 @@ fn attention(
 async fn read_back(recording: Recording<'_>) -> Result<Vec<Vec<f32>>> {
     let Recording { gpu, bound, results } = recording;
     let results = ReadBack::new(gpu, results)?;
-    let submission = submit(gpu, &bound, &mut Control::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
+    let submission = submit(gpu, &bound, &mut Progress::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
     results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }

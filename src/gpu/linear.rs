@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Gpu;
 use super::buffers::{filled, params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
-use super::steps::{BoundStep, bind_group};
+use super::steps::{BoundDispatch, bind_group};
 use crate::plan::{Piece, check_bytes, grid, pieces};
 use crate::shader::{LinearKey, LinearParams, LinearTile};
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub(super) struct DeviceLinear {
 
 /// Mapping of rows: row r of X goes to row `r / item_rows * item_stride + r % item_rows` of Y.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(super) struct RowMap {
     pub(super) rows: usize,
     pub(super) item_rows: usize,
     pub(super) item_stride: usize,
@@ -51,11 +51,11 @@ impl DeviceLinear {
     }
 
     /// Dispatches that compute Y from X. The layer that creates the buffers makes them large enough.
-    pub(super) fn bind(&self, gpu: &Gpu, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
+    pub(super) fn bind(&self, gpu: &Gpu, rows: RowMap, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
         self.bind_tiles(gpu, LinearTile::choose(rows.rows, gpu.caps()), rows, x, y)
     }
 
-    fn bind_tiles(&self, gpu: &Gpu, tile: LinearTile, rows: Rows, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
+    fn bind_tiles(&self, gpu: &Gpu, tile: LinearTile, rows: RowMap, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
         let vectors = self.in_features.is_multiple_of(4);
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
         let workgroups = grid(rows.rows.div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
@@ -74,7 +74,7 @@ impl DeviceLinear {
 }
 
 /// Dispatches that write X [rows, columns] transposed to Y.
-pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundStep>> {
+pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
     let pipeline = gpu.pipelines().get(gpu, PipelineKey::Transpose)?;
     let workgroups = grid(rows.div_ceil(16) * columns.div_ceil(16))?;
     let params = LinearParams { rows: rows as u32, columns: columns as u32, ..Default::default() };
@@ -88,7 +88,7 @@ fn dispatches(
     base: LinearParams,
     (workgroups, flops): (u32, f64),
     buffers: &[&wgpu::Buffer],
-) -> Result<Vec<BoundStep>> {
+) -> Result<Vec<BoundDispatch>> {
     let parts = pieces(workgroups, flops, gpu.caps());
     let params = parts.iter().map(|&Piece { first, end, width }| LinearParams {
         first_workgroup: first,
@@ -102,7 +102,7 @@ fn dispatches(
     let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
     let entries: Vec<_> = resources.enumerate().map(entry).collect();
     let bind_group = bind_group(gpu, pipeline, &entries)?;
-    let step = |(index, piece): (usize, &Piece)| BoundStep {
+    let step = |(index, piece): (usize, &Piece)| BoundDispatch {
         pipeline: pipeline.clone(),
         bind_group: bind_group.clone(),
         params_offset: index as u32 * stride,
@@ -141,16 +141,16 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::host::map;
-    use super::super::{Bound, choose_every};
+    use super::super::{Dispatches, choose_every};
     use super::*;
 
     /// Computes Y on the device, with `item_stride` rows per item.
-    fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: Rows, x: &[f32]) -> Vec<f32> {
+    fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: RowMap, x: &[f32]) -> Vec<f32> {
         let len = rows.rows.div_ceil(rows.item_rows) * rows.item_stride * linear.out_features;
         let from = storage_buffer(gpu, "x", x.len(), wgpu::BufferUsages::COPY_DST).expect("it fits");
         let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
         gpu.queue().write_buffer(&from, 0, bytemuck::cast_slice(x));
-        let bound = Bound { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
+        let bound = Dispatches { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
         let size = to.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
@@ -179,7 +179,7 @@ mod tests {
                 for tile in LinearTile::ALL {
                     let projection = Projection { weight: &weight, bias: biased.then_some(&bias), in_features: k };
                     let linear = DeviceLinear::new(&gpu, "w", projection).expect("it fits");
-                    let rows = Rows { rows: m, item_rows, item_stride: item_rows + usize::from(biased) };
+                    let rows = RowMap { rows: m, item_rows, item_stride: item_rows + usize::from(biased) };
                     let y = run(&gpu, tile, &linear, rows, &x);
                     for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
                         let products = (0..k).map(|i| x[row * k + i] * weight[column * k + i]);

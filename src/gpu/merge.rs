@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
-use super::steps::{BoundStep, bind_group, check_binding};
-use super::{Bound, Gpu};
+use super::steps::{BoundDispatch, bind_group, check_binding};
+use super::{Dispatches, Gpu};
 use crate::Result;
 use crate::plan::merge_steps;
 use crate::shader::{Params, Slot};
 
 /// Buffers of a merge, all f32 with `BufferUsages::STORAGE`.
 ///
-/// Rows have the order of their lse, as in [`crate::merge`], so an attention with an lse can write its part at
+/// RowMap have the order of their lse, as in [`crate::merge`], so an attention with an lse can write its part at
 /// [`crate::TensorSpec::offset`] `part * rows * width`.
 #[derive(Clone, Debug)]
 pub struct MergeBindings<'a> {
@@ -26,7 +26,7 @@ pub struct MergeBindings<'a> {
     pub lse: wgpu::BufferBinding<'a>,
 }
 
-impl Bound {
+impl Dispatches {
     /// Binds the merge of `parts` attentions over disjoint keys, as [`crate::merge`] defines it.
     ///
     /// Errors: a size of 0, a buffer that is too small or not for storage, sizes over the device's limits.
@@ -56,7 +56,7 @@ impl Bound {
         let Some(first) = steps.first() else { return Ok(bound) };
         let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
         let bind_group = bind_group(gpu, &pipeline, &entries)?;
-        bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundStep {
+        bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundDispatch {
             pipeline: Arc::clone(&pipeline),
             bind_group: bind_group.clone(),
             params_offset: index as u32 * params_stride,

@@ -32,7 +32,7 @@ pub use merge::MergeBindings;
 pub use page_table::IndexBindings;
 pub use probe::Findings;
 pub use rotary::DeviceRotary;
-pub use steps::Bound;
+pub use steps::Dispatches;
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use host::Waiting;

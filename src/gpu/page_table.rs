@@ -2,7 +2,7 @@
 
 use super::cache_steps::bound;
 use super::steps::check_binding;
-use super::{Bound, Gpu};
+use super::{Dispatches, Gpu};
 use crate::plan::TableLayout;
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
 use crate::{Error, Problem, Result};
@@ -20,7 +20,7 @@ pub struct IndexBindings<'a> {
     pub tables: wgpu::BufferBinding<'a>,
 }
 
-impl Bound {
+impl Dispatches {
     /// Binds the kernel that writes lengths and page table of a paged `problem`. Record it before the attention.
     ///
     /// An item whose pages contradict the problem (pages past the pool, more pages than the table is wide, an empty or

@@ -3,7 +3,7 @@
 use super::buffers::filled;
 use super::cache_steps::{bound, strides};
 use super::steps::check_binding;
-use super::{Bound, Gpu};
+use super::{Dispatches, Gpu};
 use crate::plan::check_bytes;
 use crate::rotary::{Pairing, Rotary};
 use crate::shader::{CacheKey, CacheParams, CacheSlot};
@@ -39,7 +39,7 @@ impl DeviceRotary {
         spec: &TensorSpec,
         [tokens, num_heads, head_dim]: [usize; 3],
         positions: &wgpu::BufferBinding<'_>,
-    ) -> Result<Bound> {
+    ) -> Result<Dispatches> {
         self.check(head_dim, 0)?;
         let shape = [1, num_heads, tokens, head_dim];
         let query_strides = strides(gpu, "rows", rows, spec, shape)?;
@@ -88,7 +88,7 @@ impl DeviceRotary {
         let unit = CacheKey::query_pairs(spec.dtype);
         let Strides { batch, head, seq, .. } = spec.strides(shape);
         let whole = [spec.offset, batch, head, seq, self.pairs].iter().all(|step| step.is_multiple_of(unit));
-        if spec.dtype.is_blocks() || !whole || matches!(spec.layout, Layout::Strided(steps) if steps.dim != 1) {
+        if spec.dtype.is_quantised() || !whole || matches!(spec.layout, Layout::Strided(steps) if steps.dim != 1) {
             let why = format!("{spec:?} of {shape:?} with {} pairs: in 16 bits all of it must be even", self.pairs);
             return Err(Error::unsupported(format!("rotating in place what lies so: {why}"), "use f32, or rotary::Rotary on the host"));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
-use crate::plan::{Bound as Part, Place, Plan, Step, of_slot};
+use crate::plan::{BindingRange as Part, BufferRef, Plan, Step, of_slot};
 use crate::shader::{Access, Params, Slot};
 use crate::{Error, Result};
 
@@ -25,12 +25,12 @@ pub(super) struct Ready {
 pub(super) type Needed<'a> = (&'static str, Option<&'a wgpu::BufferBinding<'a>>, Option<u64>);
 
 /// Planned computation bound to buffers, from for example [`crate::gpu::Attention::bind`].
-pub struct Bound {
-    pub(super) steps: Vec<BoundStep>,
+pub struct Dispatches {
+    pub(super) steps: Vec<BoundDispatch>,
 }
 
 /// One dispatch.
-pub(super) struct BoundStep {
+pub(super) struct BoundDispatch {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) bind_group: wgpu::BindGroup,
     pub(super) params_offset: u32,
@@ -51,8 +51,8 @@ impl Ready {
     }
 
     /// Binds the buffers that `find` returns, and the plan's own.
-    pub(super) fn bind<'a>(&'a self, find: impl Fn(Place) -> Option<wgpu::BufferBinding<'a>>) -> Result<Bound> {
-        let mut steps: Vec<BoundStep> = Vec::with_capacity(self.plan.steps.len());
+    pub(super) fn bind<'a>(&'a self, find: impl Fn(BufferRef) -> Option<wgpu::BufferBinding<'a>>) -> Result<Dispatches> {
+        let mut steps: Vec<BoundDispatch> = Vec::with_capacity(self.plan.steps.len());
         for (index, step) in self.plan.steps.iter().enumerate() {
             let same = index.checked_sub(1).filter(|&last| {
                 let last = &self.plan.steps[last];
@@ -62,7 +62,7 @@ impl Ready {
                 Some(last) => steps[last].bind_group.clone(),
                 None => self.bind_group(index, step, &find)?,
             };
-            steps.push(BoundStep {
+            steps.push(BoundDispatch {
                 pipeline: Arc::clone(&self.pipelines[index]),
                 bind_group,
                 params_offset: index as u32 * self.params_stride,
@@ -70,21 +70,21 @@ impl Ready {
                 flops: step.flops,
             });
         }
-        Ok(Bound { steps })
+        Ok(Dispatches { steps })
     }
 
     fn bind_group<'a>(
         &'a self,
         index: usize,
         step: &Step,
-        find: impl Fn(Place) -> Option<wgpu::BufferBinding<'a>>,
+        find: impl Fn(BufferRef) -> Option<wgpu::BufferBinding<'a>>,
     ) -> Result<wgpu::BindGroup> {
         let params = params_binding::<Params>(&self.params);
         let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: wgpu::BindingResource::Buffer(params) }];
         for &(slot, place) in &step.places {
             let resource = match place {
-                Place::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),
-                Place::Tables | Place::Bias | Place::Mask => find(place).or(Some(self.spare.as_entire_buffer_binding())),
+                BufferRef::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),
+                BufferRef::Tables | BufferRef::Bias | BufferRef::Mask => find(place).or(Some(self.spare.as_entire_buffer_binding())),
                 place => find(place),
             };
             let mut resource = resource.ok_or_else(|| Error::invalid("bindings", format!("{slot:?} is missing")))?;
@@ -169,7 +169,7 @@ fn check_sharing(pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> R
     Ok(())
 }
 
-impl Bound {
+impl Dispatches {
     /// Records the computation into the app's encoder as one compute pass, without submit, poll or copy.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });

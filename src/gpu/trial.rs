@@ -7,7 +7,7 @@ use super::host_backward::PreparedBackward;
 use super::{Attention, Backward, Gpu, Waiting, loss};
 use crate::plan::Plan;
 use crate::shader::Kernel;
-use crate::{Algorithm, BackwardInputs, Control, Gradients, Inputs, Outputs, Problem, Result, WantGradients};
+use crate::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, Progress, Result, WantGradients};
 
 /// Problem with its data on the device, to be computed by one kernel.
 pub(crate) struct Trial {
@@ -33,7 +33,7 @@ impl Trial {
     /// Computes the answer.
     pub(crate) fn answer(&self) -> Result<Outputs> {
         let Self { gpu, prepared } = self;
-        pollster::block_on(prepared.run(gpu, &prepared.bound, &mut Control::default(), Waiting::Blocking, |_| {}))
+        pollster::block_on(prepared.run(gpu, &prepared.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
     }
 
     /// Seconds per recording, of `times` recordings in one submit, copies excluded.
@@ -61,5 +61,5 @@ pub(crate) fn gradients_of_plan(
 ) -> Result<Gradients> {
     let prepared = PreparedBackward::of(gpu, problem, want, &Backward::of_plan(gpu, problem, want, plan)?)?;
     prepared.upload(gpu, inputs, backward, backward.stats.unwrap_or_default())?;
-    pollster::block_on(prepared.run(gpu, Waiting::Blocking, &mut Control::default()))
+    pollster::block_on(prepared.run(gpu, Waiting::Blocking, &mut Progress::default()))
 }

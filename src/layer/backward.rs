@@ -41,15 +41,15 @@ pub struct LayerGradients {
     pub sinks: Option<Vec<f32>>,
 }
 
-/// Rows of one projection into the attention: each item's own rows, then the appended ones.
+/// ProjectionRows of one projection into the attention: each item's own rows, then the appended ones.
 #[derive(Clone, Copy)]
-struct Rows {
+struct ProjectionRows {
     items: usize,
     own: usize,
     appended: usize,
 }
 
-impl Rows {
+impl ProjectionRows {
     fn all(self) -> usize {
         self.items * (self.own + self.appended)
     }
@@ -85,7 +85,7 @@ impl Rows {
 impl MultiHead {
     /// Computes the gradients of the layer on `engine`, from the gradient of its output
     /// [batch, seq_len_q, embed_dim_out]. `problem` and `inputs` are those of the forward pass; `forward` is the result
-    /// of [`Self::forward_with_steps`], best with [`crate::Want::stats`], which are otherwise recomputed.
+    /// of [`Self::forward_with_steps`], best with [`crate::Returns::stats`], which are otherwise recomputed.
     pub fn backward(
         &self,
         engine: &Engine,
@@ -136,15 +136,19 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Rows of Q, K and V.
-    fn rows(&self) -> [Rows; 3] {
+    /// ProjectionRows of Q, K and V.
+    fn rows(&self) -> [ProjectionRows; 3] {
         let d = &self.problem.dims;
         let appended = self.layer.appended.count();
-        let (queries, keys) = match self.problem.packed {
-            Some(packed) => (Rows { items: 1, own: packed.tokens_q, appended: 0 }, Rows { items: 1, own: packed.tokens_kv, appended: 0 }),
-            None => {
-                (Rows { items: d.batch, own: d.seq_len_q, appended: 0 }, Rows { items: d.batch, own: d.seq_len_kv - appended, appended })
-            }
+        let (queries, keys) = match self.problem.varlen {
+            Some(varlen) => (
+                ProjectionRows { items: 1, own: varlen.tokens_q, appended: 0 },
+                ProjectionRows { items: 1, own: varlen.tokens_kv, appended: 0 },
+            ),
+            None => (
+                ProjectionRows { items: d.batch, own: d.seq_len_q, appended: 0 },
+                ProjectionRows { items: d.batch, own: d.seq_len_kv - appended, appended },
+            ),
         };
         [queries, keys, keys]
     }

@@ -1,6 +1,6 @@
 //! The two masks of PyTorch merged into the mask and the bias of a problem, and the mean over heads.
 
-use crate::{Broadcast, Dims, Error, Result};
+use crate::{BroadcastShape, Dims, Error, Result};
 
 /// Mask of `nn.MultiheadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,9 +24,9 @@ impl TorchMask<'_> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedMasks {
     /// Mask, for [`crate::Visibility::mask`] and [`crate::Inputs::mask`].
-    pub mask: Option<(Broadcast, Vec<bool>)>,
+    pub mask: Option<(BroadcastShape, Vec<bool>)>,
     /// Bias, for [`crate::Problem::bias`] and [`crate::Inputs::bias`].
-    pub bias: Option<(Broadcast, Vec<f32>)>,
+    pub bias: Option<(BroadcastShape, Vec<f32>)>,
 }
 
 /// Merges `key_padding_mask` [batch, S] with `attn_mask` [seq_len_q, S] or [batch * num_heads, seq_len_q, S]. S is
@@ -69,11 +69,11 @@ pub fn merge_torch_masks(
 }
 
 fn elements(shape: [usize; 4]) -> Option<usize> {
-    Broadcast(shape).elements()
+    BroadcastShape(shape).elements()
 }
 
 /// Folds tensors of broadcasting shapes into one over `keys` keys. Keys that a tensor lacks keep `start`.
-fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(Broadcast, Vec<T>)> {
+fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(BroadcastShape, Vec<T>)> {
     let mut shape = [1, 1, 1, keys];
     for (_, part) in parts {
         for axis in 0..3 {
@@ -95,7 +95,7 @@ fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: imp
             }
         }
     }
-    Ok((Broadcast(shape), merged))
+    Ok((BroadcastShape(shape), merged))
 }
 
 /// Mean over heads of weights [batch, num_heads, seq_len_q, seq_len_kv]. Returns [batch, seq_len_q, seq_len_kv], as

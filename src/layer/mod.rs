@@ -16,7 +16,7 @@ pub use weights::{Naming, WeightFile};
 
 use crate::canary;
 use crate::gpu::{self, Gpu};
-use crate::{Algorithm, Control, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Result, TensorSpec};
+use crate::{Algorithm, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Progress, Result, TensorSpec};
 
 /// Multi-head attention layer:
 ///
@@ -254,7 +254,7 @@ impl MultiHead {
             appended_rows: self.appended.count(),
         };
         let layer = gpu::Layer::new(gpu, problem, algorithm, &parts, self_attention, steps)?;
-        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Control::default()))?;
+        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Progress::default()))?;
         let mut results = results.into_iter();
         let output = results.next().unwrap_or_default();
         let steps = match (results.next(), results.next(), results.next()) {
@@ -265,7 +265,7 @@ impl MultiHead {
         Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
-    /// Rows appended to those of every item of K and of V.
+    /// ProjectionRows appended to those of every item of K and of V.
     fn appended_rows(&self) -> [Vec<f32>; 2] {
         let Appended { bias_kv, zero } = &self.appended;
         let (key, value) = bias_kv.clone().unwrap_or_default();
@@ -300,14 +300,14 @@ impl MultiHead {
         if problem.paged.is_some() {
             return Err(Error::unsupported("paged keys in a layer, which makes its keys itself", "run the attention alone"));
         }
-        if appended > 0 && (problem.packed.is_some() || problem.visibility.kv_lengths) {
+        if appended > 0 && (problem.varlen.is_some() || problem.visibility.kv_lengths) {
             return Err(Error::unsupported(
-                "appended keys with packed sequences or kv_lengths",
+                "appended keys with varlen sequences or kv_lengths",
                 "give the lengths as a boolean mask that leaves the appended keys visible",
             ));
         }
-        let (rows_q, rows_kv) = match problem.packed {
-            Some(packed) => (packed.tokens_q, packed.tokens_kv),
+        let (rows_q, rows_kv) = match problem.varlen {
+            Some(varlen) => (varlen.tokens_q, varlen.tokens_kv),
             None => (d.batch * d.seq_len_q, d.batch * (d.seq_len_kv - appended)),
         };
         let slices = [

@@ -24,8 +24,8 @@ pub struct LayerReference {
 
 /// Computes `layer` as written. Padded batches only.
 pub fn forward(layer: &MultiHead, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerReference> {
-    if problem.packed.is_some() {
-        return Err(Error::unsupported("packed sequences in the layer's reference", "compute the items one by one"));
+    if problem.varlen.is_some() {
+        return Err(Error::unsupported("varlen sequences in the layer's reference", "compute the items one by one"));
     }
     let [x_q, x_k, x_v] = layer.check(problem, inputs)?;
     let widened = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();

@@ -1,7 +1,9 @@
 //! Operator `Attention` of ONNX.
 
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
-use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, ScoreStage, TensorSpec, Visibility};
+use crate::{
+    Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result, ScoreStage, TensorSpec, Visibility,
+};
 
 /// Attributes of ONNX `Attention`, opsets 23 to 25.
 ///
@@ -115,7 +117,7 @@ pub struct AttentionOutputs {
 
 impl Attention {
     /// Computes the node with `attend`.
-    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         self.check()?;
         let (q, q_layout) = inputs.query.heads("Q", self.q_num_heads)?;
         let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
@@ -278,14 +280,14 @@ fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
 }
 
 /// Pads the last axis of a mask to `total` with `hidden`.
-fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(Broadcast, Vec<T>)> {
+fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
     let mut full = four_axes(argument, shape)?;
     let last = full[3];
     if last >= total {
-        return Ok((Broadcast(full), data.to_vec()));
+        return Ok((BroadcastShape(full), data.to_vec()));
     }
     full[3] = total;
     let rows = data.len().checked_div(last).unwrap_or_else(|| full[..3].iter().product());
     let row = |at: usize| data[at * last..(at + 1) * last].iter().copied().chain(std::iter::repeat_n(hidden, total - last));
-    Ok((Broadcast(full), (0..rows).flat_map(row).collect()))
+    Ok((BroadcastShape(full), (0..rows).flat_map(row).collect()))
 }

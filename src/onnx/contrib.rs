@@ -3,7 +3,7 @@
 use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
 use super::{OwnedTensor, Tensor, four_axes};
 use crate::rotary::{Pairing, Rotary};
-use crate::{Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec};
+use crate::{Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec};
 
 /// Attributes of com.microsoft `MultiHeadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,7 +55,7 @@ impl<'a> MultiHeadAttentionInputs<'a> {
 
 impl MultiHeadAttention {
     /// Computes the node with `attend`. Always returns present key and value.
-    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
         let (q, k, v) = (heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?);
         check_alike(q, k, v)?;
@@ -93,14 +93,14 @@ impl MultiHeadAttention {
                     "give one of shape [batch, total_sequence_length]",
                 ));
             }
-            let from = problem.bias.unwrap_or(Broadcast([1; 4])).0;
+            let from = problem.bias.unwrap_or(BroadcastShape([1; 4])).0;
             let to = [dims.batch, from[1], from[2], total];
             added = expand(&added, from, to);
             for (at, sum) in added.iter_mut().enumerate() {
                 let (item, key) = (at / (to[1] * to[2] * total), at % total);
                 *sum += if mask[item * total + key] == 0 { self.mask_filter_value } else { 0.0 };
             }
-            problem.bias = Some(Broadcast(to));
+            problem.bias = Some(BroadcastShape(to));
         }
         let lent =
             Inputs { bias: &added, ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice()) };
@@ -173,7 +173,7 @@ pub struct GroupQueryAttentionInputs<'a> {
 
 impl GroupQueryAttention {
     /// Computes the node with `attend`. Always returns present key and value, as long as the longest item.
-    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &Attend<'_>) -> Result<AttentionOutputs> {
+    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let q = three_axes("query", inputs.query, self.num_heads)?;
         let k = three_axes("key", inputs.key, self.kv_num_heads)?;
         let v = three_axes("value", inputs.value, self.kv_num_heads)?;
@@ -226,7 +226,7 @@ impl GroupQueryAttention {
             Ok(length) if length as usize >= seq => Ok(length),
             Ok(length) => Err(Error::unsupported(
                 format!("an item of {length} keys for {seq} rows: a prompt padded on its right"),
-                "run items of different prompt lengths one by one, or as packed sequences",
+                "run items of different prompt lengths one by one, or as varlen sequences",
             )),
             Err(_) => Err(Error::invalid("seqlens_k", format!("{last} is no length less one"))),
         };
@@ -300,14 +300,14 @@ fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
 fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec<f32>> {
     let Some(bias) = bias else { return Ok(vec![]) };
     bias.check("attention_bias")?;
-    problem.bias = Some(Broadcast(four_axes("attention_bias", bias.shape)?));
+    problem.bias = Some(BroadcastShape(four_axes("attention_bias", bias.shape)?));
     problem.check()?;
     Ok(bias.to_f32())
 }
 
 /// Repeats axes of extent 1; empty data is all zeros.
 fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
-    let steps = Broadcast(from).strides();
+    let steps = BroadcastShape(from).strides();
     let index = |at: usize| [at / (to[1] * to[2] * to[3]), at / (to[2] * to[3]) % to[1], at / to[3] % to[2], at % to[3]];
     let place = |at: usize| index(at).iter().zip(steps).map(|(at, step)| at * step).sum::<usize>();
     (0..to.iter().product()).map(|at| data.get(place(at)).copied().unwrap_or(0.0)).collect()

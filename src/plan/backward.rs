@@ -1,10 +1,10 @@
 //! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
 use super::fused::{CHAIN, every_row, item_blocks, lanes, places, variant};
-use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops};
+use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops};
 use crate::problem::Operand;
-use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_WORDS, Slot};
-use crate::{Broadcast, DType, Error, Problem, Result, Want, WantGradients};
+use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
+use crate::{BroadcastShape, DType, Error, Problem, Result, Returns, WantGradients};
 
 /// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
 const TILES: &[(usize, GradientShape)] = &[
@@ -39,7 +39,7 @@ fn on_lanes(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> Option<Gr
 }
 
 /// Shapes of the gradient kernels' generic variants.
-const GENERAL: &[GradientShape] = &[shape(32, 1, 8, 1), shape(8, 1, 4, 1)];
+const GENERIC: &[GradientShape] = &[shape(32, 1, 8, 1), shape(8, 1, 4, 1)];
 
 /// Rows and keys of a square in shaders/backward/square.wgsl.
 const SQUARE: usize = 16;
@@ -58,7 +58,7 @@ impl Plan {
     /// Nothing of size seq_len_q x seq_len_kv is stored: scores are recomputed, once for dQ and once for dK and dV.
     /// Errors: those of [`Plan::new`], and [`Error::Unsupported`] for paged keys and operands whose elements overlap.
     pub fn backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
-        let problem = &Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
+        let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
         problem.check()?;
         want.check(problem)?;
         check_addressing(problem, caps)?;
@@ -68,18 +68,18 @@ impl Plan {
             let larger = dtype.bytes(problem.operand_len(operand)).max(problem.spec(operand).dtype.bytes(problem.operand_len(operand)));
             check_bytes(operand.name(), larger as u64, caps)?;
         }
-        let row_words = ROW_WORDS as u64 * problem.lse_len() as u64 + u64::from(table_words);
-        check_bytes("ends of rows", 4 * row_words, caps)?;
-        let first_table = grid(ROW_WORDS * problem.lse_len())?;
+        let row_stats = ROW_STATS as u64 * problem.lse_len() as u64 + u64::from(table_words);
+        check_bytes("ends of rows", 4 * row_stats, caps)?;
+        let first_table = grid(ROW_STATS * problem.lse_len())?;
         let mut plan = Planner {
             problem,
             caps,
-            special: caps.specialises(2.5 * problem.flops()),
+            specialised: caps.specialises(2.5 * problem.flops()),
             params: Params { table_words, first_table, ..Params::new(problem, layout.shifted(first_table)) },
             steps: Vec::new(),
-            scratch: vec![4 * row_words],
+            scratch: vec![4 * row_stats],
         };
-        plan.row_ends(layout, table_words)?;
+        plan.preprocess(layout, table_words)?;
         if want.query {
             plan.query(want)?;
         }
@@ -96,7 +96,7 @@ impl Plan {
                 Params { num_heads: problem.dims.num_heads as u32, ..every_row(problem, Operand::Query, plan.params) },
                 problem.dims.num_heads,
                 10.0 * problem.lse_len() as f64,
-                [None, Some(Place::DSinks)],
+                [None, Some(BufferRef::DSinks)],
             )?;
         }
         let scratch = std::mem::take(&mut plan.scratch);
@@ -107,7 +107,7 @@ impl Plan {
         let names: Vec<String> = plan.steps.iter().map(|step| step.key.kernel.to_string()).collect();
         let summary = format!(
             "backward: {}{}, {} B scratch",
-            if plan.special { "" } else { "general " },
+            if plan.specialised { "" } else { "generic " },
             names.join("; "),
             scratch.iter().sum::<u64>()
         );
@@ -128,7 +128,7 @@ struct Work {
 struct Planner<'a> {
     problem: &'a Problem,
     caps: &'a DeviceCaps,
-    special: bool,
+    specialised: bool,
     /// Parameters, with the tables behind the row words.
     params: Params,
     steps: Vec<Step>,
@@ -138,8 +138,8 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// Adds a kernel in the variant that the problem needs, with the buffers of its `parts` and `sums` bindings.
-    fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<Place>; 2]) -> Result<()> {
-        self.push_key(variant(!self.special, kernel, self.problem), params, workgroups, flops, |slot| match slot {
+    fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<BufferRef>; 2]) -> Result<()> {
+        self.push_key(variant(!self.specialised, kernel, self.problem), params, workgroups, flops, |slot| match slot {
             Slot::Parts => parts,
             Slot::Sums => sums,
             _ => None,
@@ -153,39 +153,39 @@ impl Planner<'_> {
         params: Params,
         workgroups: usize,
         flops: f64,
-        own: impl Fn(Slot) -> Option<Place>,
+        own: impl Fn(Slot) -> Option<BufferRef>,
     ) -> Result<()> {
-        let places = places(&key, |slot| own(slot).or(Place::of(slot)).unwrap_or(Place::Scratch(0)));
+        let places = places(&key, |slot| own(slot).or(BufferRef::of(slot)).unwrap_or(BufferRef::Scratch(0)));
         self.steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops, bound: None });
         Ok(())
     }
 
     /// Adds a scratch buffer of `numbers` f32.
-    fn scratch(&mut self, name: &str, numbers: usize) -> Result<Place> {
+    fn scratch(&mut self, name: &str, numbers: usize) -> Result<BufferRef> {
         check_bytes(name, 4 * numbers as u64, self.caps)?;
         self.scratch.push(4 * numbers as u64);
-        Ok(Place::Scratch(self.scratch.len() - 1))
+        Ok(BufferRef::Scratch(self.scratch.len() - 1))
     }
 
     /// Adds the backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
-    fn row_ends(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
+    fn preprocess(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
         let rows = self.problem.lse_len();
         let params = Params { tables: layout, ..every_row(self.problem, Operand::Query, self.params) };
         let flops = 2.0 * (rows * self.problem.dims.head_dim_v) as f64;
-        self.push(Kernel::RowEnds, params, rows.max(table_words as usize).div_ceil(64), flops, [None; 2])
+        self.push(Kernel::Preprocess, params, rows.max(table_words as usize).div_ceil(64), flops, [None; 2])
     }
 
     fn query(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
         let (key, shape) = self.choose(d.seq_len_q, Kernel::QueryGradient)?;
         let work = Work { owned: Operand::Query, stream: Operand::Key, heads: d.num_heads, flops: 1.5 * self.problem.flops() };
-        self.gradients(key, shape, want, &work, vec![(Operand::Query, Place::DQuery)])
+        self.gradients(key, shape, want, &work, vec![(Operand::Query, BufferRef::DQuery)])
     }
 
     /// Adds dK and dV: one kernel where its buffers are few enough and both have one storage type, else two.
     fn keys(&mut self, want: &WantGradients) -> Result<()> {
         let d = &self.problem.dims;
-        let many_buffers = !self.special || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
+        let many_buffers = !self.specialised || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
         let are_alike = want.dtype(self.problem, Operand::Key) == want.dtype(self.problem, Operand::Value);
         let sides: &[(KeySide, f64)] = match (want.key, want.value) {
             (true, true) if many_buffers || !are_alike => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
@@ -194,7 +194,7 @@ impl Planner<'_> {
             (false, true) => &[(KeySide::Value, 1.0)],
             (false, false) => &[],
         };
-        let (d_key, d_value) = ((Operand::Key, Place::DKey), (Operand::Value, Place::DValue));
+        let (d_key, d_value) = ((Operand::Key, BufferRef::DKey), (Operand::Value, BufferRef::DValue));
         for &(side, share) in sides {
             let (key, shape) = self.choose(d.seq_len_kv, |shape| Kernel::KeyGradient(shape, side))?;
             let gives = match side {
@@ -216,7 +216,7 @@ impl Planner<'_> {
         shape: GradientShape,
         want: &WantGradients,
         work: &Work,
-        gives: Vec<(Operand, Place)>,
+        gives: Vec<(Operand, BufferRef)>,
     ) -> Result<()> {
         let &Work { owned, stream, heads, flops } = work;
         let d = &self.problem.dims;
@@ -230,7 +230,7 @@ impl Planner<'_> {
         let gradient = gives.iter().any(|&(operand, _)| own_dtype(operand) != dtype).then_some(dtype);
         let key = KernelKey { gradient, ..key };
         let blocks = item_blocks(self.problem, owned, 1, shape.block_own() as usize);
-        let items = if self.problem.packed.is_some() { 1 } else { d.batch };
+        let items = if self.problem.varlen.is_some() { 1 } else { d.batch };
         let mut sums = gives.clone();
         if is_narrow {
             for (operand, place) in &mut sums {
@@ -260,11 +260,11 @@ impl Planner<'_> {
     }
 
     /// Adds the step that converts a gradient summed in f32 to its storage type.
-    fn narrow(&mut self, operand: Operand, dtype: DType, [from, to]: [Place; 2]) -> Result<()> {
+    fn narrow(&mut self, operand: Operand, dtype: DType, [from, to]: [BufferRef; 2]) -> Result<()> {
         let [.., width] = self.problem.shape(operand);
         let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
         let gradient = Some(dtype).filter(|&dtype| dtype != self.problem.spec(operand).dtype);
-        let key = KernelKey { gradient, ..variant(!self.special, Kernel::NarrowGradient(operand), self.problem) };
+        let key = KernelKey { gradient, ..variant(!self.specialised, Kernel::NarrowGradient(operand), self.problem) };
         let params = every_row(self.problem, operand, self.params);
         self.push_key(key, params, elements.div_ceil(64), 4.0 * elements as f64, |slot| match slot {
             Slot::Parts => Some(from),
@@ -276,7 +276,7 @@ impl Planner<'_> {
     fn bias(&mut self) -> Result<()> {
         let d = &self.problem.dims;
         let squares = [d.batch, d.num_heads, d.seq_len_q.div_ceil(SQUARE), d.seq_len_kv.div_ceil(SQUARE)];
-        let shape = self.problem.bias.unwrap_or(Broadcast([1; 4]));
+        let shape = self.problem.bias.unwrap_or(BroadcastShape([1; 4]));
         let along = |of_bias: bool| squares.iter().zip(shape.strides()).filter(move |&(_, stride)| (stride != 0) == of_bias);
         let own: usize = along(true).map(|(&squares, _)| squares).product();
         let terms: usize = along(false).map(|(&squares, _)| squares).product();
@@ -285,11 +285,11 @@ impl Planner<'_> {
         let splits = terms.div_ceil(TERMS).max(self.caps.full_grid().div_ceil(own.max(1))).min(terms).min(that_fit).max(1);
         let params = Params { splits: splits as u32, output_split_stride: grid(elements)?, ..self.params };
         if splits == 1 {
-            return self.push(Kernel::BiasGradient, params, own, d.flops(), [None, Some(Place::DBias)]);
+            return self.push(Kernel::BiasGradient, params, own, d.flops(), [None, Some(BufferRef::DBias)]);
         }
         let parts = self.scratch("parts of the bias's gradient", splits * elements)?;
         self.push(Kernel::BiasGradient, params, own * splits, d.flops(), [None, Some(parts)])?;
-        self.push(Kernel::Sum, params, elements.div_ceil(64), (splits * elements) as f64, [Some(parts), Some(Place::DBias)])
+        self.push(Kernel::Sum, params, elements.div_ceil(64), (splits * elements) as f64, [Some(parts), Some(BufferRef::DBias)])
     }
 
     /// Adds the gradient of the relative biases, by way of the sums along all diagonals.
@@ -297,11 +297,11 @@ impl Planner<'_> {
         let d = &self.problem.dims;
         let bands = (d.seq_len_q.div_ceil(SQUARE) + d.seq_len_kv.div_ceil(SQUARE)).saturating_sub(1);
         let workgroups = d.batch * d.num_heads * bands;
-        let columns = self.problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+        let columns = self.problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
         let parts = self.scratch("sums along diagonals", workgroups * 2 * SQUARE)?;
         self.push(Kernel::Diagonals, self.params, workgroups, d.flops(), [None, Some(parts)])?;
         let flops = (d.batch * d.num_heads * (columns + bands * SQUARE)) as f64;
-        self.push(Kernel::RelativeGradient, self.params, d.num_heads * columns, flops, [Some(parts), Some(Place::DRelativeBias)])
+        self.push(Kernel::RelativeGradient, self.params, d.num_heads * columns, flops, [Some(parts), Some(BufferRef::DRelativeBias)])
     }
 
     /// Returns the first shape that is meant for `owned` rows or keys and fits the device.
@@ -309,16 +309,16 @@ impl Planner<'_> {
         let fits = |(key, _): &(KernelKey, GradientShape)| {
             key.workgroup_bytes() <= self.caps.workgroup_bytes && key.threads() <= self.caps.workgroup_threads
         };
-        let special = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
-        let general = |shape: GradientShape| (KernelKey::general(kernel(shape), self.problem), shape);
+        let specialised = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
+        let generic = |shape: GradientShape| (KernelKey::generic(kernel(shape), self.problem), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
-        let by_vectors = VECTORS.iter().filter(|&&(least, most_dim, _)| self.special && owned >= least && widest <= most_dim);
-        let by_vectors = by_vectors.filter_map(|&(.., shape)| on_lanes(shape, widest, self.caps)).map(special);
-        let by_tiles = TILES.iter().filter(|&&(least, _)| owned >= least).map(|&(_, shape)| special(shape));
-        let by_general = GENERAL.iter().map(|&shape| general(shape)).filter(|_| !self.special);
-        by_general.chain(by_vectors).chain(by_tiles).find(fits).ok_or_else(|| Error::Limit {
+        let by_vectors = VECTORS.iter().filter(|&&(least, most_dim, _)| self.specialised && owned >= least && widest <= most_dim);
+        let by_vectors = by_vectors.filter_map(|&(.., shape)| on_lanes(shape, widest, self.caps)).map(specialised);
+        let by_tiles = TILES.iter().filter(|&&(least, _)| owned >= least).map(|&(_, shape)| specialised(shape));
+        let by_generic = GENERIC.iter().map(|&shape| generic(shape)).filter(|_| !self.specialised);
+        by_generic.chain(by_vectors).chain(by_tiles).find(fits).ok_or_else(|| Error::Limit {
             limit: "max_compute_workgroup_storage_size",
-            needed: TILES.last().map_or(0, |&(_, shape)| special(shape).0.workgroup_bytes().into()),
+            needed: TILES.last().map_or(0, |&(_, shape)| specialised(shape).0.workgroup_bytes().into()),
             available: self.caps.workgroup_bytes.into(),
             remedy: "use a smaller head_dim or Backend::Cpu".into(),
         })

@@ -1,6 +1,6 @@
 //! A plan as plain data, for hosts other than this crate's own.
 
-use super::{Place, Plan, Shader, Step, of_slot};
+use super::{BufferRef, Plan, Shader, Step, of_slot};
 use crate::shader::{Slot, Source, compose};
 
 /// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
@@ -116,33 +116,33 @@ impl Plan {
     }
 }
 
-fn binding(step: &Step, slot: Slot, place: Place) -> BindingExport {
+fn binding(step: &Step, slot: Slot, place: BufferRef) -> BindingExport {
     let range = of_slot(step.bound.as_ref(), slot).map(|bound| bound.bytes.clone());
     let (offset, size) = range.map_or((0, None), |range| (range.start, Some(range.end - range.start)));
     BindingExport { binding: slot as u32, buffer: buffer(place), offset, size }
 }
 
-const fn buffer(place: Place) -> BufferExport {
+const fn buffer(place: BufferRef) -> BufferExport {
     BufferExport::Tensor(match place {
-        Place::Query => "query",
-        Place::Key => "key",
-        Place::Value => "value",
-        Place::Output => "output",
-        Place::Lse => "lse",
-        Place::Stats => "stats",
-        Place::Tables => "tables",
-        Place::Bias => "bias",
-        Place::Mask => "mask",
-        Place::Scores => "scores",
-        Place::Weights => "weights",
-        Place::Cache => "cache",
-        Place::DOutput => "d_output",
-        Place::DQuery => "d_query",
-        Place::DKey => "d_key",
-        Place::DValue => "d_value",
-        Place::DBias => "d_bias",
-        Place::DRelativeBias => "d_relative_bias",
-        Place::DSinks => "d_sinks",
-        Place::Scratch(number) => return BufferExport::Scratch(number),
+        BufferRef::Query => "query",
+        BufferRef::Key => "key",
+        BufferRef::Value => "value",
+        BufferRef::Output => "output",
+        BufferRef::Lse => "lse",
+        BufferRef::Stats => "stats",
+        BufferRef::Tables => "tables",
+        BufferRef::Bias => "bias",
+        BufferRef::Mask => "mask",
+        BufferRef::Scores => "scores",
+        BufferRef::Weights => "weights",
+        BufferRef::Cache => "cache",
+        BufferRef::DOutput => "d_output",
+        BufferRef::DQuery => "d_query",
+        BufferRef::DKey => "d_key",
+        BufferRef::DValue => "d_value",
+        BufferRef::DBias => "d_bias",
+        BufferRef::DRelativeBias => "d_relative_bias",
+        BufferRef::DSinks => "d_sinks",
+        BufferRef::Scratch(number) => return BufferExport::Scratch(number),
     })
 }

@@ -1,10 +1,10 @@
 //! The fused algorithm: choice of kernel and shape, splits of the keys, merge of the results.
 
-use super::ranges::{Part, of_parts, parts};
-use super::{DeviceCaps, Place, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
+use super::ranges::{KeyRange, of_parts, parts};
+use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
 use crate::plan::DeviceClass;
 use crate::problem::Operand;
-use crate::shader::{FewShape, Kernel, KernelKey, Params, RowShape, Slot, Storage, TileShape};
+use crate::shader::{DecodeShape, Kernel, KernelKey, LaneShape, Params, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
 
 /// Shapes of the rows kernel, fastest first, for subgroups of any size: fewest rows and widest head for each.
@@ -16,10 +16,10 @@ use crate::{Dims, Error, Problem, Result};
 /// - 1,8,1024,1024,64: 4x2 73, 4x4 60, 4x8 51, 3x4 52, 6x2 54, 8x2 56; through workgroup memory 38.
 /// - 1,4,1024,1024,128: 4x2 64, 4x4 62, 4x8 59, 3x2 61, 3x4 58, 2x2 54, 2x4 51, tiles 7.
 /// - Head of 256: 2x2 47 (4x2 48, but twice as long to compile), 1x4 35, tiles 3. Head of 576: 1x2 28.
-const ROWS: &[(usize, usize, RowShape)] = &[(17, 128, rows(4)), (9, 256, rows(2)), (9, 576, rows(1))];
+const ROWS: &[(usize, usize, LaneShape)] = &[(17, 128, rows(4)), (9, 256, rows(2)), (9, 576, rows(1))];
 
-const fn rows(rows: u32) -> RowShape {
-    RowShape { lanes: 0, rows, keys: 32, step: 2 }
+const fn rows(rows: u32) -> LaneShape {
+    LaneShape { lanes: 0, rows, keys: 32, step: 2 }
 }
 
 /// Shapes of the few kernel, for subgroups of any size, each with the most rows it is meant for.
@@ -65,7 +65,7 @@ const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
 }
 
 /// Shapes of the tiles kernel's generic variants.
-const GENERAL: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
+const GENERIC: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
 
 /// Fewest keys of a split that are worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
@@ -96,7 +96,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
     let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
     let block_rows = key.kernel.block_rows() as usize;
     let item_blocks = item_blocks(problem, Operand::Query, pack, block_rows);
-    let items = if problem.packed.is_some() { 1 } else { d.batch };
+    let items = if problem.varlen.is_some() { 1 } else { d.batch };
     let blocks = item_blocks * (d.num_heads / pack) * items;
     let (splits, most_keys) = splits(problem, caps, &key, blocks);
     let parts = parts(problem, caps, most_keys)?;
@@ -111,8 +111,8 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         ..Params::new(problem, layout)
     };
     let in_place = |slot| match slot {
-        Slot::Lse if problem.want.stats => Place::Stats,
-        slot => Place::of(slot).unwrap_or(Place::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 })),
+        Slot::Lse if problem.want.stats => BufferRef::Stats,
+        slot => BufferRef::of(slot).unwrap_or(BufferRef::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 })),
     };
     let rows = problem.lse_len();
     let width = 4 * d.head_dim_v.div_ceil(4);
@@ -122,8 +122,8 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         let whole_rows = every_row(problem, Operand::Query, params);
         let last_stats = if turns.is_multiple_of(2) { splits * rows } else { 0 };
         let merged = Params { end_workgroup: grid((rows * (width / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..whole_rows };
-        let key_of_merge = variant(key.general, Kernel::Merge, problem);
-        let of_merge = |slot| if slot == Slot::Lse { Place::Lse } else { in_place(slot) };
+        let key_of_merge = variant(key.generic, Kernel::Merge, problem);
+        let of_merge = |slot| if slot == Slot::Lse { BufferRef::Lse } else { in_place(slot) };
         merge = Some(Step {
             places: places(&key_of_merge, of_merge),
             key: key_of_merge,
@@ -135,7 +135,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         (key.partial, key.output) = (true, Storage::SCRATCH);
         params.offsets[3] = 0;
         let width = width as u32;
-        params.output_strides = match problem.packed {
+        params.output_strides = match problem.varlen {
             Some(_) => [0, width, d.num_heads as u32 * width, 1],
             None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
         };
@@ -145,14 +145,14 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         scratch.iter().try_for_each(|&bytes| check_bytes("partial results", bytes, caps))?;
     }
     let to_scratch = |slot| match slot {
-        Slot::Output if key.partial => Place::Scratch(0),
-        Slot::Lse if key.partial => Place::Scratch(1),
+        Slot::Output if key.partial => BufferRef::Scratch(0),
+        Slot::Lse if key.partial => BufferRef::Scratch(1),
         other => in_place(other),
     };
     let step = Step { places: places(&key, to_scratch), key: key.clone(), params, bound: None, flops: problem.flops() };
     let summary = format!(
         "fused {}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
-        if key.general { "general " } else { "" },
+        if key.generic { "generic " } else { "" },
         key.kernel,
         in_parts(&parts, turns),
         key.workgroup_bytes(),
@@ -163,7 +163,7 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
 }
 
 /// Describes the parts in words; empty for a single part.
-fn in_parts(parts: &[Part], turns: usize) -> String {
+fn in_parts(parts: &[KeyRange], turns: usize) -> String {
     match parts {
         [_] => String::new(),
         [first, ..] => {
@@ -178,9 +178,9 @@ fn in_parts(parts: &[Part], turns: usize) -> String {
 pub(super) fn item_blocks(problem: &Problem, of: Operand, pack: usize, size: usize) -> usize {
     let d = &problem.dims;
     let len = if of == Operand::Query { d.seq_len_q } else { d.seq_len_kv };
-    match problem.packed {
+    match problem.varlen {
         None => (pack * len).div_ceil(size),
-        Some(packed) => pack * if of == Operand::Query { packed.tokens_q } else { packed.tokens_kv } / size + d.batch,
+        Some(varlen) => pack * if of == Operand::Query { varlen.tokens_q } else { varlen.tokens_kv } / size + d.batch,
     }
 }
 
@@ -192,7 +192,7 @@ pub(super) fn every_row(problem: &Problem, of: Operand, params: Params) -> Param
 
 /// Returns the steps that merge `parts` partial results of `rows` rows: one head of one item, f32.
 pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCaps) -> Result<Vec<Step>> {
-    let dims = Dims { seq_len_q: rows, seq_len_kv: 0, ..Dims::square(1, 1, rows, head_dim_v) };
+    let dims = Dims { seq_len_q: rows, seq_len_kv: 0, ..Dims::self_attention(1, 1, rows, head_dim_v) };
     let problem = Problem::new(dims);
     problem.check()?;
     let columns = head_dim_v.div_ceil(4);
@@ -212,11 +212,11 @@ pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCa
 }
 
 /// Returns the generic or specialised variant of `kernel` for `problem`.
-pub(super) fn variant(general: bool, kernel: Kernel, problem: &Problem) -> KernelKey {
-    if general { KernelKey::general(kernel, problem) } else { KernelKey::new(kernel, problem) }
+pub(super) fn variant(generic: bool, kernel: Kernel, problem: &Problem) -> KernelKey {
+    if generic { KernelKey::generic(kernel, problem) } else { KernelKey::new(kernel, problem) }
 }
 
-pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> Place) -> Vec<(Slot, Place)> {
+pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> BufferRef) -> Vec<(Slot, BufferRef)> {
     key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
 }
 
@@ -232,29 +232,30 @@ pub(super) fn lanes(caps: &DeviceCaps) -> Option<u32> {
 
 /// Few kernels with the most rows for each, and rows kernels with the fewest rows and the widest head for each.
 fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl Iterator<Item = (usize, usize, Kernel)>) {
-    let few = lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Few(FewShape { lanes, rows }))));
+    let few =
+        lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Decode(DecodeShape { lanes, rows }))));
     let rows = lanes(caps)
         .into_iter()
-        .flat_map(|lanes| ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Rows(RowShape { lanes, ..shape }))));
+        .flat_map(|lanes| ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Lanes(LaneShape { lanes, ..shape }))));
     (few, rows)
 }
 
 /// True if `kernel` compiles in seconds.
 fn compiles(kernel: Kernel, widest: usize, caps: &DeviceCaps) -> bool {
-    let Kernel::Rows(shape) = kernel else { return true };
+    let Kernel::Lanes(shape) = kernel else { return true };
     !caps.slow_compiler || shape.rows as usize * widest <= 128
 }
 
 /// Returns all kernels that autotuning tries: they fit the device and compile in reasonable time, at any size.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
-    let (few, by_rows) = by_lanes(caps);
+    let (few, by_lanes) = by_lanes(caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let few = few.map(|(_, kernel)| kernel);
-    let by_rows = by_rows.map(|(.., kernel)| kernel).filter(|&kernel| compiles(kernel, widest, caps));
+    let by_lanes = by_lanes.map(|(.., kernel)| kernel).filter(|&kernel| compiles(kernel, widest, caps));
     let tiles = TILES.iter().map(|&(.., shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
     let rows_there = heads_packed(&problem.dims) * problem.dims.seq_len_q;
     let mut found = Vec::new();
-    for kernel in few.chain(by_rows).chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
+    for kernel in few.chain(by_lanes).chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
         if !found.contains(&kernel) && sums_in_order(kernel, problem) && fits(&KernelKey::new(kernel, problem), caps) {
             found.push(kernel);
         }
@@ -265,7 +266,7 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
 /// True if a backward pass recomputes the kernel's scores bit by bit, or if its statistics are not wanted. With scores
 /// of millions, sums in another order change weights by factors of e.
 fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
-    !problem.want.stats || !matches!(kernel, Kernel::Few(_) | Kernel::Matrix(_))
+    !problem.want.stats || !matches!(kernel, Kernel::Decode(_) | Kernel::Matrix(_))
 }
 
 /// Returns the first kernel that is meant for `rows` rows and fits the device.
@@ -274,21 +275,24 @@ fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
     // Generic kernels compute whole blocks of rows.
-    let whole = rows.next_multiple_of(GENERAL[0].block_rows() as usize) as f64 / rows as f64;
-    let special = caps.specialises(whole * problem.flops());
-    let (by_few, by_rows) = by_lanes(caps);
+    let whole = rows.next_multiple_of(GENERIC[0].block_rows() as usize) as f64 / rows as f64;
+    let specialised = caps.specialises(whole * problem.flops());
+    let (by_decode, by_lanes) = by_lanes(caps);
     let in_order = |kernel: &Kernel| sums_in_order(*kernel, problem);
-    let by_few = by_few.filter(|(most, kernel)| rows <= *most && in_order(kernel)).map(|(_, kernel)| KernelKey::new(kernel, problem));
-    let by_rows = by_rows.filter(|&(least, most_dim, kernel)| rows >= least && widest <= most_dim && compiles(kernel, widest, caps));
-    let by_rows = by_rows.map(|(.., kernel)| KernelKey::new(kernel, problem));
+    let by_decode = by_decode.filter(|(most, kernel)| rows <= *most && in_order(kernel)).map(|(_, kernel)| KernelKey::new(kernel, problem));
+    let by_lanes = by_lanes.filter(|&(least, most_dim, kernel)| rows >= least && widest <= most_dim && compiles(kernel, widest, caps));
+    let by_lanes = by_lanes.map(|(.., kernel)| KernelKey::new(kernel, problem));
     let by_matrix = matrix::kernels(problem, caps, rows)
         .filter(|kernel| caps.prefer_matrices && in_order(kernel))
         .map(|kernel| KernelKey::new(kernel, problem));
     let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
     let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
-    let general = GENERAL.iter().map(|&shape| KernelKey::general(Kernel::Tiles(shape), problem));
-    let found =
-        if special { by_few.chain(by_matrix).chain(by_rows).chain(by_tiles).find(fits) } else { general.chain(by_tiles).find(fits) };
+    let generic = GENERIC.iter().map(|&shape| KernelKey::generic(Kernel::Tiles(shape), problem));
+    let found = if specialised {
+        by_decode.chain(by_matrix).chain(by_lanes).chain(by_tiles).find(fits)
+    } else {
+        generic.chain(by_tiles).find(fits)
+    };
     found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
         needed: TILES.last().map_or(0, |&(.., shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),

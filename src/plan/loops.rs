@@ -14,15 +14,15 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
             let turns = |vecs: u32| (shape.block_keys() * vecs).div_ceil(shape.threads);
             let pairs = shape.rows * shape.keys;
             let shown = (shape.block_rows() * shape.block_keys()).div_ceil(shape.threads);
-            let dropout = if key.general || key.dropout { 10 * pairs } else { 0 };
+            let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
             let once = head + turns(head) + turns(value) + shown + shape.rows + 2 * pairs + dropout;
             (shape.block_keys(), once + shape.block_keys() * (1 + shape.rows))
         }
-        Kernel::Rows(shape) => {
+        Kernel::Lanes(shape) => {
             let slices = (head + value).div_ceil(shape.lanes) + 2;
             (shape.keys, shape.keys / shape.step * (2 + slices * (1 + shape.lanes) + 2 * shape.step * shape.rows) + shape.rows * shape.keys)
         }
-        Kernel::Few(shape) => {
+        Kernel::Decode(shape) => {
             let slices = head.div_ceil(shape.lanes) + value.div_ceil(shape.lanes);
             let shown = 4 * shape.rows;
             (shape.block_keys(), shown + 4 * (1 + shape.lanes * (2 + shape.rows + slices * (1 + shape.rows))))
@@ -41,7 +41,7 @@ pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &Devic
         GradientShape::Tiles { threads, own, cols, stream: of_thread } => {
             let pairs = own * of_thread;
             let shown = (shape.block_own() * stream).div_ceil(threads);
-            let dropout = if key.general || key.dropout { 10 * pairs } else { 0 };
+            let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
             let sums = stream * own * (2 + 2 * vecs.div_ceil(cols));
             vecs + (stream * vecs).div_ceil(threads) + shown + 3 * pairs + dropout + sums
         }
@@ -76,7 +76,7 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
     let [head, value] = [problem.dims.head_dim, problem.dims.head_dim_v].map(|dim| dim.div_ceil(4) as u64);
     let [rows, keys, batch] = [params.seq_len_q, params.seq_len_kv, params.batch].map(u64::from);
     let chunks = head.div_ceil(8) + value.div_ceil(8);
-    let dropping = u64::from(problem.drop().is_some());
+    let dropping = u64::from(problem.dropout_rule().is_some());
     // Measured on Mesa 22.3: at most 14 iterations for 8 vec4s.
     let square = 14 * chunks + 8 + 40 * dropping;
     match key.kernel {
@@ -84,7 +84,7 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
         Kernel::Softmax => 3 * keys.div_ceil(64) + 16,
         // Measured on Mesa 22.3: 58 iterations for 32 keys.
         Kernel::WeightedValues => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
-        Kernel::RowEnds => value,
+        Kernel::Preprocess => value,
         Kernel::BiasGradient => {
             let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];
             let summed = extents.into_iter().zip(params.values_of("bias")).filter(|&(_, stride)| stride == 0);
@@ -97,8 +97,8 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
         Kernel::Sum => params.splits.into(),
         // Kernels that [`keys_at_once`] or [`stream_at_once`] limits, and kernels whose threads have little to do.
         Kernel::Tiles(_)
-        | Kernel::Rows(_)
-        | Kernel::Few(_)
+        | Kernel::Lanes(_)
+        | Kernel::Decode(_)
         | Kernel::Matrix(_)
         | Kernel::Merge
         | Kernel::QueryGradient(_)
@@ -110,7 +110,7 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
 #[cfg(test)]
 mod tests {
     use crate::plan::{DeviceCaps, DeviceClass, Plan};
-    use crate::{Algorithm, Alignment, Dims, Error, Packed, Problem, WantGradients};
+    use crate::{Algorithm, Alignment, Dims, Error, Problem, Varlen, WantGradients};
 
     fn caps(class: DeviceClass, loop_iterations: Option<u32>) -> DeviceCaps {
         let (subgroup_size, subgroup_max) = if class == DeviceClass::Software { (8, 8) } else { (32, 32) };
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn invocations_are_short() {
         for (rows, keys, dim) in [(1, 1 << 20, 64), (16, 8192, 128), (5000, 100_000, 64), (1, 131_072, 576)] {
-            let problem = Problem::new(Dims { seq_len_q: rows, ..Dims::square(1, 2, keys, dim) });
+            let problem = Problem::new(Dims { seq_len_q: rows, ..Dims::self_attention(1, 2, keys, dim) });
             for caps in
                 [caps(DeviceClass::Software, None), caps(DeviceClass::Software, Some(65_535)), caps(DeviceClass::Discrete, Some(65_535))]
             {
@@ -147,14 +147,15 @@ mod tests {
     fn what_is_too_long_is_refused() {
         let old = caps(DeviceClass::Software, Some(65_535));
         let plan = |problem: &Problem, algorithm| Plan::new(problem, &old, algorithm);
-        let short = Problem::new(Dims { seq_len_q: 3, ..Dims::square(1, 1, 30_000, 8) });
+        let short = Problem::new(Dims { seq_len_q: 3, ..Dims::self_attention(1, 1, 30_000, 8) });
         let long = Problem { dims: Dims { seq_len_kv: 40_000, ..short.dims }, ..short };
         plan(&short, Algorithm::Staged).expect("it ends");
         assert!(matches!(plan(&long, Algorithm::Staged), Err(Error::Limit { limit: "loop iterations of an invocation", .. })));
         plan(&long, Algorithm::Auto).expect("fused");
         let want = |problem: &Problem| WantGradients { query: false, key: false, value: false, ..WantGradients::all(problem) };
         for (rows, fits) in [(1_000_000, true), (5_000_000, false)] {
-            let problem = Problem { sinks: true, ..Problem::new(Dims { seq_len_q: rows, seq_len_kv: 1, ..Dims::square(1, 1, rows, 4) }) };
+            let problem =
+                Problem { sinks: true, ..Problem::new(Dims { seq_len_q: rows, seq_len_kv: 1, ..Dims::self_attention(1, 1, rows, 4) }) };
             assert_eq!(Plan::backward(&problem, &want(&problem), &old).is_ok(), fits);
         }
     }
@@ -163,9 +164,9 @@ mod tests {
     #[test]
     fn varlen_is_planned_by_tokens() {
         let tokens = 2048 + 1023 * 8;
-        let dims = Dims { batch: 1024, ..Dims::square(1024, 8, 2048, 64) };
-        let packed = Some(Packed { tokens_q: tokens, tokens_kv: tokens });
-        let problem = Problem { packed, ..Problem::new(dims).causal(Alignment::TopLeft) };
+        let dims = Dims { batch: 1024, ..Dims::self_attention(1024, 8, 2048, 64) };
+        let varlen = Some(Varlen { tokens_q: tokens, tokens_kv: tokens });
+        let problem = Problem { varlen, ..Problem::new(dims).causal(Alignment::TopLeft) };
         let caps = caps(DeviceClass::Software, None);
         let plan = Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits");
         assert!(plan.dispatches() <= 10, "{} dispatches: {}", plan.dispatches(), plan.summary());

@@ -55,7 +55,7 @@ mod tests {
     }
 
     fn f16(rows: usize, head_dim: usize) -> Problem {
-        Problem::new(Dims { seq_len_q: rows, ..Dims::square(1, 8, 1024, head_dim) }).stored(DType::F16, Layout::Bhsd)
+        Problem::new(Dims { seq_len_q: rows, ..Dims::self_attention(1, 8, 1024, head_dim) }).stored(DType::F16, Layout::Bhsd)
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod staged;
 mod tune;
 
 pub(crate) use fused::{CHAIN, candidates, merge_steps};
-pub(crate) use ranges::{Bound, of_slot};
+pub(crate) use ranges::{BindingRange, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use crate::tables::{TableLayout, table_bytes};
@@ -26,20 +26,20 @@ use crate::{Algorithm, Error, Problem, Result};
 
 /// Buffer that a binding of a step refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum BufferRef {
     Query,
     Key,
     Value,
     Output,
     Lse,
-    /// (m, l) of each row, wanted by [`crate::Want::stats`].
+    /// (m, l) of each row, wanted by [`crate::Returns::stats`].
     Stats,
     Tables,
     Bias,
     Mask,
-    /// Scores at the stage that [`crate::Want::scores`] asks for.
+    /// Scores at the stage that [`crate::Returns::scores`] asks for.
     Scores,
-    /// Softmax weights, wanted by [`crate::Want::weights`].
+    /// Softmax weights, wanted by [`crate::Returns::weights`].
     Weights,
     /// State of a device cache.
     Cache,
@@ -55,7 +55,7 @@ pub(crate) enum Place {
     Scratch(usize),
 }
 
-impl Place {
+impl BufferRef {
     /// Returns the tensor that a slot refers to; `None` where the plan decides: params, scores, partial results.
     fn of(slot: Slot) -> Option<Self> {
         match slot {
@@ -73,7 +73,7 @@ impl Place {
             Slot::DQuery => Some(Self::DQuery),
             Slot::DKey => Some(Self::DKey),
             Slot::DValue => Some(Self::DValue),
-            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowWords | Slot::Parts | Slot::Sums => None,
+            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowStats | Slot::Parts | Slot::Sums => None,
         }
     }
 }
@@ -85,9 +85,9 @@ pub(crate) struct Step {
     /// Parameters; `first_workgroup..end_workgroup` covers the whole grid.
     pub(crate) params: Params,
     /// Buffer of each binding except the params, in the order of [`KernelKey::bindings`].
-    pub(crate) places: Vec<(Slot, Place)>,
+    pub(crate) places: Vec<(Slot, BufferRef)>,
     /// Ranges of key and value that are bound; `None` binds both whole.
-    pub(crate) bound: Option<[Bound; 2]>,
+    pub(crate) bound: Option<[BindingRange; 2]>,
     /// Floating-point operations, by which long steps are cut.
     pub(crate) flops: f64,
 }
@@ -163,15 +163,15 @@ impl Plan {
         let first_head = words.first_head as u32;
         layout.alibi_slopes += first_head;
         layout.sinks += first_head;
-        layout.relative_bias += first_head * problem.relative_bias.map_or(0, |max| 2 * max + 1);
+        layout.relative_bias += first_head * problem.relative_bias_max_distance.map_or(0, |max| 2 * max + 1);
         layout = TableLayout { kv_lengths: words.kv_lengths, page_table: words.page_table, ..layout };
         for step in &mut plan.steps {
             step.key.cached = true;
-            step.key.tables = step.key.general || table_words > 0;
+            step.key.tables = step.key.generic || table_words > 0;
             step.params.tables = layout;
             let has_tables = step.key.tables;
             step.places.retain(|&(slot, _)| slot != Slot::Tables || has_tables);
-            step.places.push((Slot::Cache, Place::Cache));
+            step.places.push((Slot::Cache, BufferRef::Cache));
             check_kernel(&step.key, caps)?;
         }
         Ok(plan)
@@ -231,7 +231,7 @@ fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     buffers.push(("lse", problem.lse_len() as u64, 4 * problem.lse_len() as u64));
     let (_, table_words) = TableLayout::new(problem).ok_or_else(|| too_many("tables", u64::MAX))?;
     buffers.push(("tables", table_words.into(), 4 * u64::from(table_words)));
-    let elements = |shape: Option<crate::Broadcast>| shape.and_then(crate::Broadcast::elements).unwrap_or(0) as u64;
+    let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
     buffers.push(("mask", elements(problem.visibility.mask), elements(problem.visibility.mask)));
     buffers.push(("bias", elements(problem.bias), 4 * elements(problem.bias)));
     if problem.want.weights || problem.want.scores.is_some() {

@@ -13,7 +13,7 @@ use crate::{Problem, Result};
 
 /// Range of key or value that is bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Bound {
+pub(crate) struct BindingRange {
     /// Range of bytes in the buffer.
     pub(crate) bytes: Range<u64>,
     /// Elements in front of the range.
@@ -22,21 +22,21 @@ pub(crate) struct Bound {
 
 /// Range of pairs and range of keys that one step computes.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
+pub(super) struct KeyRange {
     pairs: Range<usize>,
     keys: Range<usize>,
     /// Ranges of key and value that are bound; `None` binds both whole.
-    pub(super) bound: Option<[Bound; 2]>,
+    pub(super) bound: Option<[BindingRange; 2]>,
     /// Number of earlier parts of the same pairs.
     pub(super) turn: usize,
 }
 
 /// Splits `problem` into parts of at most `most_keys` keys, in order; an error where not even one key can be bound.
-pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> Result<Vec<Part>> {
+pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> Result<Vec<KeyRange>> {
     let keys = problem.dims.seq_len_kv;
-    let all = Part { pairs: 0..problem.dims.batch * problem.dims.num_kv_heads, keys: 0..keys, bound: None, turn: 0 };
+    let all = KeyRange { pairs: 0..problem.dims.batch * problem.dims.num_kv_heads, keys: 0..keys, bound: None, turn: 0 };
     let whole = bindings(problem, caps)?.unwrap_or_else(|| vec![all]);
-    let ranges_before = |part: &Part| {
+    let ranges_before = |part: &KeyRange| {
         whole
             .iter()
             .filter(|other| other.pairs == part.pairs && other.keys.end <= part.keys.start)
@@ -47,7 +47,7 @@ pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> R
     for part in &whole {
         let first_turn = ranges_before(part);
         let starts = part.keys.clone().step_by(most_keys.max(1));
-        parts.extend(starts.enumerate().map(|(turn, start)| Part {
+        parts.extend(starts.enumerate().map(|(turn, start)| KeyRange {
             keys: start..part.keys.end.min(start + most_keys),
             turn: first_turn + turn,
             ..part.clone()
@@ -57,16 +57,16 @@ pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> R
 }
 
 /// Repeats `step` for each part. (m, l) of the `rows` rows alternate between two places: no part reads what it writes.
-pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[Part], rows: usize) -> Vec<Step> {
+pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[KeyRange], rows: usize) -> Vec<Step> {
     if let [_] = parts {
         return vec![step];
     }
     let pairs = problem.dims.batch * problem.dims.num_kv_heads;
     // Varlen sequences are never bound in parts.
-    let workgroups = if problem.packed.is_some() { 0 } else { step.params.end_workgroup / pairs as u32 };
+    let workgroups = if problem.varlen.is_some() { 0 } else { step.params.end_workgroup / pairs as u32 };
     let all = (pairs * problem.dims.seq_len_kv) as f64;
     let place = |turn: usize| if turn.is_multiple_of(2) { 0 } else { rows as u32 };
-    let of_part = |part: &Part| {
+    let of_part = |part: &KeyRange| {
         let mut params = step.params;
         if part.pairs.len() < pairs {
             params.first_workgroup = part.pairs.start as u32 * workgroups;
@@ -85,20 +85,20 @@ pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[Part], rows: usiz
 }
 
 /// Returns the fewest parts that can be bound; `None` where key and value can be bound whole.
-fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
+fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<KeyRange>>> {
     let bytes = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
     let sizes = [Operand::Key, Operand::Value].map(bytes);
     if sizes.iter().all(|&bytes| bytes <= caps.binding_bytes) {
         return Ok(None);
     }
     let too_large = || check_bytes("key", sizes[0], caps).and(check_bytes("value", sizes[1], caps)).map(|()| None);
-    if problem.paged.is_some() || problem.packed.is_some() {
+    if problem.paged.is_some() || problem.varlen.is_some() {
         return too_large();
     }
     let (pairs, keys) = (problem.dims.batch * problem.dims.num_kv_heads, problem.dims.seq_len_kv);
     let halves = |whole: usize| (0..usize::BITS).map(move |n| whole.div_ceil(1 << n)).take_while(|&part| part > 1).chain([1]);
     // Among equally many parts, those with the fewest ranges of keys need the least merging.
-    let mut best: Option<((usize, usize), Vec<Part>)> = None;
+    let mut best: Option<((usize, usize), Vec<KeyRange>)> = None;
     for per_pairs in halves(pairs) {
         for per_keys in halves(keys) {
             let ranges = keys.div_ceil(per_keys);
@@ -114,7 +114,7 @@ fn bindings(problem: &Problem, caps: &DeviceCaps) -> Result<Option<Vec<Part>>> {
 }
 
 /// Returns parts of at most `per_pairs` pairs and `per_keys` keys; `None` where one of them cannot be bound.
-fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: usize) -> Option<Vec<Part>> {
+fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: usize) -> Option<Vec<KeyRange>> {
     let (pairs, keys) = (problem.dims.batch * problem.dims.num_kv_heads, problem.dims.seq_len_kv);
     let mut parts = Vec::new();
     for first_key in (0..keys).step_by(per_keys) {
@@ -123,14 +123,14 @@ fn all_parts(problem: &Problem, caps: &DeviceCaps, per_pairs: usize, per_keys: u
             let [Some(key), Some(value)] = [Operand::Key, Operand::Value].map(|operand| bind(problem, caps, operand, &pairs, &keys)) else {
                 return None;
             };
-            parts.push(Part { pairs, keys, bound: Some([key, value]), turn: 0 });
+            parts.push(KeyRange { pairs, keys, bound: Some([key, value]), turn: 0 });
         }
     }
     Some(parts)
 }
 
 /// Returns the range of `operand` that holds `pairs` and `keys`; `None` where it is too large to be bound.
-fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<usize>, keys: &Range<usize>) -> Option<Bound> {
+fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<usize>, keys: &Range<usize>) -> Option<BindingRange> {
     let spec = problem.spec(operand);
     let shape = problem.shape(operand);
     let strides = spec.strides(shape);
@@ -138,14 +138,14 @@ fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<us
     let first = pairs.clone().map(start).min()? + keys.start * strides.seq;
     let last = pairs.clone().map(start).max()? + (keys.end - 1) * strides.seq + (shape[3] - 1) * strides.dim;
     // Starts at whole vec4s, whole blocks and the alignment of bindings: 64 blocks or 256 elements are whole 256 bytes.
-    let unit = if spec.dtype.is_blocks() { 64 * crate::blocks::BLOCK } else { caps.storage_alignment.max(256) as usize };
+    let unit = if spec.dtype.is_quantised() { 64 * crate::blocks::BLOCK } else { caps.storage_alignment.max(256) as usize };
     let first = first / unit * unit;
     let bytes = spec.dtype.bytes(first) as u64..spec.dtype.bytes((last + 1).next_multiple_of(4)) as u64;
-    (bytes.end - bytes.start <= caps.binding_bytes).then_some(Bound { bytes, first })
+    (bytes.end - bytes.start <= caps.binding_bytes).then_some(BindingRange { bytes, first })
 }
 
 /// Returns the range that a step binds to `slot`; `None` where it binds the whole buffer.
-pub(crate) fn of_slot(bound: Option<&[Bound; 2]>, slot: Slot) -> Option<&Bound> {
+pub(crate) fn of_slot(bound: Option<&[BindingRange; 2]>, slot: Slot) -> Option<&BindingRange> {
     match slot {
         Slot::Key => bound.map(|bound| &bound[0]),
         Slot::Value => bound.map(|bound| &bound[1]),

@@ -3,7 +3,7 @@
 use super::fused::heads_packed;
 use crate::Problem;
 use crate::problem::Operand;
-use crate::shader::{FewShape, Kernel, KernelKey, MatrixShape, RowShape, TileShape};
+use crate::shader::{DecodeShape, Kernel, KernelKey, LaneShape, MatrixShape, TileShape};
 
 /// Class of `problem`, whose members share a kernel: sizes rounded up to powers of two, widths, types, score options.
 pub(crate) fn class_of(problem: &Problem) -> String {
@@ -14,7 +14,7 @@ pub(crate) fn class_of(problem: &Problem) -> String {
     // The switches read below are those of any fused kernel.
     let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
     let mut class = format!(
-        "rows {} keys {} heads {} head_dim {} {} {} {} {}",
+        "lanes {} keys {} heads {} head_dim {} {} {} {} {}",
         up(rows),
         up(d.seq_len_kv),
         up(d.batch * d.num_heads),
@@ -41,8 +41,8 @@ pub(crate) fn kernel_text(kernel: Kernel) -> String {
         Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups }) => {
             format!("tiles {threads} {rows} {cols} {keys} {}", u32::from(subgroups))
         }
-        Kernel::Rows(RowShape { lanes, rows, keys, step }) => format!("rows {lanes} {rows} {keys} {step}"),
-        Kernel::Few(FewShape { lanes, rows }) => format!("few {lanes} {rows}"),
+        Kernel::Lanes(LaneShape { lanes, rows, keys, step }) => format!("lanes {lanes} {rows} {keys} {step}"),
+        Kernel::Decode(DecodeShape { lanes, rows }) => format!("decode {lanes} {rows}"),
         Kernel::Matrix(MatrixShape { size, tiles, lanes, keys }) => format!("matrix {size} {tiles} {lanes} {keys}"),
         other => other.to_string(),
     }
@@ -57,9 +57,9 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
         ("tiles", &[threads, rows, cols, keys, subgroups]) => {
             Some(Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups: subgroups == 1 }))
         }
-        ("rows", &[lanes, rows, keys, step]) => Some(Kernel::Rows(RowShape { lanes, rows, keys, step })),
+        ("lanes", &[lanes, rows, keys, step]) => Some(Kernel::Lanes(LaneShape { lanes, rows, keys, step })),
         ("matrix", &[size, tiles, lanes, keys]) => Some(Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })),
-        ("few", &[lanes, rows]) => Some(Kernel::Few(FewShape { lanes, rows })),
+        ("decode", &[lanes, rows]) => Some(Kernel::Decode(DecodeShape { lanes, rows })),
         _ => None,
     }
 }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn kernels_read_back_and_only_those_that_work_are_taken() {
-        let problem = Problem::new(Dims::square(1, 8, 512, 64)).stored(DType::F16, Layout::Bhsd);
+        let problem = Problem::new(Dims::self_attention(1, 8, 512, 64)).stored(DType::F16, Layout::Bhsd);
         let caps = DeviceCaps {
             class: DeviceClass::Discrete,
             subgroup_size: 32,
@@ -88,22 +88,22 @@ mod tests {
             assert_eq!(plan.steps[0].key.kernel, kernel);
         }
         let usual = super::super::Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel;
-        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "few 0 0", "matrix 8 4 32 32", "rows 8 4 32 2"] {
+        for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "decode 0 0", "matrix 8 4 32 32", "lanes 8 4 32 2"] {
             let kernel = read_kernel(bad);
             assert!(kernel.is_some(), "{bad} is well formed");
             let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");
             assert_eq!(plan.steps[0].key.kernel, usual, "{bad}");
         }
-        for bad in ["", "tiles", "tiles 1 2 3", "rows a b c d", "merge"] {
+        for bad in ["", "tiles", "tiles 1 2 3", "lanes a b c d", "merge"] {
             assert_eq!(read_kernel(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn classes() {
-        let class = |len: usize| class_of(&Problem::new(Dims::square(1, 8, len, 64)));
+        let class = |len: usize| class_of(&Problem::new(Dims::self_attention(1, 8, len, 64)));
         assert_eq!(class(300), class(500));
         assert_ne!(class(300), class(600));
-        assert_ne!(class(300), class_of(&Problem::new(Dims::square(1, 8, 300, 64)).causal(Alignment::TopLeft)));
+        assert_ne!(class(300), class_of(&Problem::new(Dims::self_attention(1, 8, 300, 64)).causal(Alignment::TopLeft)));
     }
 }

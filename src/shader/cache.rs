@@ -151,7 +151,7 @@ pub(crate) fn compose_cache(key: CacheKey) -> Source {
         CacheKey::Rotate { .. } => files.extend([file!("shaders/cache/rotation.wgsl"), file!("shaders/cache/rotate.wgsl")]),
         CacheKey::Append { cache, .. } => {
             files.extend([file!("shaders/cache/rotation.wgsl"), file!("shaders/cache/append.wgsl")]);
-            files.extend(cache.is_blocks().then_some(file!("shaders/cache/blocks.wgsl")));
+            files.extend(cache.is_quantised().then_some(file!("shaders/cache/blocks.wgsl")));
         }
     }
     for (name, text) in files {
@@ -188,7 +188,7 @@ fn prelude(key: CacheKey) -> String {
             line(storage(CacheSlot::State, "read", "state", "u32"));
             line(format!("const UNIT: u32 = {}u;", CacheKey::unit(cache)));
             line(format!("const HAS_QUERY: bool = {};", query.is_some()));
-            if cache.is_blocks() {
+            if cache.is_quantised() {
                 line(format!("const BLOCK_WORDS: u32 = {}u;", block_words(cache)));
                 line(format!("const BITS: u32 = {}u;", if cache == DType::Q4 { 4 } else { 8 }));
             }
@@ -285,9 +285,9 @@ fn store(name: &str, dtype: DType) -> String {
 pub(crate) fn every_cache_key() -> Vec<CacheKey> {
     let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable];
     let pairings = [Pairing::HalfSplit, Pairing::Interleaved];
-    for new in DType::ALL {
+    for new in DType::FLOATS {
         keys.extend(pairings.map(|pairing| CacheKey::Rotate { rows: new, pairing }));
-        for cache in DType::ALL.into_iter().chain(DType::BLOCKS) {
+        for cache in DType::FLOATS.into_iter().chain(DType::QUANTISED) {
             keys.push(CacheKey::Append { new, cache, rotary: None, query: None });
             for pairing in pairings {
                 keys.extend([None, Some(new)].map(|query| CacheKey::Append { new, cache, rotary: Some(pairing), query }));

@@ -36,14 +36,14 @@ impl KernelKey {
                 files!("lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
                 files!("fused/tiles.wgsl"),
             ],
-            Kernel::Rows(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/lanes.wgsl")],
-            Kernel::Few(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/few.wgsl")],
+            Kernel::Lanes(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/lanes.wgsl")],
+            Kernel::Decode(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/decode.wgsl")],
             Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
             Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
             Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
-            Kernel::RowEnds => [&[], &[], files!("backward/rows.wgsl")],
+            Kernel::Preprocess => [&[], &[], files!("backward/rows.wgsl")],
             Kernel::QueryGradient(shape) => {
                 [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
             }

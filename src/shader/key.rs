@@ -1,13 +1,13 @@
 //! Kernel keys: everything that distinguishes one kernel from another, and the key of the pipeline cache.
 
-use super::shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
+use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
 use crate::problem::Operand;
 use crate::tables::TableLayout;
 use crate::terms::{TermSet, TermTensor};
 use crate::{DType, Problem};
 
 /// Words per row that the backward preprocess writes: shaders/lib/addressing.wgsl.
-pub(crate) const ROW_WORDS: usize = 3;
+pub(crate) const ROW_STATS: usize = 3;
 
 /// A kernel in one of its variants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,7 +15,7 @@ pub(crate) struct KernelKey {
     pub(crate) kernel: Kernel,
     /// True for a generic variant, which reads head_dim and every score option at run time and has rolled loops: few
     /// variants, quick to compile, slow to run. A specialised variant has them as constants.
-    pub(crate) general: bool,
+    pub(crate) generic: bool,
     /// Elements of a query row and of a value row (the most, for generic variants); 0 where unused.
     pub(crate) head_dim: u32,
     pub(crate) head_dim_v: u32,
@@ -46,9 +46,9 @@ pub(crate) enum Kernel {
     /// Fused forward by register tiles.
     Tiles(TileShape),
     /// Fused forward with whole query rows per thread; keys are broadcast across the subgroup.
-    Rows(RowShape),
+    Lanes(LaneShape),
     /// Fused forward for few query rows; the elements of each key are spread over a subgroup.
-    Few(FewShape),
+    Decode(DecodeShape),
     /// Fused forward by cooperative matrices.
     Matrix(MatrixShape),
     /// Merge of partial results over disjoint keys.
@@ -60,7 +60,7 @@ pub(crate) enum Kernel {
     /// Staged, third: weights x V.
     WeightedValues,
     /// Backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
-    RowEnds,
+    Preprocess,
     /// Backward: dQ.
     QueryGradient(GradientShape),
     /// Backward: dK and dV, or one of them.
@@ -85,8 +85,8 @@ impl Kernel {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
     }
 
-    /// True if the kernel reads the output of [`Self::RowEnds`].
-    pub(super) const fn reads_row_words(self) -> bool {
+    /// True if the kernel reads the output of [`Self::Preprocess`].
+    pub(super) const fn reads_row_stats(self) -> bool {
         self.visits_pairs_backward() || matches!(self, Self::RelativeGradient | Self::SinkGradient)
     }
 
@@ -94,8 +94,8 @@ impl Kernel {
     pub(crate) const fn block_rows(self) -> u32 {
         match self {
             Self::Tiles(shape) => shape.block_rows(),
-            Self::Rows(shape) => shape.block_rows(),
-            Self::Few(shape) => shape.rows,
+            Self::Lanes(shape) => shape.block_rows(),
+            Self::Decode(shape) => shape.rows,
             Self::Matrix(shape) => shape.block_rows(),
             _ => 0,
         }
@@ -109,10 +109,10 @@ impl std::fmt::Display for Kernel {
                 let by = if s.subgroups { "subgroups" } else { "workgroup memory" };
                 write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
             }
-            Self::Rows(s) => {
-                write!(f, "rows {}x{}, {} lanes of {}x{}", s.block_rows(), s.keys, s.lanes, s.rows, s.step)
+            Self::Lanes(s) => {
+                write!(f, "lanes {}x{}, {} lanes of {}x{}", s.block_rows(), s.keys, s.lanes, s.rows, s.step)
             }
-            Self::Few(s) => write!(f, "few {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
+            Self::Decode(s) => write!(f, "decode {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
             Self::Matrix(s) => {
                 let (rows, threads, size) = (s.block_rows(), s.threads(), s.size);
                 write!(f, "matrix {rows}x{}, {threads} threads, cooperative matrices {size}x{size}", s.keys)
@@ -121,7 +121,7 @@ impl std::fmt::Display for Kernel {
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
             Self::WeightedValues => f.write_str("weighted values"),
-            Self::RowEnds => f.write_str("row ends"),
+            Self::Preprocess => f.write_str("preprocess"),
             Self::QueryGradient(shape) => write!(f, "dQ by {shape}"),
             Self::KeyGradient(shape, KeySide::Both) => write!(f, "dK and dV by {shape}"),
             Self::KeyGradient(shape, KeySide::Key) => write!(f, "dK by {shape}"),
@@ -182,7 +182,7 @@ pub(crate) enum Slot {
     ForwardStats,
     DOutput,
     /// m, 1 / l and delta of each row, followed by the tables.
-    RowWords,
+    RowStats,
     DQuery,
     DKey,
     DValue,
@@ -201,14 +201,14 @@ pub(crate) enum Access {
 impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
-        let dropout = problem.drop().is_some();
+        let dropout = problem.dropout_rule().is_some();
         let tables = TableLayout::new(problem).is_none_or(|(_, words)| words > 0);
         let terms = TermSet::of(problem).and(TermSet::pairs());
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {
             kernel,
-            general: false,
+            generic: false,
             head_dim: 0,
             head_dim_v: 0,
             query: Storage::default(),
@@ -225,7 +225,7 @@ impl KernelKey {
             stats: false,
         };
         match kernel {
-            Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) | Kernel::Matrix(_) => Self {
+            Kernel::Tiles(_) | Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Matrix(_) => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
@@ -247,7 +247,7 @@ impl KernelKey {
                 dropout,
                 ..unused
             },
-            Kernel::RowEnds => Self { head_dim_v, output: storage(Operand::Output), ..unused },
+            Kernel::Preprocess => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
             Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, ..unused },
             Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
@@ -268,24 +268,24 @@ impl KernelKey {
     }
 
     /// Returns the generic variant of `kernel` that fits `problem`.
-    pub(crate) fn general(kernel: Kernel, problem: &Problem) -> Self {
-        let special = Self::new(kernel, problem);
+    pub(crate) fn generic(kernel: Kernel, problem: &Problem) -> Self {
+        let specialised = Self::new(kernel, problem);
         let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores) || kernel.visits_pairs_backward();
         let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
-        let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_blocks(), ..storage };
+        let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_quantised(), ..storage };
         Self {
-            general: true,
-            head_dim: roomy(special.head_dim),
-            head_dim_v: roomy(special.head_dim_v),
-            query: scalar(special.query),
-            key: scalar(special.key),
-            value: scalar(special.value),
-            output: scalar(special.output),
+            generic: true,
+            head_dim: roomy(specialised.head_dim),
+            head_dim_v: roomy(specialised.head_dim_v),
+            query: scalar(specialised.query),
+            key: scalar(specialised.key),
+            value: scalar(specialised.value),
+            output: scalar(specialised.output),
             terms: if scores { TermSet::pairs() } else { TermSet::default() },
             tables: !matches!(kernel, Kernel::Sum | Kernel::NarrowGradient(_)),
             paged: false,
             dropout: false,
-            ..special
+            ..specialised
         }
     }
 
@@ -298,7 +298,7 @@ impl KernelKey {
             }
         };
         let kernel = self.kernel;
-        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Rows(_) | Kernel::Few(_) | Kernel::Matrix(_));
+        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Matrix(_));
         let scores = kernel == Kernel::Scores;
         let (d_query, d_key, d_value) = match kernel {
             Kernel::QueryGradient(_) => (true, false, false),
@@ -313,7 +313,7 @@ impl KernelKey {
         add(fused || kernel == Kernel::WeightedValues || (backward && !dv_only), Slot::Value, Access::Read);
         add(fused || matches!(kernel, Kernel::WeightedValues | Kernel::Merge), Slot::Output, Access::ReadWrite);
         add(fused || matches!(kernel, Kernel::Softmax | Kernel::Merge), Slot::Lse, Access::ReadWrite);
-        add(self.tables && !kernel.reads_row_words(), Slot::Tables, Access::Read);
+        add(self.tables && !kernel.reads_row_stats(), Slot::Tables, Access::Read);
         for (tensor, slot) in [(TermTensor::Bias, Slot::Bias), (TermTensor::Mask, Slot::Mask)] {
             add(self.terms.iter().any(|(_, term)| term.tensor == Some(tensor)), slot, Access::Read);
         }
@@ -323,11 +323,11 @@ impl KernelKey {
         add(kernel == Kernel::Merge, Slot::PartialStats, Access::Read);
         add(self.stats, Slot::Stats, Access::ReadWrite);
         add(self.cached, Slot::Cache, Access::Read);
-        add(kernel == Kernel::RowEnds, Slot::Result, Access::Read);
-        add(kernel == Kernel::RowEnds, Slot::ForwardStats, Access::Read);
-        add(backward || kernel == Kernel::RowEnds, Slot::DOutput, Access::Read);
-        add(kernel == Kernel::RowEnds, Slot::RowWords, Access::ReadWrite);
-        add(kernel.reads_row_words(), Slot::RowWords, Access::Read);
+        add(kernel == Kernel::Preprocess, Slot::Result, Access::Read);
+        add(kernel == Kernel::Preprocess, Slot::ForwardStats, Access::Read);
+        add(backward || kernel == Kernel::Preprocess, Slot::DOutput, Access::Read);
+        add(kernel == Kernel::Preprocess, Slot::RowStats, Access::ReadWrite);
+        add(kernel.reads_row_stats(), Slot::RowStats, Access::Read);
         add(d_query, Slot::DQuery, Access::ReadWrite);
         add(d_key, Slot::DKey, Access::ReadWrite);
         add(d_value, Slot::DValue, Access::ReadWrite);
@@ -342,12 +342,12 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
-            Kernel::Rows(_) | Kernel::Few(_) => 8,
+            Kernel::Lanes(_) | Kernel::Decode(_) => 8,
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
-            Kernel::RowEnds | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
+            Kernel::Preprocess | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,
             Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),
@@ -359,9 +359,9 @@ impl KernelKey {
     pub(crate) fn threads(&self) -> u32 {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
-            Kernel::Rows(shape) => shape.lanes,
+            Kernel::Lanes(shape) => shape.lanes,
             Kernel::Matrix(shape) => shape.threads(),
-            Kernel::Few(shape) => shape.lanes,
+            Kernel::Decode(shape) => shape.lanes,
             Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),
             _ => 64,
         }

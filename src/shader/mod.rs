@@ -13,10 +13,10 @@ mod terms;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
-pub(crate) use key::{Access, Kernel, KernelKey, ROW_WORDS, Slot, Storage};
+pub(crate) use key::{Access, Kernel, KernelKey, ROW_STATS, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};
-pub(crate) use shapes::{FewShape, GradientShape, KeySide, MatrixShape, RowShape, TileShape};
+pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
 
 /// WGSL of a kernel as naga takes it, with the origin of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::dropout::Drop;
+use crate::dropout::DropoutRule;
 use crate::problem::Operand;
 use crate::tables::TableLayout;
 use crate::terms::{TERMS, TermSet};
@@ -15,7 +15,7 @@ impl Flags {
     pub(crate) const KV_LENGTHS: u32 = 1;
     pub(crate) const PREFIX: u32 = 2;
     pub(crate) const BOTTOM_RIGHT: u32 = 4;
-    pub(crate) const PACKED: u32 = 8;
+    pub(crate) const VARLEN: u32 = 8;
     pub(crate) const SINKS: u32 = 16;
     pub(crate) const PAGED: u32 = 32;
     pub(crate) const DROPOUT: u32 = 64;
@@ -82,11 +82,11 @@ impl Params {
         let strides = |operand| {
             let strides = problem.spec(operand).strides(problem.shape(operand));
             let is_pool = problem.paged.is_some() && matches!(operand, Operand::Key | Operand::Value);
-            let batch = if problem.packed.is_some() && !is_pool { 0 } else { strides.batch };
+            let batch = if problem.varlen.is_some() && !is_pool { 0 } else { strides.batch };
             [batch, strides.head, strides.seq, strides.dim].map(|step| step as u32)
         };
         let v = &problem.visibility;
-        let drop = problem.drop();
+        let drop = problem.dropout_rule();
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         Self {
             query_strides: strides(Operand::Query),
@@ -99,7 +99,7 @@ impl Params {
             flags: flag(v.kv_lengths, Flags::KV_LENGTHS)
                 | flag(v.prefix_lengths, Flags::PREFIX)
                 | flag(v.alignment == Some(Alignment::BottomRight), Flags::BOTTOM_RIGHT)
-                | flag(problem.packed.is_some(), Flags::PACKED)
+                | flag(problem.varlen.is_some(), Flags::VARLEN)
                 | flag(problem.paged.is_some(), Flags::PAGED)
                 | flag(problem.sinks, Flags::SINKS)
                 | flag(problem.want.stats, Flags::STATS)
@@ -119,8 +119,8 @@ impl Params {
             page_size: problem.paged.map_or(0, |paged| paged.page_size as u32),
             pages_per_item: problem.paged.map_or(0, |paged| paged.pages_per_item as u32),
             range_end: u32::MAX,
-            dropout_threshold: drop.unwrap_or(Drop::NOTHING).threshold,
-            dropout_factor: drop.unwrap_or(Drop::NOTHING).factor,
+            dropout_threshold: drop.unwrap_or(DropoutRule::NOTHING).threshold,
+            dropout_factor: drop.unwrap_or(DropoutRule::NOTHING).factor,
             ..Self::default()
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Access, FewShape, GradientShape, Kernel, KernelKey, KeySide, RowShape, Slot, Storage, TileShape, directives, terms};
+use super::{Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Slot, Storage, TileShape, directives, terms};
 use crate::DType;
 use crate::problem::Operand;
 
@@ -44,16 +44,16 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", shape.block_keys());
     }
-    if let Kernel::Rows(shape) = key.kernel {
-        let RowShape { lanes, rows, keys, step } = shape;
+    if let Kernel::Lanes(shape) = key.kernel {
+        let LaneShape { lanes, rows, keys, step } = shape;
         for (name, value) in [("THREADS", lanes), ("ROWS", rows), ("KEYS", keys), ("STEP", step), ("LANES", lanes)] {
             line(name, value);
         }
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
     }
-    if let Kernel::Few(shape) = key.kernel {
-        let FewShape { lanes, rows } = shape;
+    if let Kernel::Decode(shape) = key.kernel {
+        let DecodeShape { lanes, rows } = shape;
         for (name, value) in [("THREADS", lanes), ("LANES", lanes), ("ROWS", rows), ("KEYS", shape.block_keys())] {
             line(name, value);
         }
@@ -74,7 +74,7 @@ fn constants(text: &mut String, key: &KernelKey) {
         }
     }
     gradient(text, key.kernel);
-    let _ = writeln!(text, "const IS_GENERAL: bool = {};", key.general);
+    let _ = writeln!(text, "const IS_GENERIC: bool = {};", key.generic);
     let partial = if key.kernel == Kernel::Merge { "PARTS_OF_LSE" } else { "PARTIAL" };
     let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
     sizes(text, key);
@@ -108,31 +108,31 @@ fn gradient(text: &mut String, kernel: Kernel) {
     ] {
         let _ = writeln!(text, "const {name}: u32 = {value}u;");
     }
-    let _ = writeln!(text, "const GIVES_A: bool = {a};\nconst GIVES_B: bool = {b};");
+    let _ = writeln!(text, "const GIVES_QK: bool = {a};\nconst GIVES_VO: bool = {b};");
 }
 
 /// Writes the bounds of loops over a row: constants in specialised variants, params in generic ones.
 fn sizes(text: &mut String, key: &KernelKey) {
-    for (name, special, general) in [
+    for (name, specialised, generic) in [
         ("head_dim()", "HEAD_DIM", "params.head_dim"),
         ("head_vecs()", "HEAD_VECS", "(params.head_dim + 3u) / 4u"),
         ("value_dim()", "VALUE_DIM", "params.head_dim_v"),
         ("value_vecs()", "VALUE_VECS", "(params.head_dim_v + 3u) / 4u"),
         ("rolled(n: u32)", "n", "n + params.zero"),
     ] {
-        let _ = writeln!(text, "fn {name} -> u32 {{ return {}; }}", if key.general { general } else { special });
+        let _ = writeln!(text, "fn {name} -> u32 {{ return {}; }}", if key.generic { generic } else { specialised });
     }
 }
 
 /// Writes the switches of paging and dropout: constants in specialised variants, flags in generic ones.
 fn switches(text: &mut String, key: &KernelKey) {
-    for (name, special, flag) in [("is_paged", key.paged, "FLAG_PAGED"), ("is_dropping", key.dropout, "FLAG_DROPOUT")] {
+    for (name, specialised, flag) in [("is_paged", key.paged, "FLAG_PAGED"), ("is_dropping", key.dropout, "FLAG_DROPOUT")] {
         // The backward pass does not support paged keys.
-        let by_flag = key.general && !(flag == "FLAG_PAGED" && key.kernel.reads_row_words());
-        let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { special.to_string() };
+        let by_flag = key.generic && !(flag == "FLAG_PAGED" && key.kernel.reads_row_stats());
+        let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { specialised.to_string() };
         let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
     }
-    let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_blocks();
+    let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_quantised();
     let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");
 }
 
@@ -168,10 +168,10 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         Slot::Parts => declare("parts", "array<f32>"),
         Slot::Sums => declare("sums", "array<f32>"),
         Slot::ForwardStats => declare("forward_stats", "array<u32>"),
-        Slot::RowWords => {
-            declare("row_words", "array<u32>");
+        Slot::RowStats => {
+            declare("row_stats", "array<u32>");
             if access == Access::Read {
-                text.push_str("fn table(at: u32) -> u32 { return row_words[at]; }\n");
+                text.push_str("fn table(at: u32) -> u32 { return row_stats[at]; }\n");
             }
         }
         Slot::Lse => {
@@ -208,7 +208,7 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
 /// strides of `like`. `fetch_NAME` is its memory access, `widen_NAME` its conversion: a kernel can work in between.
 fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Storage, width: &str) {
     let (word, words, fetch, widened) = match (storage.vectors, storage.dtype) {
-        (_, dtype) if dtype.is_blocks() => block_reader(name, dtype),
+        (_, dtype) if dtype.is_quantised() => block_reader(name, dtype),
         (true, DType::F32) => ("vec4<f32>", "vec4<f32>", format!("return {name}_words[(at + dim) / 4u];"), "words"),
         (true, DType::F16) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_f16(words)"),
         (true, _) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_bf16(words)"),
@@ -323,7 +323,7 @@ fn missing(text: &mut String, key: &KernelKey) {
     }
     let bindings = key.bindings();
     let has = |slot| bindings.iter().any(|&(there, _)| there == slot);
-    if !has(Slot::Tables) && !bindings.contains(&(Slot::RowWords, Access::Read)) {
+    if !has(Slot::Tables) && !bindings.contains(&(Slot::RowStats, Access::Read)) {
         text.push_str("fn table(at: u32) -> u32 { return 0u; }\n");
     }
     if !has(Slot::Bias) {

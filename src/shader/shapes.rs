@@ -38,7 +38,7 @@ impl TileShape {
 
 /// Shape of a workgroup of the rows kernel, one subgroup: `lanes * rows` query rows by `keys` keys, `step` at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct RowShape {
+pub(crate) struct LaneShape {
     /// Threads of the subgroup, which load the keys and broadcast them to each other.
     pub(crate) lanes: u32,
     /// Query rows of a thread.
@@ -47,7 +47,7 @@ pub(crate) struct RowShape {
     pub(crate) step: u32,
 }
 
-impl RowShape {
+impl LaneShape {
     pub(crate) const fn block_rows(self) -> u32 {
         self.lanes * self.rows
     }
@@ -55,12 +55,12 @@ impl RowShape {
 
 /// Shape of a workgroup of the few kernel: one subgroup of `lanes` threads, `rows` rows by `lanes` keys at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FewShape {
+pub(crate) struct DecodeShape {
     pub(crate) lanes: u32,
     pub(crate) rows: u32,
 }
 
-impl FewShape {
+impl DecodeShape {
     /// Keys of a tile, which is skipped as a whole if it is masked.
     pub(crate) const fn block_keys(self) -> u32 {
         4 * self.lanes

@@ -23,10 +23,10 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     text.push_str("    return keys;\n}\n");
 
     let pairs: Vec<_> = key.terms.iter().filter(|(_, term)| term.interval.is_none()).collect();
-    let condition = |bit: usize| if key.general { switch(bit) } else { "true".into() };
+    let condition = |bit: usize| if key.generic { switch(bit) } else { "true".into() };
     let any = |wanted: &dyn Fn(&Term) -> bool| {
         let bits: u32 = pairs.iter().filter(|(_, term)| wanted(term)).map(|(bit, _)| 1 << bit).sum();
-        if key.general { format!("(params.terms & {bits}u) != 0u") } else { (bits != 0).to_string() }
+        if key.generic { format!("(params.terms & {bits}u) != 0u") } else { (bits != 0).to_string() }
     };
     let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", any(&|_| true));
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", any(&|term| term.defines("visible")));

@@ -7,30 +7,32 @@ use naga::{AddressSpace, StorageAccess};
 
 use super::{Access, KernelKey, Params, compose};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
-use crate::{Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Problem, ScoreOrder, Strides, TensorSpec, Want, WantGradients};
+use crate::{
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Problem, Returns, ScoreOrder, Strides, TensorSpec, WantGradients,
+};
 
 /// Problems that together set every switch of the key.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for head_dim in [1, 3, 8, 30, 64, 80, 128, 256, 576] {
         for seq_len_q in [1, 7, 12, 300] {
-            problems.push(Problem::new(Dims { seq_len_q, ..Dims::square(1, 2, 300, head_dim) }));
+            problems.push(Problem::new(Dims { seq_len_q, ..Dims::self_attention(1, 2, 300, head_dim) }));
         }
     }
-    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 40, head_dim_v: 24, ..Dims::square(2, 4, 2000, 32) };
+    let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 40, head_dim_v: 24, ..Dims::self_attention(2, 4, 2000, 32) };
     let plain = Problem::new(dims);
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         problems.push(plain.stored(dtype, Layout::Bshd));
         let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
         problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
     }
-    for dtype in DType::BLOCKS {
+    for dtype in DType::QUANTISED {
         let blocks = TensorSpec::new(dtype, Layout::Bshd);
         let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain };
         problems.push(few);
         problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
     }
-    let full = Broadcast(dims.scores_shape());
+    let full = BroadcastShape(dims.scores_shape());
     let mut visibility = plain.causal(Alignment::BottomRight).visibility;
     visibility.mask = Some(full);
     visibility.segments = true;
@@ -38,12 +40,12 @@ fn problems() -> Vec<Problem> {
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         for alibi in [Alibi::Signed, Alibi::Symmetric] {
             let all = Problem { score_order, alibi: Some(alibi), softcap: Some(5.0), bias: Some(full), visibility, ..plain };
-            problems.push(Problem { relative_bias: Some(4), sinks: true, ..all });
+            problems.push(Problem { relative_bias_max_distance: Some(4), sinks: true, ..all });
         }
     }
     problems.push(Problem { dropout: Some(0.5), ..plain });
-    problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::square(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
-    problems.push(Problem { want: Want { lse: true, stats: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
+    problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::self_attention(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
+    problems.push(Problem { want: Returns { lse: true, stats: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
     problems
 }
 

@@ -1,7 +1,7 @@
 //! Additive bias: an f32 tensor added to the scores; -inf masks.
 
 use super::{Term, TermTensor, TermText, along_keys, extents};
-use crate::Broadcast;
+use crate::BroadcastShape;
 
 pub(super) const TERM: Term = Term {
     name: "bias",
@@ -14,14 +14,14 @@ pub(super) const TERM: Term = Term {
         (start, 0) => to.iter_mut().for_each(|x| *x += inputs.bias[start]),
         (start, _) => to.iter_mut().zip(&inputs.bias[start..]).for_each(|(x, bias)| *x += bias),
     }),
-    draw: |p, kind, rest| p.bias = kind.one_in(4).then(|| Broadcast::draw(&p.dims, rest)),
+    draw: |p, kind, rest| p.bias = kind.one_in(4).then(|| BroadcastShape::draw(&p.dims, rest)),
     remove: |p| p.bias = None,
     text: TermText {
         word: "bias",
         value: "B,H,Q,K",
         help: "Add a float tensor of this shape to the scores; extents are full or 1",
-        write: |p| p.bias.map_or_else(String::new, Broadcast::text),
-        read: |p, value| extents(value).map(|shape| p.bias = Some(Broadcast(shape))),
+        write: |p| p.bias.map_or_else(String::new, BroadcastShape::text),
+        read: |p, value| extents(value).map(|shape| p.bias = Some(BroadcastShape(shape))),
     },
     ..Term::NOTHING
 };

@@ -1,7 +1,7 @@
 //! Mask: a boolean tensor; true = may attend.
 
 use super::{Term, TermTensor, TermText, along_keys, extents};
-use crate::Broadcast;
+use crate::BroadcastShape;
 
 pub(super) const TERM: Term = Term {
     name: "mask",
@@ -19,14 +19,14 @@ pub(super) const TERM: Term = Term {
             }
         }
     }),
-    draw: |p, kind, rest| p.visibility.mask = kind.one_in(4).then(|| Broadcast::draw(&p.dims, rest)),
+    draw: |p, kind, rest| p.visibility.mask = kind.one_in(4).then(|| BroadcastShape::draw(&p.dims, rest)),
     remove: |p| p.visibility.mask = None,
     text: TermText {
         word: "mask",
         value: "B,H,Q,K",
         help: "Mask by a boolean tensor of this shape; extents are full or 1",
-        write: |p| p.visibility.mask.map_or_else(String::new, Broadcast::text),
-        read: |p, value| extents(value).map(|shape| p.visibility.mask = Some(Broadcast(shape))),
+        write: |p| p.visibility.mask.map_or_else(String::new, BroadcastShape::text),
+        read: |p, value| extents(value).map(|shape| p.visibility.mask = Some(BroadcastShape(shape))),
     },
     ..Term::NOTHING
 };

@@ -268,21 +268,21 @@ fn align(problem: &mut Problem, alignment: Alignment) -> std::result::Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dims, Packed};
+    use crate::{Dims, Varlen};
 
     #[test]
     fn terms_are_drawn_written_read_and_removed() {
         let mut seen = TermSet::default();
         for seed in 0..300 {
             let (kind, rest) = (&mut Random::new(seed), &mut Random::new(!seed));
-            let mut drawn = Problem::new(Dims { num_heads: 4, ..Dims::square(2, 4, 30, 8) });
-            drawn.packed = kind.one_in(3).then_some(Packed { tokens_q: 40, tokens_kv: 40 });
+            let mut drawn = Problem::new(Dims { num_heads: 4, ..Dims::self_attention(2, 4, 30, 8) });
+            drawn.varlen = kind.one_in(3).then_some(Varlen { tokens_q: 40, tokens_kv: 40 });
             TERMS.iter().for_each(|term| (term.draw)(&mut drawn, kind, rest));
             drawn.visibility.alignment = drawn.uses_position().then_some(Alignment::BottomRight);
             drawn.check_terms().expect("valid");
             seen.0 |= TermSet::of(&drawn).0;
 
-            let mut read = Problem { packed: drawn.packed, ..Problem::new(drawn.dims) };
+            let mut read = Problem { varlen: drawn.varlen, ..Problem::new(drawn.dims) };
             drawn.terms_text().iter().for_each(|text| read.add_term(text).expect("as written"));
             (read.visibility.alignment, read.visibility.prefix_lengths) = (drawn.visibility.alignment, drawn.visibility.prefix_lengths);
             read.score_order = drawn.score_order; // said by the softcap, if there is one
@@ -315,9 +315,9 @@ mod tests {
             "alibi",
             "relative-bias=-1",
         ] {
-            assert!(Problem::new(Dims::square(1, 1, 2, 2)).add_term(text).is_err(), "{text}");
+            assert!(Problem::new(Dims::self_attention(1, 1, 2, 2)).add_term(text).is_err(), "{text}");
         }
-        let mut twice = Problem::new(Dims::square(1, 1, 2, 2)).causal(Alignment::TopLeft);
+        let mut twice = Problem::new(Dims::self_attention(1, 1, 2, 2)).causal(Alignment::TopLeft);
         assert!(twice.add_term("causal=bottom-right").is_err(), "two alignments");
     }
 

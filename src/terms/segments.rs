@@ -13,7 +13,7 @@ pub(super) const TERM: Term = Term {
             *x = if segment == own { *x } else { f32::NEG_INFINITY };
         }
     }),
-    draw: |p, kind, _| p.visibility.segments = p.packed.is_none() && kind.one_in(8),
+    draw: |p, kind, _| p.visibility.segments = p.varlen.is_none() && kind.one_in(8),
     remove: |p| p.visibility.segments = false,
     text: TermText {
         word: "segments",

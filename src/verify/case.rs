@@ -3,7 +3,7 @@
 use crate::cpu::naive;
 use crate::problem::Operand;
 use crate::random::Random;
-use crate::{Broadcast, Dropout, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
+use crate::{BroadcastShape, Dropout, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
 
 /// Recipe for the data of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -183,7 +183,7 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     let v = &problem.visibility;
     let nothing = HostVec::F32(vec![]);
     let mut data = Data::new(nothing.clone(), nothing.clone(), nothing);
-    let elements = |shape: Option<Broadcast>| shape.and_then(Broadcast::elements).unwrap_or(0);
+    let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
     // About one key in four is masked, and one row in sixteen is masked entirely.
     let row_len = v.mask.map_or(1, |shape| shape.0[3].max(1));
     let mut whole_row = false;
@@ -200,7 +200,7 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     if problem.alibi.is_some() {
         data.alibi_slopes = (0..d.num_heads).map(|h| 2f32.powf(-8.0 * (h + 1) as f32 / d.num_heads as f32)).collect();
     }
-    if let Some(max) = problem.relative_bias {
+    if let Some(max) = problem.relative_bias_max_distance {
         data.relative_bias = (0..d.num_heads * (2 * max as usize + 1)).map(|_| random.normal()).collect();
     }
     if problem.sinks {
@@ -231,10 +231,10 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
         data.segment_ids_q = (0..d.batch).flat_map(|_| segments(d.seq_len_q, random)).collect();
         data.segment_ids_kv = (0..d.batch).flat_map(|_| segments(d.seq_len_kv, random)).collect();
     }
-    if let Some(packed) = problem.packed {
-        data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, packed.tokens_q, random);
+    if let Some(varlen) = problem.varlen {
+        data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, varlen.tokens_q, random);
         if problem.paged.is_none() {
-            data.cu_seqlens_kv = cu_seqlens(d.batch, d.seq_len_kv, packed.tokens_kv, random);
+            data.cu_seqlens_kv = cu_seqlens(d.batch, d.seq_len_kv, varlen.tokens_kv, random);
         }
     }
     if let Some(paged) = problem.paged {
@@ -309,7 +309,7 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
     let tokens_q = problem.shape(Operand::Query)[2];
     let mut seen = vec![false; problem.shape(Operand::Key)[..3].iter().product()];
     for b in 0..d.batch {
-        let (item, first_q, rows) = match problem.packed {
+        let (item, first_q, rows) = match problem.varlen {
             None => (b, 0, d.seq_len_q),
             Some(_) => {
                 let q = &data.cu_seqlens_q[b..];

@@ -5,7 +5,7 @@ use crate::verify::cases_backward::with_gradients;
 use crate::verify::compare::compare;
 use crate::verify::suite::{Candidate, Verdict, verdict_of};
 use crate::verify::{cases_model, cases_onnx, cases_sdpa, cases_serving};
-use crate::{Attend, Broadcast, DType, Error, Result};
+use crate::{AttentionFn, BroadcastShape, DType, Error, Result};
 
 /// Tensor that an operation returned.
 pub(crate) struct Given {
@@ -15,7 +15,7 @@ pub(crate) struct Given {
 }
 
 /// Runs the operation of a file.
-type Op = fn(&CaseFile, &Attend<'_>) -> Result<Vec<Given>>;
+type Op = fn(&CaseFile, &AttentionFn<'_>) -> Result<Vec<Given>>;
 
 const OPS: [(&str, Op); 13] = [
     ("sdpa", cases_sdpa::sdpa),
@@ -44,7 +44,7 @@ fn not_compared(file: &CaseFile, output: &str, has_engine: bool) -> Option<&'sta
 }
 
 /// Runs a case file on `attend`, without gradients. Also returns a note on what was not compared and why.
-pub fn check_file(file: &CaseFile, attend: &Attend<'_>) -> (Verdict, String) {
+pub fn check_file(file: &CaseFile, attend: &AttentionFn<'_>) -> (Verdict, String) {
     check_on(file, &Candidate { name: "", attend, engine: None })
 }
 
@@ -95,13 +95,13 @@ pub(crate) fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, 
 }
 
 /// Pads a shape to four axes with leading 1s.
-pub(crate) fn broadcast_shape(file: &CaseFile, name: &str, shape: &[usize]) -> Result<Broadcast> {
+pub(crate) fn broadcast_shape(file: &CaseFile, name: &str, shape: &[usize]) -> Result<BroadcastShape> {
     if shape.len() > 4 {
         return Err(file.error(format!("tensor `in.{name}` has more than four axes: {shape:?}")));
     }
     let mut full = [1; 4];
     full[4 - shape.len()..].copy_from_slice(shape);
-    Ok(Broadcast(full))
+    Ok(BroadcastShape(full))
 }
 
 /// Storage type of the expected `output`, in which the engine is asked to store it; f32 for f64.

@@ -6,14 +6,14 @@ use crate::layer::{Appended, LayerGradients, Linear, LinearGradients, MultiHead}
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::Given;
 use crate::verify::cases_model::{batch_first, given, mask_place, swap_first_two};
-use crate::{Attend, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Want, WantGradients};
+use crate::{AttentionFn, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Returns, WantGradients};
 
 /// Runs `op` on `attend`, and the gradients of its last attention on `engine`.
 pub(crate) fn with_gradients(
     file: &CaseFile,
     engine: &Engine,
-    attend: &Attend<'_>,
-    op: impl Fn(&CaseFile, &Attend<'_>) -> Result<Vec<Given>>,
+    attend: &AttentionFn<'_>,
+    op: impl Fn(&CaseFile, &AttentionFn<'_>) -> Result<Vec<Given>>,
 ) -> Result<Vec<Given>> {
     let gradients = RefCell::new(Vec::new());
     let observed = |problem: &Problem, inputs: &Inputs<'_>| {
@@ -29,7 +29,7 @@ pub(crate) fn with_gradients(
 
 /// Computes dq, dk and dv, and the gradients of a float mask, a bias per head, relative biases and sinks.
 fn attention(file: &CaseFile, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<Given>> {
-    let problem = &Problem { want: Want::default(), ..*problem };
+    let problem = &Problem { want: Returns::default(), ..*problem };
     let forward = engine.attention(problem, inputs)?;
     let d_output = HostVec::from_f32(problem.output.dtype, &file.f32s("dout")?);
     let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: d_output.as_slice() };

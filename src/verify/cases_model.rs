@@ -6,20 +6,20 @@ use crate::layer::{Linear, MultiHead};
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for};
-use crate::{Attend, Broadcast, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Want};
+use crate::{AttentionFn, BroadcastShape, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Returns};
 
 /// Runs the attention of each layer of a model: q<i>, k<i>, v<i>.
-pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn sdpa_layers(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let mut given = Vec::new();
     for layer in (0..).take_while(|&layer: &usize| layer < 64).filter(|layer| file.optional(&format!("q{layer}")).is_some()) {
         let name = |tensor: &str| format!("{tensor}{layer}");
         let [batch, heads, seq_len, head_dim] = file.shape(&name("q"))?;
-        let mut problem = Problem::new(Dims::square(batch, heads, seq_len, head_dim));
+        let mut problem = Problem::new(Dims::self_attention(batch, heads, seq_len, head_dim));
         problem.scale = file.attr("scale")?;
         let mut data = Data::new(file.floats(&name("q"))?, file.floats(&name("k"))?, file.floats(&name("v"))?);
         if let Some(keep) = file.optional("key_keep") {
             let FileData::Bool(keep) = &keep.data else { return Err(file.error("tensor `in.key_keep` is not boolean")) };
-            problem.visibility.mask = Some(Broadcast([batch, 1, 1, seq_len]));
+            problem.visibility.mask = Some(BroadcastShape([batch, 1, 1, seq_len]));
             data.mask = keep.clone();
         }
         given.extend(with_weights(problem, &data, attend, [&name("context"), &name("lse"), &name("probs")])?);
@@ -28,8 +28,8 @@ pub(crate) fn sdpa_layers(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Gi
 }
 
 /// Runs an attention with lse and weights, and names the three results.
-fn with_weights(mut problem: Problem, data: &Data, attend: &Attend<'_>, names: [&str; 3]) -> Result<[Given; 3]> {
-    problem.want = Want { lse: true, weights: true, ..Want::default() };
+fn with_weights(mut problem: Problem, data: &Data, attend: &AttentionFn<'_>, names: [&str; 3]) -> Result<[Given; 3]> {
+    problem.want = Returns { lse: true, weights: true, ..Returns::default() };
     let outputs = attend(&problem, &data.inputs())?;
     let d = problem.dims;
     let scores = d.scores_shape();
@@ -45,7 +45,7 @@ pub(super) fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
 }
 
 /// Attention block of BERT: projections, attention, output projection, residual and layer norm.
-pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn bert_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let block = BertBlock::read(file)?;
     let BertBlock { batch, seq_len, width, heads, .. } = block;
     let mut outputs = Vec::new();
@@ -53,7 +53,7 @@ pub(crate) fn bert_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
         let projected = linear(file, &block.hidden, width, &format!("w{name}"), 0..width, Some((&format!("b{name}"), 0)))?;
         outputs.push(given(name, &[batch, heads, seq_len, width / heads], split_heads(&projected, batch, seq_len, heads)));
     }
-    let mut problem = Problem::new(Dims::square(batch, heads, seq_len, width / heads));
+    let mut problem = Problem::new(Dims::self_attention(batch, heads, seq_len, width / heads));
     problem.scale = file.attr("scale")?;
     let stored = |at: usize| HostVec::F32(outputs[at].values.clone());
     let data = Data::new(stored(0), stored(1), stored(2));
@@ -72,7 +72,7 @@ pub(crate) fn bert_layer(file: &CaseFile, engine: &Engine) -> Result<Vec<Given>>
     let layer = MultiHead::new(part("q")?, part("k")?, part("v")?, part("o")?, heads, heads)?;
     let mut problem = layer.problem(batch, seq_len, seq_len);
     problem.scale = file.attr("scale")?;
-    problem.want = Want { lse: true, weights: true, ..Want::default() };
+    problem.want = Returns { lse: true, weights: true, ..Returns::default() };
     let inputs = Inputs::new(&block.hidden, &block.hidden, &block.hidden);
     let got = layer.forward_with_steps(engine, &problem, &inputs)?;
     let steps = got.steps.ok_or_else(|| Error::invalid("steps", "were asked for and are not there"))?;
@@ -141,7 +141,7 @@ fn heads_of(file: &CaseFile, width: usize) -> Result<usize> {
 }
 
 /// PyTorch's nn.MultiheadAttention.
-pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn mha(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let width: usize = file.required_attr("embed_dim")?;
     let heads = heads_of(file, width)?;
     let (query, batch, seq_len_q, _) = batch_first(file, "query")?;
@@ -171,7 +171,7 @@ pub(crate) fn mha(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
         projected[tensor] = items.flat_map(|item| item.iter().chain(&extra).copied().collect::<Vec<f32>>()).collect();
     }
     let seq_len_kv = tokens + appended;
-    let dims = Dims { seq_len_q, seq_len_kv, ..Dims::square(batch, heads, 0, width / heads) };
+    let dims = Dims { seq_len_q, seq_len_kv, ..Dims::self_attention(batch, heads, 0, width / heads) };
     let mut problem = Problem::new(dims);
     let stored = |at: usize, seq_len| HostVec::F32(split_heads(&projected[at], batch, seq_len, heads));
     let mut data = Data::new(stored(0, seq_len_q), stored(1, seq_len_kv), stored(2, seq_len_kv));
@@ -215,12 +215,12 @@ fn merge_masks(file: &CaseFile, problem: &mut Problem, data: &mut Data, tokens: 
         let place = mask_place(file, name, shape, tokens)?;
         if let FileData::Bool(hide) = &tensor.data {
             data.mask.resize(pairs, true);
-            problem.visibility.mask = Some(Broadcast(shape));
+            problem.visibility.mask = Some(BroadcastShape(shape));
             (0..pairs).for_each(|at| data.mask[at] &= place(at).is_none_or(|from| !hide[from]));
         } else {
             let add = file.f32s(name)?;
             data.bias.resize(pairs, 0.0);
-            problem.bias = Some(Broadcast(shape));
+            problem.bias = Some(BroadcastShape(shape));
             (0..pairs).for_each(|at| data.bias[at] += place(at).map_or(0.0, |from| add[from]));
         }
     }
@@ -239,7 +239,7 @@ pub(super) fn mask_place(file: &CaseFile, name: &str, shape: [usize; 4], tokens:
     if tensor.shape.iter().product::<usize>() != whole.iter().product::<usize>() {
         return Err(file.error(format!("tensor `in.{name}` has shape {:?}, not {whole:?}", tensor.shape)));
     }
-    let strides = Broadcast(whole).strides();
+    let strides = BroadcastShape(whole).strides();
     Ok(move |at: usize| {
         let (b, h, i, j) = (at / (heads * rows * keys), at / (rows * keys) % heads, at / keys % rows, at % keys);
         (j < tokens).then(|| b * strides[0] + h * strides[1] + i * strides[2] + j * strides[3])

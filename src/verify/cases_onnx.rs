@@ -8,7 +8,7 @@ use crate::onnx::{
 };
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::Given;
-use crate::{Alibi, Alignment, Attend, Broadcast, Dims, Error, HostVec, Inputs, Layout, Problem, Result};
+use crate::{Alibi, Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result};
 
 /// Floating-point inputs of a file, owned so that operators can borrow them. f64 is rounded to f32.
 struct Floats<'a>(BTreeMap<&'a str, OwnedTensor>);
@@ -47,7 +47,7 @@ fn ints<T: TryFrom<i64>>(file: &CaseFile, name: &str) -> Result<Option<Vec<T>>> 
     file.optional(name).map(|_| file.ints(name)).transpose()
 }
 
-pub(crate) fn attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let node = Attention {
         is_causal: file.flag("is_causal")?,
         q_num_heads: file.attr("q_num_heads")?,
@@ -78,7 +78,7 @@ pub(crate) fn attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Give
     Ok(give_all("Y", node.run(&inputs, wanted, attend)?))
 }
 
-pub(crate) fn rotary_embedding(file: &CaseFile, _attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn rotary_embedding(file: &CaseFile, _attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let node = RotaryEmbedding {
         interleaved: file.flag("interleaved")?,
         num_heads: file.attr("num_heads")?,
@@ -91,7 +91,7 @@ pub(crate) fn rotary_embedding(file: &CaseFile, _attend: &Attend<'_>) -> Result<
 }
 
 /// Preview operator FlexAttention, with the score function that the file names.
-pub(crate) fn flex_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn flex_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     if file.attr::<String>("prob_mod_kind")?.is_some_and(|kind| kind != "none") {
         return Err(Error::unsupported("prob_mod: a function of the softmax weights", "compute it on weights that are handed out"));
     }
@@ -108,7 +108,7 @@ pub(crate) fn flex_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     match file.required_attr::<String>("score_mod_kind")?.as_str() {
         "none" => {}
         "causal_top_left" => problem = problem.causal(Alignment::TopLeft),
-        "add_scalar" => (problem.bias, inputs.bias) = (Some(Broadcast([1; 4])), &scalar),
+        "add_scalar" => (problem.bias, inputs.bias) = (Some(BroadcastShape([1; 4])), &scalar),
         "softcap" => problem.softcap = file.f32s("score_mod.cap")?.first().copied(),
         "add_q_minus_k" => {
             // i - j is ALiBi with a slope of -1.
@@ -121,7 +121,7 @@ pub(crate) fn flex_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec
     Ok(vec![give("Y", OwnedTensor { shape: vec![batch, num_heads, seq_len_q, head_dim_v], data: output })])
 }
 
-pub(crate) fn multi_head_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn multi_head_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let node = MultiHeadAttention::new(file.required_attr("num_heads")?);
     let node = MultiHeadAttention {
         scale: file.attr("scale")?,
@@ -144,7 +144,7 @@ pub(crate) fn multi_head_attention(file: &CaseFile, attend: &Attend<'_>) -> Resu
     Ok(give_all("output", node.run(&inputs, attend)?))
 }
 
-pub(crate) fn group_query_attention(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn group_query_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let node = GroupQueryAttention {
         scale: file.attr("scale")?,
         softcap: file.attr("softcap")?.unwrap_or(0.0),

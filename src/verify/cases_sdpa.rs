@@ -3,7 +3,7 @@
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape, output_dtype};
-use crate::{Alibi, Alignment, Attend, DType, Dims, Layout, Problem, Result, ScoreOrder};
+use crate::{Alibi, Alignment, AttentionFn, DType, Dims, Layout, Problem, Result, ScoreOrder};
 
 /// Reads [batch, heads, seq, dim] tensors q, k, v and the scale; nothing is masked.
 fn dense(file: &CaseFile) -> Result<(Problem, Data)> {
@@ -27,12 +27,12 @@ pub(super) fn store(problem: &mut Problem, data: &Data, output: DType, layout: L
     problem.value.dtype = inputs.value.dtype();
 }
 
-pub(super) fn run(file: &CaseFile, problem: &Problem, data: &Data, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(super) fn run(file: &CaseFile, problem: &Problem, data: &Data, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let outputs = attend(problem, &data.inputs())?;
     let d = &problem.dims;
-    let (shape, lse_shape) = match problem.packed {
+    let (shape, lse_shape) = match problem.varlen {
         None => (vec![d.batch, d.num_heads, d.seq_len_q, d.head_dim_v], vec![d.batch, d.num_heads, d.seq_len_q]),
-        Some(packed) => (vec![packed.tokens_q, d.num_heads, d.head_dim_v], vec![packed.tokens_q, d.num_heads]),
+        Some(varlen) => (vec![varlen.tokens_q, d.num_heads, d.head_dim_v], vec![varlen.tokens_q, d.num_heads]),
     };
     let mut given = vec![Given { name: "o".into(), shape, values: outputs.output.into_f32() }];
     if file.expected("lse").is_some() {
@@ -42,7 +42,7 @@ pub(super) fn run(file: &CaseFile, problem: &Problem, data: &Data, attend: &Atte
 }
 
 /// PyTorch's scaled_dot_product_attention.
-pub(crate) fn sdpa(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn sdpa(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let (mut problem, mut data) = dense(file)?;
     match file.required_attr::<String>("causal")?.as_str() {
         "none" => {}
@@ -62,7 +62,7 @@ pub(crate) fn sdpa(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
 }
 
 /// PyTorch's flex_attention with the score and mask functions that the file names.
-pub(crate) fn flex(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn flex(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let (mut problem, mut data) = dense(file)?;
     let alignment = Alignment::Offset(file.attr("q_offset")?.unwrap_or(0));
     let score_mod: String = file.required_attr("score_mod")?;
@@ -75,7 +75,10 @@ pub(crate) fn flex(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
                 continue;
             }
             "alibi" => (problem.alibi, data.alibi_slopes) = (Some(Alibi::Signed), file.f32s("alibi_slopes")?),
-            "rel_bias" => (problem.relative_bias, data.relative_bias) = (Some(file.required_attr("max_distance")?), file.f32s("rel_bias")?),
+            "rel_bias" => {
+                (problem.relative_bias_max_distance, data.relative_bias) =
+                    (Some(file.required_attr("max_distance")?), file.f32s("rel_bias")?)
+            }
             "head_bias" => {
                 let shape = &file.input("head_bias")?.shape;
                 (problem.bias, data.bias) = (Some(broadcast_shape(file, "head_bias", shape)?), file.f32s("head_bias")?);

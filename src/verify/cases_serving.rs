@@ -5,10 +5,10 @@ use crate::verify::case::Data;
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::{Given, output_dtype};
 use crate::verify::cases_sdpa::{run, store};
-use crate::{Alibi, Alignment, Attend, Dims, HostVec, Layout, Packed, PageTable, Part, Problem, Result, TensorSpec, merge};
+use crate::{Alibi, Alignment, AttentionFn, Dims, HostVec, Layout, PageTable, Part, Problem, Result, TensorSpec, Varlen, merge};
 
 /// Runs attention on varlen sequences, as in FlashAttention's varlen functions.
-pub(crate) fn varlen(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn varlen(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let [tokens_q, num_heads, head_dim] = file.shape("q")?;
     let [tokens_kv, num_kv_heads, _] = file.shape("k")?;
     let [.., head_dim_v] = file.shape::<3>("v")?;
@@ -24,13 +24,13 @@ pub(crate) fn varlen(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>>
         head_dim,
         head_dim_v,
     };
-    let mut problem = Problem { packed: Some(Packed { tokens_q, tokens_kv }), ..Problem::new(dims) };
+    let mut problem = Problem { varlen: Some(Varlen { tokens_q, tokens_kv }), ..Problem::new(dims) };
     store(&mut problem, &data, output_dtype(file, "o")?, Layout::Bshd);
     with_options(file, problem, data, attend)
 }
 
 /// Runs varlen queries on paged keys and values, to which the file may append new tokens first.
-pub(crate) fn paged(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn paged(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let [tokens_q, num_heads, head_dim] = file.shape("q")?;
     let shape = file.shape::<4>("k_cache")?;
     let [.., head_dim_v] = file.shape::<4>("v_cache")?;
@@ -61,7 +61,7 @@ pub(crate) fn paged(file: &CaseFile, attend: &Attend<'_>) -> Result<Vec<Given>> 
         head_dim,
         head_dim_v,
     };
-    let mut problem = Problem { packed: Some(Packed { tokens_q, tokens_kv: 0 }), paged: Some(table.paged(shape[0])), ..Problem::new(dims) };
+    let mut problem = Problem { varlen: Some(Varlen { tokens_q, tokens_kv: 0 }), paged: Some(table.paged(shape[0])), ..Problem::new(dims) };
     store(&mut problem, &data, output_dtype(file, "o")?, Layout::Bshd);
     (problem.key.layout, problem.value.layout) = (layout, layout);
     problem.visibility.kv_lengths = true;
@@ -112,7 +112,7 @@ fn append(
 }
 
 /// Runs a problem with the options that varlen and paged files have in common.
-fn with_options(file: &CaseFile, mut problem: Problem, mut data: Data, attend: &Attend<'_>) -> Result<Vec<Given>> {
+fn with_options(file: &CaseFile, mut problem: Problem, mut data: Data, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
     problem.scale = file.attr("scale")?;
     problem.softcap = file.attr("softcap")?.filter(|&softcap: &f32| softcap != 0.0);
     problem.want.lse = file.expected("lse").is_some();
@@ -145,7 +145,7 @@ fn longest(borders: &[u32]) -> usize {
 }
 
 /// Merges partial results on the host, whatever the backend.
-pub(crate) fn merge_states(file: &CaseFile, _: &Attend<'_>) -> Result<Vec<Given>> {
+pub(crate) fn merge_states(file: &CaseFile, _: &AttentionFn<'_>) -> Result<Vec<Given>> {
     let [parts, tokens, heads, dim] = file.shape("o_parts")?;
     if file.shape("lse_parts")? != [parts, tokens, heads] {
         return Err(file.error("its outputs and lse are not of the same parts"));

@@ -86,8 +86,8 @@ impl Expected {
             ExpectedTensor { shape: scores_shape.clone(), values, tolerance: per_element(absolute, 0.0) }
         };
         let lse_error: Vec<f64> = errors.score.iter().map(|&error| error + summing(problem)).collect();
-        let lse_shape = match problem.packed {
-            Some(packed) => vec![packed.tokens_q, d.num_heads],
+        let lse_shape = match problem.varlen {
+            Some(varlen) => vec![varlen.tokens_q, d.num_heads],
             None => vec![d.batch, d.num_heads, d.seq_len_q],
         };
         let stats = || {
@@ -225,7 +225,7 @@ fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     }
     let biased = answer.masked[first] as f32;
     let spacing = f64::from(biased.abs()) - f64::from(f32::from_bits(biased.abs().to_bits().saturating_sub(1)));
-    if problem.alibi.is_some() || problem.relative_bias.is_some() {
+    if problem.alibi.is_some() || problem.relative_bias_max_distance.is_some() {
         return false;
     }
     match problem.bias {
@@ -275,7 +275,7 @@ pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize
     let d = problem.dims;
     let mut rows = Vec::with_capacity(problem.lse_len());
     for b in 0..d.batch {
-        let (item, first, count) = match problem.packed {
+        let (item, first, count) = match problem.varlen {
             Some(_) => (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize),
             None => (b, 0, d.seq_len_q),
         };
@@ -299,7 +299,7 @@ fn arrange_output(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f
 
 /// Rearranges the oracle's [batch, num_heads, seq_len_q] to the order of [`Outputs::lse`].
 fn arrange_lse(problem: &Problem, inputs: &Inputs<'_>, from: &[f64]) -> Vec<f64> {
-    if problem.packed.is_none() {
+    if problem.varlen.is_none() {
         return from.to_vec();
     }
     let mut to = vec![0.0; problem.lse_len()];

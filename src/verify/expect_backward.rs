@@ -18,7 +18,7 @@
 //! for dV. Gradients may be computed from any output that passes.
 
 use crate::cpu::naive;
-use crate::cpu::naive_backward::{self, Gradients as Reference, Operands, Pairs};
+use crate::cpu::naive_backward::{self, Operands, Pairs, ReferenceGradients as Reference};
 use crate::problem::Operand;
 use crate::random::Random;
 use crate::verify::case::{Case, Fill, scatter};
@@ -26,7 +26,7 @@ use crate::verify::expect::{
     Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, chain, magnitudes, per_element, rows, score_error, storage_floor,
     stored_as, summing,
 };
-use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, Want, WantGradients};
+use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, Returns, ScoreOrder, WantGradients};
 
 /// Expected gradients, with what they are computed from.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &Backwa
 impl ExpectedGradients {
     /// Draws a gradient of the output, and runs the oracle for the gradients and for the sums of their errors.
     pub fn of(case: &Case) -> Result<Self> {
-        let problem = &Problem { want: Want::default(), ..case.problem };
+        let problem = &Problem { want: Returns::default(), ..case.problem };
         let inputs = &case.data.inputs();
         let forward = naive::attention(problem, inputs)?;
         let stored = draw_d_output(problem, inputs, &forward, case.fill);
@@ -91,7 +91,7 @@ impl ExpectedGradients {
             value: operand(Operand::Value, reference.value, errors.value),
             bias: problem.bias.map(|shape| vector(shape.0.to_vec(), reference.bias, errors.bias)),
             relative_bias: problem
-                .relative_bias
+                .relative_bias_max_distance
                 .map(|max| vector(vec![d.num_heads, columns(max)], reference.relative_bias, errors.relative_bias)),
             sinks: problem.sinks.then(|| vector(vec![d.num_heads], reference.sinks, errors.sinks)),
             forward: forward.into_outputs(problem, inputs),
@@ -171,7 +171,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
 /// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem with these as queries and keys.
 fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Vec<f64> {
     let d = problem.dims;
-    let mut other = Problem { packed: problem.packed, paged: problem.paged, scale: Some(1.0), ..Problem::new(d) };
+    let mut other = Problem { varlen: problem.varlen, paged: problem.paged, scale: Some(1.0), ..Problem::new(d) };
     other.dims.head_dim = d.head_dim_v;
     other.visibility.kv_lengths = problem.paged.is_some();
     let (query, value) = (&operands.d_output, &operands.value);

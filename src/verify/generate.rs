@@ -4,7 +4,7 @@ use crate::problem::Operand;
 use crate::random::Random;
 use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
-use crate::{Alignment, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreStage, Strides, TensorSpec, Want};
+use crate::{Alignment, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreStage, Strides, TensorSpec, Varlen};
 
 /// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {
@@ -30,7 +30,7 @@ pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
     let mut draw = Draw::new(kind ^ 0x1a26e, seed ^ 0x1a26e5);
     let dims = large_dims(&mut draw);
     let (problem, fill) = options(seed, dims, &mut draw);
-    let (dtype, layout) = (draw.kind.pick(&DType::BLOCKS), draw.kind.pick(&[Layout::Bhsd, Layout::Bshd]));
+    let (dtype, layout) = (draw.kind.pick(&DType::QUANTISED), draw.kind.pick(&[Layout::Bhsd, Layout::Bshd]));
     let spec = TensorSpec { dtype, layout, offset: 0 };
     let blocks = Problem { key: spec, value: spec, ..problem };
     let problem = if draw.kind.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
@@ -98,11 +98,11 @@ fn large_dims(Draw { kind, rest }: &mut Draw) -> Dims {
 fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
     let Draw { kind, rest } = draw;
-    p.packed =
-        kind.one_in(5).then(|| Packed { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
+    p.varlen =
+        kind.one_in(5).then(|| Varlen { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
     p.scale = rest.one_in(4).then(|| rest.pick(&[0.0, 0.1, 1.0, -0.3]));
     p.sinks = kind.one_in(5);
-    p.visibility.kv_lengths = p.packed.is_none() && kind.one_in(4);
+    p.visibility.kv_lengths = p.varlen.is_none() && kind.one_in(4);
     TERMS.iter().for_each(|term| (term.draw)(&mut p, kind, rest));
     if p.uses_position() {
         let near = rest.below(2 * dims.seq_len_kv + 3) as i32 - dims.seq_len_kv as i32 / 2;
@@ -114,20 +114,20 @@ fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
         let pages_per_item = dims.seq_len_kv.div_ceil(page_size) + rest.below(2);
         p.paged = Some(Paged { page_size, pages: dims.batch * pages_per_item + rest.below(3), pages_per_item });
         p.visibility.kv_lengths = true;
-        p.packed = p.packed.map(|packed| Packed { tokens_kv: 0, ..packed });
+        p.varlen = p.varlen.map(|varlen| Varlen { tokens_kv: 0, ..varlen });
     }
     let dtype = kind.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
     let mixed = kind.one_in(12);
     for operand in Operand::ALL {
         let shape = p.shape(operand);
-        let dtype = if mixed { draw.kind.pick(&DType::ALL) } else { dtype };
+        let dtype = if mixed { draw.kind.pick(&DType::FLOATS) } else { dtype };
         let layout = layout(shape, draw);
         // The offset modulo 4 depends on the kind, because rows of whole vec4s take other kernels.
         let offset = if !draw.kind.one_in(4) { 0 } else { 4 * draw.rest.below(3) + draw.kind.below(4) };
         set_spec(&mut p, operand, TensorSpec { dtype, layout, offset });
     }
     let Draw { kind, rest } = draw;
-    p.want = Want {
+    p.want = Returns {
         lse: kind.one_in(2),
         stats: kind.one_in(8),
         scores: kind.one_in(6).then(|| rest.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
@@ -242,15 +242,15 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
 const PLAINER: [fn(&mut Problem); 13] = [
     |p| p.dropout = None,
     |p| p.paged = None,
-    |p| p.packed = None,
+    |p| p.varlen = None,
     |p| p.sinks = false,
     |p| p.visibility.prefix_lengths = false,
     |p| p.visibility.kv_lengths = false,
     |p| p.scale = None,
-    |p| p.want = Want { lse: false, ..p.want },
-    |p| p.want = Want { stats: false, ..p.want },
-    |p| p.want = Want { scores: None, ..p.want },
-    |p| p.want = Want { weights: false, ..p.want },
+    |p| p.want = Returns { lse: false, ..p.want },
+    |p| p.want = Returns { stats: false, ..p.want },
+    |p| p.want = Returns { scores: None, ..p.want },
+    |p| p.want = Returns { weights: false, ..p.want },
     |p| [&mut p.query, &mut p.key, &mut p.value, &mut p.output].into_iter().for_each(|spec| spec.dtype = DType::F32),
     |p| {
         for spec in [&mut p.query, &mut p.key, &mut p.value, &mut p.output] {
@@ -279,12 +279,12 @@ fn fit(mut p: Problem, before: &Problem) -> Problem {
             }
         }
     }
-    if let Some(packed) = &mut p.packed {
+    if let Some(varlen) = &mut p.varlen {
         let d = p.dims;
-        packed.tokens_q = packed.tokens_q.clamp(d.seq_len_q, d.batch * d.seq_len_q);
-        packed.tokens_kv = packed.tokens_kv.clamp(d.seq_len_kv, d.batch * d.seq_len_kv);
+        varlen.tokens_q = varlen.tokens_q.clamp(d.seq_len_q, d.batch * d.seq_len_q);
+        varlen.tokens_kv = varlen.tokens_kv.clamp(d.seq_len_kv, d.batch * d.seq_len_kv);
         if p.paged.is_some() {
-            packed.tokens_kv = 0;
+            varlen.tokens_kv = 0;
         } else if before.paged.is_some() {
             p.visibility.kv_lengths = false;
         }

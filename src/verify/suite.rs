@@ -12,7 +12,7 @@ use crate::verify::expect::{Expected, ExpectedTensor, output_places};
 use crate::verify::generate::{minimise, random};
 use crate::verify::suite_backward::run_backward_case;
 use crate::verify::table::table;
-use crate::{Attend, Control, Engine, Error, Outputs, Problem, Result, gather};
+use crate::{AttentionFn, Engine, Error, Outputs, Problem, Progress, Result, gather};
 
 /// Implementation under test.
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ pub struct Candidate<'a> {
     /// Name in reports.
     pub name: &'a str,
     /// Function that computes attention.
-    pub attend: &'a Attend<'a>,
+    pub attend: &'a AttentionFn<'a>,
     /// Engine behind `attend`, if there is one: it also runs gradients and whole layers.
     pub engine: Option<&'a Engine>,
 }
@@ -64,7 +64,7 @@ pub struct Row {
 /// Runs `case` on `attend` and compares all outputs with the oracle's.
 ///
 /// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
-pub fn check(case: &Case, attend: &Attend<'_>) -> Verdict {
+pub fn check(case: &Case, attend: &AttentionFn<'_>) -> Verdict {
     match Expected::of(&case.problem, &case.data.inputs()) {
         Ok(expected) => check_against(case, &expected, attend),
         Err(error) => Verdict::Failed(format!("the oracle refused the case: {error}")),
@@ -72,7 +72,7 @@ pub fn check(case: &Case, attend: &Attend<'_>) -> Verdict {
 }
 
 /// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share.
-pub fn check_against(case: &Case, expected: &Expected, attend: &Attend<'_>) -> Verdict {
+pub fn check_against(case: &Case, expected: &Expected, attend: &AttentionFn<'_>) -> Verdict {
     match attend(&case.problem, &case.data.inputs()) {
         Ok(outputs) => match differences(&case.problem, expected, &outputs) {
             reports if reports.is_empty() => Verdict::Passed,
@@ -155,7 +155,7 @@ pub fn run_generated(
     seed: u64,
     random_cases: u64,
     filter: &str,
-    control: &mut Control<'_>,
+    control: &mut Progress<'_>,
 ) -> Result<Vec<Row>> {
     let fixed = table()?;
     let total = fixed.len() as u64 + random_cases;
@@ -194,7 +194,7 @@ pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Resul
 }
 
 /// Reduces a failing case and describes the result.
-fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
+fn minimal_report(case: Case, attend: &AttentionFn<'_>) -> String {
     let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
     format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
 }
@@ -202,7 +202,7 @@ fn minimal_report(case: Case, attend: &Attend<'_>) -> String {
 /// Runs every case file under `dir` whose path contains `filter`, in path order, on every candidate.
 ///
 /// An unreadable file is a failure of every candidate; only an unreadable directory, or one without cases, is an error.
-pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: &mut Control<'_>) -> Result<Vec<Row>> {
+pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: &mut Progress<'_>) -> Result<Vec<Row>> {
     let mut paths = CaseFile::find(dir)?;
     paths.retain(|path| path.display().to_string().contains(filter));
     let mut rows = Vec::new();

@@ -7,7 +7,9 @@ use crate::verify::compare::compare;
 use crate::verify::expect::ExpectedTensor;
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::suite::{Candidate, Row, Verdict, verdict_of};
-use crate::{BackwardInputs, DType, Engine, Error, Gradients, HostVec, Inputs, Problem, Result, TensorSpec, Want, WantGradients, gather};
+use crate::{
+    BackwardInputs, DType, Engine, Error, Gradients, HostVec, Inputs, Problem, Result, Returns, TensorSpec, WantGradients, gather,
+};
 
 /// Software adapters run one in this many of the cases that need kernels of their own.
 const OTHERS: u64 = 20;
@@ -66,7 +68,7 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
 
 /// Statistics of the engine's own forward pass, if it supports them.
 fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
-    let problem = Problem { want: Want { stats: true, ..Want::default() }, ..*problem };
+    let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
     match engine.attention(&problem, inputs) {
         Err(Error::Unsupported { .. }) => Ok(None),
         outputs => outputs.map(|outputs| outputs.stats),

@@ -3,8 +3,8 @@
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use crate::{
-    Alibi, Alignment, Broadcast, DType, Dims, Layout, Packed, Paged, Problem, Result, ScoreOrder, ScoreStage, Strides, TensorSpec,
-    Visibility, Want,
+    Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec,
+    Varlen, Visibility,
 };
 use Alignment::{BottomRight, Offset, TopLeft};
 
@@ -52,15 +52,15 @@ fn push(rows: &mut Rows, name: impl Into<String>, problem: Problem) {
 
 fn lengths(rows: &mut Rows) {
     for n in EDGES {
-        push(rows, format!("square-{n}-d32"), Problem::new(Dims::square(1, 2, n, 32)).with_lse());
-        push(rows, format!("causal-{n}-d64"), Problem::new(Dims::square(1, 1, n, 64)).causal(TopLeft).with_lse());
-        let decode = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 1, ..Dims::square(2, 4, n, 32) };
+        push(rows, format!("square-{n}-d32"), Problem::new(Dims::self_attention(1, 2, n, 32)).with_lse());
+        push(rows, format!("causal-{n}-d64"), Problem::new(Dims::self_attention(1, 1, n, 64)).causal(TopLeft).with_lse());
+        let decode = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 1, ..Dims::self_attention(2, 4, n, 32) };
         push(rows, format!("decode-{n}"), Problem::new(decode).with_lse());
-        let rows_only = Dims { seq_len_kv: 16, seq_len_q: n, ..Dims::square(1, 1, n, 16) };
+        let rows_only = Dims { seq_len_kv: 16, seq_len_q: n, ..Dims::self_attention(1, 1, n, 16) };
         push(rows, format!("queries-{n}-keys-16"), Problem::new(rows_only).causal(BottomRight).with_lse());
     }
     for head_dim in [1, 2, 3, 4, 5, 8, 12, 24, 40, 64, 80, 96, 128, 160, 256] {
-        push(rows, format!("head-dim-{head_dim}"), Problem::new(Dims::square(1, 2, 19, head_dim)).with_lse());
+        push(rows, format!("head-dim-{head_dim}"), Problem::new(Dims::self_attention(1, 2, 19, head_dim)).with_lse());
     }
     for (head_dim, head_dim_v) in [(8, 40), (64, 1), (33, 128), (1, 64)] {
         push(rows, format!("widths-{head_dim}-{head_dim_v}"), Problem::new(Dims { head_dim, head_dim_v, ..BASE }).with_lse());
@@ -71,8 +71,8 @@ fn lengths(rows: &mut Rows) {
     push(rows, "no-keys", Problem::new(Dims { seq_len_kv: 0, ..BASE }).with_lse());
     push(rows, "no-queries", Problem::new(Dims { seq_len_q: 0, ..BASE }).with_lse());
     push(rows, "no-keys-but-sinks", Problem { sinks: true, ..Problem::new(Dims { seq_len_kv: 0, ..BASE }).with_lse() });
-    push(rows, "long-keys", Problem::new(Dims { seq_len_q: 3, seq_len_kv: 1031, ..Dims::square(1, 2, 0, 8) }).with_lse());
-    push(rows, "long-causal", Problem::new(Dims::square(1, 1, 257, 8)).causal(TopLeft).with_lse());
+    push(rows, "long-keys", Problem::new(Dims { seq_len_q: 3, seq_len_kv: 1031, ..Dims::self_attention(1, 2, 0, 8) }).with_lse());
+    push(rows, "long-causal", Problem::new(Dims::self_attention(1, 1, 257, 8)).causal(TopLeft).with_lse());
 }
 
 fn visibility(rows: &mut Rows) {
@@ -129,18 +129,18 @@ fn visibility(rows: &mut Rows) {
         });
     }
     for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right")] {
-        let packed = Problem { packed: Some(Packed { tokens_q: 31, tokens_kv: 50 }), dims: Dims { batch: 4, ..BASE }, ..base() };
-        push(rows, format!("packed-causal-{name}"), packed.causal(alignment));
-        push(rows, format!("packed-window-{name}"), packed.window(alignment, Some(3), Some(1)));
-        push(rows, format!("packed-tokens-first-{name}"), packed.stored(DType::F32, Layout::Bshd).causal(alignment));
+        let varlen = Problem { varlen: Some(Varlen { tokens_q: 31, tokens_kv: 50 }), dims: Dims { batch: 4, ..BASE }, ..base() };
+        push(rows, format!("varlen-causal-{name}"), varlen.causal(alignment));
+        push(rows, format!("varlen-window-{name}"), varlen.window(alignment, Some(3), Some(1)));
+        push(rows, format!("varlen-tokens-first-{name}"), varlen.stored(DType::F32, Layout::Bshd).causal(alignment));
     }
-    push(rows, "packed", Problem { packed: Some(Packed { tokens_q: 20, tokens_kv: 36 }), ..base() }.stored(DType::F32, Layout::Bshd));
+    push(rows, "varlen", Problem { varlen: Some(Varlen { tokens_q: 20, tokens_kv: 36 }), ..base() }.stored(DType::F32, Layout::Bshd));
 }
 
 /// Every shape that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv].
-fn broadcasts(dims: Dims) -> impl Iterator<Item = Broadcast> {
+fn broadcasts(dims: Dims) -> impl Iterator<Item = BroadcastShape> {
     let full = dims.scores_shape();
-    (0..16u32).map(move |bits| Broadcast(std::array::from_fn(|axis| if bits >> axis & 1 == 1 { full[axis] } else { 1 })))
+    (0..16u32).map(move |bits| BroadcastShape(std::array::from_fn(|axis| if bits >> axis & 1 == 1 { full[axis] } else { 1 })))
 }
 
 fn scores(rows: &mut Rows) {
@@ -156,7 +156,7 @@ fn scores(rows: &mut Rows) {
     for shape in broadcasts(SQUARE) {
         push(rows, format!("bias-{:?}", shape.0), Problem { bias: Some(shape), ..Problem::new(SQUARE).with_lse() });
     }
-    let full_bias = Some(Broadcast(BASE.scores_shape()));
+    let full_bias = Some(BroadcastShape(BASE.scores_shape()));
     for (order, name) in [(ScoreOrder::SoftcapThenBias, "softcap-then-bias"), (ScoreOrder::BiasThenSoftcap, "bias-then-softcap")] {
         let mut p = Problem { softcap: Some(1.5), score_order: order, bias: full_bias, ..base() };
         push(rows, name, p);
@@ -164,7 +164,7 @@ fn scores(rows: &mut Rows) {
         p.visibility.alignment = Some(BottomRight);
         push(rows, format!("{name}-alibi"), p);
         for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
-            p.want = Want { lse: true, scores: Some(stage), weights: true, ..Want::default() };
+            p.want = Returns { lse: true, scores: Some(stage), weights: true, ..Returns::default() };
             p.visibility.causal = true;
             push(rows, format!("{name}-hand-out-{stage:?}"), p);
         }
@@ -181,21 +181,21 @@ fn scores(rows: &mut Rows) {
             rows,
             format!("relative-bias-{alignment:?}"),
             with(|p| {
-                (p.relative_bias, p.visibility.alignment) = (Some(4), Some(alignment));
+                (p.relative_bias_max_distance, p.visibility.alignment) = (Some(4), Some(alignment));
             }),
         );
     }
-    push(rows, "relative-bias-0", with(|p| (p.relative_bias, p.visibility.alignment) = (Some(0), Some(TopLeft))));
-    push(rows, "relative-bias-wide", with(|p| (p.relative_bias, p.visibility.alignment) = (Some(64), Some(TopLeft))));
+    push(rows, "relative-bias-0", with(|p| (p.relative_bias_max_distance, p.visibility.alignment) = (Some(0), Some(TopLeft))));
+    push(rows, "relative-bias-wide", with(|p| (p.relative_bias_max_distance, p.visibility.alignment) = (Some(64), Some(TopLeft))));
     push(rows, "sinks", with(|p| p.sinks = true));
     push(rows, "sinks-softcap-causal", Problem { sinks: true, softcap: Some(2.0), ..base().causal(BottomRight) });
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
-        let want = Want { lse: true, scores: Some(stage), ..Want::default() };
+        let want = Returns { lse: true, scores: Some(stage), ..Returns::default() };
         push(rows, format!("hand-out-{stage:?}"), Problem { want, softcap: Some(3.0), ..base() });
     }
     push(rows, "hand-out-weights", with(|p| p.want.weights = true));
     push(rows, "hand-out-weights-with-sinks", with(|p| (p.want.weights, p.sinks) = (true, true)));
-    push(rows, "hand-out-weights-causal", Problem { want: Want { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
+    push(rows, "hand-out-weights-causal", Problem { want: Returns { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
     // Scores in the hundreds and thousands, where exp without subtracting the max would overflow.
     for (name, problem, amplitude) in [
         ("large-logits", base(), 12.0),
@@ -215,7 +215,7 @@ fn scores(rows: &mut Rows) {
 }
 
 fn storage(rows: &mut Rows) {
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         for (layout, name) in [(Layout::Bhsd, "bhsd"), (Layout::Bshd, "bshd")] {
             push(rows, format!("{dtype}-{name}"), base().stored(dtype, layout));
             push(rows, format!("{dtype}-{name}-causal-odd-width"), {
@@ -275,13 +275,13 @@ fn storage(rows: &mut Rows) {
 }
 
 fn together(rows: &mut Rows) {
-    let full = Broadcast(BASE.scores_shape());
-    let per_item = Broadcast([BASE.batch, 1, 1, BASE.seq_len_kv]);
+    let full = BroadcastShape(BASE.scores_shape());
+    let per_item = BroadcastShape([BASE.batch, 1, 1, BASE.seq_len_kv]);
     push(
         rows,
         "all-biases",
         with(|p| {
-            (p.bias, p.alibi, p.relative_bias) = (Some(full), Some(Alibi::Symmetric), Some(3));
+            (p.bias, p.alibi, p.relative_bias_max_distance) = (Some(full), Some(Alibi::Symmetric), Some(3));
             p.visibility.alignment = Some(BottomRight);
         }),
     );
@@ -306,8 +306,8 @@ fn together(rows: &mut Rows) {
         p.sinks = true;
         p
     });
-    push(rows, "packed-everything", {
-        let mut p = Problem { packed: Some(Packed { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
+    push(rows, "varlen-everything", {
+        let mut p = Problem { varlen: Some(Varlen { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
         p = p.stored(DType::BF16, Layout::Bshd).window(BottomRight, Some(6), None).causal(BottomRight);
         (p.softcap, p.sinks, p.alibi) = (Some(8.0), true, Some(Alibi::Symmetric));
         p
@@ -329,8 +329,8 @@ fn dropout(rows: &mut Rows) {
         Problem { dropout: Some(0.25), ..Problem::new(Dims { seq_len_q: 1, seq_len_kv: 300, ..BASE }).with_lse() },
     );
     push(rows, "dropout-of-long-keys", Problem { dropout: Some(0.25), ..Problem::new(Dims { seq_len_kv: 300, ..BASE }).with_lse() });
-    push(rows, "dropout-packed", {
-        let p = Problem { packed: Some(Packed { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
+    push(rows, "dropout-varlen", {
+        let p = Problem { varlen: Some(Varlen { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
         Problem { dropout: Some(0.25), ..p.stored(DType::F32, Layout::Bshd).causal(TopLeft) }
     });
     push(rows, "dropout-weights-handed-out", with(|p| (p.dropout, p.want.weights) = (Some(0.25), true)));
@@ -352,17 +352,17 @@ fn paged(rows: &mut Rows) {
         let decode = Dims { seq_len_q: 1, num_heads: 8, head_dim: 32, head_dim_v: 32, ..dims };
         push(rows, format!("paged-{page_size}-decode-f16"), pool(page_size, decode).causal(BottomRight).stored(DType::F16, Layout::Bshd));
     }
-    let packed = Problem { packed: Some(Packed { tokens_q: 20, tokens_kv: 0 }), ..pool(8, dims) };
-    push(rows, "paged-packed-queries", packed.causal(BottomRight));
-    push(rows, "paged-packed-window-sinks", {
-        let p = Problem { sinks: true, softcap: Some(4.0), ..packed.window(BottomRight, Some(20), Some(0)) };
+    let varlen = Problem { varlen: Some(Varlen { tokens_q: 20, tokens_kv: 0 }), ..pool(8, dims) };
+    push(rows, "paged-varlen-queries", varlen.causal(BottomRight));
+    push(rows, "paged-varlen-window-sinks", {
+        let p = Problem { sinks: true, softcap: Some(4.0), ..varlen.window(BottomRight, Some(20), Some(0)) };
         p.stored(DType::BF16, Layout::Bshd)
     });
     push(rows, "paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).causal(BottomRight));
     push(
         rows,
         "paged-hand-out",
-        Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), weights: true, ..Want::default() }, ..pool(8, dims) },
+        Problem { want: Returns { lse: true, scores: Some(ScoreStage::Masked), weights: true, ..Returns::default() }, ..pool(8, dims) },
     );
     push(rows, "paged-segments", {
         let mut p = pool(8, dims);
@@ -382,10 +382,10 @@ fn paged(rows: &mut Rows) {
 /// Elements near the limits of f32, and sums of many equal ones.
 fn extremes(rows: &mut Rows) {
     let mut push = |name: String, problem: Problem, extreme| rows.push((name, problem, Fill { extreme, ..Fill::seed(0) }));
-    let decode = |keys: usize| Dims { seq_len_q: 1, seq_len_kv: keys, ..Dims::square(1, 2, 0, 8) };
+    let decode = |keys: usize| Dims { seq_len_q: 1, seq_len_kv: keys, ..Dims::self_attention(1, 2, 0, 8) };
     for bias in [-1e9, f32::MIN, 1e9, 1e30] {
         for (name, dims) in [("", BASE), ("-decode", decode(1000))] {
-            let padding = Broadcast([dims.batch, 1, 1, dims.seq_len_kv]);
+            let padding = BroadcastShape([dims.batch, 1, 1, dims.seq_len_kv]);
             push(
                 format!("all-biases-{bias:e}{name}"),
                 Problem { bias: Some(padding), ..Problem::new(dims).with_lse() },
@@ -407,7 +407,7 @@ fn extremes(rows: &mut Rows) {
         ("", base()),
         ("-causal", base().causal(BottomRight)),
         ("-decode", Problem::new(decode(1000)).with_lse()),
-        ("-long", Problem::new(Dims::square(1, 1, 130, 64)).with_lse()),
+        ("-long", Problem::new(Dims::self_attention(1, 1, 130, 64)).with_lse()),
     ] {
         push(format!("scores-overflow{name}"), problem, Extreme::Overflow);
     }
@@ -436,7 +436,7 @@ fn extremes(rows: &mut Rows) {
     push("statistics-with-sinks".into(), Problem { sinks: true, ..base().causal(BottomRight).with_stats() }, Extreme::Nothing);
     push(
         "statistics-all-biases-f32-min".into(),
-        Problem { bias: Some(Broadcast([1, 1, 1, 1])), ..base().with_stats() },
+        Problem { bias: Some(BroadcastShape([1, 1, 1, 1])), ..base().with_stats() },
         Extreme::Bias(f32::MIN),
     );
 }

@@ -3,7 +3,7 @@
 use wgpu_attention::cpu::naive;
 use wgpu_attention::verify::oracle;
 use wgpu_attention::{
-    Alibi, Alignment, Broadcast, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
+    Alibi, Alignment, BroadcastShape, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
     gather,
 };
 
@@ -64,7 +64,7 @@ pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "ALiBi ignored", attend: |p, x| oracle(&Problem { alibi: None, ..*p }, &Inputs { alibi_slopes: &[], ..*x }) },
     Bug {
         name: "relative bias ignored",
-        attend: |p, x| oracle(&Problem { relative_bias: None, ..*p }, &Inputs { relative_bias: &[], ..*x }),
+        attend: |p, x| oracle(&Problem { relative_bias_max_distance: None, ..*p }, &Inputs { relative_bias: &[], ..*x }),
     },
     Bug { name: "relative bias mirrored", attend: mirrored_relative_bias },
     Bug { name: "sinks ignored", attend: |p, x| oracle(&Problem { sinks: false, ..*p }, &Inputs { sinks: &[], ..*x }) },
@@ -114,7 +114,7 @@ pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "one f32 chain over all keys", attend: |p, x| summed(p, x, one_chain) },
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
     Bug { name: "scores handed out at another stage", attend: other_stage },
-    Bug { name: "packed sequences see each other", attend: packed_as_one },
+    Bug { name: "varlen sequences see each other", attend: varlen_as_one },
     Bug { name: "pages in the order of the pool", attend: |p, x| other_pages(p, x, |_, at| at) },
     Bug { name: "pages of the first item for all", attend: |p, x| other_pages(p, x, |p, at| x.page_table[at % p.pages_per_item] as usize) },
 ];
@@ -136,7 +136,7 @@ fn flip_alignment(p: &mut Problem) {
 /// Shifts the alignment, but only where the position is the same for all items.
 fn shift_alignment(p: &mut Problem, by: i32) {
     let (v, d) = (&mut p.visibility, p.dims);
-    if !v.causal || v.kv_lengths || p.packed.is_some() || v.window_left.is_some() || p.alibi.is_some() {
+    if !v.causal || v.kv_lengths || p.varlen.is_some() || v.window_left.is_some() || p.alibi.is_some() {
         return;
     }
     let offset = v.alignment.map_or(0, |alignment| alignment.offset(d.seq_len_q, d.seq_len_kv));
@@ -155,23 +155,23 @@ fn flip_alibi(p: &mut Problem) {
 }
 
 /// Swaps batch with heads and rows with keys, where both are equally long.
-fn swap_axes(p: &Problem, Broadcast(mut shape): Broadcast) -> Broadcast {
+fn swap_axes(p: &Problem, BroadcastShape(mut shape): BroadcastShape) -> BroadcastShape {
     let full = p.dims.scores_shape();
     for (a, b) in [(0, 1), (2, 3)] {
         if full[a] == full[b] {
             shape.swap(a, b);
         }
     }
-    Broadcast(shape)
+    BroadcastShape(shape)
 }
 
 fn first_row_window(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let (v, d) = (&p.visibility, p.dims);
-    let Some(left) = v.window_left.filter(|_| p.packed.is_none() && !v.kv_lengths && v.mask.is_none()) else { return oracle(p, x) };
+    let Some(left) = v.window_left.filter(|_| p.varlen.is_none() && !v.kv_lengths && v.mask.is_none()) else { return oracle(p, x) };
     let first = v.alignment.map_or(0, |alignment| alignment.offset(d.seq_len_q, d.seq_len_kv)) - i64::from(left);
     let mut problem = *p;
     problem.visibility.window_left = None;
-    problem.visibility.mask = Some(Broadcast([1, 1, 1, d.seq_len_kv]));
+    problem.visibility.mask = Some(BroadcastShape([1, 1, 1, d.seq_len_kv]));
     let mask: Vec<bool> = (0..d.seq_len_kv).map(|j| j as i64 >= first).collect();
     oracle(&problem, &Inputs { mask: &mask, ..*x })
 }
@@ -212,7 +212,7 @@ fn bias_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 fn mirrored_relative_bias(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let columns = p.relative_bias.map_or(1, |max| 2 * max as usize + 1);
+    let columns = p.relative_bias_max_distance.map_or(1, |max| 2 * max as usize + 1);
     let mirrored: Vec<f32> = x.relative_bias.chunks(columns).flat_map(|head| head.iter().rev().copied().collect::<Vec<f32>>()).collect();
     oracle(p, &Inputs { relative_bias: &mirrored, ..*x })
 }
@@ -224,9 +224,9 @@ fn sink_not_in_lse(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let d = p.dims;
-    let (items, tokens) = match (p.paged, p.packed) {
+    let (items, tokens) = match (p.paged, p.varlen) {
         (Some(paged), _) => (paged.pages, paged.page_size),
-        (None, Some(packed)) => (1, packed.tokens_kv),
+        (None, Some(varlen)) => (1, varlen.tokens_kv),
         (None, None) => (d.batch, d.seq_len_kv),
     };
     let tile = |data, spec: &TensorSpec, dim: usize| {
@@ -246,7 +246,7 @@ fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<Outputs> {
     let shape = p.dims.scores_shape();
     let keys = shape[3];
-    let strides = p.visibility.mask.map(Broadcast::strides);
+    let strides = p.visibility.mask.map(BroadcastShape::strides);
     let mask: Vec<bool> = (0..shape.iter().product())
         .map(|at: usize| {
             let index = [at / (shape[1] * shape[2] * keys), at / (shape[2] * keys) % shape[1], at / keys % shape[2], at % keys];
@@ -255,7 +255,7 @@ fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<O
         })
         .collect();
     let mut problem = *p;
-    problem.visibility.mask = Some(Broadcast(shape));
+    problem.visibility.mask = Some(BroadcastShape(shape));
     oracle(&problem, &Inputs { mask: &mask, ..*x })
 }
 
@@ -270,7 +270,7 @@ fn edited(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, &mut [f32], &
 }
 
 fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usize, &mut [f32], &mut f32)) -> Result<Outputs> {
-    if p.packed.is_some() || p.paged.is_some() {
+    if p.varlen.is_some() || p.paged.is_some() {
         return oracle(p, x);
     }
     let mut outputs = oracle(&p.with_lse(), x)?;
@@ -291,7 +291,7 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
 /// Returns the values of a padded batch; nothing if the batch is varlen or paged.
 fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
     let d = p.dims;
-    if p.packed.is_some() || p.paged.is_some() {
+    if p.varlen.is_some() || p.paged.is_some() {
         return vec![];
     }
     gather(x.value, &p.value, [d.batch, d.num_kv_heads, d.seq_len_kv, d.head_dim_v])
@@ -391,15 +391,15 @@ fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 /// Treats all tokens as one sequence.
-fn packed_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let Some(packed) =
-        p.packed.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths)
+fn varlen_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+    let Some(varlen) =
+        p.varlen.filter(|_| p.paged.is_none() && p.bias.is_none() && p.visibility.mask.is_none() && !p.visibility.prefix_lengths)
     else {
         return oracle(p, x);
     };
     let mut problem = *p;
-    (problem.dims.batch, problem.dims.seq_len_q, problem.dims.seq_len_kv) = (1, packed.tokens_q, packed.tokens_kv);
-    let (q, kv) = ([0, packed.tokens_q as u32], [0, packed.tokens_kv as u32]);
+    (problem.dims.batch, problem.dims.seq_len_q, problem.dims.seq_len_kv) = (1, varlen.tokens_q, varlen.tokens_kv);
+    let (q, kv) = ([0, varlen.tokens_q as u32], [0, varlen.tokens_kv as u32]);
     problem.want.scores = None;
     problem.want.weights = false;
     oracle(&problem, &Inputs { cu_seqlens_q: &q, cu_seqlens_kv: &kv, ..*x })

@@ -3,7 +3,7 @@
 use wgpu_attention::cpu::naive;
 use wgpu_attention::verify::backward_oracle;
 use wgpu_attention::{
-    BackwardInputs, Broadcast, DType, Dropout, Gradients, HostSlice, HostVec, Inputs, Layout, Problem, Result, ScoreOrder, TensorSpec,
+    BackwardInputs, BroadcastShape, DType, Dropout, Gradients, HostSlice, HostVec, Inputs, Layout, Problem, Result, ScoreOrder, TensorSpec,
     WantGradients,
 };
 
@@ -43,7 +43,7 @@ pub(crate) const GRADIENT_BUGS: [GradientBug; 9] = [
 /// True if the tensors are plain, so that a mistake can be made by hand.
 fn is_plain(p: &Problem) -> bool {
     let plain = TensorSpec::new(DType::F32, Layout::Bhsd);
-    [p.query, p.key, p.value, p.output] == [plain; 4] && p.packed.is_none() && p.paged.is_none()
+    [p.query, p.key, p.value, p.output] == [plain; 4] && p.varlen.is_none() && p.paged.is_none()
 }
 
 fn get(data: HostSlice<'_>, row: usize, width: usize) -> impl Iterator<Item = f64> + '_ {
@@ -54,11 +54,11 @@ fn get(data: HostSlice<'_>, row: usize, width: usize) -> impl Iterator<Item = f6
 /// they are too large by p * delta. The answer is right if `applies` is false or the problem has biases.
 fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients, applies: bool, no_delta: bool) -> Result<Gradients> {
     let mut got = backward_oracle(p, x, b, w)?;
-    if !applies || !is_plain(p) || p.bias.is_some() || p.alibi.is_some() || p.relative_bias.is_some() || p.scores_len() == 0 {
+    if !applies || !is_plain(p) || p.bias.is_some() || p.alibi.is_some() || p.relative_bias_max_distance.is_some() || p.scores_len() == 0 {
         return Ok(got);
     }
     let d = p.dims;
-    let every_pair = Problem { bias: Some(Broadcast(d.scores_shape())), score_order: ScoreOrder::SoftcapThenBias, ..*p };
+    let every_pair = Problem { bias: Some(BroadcastShape(d.scores_shape())), score_order: ScoreOrder::SoftcapThenBias, ..*p };
     let zeros = vec![0.0; p.scores_len()];
     let wanted = WantGradients { bias: true, ..*w };
     let mut pairs = backward_oracle(&every_pair, &Inputs { bias: &zeros, ..*x }, b, &wanted)?.bias.unwrap_or_default();

@@ -8,12 +8,12 @@ pub(crate) mod stack;
 
 use wgpu_attention::gpu::{Gpu, ShaderOptions};
 use wgpu_attention::verify::{Candidate, oracle};
-use wgpu_attention::{Algorithm, Attend, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Want, wgpu};
+use wgpu_attention::{Algorithm, AttentionFn, Backend, Engine, EngineOptions, Inputs, Outputs, Problem, Returns, wgpu};
 
 /// Backend under test.
 pub(crate) struct Tested {
     pub(crate) name: String,
-    pub(crate) attend: Box<Attend<'static>>,
+    pub(crate) attend: Box<AttentionFn<'static>>,
     pub(crate) engine: Option<Engine>,
     /// Device of the backend, if it is a GPU.
     pub(crate) gpu: Option<Gpu>,
@@ -67,7 +67,7 @@ fn ways(engine: Engine) -> [Tested; 2] {
     let matrices = staged.clone();
     // The fused algorithm has no score matrix: scores and weights come from the staged one.
     let fused = move |problem: &Problem, inputs: &Inputs<'_>| {
-        let outputs = fused.attention(&Problem { want: Want { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
+        let outputs = fused.attention(&Problem { want: Returns { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
         if problem.want.scores.is_none() && !problem.want.weights {
             return Ok(outputs);
         }

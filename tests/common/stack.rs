@@ -1,6 +1,6 @@
 //! Stack of layers that decodes with a device cache, bound once.
 
-use wgpu_attention::gpu::{Bound, DeviceCache, DeviceRotary, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::verify::{ExpectedTensor, compare};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
@@ -24,8 +24,8 @@ pub(crate) struct Layer {
     pub(crate) key: wgpu::Buffer,
     pub(crate) value: wgpu::Buffer,
     pub(crate) output: wgpu::Buffer,
-    pub(crate) append: Bound,
-    pub(crate) attention: Bound,
+    pub(crate) append: Dispatches,
+    pub(crate) attention: Dispatches,
 }
 
 /// All dispatches of a step, bound once.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Shader, Specialise, cache_shaders, linear_shaders};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, Broadcast, DType, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Want,
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec,
     WantGradients,
 };
 
@@ -109,7 +109,7 @@ pub(crate) type Case = (String, Problem, Option<Algorithm>, Specialise);
 pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
     const DIMS: [usize; 4] = [64, 80, 128, 256];
     let mut cases = Vec::new();
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         for dim in DIMS {
             let stored = |lengths| problem(lengths, dim).stored(dtype, Layout::Bhsd);
             let everything = |problem| everything(problem, sizes);
@@ -149,7 +149,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             };
             let decode = cached(problem(sizes.decode, dim), query, cache);
             add("paged decode", paged(decode), Specialise::Always);
-            if cache.is_blocks() {
+            if cache.is_quantised() {
                 let prefill = cached(problem(sizes.prefill, dim), query, cache);
                 add("decode", decode, Specialise::Always);
                 add("prefill", prefill.causal(Alignment::BottomRight), Specialise::Always);
@@ -178,7 +178,7 @@ fn odd_cases() -> Vec<Case> {
         for (general, specialise) in [("", Specialise::Always), (", general", Specialise::Never)] {
             for (way, algorithm) in ways {
                 // Quantised keys have no gradients and no staged path.
-                if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_blocks() {
+                if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_quantised() {
                     cases.push((format!("{what}{general}{way}"), problem, algorithm, specialise));
                 }
             }
@@ -190,13 +190,13 @@ fn odd_cases() -> Vec<Case> {
         }
     }
     let plain = problem(lengths(4, 2, 40, 2000), 32);
-    for dtype in DType::ALL {
+    for dtype in DType::FLOATS {
         add(&format!("{dtype} D=32"), plain.stored(dtype, Layout::Bshd));
         let strided =
             |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 900_000, head: 200_000, seq: 77, dim }), offset: 1 };
         add(&format!("{dtype} strided"), Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
     }
-    for dtype in DType::BLOCKS {
+    for dtype in DType::QUANTISED {
         add(&format!("{dtype} keys"), cached(plain, DType::F32, dtype));
     }
     add("dropout", Problem { dropout: Some(0.5), ..plain });
@@ -210,7 +210,7 @@ fn odd_cases() -> Vec<Case> {
     masked.visibility.mask = everything.visibility.mask;
     add("mask", masked);
     add("bias", Problem { bias: everything.bias, ..plain });
-    let matrix = Problem { want: Want { lse: true, scores: Some(ScoreStage::Masked), ..Want::default() }, ..plain };
+    let matrix = Problem { want: Returns { lse: true, scores: Some(ScoreStage::Masked), ..Returns::default() }, ..plain };
     cases.push(("scores and weights".into(), matrix, Some(Algorithm::Staged), Specialise::Always));
     cases
 }
@@ -278,12 +278,12 @@ fn paged(mut problem: Problem) -> Problem {
 
 /// Adds every option that can be combined.
 fn everything(problem: Problem, sizes: &Sizes) -> Problem {
-    let full = Broadcast(problem.dims.scores_shape());
+    let full = BroadcastShape(problem.dims.scores_shape());
     let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(sizes.window), None).with_lse();
     problem.softcap = Some(30.0);
     problem.bias = Some(full);
     problem.alibi = Some(Alibi::Signed);
-    problem.relative_bias = Some(sizes.max_distance);
+    problem.relative_bias_max_distance = Some(sizes.max_distance);
     problem.sinks = true;
     problem.visibility.mask = Some(full);
     problem.visibility.kv_lengths = true;

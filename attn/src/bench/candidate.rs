@@ -11,7 +11,7 @@ use super::peer::Peer;
 use super::task::Task;
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{Progress, note};
+use crate::terminal::{ProgressBar, note};
 
 /// One implementation to time.
 pub(super) struct Candidate {
@@ -97,7 +97,7 @@ impl Candidate {
     pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
         self.times.clear();
         self.wrong = None;
-        let mut progress = Progress::new(format!("{}: checking {} on {}", task.name, self.op, self.adapter));
+        let mut progress = ProgressBar::new(format!("{}: checking {} on {}", task.name, self.op, self.adapter));
         progress.report(0.0);
         match &mut self.runner {
             Runner::Engine(engine) => {

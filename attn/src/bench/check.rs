@@ -6,7 +6,7 @@ use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout,
 use super::task::{bytes, shape_text};
 use crate::failure::Failure;
 use crate::random::Random;
-use crate::terminal::Progress;
+use crate::terminal::ProgressBar;
 
 /// Inputs of a problem, and the gradient of its output.
 pub(crate) struct Tensors {
@@ -66,7 +66,7 @@ fn free_memory() -> Option<f64> {
 const SAMPLED_ROWS: usize = 32;
 
 /// Checks rows against the oracle, each as a problem of one query row: all, or the first, the last and random ones.
-pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut Progress) -> Result<(), String> {
+pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut ProgressBar) -> Result<(), String> {
     let d = &problem.dims;
     let rows = d.batch * d.num_heads * d.seq_len_q;
     let mut random = Random::new(2);
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn wrong_gradients_are_not_timed() {
-        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::square(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).causal(Alignment::BottomRight);
         let tensors = tensors(&problem).expect("small");
         let oracle = wgpu_attention::cpu::naive_backward::attention(&problem, &tensors.inputs(), tensors.d_output.as_slice());
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_not_timed() {
-        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::square(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).causal(Alignment::BottomRight);
         let tensors = tensors(&problem).expect("small");
-        let mut progress = Progress::new("");
+        let mut progress = ProgressBar::new("");
         let oracle = wgpu_attention::cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");
         let right: Vec<f32> = oracle.output.iter().map(|&x| x as f32).collect();
         let mut verdict = |output: Vec<f32>| check(&problem, &tensors, &HostVec::F32(output), &mut progress);

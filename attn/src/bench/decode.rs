@@ -14,7 +14,7 @@ use super::machine;
 use crate::backend;
 use crate::failure::Failure;
 use crate::random::Random;
-use crate::terminal::{Progress, Terminal, note};
+use crate::terminal::{ProgressBar, Terminal, note};
 
 /// Page size of paged caches, in keys.
 const PAGE_SIZE: usize = 16;
@@ -234,7 +234,7 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
 fn time(full: &Full, engines: &[(wgpu_attention::Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let dtype = full.shape.dtype;
     let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
-    let mut progress = Progress::new(format!("{name}: checking"));
+    let mut progress = ProgressBar::new(format!("{name}: checking"));
     progress.report(0.0);
     let mut candidates = Vec::new();
     for (engine, copy_gb_s) in engines {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{Bound, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, TensorSpec};
 
@@ -14,8 +14,8 @@ use crate::failure::Failure;
 pub(super) struct OnDevice<'a> {
     gpu: &'a Gpu,
     cache: DeviceCache,
-    append: Bound,
-    attention: Bound,
+    append: Dispatches,
+    attention: Dispatches,
     output: wgpu::Buffer,
 }
 
@@ -109,7 +109,7 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     let attention = cache.attention(&cache.problem(1, 8, 1).causal(Alignment::BottomRight), 0, Algorithm::Auto)?;
     let bound = (0..LAYERS)
         .map(|layer| Ok([cache.append(layer, 0..1, 1, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
-    let bound: Vec<[Bound; 2]> = bound.collect::<Result<_, Error>>()?;
+    let bound: Vec<[Dispatches; 2]> = bound.collect::<Result<_, Error>>()?;
     let mut least = f64::INFINITY;
     for _ in 0..STEPS {
         let started = Instant::now();

@@ -17,7 +17,7 @@ use wgpu_attention::{Backend, DType};
 
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{Progress, Terminal};
+use crate::terminal::{ProgressBar, Terminal};
 use candidate::Candidate;
 use task::bytes;
 
@@ -146,7 +146,7 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
     for candidate in &mut warm {
         candidate.times.clear();
     }
-    let mut progress = Progress::new(format!("{}: timing", task.name));
+    let mut progress = ProgressBar::new(format!("{}: timing", task.name));
     for done in 0..rounds {
         progress.report(done as f64 / rounds as f64);
         for candidate in &mut warm {

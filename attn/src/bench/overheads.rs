@@ -20,7 +20,7 @@ const TIMES: u32 = 500;
 
 /// Measures each backend: cold start, bytes copied by a host call, and recording compared with a bare dispatch.
 pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let problem = Problem::new(Dims { seq_len_q: 1, ..Dims::square(1, 8, 512, 64) });
+    let problem = Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 8, 512, 64) });
     let tensors = check::tensors(&problem)?;
     for backend in backends {
         let started = Instant::now();

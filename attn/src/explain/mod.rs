@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, ScoreStage, Want, cpu};
+use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, cpu};
 
 use crate::arrays::write_file;
 use crate::backend;
@@ -77,7 +77,7 @@ struct Attended {
 }
 
 /// Results to show.
-struct Steps {
+struct Walkthrough {
     /// One head over the whole width, with scale 1.
     unscaled: Attended,
     /// One head over the whole width.
@@ -118,20 +118,20 @@ pub(crate) fn brief(terminal: &mut Terminal, engine: &Engine) -> Result<(), Fail
     Ok(())
 }
 
-fn compute(engine: &Engine, example: &Example) -> Result<Steps, Failure> {
+fn compute(engine: &Engine, example: &Example) -> Result<Walkthrough, Failure> {
     let mut difference = 0.0f64;
     let mut run = |heads, scale| attend(engine, example, heads, scale, &mut difference);
     let (unscaled, scaled, heads) = (run(1, Some(1.0))?, run(1, None)?, run(example.heads, None)?);
     let layer_output = times(&heads.output, &example.output_weight, example.width);
-    Ok(Steps { unscaled, scaled, heads, layer_output, difference })
+    Ok(Walkthrough { unscaled, scaled, heads, layer_output, difference })
 }
 
 /// Computes one attention on the engine and checks it against the oracle.
 fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, worst: &mut f64) -> Result<Attended, Failure> {
-    let dims = Dims::square(1, heads, example.tokens.len(), example.width / heads);
+    let dims = Dims::self_attention(1, heads, example.tokens.len(), example.width / heads);
     let mut problem = Problem::new(dims).stored(DType::F32, Layout::Bshd);
     problem.scale = scale;
-    problem.want = Want { scores: Some(ScoreStage::Raw), weights: true, ..Want::default() };
+    problem.want = Returns { scores: Some(ScoreStage::Raw), weights: true, ..Returns::default() };
     let inputs = Inputs::new(&example.query, &example.key, &example.value);
     let outputs = engine.attention(&problem, &inputs)?;
     let (Some(scores), Some(weights)) = (outputs.scores, outputs.weights) else {
@@ -157,7 +157,7 @@ fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, 
     Ok(attended)
 }
 
-fn tell(terminal: &mut Terminal, example: &Example, steps: &Steps, engine: &Engine, focus: usize) -> Result<(), Failure> {
+fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine: &Engine, focus: usize) -> Result<(), Failure> {
     let (tokens, width) = (&example.tokens, example.width);
     let count = tokens.len();
     let row = |values: &[f32]| row_text(&values[focus * count..][..count]);
@@ -267,7 +267,7 @@ fn span(from: usize, to: usize) -> String {
     if to - from == 1 { format!("number {to}") } else { format!("numbers {} to {to}", from + 1) }
 }
 
-fn as_json(example: &Example, steps: &Steps, engine: &Engine, focus: usize) -> Value {
+fn as_json(example: &Example, steps: &Walkthrough, engine: &Engine, focus: usize) -> Value {
     let (width, count, heads) = (example.width, example.tokens.len(), example.heads);
     let row = |values: &[f32]| values[focus * count..][..count].iter().map(|&x| number(x)).collect::<Vec<_>>();
     let per_head: Vec<Value> = (0..heads)
@@ -312,7 +312,7 @@ fn matrix(values: &[f32], columns: usize) -> Value {
     values.chunks(columns.max(1)).map(|row| row.iter().map(|&x| number(x)).collect::<Value>()).collect()
 }
 
-fn picture(example: &Example, steps: &Steps, engine: &Engine) -> String {
+fn picture(example: &Example, steps: &Walkthrough, engine: &Engine) -> String {
     let count = example.tokens.len();
     let whole = Panel { title: format!("one head of width {}", example.width), weights: &steps.scaled.weights };
     let heads = steps.heads.weights.chunks(count * count).enumerate();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use wgpu_attention::layer::{MultiHead, Naming, WeightFile, average_heads, naive};
-use wgpu_attention::{Algorithm, Engine, HostVec, Inputs, Want};
+use wgpu_attention::{Algorithm, Engine, HostVec, Inputs, Returns};
 
 use super::heatmap::heatmap;
 use super::svg::{self, Panel, Picture};
@@ -82,7 +82,7 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     let layer: MultiHead = WeightFile::open(path)?.multi_head(&naming, num_heads, num_heads)?;
 
     let mut problem = layer.problem(1, length, length);
-    problem.want = Want { weights: true, ..Want::default() };
+    problem.want = Returns { weights: true, ..Returns::default() };
     let inputs = Inputs::new(&hidden, &hidden, &hidden);
     let outputs = layer.forward(engine, &problem, &inputs)?;
     let reference = naive::forward(&layer, &problem, &inputs)?;

@@ -91,17 +91,17 @@ impl Engines {
     /// Opens the configurations. Most problems get generic kernels, each compiled once.
     pub(super) fn open(backend: &str, plant: Option<Plant>) -> Result<Self, String> {
         let place: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
-        let general = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
-        let special = ShaderOptions { specialise: Specialise::Always, prefer_matrices: true, ..Default::default() };
+        let generic = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
+        let specialised = ShaderOptions { specialise: Specialise::Always, prefer_matrices: true, ..Default::default() };
         let as_card = |shaders| ShaderOptions { pretend: Some(DeviceClass::Discrete), ..shaders };
         let ways = [
-            ("general kernels", Algorithm::Auto, general, 27),
-            ("general staged kernels", Algorithm::Staged, general, 12),
-            ("general kernels of a graphics card", Algorithm::Auto, as_card(general), 20),
-            ("special kernels", Algorithm::Auto, special, 1),
-            ("special kernels of a graphics card", Algorithm::Auto, as_card(special), 1),
+            ("generic kernels", Algorithm::Auto, generic, 27),
+            ("generic staged kernels", Algorithm::Staged, generic, 12),
+            ("generic kernels of a graphics card", Algorithm::Auto, as_card(generic), 20),
+            ("specialised kernels", Algorithm::Auto, specialised, 1),
+            ("specialised kernels of a graphics card", Algorithm::Auto, as_card(specialised), 1),
         ];
-        let ways = if is_cpu(backend) { vec![("CPU path", Algorithm::Auto, general, 61)] } else { ways.to_vec() };
+        let ways = if is_cpu(backend) { vec![("CPU path", Algorithm::Auto, generic, 61)] } else { ways.to_vec() };
         let open = |(name, algorithm, shaders, share)| {
             let engine = Engine::new(EngineOptions { backend: place.clone(), algorithm, shaders });
             engine.map(|engine| Way { name, engine, share })

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport, table_bytes};
 use wgpu_attention::{
-    Algorithm, BackwardInputs, Broadcast, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec, Want,
-    WantGradients, bf16, f16,
+    Algorithm, BackwardInputs, BroadcastShape, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, Returns,
+    TensorSpec, WantGradients, bf16, f16,
 };
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options, Shader};
 
@@ -83,7 +83,7 @@ impl Device<'_> {
     ) -> Result<Gradients> {
         let plan = Plan::backward(problem, want, &self.caps)?;
         // Like the engine: without statistics of a forward pass, they are computed first.
-        let forward = Problem { want: Want { stats: true, ..Want::default() }, dropout: None, ..*problem };
+        let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
         let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
         let mut buffers = Buffers::of_inputs(problem, inputs);
@@ -100,9 +100,9 @@ impl Device<'_> {
         for (name, _, spec, len) in &stored {
             buffers.unwritten(name, spec.dtype.bytes(*len));
         }
-        let columns = problem.relative_bias.map_or(0, |max| 2 * max as usize + 1);
+        let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
         let vectors = [
-            ("d_bias", want.bias, problem.bias.and_then(Broadcast::elements).unwrap_or(0)),
+            ("d_bias", want.bias, problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)),
             ("d_relative_bias", want.relative_bias, problem.dims.num_heads * columns),
             ("d_sinks", want.sinks, problem.dims.num_heads),
         ];

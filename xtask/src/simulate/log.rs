@@ -26,14 +26,14 @@ pub(crate) struct Log(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     /// Kernels by their text.
-    kernels: HashMap<String, Kernel>,
+    kernels: HashMap<String, Covered>,
     /// Findings by place, with the other place, and rule.
     findings: BTreeMap<(String, Rule), Found>,
     complaints: Vec<String>,
 }
 
-/// Kernel that ran.
-struct Kernel {
+/// Covered that ran.
+struct Covered {
     name: String,
     /// File and line of each statement, true if it can be reached, and how often it ran.
     statements: Vec<(String, bool, u64)>,
@@ -54,7 +54,7 @@ impl Log {
 
     pub(crate) fn add(&self, kernel: &KernelExport, shader: &Shader, report: &Report) {
         let mut inner = self.lock();
-        let known = inner.kernels.entry(kernel.text.clone()).or_insert_with(|| Kernel {
+        let known = inner.kernels.entry(kernel.text.clone()).or_insert_with(|| Covered {
             name: kernel.name.clone(),
             statements: shader.lines().map(|(line, reachable)| (place_of(kernel, line), reachable, 0)).collect(),
             iterations: 0,
@@ -96,7 +96,7 @@ impl Log {
     /// Prints everything. Returns the number of findings and complaints, and of lines that never ran.
     pub(crate) fn print(&self, verbose: bool) -> (usize, usize) {
         let inner = self.lock();
-        let mut kernels: Vec<&Kernel> = inner.kernels.values().collect();
+        let mut kernels: Vec<&Covered> = inner.kernels.values().collect();
         kernels.sort_by_key(|kernel| &kernel.name);
         if verbose {
             for kernel in &kernels {
@@ -128,7 +128,7 @@ impl Log {
 
 /// Returns lines that no kernel of a family ran completely, with the families. A family's kernels have the same files,
 /// and one kernel cannot take every branch: its problem lacks an option, or its shape needs no tail.
-fn unreached<'a>(kernels: &[&'a Kernel]) -> BTreeMap<&'a str, Vec<&'a str>> {
+fn unreached<'a>(kernels: &[&'a Covered]) -> BTreeMap<&'a str, Vec<&'a str>> {
     let mut lines: BTreeMap<(&str, &str), bool> = BTreeMap::new();
     for kernel in kernels {
         let mut own: BTreeMap<&str, bool> = BTreeMap::new();

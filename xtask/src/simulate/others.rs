@@ -14,7 +14,7 @@ use super::log::Log;
 pub(super) fn run(seed: u64, lanes: LaneOrder, shaders: &Shaders, log: &Log, wanted: impl Fn(&str) -> bool) -> usize {
     let mut runs = 0;
     for shader in linear_shaders().iter().chain(&cache_shaders()).filter(|shader| wanted(&shader.name)) {
-        let kernel = Kernel { shader, export: KernelExport::from(shader), seed, lanes, shaders, log };
+        let kernel = KernelCase { shader, export: KernelExport::from(shader), seed, lanes, shaders, log };
         let answers = match shader.name.split([' ', ',']).next().unwrap_or_default() {
             "projection" => vec![kernel.projection(17, 41), kernel.projection(70, 133)],
             "transpose" => vec![kernel.transpose(19, 37)],
@@ -33,7 +33,7 @@ pub(super) fn run(seed: u64, lanes: LaneOrder, shaders: &Shaders, log: &Log, wan
 
 type Answer<T = ()> = Result<T, String>;
 
-struct Kernel<'a> {
+struct KernelCase<'a> {
     shader: &'a Shader,
     export: KernelExport,
     seed: u64,
@@ -45,7 +45,7 @@ struct Kernel<'a> {
 /// Values of the uniform's fields; the others are 0.
 type Fields<'a> = &'a [(&'a str, &'a [u32])];
 
-impl Kernel<'_> {
+impl KernelCase<'_> {
     /// Runs it on buffers bound from 1 on, or under the numbers given; gives their contents afterwards.
     fn dispatch(&self, fields: Fields<'_>, grid: [u32; 3], buffers: Vec<(u32, Buffer)>) -> Answer<HashMap<u32, Vec<u8>>> {
         let shader = self.shaders.get(&self.export.text).map_err(|error| error.to_string())?;
@@ -99,7 +99,7 @@ impl Kernel<'_> {
         let has_bias = self.shader.name.contains("bias");
         let workgroups = rows.div_ceil(self.constant("TILE_M")) * columns.div_ceil(self.constant("TILE_N"));
         let fields: Fields<'_> = &[
-            ("rows", &[rows]),
+            ("lanes", &[rows]),
             ("columns", &[columns]),
             ("depth", &[depth]),
             ("item_rows", &[item_rows]),
@@ -123,7 +123,7 @@ impl Kernel<'_> {
     fn transpose(&self, rows: u32, columns: u32) -> Answer {
         let x = numbers(rows * columns, 0);
         let workgroups = rows.div_ceil(16) * columns.div_ceil(16);
-        let fields: Fields<'_> = &[("rows", &[rows]), ("columns", &[columns]), ("grid_width", &[4]), ("end_workgroup", &[workgroups])];
+        let fields: Fields<'_> = &[("lanes", &[rows]), ("columns", &[columns]), ("grid_width", &[4]), ("end_workgroup", &[workgroups])];
         let buffers = vec![(1, filled(&x)), (2, Buffer::unwritten(4 * x.len(), POISON))];
         let y = f32s_of(&self.dispatch(fields, [4, workgroups / 4 + 1, 1], buffers)?[&2]);
         for (at, &expected) in x.iter().enumerate() {
@@ -192,7 +192,7 @@ impl Kernel<'_> {
         let got = self.dispatch(fields, [1, 1, 1], buffers)?;
         let places: Vec<usize> = positions.iter().map(|&position| position as usize).collect();
         rotary.apply_tokens(&mut rows, heads as usize, head_dim as usize, &places).map_err(|error| error.to_string())?;
-        near("rows", &stored(dtype, &got[&6], rows.len()).to_f32(), &rows, epsilon(dtype))
+        near("lanes", &stored(dtype, &got[&6], rows.len()).to_f32(), &rows, epsilon(dtype))
     }
 
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
@@ -291,7 +291,7 @@ impl Kernel<'_> {
     fn dtype(&self, word: &str) -> Answer<DType> {
         let after = self.shader.name.split_once(&format!("{word} ")).map(|(_, after)| after).unwrap_or_default();
         let name = after.split([' ', ',']).next().unwrap_or_default();
-        let all = DType::ALL.into_iter().chain(DType::BLOCKS);
+        let all = DType::FLOATS.into_iter().chain(DType::QUANTISED);
         all.into_iter().find(|dtype| dtype.to_string() == name).ok_or_else(|| format!("`{name}` is no storage type"))
     }
 

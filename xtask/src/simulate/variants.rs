@@ -1,33 +1,33 @@
 //! Options that reach the branches of a kernel that its first problem does not take.
 
-use wgpu_attention::{Algorithm, Alibi, Alignment, Broadcast, DType, Layout, Packed, Problem, ScoreOrder, ScoreStage};
+use wgpu_attention::{Algorithm, Alibi, Alignment, BroadcastShape, DType, Layout, Problem, ScoreOrder, ScoreStage, Varlen};
 
 /// Returns problems with other options and the same sizes, which need kernels of the same shapes; with names.
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
-    if problem.paged.is_some() || problem.key.dtype.is_blocks() || v.segments || v.kv_lengths {
+    if problem.paged.is_some() || problem.key.dtype.is_quantised() || v.segments || v.kv_lengths {
         return Vec::new();
     }
     // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
     let sized =
         |head_dim, head_dim_v, bias| Problem { dims: wgpu_attention::Dims { head_dim, head_dim_v, ..d }, bias: Some(bias), ..*problem };
-    let odd = sized(d.head_dim - 5, d.head_dim_v + 3, Broadcast([1, 1, 1, d.seq_len_kv]));
+    let odd = sized(d.head_dim - 5, d.head_dim_v + 3, BroadcastShape([1, 1, 1, d.seq_len_kv]));
     if problem.key.dtype != DType::F32 {
         return vec![("odd", odd)];
     }
-    let full = Broadcast(d.scores_shape());
+    let full = BroadcastShape(d.scores_shape());
     let mut varlen = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.stored(DType::F32, Layout::Bshd);
     varlen = varlen.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(30), Some(2)).with_lse();
-    varlen.packed = Some(Packed { tokens_q: 2 * d.seq_len_q, tokens_kv: 2 * d.seq_len_kv });
+    varlen.varlen = Some(Varlen { tokens_q: 2 * d.seq_len_q, tokens_kv: 2 * d.seq_len_kv });
     (varlen.softcap, varlen.score_order, varlen.sinks) = (Some(20.0), ScoreOrder::BiasThenSoftcap, true);
-    (varlen.alibi, varlen.relative_bias, varlen.dropout) = (Some(Alibi::Symmetric), Some(3), Some(0.25));
+    (varlen.alibi, varlen.relative_bias_max_distance, varlen.dropout) = (Some(Alibi::Symmetric), Some(3), Some(0.25));
 
     let mut padded = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.with_lse();
     padded = padded.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(9), Some(40));
     (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.segments) = (true, true, true);
-    padded.visibility.mask = Some(Broadcast([3, 1, d.seq_len_q, d.seq_len_kv]));
-    (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
+    padded.visibility.mask = Some(BroadcastShape([3, 1, d.seq_len_q, d.seq_len_kv]));
+    (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias_max_distance) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
 
     let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
@@ -42,7 +42,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     heads.sinks = true;
     let mut capped = Problem { softcap: Some(5.0), ..*problem };
     capped.want.scores = Some(ScoreStage::Capped);
-    let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, Broadcast([1; 4]));
+    let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, BroadcastShape([1; 4]));
     let mut variants =
         vec![("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)];
     match algorithm {
@@ -53,7 +53,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     variants
 }
 
-fn full_of(batch: usize, problem: &Problem) -> Broadcast {
+fn full_of(batch: usize, problem: &Problem) -> BroadcastShape {
     let [_, heads, rows, keys] = problem.dims.scores_shape();
-    Broadcast([batch, heads, rows, keys])
+    BroadcastShape([batch, heads, rows, keys])
 }

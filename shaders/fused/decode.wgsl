@@ -30,11 +30,11 @@ fn sum_of_own(parts: array<f32, LANES>, lane: u32) -> f32 {
     for (var s = 1u; s <= LANE_BITS; s++) {
         let half = LANES >> s;
         let upper = (lane & half) != 0u;
-        for (var m = 0u; m < LANES / 2u; m++) {
-            if (m < half) {
-                let own = select(left[m], left[m + half], upper);
-                let other = select(left[m + half], left[m], upper);
-                left[m] = own + subgroupShuffleXor(other, half);
+        for (var n = 0u; n < LANES / 2u; n++) {
+            if (n < half) {
+                let own = select(left[n], left[n + half], upper);
+                let other = select(left[n + half], left[n], upper);
+                left[n] = own + subgroupShuffleXor(other, half);
             }
         }
     }
@@ -57,13 +57,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     var query: array<array<vec4<f32>, HEAD_SLICES>, ROWS>;
     var acc: array<array<vec4<f32>, VALUE_SLICES>, ROWS>;
     var rows: array<Row, ROWS>;
-    var top: array<f32, ROWS>; // running max, equal in all lanes
-    var sum: array<f32, ROWS>; // running sum over this lane's keys
+    var m: array<f32, ROWS>; // running max, equal in all lanes
+    var l: array<f32, ROWS>; // running sum over this lane's keys
     var nan_rows = 0u; // one bit per row: it sees a score of NaN or +inf
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = row_of(item, block, r);
-        top[r] = LOWEST;
-        sum[r] = 0.0;
+        m[r] = LOWEST;
+        l[r] = 0.0;
         let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
         for (var i = 0u; i < HEAD_SLICES; i++) {
             let scale = select(0.0, params.scale, i * LANES + lane < HEAD_VECS);
@@ -108,16 +108,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             let scored = score_pair(sum_of_own(parts[r], lane), pair_of(item, rows[r].head, rows[r].row, key), inside);
             nan_rows |= select(0u, 1u << r, is_nan_score(scored));
             let score = select(LOWEST, scored.score, scored.visible && !is_nan_score(scored));
-            var new_top = max(top[r], score);
+            var new_m = max(m[r], score);
             for (var step = 1u; step < LANES; step <<= 1u) {
-                new_top = max(new_top, subgroupShuffleXor(new_top, step));
+                new_m = max(new_m, subgroupShuffleXor(new_m, step));
             }
-            shrink[r] = exp(top[r] - new_top);
-            top[r] = new_top;
-            weight[r] = visible_weight(exp(score - new_top), scored.visible);
-            sum[r] = fma(sum[r], shrink[r], weight[r]);
+            shrink[r] = exp(m[r] - new_m);
+            m[r] = new_m;
+            weight[r] = visible_weight(exp(score - new_m), scored.visible);
+            l[r] = fma(l[r], shrink[r], weight[r]);
             if (is_dropping()) {
-                weight[r] = visible_weight(weight[r] * kept(item, rows[r].head, rows[r].row, key), scored.visible);
+                weight[r] = visible_weight(weight[r] * dropout_scale(item, rows[r].head, rows[r].row, key), scored.visible);
             }
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 acc[r][i] *= shrink[r];
@@ -156,12 +156,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
 
     for (var r = 0u; r < ROWS; r++) {
-        var total = select(sum[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
+        var total = select(l[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u);
         for (var step = 1u; step < LANES; step <<= 1u) {
             total += subgroupShuffleXor(total, step);
         }
         if (rows[r].row < item.rows) {
-            let result = finish_row(item, block, rows[r], top[r], total, lane == 0u);
+            let result = finish_row(item, block, rows[r], m[r], total, lane == 0u);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 if (i * LANES + lane < VALUE_VECS) {
                     store_part(item, block, rows[r], result, (i * LANES + lane) * 4u, acc[r][i] + special[r * VALUE_SLICES + i]);
