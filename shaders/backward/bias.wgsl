@@ -13,7 +13,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     // Along batch, head, rows, keys: true if summed; extent in items or squares; extents of the bias and of the sum.
     let summed = bias_values() == vec4<u32>(0u);
-    let extents = vec4<u32>(params.batch, params.num_heads, (params.seq_len_q + SIDE - 1u) / SIDE, (params.seq_len_kv + SIDE - 1u) / SIDE);
+    let extents =
+        vec4<u32>(params.batch, params.num_heads, (params.seq_len_q + SIDE - 1u) / SIDE,
+            (params.seq_len_kv + SIDE - 1u) / SIDE);
     let own_extents = select(extents, vec4<u32>(1u), summed);
     let sum_extents = select(vec4<u32>(1u), extents, summed);
     let split = index % params.splits;

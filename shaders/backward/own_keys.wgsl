@@ -5,18 +5,24 @@
 
 const OWNS_ROWS: bool = false;
 
+// `exists` is false past the ends of the grid and of an item.
 struct Work {
-    batch: u32,
+    exists: bool,
+    item: Item,
     kv_head: u32,
     first: u32,
 }
 
 // Blocks of a head run from first to last: under a causal mask the long ones start early.
-fn work_of(index: u32) -> Work {
+fn work_of(workgroup: vec3<u32>) -> Work {
+    let place = workgroup_index(workgroup);
+    let index = select(place, 0u, place == NO_WORK);
     let places = params.item_blocks;
     let heads = params.num_heads / params.group;
     let at = block_of(index / places / heads, index % places, params.table_cu_seqlens_kv, 1u, BLOCK_OWN);
-    return Work(at.batch, index / places % heads, at.block * BLOCK_OWN);
+    let item = item_of(at.batch);
+    let first = at.block * BLOCK_OWN;
+    return Work(place != NO_WORK && first < owned(item), item, index / places % heads, first);
 }
 
 fn owned(item: Item) -> u32 {

@@ -7,19 +7,26 @@
 
 const OWNS_ROWS: bool = true;
 
+// `exists` is false past the ends of the grid and of an item.
 struct Work {
-    batch: u32,
+    exists: bool,
+    item: Item,
     head: u32,
     kv_head: u32,
     first: u32,
 }
 
 // Blocks of a head run from last to first: under a causal mask the long ones start early.
-fn work_of(index: u32) -> Work {
+fn work_of(workgroup: vec3<u32>) -> Work {
+    let place = workgroup_index(workgroup);
+    let index = select(place, 0u, place == NO_WORK);
     let places = params.item_blocks;
     let head = index / places % params.num_heads;
-    let at = block_of(index / places / params.num_heads, places - 1u - index % places, params.table_cu_seqlens_q, 1u, BLOCK_OWN);
-    return Work(at.batch, head, head / params.group, at.block * BLOCK_OWN);
+    let at = block_of(index / places / params.num_heads, places - 1u - index % places, params.table_cu_seqlens_q, 1u,
+        BLOCK_OWN);
+    let item = item_of(at.batch);
+    let first = at.block * BLOCK_OWN;
+    return Work(place != NO_WORK && first < owned(item), item, head, head / params.group, first);
 }
 
 fn owned(item: Item) -> u32 {

@@ -21,7 +21,8 @@ fn row_stats_of(item: Item, head: u32, row: u32) -> RowStats {
 }
 
 // Takes scaled = scale * dot(query, key), product = dot(d_output, value); `inside`: the key is in the row's interval.
-fn pair_gradient(scaled: f32, product: f32, end: RowStats, item: Item, head: u32, row: u32, key: u32, inside: bool) -> PairGradient {
+fn pair_gradient(scaled: f32, product: f32, end: RowStats, item: Item, head: u32, row: u32, key: u32,
+    inside: bool) -> PairGradient {
     let scored = score_pair(scaled, pair_of(item, head, row, key), inside);
     if (!scored.visible) {
         return PairGradient(0.0, 0.0, 0.0);

@@ -14,7 +14,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let item = item_of_rows(batch);
         for (var row = thread; row < item.rows; row += THREADS) {
             let at = ROW_STATS * lse_at(item, head, row);
-            sum -= exp(sink - bitcast<f32>(row_stats[at])) * bitcast<f32>(row_stats[at + 1u]) * bitcast<f32>(row_stats[at + 2u]);
+            sum -= exp(sink - bitcast<f32>(row_stats[at])) * bitcast<f32>(row_stats[at + 1u])
+                * bitcast<f32>(row_stats[at + 2u]);
         }
     }
     let total = workgroup_total(sum, thread);

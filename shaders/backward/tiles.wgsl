@@ -1,5 +1,6 @@
 // Defines: main: gradients of the owned vectors by register tiles; d_scores and weights pass through workgroup memory.
-// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
+// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN,
+//          BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_QK, GIVES_VO: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas.
 //
@@ -18,10 +19,10 @@ const HEAD_PER: u32 = (HEAD_VECS + COLS - 1u) / COLS;
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
 const OWN_VECS: u32 = (OWN + 3u) / 4u;
 // Strides of owned vectors, of streamed vectors and of lines of pairs, in vec4s.
-const OWN_A_STRIDE: u32 = HEAD_VECS | 1u;
-const OWN_B_STRIDE: u32 = VALUE_VECS | 1u;
-const A_STRIDE: u32 = (HEAD_PER * COLS) | 1u;
-const B_STRIDE: u32 = (VALUE_PER * COLS) | 1u;
+const OWN_QK_STRIDE: u32 = HEAD_VECS | 1u;
+const OWN_VO_STRIDE: u32 = VALUE_VECS | 1u;
+const QK_STRIDE: u32 = (HEAD_PER * COLS) | 1u;
+const VO_STRIDE: u32 = (VALUE_PER * COLS) | 1u;
 const PAIR_STRIDE: u32 = (THREAD_ROWS * OWN_VECS) | 1u;
 const WEIGHTS: u32 = select(1u, BLOCK_STREAM * PAIR_STRIDE, GIVES_VO);
 const STREAM_STEP: u32 = min(4u, BLOCK_STREAM);
@@ -33,25 +34,22 @@ const_assert BLOCK_OWN == THREAD_ROWS * OWN;
 const_assert BLOCK_STREAM == COLS * STREAM;
 const_assert BLOCK_STREAM % STREAM_STEP == 0u;
 
-var<workgroup> own_a_tile: array<vec4<f32>, BLOCK_OWN * OWN_A_STRIDE>; // owned vectors
-var<workgroup> own_b_tile: array<vec4<f32>, BLOCK_OWN * OWN_B_STRIDE>;
-var<workgroup> a_tile: array<vec4<f32>, BLOCK_STREAM * A_STRIDE>; // streamed vectors
-var<workgroup> b_tile: array<vec4<f32>, BLOCK_STREAM * B_STRIDE>;
-var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>; // by streamed vector, then thread; 0 if masked
+var<workgroup> own_qk_tile: array<vec4<f32>, BLOCK_OWN * OWN_QK_STRIDE>; // owned vectors
+var<workgroup> own_vo_tile: array<vec4<f32>, BLOCK_OWN * OWN_VO_STRIDE>;
+var<workgroup> qk_tile: array<vec4<f32>, BLOCK_STREAM * QK_STRIDE>; // streamed vectors
+var<workgroup> vo_tile: array<vec4<f32>, BLOCK_STREAM * VO_STRIDE>;
+// by streamed vector, then thread; 0 if masked
+var<workgroup> d_score_tile: array<vec4<f32>, BLOCK_STREAM * PAIR_STRIDE>;
 var<workgroup> weight_tile: array<vec4<f32>, WEIGHTS>; // laid out like d_score_tile
 var<workgroup> non_finite: atomic<u32>; // 1 if any streamed vector so far was infinite or NaN
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let index = workgroup_index(id);
-    if (index == NO_WORK) {
+    let work = work_of(id);
+    if (!work.exists) {
         return;
     }
-    let work = work_of(index);
-    let item = item_of(work.batch);
-    if (work.first >= owned(item)) {
-        return;
-    }
+    let item = work.item;
     let thread_row = thread / COLS;
     let thread_col = thread % COLS;
     if (thread == 0u) {
@@ -63,7 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             break;
         }
         let own = min(work.first + i / head_vecs(), owned(item) - 1u);
-        own_a_tile[i / head_vecs() * OWN_A_STRIDE + i % head_vecs()] = own_qk(item, work, own, i % head_vecs());
+        own_qk_tile[i / head_vecs() * OWN_QK_STRIDE + i % head_vecs()] = own_qk(item, work, own, i % head_vecs());
     }
     if (GIVES_QK) {
         for (var n = 0u; n < (BLOCK_OWN * value_vecs() + THREADS - 1u) / THREADS; n++) {
@@ -72,14 +70,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 break;
             }
             let own = min(work.first + i / value_vecs(), owned(item) - 1u);
-            own_b_tile[i / value_vecs() * OWN_B_STRIDE + i % value_vecs()] = own_vo(item, work, own, i % value_vecs());
+            own_vo_tile[i / value_vecs() * OWN_VO_STRIDE + i % value_vecs()] = own_vo(item, work, own, i % value_vecs());
         }
     }
 
     var own_ends: array<RowStats, OWN>;
     if (OWNS_ROWS) {
         for (var o = 0u; o < OWN; o++) {
-            own_ends[o] = row_stats_of(item, pass_head(work, 0u), min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u));
+            own_ends[o] =
+                row_stats_of(item, pass_head(work, 0u),
+                    min(work.first + thread_row + o * THREAD_ROWS, owned(item) - 1u));
         }
     }
     var qk_sum: array<vec4<f32>, OWN * HEAD_PER>;
@@ -110,10 +110,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 if (BLOCK_STREAM * head_vecs() % THREADS != 0u && i >= BLOCK_STREAM * head_vecs()) {
                     break;
                 }
-                let other = min(first + i / head_vecs(), range.end - 1u); // clamped, so that loads overlap; repeats are masked
+                // clamped, so that loads overlap; repeats are masked
+                let other = min(first + i / head_vecs(), range.end - 1u);
                 let a = stream_qk(item, work, head, other, i % head_vecs());
                 infinite = infinite || !is_finite(a);
-                a_tile[i / head_vecs() * A_STRIDE + i % head_vecs()] = a;
+                qk_tile[i / head_vecs() * QK_STRIDE + i % head_vecs()] = a;
             }
             for (var n = 0u; n < (BLOCK_STREAM * value_vecs() + THREADS - 1u) / THREADS; n++) {
                 let i = n * THREADS + thread;
@@ -123,46 +124,46 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let other = min(first + i / value_vecs(), range.end - 1u);
                 let b = stream_vo(item, work, head, other, i % value_vecs());
                 infinite = infinite || !is_finite(b);
-                b_tile[i / value_vecs() * B_STRIDE + i % value_vecs()] = b;
+                vo_tile[i / value_vecs() * VO_STRIDE + i % value_vecs()] = b;
             }
             if (infinite) {
                 atomicStore(&non_finite, 1u);
             }
             workgroupBarrier(); // between the tile written and read
 
-            var a_product: array<f32, OWN * STREAM>;
-            var b_product: array<f32, OWN * STREAM>;
+            var qk_product: array<f32, OWN * STREAM>;
+            var vo_product: array<f32, OWN * STREAM>;
             for (var i = 0u; i < OWN * STREAM; i++) {
-                a_product[i] = 0.0;
-                b_product[i] = 0.0;
+                qk_product[i] = 0.0;
+                vo_product[i] = 0.0;
             }
-            let a_step = steps_at_once(HEAD_VECS, MOST_STEPS);
-            for (var d = 0u; d < head_vecs() + params.zero; d += a_step) {
-                for (var step = 0u; step < a_step; step++) {
+            let qk_step = steps_at_once(HEAD_VECS, MOST_STEPS);
+            for (var d = 0u; d < head_vecs() + params.zero; d += qk_step) {
+                for (var step = 0u; step < qk_step; step++) {
                     var a: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        a[c] = a_tile[(thread_col + c * COLS) * A_STRIDE + d + step];
+                        a[c] = qk_tile[(thread_col + c * COLS) * QK_STRIDE + d + step];
                     }
                     for (var o = 0u; o < OWN; o++) {
-                        let x = own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + d + step];
+                        let x = own_qk_tile[(thread_row + o * THREAD_ROWS) * OWN_QK_STRIDE + d + step];
                         for (var c = 0u; c < STREAM; c++) {
-                            a_product[o * STREAM + c] = dot_add(a_product[o * STREAM + c], x, a[c]);
+                            qk_product[o * STREAM + c] = dot_add(qk_product[o * STREAM + c], x, a[c]);
                         }
                     }
                 }
             }
             if (GIVES_QK) {
-                let b_step = steps_at_once(VALUE_VECS, MOST_STEPS);
-                for (var d = 0u; d < value_vecs() + params.zero; d += b_step) {
-                    for (var step = 0u; step < b_step; step++) {
+                let vo_step = steps_at_once(VALUE_VECS, MOST_STEPS);
+                for (var d = 0u; d < value_vecs() + params.zero; d += vo_step) {
+                    for (var step = 0u; step < vo_step; step++) {
                         var b: array<vec4<f32>, STREAM>;
                         for (var c = 0u; c < STREAM; c++) {
-                            b[c] = b_tile[(thread_col + c * COLS) * B_STRIDE + d + step];
+                            b[c] = vo_tile[(thread_col + c * COLS) * VO_STRIDE + d + step];
                         }
                         for (var o = 0u; o < OWN; o++) {
-                            let x = own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + d + step];
+                            let x = own_vo_tile[(thread_row + o * THREAD_ROWS) * OWN_VO_STRIDE + d + step];
                             for (var c = 0u; c < STREAM; c++) {
-                                b_product[o * STREAM + c] = dot_add(b_product[o * STREAM + c], x, b[c]);
+                                vo_product[o * STREAM + c] = dot_add(vo_product[o * STREAM + c], x, b[c]);
                             }
                         }
                     }
@@ -192,7 +193,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     if (OWNS_ROWS) {
                         end = own_ends[o];
                     }
-                    let gradient = pair_gradient(a_product[o * STREAM + c], b_product[o * STREAM + c], end, item, head, row, key, inside);
+                    let gradient =
+                        pair_gradient(qk_product[o * STREAM + c], vo_product[o * STREAM + c], end, item, head, row, key,
+                            inside);
                     d_score_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.d_score;
                     if (GIVES_VO) {
                         weight_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.weight;
@@ -209,7 +212,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         if (GIVES_QK) {
                             for (var e = 0u; e < HEAD_PER; e++) {
                                 // A non-finite element of `a` makes d_score NaN: its finite part suffices.
-                                let a = finite_part(a_tile[j * A_STRIDE + thread_col + e * COLS]);
+                                let a = finite_part(qk_tile[j * QK_STRIDE + thread_col + e * COLS]);
                                 qk_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score), a, qk_sum[o * HEAD_PER + e]);
                             }
                         }
@@ -221,27 +224,30 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                                 continue; // 0 * NaN must not reach a vector that does not see it
                             }
                             for (var e = 0u; e < VALUE_PER; e++) {
-                                vo_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight), b_tile[j * B_STRIDE + thread_col + e * COLS], vo_sum[o * VALUE_PER + e]);
+                                vo_sum[o * VALUE_PER + e] =
+                                    fma(vec4<f32>(weight), vo_tile[j * VO_STRIDE + thread_col + e * COLS],
+                                        vo_sum[o * VALUE_PER + e]);
                             }
                         }
                     }
                 }
             } else {
                 var pair_at = thread_row * OWN_VECS;
-                var a_at = thread_col;
-                var b_at = thread_col;
+                var qk_at = thread_col;
+                var vo_at = thread_col;
                 for (var j = 0u; j < BLOCK_STREAM + params.zero; j += STREAM_STEP) {
                     for (var step = 0u; step < STREAM_STEP; step++) {
                         if (GIVES_QK) {
                             var a: array<vec4<f32>, HEAD_PER>;
                             for (var e = 0u; e < HEAD_PER; e++) {
-                                a[e] = a_tile[a_at + step * A_STRIDE + e * COLS];
+                                a[e] = qk_tile[qk_at + step * QK_STRIDE + e * COLS];
                             }
                             for (var i = 0u; i < OWN_VECS; i++) {
                                 let d_score = d_score_tile[pair_at + step * PAIR_STRIDE + i];
                                 for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
                                     for (var e = 0u; e < HEAD_PER; e++) {
-                                        qk_sum[o * HEAD_PER + e] = fma(vec4<f32>(d_score[o % 4u]), a[e], qk_sum[o * HEAD_PER + e]);
+                                        qk_sum[o * HEAD_PER + e] =
+                                            fma(vec4<f32>(d_score[o % 4u]), a[e], qk_sum[o * HEAD_PER + e]);
                                     }
                                 }
                             }
@@ -249,21 +255,22 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                         if (GIVES_VO) {
                             var b: array<vec4<f32>, VALUE_PER>;
                             for (var e = 0u; e < VALUE_PER; e++) {
-                                b[e] = b_tile[b_at + step * B_STRIDE + e * COLS];
+                                b[e] = vo_tile[vo_at + step * VO_STRIDE + e * COLS];
                             }
                             for (var i = 0u; i < OWN_VECS; i++) {
                                 let weight = weight_tile[pair_at + step * PAIR_STRIDE + i];
                                 for (var o = i * 4u; o < min(OWN, i * 4u + 4u); o++) {
                                     for (var e = 0u; e < VALUE_PER; e++) {
-                                        vo_sum[o * VALUE_PER + e] = fma(vec4<f32>(weight[o % 4u]), b[e], vo_sum[o * VALUE_PER + e]);
+                                        vo_sum[o * VALUE_PER + e] =
+                                            fma(vec4<f32>(weight[o % 4u]), b[e], vo_sum[o * VALUE_PER + e]);
                                     }
                                 }
                             }
                         }
                     }
                     pair_at += STREAM_STEP * PAIR_STRIDE;
-                    a_at += STREAM_STEP * A_STRIDE;
-                    b_at += STREAM_STEP * B_STRIDE;
+                    qk_at += STREAM_STEP * QK_STRIDE;
+                    vo_at += STREAM_STEP * VO_STRIDE;
                 }
             }
         }
@@ -275,7 +282,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var o = 0u; o < OWN; o++) {
             for (var e = 0u; e < HEAD_PER; e++) {
                 if (thread_col + e * COLS < head_vecs()) {
-                    own_a_tile[(thread_row + o * THREAD_ROWS) * OWN_A_STRIDE + thread_col + e * COLS] = qk_sum[o * HEAD_PER + e];
+                    own_qk_tile[(thread_row + o * THREAD_ROWS) * OWN_QK_STRIDE + thread_col + e * COLS] =
+                        qk_sum[o * HEAD_PER + e];
                 }
             }
         }
@@ -283,7 +291,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let local = thread_row + i / HEAD_PER * THREAD_ROWS;
             let column = thread_col + i % HEAD_PER * COLS;
             if (work.first + local < owned(item) && column < head_vecs()) {
-                store_qk(item, work, work.first + local, column, own_a_tile[local * OWN_A_STRIDE + column]);
+                store_qk(item, work, work.first + local, column, own_qk_tile[local * OWN_QK_STRIDE + column]);
             }
         }
     }
@@ -291,7 +299,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var o = 0u; o < OWN; o++) {
             for (var e = 0u; e < VALUE_PER; e++) {
                 if (thread_col + e * COLS < value_vecs()) {
-                    own_b_tile[(thread_row + o * THREAD_ROWS) * OWN_B_STRIDE + thread_col + e * COLS] = vo_sum[o * VALUE_PER + e];
+                    own_vo_tile[(thread_row + o * THREAD_ROWS) * OWN_VO_STRIDE + thread_col + e * COLS] =
+                        vo_sum[o * VALUE_PER + e];
                 }
             }
         }
@@ -299,7 +308,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             let local = thread_row + i / VALUE_PER * THREAD_ROWS;
             let column = thread_col + i % VALUE_PER * COLS;
             if (work.first + local < owned(item) && column < value_vecs()) {
-                store_vo(item, work, work.first + local, column, own_b_tile[local * OWN_B_STRIDE + column]);
+                store_vo(item, work, work.first + local, column, own_vo_tile[local * OWN_VO_STRIDE + column]);
             }
         }
     }

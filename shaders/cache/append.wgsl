@@ -1,5 +1,6 @@
 // Defines: main: appends new keys, rotated, and values to the cache, in its storage type; rotates queries in place.
-// Expects: cache/params.wgsl, cache/rotation.wgsl; state, load_new_key, load_new_value, store_key, store_value; consts UNIT, HAS_QUERY.
+// Expects: cache/params.wgsl, cache/rotation.wgsl; state, load_new_key, load_new_value, store_key, store_value; consts
+//          UNIT, HAS_QUERY.
 // See: src/cache.rs (KvCache::append).
 //
 // Runs after `advance`: an item that now has `length` keys gets the last `added` of the seq_len new ones, the last of

@@ -9,5 +9,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let pages = page_pairs[index / cache.page_words];
-    pool[pages.y * cache.page_words + index % cache.page_words] = pool[pages.x * cache.page_words + index % cache.page_words];
+    pool[pages.y * cache.page_words + index % cache.page_words] =
+        pool[pages.x * cache.page_words + index % cache.page_words];
 }

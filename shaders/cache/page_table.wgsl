@@ -26,7 +26,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var length = 0u;
     if (start < end && end <= arrayLength(&indices) && end - start <= cache.pages_per_slot) {
         let last = last_page_len[item];
-        let fits = last >= 1u && last <= cache.page_size && (end - start - 1u) * cache.page_size + last <= cache.page_words;
+        let fits = last >= 1u && last <= cache.page_size
+            && (end - start - 1u) * cache.page_size + last <= cache.page_words;
         length = select(0u, (end - start - 1u) * cache.page_size + last, fits);
         for (var at = start; at < end; at++) {
             if (indices[at] >= cache.copies) {

@@ -38,7 +38,8 @@ const LIFT: f32 = 4.8520303; // ln 2^7
 const_assert BLOCK_ROWS == TILES * SIZE && THREADS == BLOCK_ROWS * COLS && BLOCK_KEYS == COLS * KEYS;
 const_assert BLOCK_KEYS % SIZE == 0u && KEYS % 4u == 0u && KEYS <= 32u;
 
-var<workgroup> key_tile: array<f16, max(BLOCK_KEYS * KEY_STRIDE, BLOCK_ROWS * QUERY_STRIDE)>; // BLOCK_KEYS keys; earlier SIZE query columns
+// BLOCK_KEYS keys; earlier SIZE query columns
+var<workgroup> key_tile: array<f16, max(BLOCK_KEYS * KEY_STRIDE, BLOCK_ROWS * QUERY_STRIDE)>;
 var<workgroup> value_tile: array<f16, VALUE_TILES * SIZE * VALUE_STRIDE>; // their values, one line per column
 var<workgroup> score_tile: array<f32, BLOCK_ROWS * SCORE_STRIDE>; // scores; or BLOCK_KEYS columns of the output
 var<workgroup> weight_tile: array<f16, BLOCK_ROWS * WEIGHT_STRIDE>; // high bits of p, one line per row
@@ -91,15 +92,12 @@ fn put_pair(i: u32, pair: ValuePair) {
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
-    let index = workgroup_index(workgroup);
-    if (index == NO_WORK) {
+    let work = fused_work(workgroup);
+    if (!work.exists) {
         return;
     }
-    let block = locate(index);
-    let item = item_of(block.batch);
-    if (block.first_row >= item.rows * params.pack) {
-        return;
-    }
+    let block = work.block;
+    let item = work.item;
     let kv_head = block.first_head / params.group;
     let thread = thread_of(at);
     let subgroup = thread / at.lanes;
@@ -224,7 +222,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                     p = 0.0;
                 }
             }
-            let half = bitcast<f32>(bitcast<u32>(p) & 0xffffe000u); // the bits that f16 holds; compilers fold f32(f16(p)) to p
+            // the bits that f16 holds; compilers fold f32(f16(p)) to p
+            let half = bitcast<f32>(bitcast<u32>(p) & 0xffffe000u);
             let at = thread_row * WEIGHT_STRIDE + thread_col * KEYS + c;
             weight_tile[at] = f16(half);
             weight_rest[at] = f16(p - half);
@@ -236,7 +235,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 if (owns) {
                     for (var e = 0u; e < VALUE_TILES; e++) { // an index that depends on chunk would put acc in memory
                         if (e / KEY_TILES == chunk) {
-                            coopStoreT(acc[e], &score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
+                            coopStoreT(acc[e], &score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE],
+                                SCORE_STRIDE);
                         }
                     }
                 }
@@ -248,7 +248,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 if (owns) {
                     for (var e = 0u; e < VALUE_TILES; e++) {
                         if (e / KEY_TILES == chunk) {
-                            acc[e] = coopLoadT<MatrixC>(&score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE], SCORE_STRIDE);
+                            acc[e] = coopLoadT<MatrixC>(&score_tile[own_row * SCORE_STRIDE + e % KEY_TILES * SIZE],
+                                SCORE_STRIDE);
                         }
                     }
                 }

@@ -1,6 +1,7 @@
 // Defines: main: merge of partial results over disjoint keys:
 //          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
-// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const PARTS_OF_LSE.
+// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const
+//          PARTS_OF_LSE.
 // See: src/cpu/naive.rs has the formulas.
 //
 // A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination and
@@ -19,11 +20,13 @@ fn part_of(at: u32) -> Partial {
     if (PARTS_OF_LSE) {
         let lse = partial_stats[at];
         let is_number = (lse & 0x7fffffffu) < INFINITE;
-        return Partial(select(LOWEST, bitcast<f32>(lse), is_number), select(0.0, 1.0, is_number), !is_number && lse != NEGATIVE_INFINITY);
+        return Partial(select(LOWEST, bitcast<f32>(lse), is_number), select(0.0, 1.0, is_number), !is_number
+            && lse != NEGATIVE_INFINITY);
     }
     let l = partial_stats[2u * (params.stats_from + at) + 1u];
     let is_nan = (l & 0x7fffffffu) >= INFINITE;
-    return Partial(bitcast<f32>(partial_stats[2u * (params.stats_from + at)]), select(bitcast<f32>(l), 0.0, is_nan), is_nan);
+    return Partial(bitcast<f32>(partial_stats[2u * (params.stats_from + at)]), select(bitcast<f32>(l), 0.0, is_nan),
+        is_nan);
 }
 
 @compute @workgroup_size(THREADS, 1, 1)
@@ -65,12 +68,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let part = part_of(s * params.lse_split_stride + at);
         if (part.l > 0.0) {
             let weight = part.l * exp(part.m - m) / total;
-            numbers = fma(vec4<f32>(weight), partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
+            numbers = fma(vec4<f32>(weight),
+                partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
         }
     }
     if (column == 0u) {
         store_lse(at, lse_bits(m, total, is_nan));
         store_stats(at, vec2<u32>(bitcast<u32>(m), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
     }
-    store_output(output_row(item, head, row), column * 4u, select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), is_nan));
+    store_output(output_row(item, head, row), column * 4u,
+        select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), is_nan));
 }

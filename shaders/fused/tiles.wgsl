@@ -39,7 +39,8 @@ const_assert ROWS * KEYS <= 32u; // bits of `hidden`
 
 var<workgroup> query_tile: array<vec4<f32>, BLOCK_ROWS * QUERY_STRIDE>; // BLOCK_ROWS rows of queries, scaled
 var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS keys, then their values
-var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>; // p by key, then thread; 0 by its bits if masked
+// p by key, then thread; 0 by its bits if masked
+var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>;
 var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // positions of the rows, and their intervals of keys
 var<workgroup> non_finite: atomic<u32>; // bits: 1 = a value, 2 = a query or key was infinite or NaN
 
@@ -93,15 +94,12 @@ fn store_values(n: u32, words: fetched_value, thread: u32) -> u32 {
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
-    let index = workgroup_index(workgroup);
-    if (index == NO_WORK) {
+    let work = fused_work(workgroup);
+    if (!work.exists) {
         return;
     }
-    let block = locate(index);
-    let item = item_of(block.batch);
-    if (block.first_row >= item.rows * params.pack) {
-        return;
-    }
+    let block = work.block;
+    let item = work.item;
     let kv_head = block.first_head / params.group;
     let thread = thread_of(at);
     let by_subgroup = subgroups_hold(COLS);
@@ -157,7 +155,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             }
         } else {
             for (var n = 0u; n < turns(head_vecs()); n++) {
-                largest_score_part = max(largest_score_part, store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread));
+                largest_score_part =
+                    max(largest_score_part,
+                        store_keys(n, fetch_keys(n, item, kv_head, first, range.end, thread), thread));
             }
         }
         if (largest_score_part >= INFINITE) {
@@ -218,7 +218,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                         nan_rows |= 1u << r;
                     }
                     let is_number = scored.visible && !is_nan_score(scored);
-                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] = select(LOWEST, scored.score, is_number);
+                    weight_tile[weight_at(thread_row, thread_col, r * KEYS + c)][r % 4u] =
+                        select(LOWEST, scored.score, is_number);
                 }
             }
             for (var i = 0u; i < ROWS * KEYS; i++) {
@@ -280,7 +281,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             }
         } else {
             for (var n = 0u; n < turns(value_vecs()); n++) {
-                largest = max(largest, store_values(n, fetch_values(n, item, kv_head, first, range.end, thread), thread));
+                largest = max(largest,
+                    store_values(n, fetch_values(n, item, kv_head, first, range.end, thread), thread));
             }
         }
         if (largest >= INFINITE) {
@@ -301,7 +303,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                         continue; // 0 * NaN must not reach a row that masks the key
                     }
                     for (var e = 0u; e < VALUE_PER; e++) {
-                        acc[r * VALUE_PER + e] = fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
+                        acc[r * VALUE_PER + e] =
+                            fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
                     }
                 }
             }

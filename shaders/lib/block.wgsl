@@ -1,4 +1,5 @@
-// Defines: Block, locate: rows, head and item of a fused kernel's workgroup; Row, row_of; KeyRange, key_range;
+// Defines: FusedWork, fused_work: what a fused kernel's workgroup computes; Block, locate; Row, row_of; KeyRange,
+//          key_range;
 //          tile_shows_any: false if a tile is skipped; steps_at_once: unroll factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_visible, has_visible_terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
@@ -28,6 +29,20 @@ struct KeyRange {
 // Unroll factor of a loop of `vecs` iterations: the largest power of two that divides it, at most `most`; 1 if generic.
 fn steps_at_once(vecs: u32, most: u32) -> u32 {
     return select(min(most, 1u << firstTrailingBit(vecs)), 1u, IS_GENERIC);
+}
+
+// Work of a fused kernel's workgroup; it has none past the ends of the grid and of an item.
+struct FusedWork {
+    exists: bool,
+    block: Block,
+    item: Item,
+}
+
+fn fused_work(workgroup: vec3<u32>) -> FusedWork {
+    let index = workgroup_index(workgroup);
+    let block = locate(select(index, 0u, index == NO_WORK));
+    let item = item_of(block.batch);
+    return FusedWork(index != NO_WORK && block.first_row < item.rows * params.pack, block, item);
 }
 
 // Blocks of a head run from last to first: under a causal mask the long ones start early.
@@ -80,7 +95,8 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     for (var i = thread; i < BLOCK_ROWS * BLOCK_KEYS; i += THREADS) {
         let row = row_of(item, block, i / BLOCK_KEYS);
         let key = first_key + i % BLOCK_KEYS;
-        if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end) && is_visible(pair_of(item, row.head, row.row, key))) {
+        if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end)
+            && is_visible(pair_of(item, row.head, row.row, key))) {
             atomicStore(&pairs_seen, 1u);
             break;
         }

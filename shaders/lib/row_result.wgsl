@@ -41,7 +41,8 @@ fn finish_row(item: Item, block: Block, row: Row, maximum: f32, sum: f32, writes
             lse_words[at] = lse_bits(m, total, is_nan);
         }
     }
-    return RowResult(select(old_part / total, 0.0, old_part == 0.0), select(own_factor / total, 0.0, own_sum == 0.0), is_nan);
+    return RowResult(select(old_part / total, 0.0, old_part == 0.0), select(own_factor / total, 0.0, own_sum == 0.0),
+        is_nan);
 }
 
 // Writes four elements of a finished row's output; `sum` is this kernel's part.

@@ -1,4 +1,5 @@
-// Defines: Pair, pair_of; broadcast_at; Scored, score_pair: a pair's score and visibility; Slopes; next_score, next_slopes;
+// Defines: Pair, pair_of; broadcast_at; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
+//          next_slopes;
 //          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight.
 // Expects: params, Item; has_pair_terms, score_of, is_visible, which src/shader/terms.rs makes of the terms.
 // See: src/cpu/naive.rs has the formulas.

@@ -54,7 +54,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             for (var r = 0u; r < ROWS; r++) {
                 let x = x_tile[(thread_row + r) * STRIDE + s];
                 for (var c = 0u; c < COLS; c++) {
-                    sums[r * COLS + c] = fma(x.w, w[c].w, fma(x.z, w[c].z, fma(x.y, w[c].y, fma(x.x, w[c].x, sums[r * COLS + c]))));
+                    sums[r * COLS + c] =
+                        fma(x.w, w[c].w, fma(x.z, w[c].z, fma(x.y, w[c].y, fma(x.x, w[c].x, sums[r * COLS + c]))));
                 }
             }
         }

@@ -67,7 +67,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     workgroupBarrier(); // between the last tiles read and query_tile written
     for (var r = 0u; r < 4u; r++) {
-        query_tile[r * THREADS + thread] = vec4<f32>(score[r * 4u], score[r * 4u + 1u], score[r * 4u + 2u], score[r * 4u + 3u]);
+        query_tile[r * THREADS + thread] =
+            vec4<f32>(score[r * 4u], score[r * 4u + 1u], score[r * 4u + 2u], score[r * 4u + 3u]);
     }
     for (var r = 0u; r < 4u + params.zero; r++) {
         let products = query_tile[r * THREADS + thread]; // this thread's own

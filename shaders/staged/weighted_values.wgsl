@@ -87,7 +87,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         } else {
             for (var j = 0u; j < TILE + params.zero; j += 4u) {
                 let at = j * COLUMNS + thread % COLUMNS;
-                let v = array<vec4<f32>, 4>(value_tile[at], value_tile[at + COLUMNS], value_tile[at + 2u * COLUMNS], value_tile[at + 3u * COLUMNS]);
+                let v = array(value_tile[at], value_tile[at + COLUMNS], value_tile[at + 2u * COLUMNS],
+                    value_tile[at + 3u * COLUMNS]);
                 for (var r = 0u; r < 4u; r++) {
                     let w = weight_tile[(own_rows + r) * STRIDE + j / 4u];
                     let first_two = fma(vec4<f32>(w.y), v[1], fma(vec4<f32>(w.x), v[0], part[r]));

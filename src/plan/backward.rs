@@ -1,45 +1,27 @@
 //! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
-use super::fused::{CHAIN, every_row, item_blocks, lanes, places, variant};
-use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops};
+use super::fused::{ANY, CHAIN, Suited, every_row, item_blocks, places, variant};
+use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops, software};
 use crate::problem::Operand;
 use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
 use crate::{BroadcastShape, DType, Error, Problem, Result, Returns, WantGradients};
 
 /// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
-const TILES: &[(usize, GradientShape)] = &[
-    (17, shape(128, 4, 16, 2)),
-    (17, shape(128, 4, 16, 1)),
-    (9, shape(64, 4, 16, 1)),
-    (9, shape(64, 2, 8, 1)),
-    (1, shape(32, 2, 8, 1)),
-    (1, shape(32, 1, 8, 1)),
-    (1, shape(8, 1, 4, 1)),
-    (1, shape(4, 1, 2, 1)),
-    (1, shape(2, 1, 2, 1)),
+const TILES: &[Suited<GradientShape>] = &[
+    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 128, own: 4, cols: 16, stream: 2 } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 128, own: 4, cols: 16, stream: 1 } },
+    Suited { min_rows: 9, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 64, own: 4, cols: 16, stream: 1 } },
+    Suited { min_rows: 9, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 64, own: 2, cols: 8, stream: 1 } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 32, own: 2, cols: 8, stream: 1 } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 32, own: 1, cols: 8, stream: 1 } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 8, own: 1, cols: 4, stream: 1 } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 4, own: 1, cols: 2, stream: 1 } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 2, own: 1, cols: 2, stream: 1 } },
 ];
 
-/// Shapes for a software adapter, each with the fewest rows or keys and the widest head it is meant for.
-///
-/// CPU time in ms of dQ / dK and dV with lavapipe (Mesa 26.2), by owned x streamed vectors at a time. 8 heads of 64,
-/// 2048 by 2048, forward 240: 4x4 310/460, 4x8 360/480, 4x2 400/500, 2x8 400/590, tiles ten times as much. 8 heads of
-/// 128, 1024 by 1024, forward 140: 4x4 170/270, 2x4 200/300.
-const VECTORS: &[(usize, usize, GradientShape)] = &[(17, 128, vectors(4)), (9, 576, vectors(1))];
-
-const fn vectors(own: u32) -> GradientShape {
-    GradientShape::Vectors { lanes: 0, own, tile: 32, stream: 4 }
-}
-
-/// Sets the lanes of `shape`; `None` where kernels of whole subgroups do not work or take too long to compile. A slow
-/// compiler takes seconds for long unrolled code, so there a thread holds at most 64 elements of each array.
-fn on_lanes(shape: GradientShape, widest: usize, caps: &DeviceCaps) -> Option<GradientShape> {
-    let GradientShape::Vectors { own, tile, stream, .. } = shape else { return None };
-    let lanes = lanes(caps).filter(|_| !caps.slow_compiler || own as usize * widest <= 64)?;
-    Some(GradientShape::Vectors { lanes, own, tile, stream })
-}
-
 /// Shapes of the gradient kernels' generic variants.
-const GENERIC: &[GradientShape] = &[shape(32, 1, 8, 1), shape(8, 1, 4, 1)];
+const GENERIC: &[GradientShape] =
+    &[GradientShape::Tiles { threads: 32, own: 1, cols: 8, stream: 1 }, GradientShape::Tiles { threads: 8, own: 1, cols: 4, stream: 1 }];
 
 /// Rows and keys of a square in shaders/backward/square.wgsl.
 const SQUARE: usize = 16;
@@ -47,10 +29,6 @@ const SQUARE: usize = 16;
 const TERMS: usize = 128;
 /// Most bytes of partial sums of a bias gradient.
 const SCRATCH_BYTES: u64 = 64 << 20;
-
-const fn shape(threads: u32, own: u32, cols: u32, stream: u32) -> GradientShape {
-    GradientShape::Tiles { threads, own, cols, stream }
-}
 
 impl Plan {
     /// Plans the wanted gradients of `problem` from query, key, value, output, (m, l) and the gradient of the output.
@@ -312,13 +290,12 @@ impl Planner<'_> {
         let specialised = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
         let generic = |shape: GradientShape| (KernelKey::generic(kernel(shape), self.problem), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
-        let by_vectors = VECTORS.iter().filter(|&&(least, most_dim, _)| self.specialised && owned >= least && widest <= most_dim);
-        let by_vectors = by_vectors.filter_map(|&(.., shape)| on_lanes(shape, widest, self.caps)).map(specialised);
-        let by_tiles = TILES.iter().filter(|&&(least, _)| owned >= least).map(|&(_, shape)| specialised(shape));
+        let suited = software::gradients(widest, self.caps).filter(|_| self.specialised).chain(TILES.iter().copied());
+        let suited = suited.filter(|suited| suited.suits(owned, widest)).map(|suited| specialised(suited.shape));
         let by_generic = GENERIC.iter().map(|&shape| generic(shape)).filter(|_| !self.specialised);
-        by_generic.chain(by_vectors).chain(by_tiles).find(fits).ok_or_else(|| Error::Limit {
+        by_generic.chain(suited).find(fits).ok_or_else(|| Error::Limit {
             limit: "max_compute_workgroup_storage_size",
-            needed: TILES.last().map_or(0, |&(_, shape)| specialised(shape).0.workgroup_bytes().into()),
+            needed: TILES.last().map_or(0, |last| specialised(last.shape).0.workgroup_bytes().into()),
             available: self.caps.workgroup_bytes.into(),
             remedy: "use a smaller head_dim or Backend::Cpu".into(),
         })

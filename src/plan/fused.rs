@@ -1,31 +1,10 @@
 //! The fused algorithm: choice of kernel and shape, splits of the keys, merge of the results.
 
 use super::ranges::{KeyRange, of_parts, parts};
-use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix};
-use crate::plan::DeviceClass;
+use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix, software};
 use crate::problem::Operand;
-use crate::shader::{DecodeShape, Kernel, KernelKey, LaneShape, Params, Slot, Storage, TileShape};
+use crate::shader::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
 use crate::{Dims, Error, Problem, Result};
-
-/// Shapes of the rows kernel, fastest first, for subgroups of any size: fewest rows and widest head for each.
-///
-/// LLVM 15 (Mesa 22 to 25) compiles unrolled code slowly: a head of 64 takes 15 s with 4 rows and 2.6 s with 2, which
-/// run just as fast (15 GFLOP/s; through workgroup memory 2); a head of 128 with 4 rows takes a minute. So there a
-/// thread keeps at most 128 elements of queries. GFLOP/s of 2 cores with Mesa 26.2 lavapipe (processor time, host to
-/// host), by rows x keys at a time:
-/// - 1,8,1024,1024,64: 4x2 73, 4x4 60, 4x8 51, 3x4 52, 6x2 54, 8x2 56; through workgroup memory 38.
-/// - 1,4,1024,1024,128: 4x2 64, 4x4 62, 4x8 59, 3x2 61, 3x4 58, 2x2 54, 2x4 51, tiles 7.
-/// - Head of 256: 2x2 47 (4x2 48, but twice as long to compile), 1x4 35, tiles 3. Head of 576: 1x2 28.
-const ROWS: &[(usize, usize, LaneShape)] = &[(17, 128, rows(4)), (9, 256, rows(2)), (9, 576, rows(1))];
-
-const fn rows(rows: u32) -> LaneShape {
-    LaneShape { lanes: 0, rows, keys: 32, step: 2 }
-}
-
-/// Shapes of the few kernel, for subgroups of any size, each with the most rows it is meant for.
-///
-/// Decoding step 1,32:8,1,4096,128, processor ms with upload: Mesa 26.2 lavapipe 21, 512 bits 29 (rows 50); 25.0.7 23.
-const FEW: &[(usize, u32)] = &[(1, 1), (4, 4), (8, 8)];
 
 /// Shapes of the tiles kernel, from fastest to smallest, with the fewest rows and the widest head each is meant for.
 ///
@@ -36,36 +15,57 @@ const FEW: &[(usize, u32)] = &[(1, 1), (4, 4), (8, 8)];
 /// - Registers: 4x4 takes 108 on AMD and 112 on NVIDIA with a head of 64, 156 with 128. On Apple, in halves, 4x2 takes
 ///   199 and 4x4 231; 4x2 with a head of 128 spills, so 2x2 is used.
 /// - Few rows are memory-bound: one or two rows a thread, keys prefetched, at most eight vec4s a thread and tile.
-const TILES: &[(usize, usize, TileShape)] = &[
-    (33, ANY, tile(256, 4, 16, 4)),
-    (33, ANY, tile(128, 4, 8, 4)),
-    (33, ANY, tile(128, 4, 8, 2)),
-    (17, ANY, tile(128, 4, 16, 2)),
-    (17, ANY, tile(128, 2, 8, 2)),
-    (17, 128, tile(64, 4, 8, 1)),
-    (9, 128, tile(128, 2, 16, 2)),
-    (9, ANY, tile(128, 2, 16, 1)),
-    (5, 64, tile(64, 2, 16, 2)),
-    (5, 128, tile(128, 1, 16, 2)),
-    (5, ANY, tile(128, 1, 16, 1)),
-    (1, 64, tile(64, 1, 16, 2)),
-    (1, 128, tile(64, 1, 16, 1)),
-    (1, ANY, tile(128, 1, 16, 1)),
-    (1, ANY, tile(64, 1, 16, 1)),
-    (1, ANY, tile(32, 1, 8, 1)),
-    (1, ANY, tile(16, 1, 8, 1)),
-    (1, ANY, tile(8, 1, 4, 1)),
-    (1, ANY, tile(4, 1, 2, 1)),
+const TILES: &[Suited<TileShape>] = &[
+    Suited { min_rows: 33, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 256, rows: 4, cols: 16, keys: 4, ..TILE } },
+    Suited { min_rows: 33, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 4, cols: 8, keys: 4, ..TILE } },
+    Suited { min_rows: 33, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 4, cols: 8, keys: 2, ..TILE } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 4, cols: 16, keys: 2, ..TILE } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 2, cols: 8, keys: 2, ..TILE } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: 128, shape: TileShape { threads: 64, rows: 4, cols: 8, keys: 1, ..TILE } },
+    Suited { min_rows: 9, max_rows: ANY, max_dim: 128, shape: TileShape { threads: 128, rows: 2, cols: 16, keys: 2, ..TILE } },
+    Suited { min_rows: 9, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 2, cols: 16, keys: 1, ..TILE } },
+    Suited { min_rows: 5, max_rows: ANY, max_dim: 64, shape: TileShape { threads: 64, rows: 2, cols: 16, keys: 2, ..TILE } },
+    Suited { min_rows: 5, max_rows: ANY, max_dim: 128, shape: TileShape { threads: 128, rows: 1, cols: 16, keys: 2, ..TILE } },
+    Suited { min_rows: 5, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 1, cols: 16, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: 64, shape: TileShape { threads: 64, rows: 1, cols: 16, keys: 2, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: 128, shape: TileShape { threads: 64, rows: 1, cols: 16, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 128, rows: 1, cols: 16, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 64, rows: 1, cols: 16, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 32, rows: 1, cols: 8, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 16, rows: 1, cols: 8, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 8, rows: 1, cols: 4, keys: 1, ..TILE } },
+    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: TileShape { threads: 4, rows: 1, cols: 2, keys: 1, ..TILE } },
 ];
 
-const ANY: usize = usize::MAX;
+/// Defaults of a table's shapes.
+const TILE: TileShape = TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false };
 
-const fn tile(threads: u32, rows: u32, cols: u32, keys: u32) -> TileShape {
-    TileShape { threads, rows, cols, keys, subgroups: false }
+pub(super) const ANY: usize = usize::MAX;
+
+/// Shape of a kernel, with the problems that it is meant for. The first of a table that suits and fits is taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suited<S> {
+    /// Fewest rows (or keys, if those are owned).
+    pub(super) min_rows: usize,
+    pub(super) max_rows: usize,
+    /// Widest head.
+    pub(super) max_dim: usize,
+    pub(super) shape: S,
+}
+
+impl<S: Copy> Suited<S> {
+    pub(super) const fn suits(&self, rows: usize, widest: usize) -> bool {
+        self.min_rows <= rows && rows <= self.max_rows && widest <= self.max_dim
+    }
+
+    pub(super) fn map<T>(&self, change: impl Fn(S) -> T) -> Suited<T> {
+        let &Self { min_rows, max_rows, max_dim, shape } = self;
+        Suited { min_rows, max_rows, max_dim, shape: change(shape) }
+    }
 }
 
 /// Shapes of the tiles kernel's generic variants.
-const GENERIC: &[TileShape] = &[tile(32, 1, 8, 1), tile(8, 1, 4, 1)];
+const GENERIC: &[TileShape] = &[TileShape { threads: 32, cols: 8, ..TILE }, TileShape { threads: 8, cols: 4, ..TILE }];
 
 /// Fewest keys of a split that are worth its merge.
 const KEYS_PER_SPLIT: usize = 256;
@@ -220,42 +220,22 @@ pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> BufferRef) -> Vec<
     key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
 }
 
+/// Returns the tiles kernel of a shape; rows are reduced by shuffles where a subgroup holds all their threads.
+fn tiles(shape: TileShape, caps: &DeviceCaps) -> Kernel {
+    Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })
+}
+
 fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
     key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
 }
 
-/// Lanes of kernels of whole subgroups: the subgroup size of a software adapter where it is fixed and supported.
-pub(super) fn lanes(caps: &DeviceCaps) -> Option<u32> {
-    (caps.class == DeviceClass::Software && caps.subgroup_size == caps.subgroup_max && [4, 8, 16].contains(&caps.subgroup_size))
-        .then_some(caps.subgroup_size)
-}
-
-/// Few kernels with the most rows for each, and rows kernels with the fewest rows and the widest head for each.
-fn by_lanes(caps: &DeviceCaps) -> (impl Iterator<Item = (usize, Kernel)>, impl Iterator<Item = (usize, usize, Kernel)>) {
-    let few =
-        lanes(caps).into_iter().flat_map(|lanes| FEW.iter().map(move |&(most, rows)| (most, Kernel::Decode(DecodeShape { lanes, rows }))));
-    let rows = lanes(caps)
-        .into_iter()
-        .flat_map(|lanes| ROWS.iter().map(move |&(least, widest, shape)| (least, widest, Kernel::Lanes(LaneShape { lanes, ..shape }))));
-    (few, rows)
-}
-
-/// True if `kernel` compiles in seconds.
-fn compiles(kernel: Kernel, widest: usize, caps: &DeviceCaps) -> bool {
-    let Kernel::Lanes(shape) = kernel else { return true };
-    !caps.slow_compiler || shape.rows as usize * widest <= 128
-}
-
 /// Returns all kernels that autotuning tries: they fit the device and compile in reasonable time, at any size.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
-    let (few, by_lanes) = by_lanes(caps);
-    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
-    let few = few.map(|(_, kernel)| kernel);
-    let by_lanes = by_lanes.map(|(.., kernel)| kernel).filter(|&kernel| compiles(kernel, widest, caps));
-    let tiles = TILES.iter().map(|&(.., shape)| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape }));
+    let by_lanes = software::kernels(problem, caps).map(|suited| suited.shape);
+    let tiles = TILES.iter().map(|suited| tiles(suited.shape, caps));
     let rows_there = heads_packed(&problem.dims) * problem.dims.seq_len_q;
     let mut found = Vec::new();
-    for kernel in few.chain(by_lanes).chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
+    for kernel in by_lanes.chain(tiles).chain(matrix::kernels(problem, caps, rows_there)) {
         if !found.contains(&kernel) && sums_in_order(kernel, problem) && fits(&KernelKey::new(kernel, problem), caps) {
             found.push(kernel);
         }
@@ -271,31 +251,24 @@ fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
 
 /// Returns the first kernel that is meant for `rows` rows and fits the device.
 fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
-    let fits = |key: &KernelKey| fits(key, caps);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
-    let tiles = |shape: TileShape| Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape });
     // Generic kernels compute whole blocks of rows.
     let whole = rows.next_multiple_of(GENERIC[0].block_rows() as usize) as f64 / rows as f64;
-    let specialised = caps.specialises(whole * problem.flops());
-    let (by_decode, by_lanes) = by_lanes(caps);
-    let in_order = |kernel: &Kernel| sums_in_order(*kernel, problem);
-    let by_decode = by_decode.filter(|(most, kernel)| rows <= *most && in_order(kernel)).map(|(_, kernel)| KernelKey::new(kernel, problem));
-    let by_lanes = by_lanes.filter(|&(least, most_dim, kernel)| rows >= least && widest <= most_dim && compiles(kernel, widest, caps));
-    let by_lanes = by_lanes.map(|(.., kernel)| KernelKey::new(kernel, problem));
-    let by_matrix = matrix::kernels(problem, caps, rows)
-        .filter(|kernel| caps.prefer_matrices && in_order(kernel))
-        .map(|kernel| KernelKey::new(kernel, problem));
-    let by_tiles = TILES.iter().filter(|&&(least, widest_head, _)| rows >= least && widest <= widest_head);
-    let by_tiles = by_tiles.map(|&(.., shape)| KernelKey::new(tiles(shape), problem));
-    let generic = GENERIC.iter().map(|&shape| KernelKey::generic(Kernel::Tiles(shape), problem));
-    let found = if specialised {
-        by_decode.chain(by_matrix).chain(by_lanes).chain(by_tiles).find(fits)
+    let by_matrix = matrix::kernels(problem, caps, rows).filter(|_| caps.prefer_matrices);
+    let by_lanes = software::kernels(problem, caps).filter(|suited| suited.suits(rows, widest)).map(|suited| suited.shape);
+    let by_tiles = TILES.iter().filter(|suited| suited.suits(rows, widest)).map(|suited| tiles(suited.shape, caps));
+    let by_tiles = by_tiles.map(|kernel| KernelKey::new(kernel, problem));
+    let fits = |key: &KernelKey| fits(key, caps);
+    let found = if caps.specialises(whole * problem.flops()) {
+        let best = by_matrix.chain(by_lanes).filter(|&kernel| sums_in_order(kernel, problem));
+        best.map(|kernel| KernelKey::new(kernel, problem)).chain(by_tiles).find(fits)
     } else {
+        let generic = GENERIC.iter().map(|&shape| KernelKey::generic(Kernel::Tiles(shape), problem));
         generic.chain(by_tiles).find(fits)
     };
     found.ok_or_else(|| Error::Limit {
         limit: "max_compute_workgroup_storage_size",
-        needed: TILES.last().map_or(0, |&(.., shape)| KernelKey::new(tiles(shape), problem).workgroup_bytes().into()),
+        needed: TILES.last().map_or(0, |last| KernelKey::new(tiles(last.shape, caps), problem).workgroup_bytes().into()),
         available: caps.workgroup_bytes.into(),
         remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
     })

@@ -1,26 +1,42 @@
 //! Choice and shapes of the fused kernel on cooperative matrices.
 
+use super::fused::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
 use crate::problem::Operand;
 use crate::shader::{Kernel, KernelKey, MatrixShape};
 use crate::{DType, Problem};
 
-/// Shapes: fewest rows, widest head, subgroups that own rows, matrices along a tile of keys.
+/// Shapes.
 ///
 /// In the lab (benches/record/lab-*.md) none of them spills on AMD or NVIDIA. With two matrices along the keys, a head
 /// of 256 would take more workgroup memory than NVIDIA has.
-const SHAPES: &[(usize, u32, u32, u32)] = &[(33, 128, 4, 2), (33, 256, 4, 1), (17, 128, 2, 2), (17, 256, 2, 1)];
+const SHAPES: &[Suited<Matrices>] = &[
+    Suited { min_rows: 33, max_rows: ANY, max_dim: 128, shape: Matrices { tiles: 4, key_tiles: 2 } },
+    Suited { min_rows: 33, max_rows: ANY, max_dim: 256, shape: Matrices { tiles: 4, key_tiles: 1 } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: 128, shape: Matrices { tiles: 2, key_tiles: 2 } },
+    Suited { min_rows: 17, max_rows: ANY, max_dim: 256, shape: Matrices { tiles: 2, key_tiles: 1 } },
+];
+
+/// Matrices of a workgroup.
+#[derive(Clone, Copy, Debug)]
+struct Matrices {
+    /// Subgroups, each with one matrix of rows.
+    tiles: u32,
+    /// Matrices along a tile of keys.
+    key_tiles: u32,
+}
 
 /// Returns the matrix kernels that compute `problem`, of `rows` rows, on the device, best first. None without
 /// cooperative matrices or for operands other than f16 in whole vec4s. None on software adapters: Mesa 26.2 lavapipe
 /// took 1341 ms for 1,8,1024,1024,64 by matrices, 126 by `rows` (busy machine, interleaved), and over 2 s to compile.
 pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl Iterator<Item = Kernel> {
     let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
-    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v) as u32;
+    let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let is_f16 = [Operand::Query, Operand::Key, Operand::Value].map(|operand| problem.spec(operand).dtype == DType::F16) == [true; 3];
     let works = size > 0 && lanes >= size && is_f16 && caps.class != DeviceClass::Software;
-    let fitting = SHAPES.iter().filter(move |&&(least, most, ..)| works && rows >= least && widest <= most);
-    let kernels = fitting.map(move |&(.., tiles, key_tiles)| {
+    let fitting = SHAPES.iter().filter(move |suited| works && suited.suits(rows, widest));
+    let kernels = fitting.map(move |suited| {
+        let Matrices { tiles, key_tiles } = suited.shape;
         let keys = (key_tiles * size).max(4 * lanes / size); // each thread has at least four
         Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })
     });

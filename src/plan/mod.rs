@@ -8,6 +8,7 @@ mod loops;
 mod matrix;
 mod ranges;
 mod shader;
+mod software;
 mod staged;
 mod tune;
 

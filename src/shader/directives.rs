@@ -12,7 +12,7 @@ const SUBGROUPS: &str = "enable subgroups;\n";
 const UNPROVEN: &str = "diagnostic(off, subgroup_uniformity);\n";
 
 /// Files with branches that need [`UNPROVEN`].
-const UNPROVEN_FILES: [&str; 1] = ["shaders/fused/decode.wgsl"];
+const UNPROVEN_FILES: [&str; 1] = ["shaders/software/decode.wgsl"];
 
 /// Returns the directives that standard WGSL needs before `code`, from `files`; `None` if it cannot express `code`.
 pub(super) fn standard(code: &str, mut files: impl Iterator<Item = &'static str>) -> Option<String> {

@@ -36,8 +36,8 @@ impl KernelKey {
                 files!("lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
                 files!("fused/tiles.wgsl"),
             ],
-            Kernel::Lanes(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/lanes.wgsl")],
-            Kernel::Decode(_) => [FUSED, files!("lib/lanes.wgsl"), files!("fused/decode.wgsl")],
+            Kernel::Lanes(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/prefill.wgsl")],
+            Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
             Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
@@ -72,6 +72,6 @@ impl KernelKey {
 const fn gradient(shape: GradientShape) -> &'static [File] {
     match shape {
         GradientShape::Tiles { .. } => files!("backward/tiles.wgsl"),
-        GradientShape::Vectors { .. } => files!("lib/lanes.wgsl", "backward/lanes.wgsl"),
+        GradientShape::Vectors { .. } => files!("software/lanes.wgsl", "software/gradients.wgsl"),
     }
 }

@@ -125,7 +125,7 @@ pub(crate) enum GradientShape {
         stream: u32,
     },
     /// `own` whole owned vectors per thread, and tiles of `tile` streamed vectors, `stream` of them at a time, which
-    /// are broadcast across the subgroup of `lanes` threads, the whole workgroup: shaders/backward/lanes.wgsl.
+    /// are broadcast across the subgroup of `lanes` threads, the whole workgroup: shaders/software/gradients.wgsl.
     Vectors { lanes: u32, own: u32, tile: u32, stream: u32 },
 }
 

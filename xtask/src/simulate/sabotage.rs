@@ -46,7 +46,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/lib/row_reduce_subgroup.wgsl", "workgroupBarrier();", "nobody reads workgroup memory after the sums"),
     ("shaders/lib/row_reduce_workgroup.wgsl", "workgroupBarrier();", "the caller's own barriers are between the maxima and the sums"),
     ("shaders/staged/softmax.wgsl", "workgroupBarrier(); // between the last reduction", "the first reduction has none before it"),
-    ("shaders/fused/decode.wgsl", "if (m < half) {", "the other half's sums are not read"),
+    ("shaders/software/decode.wgsl", "if (m < half) {", "the other half's sums are not read"),
 ];
 
 /// Number of runs of a change before it counts as unnoticed.

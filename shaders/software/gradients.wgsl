@@ -1,10 +1,12 @@
 // Defines: main: gradients of the owned vectors, whole vectors per thread; the streamed vectors are broadcast across
 //          the subgroup.
-// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN, BLOCK_STREAM, HEAD_VECS,
+// Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN,
+//          BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS; GIVES_QK, GIVES_VO: which sums are wanted.
 // See: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm.
 //
-// As in fused/lanes.wgsl, OWN vectors of a thread meet STREAM streamed ones at a time; each lane loads every LANES-th
+// As in software/prefill.wgsl, OWN vectors of a thread meet STREAM streamed ones at a time; each lane loads every
+// LANES-th
 // vec4 of these once, then each vec4 is broadcast. Subgroups have exactly LANES threads. Arrays are nested like the
 // loops, so that compilers unroll these and keep arrays in registers.
 
@@ -21,17 +23,13 @@ var<private> special: array<vec4<f32>, OWN * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let index = workgroup_index(id);
-    if (index == NO_WORK) {
+    let work = work_of(id);
+    if (!work.exists) {
         return;
     }
-    let work = work_of(index);
-    let item = item_of(work.batch);
-    if (work.first >= owned(item)) {
-        return;
-    }
-    var a_own: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
-    var b_own: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
+    let item = work.item;
+    var qk_own: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
+    var vo_own: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
     var qk_sum: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, OWN>;
     var vo_sum: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, OWN>;
     var own: array<u32, OWN>;
@@ -41,7 +39,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         for (var i = 0u; i < HEAD_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
                 if (i * LANES + j < HEAD_VECS) {
-                    a_own[o][i][j] = own_qk(item, work, own[o], i * LANES + j);
+                    qk_own[o][i][j] = own_qk(item, work, own[o], i * LANES + j);
                 }
                 qk_sum[o][i][j] = vec4<f32>(0.0);
             }
@@ -49,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         for (var i = 0u; i < VALUE_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
                 if (GIVES_QK && i * LANES + j < VALUE_VECS) {
-                    b_own[o][i][j] = own_vo(item, work, own[o], i * LANES + j);
+                    vo_own[o][i][j] = own_vo(item, work, own[o], i * LANES + j);
                 }
                 vo_sum[o][i][j] = vec4<f32>(0.0);
             }
@@ -86,14 +84,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             for (var i = 0u; i < HEAD_SLICES; i++) {
                 var a: array<vec4<f32>, STREAM>;
                 for (var c = 0u; c < STREAM; c++) {
-                    a[c] = stream_qk(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u));
+                    a[c] = stream_qk(item, work, head, min(first + c, range.end - 1u),
+                        min(i * LANES + lane, HEAD_VECS - 1u));
                 }
                 for (var j = 0u; j < LANES; j++) {
                     if (i * LANES + j < HEAD_VECS) {
                         for (var c = 0u; c < STREAM; c++) {
                             let y = subgroupShuffle(a[c], j);
                             for (var o = 0u; o < OWN; o++) {
-                                let x = a_own[o][i][j];
+                                let x = qk_own[o][i][j];
                                 weight[o][c] = dot_add(weight[o][c], x, y);
                             }
                         }
@@ -104,14 +103,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 for (var i = 0u; i < VALUE_SLICES; i++) {
                     var b: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        b[c] = stream_vo(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                        b[c] = stream_vo(item, work, head, min(first + c, range.end - 1u),
+                            min(i * LANES + lane, VALUE_VECS - 1u));
                     }
                     for (var j = 0u; j < LANES; j++) {
                         if (i * LANES + j < VALUE_VECS) {
                             for (var c = 0u; c < STREAM; c++) {
                                 let y = subgroupShuffle(b[c], j);
                                 for (var o = 0u; o < OWN; o++) {
-                                    let x = b_own[o][i][j];
+                                    let x = vo_own[o][i][j];
                                     d_score[o][c] = dot_add(d_score[o][c], x, y);
                                 }
                             }
@@ -151,7 +151,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 for (var i = 0u; i < HEAD_SLICES; i++) {
                     var a: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        a[c] = finite_part(stream_qk(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, HEAD_VECS - 1u)));
+                        a[c] = finite_part(stream_qk(item, work, head, min(first + c, range.end - 1u),
+                            min(i * LANES + lane, HEAD_VECS - 1u)));
                     }
                     for (var j = 0u; j < LANES; j++) {
                         if (i * LANES + j < HEAD_VECS) {
@@ -170,7 +171,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 for (var i = 0u; i < VALUE_SLICES; i++) {
                     var b: array<vec4<f32>, STREAM>;
                     for (var c = 0u; c < STREAM; c++) {
-                        let loaded = stream_vo(item, work, head, min(first + c, range.end - 1u), min(i * LANES + lane, VALUE_VECS - 1u));
+                        let loaded =
+                            stream_vo(item, work, head, min(first + c, range.end - 1u),
+                                min(i * LANES + lane, VALUE_VECS - 1u));
                         infinite = infinite || !is_finite(loaded);
                         b[c] = finite_part(loaded);
                     }

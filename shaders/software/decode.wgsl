@@ -43,15 +43,12 @@ fn sum_of_own(parts: array<f32, LANES>, lane: u32) -> f32 {
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let index = workgroup_index(id);
-    if (index == NO_WORK) {
+    let work = fused_work(id);
+    if (!work.exists) {
         return;
     }
-    let block = locate(index);
-    let item = item_of(block.batch);
-    if (block.first_row >= item.rows * params.pack) {
-        return;
-    }
+    let block = work.block;
+    let item = work.item;
     let kv_head = block.first_head / params.group;
 
     var query: array<array<vec4<f32>, HEAD_SLICES>, ROWS>;
@@ -117,7 +114,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             weight[r] = visible_weight(exp(score - new_m), scored.visible);
             l[r] = fma(l[r], shrink[r], weight[r]);
             if (is_dropping()) {
-                weight[r] = visible_weight(weight[r] * dropout_scale(item, rows[r].head, rows[r].row, key), scored.visible);
+                weight[r] =
+                    visible_weight(weight[r] * dropout_scale(item, rows[r].head, rows[r].row, key), scored.visible);
             }
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 acc[r][i] *= shrink[r];
@@ -147,7 +145,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     let p = subgroupShuffle(weight[r], c);
                     if (bitcast<u32>(p) != 0u) {
                         for (var i = 0u; i < VALUE_SLICES + params.zero; i++) {
-                            special[r * VALUE_SLICES + i] += p * special_part(load_value(at, column_of(i, lane, VALUE_VECS) * 4u));
+                            special[r * VALUE_SLICES + i] += p
+                                * special_part(load_value(at, column_of(i, lane, VALUE_VECS) * 4u));
                         }
                     }
                 }
@@ -164,7 +163,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             let result = finish_row(item, block, rows[r], m[r], total, lane == 0u);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 if (i * LANES + lane < VALUE_VECS) {
-                    store_part(item, block, rows[r], result, (i * LANES + lane) * 4u, acc[r][i] + special[r * VALUE_SLICES + i]);
+                    store_part(item, block, rows[r], result, (i * LANES + lane) * 4u,
+                        acc[r][i] + special[r * VALUE_SLICES + i]);
                 }
             }
         }

@@ -20,15 +20,12 @@ var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let index = workgroup_index(id);
-    if (index == NO_WORK) {
+    let work = fused_work(id);
+    if (!work.exists) {
         return;
     }
-    let block = locate(index);
-    let item = item_of(block.batch);
-    if (block.first_row >= item.rows * params.pack) {
-        return;
-    }
+    let block = work.block;
+    let item = work.item;
     let kv_head = block.first_head / params.group;
 
     var query: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, ROWS>;
@@ -104,9 +101,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                var inside = !has_pair_terms() || rows[r].row < item.rows; // rows past the last have no bias and no mask
+                // rows past the last have no bias and no mask
+                var inside = !has_pair_terms() || rows[r].row < item.rows;
                 if (!clear) {
-                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end) && !is_negative_infinity(score[r][c]);
+                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end)
+                        && !is_negative_infinity(score[r][c]);
                 }
                 var scored = Scored(score[r][c], inside);
                 var is_number = inside;
@@ -125,7 +124,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 score[r][c] = visible_weight(exp(score[r][c] - m[r]), visible[c]);
                 l[r] += score[r][c];
                 if (is_dropping()) {
-                    score[r][c] = visible_weight(score[r][c] * dropout_scale(item, rows[r].head, rows[r].row, first + c), visible[c]);
+                    score[r][c] =
+                        visible_weight(score[r][c] * dropout_scale(item, rows[r].head, rows[r].row, first + c),
+                            visible[c]);
                 }
             }
         }
@@ -174,7 +175,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
 
     for (var r = 0u; r < ROWS; r++) {
         if (rows[r].row < item.rows) {
-            let result = finish_row(item, block, rows[r], m[r], select(l[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u), true);
+            let result =
+                finish_row(item, block, rows[r], m[r], select(l[r], NAN_SUM, ((nan_rows >> r) & 1u) != 0u), true);
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 for (var j = 0u; j < LANES; j++) {
                     let e = i * LANES + j;
