@@ -21,16 +21,15 @@ fn row_stats_of(item: Item, head: u32, row: u32) -> RowStats {
 }
 
 // Takes scaled = scale * dot(query, key), product = dot(d_output, value); `inside`: the key is in the row's interval.
-fn pair_gradient(scaled: f32, product: f32, end: RowStats, item: Item, head: u32, row: u32, key: u32,
-    inside: bool) -> PairGradient {
-    let scored = score_pair(scaled, pair_of(item, head, row, key), inside);
+fn pair_gradient(scaled: f32, product: f32, end: RowStats, at: Pair, inside: bool) -> PairGradient {
+    let scored = score_pair(scaled, at, inside);
     if (!scored.visible) {
         return PairGradient(0.0, 0.0, 0.0);
     }
     // A NaN share makes all three NaN: products keep it. A test of each pair took a third of the time on lavapipe.
     let weight = exp(scored.score - end.m) * end.share;
-    let factor = dropout_scale(item, head, row, key);
+    let factor = dropout_scale(at);
     let d_biased = weight * (factor * product - end.delta);
-    let slopes = slopes_of(scaled, pair_of(item, head, row, key));
+    let slopes = slopes_of(scaled, at);
     return PairGradient(visible_weight(weight * factor, true), d_biased * slopes.biased, d_biased * slopes.scaled);
 }

@@ -81,9 +81,10 @@ fn pairs_of_square(item: Item, head: u32, first: vec2<u32>, thread: u32) {
         let keys = interval_of(item, row);
         let inside = at.x < item.rows && at.y >= keys.start && at.y < keys.end;
         let key = min(at.y, item.stored_keys - 1u);
-        let pair = pair_gradient(row_chunk[thread][n], key_chunk[thread][n], row_stats_of(item, head, row), item,
-            head, row, key, inside);
-        row_chunk[thread][n] = pair.d_bias;
+        let end = row_stats_of(item, head, row);
+        let pair = pair_of(item, head, row, key);
+        let gradient = pair_gradient(row_chunk[thread][n], key_chunk[thread][n], end, pair, inside);
+        row_chunk[thread][n] = gradient.d_bias;
     }
     for (var n = 0u; n < 4u; n++) {
         pair_sums[n] += row_chunk[thread][n];

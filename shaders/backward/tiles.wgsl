@@ -193,9 +193,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     if (OWNS_ROWS) {
                         end = own_ends[o];
                     }
+                    let pair = pair_of(item, head, row, key);
                     let gradient =
-                        pair_gradient(qk_product[o * STREAM + c], vo_product[o * STREAM + c], end, item, head, row, key,
-                            inside);
+                        pair_gradient(qk_product[o * STREAM + c], vo_product[o * STREAM + c], end, pair, inside);
                     d_score_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.d_score;
                     if (GIVES_VO) {
                         weight_tile[local * PAIR_STRIDE + thread_row * OWN_VECS + o / 4u][o % 4u] = gradient.weight;

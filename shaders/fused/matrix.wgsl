@@ -218,7 +218,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             var p = select(0.0, exp(score[c] - m), sees);
             l += p;
             if (is_dropping()) {
-                if (sees && dropout_scale(item, row.head, row.row, first + thread_col * KEYS + c) == 0.0) {
+                let at = pair_of(item, row.head, row.row, first + thread_col * KEYS + c);
+                if (sees && dropout_scale(at) == 0.0) {
                     p = 0.0;
                 }
             }
@@ -313,7 +314,7 @@ fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) 
         if (is_finite(v) || !score_pair(0.0, pair_of(item, row.head, row.row, key), true).visible) {
             continue;
         }
-        sum += special_part(v) * dropout_scale(item, row.head, row.row, key);
+        sum += special_part(v) * dropout_scale(pair_of(item, row.head, row.row, key));
     }
     return sum;
 }

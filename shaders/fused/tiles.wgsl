@@ -260,7 +260,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 let row = row_tile[thread_row + r * THREAD_ROWS];
                 for (var c = 0u; c < KEYS; c++) {
                     if (((hidden >> (r * KEYS + c)) & 1u) == 0u) {
-                        score[r * KEYS + c] *= dropout_scale(item, row.head, row.row, first + thread_col + c * COLS);
+                        let key = first + thread_col + c * COLS;
+                        score[r * KEYS + c] *= dropout_scale(pair_of(item, row.head, row.row, key));
                     }
                 }
             }

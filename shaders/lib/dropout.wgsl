@@ -1,5 +1,5 @@
 // Defines: dropout_scale: factor of dropout on a weight: 0, or 1 / (1 - probability).
-// Expects: params, table, Item; the switch is_dropping.
+// Expects: params, table, Pair; the switch is_dropping.
 // See: src/dropout.rs, which cites the source.
 
 // Product a * b in 64 bits: low word and high word.
@@ -10,11 +10,13 @@ fn wide_product(a: u32, b: u32) -> vec2<u32> {
     return vec2<u32>(a * b, (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u));
 }
 
-fn dropout_scale(item: Item, head: u32, row: u32, key: u32) -> f32 {
+fn dropout_scale(at: Pair) -> f32 {
     if (!is_dropping()) {
         return 1.0;
     }
-    var counter = vec4<u32>(key / 4u, row, item.batch * params.num_heads + head, table(params.table_dropout + 2u));
+    let key = u32(at.key);
+    let head = u32(at.batch) * params.num_heads + u32(at.head);
+    var counter = vec4<u32>(key / 4u, u32(at.row), head, table(params.table_dropout + 2u));
     var seed = vec2<u32>(table(params.table_dropout), table(params.table_dropout + 1u));
     for (var i = 0u; i < rolled(10u); i++) {
         let first = wide_product(0xd2511f53u, counter.x);

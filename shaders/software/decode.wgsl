@@ -114,8 +114,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             weight[r] = visible_weight(exp(score - new_m), scored.visible);
             l[r] = fma(l[r], shrink[r], weight[r]);
             if (is_dropping()) {
-                weight[r] =
-                    visible_weight(weight[r] * dropout_scale(item, rows[r].head, rows[r].row, key), scored.visible);
+                let factor = dropout_scale(pair_of(item, rows[r].head, rows[r].row, key));
+                weight[r] = visible_weight(weight[r] * factor, scored.visible);
             }
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 acc[r][i] *= shrink[r];

@@ -141,9 +141,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     if (OWNS_ROWS) {
                         row_end = own_ends[o];
                     }
-                    let pair = pair_gradient(weight[o][c], d_score[o][c], row_end, item, head, row, key, inside);
-                    weight[o][c] = pair.weight;
-                    d_score[o][c] = pair.d_score;
+                    let pair = pair_of(item, head, row, key);
+                    let gradient = pair_gradient(weight[o][c], d_score[o][c], row_end, pair, inside);
+                    weight[o][c] = gradient.weight;
+                    d_score[o][c] = gradient.d_score;
                 }
             }
 

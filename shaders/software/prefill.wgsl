@@ -124,9 +124,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 score[r][c] = visible_weight(exp(score[r][c] - m[r]), visible[c]);
                 l[r] += score[r][c];
                 if (is_dropping()) {
-                    score[r][c] =
-                        visible_weight(score[r][c] * dropout_scale(item, rows[r].head, rows[r].row, first + c),
-                            visible[c]);
+                    let factor = dropout_scale(pair_of(item, rows[r].head, rows[r].row, first + c));
+                    score[r][c] = visible_weight(score[r][c] * factor, visible[c]);
                 }
             }
         }

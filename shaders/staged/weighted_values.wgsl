@@ -51,7 +51,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 let key = first + i % (TILE / 4u) * 4u + c;
                 if (local < params.row_count && key < item.keys) {
                     let weight = bitcast<f32>(scores[(matrix_row + local) * params.seq_len_kv + key]);
-                    let factor = dropout_scale(item, head, params.first_row + local, key);
+                    let factor = dropout_scale(pair_of(item, head, params.first_row + local, key));
                     weights[c] = visible_weight(weight * factor, bitcast<u32>(weight) != 0u);
                 }
             }
