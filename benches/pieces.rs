@@ -19,7 +19,7 @@ fn numbers(len: usize) -> Vec<f32> {
 }
 
 fn prefill() -> Problem {
-    Problem::new(Dims::self_attention(1, 8, 1024, 64)).causal(Alignment::BottomRight)
+    Problem::new(Dims::self_attention(1, 8, 1024, 64)).aligned(Alignment::BottomRight).causal()
 }
 
 /// Validates and plans: the cost of a new shape before anything is compiled.

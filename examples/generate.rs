@@ -116,7 +116,7 @@ impl Model {
     /// Predicts the next token of a text, read from the start, without a cache.
     fn next_from_the_start(&self, engine: &Engine, text: &[usize]) -> Result<usize> {
         let dims = Dims { num_kv_heads: KV_HEADS, ..Dims::self_attention(1, HEADS, text.len(), HEAD_DIM) };
-        let problem = Problem::new(dims).causal(Alignment::TopLeft).stored(DType::F32, Layout::Bshd);
+        let problem = Problem::new(dims).aligned(Alignment::TopLeft).causal().stored(DType::F32, Layout::Bshd);
         let positions: Vec<usize> = (0..text.len()).collect();
         let all = self.next(text, |_, mut query, mut key, value| {
             self.rotary.apply_tokens(&mut query, HEADS, HEAD_DIM, &positions)?;
@@ -148,7 +148,7 @@ struct BoundLayer {
 
 impl BoundLayer {
     fn new(gpu: &Gpu, cache: &DeviceCache, rotary: &DeviceRotary, layer: usize, texts: Range<usize>, seq_len: usize) -> Result<Self> {
-        let mut problem = cache.problem(texts.len(), HEADS, seq_len).causal(Alignment::BottomRight);
+        let mut problem = cache.problem(texts.len(), HEADS, seq_len).aligned(Alignment::BottomRight).causal();
         (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
         let tokens = texts.len() * seq_len;
         let [query, output] = [(); 2].map(|()| empty(gpu, tokens * HEADS * HEAD_DIM));
@@ -234,7 +234,7 @@ impl<'a> Cache<'a> {
                     cache.append(*id, key.into(), value.into())?;
                 }
                 let table = cache.pool().table(ids)?;
-                let mut problem = cache.problem(&table, HEADS, seq_len).causal(Alignment::BottomRight);
+                let mut problem = cache.problem(&table, HEADS, seq_len).aligned(Alignment::BottomRight).causal();
                 (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
                 let inputs =
                     Inputs { kv_lengths: &table.kv_lengths, page_table: &table.entries, ..Inputs::new(&query, cache.key(), cache.value()) };

@@ -11,7 +11,7 @@
 //! let other = cache.pool_mut().fork(prompt, 2)?; // shares 2 of them
 //!
 //! let table = cache.pool().table(&[prompt, other])?;
-//! let problem = cache.problem(&table, 1, 1).causal(Alignment::BottomRight);
+//! let problem = cache.problem(&table, 1, 1).aligned(Alignment::BottomRight).causal();
 //! let query = [1.0f32; 4];
 //! let inputs = Inputs {
 //!     kv_lengths: &table.kv_lengths,

@@ -239,7 +239,7 @@ mod tests {
     fn a_wrong_kernel_is_caught() {
         // No other test uses this kernel, because tried kernels are known to the whole process.
         let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
-        let problem = Problem::new(Dims::self_attention(2, 4, 50, 52)).causal(Alignment::TopLeft);
+        let problem = Problem::new(Dims::self_attention(2, 4, 50, 52)).aligned(Alignment::TopLeft).causal();
         for gpu in gpus(specialised) {
             let key = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             // Simulates a compiler that makes the output 10 % too large.
@@ -260,7 +260,7 @@ mod tests {
     fn right_gradients_are_let_through() {
         for gpu in gpus(ShaderOptions::default()) {
             let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
-            let causal = plain.causal(Alignment::TopLeft);
+            let causal = plain.aligned(Alignment::TopLeft).causal();
             let biased = Problem {
                 bias: Some(BroadcastShape([1, 2, 40, 40])),
                 softcap: Some(5.0),
@@ -279,7 +279,7 @@ mod tests {
     fn a_wrong_gradient_is_caught_and_the_cpu_stands_in_where_it_may() {
         // No other test uses this kernel either.
         let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
-        let problem = Problem::new(Dims::self_attention(2, 4, 50, 60)).causal(Alignment::TopLeft);
+        let problem = Problem::new(Dims::self_attention(2, 4, 50, 60)).aligned(Alignment::TopLeft).causal();
         let want = WantGradients::all(&problem);
         for gpu in gpus(specialised) {
             let plan = Plan::backward(&problem, &want, gpu.caps()).expect("planned");
@@ -309,7 +309,7 @@ mod tests {
             |n: usize| Linear::new((0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect(), None, n).expect("square");
         let [w_q, w_k, w_v, w_o] = [72; 4].map(identity);
         let layer = MultiHead::new(w_q, w_k, w_v, w_o, 2, 2).expect("a layer");
-        let problem = layer.problem(1, 30, 30).causal(Alignment::TopLeft).with_lse();
+        let problem = layer.problem(1, 30, 30).aligned(Alignment::TopLeft).causal().with_lse();
         let x: Vec<f32> = (0..30 * 72).map(|i| (i as f32 * 0.37).sin()).collect();
         let inputs = Inputs::new(&x, &x, &x);
         for gpu in gpus(specialised) {

@@ -158,12 +158,12 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         Case::new("plain", plain),
         Case::new("scale", Problem { scale: Some(-1.5), ..plain }),
-        Case::new("causal, with empty rows", plain.causal(Alignment::Offset(-2))),
-        Case::new("causal bottom-right", plain.causal(Alignment::BottomRight)),
-        Case::new("window", plain.window(Alignment::BottomRight, Some(1), Some(0))),
+        Case::new("causal, with empty rows", plain.aligned(Alignment::Offset(-2)).causal()),
+        Case::new("causal bottom-right", plain.aligned(Alignment::BottomRight).causal()),
+        Case::new("window", plain.aligned(Alignment::BottomRight).window(Some(1), Some(0))),
         Case::new("softcap", Problem { softcap: Some(0.7), ..plain }),
-        Case::new("sinks", Problem { sinks: true, ..plain.causal(Alignment::Offset(-2)) }),
-        Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.causal(Alignment::BottomRight) }),
+        Case::new("sinks", Problem { sinks: true, ..plain.aligned(Alignment::Offset(-2)).causal() }),
+        Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.aligned(Alignment::BottomRight).causal() }),
         Case::new("layout", plain.stored(DType::F32, Layout::Bshd)),
     ];
     for shape in [[2, 4, 4, 6], [1, 4, 1, 6], [2, 1, 4, 1], [1, 1, 1, 1]] {
@@ -197,7 +197,7 @@ fn cases() -> Vec<Case> {
     cases.push(Case::new("varlen", varlen));
     cases.push(Case::new(
         "varlen causal",
-        Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.causal(Alignment::BottomRight) },
+        Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.aligned(Alignment::BottomRight).causal() },
     ));
     let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
     cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain }));
@@ -233,7 +233,7 @@ fn gradients_are_central_differences() {
 /// NaN in a masked key, value or bias reaches no gradient; rows without visible keys have gradient 0.
 #[test]
 fn hidden_numbers_are_never_read() {
-    let mut problem = Problem::new(DIMS).causal(Alignment::TopLeft);
+    let mut problem = Problem::new(DIMS).aligned(Alignment::TopLeft).causal();
     problem.visibility.mask = Some(BroadcastShape([1, 1, 1, 6]));
     problem.bias = Some(BroadcastShape([1, 1, 1, 6]));
     let mut case = Case::new("poison", problem);

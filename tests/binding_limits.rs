@@ -24,21 +24,21 @@ fn problems() -> Vec<(&'static str, Problem, bool)> {
     let mut all = Vec::new();
     // A head is 125 KiB, so its keys are split into ranges.
     all.push(("plain", plain, true));
-    all.push(("rows of heads", plain.stored(DType::F32, Layout::Bshd).causal(Alignment::BottomRight).with_lse(), true));
+    all.push(("rows of heads", plain.stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal().with_lse(), true));
     // One head fits as f16 and two do not: no ranges.
     all.push(("heads apart", plain.stored(DType::F16, Layout::Bhsd), false));
     // All items and heads of a key are stored together.
     let steps = Strides { batch: 32, head: 64, seq: 160, dim: 1 };
     let mixed = TensorSpec { layout: Layout::Strided(steps), ..TensorSpec::default() };
     all.push(("items side by side", Problem { key: mixed, value: mixed, ..plain }, true));
-    let mut options = plain.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(700), None).with_lse();
+    let mut options = plain.aligned(Alignment::BottomRight).causal().window(Some(700), None).with_lse();
     (options.sinks, options.alibi, options.softcap) = (true, Some(Alibi::Symmetric), Some(5.0));
     (options.visibility.kv_lengths, options.visibility.prefix_lengths) = (true, true);
     options.visibility.mask = Some(BroadcastShape([1, 1, 3, 1000]));
     options.visibility.segments = true;
     all.push(("every option", options, true));
     let blocks = TensorSpec::new(DType::Q8, Layout::Bshd);
-    let long = Problem::new(Dims { seq_len_kv: 2000, batch: 1, ..dims }).causal(Alignment::BottomRight);
+    let long = Problem::new(Dims { seq_len_kv: 2000, batch: 1, ..dims }).aligned(Alignment::BottomRight).causal();
     all.push(("blocks", Problem { key: blocks, value: blocks, ..long }, true));
     all
 }
@@ -126,7 +126,7 @@ fn caches_in_several_banks() {
             let mut cache = DeviceCache::new(&gpu, shape, CacheSize { layers: 1, slots: 2, pages_per_slot: 4, pages }).expect("a cache");
             let banks = cache.pools(0).expect("a layer").len();
             assert_eq!(banks, 4);
-            let mut problem = cache.problem(2, 8, 5).causal(Alignment::BottomRight);
+            let mut problem = cache.problem(2, 8, 5).aligned(Alignment::BottomRight).causal();
             (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
             (problem.sinks, problem.alibi) = (true, Some(Alibi::Signed));
             let tables = [numbers(8, 7), numbers(8, 8)];
@@ -164,7 +164,7 @@ fn caches_in_several_banks() {
                     HostVec::from_f32(dtype, own).to_f32()
                 };
                 let (key, value) = (rows(&data[1]), rows(&data[2]));
-                let mut one = Problem::new(Dims { batch: 1, seq_len_kv: tokens, ..problem.dims }).causal(Alignment::BottomRight);
+                let mut one = Problem::new(Dims { batch: 1, seq_len_kv: tokens, ..problem.dims }).aligned(Alignment::BottomRight).causal();
                 one = one.stored(DType::F32, Layout::Bshd);
                 (one.sinks, one.alibi) = (true, Some(Alibi::Signed));
                 let query = &data[0][item * 5 * 256..][..5 * 256];

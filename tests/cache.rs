@@ -108,7 +108,7 @@ impl Game {
         let table = self.cache.pool().table(&batch).expect("they are there");
         let (group, rows) = (self.rng.usize(1..3), self.rng.usize(1..4));
         let heads = group * self.shape.num_kv_heads;
-        let problem = self.cache.problem(&table, heads, rows).causal(Alignment::BottomRight).with_lse();
+        let problem = self.cache.problem(&table, heads, rows).aligned(Alignment::BottomRight).causal().with_lse();
         let query: Vec<f32> = (0..problem.query_len()).map(|_| self.rng.f32() * 2.0 - 1.0).collect();
         let inputs = Inputs {
             kv_lengths: &table.kv_lengths,
@@ -122,7 +122,7 @@ impl Game {
             let length = key.len() / (self.shape.num_kv_heads * self.shape.head_dim);
             assert_eq!(length, self.cache.pool().length(*id).expect("it is there"));
             let dims = Dims { batch: 1, seq_len_kv: length, ..problem.dims };
-            let mut dense = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
+            let mut dense = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
             (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
             let item = heads * rows * self.shape.head_dim;
             let expected = Expected::of(&dense, &Inputs::new(&query[b * item..][..item], &key[..], &value[..])).expect("a valid problem");

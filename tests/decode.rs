@@ -26,7 +26,7 @@ fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
         head_dim: [32, 64][rng.usize(..2)],
         head_dim_v: [32, 96][rng.usize(..2)],
     };
-    let mut problem = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
+    let mut problem = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
     let cache = EVERY[seed as usize % 5];
     let layouts = [Layout::Bshd, Layout::Bhsd];
     let spec = TensorSpec::new(cache, layouts[rng.usize(..2)]);

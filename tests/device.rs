@@ -42,7 +42,7 @@ fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &
 #[test]
 fn two_attentions_and_an_own_dispatch_in_one_encoder() {
     let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::self_attention(2, 2, 37, 16) };
-    let mut first = Problem::new(dims).causal(Alignment::BottomRight);
+    let mut first = Problem::new(dims).aligned(Alignment::BottomRight).causal();
     // Key and value are in one buffer: the value at an aligned offset, the start of the key at an odd one.
     first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
     let second = Problem { scale: Some(0.7), ..first };
@@ -243,7 +243,7 @@ fn parts_are_merged_on_the_device() {
 fn an_app_says_which_matrices_its_device_has() {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let mut problem = Problem::new(Dims { head_dim_v: 24, ..Dims::self_attention(1, 2, 40, 32) }).causal(Alignment::TopLeft);
+    let mut problem = Problem::new(Dims { head_dim_v: 24, ..Dims::self_attention(1, 2, 40, 32) }).aligned(Alignment::TopLeft).causal();
     for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {
         spec.dtype = DType::F16;
     }

@@ -14,7 +14,7 @@ use wgpu_attention::{
 
 fn problem() -> Problem {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::self_attention(2, 4, 37, 16) };
-    Problem { sinks: true, ..Problem::new(dims).causal(Alignment::BottomRight).with_stats() }
+    Problem { sinks: true, ..Problem::new(dims).aligned(Alignment::BottomRight).causal().with_stats() }
 }
 
 /// Records forward and backward into the app's encoder: nothing runs before it submits, and a replay has equal bits.
@@ -125,7 +125,7 @@ fn a_backward_pass_needs_little_memory() {
     for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {
         let caps = DeviceCaps { class, ..DeviceCaps::webgpu_defaults() };
         let of = |seq_len: usize| {
-            let problem = Problem::new(Dims::self_attention(1, 1, seq_len, 64)).causal(Alignment::TopLeft);
+            let problem = Problem::new(Dims::self_attention(1, 1, seq_len, 64)).aligned(Alignment::TopLeft).causal();
             Plan::backward(&problem, &WantGradients::default(), &caps).expect("it can be planned")
         };
         let operands = 4 * 16_384 * 64 * 4;

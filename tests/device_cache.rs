@@ -58,7 +58,7 @@ fn replayed(
     let mut cache = DeviceCache::new(gpu, shape, size).expect("a cache");
     let rotary = pairing.map(|pairing| Rotary::new(pairing, 10000.0, 32, pages_per_slot * page_size).expect("valid"));
     let on_device = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
-    let mut problem = cache.problem(3, 4, seq_len_q).causal(Alignment::BottomRight);
+    let mut problem = cache.problem(3, 4, seq_len_q).aligned(Alignment::BottomRight).causal();
     change(&mut problem);
     let (slopes, sinks) = (numbers(4, 5), numbers(4, 6));
     let table_words: Vec<f32> = [(problem.alibi.is_some(), &slopes), (problem.sinks, &sinks)]
@@ -202,7 +202,7 @@ fn special_kernels() {
 fn tables_from_indices_on_the_device() {
     for gpu in gpus() {
         let dims = Dims { batch: 4, num_kv_heads: 1, seq_len_q: 2, ..Dims::self_attention(4, 2, 12, 16) };
-        let mut problem = Problem::new(dims).causal(Alignment::BottomRight);
+        let mut problem = Problem::new(dims).aligned(Alignment::BottomRight).causal();
         problem.paged = Some(Paged { page_size: 4, pages: 7, pages_per_item: 3 });
         (problem.visibility.kv_lengths, problem.alibi, problem.sinks) = (true, Some(Alibi::Signed), true);
         let (slopes, sinks) = (numbers(2, 1), numbers(2, 2));

@@ -108,7 +108,7 @@ impl<'a> Game<'a> {
             return;
         }
         let heads = 2 * self.cache.shape().num_kv_heads;
-        let problem = self.cache.problem(slots, heads, seq_len).causal(Alignment::BottomRight);
+        let problem = self.cache.problem(slots, heads, seq_len).aligned(Alignment::BottomRight).causal();
         let stack = Stack::new(self.gpu, &self.cache, problem, None, None);
         let layer = &stack.layers[0];
         let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
@@ -129,7 +129,7 @@ impl<'a> Game<'a> {
             }
             let length = naive[0].len() / row;
             assert_eq!(length, self.cache.length(slot).expect("there"));
-            let mut dense = Problem::new(Dims { batch: 1, seq_len_kv: length, ..problem.dims }).causal(Alignment::BottomRight);
+            let mut dense = Problem::new(Dims { batch: 1, seq_len_kv: length, ..problem.dims }).aligned(Alignment::BottomRight).causal();
             (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
             let item = heads * seq_len * 32;
             let inputs = Inputs::new(&data[0][slot * item..][..item], &naive[0], &naive[1]);

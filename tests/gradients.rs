@@ -63,7 +63,7 @@ fn specialised_variants() {
 /// Returns cases with NaN in partly visible tiles: keys that no row sees, and a few rows without visible keys.
 fn half_hidden() -> [Case; 2] {
     let dims = Dims { batch: 2, num_heads: 2, num_kv_heads: 1, seq_len_q: 70, seq_len_kv: 50, head_dim: 24, head_dim_v: 40 };
-    let mut keys = Problem::new(dims).causal(Alignment::BottomRight);
+    let mut keys = Problem::new(dims).aligned(Alignment::BottomRight).causal();
     keys.visibility.kv_lengths = true;
     let mut rows = Problem::new(Dims { seq_len_q: 300, seq_len_kv: 6, ..dims });
     rows.visibility.mask = Some(BroadcastShape([1, 1, 300, 6]));
@@ -79,7 +79,7 @@ fn engines() -> Vec<Engine> {
 /// Returns a small problem with everything that has a gradient.
 fn small() -> Case {
     let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 6, head_dim_v: 4 };
-    let mut problem = Problem::new(dims).causal(Alignment::BottomRight).with_lse();
+    let mut problem = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
     problem.softcap = Some(2.0);
     problem.bias = Some(BroadcastShape([1, 4, 5, 7]));
     problem.alibi = Some(Alibi::Signed);
@@ -142,7 +142,7 @@ fn gradients_are_central_differences() {
 #[test]
 fn ten_runs_give_the_same_bits() {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, ..Dims::self_attention(1, 4, 150, 40) };
-    let mut problem = Problem::new(dims).causal(Alignment::TopLeft).with_lse();
+    let mut problem = Problem::new(dims).aligned(Alignment::TopLeft).causal().with_lse();
     problem.bias = Some(BroadcastShape([1, 1, 1, 150]));
     problem.relative_bias_max_distance = Some(20);
     problem.sinks = true;

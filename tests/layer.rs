@@ -244,10 +244,12 @@ fn agrees_with_its_reference() {
     let mask: Vec<bool> = (0..9 * 20).map(|at| at % 7 != 0 && at / 20 != 4).collect();
     let engines = engines();
     let plain = layer.problem(2, 9, 20);
-    let mut masked = plain.causal(Alignment::BottomRight);
+    let mut masked = plain.aligned(Alignment::BottomRight).causal();
     masked.visibility.mask = Some(BroadcastShape([1, 1, 9, 20]));
     masked.softcap = Some(2.0);
-    for mut problem in [plain, plain.causal(Alignment::TopLeft), plain.window(Alignment::BottomRight, Some(3), Some(1)), masked] {
+    for mut problem in
+        [plain, plain.aligned(Alignment::TopLeft).causal(), plain.aligned(Alignment::BottomRight).window(Some(3), Some(1)), masked]
+    {
         problem.want.scores = Some(ScoreStage::Raw);
         let mut inputs = Inputs::new(&x_q, &x_k, &x_v);
         if problem.visibility.mask.is_some() {
@@ -302,14 +304,14 @@ fn packed_sequences_are_the_items_one_by_one() {
     let layer =
         MultiHead::new(linear(1, 8, 6, true), linear(3, 8, 6, true), linear(5, 8, 6, true), linear(7, 6, 8, true), 2, 2).expect("fits");
     let x = draw(11, 7 * 6);
-    let mut problem = layer.problem(2, 4, 4).causal(Alignment::TopLeft);
+    let mut problem = layer.problem(2, 4, 4).aligned(Alignment::TopLeft).causal();
     problem.varlen = Some(wgpu_attention::Varlen { tokens_q: 7, tokens_kv: 7 });
     let inputs = Inputs { cu_seqlens_q: &[0, 3, 7], cu_seqlens_kv: &[0, 3, 7], ..Inputs::new(&x, &x, &x) };
     for engine in engines() {
         let together = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
         for (start, len) in [(0, 3), (3, 4)] {
             let x = &x[start * 6..(start + len) * 6];
-            let alone = layer.forward(&engine, &layer.problem(1, len, len).causal(Alignment::TopLeft), &Inputs::new(x, x, x));
+            let alone = layer.forward(&engine, &layer.problem(1, len, len).aligned(Alignment::TopLeft).causal(), &Inputs::new(x, x, x));
             let alone = alone.expect("a valid problem").output;
             assert_eq!(mismatch(&alone, &together[start * 6..(start + len) * 6], 1e-6, 1e-6), None, "{}", engine.chosen());
         }

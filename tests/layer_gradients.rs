@@ -86,7 +86,7 @@ impl Case {
         problem.softcap = Some(3.0);
         problem.dropout = Some(0.2);
         if self.varlen {
-            problem = problem.causal(Alignment::BottomRight);
+            problem = problem.aligned(Alignment::BottomRight).causal();
             problem.varlen = Some(Varlen { tokens_q: BATCH * ROWS, tokens_kv: BATCH * KEYS });
             problem.dims = Dims { seq_len_q: ROWS + 1, seq_len_kv: KEYS + 1, ..problem.dims };
         } else {

@@ -26,7 +26,7 @@ fn every_key_counts() {
         ("decode, 8 heads", Problem::new(dims(8, 8, 1, 131_072, 64))),
         ("decode, 32 heads on 8", Problem::new(dims(32, 8, 1, 131_072, 64)).stored(DType::F16, Layout::Bhsd)),
         ("decode, a million keys", Problem::new(dims(1, 1, 1, 1 << 20, 32))),
-        ("causal", Problem::new(dims(1, 1, 8192, 8192, 128)).causal(Alignment::TopLeft)),
+        ("causal", Problem::new(dims(1, 1, 8192, 8192, 128)).aligned(Alignment::TopLeft).causal()),
     ];
     for backend in common::engines().iter().filter(|backend| !backend.name.contains("staged")) {
         for (what, problem) in problems {

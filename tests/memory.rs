@@ -25,7 +25,9 @@ fn growth(mut call: impl FnMut(usize)) -> i64 {
 }
 
 fn problem(seq_len_q: usize, seq_len_kv: usize) -> Problem {
-    Problem::new(Dims { num_kv_heads: 1, seq_len_q, seq_len_kv, ..Dims::self_attention(1, 2, 1, 16) }).causal(Alignment::BottomRight)
+    Problem::new(Dims { num_kv_heads: 1, seq_len_q, seq_len_kv, ..Dims::self_attention(1, 2, 1, 16) })
+        .aligned(Alignment::BottomRight)
+        .causal()
 }
 
 fn forward(engine: &Engine, problem: &Problem, data: &[f32]) {

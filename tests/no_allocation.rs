@@ -33,7 +33,7 @@ fn from_the_second_call_on() {
     let decode = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::self_attention(1, 4, 5000, 64) });
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads can be started");
     for problem in [
-        square.causal(Alignment::TopLeft),
+        square.aligned(Alignment::TopLeft).causal(),
         Problem { want: Returns { lse: true, ..Returns::default() }, softcap: Some(5.0), ..square },
         square.stored(DType::F16, wgpu_attention::Layout::Bshd),
         decode,

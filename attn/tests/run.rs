@@ -82,12 +82,12 @@ fn options() {
         problem
     };
     let cases: [(&[&str], Problem); 8] = [
-        (&["--causal", "top-left"], plain.causal(Alignment::TopLeft)),
-        (&["--causal", "bottom-right"], plain.causal(Alignment::BottomRight)),
-        (&["--causal", "-2"], plain.causal(Alignment::Offset(-2))),
-        (&["--causal=3", "--window", "1,-"], plain.causal(Alignment::Offset(3)).window(Alignment::Offset(3), Some(1), None)),
-        (&["--window", "1,2", "--align", "bottom-right"], plain.window(Alignment::BottomRight, Some(1), Some(2))),
-        (&["--window", "-,0", "--align", "top-left"], plain.window(Alignment::TopLeft, None, Some(0))),
+        (&["--causal", "top-left"], plain.aligned(Alignment::TopLeft).causal()),
+        (&["--causal", "bottom-right"], plain.aligned(Alignment::BottomRight).causal()),
+        (&["--causal", "-2"], plain.aligned(Alignment::Offset(-2)).causal()),
+        (&["--causal=3", "--window", "1,-"], plain.aligned(Alignment::Offset(3)).causal().window(Some(1), None)),
+        (&["--window", "1,2", "--align", "bottom-right"], plain.aligned(Alignment::BottomRight).window(Some(1), Some(2))),
+        (&["--window", "-,0", "--align", "top-left"], plain.aligned(Alignment::TopLeft).window(None, Some(0))),
         (&["--scale", "0.7", "--softcap", "0.5"], with(&|problem| (problem.scale, problem.softcap) = (Some(0.7), Some(0.5)))),
         (&["--scale", "-1"], with(&|problem| problem.scale = Some(-1.0))),
     ];

@@ -210,7 +210,7 @@ fn lengths() {
         for seq_len_kv in [0, 1, 3, 13, 63, 64, 65, 127, 128, 129, 257] {
             let dims = Dims { seq_len_q, seq_len_kv, ..Dims::self_attention(1, 2, 0, 16) };
             check(Problem::new(dims).with_lse());
-            check(Problem::new(dims).with_lse().causal(Alignment::BottomRight));
+            check(Problem::new(dims).with_lse().aligned(Alignment::BottomRight).causal());
         }
     }
 }
@@ -229,7 +229,7 @@ fn grouped_heads_and_split_keys() {
     for (num_heads, num_kv_heads) in [(1, 1), (4, 4), (4, 2), (6, 2), (8, 1), (5, 1), (32, 8)] {
         for seq_len_q in [1, 2, 4, 9] {
             let dims = Dims { num_kv_heads, seq_len_q, ..Dims::self_attention(2, num_heads, 1030, 12) };
-            check(Problem { sinks: true, ..Problem::new(dims).with_lse().causal(Alignment::BottomRight) });
+            check(Problem { sinks: true, ..Problem::new(dims).with_lse().aligned(Alignment::BottomRight).causal() });
         }
     }
     check(Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 1, 5000, 64) }).with_lse());
@@ -246,7 +246,7 @@ fn threads() {
             for dims in [decode, few, Dims::self_attention(2, 3, 300, 64)] {
                 let problem = Problem { sinks: true, ..Problem::new(dims).with_lse() };
                 check(problem);
-                let mut problem = problem.causal(Alignment::BottomRight);
+                let mut problem = problem.aligned(Alignment::BottomRight).causal();
                 problem.visibility.window_left = Some(7000);
                 let rng = &mut Rng::with_seed(5);
                 let mut data = Data::new(&problem, rng);
@@ -267,7 +267,7 @@ fn biases_and_caps() {
             for shape in [[2, 4, 70, 150], [1, 4, 1, 150], [2, 1, 70, 1], [1, 1, 1, 1]] {
                 check(Problem { bias: Some(BroadcastShape(shape)), ..problem });
             }
-            let placed = problem.window(Alignment::BottomRight, None, None);
+            let placed = problem.aligned(Alignment::BottomRight).window(None, None);
             check(Problem { alibi: Some(Alibi::Signed), ..placed });
             check(Problem { alibi: Some(Alibi::Symmetric), relative_bias_max_distance: Some(9), sinks: true, ..placed });
         }
@@ -279,7 +279,7 @@ fn biases_and_caps() {
 #[test]
 fn hidden_pairs() {
     for alignment in [Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(-40), Alignment::Offset(200)] {
-        let mut problem = Problem::new(WIDE).with_lse().causal(alignment);
+        let mut problem = Problem::new(WIDE).with_lse().aligned(alignment).causal();
         check(problem);
         problem.visibility.prefix_lengths = true;
         check(problem);
@@ -289,7 +289,7 @@ fn hidden_pairs() {
         problem.visibility.mask = Some(BroadcastShape([2, 1, 70, 150]));
         check(problem);
         for (left, right) in [(Some(0), Some(0)), (Some(10), None), (None, Some(3)), (Some(33), Some(20))] {
-            check(Problem::new(WIDE).with_lse().window(alignment, left, right));
+            check(Problem::new(WIDE).with_lse().aligned(alignment).window(left, right));
         }
     }
 }
@@ -320,7 +320,7 @@ fn scores_and_weights() {
             problem.want.weights = true;
             problem.sinks = true;
             check(problem);
-            check(Problem { bias: None, ..problem.causal(Alignment::BottomRight) });
+            check(Problem { bias: None, ..problem.aligned(Alignment::BottomRight).causal() });
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::{Algorithm, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Ou
 /// let layer = MultiHead::new(identity(4)?, identity(4)?, identity(4)?, identity(4)?, 2, 2)?;
 /// let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
 /// let x = vec![0.5f32; 3 * 4];
-/// let problem = layer.problem(1, 3, 3).causal(Alignment::TopLeft);
+/// let problem = layer.problem(1, 3, 3).aligned(Alignment::TopLeft).causal();
 /// let outputs = layer.forward(&engine, &problem, &Inputs::new(&x, &x, &x))?;
 /// assert_eq!(outputs.output, x);
 /// # Ok::<(), wgpu_attention::Error>(())

@@ -83,7 +83,7 @@ impl MultiHeadAttention {
         let dims = dims(q, k[1], total, v[3]);
         let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]);
         if self.unidirectional {
-            problem = problem.causal(offset(past)?);
+            problem = problem.aligned(offset(past)?).causal();
         }
         let mut added = attention_bias(&mut problem, inputs.attention_bias)?;
         if let Some(mask) = inputs.key_padding_mask {
@@ -196,7 +196,7 @@ impl GroupQueryAttention {
         let present_key = join_ragged("past_key", inputs.past_key, key.view(), k, &lengths)?;
         let present_value = join_ragged("past_value", inputs.past_value, inputs.value, v, &lengths)?;
         let dims = dims(q, k[1], present_key.shape[2], v[3]);
-        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]).causal(Alignment::BottomRight);
+        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]).aligned(Alignment::BottomRight).causal();
         problem.visibility.kv_lengths = true;
         problem.visibility.window_left = self.local_window_size.map(|size| size.saturating_sub(1));
         problem.softcap = (self.softcap != 0.0).then_some(self.softcap);

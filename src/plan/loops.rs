@@ -166,7 +166,7 @@ mod tests {
         let tokens = 2048 + 1023 * 8;
         let dims = Dims { batch: 1024, ..Dims::self_attention(1024, 8, 2048, 64) };
         let varlen = Some(Varlen { tokens_q: tokens, tokens_kv: tokens });
-        let problem = Problem { varlen, ..Problem::new(dims).causal(Alignment::TopLeft) };
+        let problem = Problem { varlen, ..Problem::new(dims).aligned(Alignment::TopLeft).causal() };
         let caps = caps(DeviceClass::Software, None);
         let plan = Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits");
         assert!(plan.dispatches() <= 10, "{} dispatches: {}", plan.dispatches(), plan.summary());

@@ -104,6 +104,6 @@ mod tests {
         let class = |len: usize| class_of(&Problem::new(Dims::self_attention(1, 8, len, 64)));
         assert_eq!(class(300), class(500));
         assert_ne!(class(300), class(600));
-        assert_ne!(class(300), class_of(&Problem::new(Dims::self_attention(1, 8, 300, 64)).causal(Alignment::TopLeft)));
+        assert_ne!(class(300), class_of(&Problem::new(Dims::self_attention(1, 8, 300, 64)).aligned(Alignment::TopLeft).causal()));
     }
 }

@@ -33,7 +33,7 @@ fn problems() -> Vec<Problem> {
         problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
     }
     let full = BroadcastShape(dims.scores_shape());
-    let mut visibility = plain.causal(Alignment::BottomRight).visibility;
+    let mut visibility = plain.aligned(Alignment::BottomRight).causal().visibility;
     visibility.mask = Some(full);
     visibility.segments = true;
     problems.push(Problem { visibility, ..plain });

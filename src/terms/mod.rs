@@ -317,7 +317,7 @@ mod tests {
         ] {
             assert!(Problem::new(Dims::self_attention(1, 1, 2, 2)).add_term(text).is_err(), "{text}");
         }
-        let mut twice = Problem::new(Dims::self_attention(1, 1, 2, 2)).causal(Alignment::TopLeft);
+        let mut twice = Problem::new(Dims::self_attention(1, 1, 2, 2)).aligned(Alignment::TopLeft).causal();
         assert!(twice.add_term("causal=bottom-right").is_err(), "two alignments");
     }
 

@@ -32,7 +32,7 @@ pub(super) const TERM: Term = Term {
     ..Term::NOTHING
 };
 
-/// The same functions after the biases.
+/// Softcap after the biases: a second place for the functions of [`TERM`].
 pub(super) const AFTER_BIASES: Term = Term {
     is_present: |p| p.softcap.is_some() && p.score_order == ScoreOrder::BiasThenSoftcap,
     draw: |_, _, _| {},

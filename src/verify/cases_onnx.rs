@@ -107,7 +107,7 @@ pub(crate) fn flex_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Resul
     let slopes = vec![-1.0; num_heads];
     match file.required_attr::<String>("score_mod_kind")?.as_str() {
         "none" => {}
-        "causal_top_left" => problem = problem.causal(Alignment::TopLeft),
+        "causal_top_left" => problem = problem.aligned(Alignment::TopLeft).causal(),
         "add_scalar" => (problem.bias, inputs.bias) = (Some(BroadcastShape([1; 4])), &scalar),
         "softcap" => problem.softcap = file.f32s("score_mod.cap")?.first().copied(),
         "add_q_minus_k" => {

@@ -46,8 +46,8 @@ pub(crate) fn sdpa(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Give
     let (mut problem, mut data) = dense(file)?;
     match file.required_attr::<String>("causal")?.as_str() {
         "none" => {}
-        "top_left" => problem = problem.causal(Alignment::TopLeft),
-        "bottom_right" => problem = problem.causal(Alignment::BottomRight),
+        "top_left" => problem = problem.aligned(Alignment::TopLeft).causal(),
+        "bottom_right" => problem = problem.aligned(Alignment::BottomRight).causal(),
         other => return Err(file.error(format!("causal = `{other}` is unknown"))),
     }
     if let Some(mask) = file.optional("mask") {

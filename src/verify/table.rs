@@ -53,11 +53,11 @@ fn push(rows: &mut Rows, name: impl Into<String>, problem: Problem) {
 fn lengths(rows: &mut Rows) {
     for n in EDGES {
         push(rows, format!("square-{n}-d32"), Problem::new(Dims::self_attention(1, 2, n, 32)).with_lse());
-        push(rows, format!("causal-{n}-d64"), Problem::new(Dims::self_attention(1, 1, n, 64)).causal(TopLeft).with_lse());
+        push(rows, format!("causal-{n}-d64"), Problem::new(Dims::self_attention(1, 1, n, 64)).aligned(TopLeft).causal().with_lse());
         let decode = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 1, ..Dims::self_attention(2, 4, n, 32) };
         push(rows, format!("decode-{n}"), Problem::new(decode).with_lse());
         let rows_only = Dims { seq_len_kv: 16, seq_len_q: n, ..Dims::self_attention(1, 1, n, 16) };
-        push(rows, format!("queries-{n}-keys-16"), Problem::new(rows_only).causal(BottomRight).with_lse());
+        push(rows, format!("queries-{n}-keys-16"), Problem::new(rows_only).aligned(BottomRight).causal().with_lse());
     }
     for head_dim in [1, 2, 3, 4, 5, 8, 12, 24, 40, 64, 80, 96, 128, 160, 256] {
         push(rows, format!("head-dim-{head_dim}"), Problem::new(Dims::self_attention(1, 2, 19, head_dim)).with_lse());
@@ -72,21 +72,21 @@ fn lengths(rows: &mut Rows) {
     push(rows, "no-queries", Problem::new(Dims { seq_len_q: 0, ..BASE }).with_lse());
     push(rows, "no-keys-but-sinks", Problem { sinks: true, ..Problem::new(Dims { seq_len_kv: 0, ..BASE }).with_lse() });
     push(rows, "long-keys", Problem::new(Dims { seq_len_q: 3, seq_len_kv: 1031, ..Dims::self_attention(1, 2, 0, 8) }).with_lse());
-    push(rows, "long-causal", Problem::new(Dims::self_attention(1, 1, 257, 8)).causal(TopLeft).with_lse());
+    push(rows, "long-causal", Problem::new(Dims::self_attention(1, 1, 257, 8)).aligned(TopLeft).causal().with_lse());
 }
 
 fn visibility(rows: &mut Rows) {
     let tall = Dims { seq_len_q: 21, seq_len_kv: 13, ..BASE };
     for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right"), (Offset(3), "offset-3"), (Offset(-4), "offset-minus-4")]
     {
-        push(rows, format!("causal-{name}"), base().causal(alignment));
-        push(rows, format!("causal-{name}-tall"), Problem::new(tall).with_lse().causal(alignment));
+        push(rows, format!("causal-{name}"), base().aligned(alignment).causal());
+        push(rows, format!("causal-{name}-tall"), Problem::new(tall).with_lse().aligned(alignment).causal());
         for (left, right) in [(Some(3), Some(2)), (Some(0), Some(0)), (Some(5), None), (None, Some(1)), (Some(40), Some(40))] {
             let text = |side: Option<u32>| side.map_or("open".into(), |n| n.to_string());
-            let window = base().window(alignment, left, right);
+            let window = base().aligned(alignment).window(left, right);
             push(rows, format!("window-{}-{}-{name}", text(left), text(right)), window);
         }
-        push(rows, format!("causal-window-{name}"), base().window(alignment, Some(4), None).causal(alignment));
+        push(rows, format!("causal-window-{name}"), base().aligned(alignment).window(Some(4), None).causal());
         for size in [1, 4, 5, 100] {
             let with_term = |change: fn(&mut Visibility, u32)| {
                 let mut p = base();
@@ -98,23 +98,23 @@ fn visibility(rows: &mut Rows) {
             push(rows, format!("block-causal-{size}-{name}"), with_term(|v, size| v.block_causal = Some(size)));
         }
         push(rows, format!("causal-lengths-{name}"), {
-            let mut p = base().causal(alignment);
+            let mut p = base().aligned(alignment).causal();
             p.visibility.kv_lengths = true;
             p
         });
         push(rows, format!("causal-prefix-{name}"), {
-            let mut p = base().causal(alignment);
+            let mut p = base().aligned(alignment).causal();
             p.visibility.prefix_lengths = true;
             p
         });
     }
-    push(rows, "nothing-visible", base().causal(Offset(-100)));
-    push(rows, "nothing-visible-but-sinks", Problem { sinks: true, ..base().causal(Offset(-100)) });
+    push(rows, "nothing-visible", base().aligned(Offset(-100)).causal());
+    push(rows, "nothing-visible-but-sinks", Problem { sinks: true, ..base().aligned(Offset(-100)).causal() });
     push(rows, "lengths", with(|p| p.visibility.kv_lengths = true));
     push(rows, "lengths-of-6-items", Problem { dims: Dims { batch: 6, ..BASE }, ..with(|p| p.visibility.kv_lengths = true) });
     push(rows, "segments", with(|p| p.visibility.segments = true));
     push(rows, "segments-causal", {
-        let mut p = base().causal(TopLeft);
+        let mut p = base().aligned(TopLeft).causal();
         p.visibility.segments = true;
         p
     });
@@ -130,9 +130,9 @@ fn visibility(rows: &mut Rows) {
     }
     for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right")] {
         let varlen = Problem { varlen: Some(Varlen { tokens_q: 31, tokens_kv: 50 }), dims: Dims { batch: 4, ..BASE }, ..base() };
-        push(rows, format!("varlen-causal-{name}"), varlen.causal(alignment));
-        push(rows, format!("varlen-window-{name}"), varlen.window(alignment, Some(3), Some(1)));
-        push(rows, format!("varlen-tokens-first-{name}"), varlen.stored(DType::F32, Layout::Bshd).causal(alignment));
+        push(rows, format!("varlen-causal-{name}"), varlen.aligned(alignment).causal());
+        push(rows, format!("varlen-window-{name}"), varlen.aligned(alignment).window(Some(3), Some(1)));
+        push(rows, format!("varlen-tokens-first-{name}"), varlen.stored(DType::F32, Layout::Bshd).aligned(alignment).causal());
     }
     push(rows, "varlen", Problem { varlen: Some(Varlen { tokens_q: 20, tokens_kv: 36 }), ..base() }.stored(DType::F32, Layout::Bshd));
 }
@@ -188,18 +188,22 @@ fn scores(rows: &mut Rows) {
     push(rows, "relative-bias-0", with(|p| (p.relative_bias_max_distance, p.visibility.alignment) = (Some(0), Some(TopLeft))));
     push(rows, "relative-bias-wide", with(|p| (p.relative_bias_max_distance, p.visibility.alignment) = (Some(64), Some(TopLeft))));
     push(rows, "sinks", with(|p| p.sinks = true));
-    push(rows, "sinks-softcap-causal", Problem { sinks: true, softcap: Some(2.0), ..base().causal(BottomRight) });
+    push(rows, "sinks-softcap-causal", Problem { sinks: true, softcap: Some(2.0), ..base().aligned(BottomRight).causal() });
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
         let want = Returns { lse: true, scores: Some(stage), ..Returns::default() };
         push(rows, format!("hand-out-{stage:?}"), Problem { want, softcap: Some(3.0), ..base() });
     }
     push(rows, "hand-out-weights", with(|p| p.want.weights = true));
     push(rows, "hand-out-weights-with-sinks", with(|p| (p.want.weights, p.sinks) = (true, true)));
-    push(rows, "hand-out-weights-causal", Problem { want: Returns { weights: true, ..Default::default() }, ..base().causal(BottomRight) });
+    push(
+        rows,
+        "hand-out-weights-causal",
+        Problem { want: Returns { weights: true, ..Default::default() }, ..base().aligned(BottomRight).causal() },
+    );
     // Scores in the hundreds and thousands, where exp without subtracting the max would overflow.
     for (name, problem, amplitude) in [
         ("large-logits", base(), 12.0),
-        ("very-large-logits-causal", base().causal(BottomRight), 60.0),
+        ("very-large-logits-causal", base().aligned(BottomRight).causal(), 60.0),
         ("large-logits-softcap", with(|p| p.softcap = Some(20.0)), 12.0),
         ("small-logits", base(), 1e-3),
     ] {
@@ -209,8 +213,8 @@ fn scores(rows: &mut Rows) {
     let nan = Fill { nan: true, ..Fill::seed(0) };
     for number in 0..6 {
         rows.push((format!("nan-{number}"), base(), nan));
-        rows.push((format!("nan-causal-{number}"), base().causal(BottomRight), nan));
-        rows.push((format!("nan-window-sinks-{number}"), Problem { sinks: true, ..base().window(TopLeft, Some(2), Some(2)) }, nan));
+        rows.push((format!("nan-causal-{number}"), base().aligned(BottomRight).causal(), nan));
+        rows.push((format!("nan-window-sinks-{number}"), Problem { sinks: true, ..base().aligned(TopLeft).window(Some(2), Some(2)) }, nan));
     }
 }
 
@@ -219,7 +223,7 @@ fn storage(rows: &mut Rows) {
         for (layout, name) in [(Layout::Bhsd, "bhsd"), (Layout::Bshd, "bshd")] {
             push(rows, format!("{dtype}-{name}"), base().stored(dtype, layout));
             push(rows, format!("{dtype}-{name}-causal-odd-width"), {
-                Problem::new(Dims { head_dim: 23, head_dim_v: 9, ..BASE }).with_lse().causal(BottomRight).stored(dtype, layout)
+                Problem::new(Dims { head_dim: 23, head_dim_v: 9, ..BASE }).with_lse().aligned(BottomRight).causal().stored(dtype, layout)
             });
         }
         push(rows, format!("{dtype}-decode"), Problem::new(Dims { seq_len_q: 1, seq_len_kv: 67, ..BASE }).stored(dtype, Layout::Bshd));
@@ -287,12 +291,12 @@ fn together(rows: &mut Rows) {
     );
     push(rows, "mask-and-bias", with(|p| (p.visibility.mask, p.bias) = (Some(per_item), Some(full))));
     push(rows, "mask-and-causal", {
-        let mut p = base().causal(TopLeft);
+        let mut p = base().aligned(TopLeft).causal();
         p.visibility.mask = Some(per_item);
         p
     });
     push(rows, "all-that-hides", {
-        let mut p = base().window(BottomRight, Some(9), Some(3)).causal(BottomRight);
+        let mut p = base().aligned(BottomRight).window(Some(9), Some(3)).causal();
         p.visibility.kv_lengths = true;
         p.visibility.prefix_lengths = true;
         p.visibility.segments = true;
@@ -301,14 +305,14 @@ fn together(rows: &mut Rows) {
     });
     push(rows, "decoder-of-a-serving-engine", {
         let dims = Dims { batch: 3, num_heads: 8, num_kv_heads: 2, seq_len_q: 1, seq_len_kv: 70, head_dim: 32, head_dim_v: 32 };
-        let mut p = Problem::new(dims).with_lse().window(BottomRight, Some(31), None).causal(BottomRight).stored(DType::F16, Layout::Bshd);
+        let mut p = Problem::new(dims).with_lse().aligned(BottomRight).window(Some(31), None).causal().stored(DType::F16, Layout::Bshd);
         p.visibility.kv_lengths = true;
         p.sinks = true;
         p
     });
     push(rows, "varlen-everything", {
         let mut p = Problem { varlen: Some(Varlen { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
-        p = p.stored(DType::BF16, Layout::Bshd).window(BottomRight, Some(6), None).causal(BottomRight);
+        p = p.stored(DType::BF16, Layout::Bshd).aligned(BottomRight).window(Some(6), None).causal();
         (p.softcap, p.sinks, p.alibi) = (Some(8.0), true, Some(Alibi::Symmetric));
         p
     });
@@ -319,7 +323,7 @@ fn dropout(rows: &mut Rows) {
         push(rows, format!("dropout-{probability}"), with(|p| p.dropout = Some(probability)));
     }
     push(rows, "dropout-causal-sinks-softcap", {
-        let mut p = base().causal(BottomRight);
+        let mut p = base().aligned(BottomRight).causal();
         (p.dropout, p.sinks, p.softcap) = (Some(0.25), true, Some(3.0));
         p
     });
@@ -331,7 +335,7 @@ fn dropout(rows: &mut Rows) {
     push(rows, "dropout-of-long-keys", Problem { dropout: Some(0.25), ..Problem::new(Dims { seq_len_kv: 300, ..BASE }).with_lse() });
     push(rows, "dropout-varlen", {
         let p = Problem { varlen: Some(Varlen { tokens_q: 30, tokens_kv: 41 }), dims: Dims { batch: 3, ..BASE }, ..base() };
-        Problem { dropout: Some(0.25), ..p.stored(DType::F32, Layout::Bshd).causal(TopLeft) }
+        Problem { dropout: Some(0.25), ..p.stored(DType::F32, Layout::Bshd).aligned(TopLeft).causal() }
     });
     push(rows, "dropout-weights-handed-out", with(|p| (p.dropout, p.want.weights) = (Some(0.25), true)));
 }
@@ -348,17 +352,21 @@ fn paged(rows: &mut Rows) {
     };
     for page_size in [1, 3, 16, 64, 256] {
         push(rows, format!("paged-{page_size}-nhd"), pool(page_size, dims).stored(DType::F32, Layout::Bshd));
-        push(rows, format!("paged-{page_size}-hnd-causal"), pool(page_size, dims).causal(BottomRight));
+        push(rows, format!("paged-{page_size}-hnd-causal"), pool(page_size, dims).aligned(BottomRight).causal());
         let decode = Dims { seq_len_q: 1, num_heads: 8, head_dim: 32, head_dim_v: 32, ..dims };
-        push(rows, format!("paged-{page_size}-decode-f16"), pool(page_size, decode).causal(BottomRight).stored(DType::F16, Layout::Bshd));
+        push(
+            rows,
+            format!("paged-{page_size}-decode-f16"),
+            pool(page_size, decode).aligned(BottomRight).causal().stored(DType::F16, Layout::Bshd),
+        );
     }
     let varlen = Problem { varlen: Some(Varlen { tokens_q: 20, tokens_kv: 0 }), ..pool(8, dims) };
-    push(rows, "paged-varlen-queries", varlen.causal(BottomRight));
+    push(rows, "paged-varlen-queries", varlen.aligned(BottomRight).causal());
     push(rows, "paged-varlen-window-sinks", {
-        let p = Problem { sinks: true, softcap: Some(4.0), ..varlen.window(BottomRight, Some(20), Some(0)) };
+        let p = Problem { sinks: true, softcap: Some(4.0), ..varlen.aligned(BottomRight).window(Some(20), Some(0)) };
         p.stored(DType::BF16, Layout::Bshd)
     });
-    push(rows, "paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).causal(BottomRight));
+    push(rows, "paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).aligned(BottomRight).causal());
     push(
         rows,
         "paged-hand-out",
@@ -396,7 +404,7 @@ fn extremes(rows: &mut Rows) {
     // The largest scores are 4183² * 16 / 4 = 7e7.
     for number in [30.0, 3000.0, 4183.0] {
         push(format!("all-queries-and-keys-{number}"), base(), Extreme::Scores(number));
-        push(format!("all-queries-and-keys-{number}-causal"), base().causal(BottomRight), Extreme::Scores(number));
+        push(format!("all-queries-and-keys-{number}-causal"), base().aligned(BottomRight).causal(), Extreme::Scores(number));
         push(format!("all-queries-and-keys-{number}-decode"), Problem::new(decode(1000)).with_lse(), Extreme::Scores(number));
     }
     for factor in [1e30, 1e-39] {
@@ -405,7 +413,7 @@ fn extremes(rows: &mut Rows) {
     }
     for (name, problem) in [
         ("", base()),
-        ("-causal", base().causal(BottomRight)),
+        ("-causal", base().aligned(BottomRight).causal()),
         ("-decode", Problem::new(decode(1000)).with_lse()),
         ("-long", Problem::new(Dims::self_attention(1, 1, 130, 64)).with_lse()),
     ] {
@@ -419,7 +427,7 @@ fn extremes(rows: &mut Rows) {
             with(|p| (p.alibi, p.visibility.alignment) = (Some(Alibi::Symmetric), Some(offset))),
             Extreme::Nothing,
         );
-        push(format!("window-all-offset-{number}"), base().window(offset, Some(u32::MAX), Some(u32::MAX)), Extreme::Nothing);
+        push(format!("window-all-offset-{number}"), base().aligned(offset).window(Some(u32::MAX), Some(u32::MAX)), Extreme::Nothing);
     }
     push(
         "one-key-huge-scale".into(),
@@ -433,7 +441,7 @@ fn extremes(rows: &mut Rows) {
         Extreme::All(0.1),
     );
     push("statistics".into(), base().with_stats(), Extreme::Nothing);
-    push("statistics-with-sinks".into(), Problem { sinks: true, ..base().causal(BottomRight).with_stats() }, Extreme::Nothing);
+    push("statistics-with-sinks".into(), Problem { sinks: true, ..base().aligned(BottomRight).causal().with_stats() }, Extreme::Nothing);
     push(
         "statistics-all-biases-f32-min".into(),
         Problem { bias: Some(BroadcastShape([1, 1, 1, 1])), ..base().with_stats() },

@@ -152,7 +152,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             if cache.is_quantised() {
                 let prefill = cached(problem(sizes.prefill, dim), query, cache);
                 add("decode", decode, Specialise::Always);
-                add("prefill", prefill.causal(Alignment::BottomRight), Specialise::Always);
+                add("prefill", prefill.aligned(Alignment::BottomRight).causal(), Specialise::Always);
                 add("general decode", decode, Specialise::Never);
             } else {
                 let mut lengths = decode;
@@ -161,7 +161,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
                 add("paged decode, sinks", Problem { sinks: true, ..paged(decode) }, Specialise::Always);
             }
             let speculative = problem(Lengths { rows: 8, ..sizes.decode }, dim);
-            add("paged, 8 tokens", paged(cached(speculative, query, cache)).causal(Alignment::BottomRight), Specialise::Always);
+            add("paged, 8 tokens", paged(cached(speculative, query, cache)).aligned(Alignment::BottomRight).causal(), Specialise::Always);
         }
     }
     let odd = problem(sizes.prefill, 67);
@@ -279,7 +279,7 @@ fn paged(mut problem: Problem) -> Problem {
 /// Adds every option that can be combined.
 fn everything(problem: Problem, sizes: &Sizes) -> Problem {
     let full = BroadcastShape(problem.dims.scores_shape());
-    let mut problem = problem.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(sizes.window), None).with_lse();
+    let mut problem = problem.aligned(Alignment::BottomRight).causal().window(Some(sizes.window), None).with_lse();
     problem.softcap = Some(30.0);
     problem.bias = Some(full);
     problem.alibi = Some(Alibi::Signed);

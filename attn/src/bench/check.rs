@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn wrong_gradients_are_not_timed() {
-        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
         let tensors = tensors(&problem).expect("small");
         let oracle = wgpu_attention::cpu::naive_backward::attention(&problem, &tensors.inputs(), tensors.d_output.as_slice());
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_not_timed() {
-        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).causal(Alignment::BottomRight);
+        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
         let tensors = tensors(&problem).expect("small");
         let mut progress = ProgressBar::new("");
         let oracle = wgpu_attention::cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");

@@ -132,7 +132,7 @@ impl Full {
     /// Applies the window: the new token sees the last `window` keys, itself included.
     pub(super) fn look(&self, problem: Problem) -> Problem {
         match self.window {
-            Some(keys) => problem.window(wgpu_attention::Alignment::BottomRight, Some(keys.saturating_sub(1)), Some(0)),
+            Some(keys) => problem.aligned(wgpu_attention::Alignment::BottomRight).window(Some(keys.saturating_sub(1)), Some(0)),
             None => problem,
         }
     }

@@ -106,7 +106,7 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
         rotary: None,
         query: None,
     };
-    let attention = cache.attention(&cache.problem(1, 8, 1).causal(Alignment::BottomRight), 0, Algorithm::Auto)?;
+    let attention = cache.attention(&cache.problem(1, 8, 1).aligned(Alignment::BottomRight).causal(), 0, Algorithm::Auto)?;
     let bound = (0..LAYERS)
         .map(|layer| Ok([cache.append(layer, 0..1, 1, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
     let bound: Vec<[Dispatches; 2]> = bound.collect::<Result<_, Error>>()?;

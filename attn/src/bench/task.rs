@@ -48,7 +48,7 @@ impl Task {
     pub(crate) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
         let mut problem = Problem::new(dims).stored(dtype, Layout::Bhsd);
         if causal {
-            problem = problem.causal(Alignment::BottomRight);
+            problem = problem.aligned(Alignment::BottomRight).causal();
         }
         Self { name: shape_text(&dims), problem, backward: false }
     }

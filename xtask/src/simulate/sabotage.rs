@@ -33,20 +33,18 @@ enum Kind {
 
 /// Changes that need not be noticed: file, start of the line, reason.
 const HARMLESS: &[(&str, &str, &str)] = &[
-    ("shaders/", "if (!tile_shows_any(", "work for pairs that are hidden one by one all the same"),
+    ("shaders/", "if (!tile_shows_any(", "work for pairs that are masked one by one all the same"),
     ("shaders/", "if (!shown) {", "as above"),
     ("shaders/backward/square.wgsl", "if (first.", "as above"),
     ("shaders/lib/block.wgsl", "if (key >= max(first_key,", "as above"),
-    ("shaders/backward/own_keys.wgsl", "if (interval_of(item, middle)", "a search that finds more rows, whose pairs are hidden one by one"),
-    ("shaders/", "if (block.first_row >= item.rows", "rows that do not exist are neither loaded nor stored"),
-    ("shaders/", "if (work.first >= owned(item))", "as above"),
-    ("shaders/lib/block.wgsl", "if (row < item.rows) {", "as above"),
+    ("shaders/backward/own_keys.wgsl", "if (interval_of(item, middle)", "a search that finds more rows, whose pairs are masked one by one"),
+    ("shaders/lib/block.wgsl", "if (row < item.rows) {", "rows that do not exist are neither loaded nor stored"),
     ("shaders/lib/block.wgsl", "if (params.splits > 1u) {", "one split is all keys"),
     ("shaders/", "if (largest >= INFINITE) {", "the slow path for values that are not finite is right for all"),
     ("shaders/lib/row_reduce_subgroup.wgsl", "workgroupBarrier();", "nobody reads workgroup memory after the sums"),
     ("shaders/lib/row_reduce_workgroup.wgsl", "workgroupBarrier();", "the caller's own barriers are between the maxima and the sums"),
     ("shaders/staged/softmax.wgsl", "workgroupBarrier(); // between the last reduction", "the first reduction has none before it"),
-    ("shaders/software/decode.wgsl", "if (m < half) {", "the other half's sums are not read"),
+    ("shaders/software/decode.wgsl", "if (n < half) {", "the other half's sums are not read"),
 ];
 
 /// Number of runs of a change before it counts as unnoticed.

@@ -18,18 +18,18 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     }
     let full = BroadcastShape(d.scores_shape());
     let mut varlen = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.stored(DType::F32, Layout::Bshd);
-    varlen = varlen.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(30), Some(2)).with_lse();
+    varlen = varlen.aligned(Alignment::BottomRight).causal().window(Some(30), Some(2)).with_lse();
     varlen.varlen = Some(Varlen { tokens_q: 2 * d.seq_len_q, tokens_kv: 2 * d.seq_len_kv });
     (varlen.softcap, varlen.score_order, varlen.sinks) = (Some(20.0), ScoreOrder::BiasThenSoftcap, true);
     (varlen.alibi, varlen.relative_bias_max_distance, varlen.dropout) = (Some(Alibi::Symmetric), Some(3), Some(0.25));
 
     let mut padded = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.with_lse();
-    padded = padded.causal(Alignment::BottomRight).window(Alignment::BottomRight, Some(9), Some(40));
+    padded = padded.aligned(Alignment::BottomRight).causal().window(Some(9), Some(40));
     (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.segments) = (true, true, true);
     padded.visibility.mask = Some(BroadcastShape([3, 1, d.seq_len_q, d.seq_len_kv]));
     (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias_max_distance) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
 
-    let mut dropped = problem.causal(Alignment::TopLeft).with_lse();
+    let mut dropped = problem.aligned(Alignment::TopLeft).causal().with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
     masked.visibility.mask = masked.bias;

@@ -1,7 +1,9 @@
 //! The problem as a value: sizes and options, without data, device or arithmetic.
 
+mod builder;
+
 use crate::dropout::DropoutRule;
-use crate::{Alignment, BroadcastShape, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
+use crate::{BroadcastShape, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
 
 /// Sizes of one attention.
 ///
@@ -216,48 +218,6 @@ impl Problem {
             output: PLAIN,
             want: Returns { lse: false, stats: false, scores: None, weights: false },
         }
-    }
-
-    /// Masks the keys after each row's position.
-    #[must_use]
-    pub const fn causal(mut self, alignment: Alignment) -> Self {
-        self.visibility.causal = true;
-        self.visibility.alignment = Some(alignment);
-        self
-    }
-
-    /// Masks the keys outside `position - left ..= position + right`; a side that is `None` is open.
-    #[must_use]
-    pub const fn window(mut self, alignment: Alignment, left: Option<u32>, right: Option<u32>) -> Self {
-        self.visibility.window_left = left;
-        self.visibility.window_right = right;
-        self.visibility.alignment = Some(alignment);
-        self
-    }
-
-    /// Sets one storage type and layout for query, key, value and output.
-    #[must_use]
-    pub const fn stored(mut self, dtype: DType, layout: Layout) -> Self {
-        let spec = TensorSpec::new(dtype, layout);
-        self.query = spec;
-        self.key = spec;
-        self.value = spec;
-        self.output = spec;
-        self
-    }
-
-    /// Requests the lse.
-    #[must_use]
-    pub const fn with_lse(mut self) -> Self {
-        self.want.lse = true;
-        self
-    }
-
-    /// Requests the softmax statistics, which a backward pass takes.
-    #[must_use]
-    pub const fn with_stats(mut self) -> Self {
-        self.want.stats = true;
-        self
     }
 
     /// Factor on the dot products: `scale`, or 1/sqrt(head_dim).
