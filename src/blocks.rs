@@ -69,7 +69,7 @@ pub(crate) fn widen(dtype: DType, words: &[u32], to: &mut [f32]) {
     }
 }
 
-/// Quantises whole blocks. Twin: `quantise` of shaders/cache/blocks.wgsl.
+/// Quantises whole blocks. See `quantise` of shaders/cache/blocks.wgsl.
 pub(crate) fn narrow(dtype: DType, from: &[f32], words: &mut [u32]) {
     for (from, block) in from.chunks_exact(BLOCK).zip(words.chunks_exact_mut(block_words(dtype))) {
         narrow_block(dtype, from, block);

@@ -9,7 +9,7 @@ use crate::random::Random;
 use crate::{Dims, Error, Result};
 
 /// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which causality,
-/// windows, ALiBi and relative biases count.
+/// windows, chunks, blocks, ALiBi and relative biases count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alignment {
     /// Offset 0, as in PyTorch's `is_causal`.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-/// Modules by floor, lowest first; docs/architecture.md describes the floors.
+/// Modules by floor, lowest first; docs/architecture.md has the same table, with what each floor is for.
 const FLOORS: &[&[&str]] = &[
-    &["error", "dtype", "blocks"],
-    &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "gradients", "control", "choice", "rotary"],
+    &["error", "dtype", "blocks", "random", "control", "choice"],
+    &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "tables", "terms", "gradients", "rotary"],
     &["cpu", "cache", "merge", "shader", "plan"],
     &["gpu"],
     &["engine", "tune", "canary"],
@@ -13,9 +13,21 @@ const FLOORS: &[&[&str]] = &[
     &["verify"],
 ];
 
-/// Re-exports of lib.rs that are defined on a high floor, with their module. A `use crate::{..}` of one of them counts
-/// as an import of that module.
-const EXPORTS: &[(&str, &str)] = &[("Engine", "engine"), ("EngineOptions", "engine"), ("AttentionFn", "engine")];
+/// Reads a file of the repository.
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("text")
+}
+
+/// Returns the names that lib.rs re-exports, each with its module: importing such a name imports the module.
+fn exports(lib: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for line in lib.split("pub use ").skip(1) {
+        let Some((module, names)) = line.split_once(';').and_then(|(list, _)| list.split_once("::")) else { continue };
+        let names = names.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|name| !name.is_empty());
+        found.extend(names.map(|name| (name.to_string(), module.to_string())));
+    }
+    found
+}
 
 fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&module))
@@ -54,6 +66,8 @@ fn every_floor_imports_only_lower_ones() {
     let mut files = Vec::new();
     sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut files);
     assert!(files.len() > 20, "only {} files", files.len());
+    let exports = exports(&read("src/lib.rs"));
+    assert!(exports.iter().any(|(name, module)| name == "Engine" && module == "engine"), "{exports:?}");
     let mut wrong = Vec::new();
     for (path, text) in &files {
         let own = path.split(['/', '.']).next().unwrap_or_default();
@@ -62,7 +76,7 @@ fn every_floor_imports_only_lower_ones() {
         }
         let own_floor = floor(own).unwrap_or_else(|| panic!("{path} has no floor"));
         for import in imports(text) {
-            let module = EXPORTS.iter().find(|(name, _)| *name == import).map_or(import.as_str(), |(_, module)| module);
+            let module = exports.iter().find(|(name, _)| *name == import).map_or(import.as_str(), |(_, module)| module);
             let Some(other) = floor(module) else { continue };
             if other > own_floor || (own, module) == ("cpu", "gpu") || (own, module) == ("gpu", "cpu") {
                 wrong.push(format!("{path} imports {import}"));
@@ -78,6 +92,24 @@ fn every_floor_imports_only_lower_ones() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_documentation_has_the_same_floors() {
+    let text = read("docs/architecture.md");
+    let mut drawn = Vec::new();
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (Some(Ok(number)), Some(modules)) = (cells.get(1).map(|cell| cell.parse::<usize>()), cells.get(2)) else { continue };
+        assert_eq!(number, drawn.len(), "{line}");
+        drawn.push(modules.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>());
+    }
+    assert_eq!(drawn, FLOORS);
+    for module in FLOORS.iter().copied().flatten() {
+        let [file, folder] = [format!("src/{module}.rs"), format!("src/{module}")];
+        let exists = |path: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists();
+        assert!(exists(&file) || exists(&folder), "there is no module `{module}`");
+    }
 }
 
 #[test]

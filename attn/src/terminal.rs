@@ -64,7 +64,7 @@ pub(crate) fn number(x: f32) -> Value {
     x.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
 }
 
-/// ProgressBar of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
+/// Progress of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
 pub(crate) struct ProgressBar {
     label: String,
     started: Instant,

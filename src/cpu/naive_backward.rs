@@ -7,7 +7,7 @@ use crate::problem::Operand;
 use crate::tensor::gather;
 use crate::{Alignment, Error, HostSlice, HostVec, Inputs, Problem, Result, ScoreOrder, WantGradients};
 
-/// ReferenceGradients of `sum(output * output_gradient)`, dense, in f64.
+/// Gradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceGradients {
     /// [batch, num_heads, seq_len_q, head_dim]; varlen: [1, num_heads, tokens_q, head_dim].
@@ -31,9 +31,9 @@ pub(crate) struct Pairs {
     pub(crate) seen: Vec<bool>,
     /// Weights after dropout.
     pub(crate) weights: Vec<f64>,
-    /// ReferenceGradients of everything that is added to the scores.
+    /// Gradients of everything that is added to the scores.
     pub(crate) d_bias: Vec<f64>,
-    /// ReferenceGradients of `scale * q.k`.
+    /// Gradients of `scale * q.k`.
     pub(crate) d_score: Vec<f64>,
     /// [batch, num_heads, seq_len_q]: gradients of the sink's score; 0 for a row without visible keys.
     pub(crate) d_sink: Vec<f64>,

@@ -198,7 +198,7 @@ pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
 pub const MATRIX_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
-/// RowMap and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8, or 0 if WGSL has no
+/// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8, or 0 if WGSL has no
 /// type for them. Also 0 on Metal, which has 8x8: the kernel translates to its language but has not been run there.
 ///
 /// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`ShaderOptions`] to

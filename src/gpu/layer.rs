@@ -10,7 +10,7 @@ use crate::{Algorithm, Inputs, Outputs, Problem, Progress, Result};
 pub(crate) struct LayerParts<'a> {
     /// W_Q, W_K, W_V, W_O.
     pub(crate) projections: [Projection<'a>; 4],
-    /// RowMap appended to every item of K and of V: whole rows, equally many of each.
+    /// Rows appended to every item of K and of V: whole rows, equally many of each.
     pub(crate) appended: [Vec<f32>; 2],
     /// Number of rows appended to an item.
     pub(crate) appended_rows: usize,

@@ -12,7 +12,7 @@ use crate::shader::{Params, Slot};
 
 /// Buffers of a merge, all f32 with `BufferUsages::STORAGE`.
 ///
-/// RowMap have the order of their lse, as in [`crate::merge`], so an attention with an lse can write its part at
+/// Rows have the order of their lse, as in [`crate::merge`], so an attention with an lse can write its part at
 /// [`crate::TensorSpec::offset`] `part * rows * width`.
 #[derive(Clone, Debug)]
 pub struct MergeBindings<'a> {

@@ -41,7 +41,7 @@ pub struct LayerGradients {
     pub sinks: Option<Vec<f32>>,
 }
 
-/// ProjectionRows of one projection into the attention: each item's own rows, then the appended ones.
+/// Rows of one projection into the attention: each item's own rows, then the appended ones.
 #[derive(Clone, Copy)]
 struct ProjectionRows {
     items: usize,
@@ -136,7 +136,7 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// ProjectionRows of Q, K and V.
+    /// Rows of Q, K and V.
     fn rows(&self) -> [ProjectionRows; 3] {
         let d = &self.problem.dims;
         let appended = self.layer.appended.count();

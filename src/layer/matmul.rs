@@ -6,11 +6,11 @@
 
 use rayon::prelude::*;
 
-/// ProjectionRows of X that share one packing of W: 128 x 1024 elements stay in a 1 MiB second-level cache.
+/// Rows of X that share one packing of W: 128 x 1024 elements stay in a 1 MiB second-level cache.
 const CHUNK: usize = 128;
-/// ProjectionRows of X interleaved in vectors: two of AVX-512, four of AVX2, eight of NEON.
+/// Rows of X interleaved in vectors: two of AVX-512, four of AVX2, eight of NEON.
 const LANES: usize = 32;
-/// ProjectionRows of X below which packing W does not pay: 9 rows of 384 take 2 times, 1 row of 4096 takes 6 times as long.
+/// Rows of X below which packing W does not pay: 9 rows of 384 take 2 times, 1 row of 4096 takes 6 times as long.
 const FEW: usize = 16;
 
 /// x [m, k] · weight [n, k]ᵀ + bias [n] -> [m, n], all contiguous. [`super::Linear`] has checked the lengths.
@@ -35,7 +35,7 @@ pub(super) fn matmul(x: &[f32], weight: &[f32], bias: Option<&[f32]>, k: usize, 
     matmul_with::<3>(x, weight, bias, k, n, |x, w, sums| multiply(x, w, sums, |x, w, sum| sum + x * w))
 }
 
-/// Varlen product: `multiply` computes the sums of ROWS rows of W and LANES rows of X.
+/// Packed product: `multiply` computes the sums of ROWS rows of W and LANES rows of X.
 fn matmul_with<const ROWS: usize>(
     x: &[f32],
     weight: &[f32],

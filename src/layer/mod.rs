@@ -265,7 +265,7 @@ impl MultiHead {
         Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
-    /// ProjectionRows appended to those of every item of K and of V.
+    /// Rows appended to those of every item of K and of V.
     fn appended_rows(&self) -> [Vec<f32>; 2] {
         let Appended { bias_kv, zero } = &self.appended;
         let (key, value) = bias_kv.clone().unwrap_or_default();

@@ -47,7 +47,7 @@ impl Plan {
             check_bytes(operand.name(), larger as u64, caps)?;
         }
         let row_stats = ROW_STATS as u64 * problem.lse_len() as u64 + u64::from(table_words);
-        check_bytes("ends of rows", 4 * row_stats, caps)?;
+        check_bytes("statistics of rows", 4 * row_stats, caps)?;
         let first_table = grid(ROW_STATS * problem.lse_len())?;
         let mut plan = Planner {
             problem,

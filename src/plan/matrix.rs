@@ -28,7 +28,7 @@ struct Matrices {
 
 /// Returns the matrix kernels that compute `problem`, of `rows` rows, on the device, best first. None without
 /// cooperative matrices or for operands other than f16 in whole vec4s. None on software adapters: Mesa 26.2 lavapipe
-/// took 1341 ms for 1,8,1024,1024,64 by matrices, 126 by `rows` (busy machine, interleaved), and over 2 s to compile.
+/// took 1341 ms for 1,8,1024,1024,64 by matrices, 126 by the prefill kernel of software adapters (busy machine, interleaved), and over 2 s to compile.
 pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl Iterator<Item = Kernel> {
     let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);

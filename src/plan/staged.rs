@@ -12,7 +12,7 @@ const COLUMNS: usize = 8;
 /// Bytes of the score matrix that are computed at a time where the whole matrix is not wanted.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
-/// ScorePart of the score matrix: a range of rows in each of several (batch, head) pairs.
+/// Part of the score matrix: a range of rows in each of several (batch, head) pairs.
 struct ScorePart {
     first_pair: usize,
     pairs: usize,

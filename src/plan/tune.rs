@@ -14,7 +14,7 @@ pub(crate) fn class_of(problem: &Problem) -> String {
     // The switches read below are those of any fused kernel.
     let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
     let mut class = format!(
-        "lanes {} keys {} heads {} head_dim {} {} {} {} {}",
+        "rows {} keys {} heads {} head_dim {} {} {} {} {}",
         up(rows),
         up(d.seq_len_kv),
         up(d.batch * d.num_heads),

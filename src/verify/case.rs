@@ -46,7 +46,7 @@ impl Fill {
     }
 }
 
-/// Owned data of a problem. [`Inputs`] segments the fields.
+/// Owned data of a problem. [`Inputs`] documents the fields.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the fields are those of Inputs")]
 pub struct Data {

@@ -48,7 +48,7 @@ pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "kv_lengths one too long", attend: |p, x| longer(p, x, 1) },
     Bug { name: "alignment by the padded length", attend: padded_alignment },
     Bug { name: "prefix ignored", attend: prefix_ignored },
-    Bug { name: "segments ignored", attend: documents_ignored },
+    Bug { name: "segments ignored", attend: segments_ignored },
     Bug { name: "mask ignored", attend: mask_ignored },
     Bug {
         name: "mask broadcast along the wrong axis",
@@ -195,7 +195,7 @@ fn prefix_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     oracle(&problem, &Inputs { prefix_lengths: &[], ..*x })
 }
 
-fn documents_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+fn segments_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let mut problem = *p;
     problem.visibility.segments = false;
     oracle(&problem, &Inputs { segment_ids_q: &[], segment_ids_kv: &[], ..*x })

@@ -38,7 +38,7 @@ Examples:
 
 Each answer is held against the f64 oracle before it is timed (rows picked from large shapes). Times are host to host: arrays
 in host memory, the answer back in host memory. Candidates take turns, so that a machine that gets slower slows them all.
-GFLOP/s counts 4 * B * H * LQ * LK * D operations, half of that where it is causal, with the window instead of LK where there is
+GFLOP/s counts 4 * D operations for each pair of a row and a key in the row's interval, such as half of them where it is causal
 one; with --backward 3.5 times as many. ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
 
 /// Arguments of `attn bench`.

@@ -32,7 +32,7 @@ struct Inner {
     complaints: Vec<String>,
 }
 
-/// Covered that ran.
+/// Kernel that ran.
 struct Covered {
     name: String,
     /// File and line of each statement, true if it can be reached, and how often it ran.

@@ -99,7 +99,7 @@ impl KernelCase<'_> {
         let has_bias = self.shader.name.contains("bias");
         let workgroups = rows.div_ceil(self.constant("TILE_M")) * columns.div_ceil(self.constant("TILE_N"));
         let fields: Fields<'_> = &[
-            ("lanes", &[rows]),
+            ("rows", &[rows]),
             ("columns", &[columns]),
             ("depth", &[depth]),
             ("item_rows", &[item_rows]),
@@ -123,7 +123,7 @@ impl KernelCase<'_> {
     fn transpose(&self, rows: u32, columns: u32) -> Answer {
         let x = numbers(rows * columns, 0);
         let workgroups = rows.div_ceil(16) * columns.div_ceil(16);
-        let fields: Fields<'_> = &[("lanes", &[rows]), ("columns", &[columns]), ("grid_width", &[4]), ("end_workgroup", &[workgroups])];
+        let fields: Fields<'_> = &[("rows", &[rows]), ("columns", &[columns]), ("grid_width", &[4]), ("end_workgroup", &[workgroups])];
         let buffers = vec![(1, filled(&x)), (2, Buffer::unwritten(4 * x.len(), POISON))];
         let y = f32s_of(&self.dispatch(fields, [4, workgroups / 4 + 1, 1], buffers)?[&2]);
         for (at, &expected) in x.iter().enumerate() {
@@ -192,7 +192,7 @@ impl KernelCase<'_> {
         let got = self.dispatch(fields, [1, 1, 1], buffers)?;
         let places: Vec<usize> = positions.iter().map(|&position| position as usize).collect();
         rotary.apply_tokens(&mut rows, heads as usize, head_dim as usize, &places).map_err(|error| error.to_string())?;
-        near("lanes", &stored(dtype, &got[&6], rows.len()).to_f32(), &rows, epsilon(dtype))
+        near("rows", &stored(dtype, &got[&6], rows.len()).to_f32(), &rows, epsilon(dtype))
     }
 
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
