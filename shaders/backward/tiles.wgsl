@@ -70,7 +70,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 break;
             }
             let own = min(work.first + i / value_vecs(), owned(item) - 1u);
-            own_vo_tile[i / value_vecs() * OWN_VO_STRIDE + i % value_vecs()] = own_vo(item, work, own, i % value_vecs());
+            let at = i / value_vecs() * OWN_VO_STRIDE + i % value_vecs();
+            own_vo_tile[at] = own_vo(item, work, own, i % value_vecs());
         }
     }
 
@@ -225,7 +226,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                             }
                             for (var e = 0u; e < VALUE_PER; e++) {
                                 vo_sum[o * VALUE_PER + e] =
-                                    fma(vec4<f32>(weight), vo_tile[j * VO_STRIDE + thread_col + e * COLS],
+                                    fma(vec4<f32>(exact_weight(weight)), vo_tile[j * VO_STRIDE + thread_col + e * COLS],
                                         vo_sum[o * VALUE_PER + e]);
                             }
                         }

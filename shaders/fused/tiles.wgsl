@@ -261,7 +261,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                 for (var c = 0u; c < KEYS; c++) {
                     if (((hidden >> (r * KEYS + c)) & 1u) == 0u) {
                         let key = first + thread_col + c * COLS;
-                        score[r * KEYS + c] *= dropout_scale(pair_of(item, row.head, row.row, key));
+                        let factor = dropout_scale(pair_of(item, row.head, row.row, key));
+                        score[r * KEYS + c] = dropped_out(score[r * KEYS + c], factor);
                     }
                 }
             }
@@ -303,9 +304,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                     if (bitcast<u32>(p) == 0u) {
                         continue; // 0 * NaN must not reach a row that masks the key
                     }
+                    let weight = exact_weight(p);
                     for (var e = 0u; e < VALUE_PER; e++) {
                         acc[r * VALUE_PER + e] =
-                            fma(vec4<f32>(p), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
+                            fma(vec4<f32>(weight), tile[j * TILE_STRIDE + thread_col + e * COLS], acc[r * VALUE_PER + e]);
                     }
                 }
             }

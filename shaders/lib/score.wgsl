@@ -1,6 +1,6 @@
 // Defines: Pair, pair_of; broadcast_at; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
 //          next_slopes;
-//          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight.
+//          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight, dropped_out, exact_weight.
 // Expects: params, Item; has_pair_terms, score_of, is_visible, which src/shader/terms.rs makes of the terms.
 // See: src/cpu/naive.rs has the formulas.
 
@@ -59,6 +59,18 @@ const LARGEST_SUM: u32 = 0x70000000u;
 // True if a visible score is NaN or +inf, which makes its row NaN.
 fn is_nan_score(scored: Scored) -> bool {
     return scored.visible && magnitude_bits(scored.score) >= INFINITE;
+}
+
+// Bits of the weight of a visible pair that dropout drops: too small to count, unlike 0 and the least other weight.
+const DROPPED: u32 = 2u;
+
+fn dropped_out(weight: f32, factor: f32) -> f32 {
+    return bitcast<f32>(select(bitcast<u32>(weight * factor), DROPPED, factor == 0.0));
+}
+
+// Weight for a value that is infinite or NaN: 0 * infinity is NaN, the least weight's product is infinite.
+fn exact_weight(weight: f32) -> f32 {
+    return select(weight, 0.0, bitcast<u32>(weight) == DROPPED);
 }
 
 // Weight that is never 0 by its bits for a visible pair: 0 marks a masked pair, whose value is skipped.

@@ -115,7 +115,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             l[r] = fma(l[r], shrink[r], weight[r]);
             if (is_dropping()) {
                 let factor = dropout_scale(pair_of(item, rows[r].head, rows[r].row, key));
-                weight[r] = visible_weight(weight[r] * factor, scored.visible);
+                weight[r] = visible_weight(dropped_out(weight[r], factor), scored.visible);
             }
             for (var i = 0u; i < VALUE_SLICES; i++) {
                 acc[r][i] *= shrink[r];
@@ -145,7 +145,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     let p = subgroupShuffle(weight[r], c);
                     if (bitcast<u32>(p) != 0u) {
                         for (var i = 0u; i < VALUE_SLICES + params.zero; i++) {
-                            special[r * VALUE_SLICES + i] += p
+                            special[r * VALUE_SLICES + i] += exact_weight(p)
                                 * special_part(load_value(at, column_of(i, lane, VALUE_VECS) * 4u));
                         }
                     }

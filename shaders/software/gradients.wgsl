@@ -195,7 +195,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                             let b = special_part(stream_vo(item, work, head, min(first + c, range.end - 1u), e));
                             for (var o = 0u; o < OWN; o++) {
                                 if (bitcast<u32>(weight[o][c]) != 0u) {
-                                    special[o * VALUE_VECS + e] += weight[o][c] * b;
+                                    special[o * VALUE_VECS + e] += exact_weight(weight[o][c]) * b;
                                 }
                             }
                         }

@@ -125,7 +125,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 l[r] += score[r][c];
                 if (is_dropping()) {
                     let factor = dropout_scale(pair_of(item, rows[r].head, rows[r].row, first + c));
-                    score[r][c] = visible_weight(score[r][c] * factor, visible[c]);
+                    score[r][c] = visible_weight(dropped_out(score[r][c], factor), visible[c]);
                 }
             }
         }
@@ -164,7 +164,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     let v = special_part(load_value(at, e * 4u));
                     for (var r = 0u; r < ROWS; r++) {
                         if (bitcast<u32>(score[r][c]) != 0u) {
-                            special[r * VALUE_VECS + e] += score[r][c] * v;
+                            special[r * VALUE_VECS + e] += exact_weight(score[r][c]) * v;
                         }
                     }
                 }

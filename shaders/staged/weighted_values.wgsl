@@ -52,7 +52,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 if (local < params.row_count && key < item.keys) {
                     let weight = bitcast<f32>(scores[(matrix_row + local) * params.seq_len_kv + key]);
                     let factor = dropout_scale(pair_of(item, head, params.first_row + local, key));
-                    weights[c] = visible_weight(weight * factor, bitcast<u32>(weight) != 0u);
+                    weights[c] = visible_weight(dropped_out(weight, factor), bitcast<u32>(weight) != 0u);
                 }
             }
             weight_tile[i / (TILE / 4u) * STRIDE + i % (TILE / 4u)] = weights;
@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 for (var r = 0u; r < 4u; r++) {
                     let weight = weight_tile[(own_rows + r) * STRIDE + j / 4u][j % 4u];
                     if (bitcast<u32>(weight) != 0u) {
-                        part[r] = fma(vec4<f32>(weight), v, part[r]);
+                        part[r] = fma(vec4<f32>(exact_weight(weight)), v, part[r]);
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use naga::valid::FunctionInfo;
-use naga::{AddressSpace, Expression, Handle, Literal, LocalVariable, Module, RelationalFunction, ScalarKind, TypeInner};
+use naga::{AddressSpace, Arena, Expression, Handle, Literal, LocalVariable, Module, RelationalFunction, ScalarKind, TypeInner};
 
 use crate::Error;
 use crate::eval::{Pure, What};
@@ -32,16 +32,21 @@ impl Lowered {
     }
 }
 
-/// Returns the words of a constant expression.
+/// Returns the words of a constant expression of the module.
 pub(crate) fn constant_words(module: &Module, handle: Handle<Expression>) -> Result<Vec<u32>, Error> {
-    match &module.global_expressions[handle] {
+    words_of(module, &module.global_expressions, handle)
+}
+
+/// Returns the words of a constant expression of `arena`.
+pub(crate) fn words_of(module: &Module, arena: &Arena<Expression>, handle: Handle<Expression>) -> Result<Vec<u32>, Error> {
+    match &arena[handle] {
         Expression::Literal(literal) => Ok(vec![literal_word(*literal)?.0]),
         Expression::Constant(constant) => constant_words(module, module.constants[*constant].init),
         Expression::ZeroValue(ty) => Ok(vec![0; types::of(module, *ty)? as usize]),
         Expression::Compose { components, .. } => {
-            Ok(components.iter().map(|&part| constant_words(module, part)).collect::<Result<Vec<_>, _>>()?.concat())
+            Ok(components.iter().map(|&part| words_of(module, arena, part)).collect::<Result<Vec<_>, _>>()?.concat())
         }
-        Expression::Splat { size, value } => Ok(constant_words(module, *value)?.repeat(*size as usize)),
+        Expression::Splat { size, value } => Ok(words_of(module, arena, *value)?.repeat(*size as usize)),
         other => Err(Error::Unsupported(format!("the constant expression {other:?}"))),
     }
 }

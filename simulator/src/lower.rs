@@ -6,7 +6,7 @@ use naga::valid::{Capabilities, FunctionInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Binding, BuiltIn, Expression, GatherMode, GlobalVariable, Handle, Module, Span, StorageAccess, TypeInner};
 
 use crate::Error;
-use crate::expressions::{Lowered, constant_words};
+use crate::expressions::{Lowered, constant_words, words_of};
 use crate::program::{Act, Argument, Case, Declared, Function, Gather, Initial, Program, Space, Statement};
 use crate::types;
 use crate::value::{Kind, Value};
@@ -113,7 +113,9 @@ impl<'a> Lowerer<'a> {
         let mut initials = Vec::new();
         for (handle, variable) in function.local_variables.iter() {
             let words = types::of(self.module, variable.ty)?;
-            let value = variable.init.map(|init| lowered.value(init)).transpose()?;
+            // An initial value is constant, and no statement evaluates it.
+            let value = variable.init.map(|init| words_of(self.module, &function.expressions, init)).transpose()?;
+            let value = value.map(|words| self.constant(words, Kind::U32));
             initials.push(Initial { at: variables[&handle], words, value });
         }
         let result = match &function.result {

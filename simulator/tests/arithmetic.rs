@@ -7,7 +7,9 @@ fn evaluate(ty: &str, expression: &str, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
     let text = format!(
         "@group(0) @binding(0) var<storage, read> numbers: array<{ty}>;
          @group(0) @binding(1) var<storage, read_write> output: array<u32>;
+         struct Numbers {{ first: u32, second: u32 }}
          struct Pair {{ first: {ty}, second: {ty} }}
+         fn constant_pair() -> u32 {{ var p = Numbers(2u, 3u); return p.first + p.second; }}
          fn twice(x: {ty}) -> {ty} {{ return x + x; }}
          fn grow(x: ptr<function, array<{ty}, 3>>, by: {ty}) {{ (*x)[1] += by; }}
          @compute @workgroup_size(4) fn main(@builtin(local_invocation_index) i: u32) {{
@@ -172,6 +174,9 @@ fn variables_branches_and_loops() {
         }),
         ("var p = Pair(a, b); p.first += 3u; let q = p; p.second = 0u; output[i] = q.first * 16u + q.second + p.second;", |a, b| {
             (a + 3) * 16 + b
+        }),
+        ("var p = Pair(7u, 3u); if a > 1u { p.first += b; } output[i] = constant_pair() + p.first * 16u + p.second;", |a, b| {
+            5 + (if a > 1 { 7 + b } else { 7 }) * 16 + 3
         }),
         ("var v = vec3<u32>(a, b, 9u); v.y = 7u; v[a % 3u] += 1u; let w = v; output[i] = w.x + 16u * w.y + 256u * w.z;", |a, _| {
             let mut v = [a, 7, 9];

@@ -38,8 +38,8 @@ Examples:
 
 Each answer is held against the f64 oracle before it is timed (rows picked from large shapes). Times are host to host: arrays
 in host memory, the answer back in host memory. Candidates take turns, so that a machine that gets slower slows them all.
-GFLOP/s counts 4 * D operations for each pair of a row and a key in the row's interval, such as half of them where it is causal
-one; with --backward 3.5 times as many. ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
+GFLOP/s counts 4 * D operations for each pair of a row and a key in the row's interval, about half of all
+where it is causal; with --backward 3.5 times as many. ms is the median, GFLOP/s belong to it. `attn report` draws what --json writes.";
 
 /// Arguments of `attn bench`.
 #[derive(clap::Args, Debug)]

@@ -26,11 +26,13 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     let mut padded = Problem { dims: wgpu_attention::Dims { batch: 3, ..d }, ..*problem }.with_lse();
     padded = padded.aligned(Alignment::BottomRight).causal().window(Some(9), Some(40));
     (padded.visibility.kv_lengths, padded.visibility.prefix_lengths, padded.visibility.segments) = (true, true, true);
+    padded.visibility.block_causal = Some(5);
     padded.visibility.mask = Some(BroadcastShape([3, 1, d.seq_len_q, d.seq_len_kv]));
     (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias_max_distance) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
 
     let mut dropped = problem.aligned(Alignment::TopLeft).causal().with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
+    dropped.visibility.chunk = Some(d.seq_len_kv as u32 / 2 + 3);
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
     masked.visibility.mask = masked.bias;
     if algorithm.is_some() {
