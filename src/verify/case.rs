@@ -300,7 +300,9 @@ pub(crate) fn scatter(spec: &TensorSpec, shape: [usize; 4], dense: &[f32], gap: 
 /// Overwrites keys and values visible to no row and queries without visible keys, both found by the oracle beforehand.
 fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, value]: [&mut Vec<f32>; 3]) -> Result<()> {
     let d = problem.dims;
-    let masked = naive::attention(problem, &data.inputs())?.masked;
+    // All scores are 0, because a key that is hidden by the overflow of its score has to keep it.
+    let query_of_zeros = HostVec::zeros(problem.query.dtype, data.query.as_slice().len());
+    let masked = naive::attention(problem, &Inputs { query: query_of_zeros.as_slice(), ..data.inputs() })?.masked;
     let sees =
         |b: usize, h: usize, i: usize, j: usize| masked[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j] != f64::NEG_INFINITY;
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);

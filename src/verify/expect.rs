@@ -158,8 +158,14 @@ pub(super) fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f
     let unsigned_inputs =
         Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
     let answer = naive::attention(&unsigned, &unsigned_inputs)?;
-    // A masked pair has no biased score, but its raw score is returned all the same.
-    Ok(answer.masked.iter().zip(answer.raw).map(|(&masked, raw)| if masked == f64::NEG_INFINITY { raw } else { masked }).collect())
+    // A masked pair has no biased score, but its raw score is returned all the same. An infinite element makes an infinite
+    // score, which has no rounding error, nor has its cap.
+    let magnitude = |(&masked, raw): (&f64, f64)| match masked {
+        _ if raw == f64::INFINITY => 0.0,
+        f64::NEG_INFINITY => raw,
+        _ => masked,
+    };
+    Ok(answer.masked.iter().zip(answer.raw).map(magnitude).collect())
 }
 
 pub(super) fn absolute(data: HostSlice<'_>) -> HostVec {
