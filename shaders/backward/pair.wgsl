@@ -31,5 +31,6 @@ fn pair_gradient(scaled: f32, product: f32, end: RowStats, at: Pair, inside: boo
     let factor = dropout_scale(at);
     let d_biased = weight * (factor * product - end.delta);
     let slopes = slopes_of(scaled, at);
-    return PairGradient(visible_weight(dropped_out(weight, factor), true), d_biased * slopes.biased, d_biased * slopes.scaled);
+    let dropped = visible_weight(dropped_out(weight, factor), true);
+    return PairGradient(dropped, d_biased * slopes.biased, d_biased * slopes.scaled);
 }
