@@ -65,7 +65,8 @@ fn is_nan_score(scored: Scored) -> bool {
 const DROPPED: u32 = 2u;
 
 fn dropped_out(weight: f32, factor: f32) -> f32 {
-    return bitcast<f32>(select(bitcast<u32>(weight * factor), DROPPED, factor == 0.0));
+    let product = bitcast<u32>(weight * factor);
+    return bitcast<f32>(select(product, DROPPED, factor == 0.0 && product == 0u));
 }
 
 // Weight for a value that is infinite or NaN: 0 * infinity is NaN, the least weight's product is infinite.

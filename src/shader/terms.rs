@@ -54,16 +54,16 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     text.push_str("    return score;\n}\n");
 
     // Scores are computed again only as far as a later slope needs them.
-    let sloped = scores.iter().rposition(|(_, term)| term.defines("slope")).map_or(0, |last| last + 1);
+    let last = scores.iter().rposition(|(_, term)| term.defines("slope"));
     text.push_str("fn slopes_of(x: f32, at: Pair) -> Slopes {\n    var score = x;\n    var slopes = Slopes(1.0, 1.0);\n");
-    for (bit, term) in &scores[..sloped] {
+    for (place, (bit, term)) in scores.iter().enumerate() {
         let (condition, name) = (condition(*bit), term.name);
-        let change = if term.defines("slope") {
-            format!("slopes = next_slopes(slopes, {name}_slope(score, y, at));")
-        } else {
-            "slopes.biased = 1.0;".into()
+        let change = match term.defines("slope") {
+            true => format!("slopes = next_slopes(slopes, {name}_slope(score, {name}_score(score, at), at));"),
+            false => "slopes.biased = 1.0;".into(),
         };
-        let _ = writeln!(text, "    if ({condition}) {{ let y = {name}_score(score, at); {change} score = y; }}");
+        let score = if Some(place) < last { format!("score = {name}_score(score, at);") } else { String::new() };
+        let _ = writeln!(text, "    if ({condition}) {{ {change} {score} }}");
     }
     text.push_str("    return slopes;\n}\n");
 }
