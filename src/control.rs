@@ -21,6 +21,12 @@ pub struct Progress<'a> {
     progress: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
 }
 
+impl std::fmt::Debug for Progress<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").field("is_watched", &self.is_watched()).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Progress<'a> {
     /// Calls `progress` with the completed share, 0 to 1. `Break` makes the call return [`Error::Cancelled`].
     pub fn new(progress: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {

@@ -32,6 +32,22 @@ impl DropoutRule {
 }
 
 impl Dropout {
+    /// Factor of dropout on the weight of a pair: 0, or 1 / (1 - probability). `probability` is [`crate::Problem::dropout`],
+    /// `num_heads` counts query heads.
+    ///
+    /// ```
+    /// use wgpu_attention::Dropout;
+    ///
+    /// let dropout = Dropout { seed: 1, offset: 0 };
+    /// let kept = (0..1000).filter(|&key| dropout.scale(0.25, 8, [0, 3, 17, key]) != 0.0).count();
+    /// assert!((700..800).contains(&kept));
+    /// ```
+    pub fn scale(self, probability: f32, num_heads: usize, [item, head, row, key]: [usize; 4]) -> f32 {
+        let rule = DropoutRule::new(probability);
+        let word = self.words(item * num_heads + head, row, key / 4)[key % 4];
+        if word < rule.threshold { 0.0 } else { rule.factor }
+    }
+
     /// Words of the four keys `4 * quad ..` in one row of the score matrix; `pair` is item x num_heads + head.
     pub(crate) fn words(self, pair: usize, row: usize, quad: usize) -> [u32; 4] {
         self.words_of([pair as u32], [row as u32], quad).map(|[word]| word)

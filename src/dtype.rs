@@ -170,24 +170,72 @@ fn word_range(dtype: DType, numbers: Range<usize>) -> Range<usize> {
     numbers.start / BLOCK * block_words(dtype)..numbers.end / BLOCK * block_words(dtype)
 }
 
-impl<'a> From<&'a [f32]> for HostSlice<'a> {
-    fn from(data: &'a [f32]) -> Self {
-        Self::F32(data)
+/// Element type of a slice or vector that becomes a [`HostSlice`] or [`HostVec`]: f32, f16 or bf16.
+pub trait Element: sealed::Sealed + Sized {
+    /// Wraps a slice.
+    fn slice(data: &[Self]) -> HostSlice<'_>;
+    /// Wraps a vector.
+    fn vec(data: Vec<Self>) -> HostVec;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Element for f32 {
+    fn slice(data: &[Self]) -> HostSlice<'_> {
+        HostSlice::F32(data)
+    }
+
+    fn vec(data: Vec<Self>) -> HostVec {
+        HostVec::F32(data)
     }
 }
-impl<'a> From<&'a Vec<f32>> for HostSlice<'a> {
-    fn from(data: &'a Vec<f32>) -> Self {
-        Self::F32(data)
+
+impl Element for f16 {
+    fn slice(data: &[Self]) -> HostSlice<'_> {
+        HostSlice::F16(data)
+    }
+
+    fn vec(data: Vec<Self>) -> HostVec {
+        HostVec::F16(data)
     }
 }
-impl<'a> From<&'a [f16]> for HostSlice<'a> {
-    fn from(data: &'a [f16]) -> Self {
-        Self::F16(data)
+
+impl Element for bf16 {
+    fn slice(data: &[Self]) -> HostSlice<'_> {
+        HostSlice::BF16(data)
+    }
+
+    fn vec(data: Vec<Self>) -> HostVec {
+        HostVec::BF16(data)
     }
 }
-impl<'a> From<&'a [bf16]> for HostSlice<'a> {
-    fn from(data: &'a [bf16]) -> Self {
-        Self::BF16(data)
+
+impl<'a, T: Element> From<&'a [T]> for HostSlice<'a> {
+    fn from(data: &'a [T]) -> Self {
+        T::slice(data)
+    }
+}
+
+impl<'a, T: Element> From<&'a Vec<T>> for HostSlice<'a> {
+    fn from(data: &'a Vec<T>) -> Self {
+        T::slice(data)
+    }
+}
+
+impl<'a, T: Element, const N: usize> From<&'a [T; N]> for HostSlice<'a> {
+    fn from(data: &'a [T; N]) -> Self {
+        T::slice(data)
+    }
+}
+
+impl<T: Element> From<Vec<T>> for HostVec {
+    fn from(data: Vec<T>) -> Self {
+        T::vec(data)
     }
 }
 

@@ -44,7 +44,7 @@ mod visibility;
 pub use choice::{Algorithm, Backend};
 pub use control::Progress;
 pub use dropout::Dropout;
-pub use dtype::{DType, HostSlice, HostVec};
+pub use dtype::{DType, Element, HostSlice, HostVec};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, Result};
 pub use gradients::{BackwardInputs, Gradients, WantGradients};

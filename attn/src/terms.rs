@@ -1,7 +1,7 @@
 //! Options for the terms of a problem, made from the library's list.
 
-use clap::{Arg, ArgMatches, Command, Error};
-use wgpu_attention::{Problem, term_words};
+use clap::{Arg, ArgMatches, Command};
+use wgpu_attention::{Error, Problem, term_words};
 
 use crate::failure::Failure;
 
@@ -15,7 +15,15 @@ pub(crate) struct Terms(Vec<String>);
 impl Terms {
     /// Adds the terms to `problem`. Errors name the option.
     pub(crate) fn add_to(&self, problem: &mut Problem) -> Result<(), Failure> {
-        self.0.iter().try_for_each(|term| problem.add_term(term).map_err(|error| Failure::input(format!("--{error}"))))
+        self.0.iter().try_for_each(|term| {
+            problem.add_term(term).map_err(|error| match error {
+                Error::Invalid { why, .. } => {
+                    let why = why.strip_prefix(&format!("`{term}`: ")).unwrap_or(&why);
+                    Failure::input(format!("--{}: {why}", term.replacen('=', " ", 1)))
+                }
+                other => other.into(),
+            })
+        })
     }
 }
 
@@ -31,12 +39,12 @@ impl clap::Args for Terms {
 }
 
 impl clap::FromArgMatches for Terms {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |word: &str| matches.get_one::<String>(word).map(|value| format!("{word}={value}"));
         Ok(Self(term_words().filter(|(word, ..)| !WITH_DATA.contains(word)).filter_map(|(word, ..)| given(word)).collect()))
     }
 
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }

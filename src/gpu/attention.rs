@@ -20,6 +20,12 @@ pub struct Attention {
     cache: Option<wgpu::Buffer>,
 }
 
+impl std::fmt::Debug for Attention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attention").field("problem", &self.problem).finish_non_exhaustive()
+    }
+}
+
 /// Buffers of an attention. Each must have `BufferUsages::STORAGE`, and its offset must be a multiple of the device's
 /// `min_storage_buffer_offset_alignment` (a finer offset goes into [`crate::TensorSpec::offset`], in elements).
 #[derive(Clone, Debug)]

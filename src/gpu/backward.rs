@@ -17,6 +17,12 @@ pub struct Backward {
     ready: Ready,
 }
 
+impl std::fmt::Debug for Backward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backward").field("problem", &self.problem).field("want", &self.want).finish_non_exhaustive()
+    }
+}
+
 /// Buffers of a backward pass, under the rules of [`super::Bindings`]. Gradients must not overlap any other buffer.
 #[derive(Clone, Debug)]
 pub struct BackwardBindings<'a> {

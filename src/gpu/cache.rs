@@ -63,6 +63,12 @@ pub struct DeviceCache {
     advance: Dispatches,
 }
 
+impl std::fmt::Debug for DeviceCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeviceCache").field("shape", &self.shape).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 /// Words of the cache's state for each slot. See shaders/cache/params.wgsl.
 #[derive(Clone, Copy)]
 enum State {

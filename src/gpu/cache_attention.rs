@@ -6,6 +6,7 @@ use crate::problem::Operand;
 use crate::{Algorithm, BroadcastShape, Error, Layout, Problem, Result};
 
 /// Attention over the sequences of a [`DeviceCache`], prepared: one [`Attention`] per bank of heads.
+#[derive(Debug)]
 pub struct CacheAttention {
     banks: Vec<Attention>,
 }

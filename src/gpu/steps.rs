@@ -25,8 +25,15 @@ pub(super) struct Ready {
 pub(super) type Needed<'a> = (&'static str, Option<&'a wgpu::BufferBinding<'a>>, Option<u64>);
 
 /// Planned computation bound to buffers, from for example [`crate::gpu::Attention::bind`].
+#[must_use = "nothing is computed until the dispatches are recorded"]
 pub struct Dispatches {
     pub(super) steps: Vec<BoundDispatch>,
+}
+
+impl std::fmt::Debug for Dispatches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatches").field("len", &self.steps.len()).finish_non_exhaustive()
+    }
 }
 
 /// One dispatch.

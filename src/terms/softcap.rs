@@ -25,7 +25,8 @@ pub(super) const TERM: Term = Term {
         help: "Cap the scores: CAP * tanh(score / CAP)",
         write: |p| p.softcap.map_or_else(String::new, |softcap| softcap.to_string()),
         read: |p, value| {
-            p.softcap = Some(value.parse().map_err(|_| format!("`{value}` is not a number"))?);
+            let softcap = value.parse().ok().filter(|softcap: &f32| softcap.is_finite() && *softcap > 0.0);
+            p.softcap = Some(softcap.ok_or_else(|| format!("`{value}` is not a finite number above 0; leave the softcap out for none"))?);
             Ok(())
         },
     },

@@ -25,6 +25,12 @@ pub struct Candidate<'a> {
     pub engine: Option<&'a Engine>,
 }
 
+impl std::fmt::Debug for Candidate<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Candidate").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// Result of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
