@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Default)]
 pub struct Progress<'a> {
-    progress: Option<&'a mut dyn FnMut(f64) -> ControlFlow<()>>,
+    progress: Option<&'a mut (dyn FnMut(f64) -> ControlFlow<()> + Send)>,
 }
 
 impl std::fmt::Debug for Progress<'_> {
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Progress<'_> {
 
 impl<'a> Progress<'a> {
     /// Calls `progress` with the completed share, 0 to 1. `Break` makes the call return [`Error::Cancelled`].
-    pub fn new(progress: &'a mut dyn FnMut(f64) -> ControlFlow<()>) -> Self {
+    pub fn new(progress: &'a mut (dyn FnMut(f64) -> ControlFlow<()> + Send)) -> Self {
         Self { progress: Some(progress) }
     }
 

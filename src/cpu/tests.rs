@@ -220,7 +220,7 @@ fn random_problems_with_nan_and_infinity() {
 #[test]
 fn progress_and_cancellation() {
     let case = case(Problem::new(Dims::self_attention(1, 8, 300, 16)), PLAIN);
-    let run = |watch: &mut dyn FnMut(f64) -> ControlFlow<()>| {
+    let run = |watch: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send)| {
         attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Progress::new(watch))
     };
     let mut seen = Vec::new();
