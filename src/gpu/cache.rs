@@ -48,6 +48,7 @@ pub struct CacheSize {
 ///
 /// Writes of the host (sequences started, freed, extended) come before the next submit: submit what is recorded before
 /// changing the cache.
+#[derive(Debug)]
 pub struct DeviceCache {
     gpu: Gpu,
     shape: CacheShape,
@@ -61,12 +62,6 @@ pub struct DeviceCache {
     banks: usize,
     state: wgpu::Buffer,
     advance: Dispatches,
-}
-
-impl std::fmt::Debug for DeviceCache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeviceCache").field("shape", &self.shape).field("size", &self.size).finish_non_exhaustive()
-    }
 }
 
 /// Words of the cache's state for each slot. See shaders/cache/params.wgsl.
