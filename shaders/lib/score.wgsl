@@ -45,11 +45,13 @@ fn broadcast_at(at: Pair, strides: vec4<u32>) -> u32 {
 // Score of a pair, from scaled = scale * dot(query, key). `inside`: the key is in the row's interval; else it is
 // masked. A score that is or becomes -inf masks. Other non-finite scores make the row NaN.
 fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
-    if (!has_pair_terms() || !inside) {
-        return Scored(scaled, inside && !is_negative_infinity(scaled));
+    var scored = Scored(scaled, inside);
+    if (has_pair_terms() && inside) {
+        scored = score_of(scaled, at);
+        scored.visible = scored.visible && is_visible(at);
     }
-    let scored = score_of(scaled, at);
-    return Scored(scored.score, scored.visible && !is_negative_infinity(scored.score) && is_visible(at));
+    scored.visible = scored.visible && !is_negative_infinity(scored.score);
+    return scored;
 }
 
 // Running sum that no row of finite scores reaches: a weight is at most 1. The bits of NaN and infinity are larger.
@@ -66,7 +68,7 @@ const DROPPED: u32 = 2u;
 
 fn dropped_out(weight: f32, factor: f32) -> f32 {
     let product = bitcast<u32>(weight * factor);
-    return bitcast<f32>(select(product, DROPPED, factor == 0.0 && product == 0u));
+    return bitcast<f32>(select(product, DROPPED, (factor == 0.0) & (product == 0u)));
 }
 
 // Weight for a value that is infinite or NaN: 0 * infinity is NaN, the least weight's product is infinite.

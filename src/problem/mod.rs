@@ -65,7 +65,7 @@ pub enum ScoreOrder {
     BiasThenSoftcap,
 }
 
-/// ALiBi: a bias linear in the distance, with one slope per query head. [`Alignment`] defines the position p of a row.
+/// ALiBi: a bias linear in the distance, with one slope per query head. [`crate::Alignment`] defines the position p of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alibi {
     /// `slope[h] * (j - p)`.

@@ -61,13 +61,13 @@ pub(crate) struct Term {
     /// Checks the term's own parameters.
     pub(crate) check: fn(&Problem) -> Result<()>,
     /// `NAME_interval` on the CPU. A term that has it looks at no pairs.
-    pub(crate) interval: Option<fn(&Problem, RowAt, Range<i64>) -> Range<i64>>,
+    pub(crate) interval: Option<IntervalFn>,
     /// Distance before and after a row's position beyond which every key is masked; `None` where it is unbounded.
     pub(crate) reach: fn(&Problem) -> [Option<u32>; 2],
     /// `NAME_score` on the CPU, of a row's keys from `first` on, if it adds something that the score does not matter to.
-    pub(crate) add: Option<fn(&Problem, &Inputs<'_>, RowAt, first: usize, &mut [f32])>,
+    pub(crate) add: Option<RowFn>,
     /// `NAME_visible` on the CPU: writes -inf to the masked ones of a row's keys from `first` on.
-    pub(crate) mask: Option<fn(&Problem, &Inputs<'_>, RowAt, first: usize, &mut [f32])>,
+    pub(crate) mask: Option<RowFn>,
     /// Draws the term for a test problem, or leaves it out: what kernels depend on from the first source, the rest from
     /// the second.
     pub(crate) draw: fn(&mut Problem, &mut Random, &mut Random),
@@ -76,6 +76,12 @@ pub(crate) struct Term {
     /// Text form of its parameters.
     pub(crate) text: TermText,
 }
+
+/// Narrows the keys of a row.
+pub(crate) type IntervalFn = fn(&Problem, RowAt, Range<i64>) -> Range<i64>;
+
+/// Changes the additive mask of a row's keys from `first` on.
+pub(crate) type RowFn = fn(&Problem, &Inputs<'_>, RowAt, first: usize, &mut [f32]);
 
 /// Text form of a term, `WORD` or `WORD=VALUE`, in command lines, benchmarks and tuning classes.
 pub(crate) struct TermText {

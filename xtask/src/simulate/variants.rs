@@ -35,6 +35,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     dropped.visibility.chunk = Some(d.seq_len_kv as u32 / 2 + 3);
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
     masked.visibility.mask = masked.bias;
+    (masked.visibility.chunk, masked.visibility.block_causal) = (Some(d.seq_len_kv as u32), Some(7));
     if algorithm.is_some() {
         // All keys, so that they are split.
         (masked.visibility.window_left, masked.visibility.window_right) = (None, None);
@@ -49,7 +50,11 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
         vec![("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)];
     match algorithm {
         Some(Algorithm::Staged) => variants.push(("capped", capped)),
-        None => variants.push(("heads", heads)),
+        None => {
+            let mut odd_masked = odd;
+            odd_masked.visibility.mask = odd.bias;
+            variants.extend([("heads", heads), ("odd, masked", odd_masked)]);
+        }
         _ => {}
     }
     variants
