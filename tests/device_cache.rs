@@ -358,7 +358,7 @@ fn what_does_not_fit_is_refused() {
     for gpu in gpus() {
         let shape = CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 32, head_dim_v: 32, dtype: DType::F16, layout: Layout::Bshd };
         let size = CacheSize { layers: 1, slots: 2, pages_per_slot: 3, pages: 4 };
-        let refused = |shape: CacheShape, size: CacheSize| DeviceCache::new(&gpu, shape, size).err().expect("refused");
+        let refused = |shape: CacheShape, size: CacheSize| DeviceCache::new(&gpu, shape, size).expect_err("refused");
         assert!(matches!(refused(CacheShape { head_dim: 33, ..shape }, size), Error::Unsupported { .. }));
         assert!(matches!(refused(CacheShape { head_dim: 16, dtype: DType::Q8, ..shape }, size), Error::Invalid { .. }));
         assert!(matches!(refused(CacheShape { page_size: 0, ..shape }, size), Error::Invalid { .. }));
