@@ -148,7 +148,7 @@ impl Planner<'_> {
     /// Adds the backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
     fn preprocess(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
         let rows = self.problem.lse_len();
-        let params = Params { tables: layout, ..every_row(self.problem, Operand::Query, self.params) };
+        let params = every_row(self.problem, Operand::Query, self.params).with_tables(self.problem, layout);
         let flops = 2.0 * (rows * self.problem.dims.head_dim_v) as f64;
         self.push(Kernel::Preprocess, params, rows.max(table_words as usize).div_ceil(64), flops, [None; 2])
     }

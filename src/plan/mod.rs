@@ -169,7 +169,7 @@ impl Plan {
         for step in &mut plan.steps {
             step.key.cached = true;
             step.key.tables = step.key.generic || table_words > 0;
-            step.params.tables = layout;
+            step.params = step.params.with_tables(problem, layout);
             let has_tables = step.key.tables;
             step.places.retain(|&(slot, _)| slot != Slot::Tables || has_tables);
             step.places.push((Slot::Cache, BufferRef::Cache));

@@ -94,8 +94,6 @@ impl Params {
             value_strides: strides(Operand::Value),
             output_strides: strides(Operand::Output),
             offsets: Operand::ALL.map(|operand| problem.spec(operand).offset as u32),
-            term_values: TERMS.each_ref().map(|term| (term.values)(problem, &tables)),
-            tables,
             flags: flag(v.kv_lengths, Flags::KV_LENGTHS)
                 | flag(v.prefix_lengths, Flags::PREFIX)
                 | flag(v.alignment == Some(Alignment::BottomRight), Flags::BOTTOM_RIGHT)
@@ -123,6 +121,12 @@ impl Params {
             dropout_factor: drop.unwrap_or(DropoutRule::NOTHING).factor,
             ..Self::default()
         }
+        .with_tables(problem, tables)
+    }
+
+    /// Returns the params with the vectors of `problem` at other places.
+    pub(crate) fn with_tables(self, problem: &Problem, tables: TableLayout) -> Self {
+        Self { tables, term_values: TERMS.each_ref().map(|term| (term.values)(problem, &tables)), ..self }
     }
 
     /// Returns the runtime values of the term of this name.
