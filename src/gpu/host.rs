@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
-use super::{Attention, Bindings, Dispatches, Gpu, loss};
+use super::{Attention, Bindings, Dispatches, Gpu};
 use crate::problem::Operand;
 use crate::{Algorithm, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Progress, Result};
 
@@ -223,7 +223,7 @@ async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting
     #[cfg(not(target_family = "wasm"))]
     if waiting == Waiting::Blocking {
         let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        return loss::poll(gpu.device(), wait).map_err(|why| gpu.failure(why));
+        return super::loss::poll(gpu.device(), wait).map_err(|why| gpu.failure(why));
     }
     // wgpu signals once everything submitted so far is done: polling waits for that, not for `submission`.
     let _ = submission;
@@ -262,7 +262,7 @@ pub(crate) enum Waiting {
 fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting, signal: Arc<Signal>) {
     let device = gpu.device().clone();
     let poll = move || {
-        if let Err(why) = loss::poll(&device, wgpu::PollType::Wait { submission_index: submission, timeout: None }) {
+        if let Err(why) = super::loss::poll(&device, wgpu::PollType::Wait { submission_index: submission, timeout: None }) {
             let _ = signal.send(Err(why)); // already signalled, or the call was dropped
         }
     };

@@ -42,10 +42,10 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     }
     // More heads than a line of the grid has workgroups, and lines that are not full.
     let mut heads = Problem { dims: wgpu_attention::Dims { num_heads: 7, num_kv_heads: 7, ..d }, ..*problem };
-    heads.sinks = true;
+    (heads.sinks, heads.bias) = (true, Some(BroadcastShape([1; 4])));
     let mut capped = Problem { softcap: Some(5.0), ..*problem };
     capped.want.scores = Some(ScoreStage::Capped);
-    let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, BroadcastShape([1; 4]));
+    let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, BroadcastShape([1, 1, d.seq_len_q, 1]));
     let mut variants =
         vec![("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)];
     match algorithm {
