@@ -151,7 +151,8 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
     match r.below(4) {
         0 if is_wide => Extreme::Values(r.pick(&[1e30, 1e-39])),
         1 => Extreme::All(0.1),
-        2 if is_wide => Extreme::Overflow,
+        // A softcap before the biases leaves such pairs visible, at a slope that f32 rounds to 0 beside infinite gradients.
+        2 if is_wide && (p.softcap.is_none() || p.score_order == crate::ScoreOrder::BiasThenSoftcap) => Extreme::Overflow,
         _ => Extreme::Scores(r.pick(&[3000.0, 30.0])),
     }
 }
