@@ -235,6 +235,11 @@ mod tests {
         }
     }
 
+    /// Breaks a kernel as a compiler would that stores a tenth more than was computed.
+    fn a_tenth_more(text: String) -> String {
+        text.replace("var words = bits;", "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));")
+    }
+
     #[test]
     fn a_wrong_kernel_is_caught() {
         // No other test uses this kernel, because tried kernels are known to the whole process.
@@ -243,9 +248,7 @@ mod tests {
         for gpu in gpus(specialised) {
             let key = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             // Simulates a compiler that makes the output 10 % too large.
-            let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
-            let broken = |text: String| text.replace("var words = bits;", tenth_more);
-            gpu.compile_changed(key, broken).expect("valid");
+            gpu.compile_changed(key, a_tenth_more).expect("valid");
             match check(&gpu, &problem, Algorithm::Fused) {
                 Err(Error::Miscomputed { device, .. }) => assert!(device.starts_with(gpu.name())),
                 other => panic!("{}: {other:?}", gpu.name()),
@@ -284,9 +287,7 @@ mod tests {
         for gpu in gpus(specialised) {
             let plan = Plan::backward(&problem, &want, gpu.caps()).expect("planned");
             let key = plan.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
-            let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
-            let broken = |text: String| text.replace("var words = bits;", tenth_more);
-            gpu.compile_changed(key.expect("one").clone(), broken).expect("valid");
+            gpu.compile_changed(key.expect("one").clone(), a_tenth_more).expect("valid");
             assert!(matches!(check_backward(&gpu, &problem, &want), Err(Error::Miscomputed { .. })), "{}", gpu.name());
 
             let data = Data::new(&problem);
@@ -316,9 +317,8 @@ mod tests {
             let forward = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             let backward = Plan::backward(&problem, &WantGradients::all(&problem), gpu.caps()).expect("planned");
             let gradient = backward.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
-            let tenth_more = "var words = bitcast<vec4<u32>>(1.1 * bitcast<vec4<f32>>(bits));";
             for key in [forward, gradient.expect("one").clone()] {
-                gpu.compile_changed(key, |text| text.replace("var words = bits;", tenth_more)).expect("valid");
+                gpu.compile_changed(key, a_tenth_more).expect("valid");
             }
             let strict = Engine::on_gpu(gpu.clone());
             assert!(matches!(layer.forward(&strict, &problem, &inputs), Err(Error::Miscomputed { .. })), "{}", gpu.name());

@@ -25,6 +25,12 @@ impl DropoutRule {
     /// Rule under which nothing drops.
     pub(crate) const NOTHING: Self = Self { threshold: 0, factor: 1.0 };
 
+    /// Factor on a weight with this word.
+    #[inline(always)]
+    pub(crate) const fn scale(self, word: u32) -> f32 {
+        if word < self.threshold { 0.0 } else { self.factor }
+    }
+
     /// Rule for a probability of at least 0 and below 1.
     pub(crate) fn new(probability: f32) -> Self {
         Self { threshold: (f64::from(probability) * 4_294_967_296.0) as u32, factor: (1.0 / (1.0 - f64::from(probability))) as f32 }
@@ -44,8 +50,7 @@ impl Dropout {
     /// ```
     pub fn scale(self, probability: f32, num_heads: usize, [item, head, row, key]: [usize; 4]) -> f32 {
         let rule = DropoutRule::new(probability);
-        let word = self.words(item * num_heads + head, row, key / 4)[key % 4];
-        if word < rule.threshold { 0.0 } else { rule.factor }
+        rule.scale(self.words(item * num_heads + head, row, key / 4)[key % 4])
     }
 
     /// Words of the four keys `4 * quad ..` in one row of the score matrix; `pair` is item x num_heads + head.

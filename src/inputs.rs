@@ -80,14 +80,13 @@ impl<'a> Inputs<'a> {
     pub(crate) fn check_options(&self, problem: &Problem) -> Result<()> {
         let d = &problem.dims;
         let v = &problem.visibility;
-        let table = problem.relative_bias_max_distance.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
         let varlen = problem.varlen.is_some();
         for (argument, len, expected) in [
             ("mask", self.mask.len(), v.mask.and_then(BroadcastShape::elements).unwrap_or(0)),
             ("bias", self.bias.len(), problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)),
             ("alibi_slopes", self.alibi_slopes.len(), when(problem.alibi.is_some(), d.num_heads)),
-            ("relative_bias", self.relative_bias.len(), table),
+            ("relative_bias", self.relative_bias.len(), problem.relative_bias_len()),
             ("sinks", self.sinks.len(), when(problem.sinks, d.num_heads)),
             ("kv_lengths", self.kv_lengths.len(), when(v.kv_lengths, d.batch)),
             ("prefix_lengths", self.prefix_lengths.len(), when(v.prefix_lengths, d.batch)),

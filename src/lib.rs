@@ -54,7 +54,7 @@ pub use merge::{Merged, Part, merge};
 pub use paged::{PageTable, Paged};
 pub use problem::{Alibi, Dims, Problem, Returns, ScoreOrder, ScoreStage, Varlen};
 pub use tensor::{Layout, Strides, TensorSpec, gather};
-pub use terms::term_words;
+pub use terms::{TermWord, term_words};
 pub use tune::{Tuned, TunedKernel};
 pub use visibility::{Alignment, BroadcastShape, Visibility};
 pub use wgpu;

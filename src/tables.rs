@@ -62,12 +62,22 @@ impl TableLayout {
         place(&mut layout.cu_seqlens_q, varlen, d.batch.checked_add(1))?;
         place(&mut layout.cu_seqlens_kv, varlen && paged.is_none(), d.batch.checked_add(1))?;
         place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
-        let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
-        place(&mut layout.relative_bias, problem.relative_bias_max_distance.is_some(), d.num_heads.checked_mul(columns))?;
+        place(
+            &mut layout.relative_bias,
+            problem.relative_bias_max_distance.is_some(),
+            d.num_heads.checked_mul(problem.relative_bias_columns()),
+        )?;
         place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
         place(&mut layout.page_table, paged.is_some(), d.batch.checked_mul(paged.map_or(0, |paged| paged.pages_per_item)))?;
         place(&mut layout.dropout, problem.dropout_rule().is_some(), Some(3))?;
         Some((layout, end))
+    }
+}
+
+impl Problem {
+    /// True if the problem has any of these vectors.
+    pub(crate) fn has_tables(&self) -> bool {
+        TableLayout::new(self).is_none_or(|(_, words)| words > 0)
     }
 }
 

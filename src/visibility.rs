@@ -147,7 +147,7 @@ mod tests {
     fn intervals() {
         let interval = |visibility: Visibility, position: i64, prefix: usize| {
             let problem = Problem { visibility, ..Problem::new(Dims::self_attention(1, 1, 8, 8)) };
-            problem.interval(TermSet::of(&problem).and(TermSet::intervals()), RowAt { position, prefix, ..RowAt::default() }, 8)
+            problem.interval(TermSet::of(&problem), RowAt { position, prefix, ..RowAt::default() }, 8)
         };
         let open = Visibility::default();
         assert_eq!(interval(open, 3, 0), 0..8);

@@ -1,12 +1,14 @@
 //! Options for the terms of a problem, made from the library's list.
 
 use clap::{Arg, ArgMatches, Command};
-use wgpu_attention::{Error, Problem, term_words};
+use wgpu_attention::{Error, Problem, TermWord, term_words};
 
 use crate::failure::Failure;
 
-/// Terms whose data comes in files, with options of their own.
-const WITH_DATA: [&str; 5] = ["segments", "mask", "bias", "alibi", "relative-bias"];
+/// Terms with an option here. What needs data comes in files, by options of its own.
+fn without_data() -> impl Iterator<Item = TermWord> {
+    term_words().filter(|term| !term.needs_data)
+}
 
 /// Terms that were asked for, as the library reads them: `WORD` or `WORD=VALUE`.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +31,8 @@ impl Terms {
 
 impl clap::Args for Terms {
     fn augment_args(command: Command) -> Command {
-        let words = term_words().filter(|(word, ..)| !WITH_DATA.contains(word));
-        command.args(words.map(|(word, value, help)| Arg::new(word).long(word).value_name(value).help(help).allow_hyphen_values(true)))
+        let option = |term: TermWord| Arg::new(term.word).long(term.word).value_name(term.value).help(term.help).allow_hyphen_values(true);
+        command.args(without_data().map(option))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -40,8 +42,8 @@ impl clap::Args for Terms {
 
 impl clap::FromArgMatches for Terms {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |word: &str| matches.get_one::<String>(word).map(|value| format!("{word}={value}"));
-        Ok(Self(term_words().filter(|(word, ..)| !WITH_DATA.contains(word)).filter_map(|(word, ..)| given(word)).collect()))
+        let given = |TermWord { word, .. }| matches.get_one::<String>(word).map(|value| format!("{word}={value}"));
+        Ok(Self(without_data().filter_map(given).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

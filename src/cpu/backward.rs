@@ -69,7 +69,7 @@ pub(super) fn attention_on(
     let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
     let (mut query, mut key, mut value) =
         (zeros(want.query, Operand::Query), zeros(want.key, Operand::Key), zeros(want.value, Operand::Value));
-    let columns = problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
+    let columns = problem.relative_bias_columns();
     let mut relative_bias = want.relative_bias.then(|| vec![0.0; d.num_heads * columns]);
     let mut sinks = want.sinks.then(|| vec![0.0; d.num_heads]);
 

@@ -158,7 +158,7 @@ impl Side {
 }
 
 impl GradientTile {
-    /// Computes the weights and score gradients of a panel and these keys. Returns how the pairs are masked.
+    /// Computes the weights and score gradients of a panel and these keys. Returns false if all pairs are masked.
     pub(super) fn compute(
         &mut self,
         job: &Job<'_>,
@@ -167,13 +167,13 @@ impl GradientTile {
         keys: &Range<usize>,
         key: Rows<'_>,
         value: Rows<'_>,
-    ) -> Masking {
+    ) -> bool {
         let problem = job.problem;
         let (panel, tile) = (&mut side.panel, &mut self.tile);
         let (width, count) = (panel.width, keys.len());
         let masking = tile.masking(job, unit, panel, keys);
         if masking == Masking::Everything {
-            return masking;
+            return false;
         }
         tile.score(job, panel, key, count);
         let caps_first = problem.softcap.is_some() && problem.score_order == ScoreOrder::SoftcapThenBias;
@@ -219,7 +219,7 @@ impl GradientTile {
             dropout_mask: drops.then_some(tile.dropout_mask.take(width * count)),
             softcap: problem.softcap.map(|softcap| Slope { softcap, capped: caps_first.then_some(capped) }),
         });
-        masking
+        true
     }
 
     /// Returns the gradients of the biases, [key][lane], of the tile that was computed last.
@@ -274,8 +274,7 @@ pub(super) fn visit(
                 continue;
             }
             let (key, value) = (key.from(some.start - keys.start), value.from(some.start - keys.start));
-            let masking = tile.compute(job, unit, side, &some, key, value);
-            if masking != Masking::Everything {
+            if tile.compute(job, unit, side, &some, key, value) {
                 visitor.tile(tile, side, &some, key);
             }
         }
@@ -357,7 +356,7 @@ impl Work<'_> {
         let (job, d) = (self.job, &self.job.problem.dims);
         let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
         let (key_step, value_step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
-        let columns = job.problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
+        let columns = job.problem.relative_bias_columns();
         let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
         let mut sums = Sums {
             key: zeros(self.want.key, keys * key_step),

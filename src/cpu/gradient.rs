@@ -106,7 +106,7 @@ impl SimdKernel for DropoutMask<'_> {
                     }
                     let to = &mut self.to[(key - self.keys.start) * panel + chunk * N..][..N];
                     for (to, &word) in to.iter_mut().zip(words) {
-                        *to = if word < self.drop.threshold { 0.0 } else { self.drop.factor };
+                        *to = self.drop.scale(word);
                     }
                 }
             }

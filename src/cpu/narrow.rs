@@ -141,7 +141,7 @@ impl Narrow {
                 let (head, i) = unit.row(job.problem, r);
                 for (key, weight) in keys.clone().zip(row) {
                     let word = job.inputs.dropout.words(batch * job.problem.dims.num_heads + head, i, key / 4)[key % 4];
-                    *weight *= if word < drop.threshold { 0.0 } else { drop.factor };
+                    *weight *= drop.scale(word);
                 }
             }
         }

@@ -26,8 +26,8 @@ pub(super) struct Item {
     /// Position of row 0.
     pub(super) offset: i64,
     prefix: usize,
-    /// Terms that leave each row an interval.
-    intervals: TermSet,
+    /// Terms of the problem.
+    terms: TermSet,
 }
 
 impl Item {
@@ -48,8 +48,8 @@ impl Item {
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
         let prefix = if v.prefix_lengths { inputs.prefix_lengths[batch] as usize } else { 0 };
-        let intervals = TermSet::of(problem).and(TermSet::intervals());
-        Self { batch, stored, first_q, first_kv, rows, keys, length, offset, prefix, intervals }
+        let terms = TermSet::of(problem);
+        Self { batch, stored, first_q, first_kv, rows, keys, length, offset, prefix, terms }
     }
 
     fn row_at(&self, head: usize, row: usize) -> RowAt {
@@ -58,7 +58,7 @@ impl Item {
 
     /// Interval of row i; 0..0 if it is empty.
     pub(super) fn interval(&self, problem: &Problem, i: usize) -> Range<usize> {
-        let interval = problem.interval(self.intervals, self.row_at(0, i), self.length);
+        let interval = problem.interval(self.terms, self.row_at(0, i), self.length);
         if interval.is_empty() { 0..0 } else { interval }
     }
 
@@ -87,10 +87,10 @@ impl Item {
     ) {
         let at = self.row_at(head, i);
         to.fill(0.0);
-        for add in problem.terms().filter_map(|term| term.add) {
+        for add in self.terms.iter().filter_map(|(_, term)| term.add) {
             add(problem, inputs, at, keys.start, to);
         }
-        for mask in problem.terms().filter_map(|term| term.mask) {
+        for mask in self.terms.iter().filter_map(|(_, term)| term.mask) {
             mask(problem, inputs, at, keys.start, to);
         }
         let seen = self.interval(problem, i);

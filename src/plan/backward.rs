@@ -1,6 +1,6 @@
 //! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
-use super::fused::{ANY, CHAIN, Suited, every_row, item_blocks, places, variant};
+use super::fused::{ANY, CHAIN, Suited, every_row, fits, item_blocks, places, variant};
 use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops, software};
 use crate::problem::Operand;
 use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
@@ -275,7 +275,7 @@ impl Planner<'_> {
         let d = &self.problem.dims;
         let bands = (d.seq_len_q.div_ceil(SQUARE) + d.seq_len_kv.div_ceil(SQUARE)).saturating_sub(1);
         let workgroups = d.batch * d.num_heads * bands;
-        let columns = self.problem.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1);
+        let columns = self.problem.relative_bias_columns();
         let parts = self.scratch("sums along diagonals", workgroups * 2 * SQUARE)?;
         self.push(Kernel::Diagonals, self.params, workgroups, d.flops(), [None, Some(parts)])?;
         let flops = (d.batch * d.num_heads * (columns + bands * SQUARE)) as f64;
@@ -284,9 +284,7 @@ impl Planner<'_> {
 
     /// Returns the first shape that is meant for `owned` rows or keys and fits the device.
     fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, GradientShape)> {
-        let fits = |(key, _): &(KernelKey, GradientShape)| {
-            key.workgroup_bytes() <= self.caps.workgroup_bytes && key.threads() <= self.caps.workgroup_threads
-        };
+        let fits = |(key, _): &(KernelKey, GradientShape)| fits(key, self.caps);
         let specialised = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
         let generic = |shape: GradientShape| (KernelKey::generic(kernel(shape), self.problem), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);

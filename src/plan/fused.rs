@@ -225,7 +225,8 @@ fn tiles(shape: TileShape, caps: &DeviceCaps) -> Kernel {
     Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })
 }
 
-fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
+/// True if a workgroup of the kernel fits the device.
+pub(super) fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
     key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
 }
 

@@ -164,7 +164,7 @@ impl Plan {
         let first_head = words.first_head as u32;
         layout.alibi_slopes += first_head;
         layout.sinks += first_head;
-        layout.relative_bias += first_head * problem.relative_bias_max_distance.map_or(0, |max| 2 * max + 1);
+        layout.relative_bias += first_head * problem.relative_bias_columns() as u32;
         layout = TableLayout { kv_lengths: words.kv_lengths, page_table: words.page_table, ..layout };
         for step in &mut plan.steps {
             step.key.cached = true;

@@ -3,7 +3,7 @@
 use super::fused::heads_packed;
 use crate::Problem;
 use crate::problem::Operand;
-use crate::shader::{DecodeShape, Kernel, KernelKey, LaneShape, MatrixShape, TileShape};
+use crate::shader::{DecodeShape, Kernel, LaneShape, MatrixShape, TileShape};
 
 /// Class of `problem`, whose members share a kernel: sizes rounded up to powers of two, widths, types, score options.
 pub(crate) fn class_of(problem: &Problem) -> String {
@@ -11,8 +11,6 @@ pub(crate) fn class_of(problem: &Problem) -> String {
     let up = |x: usize| x.max(1).checked_next_power_of_two().unwrap_or(usize::MAX);
     let rows = d.seq_len_q * heads_packed(d);
     let dtype = |operand| problem.spec(operand).dtype;
-    // The switches read below are those of any fused kernel.
-    let key = KernelKey::new(Kernel::Tiles(TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false }), problem);
     let mut class = format!(
         "rows {} keys {} heads {} head_dim {} {} {} {} {}",
         up(rows),
@@ -27,7 +25,7 @@ pub(crate) fn class_of(problem: &Problem) -> String {
     for term in problem.terms() {
         class = class + " " + term.text.word;
     }
-    for (is, word) in [(key.tables, " tables"), (key.paged, " paged")] {
+    for (is, word) in [(problem.has_tables(), " tables"), (problem.paged.is_some(), " paged")] {
         if is {
             class += word;
         }

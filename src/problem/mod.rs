@@ -302,9 +302,14 @@ impl Problem {
         self.spec(operand).required_len(self.shape(operand)).unwrap_or(usize::MAX)
     }
 
+    /// Number of distances in the relative bias table; 0 if there is none.
+    pub(crate) fn relative_bias_columns(&self) -> usize {
+        self.relative_bias_max_distance.map_or(0, |max| 2 * max as usize + 1)
+    }
+
     /// Number of elements of the relative bias table; 0 if there is none.
     pub(crate) fn relative_bias_len(&self) -> usize {
-        self.relative_bias_max_distance.map_or(0, |max| self.dims.num_heads * (2 * max as usize + 1))
+        self.dims.num_heads * self.relative_bias_columns()
     }
 
     /// [`Dims::flops`], for varlen sequences an upper bound, because only the total of their tokens is known.

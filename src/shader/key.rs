@@ -2,7 +2,6 @@
 
 use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
 use crate::problem::Operand;
-use crate::tables::TableLayout;
 use crate::terms::{TermSet, TermTensor};
 use crate::{DType, Problem};
 
@@ -202,7 +201,7 @@ impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
         let dropout = problem.dropout_rule().is_some();
-        let tables = TableLayout::new(problem).is_none_or(|(_, words)| words > 0);
+        let tables = problem.has_tables();
         let terms = TermSet::of(problem).and(TermSet::pairs());
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);

@@ -22,7 +22,7 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     }
     text.push_str("    return keys;\n}\n");
 
-    let pairs: Vec<_> = key.terms.iter().filter(|(_, term)| term.interval.is_none()).collect();
+    let pairs: Vec<_> = key.terms.iter().collect();
     let condition = |bit: usize| if key.generic { switch(bit) } else { "true".into() };
     let any = |wanted: &dyn Fn(&Term) -> bool| {
         let bits: u32 = pairs.iter().filter(|(_, term)| wanted(term)).map(|(bit, _)| 1 << bit).sum();

@@ -27,6 +27,7 @@ pub(super) const TERM: Term = Term {
         word: "alibi",
         value: "signed|symmetric",
         help: "Add slope * (key - position), or -slope * |key - position|",
+        needs_data: true,
         write: |p| if p.alibi == Some(Alibi::Signed) { "signed".into() } else { "symmetric".into() },
         read: |p, value| {
             p.alibi = Some(match value {

@@ -20,6 +20,7 @@ pub(super) const TERM: Term = Term {
         word: "bias",
         value: "B,H,Q,K",
         help: "Add a float tensor of this shape to the scores; extents are full or 1",
+        needs_data: true,
         write: |p| p.bias.map_or_else(String::new, BroadcastShape::text),
         read: |p, value| extents(value).map(|shape| p.bias = Some(BroadcastShape(shape))),
     },

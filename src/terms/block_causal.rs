@@ -29,6 +29,7 @@ pub(super) const TERM: Term = Term {
         value: "SIZE",
         help: "Keep only the keys before the end of the row's block of SIZE positions",
         write: |p| p.visibility.block_causal.map_or_else(String::new, |size| size.to_string()),
+        needs_data: false,
         read: |p, value| size(value).map(|size| p.visibility.block_causal = Some(size)),
     },
     ..Term::NOTHING

@@ -21,6 +21,7 @@ pub(super) const TERM: Term = Term {
         help: "Mask the keys after each row's position. Row 0 is at key 0 (top-left), the last row at the last key (bottom-right), or \
                row 0 at the given key",
         write: |p| p.visibility.alignment.map_or_else(String::new, Alignment::text),
+        needs_data: false,
         read: |p, value| {
             p.visibility.causal = true;
             align(p, value.parse()?)

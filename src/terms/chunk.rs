@@ -32,6 +32,7 @@ pub(super) const TERM: Term = Term {
         value: "SIZE",
         help: "Keep only the keys of the row's own chunk of SIZE positions",
         write: |p| p.visibility.chunk.map_or_else(String::new, |size| size.to_string()),
+        needs_data: false,
         read: |p, value| size(value).map(|size| p.visibility.chunk = Some(size)),
     },
     ..Term::NOTHING

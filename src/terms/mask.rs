@@ -25,6 +25,7 @@ pub(super) const TERM: Term = Term {
         word: "mask",
         value: "B,H,Q,K",
         help: "Mask by a boolean tensor of this shape; extents are full or 1",
+        needs_data: true,
         write: |p| p.visibility.mask.map_or_else(String::new, BroadcastShape::text),
         read: |p, value| extents(value).map(|shape| p.visibility.mask = Some(BroadcastShape(shape))),
     },

@@ -90,6 +90,8 @@ pub(crate) struct TermText {
     pub(crate) value: &'static str,
     /// Line of help.
     pub(crate) help: &'static str,
+    /// True if the term reads data that comes with the inputs.
+    pub(crate) needs_data: bool,
     pub(crate) write: fn(&Problem) -> String,
     pub(crate) read: fn(&mut Problem, &str) -> std::result::Result<(), String>,
 }
@@ -129,7 +131,7 @@ impl Term {
         mask: None,
         draw: |_, _, _| {},
         remove: |_| {},
-        text: TermText { word: "", value: "", help: "", write: |_| String::new(), read: |_, _| Ok(()) },
+        text: TermText { word: "", value: "", help: "", needs_data: false, write: |_| String::new(), read: |_, _| Ok(()) },
     };
 
     /// True if the WGSL file defines `NAME_hook`.
@@ -196,11 +198,10 @@ impl Problem {
         self.terms().try_for_each(|term| (term.check)(self))
     }
 
-    /// Interval of `0..length` that is visible to a row, before the terms that look at pairs. `intervals` are the
-    /// problem's other terms.
-    pub(crate) fn interval(&self, intervals: TermSet, at: RowAt, length: usize) -> Range<usize> {
+    /// Interval of `0..length` that is visible to a row, before the terms that look at pairs. `terms` are the problem's.
+    pub(crate) fn interval(&self, terms: TermSet, at: RowAt, length: usize) -> Range<usize> {
         let all = 0..i64::try_from(length).unwrap_or(i64::MAX);
-        let hooks = intervals.iter().filter_map(|(_, term)| term.interval);
+        let hooks = terms.iter().filter_map(|(_, term)| term.interval);
         let keys = hooks.fold(all, |keys, interval| interval(self, at, keys));
         let end = keys.end.max(0);
         keys.start.clamp(0, end) as usize..end as usize
@@ -221,9 +222,9 @@ impl Problem {
     pub fn interval_lengths(&self) -> impl Iterator<Item = usize> {
         let d = self.dims;
         let offset = self.visibility.alignment.map_or(0, |alignment| alignment.offset(d.seq_len_q, d.seq_len_kv));
-        let intervals = TermSet::of(self).and(TermSet::intervals());
+        let terms = TermSet::of(self);
         let at = move |row: usize| RowAt { row, position: row as i64 + offset, ..RowAt::default() };
-        (0..d.seq_len_q).map(move |row| self.interval(intervals, at(row), d.seq_len_kv).len())
+        (0..d.seq_len_q).map(move |row| self.interval(terms, at(row), d.seq_len_kv).len())
     }
 
     /// Returns the problem's terms as text: `causal=bottom-right`, `window=127,0`, ...
@@ -246,10 +247,27 @@ impl Problem {
     }
 }
 
-/// Returns word, form of the value (empty if there is none) and help of every term, for command lines.
-pub fn term_words() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+/// Text form of a term, for command lines: `WORD` or `WORD=VALUE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TermWord {
+    /// Word of the term.
+    pub word: &'static str,
+    /// Form of the value; empty if there is none.
+    pub value: &'static str,
+    /// Line of help.
+    pub help: &'static str,
+    /// True if the term reads data that comes with the inputs.
+    pub needs_data: bool,
+}
+
+/// Returns the text form of every term.
+pub fn term_words() -> impl Iterator<Item = TermWord> {
     const ALL: &[Term] = &TERMS;
-    ALL.iter().map(|term| (term.text.word, term.text.value, term.text.help))
+    ALL.iter().map(|term| {
+        let &TermText { word, value, help, needs_data, .. } = &term.text;
+        TermWord { word, value, help, needs_data }
+    })
 }
 
 /// Reads a whole number of at least 1.

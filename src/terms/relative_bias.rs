@@ -18,7 +18,8 @@ pub(super) const TERM: Term = Term {
     },
     add: Some(|p, inputs, at, first, to| {
         let max = i64::from(p.relative_bias_max_distance.unwrap_or(0));
-        let table = &inputs.relative_bias[at.head * (2 * max as usize + 1)..][..2 * max as usize + 1];
+        let columns = p.relative_bias_columns();
+        let table = &inputs.relative_bias[at.head * columns..][..columns];
         let distance = at.position - first as i64;
         for (j, x) in to.iter_mut().enumerate() {
             *x += table[((distance - j as i64).clamp(-max, max) + max) as usize];
@@ -30,6 +31,7 @@ pub(super) const TERM: Term = Term {
         word: "relative-bias",
         value: "MAX",
         help: "Add a learned bias by distance, clamped to MAX",
+        needs_data: true,
         write: |p| p.relative_bias_max_distance.map_or_else(String::new, |max| max.to_string()),
         read: |p, value| {
             p.relative_bias_max_distance = Some(value.parse().map_err(|_| format!("`{value}` is not a whole number from 0 on"))?);

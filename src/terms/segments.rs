@@ -18,6 +18,7 @@ pub(super) const TERM: Term = Term {
     text: TermText {
         word: "segments",
         help: "Let rows see only keys of their own segment",
+        needs_data: true,
         read: |p, _| {
             p.visibility.segments = true;
             Ok(())

@@ -24,6 +24,7 @@ pub(super) const TERM: Term = Term {
         value: "CAP",
         help: "Cap the scores: CAP * tanh(score / CAP)",
         write: |p| p.softcap.map_or_else(String::new, |softcap| softcap.to_string()),
+        needs_data: false,
         read: |p, value| {
             let softcap = value.parse().ok().filter(|softcap: &f32| softcap.is_finite() && *softcap > 0.0);
             p.softcap = Some(softcap.ok_or_else(|| format!("`{value}` is not a finite number above 0; leave the softcap out for none"))?);

@@ -35,6 +35,7 @@ pub(super) const TERM: Term = Term {
             let side = |side: Option<u32>| side.map_or("-".into(), |side| side.to_string());
             format!("{},{}", side(p.visibility.window_left), side(p.visibility.window_right))
         },
+        needs_data: false,
         read: |p, value| {
             let side = |text: &str| match text.trim() {
                 "-" => Ok(None),

@@ -4,7 +4,7 @@ use crate::problem::Operand;
 use crate::random::Random;
 use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
-use crate::{Alignment, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreStage, Strides, TensorSpec, Varlen};
+use crate::{Alignment, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 
 /// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {
@@ -152,7 +152,7 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
         0 if is_wide => Extreme::Values(r.pick(&[1e30, 1e-39])),
         1 => Extreme::All(0.1),
         // A softcap before the biases leaves such pairs visible, at a slope that f32 rounds to 0 beside infinite gradients.
-        2 if is_wide && (p.softcap.is_none() || p.score_order == crate::ScoreOrder::BiasThenSoftcap) => Extreme::Overflow,
+        2 if is_wide && (p.softcap.is_none() || p.score_order == ScoreOrder::BiasThenSoftcap) => Extreme::Overflow,
         _ => Extreme::Scores(r.pick(&[3000.0, 30.0])),
     }
 }

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use wgpu_attention::plan::TableLayout;
-use wgpu_attention::{Alignment, DType, Dims, Layout, Problem};
+use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
 
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../../benches/suite.txt");
@@ -59,11 +58,10 @@ impl Task {
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
         let mut task = Self { name: name.into(), ..Self::new(shape.parse()?, dtype, false) };
         for word in words {
-            task.problem.add_term(word).map_err(|error| error.to_string())?;
-            let p = &task.problem;
-            if p.bias.is_some() || p.visibility.mask.is_some() || TableLayout::new(p).is_none_or(|(_, words)| words > 0) {
+            if term_words().any(|term| term.needs_data && word.split('=').next() == Some(term.word)) {
                 return Err(format!("`{word}` needs data, which a suite does not have"));
             }
+            task.problem.add_term(word).map_err(|error| error.to_string())?;
         }
         task.problem.check().map_err(|error| error.to_string())?;
         Ok(task)
