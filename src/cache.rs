@@ -25,8 +25,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::tensor::Strides;
-use crate::{DType, Dims, Error, HostSlice, HostVec, Layout, PageTable, Problem, Result, TensorSpec};
+use crate::error::{Error, Result};
+use crate::numbers::{DType, HostSlice, HostVec};
+use crate::problem::{Dims, Layout, PageTable, Problem, Strides, TensorSpec};
 
 /// Identifier of a sequence in a [`PagePool`]; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,52 +11,35 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
-mod blocks;
 pub mod cache;
-mod canary;
-mod choice;
-mod control;
 pub mod cpu;
-mod dropout;
-mod dtype;
 mod engine;
 mod error;
 pub mod gpu;
-mod gradients;
-mod inputs;
 pub mod layer;
-mod merge;
+mod numbers;
 pub mod onnx;
-mod paged;
+pub mod oracle;
 pub mod plan;
 mod problem;
-mod random;
+mod progress;
 pub mod rotary;
-mod shader;
-mod tables;
-mod tensor;
 mod terms;
-mod tune;
 #[cfg(feature = "verify")]
 pub mod verify;
-mod visibility;
+mod wgsl;
 
-pub use choice::{Algorithm, Backend};
-pub use control::Progress;
-pub use dropout::Dropout;
-pub use dtype::{DType, Element, HostSlice, HostVec};
-pub use engine::{Engine, EngineOptions};
+pub use cpu::{Merged, Part, merge};
+pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
 pub use error::{Error, Result};
-pub use gradients::{BackwardInputs, Gradients, WantGradients};
 pub use half::{bf16, f16};
-pub use inputs::{AttentionFn, Inputs, Outputs};
-pub use merge::{Merged, Part, merge};
-pub use paged::{PageTable, Paged};
-pub use problem::{Alibi, Dims, Problem, Returns, ScoreOrder, ScoreStage, Varlen};
-pub use tensor::{Layout, Strides, TensorSpec, gather};
+pub use numbers::{DType, Element, HostSlice, HostVec};
+pub use problem::{
+    Algorithm, Alibi, Alignment, AttentionFn, Backend, BackwardInputs, BroadcastShape, Dims, Dropout, Gradients, Inputs, Layout, Outputs,
+    PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen, Visibility, WantGradients, gather,
+};
+pub use progress::Progress;
 pub use terms::{TermWord, term_words};
-pub use tune::{Tuned, TunedKernel};
-pub use visibility::{Alignment, BroadcastShape, Visibility};
 pub use wgpu;
 
 /// README examples, run as doctests.

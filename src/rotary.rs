@@ -9,7 +9,7 @@
 //!
 //! The rest of the head is unchanged. Su et al., RoFormer, arXiv:2104.09864. [`Scaling`] stretches it to longer texts.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Pairing of the elements of a head that are rotated together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

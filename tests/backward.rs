@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use wgpu_attention::cpu::{naive, naive_backward};
+use wgpu_attention::oracle;
 use wgpu_attention::verify::{CaseFile, check_file};
 use wgpu_attention::{
     Alibi, Alignment, BroadcastShape, DType, Dims, Inputs, Layout, Problem, ScoreOrder, Strides, TensorSpec, Varlen, Visibility, gather,
@@ -90,7 +90,7 @@ impl Case {
     /// Returns sum(output * output_gradient), in f64.
     fn loss(&self) -> f64 {
         let d = self.problem.dims;
-        let output = naive::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
+        let output = oracle::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
         let (items, tokens) = self.problem.varlen.map_or((d.batch, d.seq_len_q), |varlen| (1, varlen.tokens_q));
         let gradient = gather((&self.output_gradient).into(), &self.problem.output, [items, d.num_heads, tokens, d.head_dim_v]);
         let mut loss = 0.0;
@@ -133,7 +133,7 @@ impl Case {
     }
 
     fn check(&self) {
-        let gradients = naive_backward::attention(&self.problem, &self.inputs(), (&self.output_gradient).into()).expect("a valid problem");
+        let gradients = oracle::gradients(&self.problem, &self.inputs(), (&self.output_gradient).into()).expect("a valid problem");
         let d = self.problem.dims;
         let (items, tokens_q, tokens_kv) =
             self.problem.varlen.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |varlen| (1, varlen.tokens_q, varlen.tokens_kv));
@@ -212,7 +212,7 @@ fn gradients_are_central_differences() {
     cases().iter().filter(|case| case.name != "bias that hides").for_each(Case::check);
     // -inf has no differences: its gradient must be 0.
     let mut case = cases().pop().expect("the last case");
-    let gradients = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let gradients = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     for (at, bias) in case.bias.clone().into_iter().enumerate() {
         if bias == f32::NEG_INFINITY {
             assert_eq!(gradients.bias[at], 0.0, "{at}");
@@ -238,7 +238,7 @@ fn hidden_numbers_are_never_read() {
     problem.bias = Some(BroadcastShape([1, 1, 1, 6]));
     let mut case = Case::new("poison", problem);
     case.mask = vec![false, true, true, true, true, false];
-    let clean = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let clean = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     for key in [0, 4, 5] {
         case.bias[key] = f32::NAN;
         for head in 0..4 {
@@ -246,7 +246,7 @@ fn hidden_numbers_are_never_read() {
             case.value[(head * 6 + key) * 2..][..2].fill(f32::INFINITY);
         }
     }
-    let poisoned = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let poisoned = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     assert_eq!(clean, poisoned);
     assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 sees nothing");
 }
@@ -258,8 +258,7 @@ fn the_differences_notice_what_is_wrong() {
     let uncapped = Case { problem: Problem { softcap: None, ..case.problem }, ..case.clone() };
     let scaled_twice = Case { problem: Problem { scale: Some(4.0), ..case.problem }, ..case.clone() };
     for wrong in [uncapped, scaled_twice] {
-        let gradients =
-            naive_backward::attention(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into()).expect("a valid problem");
+        let gradients = oracle::gradients(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into()).expect("a valid problem");
         let off = |at: usize| (gradients.query[at] - case.difference(at, |case| &mut case.query)).abs() > 2e-4;
         assert!((0..10).any(off), "a wrong gradient passed");
     }
@@ -292,7 +291,7 @@ fn compare_with_file(path: &Path, problem: &Problem, inputs: &Inputs<'_>) -> usi
     let tolerance = |name: &str| -> Option<f64> { header.metadata().as_ref()?.get(&format!("tol.{name}"))?.parse().ok() };
     let output_gradient: Vec<f32> = numbers(&tensors, "in.dout").expect("a case with gradients").iter().map(|&x| x as f32).collect();
     let problem = Problem { output: TensorSpec { dtype: DType::F32, ..problem.output }, ..*problem };
-    let gradients = naive_backward::attention(&problem, inputs, (&output_gradient).into()).expect("a valid problem");
+    let gradients = oracle::gradients(&problem, inputs, (&output_gradient).into()).expect("a valid problem");
 
     let d = problem.dims;
     let (items, tokens_q, tokens_kv) =
@@ -344,7 +343,7 @@ fn gradients_are_pytorchs() {
                 if problem.sinks == has_sinks {
                     seen.set(seen.get() + compare_with_file(&path, problem, inputs));
                 }
-                Ok(naive::attention(problem, inputs)?.into_outputs(problem, inputs))
+                Ok(oracle::attention(problem, inputs)?.into_outputs(problem, inputs))
             });
             assert!(seen.get() >= 3, "{}: no gradient was compared: {verdict:?}", path.display());
             compared += seen.get();

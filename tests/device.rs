@@ -11,7 +11,7 @@ use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES,
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, cpu, merge};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, merge, oracle};
 
 /// Records the app's own work between two attentions: multiplies every element by -2.
 fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
@@ -49,7 +49,7 @@ fn two_attentions_and_an_own_dispatch_in_one_encoder() {
     let (query, shared) = (numbers(first.query_len(), 1), numbers(4096 + first.value_len(), 2));
     let oracle = |problem: &Problem, query: &[f32]| {
         let inputs = Inputs::new(query, &shared[..2048], &shared[4096..]);
-        cpu::naive::attention(problem, &inputs).expect("valid").into_outputs(problem, &inputs).output.to_f32()
+        oracle::attention(problem, &inputs).expect("valid").into_outputs(problem, &inputs).output.to_f32()
     };
     let between: Vec<f32> = oracle(&first, &query).into_iter().map(|x| x * -2.0).collect();
     let expected = oracle(&second, &between);
@@ -149,7 +149,7 @@ fn small_limits_are_kept_or_named() {
             let data = numbers(problem.query_len(), 3);
             let inputs = Inputs::new(&data, &data, &data);
             let got = engine.attention(&problem, &inputs).expect("computed").output.to_f32();
-            let expected = cpu::naive::attention(&problem, &inputs).expect("valid").output;
+            let expected = oracle::attention(&problem, &inputs).expect("valid").output;
             let worst = got.iter().zip(&expected).map(|(&got, expected)| (f64::from(got) - expected).abs()).fold(0.0, f64::max);
             assert!(worst < 1e-4, "{}: off by {worst}", engine.chosen());
         }
@@ -195,7 +195,7 @@ fn parts_are_merged_on_the_device() {
     let (rows, output_len) = (whole.lse_len(), whole.output_len());
     let (query, key, value) = (numbers(whole.query_len(), 1), numbers(whole.key_len(), 2), numbers(whole.value_len(), 3));
     let inputs = Inputs::new(&query, &key, &value);
-    let expected = cpu::naive::attention(&whole, &inputs).expect("valid").into_outputs(&whole, &inputs);
+    let expected = oracle::attention(&whole, &inputs).expect("valid").into_outputs(&whole, &inputs);
     for (device, queue) in devices(wgpu::Adapter::limits) {
         let gpu = Gpu::from_device(device.clone(), queue.clone());
         let [q, k, v] = [&query, &key, &value].map(|data| upload(&device, &queue, data));

@@ -1,122 +1,245 @@
-//! Floors of the modules: imports go to the own or a lower floor, never between `cpu` and `gpu`; only `gpu` uses wgpu.
+//! Floors of the modules: docs/architecture.md has the table, and every import keeps to it. No files form a circle.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Modules by floor, lowest first; docs/architecture.md has the same table, with what each floor is for.
-const FLOORS: &[&[&str]] = &[
-    &["error", "dtype", "blocks", "random", "control", "choice"],
-    &["tensor", "visibility", "paged", "dropout", "problem", "inputs", "tables", "terms", "gradients", "rotary"],
-    &["cpu", "cache", "merge", "shader", "plan"],
-    &["gpu"],
-    &["engine", "tune", "canary"],
-    &["layer", "onnx"],
-    &["verify"],
-];
+/// Imports that the floors would allow, but that a module must do without: (importer, imported).
+const NEVER: [(&str, &str); 2] = [("oracle", "terms"), ("gpu", "cpu")];
 
-/// Reads a file of the repository.
-fn read(path: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("text")
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Source files of a crate by path, `problem/mod.rs`, and what they re-export.
+struct Sources {
+    files: BTreeMap<String, String>,
+    /// Path segments of a re-exported name, by module and name.
+    exports: BTreeMap<(Vec<String>, String), Vec<String>>,
 }
 
-/// Returns the names that lib.rs re-exports, each with its module: importing such a name imports the module.
-fn exports(lib: &str) -> Vec<(String, String)> {
+/// Returns the modules of the documented table, lowest floor first.
+fn documented_floors() -> Vec<String> {
+    let text = std::fs::read_to_string(Path::new(ROOT).join("docs/architecture.md")).expect("text");
+    let mut floors = Vec::new();
+    for line in text.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (Some(Ok(number)), Some(module)) = (cells.get(1).map(|cell| cell.parse::<usize>()), cells.get(2)) else { continue };
+        assert_eq!(number, floors.len(), "{line}");
+        floors.push(module.trim_matches('`').to_string());
+    }
+    floors
+}
+
+/// Splits a path or a tree of paths, `a::{b, c::d}`, into paths of segments.
+fn paths(tree: &str) -> Vec<Vec<String>> {
+    let tree = tree.trim();
+    let Some((start, list)) = tree.strip_suffix('}').and_then(|tree| tree.split_once('{')) else {
+        let path = tree.split(" as ").next().unwrap_or_default();
+        return vec![path.split("::").map(str::to_string).collect()];
+    };
+    let mut depth = 0;
+    let items = list.split(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        c == ',' && depth == 0
+    });
+    items.filter(|item| !item.trim().is_empty()).flat_map(|item| paths(&format!("{start}{}", item.trim()))).collect()
+}
+
+/// Returns the code without comments, unit tests and line ends.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the trees of a file's `use` items that re-export (`pub use`) or do not.
+fn uses(code: &str, re_exported: bool) -> impl Iterator<Item = &str> {
+    code.match_indices("use ").filter_map(move |(at, _)| {
+        let before = code[..at].trim_end();
+        let starts = before.is_empty() || before.ends_with([';', '}', '{', ']', ')']) || before.ends_with("pub");
+        let is_public = before.ends_with("pub") || before.ends_with("pub(crate)") || before.ends_with("pub(super)");
+        (starts && is_public == re_exported).then(|| code[at + 4..].split(';').next().unwrap_or_default())
+    })
+}
+
+/// Returns the paths `crate::..` and `super::..` in the code outside its `use` items.
+fn inline_paths(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
-    for line in lib.split("pub use ").skip(1) {
-        let Some((module, names)) = line.split_once(';').and_then(|(list, _)| list.split_once("::")) else { continue };
-        let names = names.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|name| !name.is_empty());
-        found.extend(names.map(|name| (name.to_string(), module.to_string())));
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let is_word = |c: char| c.is_alphanumeric() || c == '_';
+            if !code[..at].ends_with(|c| is_word(c) || c == ':' || c == '(') || code[..at].ends_with('(') {
+                let path: String = code[at..].chars().take_while(|&c| is_word(c) || c == ':').collect();
+                found.push(path.trim_end_matches(':').split("::").map(str::to_string).collect());
+            }
+        }
     }
     found
 }
 
-fn floor(module: &str) -> Option<usize> {
-    FLOORS.iter().position(|floor| floor.contains(&module))
-}
-
-fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
-    for entry in std::fs::read_dir(dir).expect("src is there") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else {
-            let relative = path.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).expect("below src").display().to_string();
-            found.push((relative, std::fs::read_to_string(&path).expect("text")));
+impl Sources {
+    fn of(files: BTreeMap<String, String>) -> Self {
+        let mut sources = Self { files, exports: BTreeMap::new() };
+        for (file, text) in &sources.files {
+            let module = module_of(file);
+            for path in uses(&code(text), true).flat_map(paths) {
+                let name = path.last().cloned().unwrap_or_default();
+                sources.exports.insert((module.clone(), name), path);
+            }
         }
+        sources
+    }
+
+    fn of_library() -> Self {
+        let mut files = BTreeMap::new();
+        let src = Path::new(ROOT).join("src");
+        let mut folders = vec![src.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                // Tests compare with modules of any floor.
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with("tests.rs") && !path.ends_with("lib.rs") {
+                    let relative = path.strip_prefix(&src).expect("below src").display().to_string();
+                    files.insert(relative, std::fs::read_to_string(&path).expect("text"));
+                }
+            }
+        }
+        Self::of(files)
+    }
+
+    fn file(&self, module: &[String]) -> Option<String> {
+        let path = module.join("/");
+        [format!("{path}.rs"), format!("{path}/mod.rs")].into_iter().find(|file| self.files.contains_key(file))
+    }
+
+    /// Returns the file that defines what an absolute path names, followed through re-exports.
+    fn home(&self, path: &[String]) -> Option<String> {
+        let mut module = Vec::new();
+        for (at, segment) in path.iter().enumerate() {
+            module.push(segment.clone());
+            if self.file(&module).is_none() {
+                module.pop();
+                let key = (module.clone(), segment.clone());
+                let Some(target) = self.exports.get(&key) else { break };
+                let rest = path[at + 1..].iter().cloned();
+                return self.home(&absolute(&module, target).into_iter().chain(rest).collect::<Vec<_>>());
+            }
+        }
+        self.file(&module)
+    }
+
+    /// Returns the files that each file imports.
+    fn imports(&self) -> BTreeMap<&str, BTreeSet<String>> {
+        let of = |(file, text): (&'_ String, &String)| {
+            let (module, code) = (module_of(file), code(text));
+            let used = uses(&code, false).flat_map(paths).chain(inline_paths(&code));
+            let homes = used.filter_map(|path| self.home(&absolute(&module, &path))).filter(|home| home != file);
+            homes.collect()
+        };
+        self.files.iter().map(|file| (file.0.as_str(), of(file))).collect()
+    }
+
+    /// Returns the names of modules that a file imports below `crate::`, without regard to files.
+    fn named(&self, file: &str) -> BTreeSet<String> {
+        let code = code(&self.files[file]);
+        let all = uses(&code, false).chain(uses(&code, true)).flat_map(paths).chain(inline_paths(&code));
+        all.filter(|path| path[0] == "crate").filter_map(|path| path.get(1).cloned()).collect()
     }
 }
 
-/// Returns the modules that a source file names after `crate::` and in `use crate::{..}` lists.
-fn imports(text: &str) -> Vec<String> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-    let mut found = Vec::new();
-    for rest in code.split("crate::").skip(1) {
-        if let Some(list) = rest.strip_prefix('{') {
-            let list = list.split_once(';').map_or(list, |(list, _)| list);
-            found.extend(list.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_string));
-        } else {
-            found.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+/// Returns the module of a file: `problem/mod.rs` and `problem.rs` are `problem`.
+fn module_of(file: &str) -> Vec<String> {
+    let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').map(str::to_string).collect()
+}
+
+/// Returns a path as seen from the crate's root.
+fn absolute(module: &[String], path: &[String]) -> Vec<String> {
+    let ups = path.iter().take_while(|segment| *segment == "super").count();
+    let rest = path[ups..].iter().filter(|segment| *segment != "self").cloned();
+    match path[0].as_str() {
+        "crate" => path[1..].iter().filter(|segment| *segment != "self").cloned().collect(),
+        _ => module[..module.len() - ups.min(module.len())].iter().cloned().chain(rest).collect(),
+    }
+}
+
+/// Returns a circle of imports, if there is one.
+fn circle(imports: &BTreeMap<&str, BTreeSet<String>>) -> Option<Vec<String>> {
+    let mut left: BTreeMap<&str, BTreeSet<&str>> =
+        imports.iter().map(|(file, of)| (*file, of.iter().map(String::as_str).collect())).collect();
+    loop {
+        let before = left.len();
+        let remaining: BTreeSet<&str> = left.keys().copied().collect();
+        left.retain(|_, of| of.iter().any(|file| remaining.contains(file)));
+        if left.len() == before {
+            break;
         }
     }
-    found
+    // What is left imports something that is left: follow it until a file comes back.
+    let mut way: Vec<&str> = vec![left.keys().next()?];
+    loop {
+        let next = left[way[way.len() - 1]].iter().find(|file| left.contains_key(*file))?;
+        if let Some(at) = way.iter().position(|file| file == next) {
+            return Some(way[at..].iter().map(|file| file.to_string()).collect());
+        }
+        way.push(next);
+    }
+}
+
+/// Returns the imports of a crate that break the rules.
+fn broken(sources: &Sources, floors: &[String]) -> Vec<String> {
+    let floor = |module: &str| floors.iter().position(|other| other == module);
+    let mut wrong = Vec::new();
+    for (file, text) in &sources.files {
+        let own = module_of(file).remove(0);
+        let own_floor = floor(&own).unwrap_or_else(|| panic!("`{own}` has no floor"));
+        for module in sources.named(file) {
+            match floor(&module) {
+                None => wrong.push(format!("{file} imports {module}, which is no home")),
+                Some(other) if other > own_floor || NEVER.contains(&(&own, &module)) => wrong.push(format!("{file} imports {module}")),
+                Some(_) => {}
+            }
+        }
+        if code(text).contains("wgpu::") && own != "gpu" {
+            wrong.push(format!("{file} names wgpu"));
+        }
+    }
+    wrong.extend(circle(&sources.imports()).map(|files| format!("a circle: {}", files.join(" -> "))));
+    wrong
 }
 
 #[test]
-fn every_floor_imports_only_lower_ones() {
-    let mut files = Vec::new();
-    sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut files);
-    assert!(files.len() > 20, "only {} files", files.len());
-    let exports = exports(&read("src/lib.rs"));
-    assert!(exports.iter().any(|(name, module)| name == "Engine" && module == "engine"), "{exports:?}");
-    let mut wrong = Vec::new();
-    for (path, text) in &files {
-        let own = path.split(['/', '.']).next().unwrap_or_default();
-        // Tests compare with modules of any floor.
-        if own == "lib" || path.ends_with("tests.rs") {
-            continue;
-        }
-        let own_floor = floor(own).unwrap_or_else(|| panic!("{path} has no floor"));
-        for import in imports(text) {
-            let module = exports.iter().find(|(name, _)| *name == import).map_or(import.as_str(), |(_, module)| module);
-            let Some(other) = floor(module) else { continue };
-            if other > own_floor || (own, module) == ("cpu", "gpu") || (own, module) == ("gpu", "cpu") {
-                wrong.push(format!("{path} imports {import}"));
-            }
-        }
-        if text.contains("wgpu::")
-            && own != "gpu"
-            && text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains("wgpu::"))
-        {
-            wrong.push(format!("{path} names wgpu"));
-        }
+fn every_import_keeps_to_the_floors() {
+    let (sources, floors) = (Sources::of_library(), documented_floors());
+    assert!(sources.files.len() > 100, "only {} files", sources.files.len());
+    for module in &floors {
+        assert!(sources.file(std::slice::from_ref(module)).is_some(), "there is no module `{module}`");
     }
+    let wrong = broken(&sources, &floors);
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn the_documentation_has_the_same_floors() {
-    let text = read("docs/architecture.md");
-    let mut drawn = Vec::new();
-    for line in text.lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let (Some(Ok(number)), Some(modules)) = (cells.get(1).map(|cell| cell.parse::<usize>()), cells.get(2)) else { continue };
-        assert_eq!(number, drawn.len(), "{line}");
-        drawn.push(modules.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>());
-    }
-    assert_eq!(drawn, FLOORS);
-    for module in FLOORS.iter().copied().flatten() {
-        let [file, folder] = [format!("src/{module}.rs"), format!("src/{module}")];
-        let exists = |path: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists();
-        assert!(exists(&file) || exists(&folder), "there is no module `{module}`");
-    }
-}
-
-#[test]
-fn the_reader_of_imports_sees_them() {
-    let text = "use crate::{Error, gpu::Gpu};\nfn f() -> crate::Result<()> { crate::cpu::tiled::x() }\n// crate::engine\n";
-    let found = imports(text);
-    for name in ["Error", "gpu", "Gpu", "Result", "cpu"] {
-        assert!(found.contains(&name.to_string()), "{name} in {found:?}");
-    }
-    assert!(!found.contains(&"engine".to_string()));
+fn broken_rules_are_found() {
+    let floors = ["low", "middle", "high"].map(str::to_string);
+    let find = |files: &[(&str, &str)]| {
+        let files = files.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect();
+        broken(&Sources::of(files), &floors).join("; ")
+    };
+    let low = ("low.rs", "pub struct X;");
+    let middle = ("middle/mod.rs", "mod part;\npub use part::Y;\n\nuse crate::low::X;\n");
+    let part = ("middle/part.rs", "use crate::low::X;\npub struct Y;\n// crate::high\n");
+    let high = ("high.rs", "use crate::{low::X, middle::Y};\n#[cfg(test)]\nmod tests { use crate::nothing; }");
+    assert_eq!(find(&[low, middle, part, high]), "");
+    assert_eq!(find(&[("low.rs", "use crate::middle::Y;"), middle, part]), "low.rs imports middle; a circle: low.rs -> middle/part.rs");
+    assert_eq!(find(&[("low.rs", "fn f() -> crate::high::Z { wgpu::g() }"), high]), "low.rs imports high; low.rs names wgpu; a circle: high.rs -> low.rs");
+    assert_eq!(find(&[low, ("high.rs", "use crate::X;")]), "high.rs imports X, which is no home");
+    let circular = ("middle/mod.rs", "mod part;\npub use part::Y;\npub struct Z(Y);\nuse part::f;");
+    let back = ("middle/part.rs", "use crate::low::X;\nuse super::Z;\npub struct Y;");
+    assert_eq!(find(&[low, circular, back]), "a circle: middle/mod.rs -> middle/part.rs");
+    let by_re_export = [
+        ("middle/mod.rs", "mod a;\nmod b;\npub use a::A;\npub use b::B;"),
+        ("middle/a.rs", "use super::B;"),
+        ("middle/b.rs", "use crate::middle::A;"),
+    ];
+    assert_eq!(find(&by_re_export), "a circle: middle/a.rs -> middle/b.rs");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use common::{assert_close, attn, folder, npy, npy_f32, numbers, read_npy, text, tuple};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
-use wgpu_attention::cpu::naive::{self, Reference};
+use wgpu_attention::oracle::{self, Reference};
 use wgpu_attention::{Alignment, BroadcastShape, Dims, Inputs, Layout, Problem};
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
@@ -45,7 +45,7 @@ impl Files {
     }
 
     fn oracle(&self, problem: &Problem) -> Reference {
-        naive::attention(problem, &self.inputs()).expect("a valid problem")
+        oracle::attention(problem, &self.inputs()).expect("a valid problem")
     }
 
     fn out(&self) -> (Vec<usize>, String, Vec<f32>) {
@@ -111,7 +111,7 @@ fn masks_and_biases_broadcast() {
     let mut problem = Problem::new(DIMS);
     problem.visibility.mask = Some(BroadcastShape([1, 1, 5, 7]));
     problem.bias = Some(BroadcastShape([1, 4, 1, 7]));
-    let oracle = naive::attention(&problem, &Inputs { mask: &seen, bias: &added, ..files.inputs() }).expect("a valid problem");
+    let oracle = oracle::attention(&problem, &Inputs { mask: &seen, bias: &added, ..files.inputs() }).expect("a valid problem");
     let output = files.out().2;
     assert_close(&output, &oracle.output, 1e-5);
     assert!(output[2 * 6..3 * 6].iter().all(|&x| x == 0.0), "row 2 sees nothing");
@@ -168,7 +168,7 @@ fn unbatched_and_heads_inside() {
     let (shape, _, output) = files.out();
     assert_eq!((shape, read_npy(Path::new(&lse)).0), (vec![4, 5, 6], vec![4, 5]));
     let one = Problem::new(Dims { batch: 1, ..DIMS });
-    assert_close(&output, &naive::attention(&one, &Inputs::new(&query, &key, &value)).expect("valid").output, 1e-5);
+    assert_close(&output, &oracle::attention(&one, &Inputs::new(&query, &key, &value)).expect("valid").output, 1e-5);
 
     // The data read as [seq, heads, dim], with the sizes of both axes swapped: 5 query heads do not fit 7 key heads.
     for (name, shape, data) in [("query", [5, 4, 8], &query), ("key", [7, 2, 8], &key), ("value", [7, 2, 6], &value)] {
@@ -178,7 +178,7 @@ fn unbatched_and_heads_inside() {
     let (shape, _, output) = files.out();
     assert_eq!(shape, [5, 4, 6]);
     let inside = one.stored(wgpu_attention::DType::F32, Layout::Bshd);
-    let oracle = naive::attention(&inside, &Inputs::new(&query, &key, &value)).expect("valid").output;
+    let oracle = oracle::attention(&inside, &Inputs::new(&query, &key, &value)).expect("valid").output;
     let turned: Vec<f64> = (0..5 * 4 * 6).map(|at| oracle[(at / 6 % 4 * 5 + at / 24) * 6 + at % 6]).collect();
     assert_close(&output, &turned, 1e-5);
 }
@@ -207,7 +207,7 @@ fn safetensors_in_and_out() {
     let seen: Vec<bool> = mask.iter().map(|&x| x != 0).collect();
     let mut problem = Problem::new(DIMS);
     problem.visibility.mask = Some(BroadcastShape([1, 1, 1, 7]));
-    let oracle = naive::attention(&problem, &Inputs { mask: &seen, ..files.inputs() }).expect("a valid problem");
+    let oracle = oracle::attention(&problem, &Inputs { mask: &seen, ..files.inputs() }).expect("a valid problem");
     assert_close(&output, &oracle.output, 3e-2);
     attn(&["run", "--input", &input, "--out", &files.path("o.npy")]).refused(&["o.npy", "bfloat16", ".safetensors"]);
 }

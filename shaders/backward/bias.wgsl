@@ -1,6 +1,6 @@
 // Defines: main: gradient of the bias, summed over its broadcast axes, or a partial sum.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 //
 // A workgroup owns 16 x 16 elements of the bias (one row, column or element where an axis is broadcast) and visits all
 // squares of pairs that add to them, or one of `splits` parts of these squares.

@@ -1,6 +1,6 @@
 // Defines: main: sums of the biases' gradients along each diagonal (constant key - row) of one head and item.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas; relative.wgsl reads the sums.
+// See: src/oracle/backward.rs has the formulas; relative.wgsl reads the sums.
 //
 // A workgroup takes a band, a diagonal of squares whose pairs are on 31 diagonals. Place t of a band has
 // key - row = 16 (band - row_squares + 1) + t - 15. Places from 16 on are also in the next band: they have two sums.

@@ -1,6 +1,6 @@
 // Defines: RowStats, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
 // Expects: lib/*, row_stats.
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 
 struct RowStats {
     m: f32,

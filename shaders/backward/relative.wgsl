@@ -1,6 +1,6 @@
 // Defines: main: gradient of the table of relative biases, from the sums along the diagonals.
 // Expects: lib/*, reduce.wgsl, parts (read), sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas; diagonals.wgsl writes the parts.
+// See: src/oracle/backward.rs has the formulas; diagonals.wgsl writes the parts.
 //
 // A workgroup takes one table entry and sums the diagonals at its distance in each item: many at the table's ends.
 

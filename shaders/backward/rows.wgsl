@@ -1,6 +1,6 @@
 // Defines: main: preprocess: m, 1 / l and delta = dot(d_output, output) of each query row, then a copy of the tables.
 // Expects: lib/*, load_result, load_d_output, forward_stats (read), row_stats (read_write); value_vecs.
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 //
 // A thread takes one row. The kernels that follow bind one buffer instead of three.
 

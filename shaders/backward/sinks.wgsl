@@ -1,6 +1,6 @@
 // Defines: main: gradient of the sinks: for each head, the sum over its rows of -exp(sink - lse) * delta.
 // Expects: lib/*, reduce.wgsl, row_stats, sums (read_write).
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -1,6 +1,6 @@
 // Defines: pairs_of_square: gradients of the biases, 16 rows x 16 keys, four pairs per thread; own_pair; square_tile.
 // Expects: lib/*, pair.wgsl, load_query, load_key, load_value, load_d_output; head_vecs, value_vecs.
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 //
 // Operands of both products pass through workgroup memory, CHUNK vec4s of each row at a time.
 

@@ -2,7 +2,7 @@
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, OWN, COLS, STREAM, BLOCK_OWN,
 //          BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS (sizes; loops run to head_vecs, value_vecs); GIVES_QK, GIVES_VO: which sums are wanted.
-// See: src/cpu/naive_backward.rs has the formulas.
+// See: src/oracle/backward.rs has the formulas.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023): a block of rows visits the keys, a block of keys the rows;
 // both recompute each pair's score, its weight p = exp(score - lse) and dscore = p * (dot(d_output, value) - delta):

@@ -1,6 +1,6 @@
 // Defines: quantise: 32 elements as one block of words.
 // Expects: consts UNIT = 32, BLOCK_WORDS, BITS of an element (8 or 4).
-// See: src/blocks.rs (narrow_block), bit by bit; it explains why a division that is a little off does no harm.
+// See: src/numbers/blocks.rs (narrow_block), bit by bit; it explains why a division that is a little off does no harm.
 
 fn quantise(numbers: ptr<function, array<f32, UNIT>>) -> array<u32, BLOCK_WORDS> {
     var block: array<u32, BLOCK_WORDS>;

@@ -1,6 +1,6 @@
 // Defines: main: converts FlashInfer's page table to the lengths and page table of attention. One thread per entry.
 // Expects: cache/params.wgsl; state (read_write), indptr, indices, last_page_len.
-// See: src/paged.rs (PageTable::from_indices).
+// See: src/problem/paged.rs (PageTable::from_indices).
 //
 // Params: `slots` and `first_slot` are the first words of lengths and table in the state, `copies` the pages of the
 // pool, `page_words` the maximum length. Items that from_indices refuses get length 0: a shader cannot report errors.

@@ -1,7 +1,7 @@
 // Defines: main: flash attention forward by cooperative matrices: f16 queries, keys and values, sums in f32.
 // Expects: lib/*, load_query, load_key, load_value, store_output; types MatrixA, MatrixB, MatrixC of SIZE x SIZE;
 //          THREADS, TILES, COLS, KEYS, BLOCK_*, HEAD_DIM, VALUE_DIM; full subgroups of at most SIZE * COLS threads.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // The plain algorithm: see fused/tiles.wgsl; all variants are specialised. Each of the first TILES subgroups owns SIZE
 // rows, whose queries and output stay in its matrices. A matrix's rows are inaccessible, so scores pass through

@@ -2,7 +2,7 @@
 //          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
 // Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const
 //          PARTS_OF_LSE.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination and
 // overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the denominator here,

@@ -1,7 +1,7 @@
 // Defines: main: flash attention forward by register tiles; scores pass through workgroup memory; any fitting head_dim.
 // Expects: lib/*, load_query, load_key, load_value, store_output; row_max, row_sum; consts THREADS, ROWS, COLS, KEYS,
 //          BLOCK_ROWS, BLOCK_KEYS, HEAD_VECS, VALUE_VECS (sizes; loops run to head_vecs, value_vecs).
-// See: src/cpu/naive.rs has the formulas; src/shader/shapes.rs (TileShape) the bytes of workgroup memory.
+// See: src/oracle/forward.rs has the formulas; src/wgsl/shapes.rs (TileShape) the bytes of workgroup memory.
 //
 // The plain algorithm (Dao et al., FlashAttention-2, 2023), per tile of keys: s = scale * Q K^T; m' = max(m, rowmax s);
 // p = exp(s - m'); l = l * exp(m - m') + rowsum p; O = O * exp(m - m') + p V. Finally output = O / l, lse = m + ln l.

@@ -1,7 +1,7 @@
 // Defines: widen_f16, widen_bf16 (four elements), widen_f16_at, widen_bf16_at (one of two), widen_q8, widen_q4 (four of
 //          a word, without their scale); narrow_f16, narrow_bf16 (two elements into a word).
 // Expects: nothing.
-// See: the `half` crate, which the CPU path uses; src/blocks.rs.
+// See: the `half` crate, which the CPU path uses; src/numbers/blocks.rs.
 
 fn widen_f16(words: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));

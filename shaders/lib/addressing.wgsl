@@ -1,6 +1,6 @@
 // Defines: addresses query_row, key_row, value_row, output_row, lse_at; workgroup_index; block_of: a workgroup's block.
 // Expects: params, Item, has_flag, cache_word(index) -> u32.
-// See: src/tensor.rs (Strides), src/paged.rs (Paged).
+// See: src/problem/tensor.rs (Strides), src/problem/paged.rs (Paged).
 
 // Words per row that the backward preprocess writes: m, 1 / l, delta.
 const ROW_STATS: u32 = 3u;

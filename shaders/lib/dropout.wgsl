@@ -1,6 +1,6 @@
 // Defines: dropout_scale: factor of dropout on a weight: 0, or 1 / (1 - probability).
 // Expects: params, table, Pair; the switch is_dropping.
-// See: src/dropout.rs, which cites the source.
+// See: src/problem/dropout.rs, which cites the source.
 
 // Product a * b in 64 bits: low word and high word.
 fn wide_product(a: u32, b: u32) -> vec2<u32> {

@@ -1,6 +1,6 @@
 // Defines: Params, the uniform of every attention kernel, and the bits of its flags.
 // Expects: const TERMS. The binding itself is declared by the prelude.
-// See: src/shader/params.rs, field by field.
+// See: src/wgsl/params.rs, field by field.
 
 const FLAG_KV_LENGTHS: u32 = 1u;
 const FLAG_PREFIX: u32 = 2u;

@@ -1,7 +1,7 @@
 // Defines: Item, item_of, item_of_rows; Interval, interval_of: the interval of keys that a row may see; Span;
 //          floor_multiple; has_flag.
 // Expects: params, interval_of_terms, table(index) and cache_word(index) -> u32.
-// See: src/terms/mod.rs (Problem::interval), src/visibility.rs (Alignment::offset).
+// See: src/terms/mod.rs (Problem::interval), src/problem/visibility.rs (Alignment::offset).
 
 // Batch item: its first row and key, how many there are, and the position of row 0.
 struct Item {

@@ -1,6 +1,6 @@
 // Defines: LinearParams, the uniform of the projections of a multi-head layer; tile_of, store_y.
 // Expects: linear (LinearParams), y, bias_at; consts TILE_M, TILE_N, HAS_BIAS.
-// See: src/shader/linear.rs, field by field.
+// See: src/wgsl/linear.rs, field by field.
 
 struct LinearParams {
     // Rows of X, columns of Y (rows of W), elements of a row of X and of W.

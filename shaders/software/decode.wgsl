@@ -1,6 +1,6 @@
 // Defines: main: flash attention forward for few query rows, bound by reading keys and values from memory.
 // Expects: lib/*, load_query, load_key, load_value, store_output; consts THREADS, LANES, ROWS, KEYS, BLOCK_*, *_VECS.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A workgroup is one subgroup of LANES threads and takes ROWS query rows. Lane l holds vec4s l, l + LANES, ... of
 // queries, output, keys and values; keys and values are read once, by neighbouring lanes. For LANES keys at a time,

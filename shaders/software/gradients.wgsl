@@ -3,7 +3,7 @@
 // Expects: lib/*, pair.wgsl, own_rows.wgsl or own_keys.wgsl; consts THREADS, LANES, OWN, STREAM, BLOCK_OWN,
 //          BLOCK_STREAM, HEAD_VECS,
 //          VALUE_VECS; GIVES_QK, GIVES_VO: which sums are wanted.
-// See: src/cpu/naive_backward.rs has the formulas, tiles.wgsl the algorithm.
+// See: src/oracle/backward.rs has the formulas, tiles.wgsl the algorithm.
 //
 // As in software/prefill.wgsl, OWN vectors of a thread meet STREAM streamed ones at a time; each lane loads every
 // LANES-th

@@ -1,6 +1,6 @@
 // Defines: main: flash attention forward, whole query rows per thread, keys and values broadcast across the subgroup.
 // Expects: lib/*, load_query, load_key, load_value, store_output; THREADS, LANES, ROWS, KEYS, STEP, BLOCK_*, *_VECS.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A thread keeps ROWS query rows, their unnormalised output, running max and running sum, and takes STEP keys at a
 // time: each lane loads every LANES-th vec4 of them once, then each is broadcast. On a CPU, where a lane is an element

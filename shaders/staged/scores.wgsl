@@ -1,6 +1,6 @@
 // Defines: main: scores of a part of the score matrix: scale * Q K^T, then softcap, biases, masks up to score_stage.
 // Expects: lib/*, load_query, load_key, scores (read_write); head_vecs.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 keys, a thread 4 x 4 of them. Queries and keys pass through workgroup memory 32
 // elements at a time. The code from product to score can be long: it occurs once, in a rolled loop over rows that reads

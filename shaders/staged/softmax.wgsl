@@ -1,7 +1,7 @@
 // Defines: main: turns rows of the score matrix into softmax weights in place; lse and (m, l) of the rows. The weight
 //          of a masked key is 0, of a visible key at least the smallest subnormal.
 // Expects: lib/*, scores (read_write), store_lse, store_stats.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A workgroup takes one row: its max m, the sum of exp(score - m), the division. A sink joins max and sum only.
 

@@ -1,6 +1,6 @@
 // Defines: main: output = weights x V for a part of the score matrix. Values whose weight is 0 by its bits are skipped.
 // Expects: lib/*, load_value, store_output, scores (read); value_vecs.
-// See: src/cpu/naive.rs has the formulas.
+// See: src/oracle/forward.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 columns, a thread 4 rows x one vec4. Weights and values pass through workgroup
 // memory 32 keys at a time. A masked key has weight 0 by its bits; skipping it matters only for infinity and NaN.

@@ -18,8 +18,10 @@ use super::simd::Isa;
 use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some, stats_on};
 use super::unit::{Job, Unit};
 use super::visible::Item;
-use crate::problem::Operand;
-use crate::{BackwardInputs, Gradients, HostVec, Inputs, Problem, Progress, Result, WantGradients};
+use crate::error::Result;
+use crate::numbers::HostVec;
+use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Problem, WantGradients};
+use crate::progress::Progress;
 
 /// Query rows of a unit, whose panels share the conversion of a block of keys.
 const UNIT_ROWS: usize = 256;

@@ -11,7 +11,9 @@ use super::backward_unit::{Forward, GradientTile, Scratch, Side, Visitor, visit}
 use super::pack::Rows;
 use super::shared::Shared;
 use super::unit::{Job, Unit};
-use crate::{BroadcastShape, Progress, Result};
+use crate::error::Result;
+use crate::problem::BroadcastShape;
+use crate::progress::Progress;
 
 /// Limit on the elements of all copies of a bias together; one copy is always allowed.
 const COPIES: usize = 1 << 24;

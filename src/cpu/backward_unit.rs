@@ -8,8 +8,8 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::tile::{Masking, Tile};
 use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
-use crate::problem::Operand;
-use crate::{HostSlice, ScoreOrder, WantGradients};
+use crate::numbers::HostSlice;
+use crate::problem::{Operand, ScoreOrder, WantGradients};
 
 /// Results of the forward pass and the gradient of its output: [`crate::BackwardInputs`] with statistics.
 pub(super) struct Forward<'a> {

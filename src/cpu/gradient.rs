@@ -5,8 +5,7 @@ use std::ops::Range;
 use super::kernel::SimdKernel;
 use super::simd::Simd;
 use super::softmax::exp;
-use crate::Dropout;
-use crate::dropout::DropoutRule;
+use crate::problem::{Dropout, DropoutRule};
 
 /// Replaces scores by weights, and products of output gradients with values by score gradients. Scores are [key][lane],
 /// -inf where masked; there both results are 0, whatever the products hold.

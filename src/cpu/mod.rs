@@ -1,14 +1,13 @@
-//! Attention on the CPU: the oracle and the fast path.
+//! Attention on the CPU: explicit SIMD, chosen at run time, on every core.
 
 pub mod backward;
-pub mod naive;
-pub mod naive_backward;
 pub mod tiled;
 
 mod backward_bias;
 mod backward_unit;
 mod gradient;
 mod kernel;
+mod merge;
 mod narrow;
 mod pack;
 mod peak;
@@ -23,6 +22,7 @@ mod tile;
 mod unit;
 mod visible;
 
+pub use merge::{Merged, Part, merge};
 pub use peak::multiply_add_gflops;
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use super::shared::{Buffer, LINE};
 use super::softmax::{Modify, RowSoftmax};
 use super::unit::{Job, KEY_BLOCK, Unit, hand_out_row, key_rows};
 use super::visible::{AdditiveMask, Item, MaskKind};
-use crate::problem::Operand;
-use crate::{DType, ScoreOrder};
+use crate::numbers::DType;
+use crate::problem::{Operand, ScoreOrder};
 
 /// Keys between two rescalings where rows are read in place: long runs of keys, then of values. For 16 x 8 heads of
 /// 2048 x 64, 256 took 5 % longer, 64 took 20 %. Copies use [`KEY_BLOCK`], so that they fit in the first-level cache.

@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use super::kernel::SimdKernel;
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::{Isa, Simd};
-use crate::blocks::{self, BLOCK, block_words};
-use crate::{DType, HostSlice, HostVec};
+use crate::numbers::{BLOCK, block_words, blocks};
+use crate::numbers::{DType, HostSlice, HostVec};
 
 /// Widens rows of 16-bit floats to f32: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
 pub(super) struct Widen<'a, T> {

@@ -5,8 +5,7 @@ use super::shared::{Buffer, Shared};
 use super::softmax::Weights;
 use super::tile::Tile;
 use super::unit::{Job, KEY_BLOCK, Panel, Unit, key_rows};
-use crate::ScoreStage;
-use crate::problem::Operand;
+use crate::problem::{Operand, ScoreStage};
 
 /// Writes the scores and weights that are asked for, of all keys, masked ones included.
 /// `panel` must be finished: its weights are `exp(score - max) * factor`.

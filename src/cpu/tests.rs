@@ -7,12 +7,11 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::simd::Isa;
 use super::tiled::attention_on;
-use crate::random::Random;
+use crate::error::{Error, Result};
+use crate::numbers::{DType, HostSlice, HostVec, Random};
+use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem, ScoreOrder, ScoreStage, Strides};
+use crate::progress::Progress;
 use crate::verify::{Candidate, Case, Data, Expected, Extreme, Fill, Verdict, check_against, random, random_large, run_generated};
-use crate::{
-    Alibi, Alignment, BroadcastShape, DType, Dims, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Problem, Progress, Result,
-    ScoreOrder, ScoreStage, Strides,
-};
 
 /// Fill that poisons nothing, for data that a test changes.
 const PLAIN: Fill = Fill { poison: false, ..Fill::seed(7) };

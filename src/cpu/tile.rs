@@ -9,8 +9,7 @@ use super::shared::Buffer;
 use super::softmax::Modify;
 use super::unit::{Job, Panel, Unit};
 use super::visible::{AdditiveMask, Item, MaskKind};
-use crate::ScoreOrder;
-use crate::dropout::DropoutRule;
+use crate::problem::{DropoutRule, ScoreOrder};
 
 /// Scores of one panel and one block of keys, with the scratch memory to compute them.
 #[derive(Default)]

@@ -23,7 +23,10 @@ use super::shared::{Buffer, Shared};
 use super::simd::Isa;
 use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
 use super::visible::Item;
-use crate::{Error, HostVec, Inputs, Outputs, Problem, Progress, Result, Returns};
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
+use crate::problem::{Inputs, Outputs, Problem, Returns};
+use crate::progress::Progress;
 
 /// Multiply-adds below which a call stays on its own thread: 10 to 20 microseconds of work.
 pub(super) const SMALL: usize = 1 << 21;

@@ -11,8 +11,8 @@ use super::simd::Isa;
 use super::softmax::Softmax;
 use super::tile::{Masking, Tile};
 use super::visible::Item;
-use crate::problem::Operand;
-use crate::{HostSlice, Inputs, Problem, ScoreStage};
+use crate::numbers::HostSlice;
+use crate::problem::{Inputs, Operand, Problem, ScoreStage};
 
 /// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
 /// 96 139, 128 132, 192 130, 256 133. With 64, a panel's weights and queries leave room in 48 KiB of first-level cache.

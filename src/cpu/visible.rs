@@ -6,9 +6,8 @@ use super::kernel::SimdKernel;
 use super::shared::LINE;
 use super::simd::Simd;
 use super::unit::{Job, Unit};
+use crate::problem::{Alignment, Inputs, Problem, along_keys};
 use crate::terms::{RowAt, TermSet};
-use crate::visibility::along_keys;
-use crate::{Alignment, Inputs, Problem};
 
 /// One item of the batch, padded or varlen.
 #[derive(Clone, Debug)]

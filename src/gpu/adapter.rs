@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::probe::Findings;
 use super::{Gpu, ShaderOptions};
+use crate::error::{Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
-use crate::{Backend, Error, Result};
+use crate::problem::Backend;
 
 /// Description of an adapter, before a device is made of it.
 #[derive(Clone, Debug)]

@@ -3,9 +3,9 @@
 use super::Gpu;
 use super::buffers::storage;
 use super::steps::{Dispatches, Ready};
+use crate::error::Result;
 use crate::plan::{BufferRef, Plan};
-use crate::problem::Operand;
-use crate::{Algorithm, Problem, Result};
+use crate::problem::{Algorithm, Operand, Problem};
 
 /// Problem prepared on a device: planned, with compiled pipelines, parameters and scratch.
 ///
@@ -118,7 +118,8 @@ impl Attention {
         let p = &self.problem;
         let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;
         let matrix = 4 * p.scores_len() as u64;
-        let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
+        let elements =
+            |shape: Option<crate::problem::BroadcastShape>| shape.and_then(crate::problem::BroadcastShape::elements).unwrap_or(0) as u64;
         let needs = |needed: bool, size: u64| needed.then_some(size);
         let needs_tables = needs(self.ready.plan.table_words > 0, 4 * u64::from(self.ready.plan.table_words));
         self.ready.check(&[

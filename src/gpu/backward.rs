@@ -2,9 +2,9 @@
 
 use super::Gpu;
 use super::steps::{Dispatches, Ready};
+use crate::error::Result;
 use crate::plan::{BufferRef, Plan};
-use crate::problem::Operand;
-use crate::{Problem, Result, WantGradients};
+use crate::problem::{Operand, Problem, WantGradients};
 
 /// Backward pass of a problem, prepared on a device: planned, with compiled pipelines, parameters and scratch.
 ///
@@ -100,7 +100,8 @@ impl Backward {
         let p = &self.problem;
         let bytes = |operand| p.spec(operand).dtype.bytes(p.operand_len(operand)) as u64;
         let gradient = |operand| self.want.dtype(p, operand).bytes(p.operand_len(operand)) as u64;
-        let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
+        let elements =
+            |shape: Option<crate::problem::BroadcastShape>| shape.and_then(crate::problem::BroadcastShape::elements).unwrap_or(0) as u64;
         let needs = |needed: bool, size: u64| needed.then_some(size);
         let table_words = u64::from(self.ready.plan.table_words);
         self.ready.check(&[

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Gpu;
 use super::host::{Waiting, map};
 use super::loss::poll;
+use crate::error::Result;
 use crate::plan::table_bytes;
-use crate::{BroadcastShape, Inputs, Problem, Result};
+use crate::problem::{BroadcastShape, Inputs, Problem};
 
 /// Number of prepared calls kept on a device, per kind; the least recently used are dropped first.
 const KEPT: usize = 16;

@@ -9,9 +9,10 @@ use super::loss::Scopes;
 use super::rotary::DeviceRotary;
 use super::{Dispatches, Gpu};
 use crate::cache::{CacheShape, PagePool, SequenceId};
+use crate::error::{Error, Result};
 use crate::plan::check_bytes;
-use crate::shader::{CacheKey, CacheParams, CacheSlot};
-use crate::{Algorithm, Dims, Error, Paged, Problem, Result, TensorSpec};
+use crate::problem::{Algorithm, Dims, Paged, Problem, TensorSpec};
+use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Usage of a cache's buffers besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);

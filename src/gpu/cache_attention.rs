@@ -1,9 +1,9 @@
 //! Attention over the sequences of a cache on a device.
 
 use super::{Attention, Bindings, DeviceCache, Dispatches, Gpu};
+use crate::error::{Error, Result};
 use crate::plan::{CacheWords, Plan};
-use crate::problem::Operand;
-use crate::{Algorithm, BroadcastShape, Error, Layout, Problem, Result};
+use crate::problem::{Algorithm, BroadcastShape, Layout, Operand, Problem};
 
 /// Attention over the sequences of a [`DeviceCache`], prepared: one [`Attention`] per bank of heads.
 #[derive(Debug)]

@@ -4,8 +4,9 @@ use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
 use super::steps::{BoundDispatch, bind_group, check_binding};
 use super::{Dispatches, Gpu};
-use crate::shader::{CacheKey, CacheParams, CacheSlot};
-use crate::{Error, Result, TensorSpec};
+use crate::error::{Error, Result};
+use crate::problem::TensorSpec;
+use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Binds one cache kernel over `threads` threads.
 pub(super) fn bound(

@@ -11,9 +11,10 @@ use super::host_backward::PreparedBackward;
 use super::loss::Sentinel;
 use super::pipeline::PipelineCache;
 use super::probe;
+use crate::error::{Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
-use crate::shader::Kernel;
-use crate::{Algorithm, Error, Problem, Result};
+use crate::problem::{Algorithm, Problem};
+use crate::wgsl::Kernel;
 
 /// Options of a device and its shaders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,8 +7,10 @@ use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::{Attention, Bindings, Dispatches, Gpu};
-use crate::problem::Operand;
-use crate::{Algorithm, Error, HostSlice, HostVec, Inputs, Outputs, Problem, Progress, Result};
+use crate::error::{Error, Result};
+use crate::numbers::{HostSlice, HostVec};
+use crate::problem::{Algorithm, Inputs, Operand, Outputs, Problem};
+use crate::progress::Progress;
 
 /// Problem with buffers of its own.
 pub(super) struct Prepared {

@@ -3,8 +3,10 @@
 use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
 use super::host::{Waiting, submit};
 use super::{Backward, BackwardBindings, Dispatches, Gpu};
-use crate::problem::Operand;
-use crate::{Algorithm, BackwardInputs, Error, Gradients, HostVec, Inputs, Problem, Progress, Result, Returns, WantGradients};
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
+use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Problem, Returns, WantGradients};
+use crate::progress::Progress;
 
 /// Backward pass with buffers of its own.
 pub(super) struct PreparedBackward {
@@ -86,7 +88,7 @@ impl PreparedBackward {
         let d_query = wanted(want.query, "d_query", gradient(Operand::Query))?;
         let d_key = wanted(want.key, "d_key", gradient(Operand::Key))?;
         let d_value = wanted(want.value, "d_value", gradient(Operand::Value))?;
-        let d_bias = wanted(want.bias, "d_bias", 4 * problem.bias.and_then(crate::BroadcastShape::elements).unwrap_or(0))?;
+        let d_bias = wanted(want.bias, "d_bias", 4 * problem.bias.and_then(crate::problem::BroadcastShape::elements).unwrap_or(0))?;
         let d_relative_bias = wanted(want.relative_bias, "d_relative_bias", 4 * problem.relative_bias_len())?;
         let d_sinks = wanted(want.sinks, "d_sinks", 4 * problem.dims.num_heads)?;
         let bound = backward.bind(&BackwardBindings {

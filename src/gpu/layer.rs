@@ -4,7 +4,9 @@ use super::buffers::ReadBack;
 use super::host::{Prepared, Waiting};
 use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer};
 use super::{Dispatches, Gpu};
-use crate::{Algorithm, Inputs, Outputs, Problem, Progress, Result};
+use crate::error::Result;
+use crate::problem::{Algorithm, Inputs, Outputs, Problem};
+use crate::progress::Progress;
 
 /// Parts of a layer, as plain data that has been checked.
 pub(crate) struct LayerParts<'a> {

@@ -4,7 +4,9 @@ use super::buffers::{Options, ReadBack, whole};
 use super::host::{Waiting, submit};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
 use super::{Backward, BackwardBindings, Dispatches, Gpu};
-use crate::{Inputs, Problem, Progress, Result, WantGradients};
+use crate::error::Result;
+use crate::problem::{Inputs, Problem, WantGradients};
+use crate::progress::Progress;
 
 /// Projection Y = X·Wᵀ in the form that its gradients need.
 pub(crate) struct ProjectionBackward {

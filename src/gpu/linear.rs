@@ -6,9 +6,9 @@ use super::Gpu;
 use super::buffers::{filled, params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use super::steps::{BoundDispatch, bind_group};
+use crate::error::{Error, Result};
 use crate::plan::{Piece, check_bytes, grid, pieces};
-use crate::shader::{LinearKey, LinearParams, LinearTile};
-use crate::{Error, Result};
+use crate::wgsl::{LinearKey, LinearParams, LinearTile};
 
 /// Projection with W [out_features, in_features] in row-major order, and b.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Error scopes of every kind on this thread, which keep errors from the app's handler. The last opened drops first.
 pub(super) struct Scopes {

@@ -6,9 +6,9 @@ use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
 use super::steps::{BoundDispatch, bind_group, check_binding};
 use super::{Dispatches, Gpu};
-use crate::Result;
+use crate::error::Result;
 use crate::plan::merge_steps;
-use crate::shader::{Params, Slot};
+use crate::wgsl::{Params, Slot};
 
 /// Buffers of a merge, all f32 with `BufferUsages::STORAGE`.
 ///

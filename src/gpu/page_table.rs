@@ -3,9 +3,10 @@
 use super::cache_steps::bound;
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
+use crate::error::{Error, Result};
 use crate::plan::TableLayout;
-use crate::shader::{CacheKey, CacheParams, CacheSlot};
-use crate::{Error, Problem, Result};
+use crate::problem::Problem;
+use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Page table in the form of [`crate::PageTable::from_indices`], and its destination: u32, `BufferUsages::STORAGE`.
 #[derive(Clone, Debug)]

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Gpu;
 use super::loss::Scopes;
-use crate::shader::{
+use crate::error::{Error, Result};
+use crate::wgsl::{
     Access, CacheKey, CacheParams, KernelKey, LinearKey, LinearParams, Params, Source, compose, compose_cache, compose_linear,
     compose_transpose,
 };
-use crate::{Error, Result};
 
 /// Compiled kernel.
 #[derive(Debug)]

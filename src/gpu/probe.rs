@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Gpu;
 use super::loss::{Scopes, poll};
-use crate::Result;
+use crate::error::Result;
 /// Number of iterations tried: one invocation that visits a million keys one by one.
 const TRIED: u32 = 1 << 20;
 

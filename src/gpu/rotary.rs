@@ -4,10 +4,11 @@ use super::buffers::filled;
 use super::cache_steps::{bound, strides};
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
+use crate::error::{Error, Result};
 use crate::plan::check_bytes;
+use crate::problem::{Layout, Strides, TensorSpec};
 use crate::rotary::{Pairing, Rotary};
-use crate::shader::{CacheKey, CacheParams, CacheSlot};
-use crate::{Error, Layout, Result, Strides, TensorSpec};
+use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Angles of a [`Rotary`] in a device buffer: 8 bytes per position and pair.
 #[derive(Clone, Debug)]

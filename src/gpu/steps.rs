@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
+use crate::error::{Error, Result};
 use crate::plan::{BindingRange as Part, BufferRef, Plan, Step, of_slot};
-use crate::shader::{Access, Params, Slot};
-use crate::{Error, Result};
+use crate::wgsl::{Access, Params, Slot};
 
 /// Plan with compiled pipelines, parameters and scratch.
 pub(super) struct Ready {

@@ -5,9 +5,11 @@ use std::time::Instant;
 use super::host::Prepared;
 use super::host_backward::PreparedBackward;
 use super::{Attention, Backward, Gpu, Waiting, loss};
+use crate::error::Result;
 use crate::plan::Plan;
-use crate::shader::Kernel;
-use crate::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, Progress, Result, WantGradients};
+use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
+use crate::progress::Progress;
+use crate::wgsl::Kernel;
 
 /// Problem with its data on the device, to be computed by one kernel.
 pub(crate) struct Trial {

@@ -2,8 +2,10 @@
 
 use super::matmul::matmul;
 use super::{LayerOutputs, Linear, MultiHead, Steps};
+use crate::engine::{Engine, canary};
+use crate::error::{Error, Result};
 use crate::gpu::{self, LayerBackwardParts, ProjectionBackward};
-use crate::{BackwardInputs, Engine, Error, Inputs, Problem, Result, WantGradients, canary};
+use crate::problem::{BackwardInputs, Inputs, Problem, WantGradients};
 
 /// Gradients of one projection.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,7 +173,7 @@ impl Backward<'_> {
             let rows = self.rows()[index];
             let x = rows.spread(self.x[index], linear.in_features());
             let selectors = rows.selectors(if index == 0 { 0 } else { self.learned() });
-            let d = gradient.map(crate::HostVec::into_f32).unwrap_or_default();
+            let d = gradient.map(crate::numbers::HostVec::into_f32).unwrap_or_default();
             let (d_x, gradients, learned) = project_back(linear, &x, &d, &selectors);
             sides.push((rows.gather(&d_x, linear.in_features()), gradients, learned));
         }

@@ -1,8 +1,8 @@
 //! Projection of a layer.
 
 use super::matmul::matmul;
+use crate::error::{Error, Result};
 use crate::gpu::Projection;
-use crate::{Error, Result};
 
 /// Projection Y = X·Wᵀ + b with W `[out_features, in_features]` and b `[out_features]`, as in PyTorch's `nn.Linear`.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! The two masks of PyTorch merged into the mask and the bias of a problem, and the mean over heads.
 
-use crate::{BroadcastShape, Dims, Error, Result};
+use crate::error::{Error, Result};
+use crate::problem::{BroadcastShape, Dims};
 
 /// Mask of `nn.MultiheadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]

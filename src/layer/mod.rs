@@ -14,9 +14,12 @@ pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]
 pub use weights::{Naming, WeightFile};
 
-use crate::canary;
+use crate::engine::{Engine, canary};
+use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
-use crate::{Algorithm, DType, Dims, Engine, Error, HostSlice, Inputs, Layout, Outputs, Problem, Progress, Result, TensorSpec};
+use crate::numbers::{DType, HostSlice};
+use crate::problem::{Algorithm, Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
+use crate::progress::Progress;
 
 /// Multi-head attention layer:
 ///

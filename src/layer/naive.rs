@@ -3,7 +3,9 @@
 //! Q, K and V are rounded to f32 once, because the oracle takes stored elements.
 
 use super::{Linear, MultiHead};
-use crate::{Error, Inputs, Problem, Result, cpu};
+use crate::error::{Error, Result};
+use crate::oracle;
+use crate::problem::{Inputs, Problem};
 
 /// Results of the reference, f64 and dense; the projections are f32 and have the layouts of [`super::Steps`].
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +21,7 @@ pub struct LayerReference {
     /// Outputs of the heads, side by side: [batch, seq_len_q, num_heads, head_dim_v].
     pub context: Vec<f64>,
     /// Attention with lse, scores and weights; its output is [batch, num_heads, seq_len_q, head_dim_v].
-    pub attention: cpu::naive::Reference,
+    pub attention: oracle::Reference,
 }
 
 /// Computes `layer` as written. Padded batches only.
@@ -50,8 +52,7 @@ pub fn forward(layer: &MultiHead, problem: &Problem, inputs: &Inputs<'_>) -> Res
             }
         }
     }
-    let attention =
-        cpu::naive::attention(problem, &Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs })?;
+    let attention = oracle::attention(problem, &Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs })?;
     let mut context = vec![0.0; attention.output.len()];
     for b in 0..d.batch {
         for h in 0..d.num_heads {

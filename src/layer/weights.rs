@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Appended, Linear, MultiHead};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Names of a layer's tensors in a file. Weights are [out, in].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Operator `Attention` of ONNX.
 
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
-use crate::{
-    Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result, ScoreStage, TensorSpec, Visibility,
-};
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
+use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, ScoreStage, TensorSpec, Visibility};
 
 /// Attributes of ONNX `Attention`, opsets 23 to 25.
 ///

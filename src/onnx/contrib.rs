@@ -2,8 +2,10 @@
 
 use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
 use super::{OwnedTensor, Tensor, four_axes};
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
+use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, TensorSpec};
 use crate::rotary::{Pairing, Rotary};
-use crate::{Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result, TensorSpec};
 
 /// Attributes of com.microsoft `MultiHeadAttention`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -22,7 +22,9 @@ pub use attention::{Attention, AttentionInputs, AttentionOutputs, Mask, Wanted};
 pub use contrib::{GroupQueryAttention, GroupQueryAttentionInputs, MultiHeadAttention, MultiHeadAttentionInputs};
 pub use rotary_embedding::RotaryEmbedding;
 
-use crate::{Error, HostSlice, HostVec, Layout, Result, TensorSpec, gather};
+use crate::error::{Error, Result};
+use crate::numbers::{HostSlice, HostVec};
+use crate::problem::{Layout, TensorSpec, gather};
 
 /// Borrowed contiguous tensor in host memory.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,8 +1,10 @@
 //! Operator `RotaryEmbedding` of ONNX.
 
 use super::{OwnedTensor, Tensor};
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
+use crate::problem::Layout;
 use crate::rotary::{Pairing, Rotary};
-use crate::{Error, HostVec, Layout, Result};
 
 /// Attributes of ONNX `RotaryEmbedding`, opset 23. [`crate::rotary`] has the formula.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

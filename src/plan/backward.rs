@@ -2,9 +2,10 @@
 
 use super::fused::{ANY, CHAIN, Suited, every_row, fits, item_blocks, places, variant};
 use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops, software};
-use crate::problem::Operand;
-use crate::shader::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
-use crate::{BroadcastShape, DType, Error, Problem, Result, Returns, WantGradients};
+use crate::error::{Error, Result};
+use crate::numbers::DType;
+use crate::problem::{BroadcastShape, Operand, Problem, Returns, WantGradients};
+use crate::wgsl::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
 
 /// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
 const TILES: &[Suited<GradientShape>] = &[

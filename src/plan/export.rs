@@ -1,7 +1,7 @@
 //! A plan as plain data, for hosts other than this crate's own.
 
 use super::{BufferRef, Plan, Shader, Step, of_slot};
-use crate::shader::{Slot, Source, compose};
+use crate::wgsl::{Slot, Source, compose};
 
 /// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
 ///

@@ -2,9 +2,9 @@
 
 use super::ranges::{KeyRange, of_parts, parts};
 use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix, software};
-use crate::problem::Operand;
-use crate::shader::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
-use crate::{Dims, Error, Problem, Result};
+use crate::error::{Error, Result};
+use crate::problem::{Dims, Operand, Problem};
+use crate::wgsl::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
 
 /// Shapes of the tiles kernel, from fastest to smallest, with the fewest rows and the widest head each is meant for.
 ///

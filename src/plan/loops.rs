@@ -3,8 +3,9 @@
 //! Mesa's llvmpipe did so up to a version between 22.3 and 25.0 (65,535 iterations), and silently skipped the rest.
 
 use super::{DeviceCaps, Step};
-use crate::shader::{GradientShape, Kernel, KernelKey};
-use crate::{Error, Problem, Result};
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+use crate::wgsl::{GradientShape, Kernel, KernelKey};
 
 /// Most keys that an invocation of a fused kernel may visit, in whole blocks.
 pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
@@ -109,8 +110,9 @@ fn iterations(step: &Step, problem: &Problem) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use crate::error::Error;
     use crate::plan::{DeviceCaps, DeviceClass, Plan};
-    use crate::{Algorithm, Alignment, Dims, Error, Problem, Varlen, WantGradients};
+    use crate::problem::{Algorithm, Alignment, Dims, Problem, Varlen, WantGradients};
 
     fn caps(class: DeviceClass, loop_iterations: Option<u32>) -> DeviceCaps {
         let (subgroup_size, subgroup_max) = if class == DeviceClass::Software { (8, 8) } else { (32, 32) };

@@ -2,9 +2,9 @@
 
 use super::fused::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
-use crate::problem::Operand;
-use crate::shader::{Kernel, KernelKey, MatrixShape};
-use crate::{DType, Problem};
+use crate::numbers::DType;
+use crate::problem::{Operand, Problem};
+use crate::wgsl::{Kernel, KernelKey, MatrixShape};
 
 /// Shapes.
 ///
@@ -50,7 +50,7 @@ pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl
 mod tests {
     use super::*;
     use crate::plan::{Plan, candidates};
-    use crate::{Algorithm, Dims, Layout};
+    use crate::problem::{Algorithm, Dims, Layout};
 
     fn caps(lanes: [u32; 2]) -> DeviceCaps {
         let [subgroup_size, subgroup_max] = lanes;

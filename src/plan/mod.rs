@@ -1,7 +1,6 @@
 //! Planner: (problem, device capabilities) -> kernels, their tiles and their buffers. Pure: no device is touched.
 
 mod backward;
-mod caps;
 mod export;
 mod fused;
 mod loops;
@@ -16,14 +15,14 @@ pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use ranges::{BindingRange, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
-pub use crate::tables::{TableLayout, table_bytes};
-pub use caps::{DeviceCaps, DeviceClass, Specialise};
+pub use crate::problem::{TableLayout, table_bytes};
+pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
 pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
 
-use crate::problem::Operand;
-use crate::shader::{Kernel, KernelKey, Params, Slot, compose};
-use crate::{Algorithm, Error, Problem, Result};
+use crate::error::{Error, Result};
+use crate::problem::{Algorithm, Operand, Problem};
+use crate::wgsl::{Kernel, KernelKey, Params, Slot, compose};
 
 /// Buffer that a binding of a step refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +231,8 @@ fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     buffers.push(("lse", problem.lse_len() as u64, 4 * problem.lse_len() as u64));
     let (_, table_words) = TableLayout::new(problem).ok_or_else(|| too_many("tables", u64::MAX))?;
     buffers.push(("tables", table_words.into(), 4 * u64::from(table_words)));
-    let elements = |shape: Option<crate::BroadcastShape>| shape.and_then(crate::BroadcastShape::elements).unwrap_or(0) as u64;
+    let elements =
+        |shape: Option<crate::problem::BroadcastShape>| shape.and_then(crate::problem::BroadcastShape::elements).unwrap_or(0) as u64;
     buffers.push(("mask", elements(problem.visibility.mask), elements(problem.visibility.mask)));
     buffers.push(("bias", elements(problem.bias), 4 * elements(problem.bias)));
     if problem.want.weights || problem.want.scores.is_some() {
@@ -248,7 +248,8 @@ fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
         check_bytes(name, bytes, &DeviceCaps { binding_bytes, ..caps.clone() })?;
     }
     const FARTHEST: u64 = 1 << 29;
-    let offset = if let Some(crate::Alignment::Offset(offset)) = problem.visibility.alignment { offset.unsigned_abs().into() } else { 0 };
+    let offset =
+        if let Some(crate::problem::Alignment::Offset(offset)) = problem.visibility.alignment { offset.unsigned_abs().into() } else { 0 };
     let longest = offset.max(problem.dims.seq_len_q as u64).max(problem.dims.seq_len_kv as u64);
     if longest > FARTHEST {
         return Err(Error::Limit {

@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::{DeviceCaps, Step, check_bytes};
-use crate::problem::Operand;
-use crate::shader::{Flags, Slot};
-use crate::{Problem, Result};
+use crate::error::Result;
+use crate::problem::{Operand, Problem};
+use crate::wgsl::{Flags, Slot};
 
 /// Range of key or value that is bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,7 +138,7 @@ fn bind(problem: &Problem, caps: &DeviceCaps, operand: Operand, pairs: &Range<us
     let first = pairs.clone().map(start).min()? + keys.start * strides.seq;
     let last = pairs.clone().map(start).max()? + (keys.end - 1) * strides.seq + (shape[3] - 1) * strides.dim;
     // Starts at whole vec4s, whole blocks and the alignment of bindings: 64 blocks or 256 elements are whole 256 bytes.
-    let unit = if spec.dtype.is_quantised() { 64 * crate::blocks::BLOCK } else { caps.storage_alignment.max(256) as usize };
+    let unit = if spec.dtype.is_quantised() { 64 * crate::numbers::BLOCK } else { caps.storage_alignment.max(256) as usize };
     let first = first / unit * unit;
     let bytes = spec.dtype.bytes(first) as u64..spec.dtype.bytes((last + 1).next_multiple_of(4)) as u64;
     (bytes.end - bytes.start <= caps.binding_bytes).then_some(BindingRange { bytes, first })

@@ -1,6 +1,6 @@
 //! Kernels as text, to be read, checked or compiled elsewhere.
 
-use crate::shader::{LinearKey, Source, compose_cache, compose_linear, compose_transpose, every_cache_key, every_linear_key};
+use crate::wgsl::{LinearKey, Source, compose_cache, compose_linear, compose_transpose, every_cache_key, every_linear_key};
 
 /// A kernel as text.
 #[derive(Clone, Debug, PartialEq, Eq)]

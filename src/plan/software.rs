@@ -2,8 +2,8 @@
 
 use super::fused::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
-use crate::Problem;
-use crate::shader::{DecodeShape, GradientShape, Kernel, LaneShape};
+use crate::problem::Problem;
+use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape};
 
 /// Shapes of the prefill kernel, fastest first, for subgroups of any size.
 ///

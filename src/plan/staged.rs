@@ -2,9 +2,9 @@
 
 use super::fused::{places, variant};
 use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, grid};
-use crate::problem::Operand;
-use crate::shader::{Kernel, Params};
-use crate::{Error, Problem, Result, ScoreStage};
+use crate::error::{Error, Result};
+use crate::problem::{Operand, Problem, ScoreStage};
+use crate::wgsl::{Kernel, Params};
 
 /// Rows and keys, and vec4 columns, of a workgroup's tile in shaders/staged.
 const TILE: usize = 32;

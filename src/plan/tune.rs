@@ -1,9 +1,8 @@
 //! Text form of what autotuning remembers: classes of problems, and kernels.
 
 use super::fused::heads_packed;
-use crate::Problem;
-use crate::problem::Operand;
-use crate::shader::{DecodeShape, Kernel, LaneShape, MatrixShape, TileShape};
+use crate::problem::{Operand, Problem};
+use crate::wgsl::{DecodeShape, Kernel, LaneShape, MatrixShape, TileShape};
 
 /// Class of `problem`, whose members share a kernel: sizes rounded up to powers of two, widths, types, score options.
 pub(crate) fn class_of(problem: &Problem) -> String {
@@ -65,8 +64,9 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::DType;
     use crate::plan::{DeviceCaps, DeviceClass, candidates};
-    use crate::{Algorithm, Alignment, DType, Dims, Layout};
+    use crate::problem::{Algorithm, Alignment, Dims, Layout};
 
     #[test]
     fn kernels_read_back_and_only_those_that_work_are_taken() {

@@ -1,7 +1,8 @@
 //! Methods that add one option to a problem.
 
 use super::{Alibi, Problem, ScoreOrder, ScoreStage, Varlen};
-use crate::{Alignment, BroadcastShape, DType, Layout, Paged, TensorSpec};
+use crate::numbers::DType;
+use crate::problem::{Alignment, BroadcastShape, Layout, Paged, TensorSpec};
 
 impl Problem {
     /// Sets the position of row 0, which causality, windows, chunks, blocks, ALiBi and relative biases count from.

@@ -1,112 +1,30 @@
-//! The problem as a value: sizes and options, without data, device or arithmetic.
+//! The request as a value: sizes and options of an attention, its data, and its results. No device and no arithmetic.
 
 mod builder;
+mod check;
+mod choice;
+mod dropout;
+mod gradients;
+mod inputs;
+mod paged;
+mod sizes;
+mod tables;
+mod tensor;
+mod visibility;
 
-use crate::dropout::DropoutRule;
-use crate::{BroadcastShape, DType, Error, Layout, Paged, Result, TensorSpec, Visibility};
+pub use choice::{Algorithm, Backend};
+pub use dropout::Dropout;
+pub(crate) use dropout::DropoutRule;
+pub use gradients::{BackwardInputs, Gradients, WantGradients};
+pub use inputs::{AttentionFn, Inputs, Outputs};
+pub use paged::{PageTable, Paged};
+pub use sizes::{Alibi, Dims, Returns, ScoreOrder, ScoreStage, Varlen};
+pub use tables::{TableLayout, table_bytes};
+pub use tensor::{Layout, Strides, TensorSpec, gather};
+pub(crate) use visibility::along_keys;
+pub use visibility::{Alignment, BroadcastShape, Visibility};
 
-/// Sizes of one attention.
-///
-/// query [batch, num_heads, seq_len_q, head_dim], key [batch, num_kv_heads, seq_len_kv, head_dim],
-/// value [batch, num_kv_heads, seq_len_kv, head_dim_v], output [batch, num_heads, seq_len_q, head_dim_v].
-/// Query head h reads key/value head `h / (num_heads / num_kv_heads)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Dims {
-    /// Number of independent items. If it or the number of heads is 0, the answer is empty.
-    pub batch: usize,
-    /// Number of query heads; a multiple of `num_kv_heads`.
-    pub num_heads: usize,
-    /// Number of key/value heads.
-    pub num_kv_heads: usize,
-    /// Query rows per item; for varlen sequences the longest. May be 0: then the answer is empty.
-    pub seq_len_q: usize,
-    /// Keys per item; for varlen sequences the longest. May be 0: then nothing is visible.
-    pub seq_len_kv: usize,
-    /// Width of a query and of a key.
-    pub head_dim: usize,
-    /// Width of a value and of the output.
-    pub head_dim_v: usize,
-}
-
-impl Dims {
-    /// Sizes of self-attention without grouped heads.
-    pub const fn self_attention(batch: usize, num_heads: usize, seq_len: usize, head_dim: usize) -> Self {
-        Self { batch, num_heads, num_kv_heads: num_heads, seq_len_q: seq_len, seq_len_kv: seq_len, head_dim, head_dim_v: head_dim }
-    }
-
-    /// Number of query heads that share one key/value head; 0 if there are no heads.
-    pub const fn group(&self) -> usize {
-        match self.num_heads.checked_div(self.num_kv_heads) {
-            Some(group) => group,
-            None => 0,
-        }
-    }
-
-    /// Shape of scores and weights, to which masks and biases broadcast: [batch, num_heads, seq_len_q, seq_len_kv].
-    pub const fn scores_shape(&self) -> [usize; 4] {
-        [self.batch, self.num_heads, self.seq_len_q, self.seq_len_kv]
-    }
-
-    /// Floating-point operations of the two matrix products: 2 x batch x num_heads x seq_len_q x seq_len_kv x
-    /// (head_dim + head_dim_v). A multiply-add counts as 2, and masked pairs count too.
-    pub fn flops(&self) -> f64 {
-        let pairs = self.batch as f64 * self.num_heads as f64 * self.seq_len_q as f64 * self.seq_len_kv as f64;
-        2.0 * pairs * (self.head_dim + self.head_dim_v) as f64
-    }
-}
-
-/// Order of softcap and the biases (additive, ALiBi, relative).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ScoreOrder {
-    /// `softcap * tanh(scale * q.k / softcap) + bias`, as in ONNX, Gemma and FlashAttention. The default.
-    #[default]
-    SoftcapThenBias,
-    /// `softcap * tanh((scale * q.k + bias) / softcap)`.
-    BiasThenSoftcap,
-}
-
-/// ALiBi: a bias linear in the distance, with one slope per query head. [`crate::Alignment`] defines the position p of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Alibi {
-    /// `slope[h] * (j - p)`.
-    Signed,
-    /// `-slope[h] * |p - j|`, as in FlashAttention.
-    Symmetric,
-}
-
-/// Stage at which the scores are returned, as f32 [batch, num_heads, seq_len_q, seq_len_kv].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ScoreStage {
-    /// `scale * q.k`.
-    Raw,
-    /// After softcap if it comes before the biases, else as `Raw`.
-    Capped,
-    /// After softcap and biases, -inf for masked keys: the input of the softmax.
-    Masked,
-}
-
-/// Results to return besides the output. The default is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Returns {
-    /// Natural log of each row's softmax denominator: f32 [batch, num_heads, seq_len_q], varlen [tokens, num_heads].
-    pub lse: bool,
-    /// Softmax statistics (m, l) of each row, for the backward pass: see [`crate::Outputs::stats`].
-    pub stats: bool,
-    /// Scores at one stage. Needs the staged algorithm: memory grows with seq_len_q x seq_len_kv.
-    pub scores: Option<ScoreStage>,
-    /// Softmax weights, f32 [batch, num_heads, seq_len_q, seq_len_kv]. Needs the staged algorithm.
-    pub weights: bool,
-}
-
-/// Varlen sequences: different lengths one after the other, [tokens, heads, dim], without padding. Item b has the
-/// queries `cu_seqlens_q[b]..cu_seqlens_q[b + 1]` and the keys `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Varlen {
-    /// Total number of query tokens.
-    pub tokens_q: usize,
-    /// Total number of key tokens; 0 with paged keys, which have no `cu_seqlens_kv`.
-    pub tokens_kv: usize,
-}
+use crate::numbers::DType;
 
 /// Scaled dot-product attention with all of its options:
 ///
@@ -316,79 +234,5 @@ impl Problem {
     pub(crate) fn flops(&self) -> f64 {
         let rows = self.varlen.map_or(self.dims.batch * self.dims.seq_len_q, |varlen| varlen.tokens_q);
         Dims { batch: 1, seq_len_q: rows, ..self.dims }.flops()
-    }
-
-    /// Checks the problem for contradictions. Every computation calls it first.
-    pub fn check(&self) -> Result<()> {
-        let d = &self.dims;
-        for (argument, value) in [("head_dim", d.head_dim), ("head_dim_v", d.head_dim_v)] {
-            if value == 0 {
-                return Err(Error::invalid(argument, "is 0; it must be at least 1"));
-            }
-        }
-        if !d.num_heads.is_multiple_of(d.num_kv_heads) {
-            return Err(Error::invalid(
-                "num_kv_heads",
-                format!("num_heads = {} is not a multiple of num_kv_heads = {}", d.num_heads, d.num_kv_heads),
-            ));
-        }
-        if let Some(scale) = self.scale
-            && !scale.is_finite()
-        {
-            return Err(Error::invalid("scale", format!("{scale} is not finite")));
-        }
-        if let Some(probability) = self.dropout
-            && !(0.0..1.0).contains(&probability)
-        {
-            return Err(Error::invalid("dropout", format!("{probability} is not a probability from 0 on and below 1")));
-        }
-        let v = &self.visibility;
-        self.check_terms()?;
-        if v.prefix_lengths && !v.causal {
-            return Err(Error::invalid("prefix_lengths", "a prefix lifts the causal bound, but the problem is not causal"));
-        }
-        for operand in Operand::ALL {
-            let shape = self.shape(operand);
-            if self.spec(operand).required_len(shape).and_then(|len| len.checked_mul(4)).is_none() {
-                return Err(Error::invalid(operand.name(), format!("shape {shape:?} with its strides overflows")));
-            }
-            let spec = self.spec(operand);
-            if spec.dtype.is_quantised() && matches!(operand, Operand::Query | Operand::Output) {
-                return Err(Error::invalid(operand.name(), format!("is {}, which only keys and values can be", spec.dtype)));
-            }
-            spec.check_blocks(operand.name(), shape)?;
-        }
-        self.output.check_no_overlap("output", self.shape(Operand::Output))?;
-        if [d.batch, d.num_heads, d.seq_len_q, d.seq_len_kv].iter().try_fold(4usize, |p, &n| p.checked_mul(n)).is_none()
-            || d.seq_len_q > i32::MAX as usize
-            || d.seq_len_kv > i32::MAX as usize
-        {
-            return Err(Error::invalid(
-                "seq_len_kv",
-                format!("{:?} is more than can be counted: lengths go up to {}", d.scores_shape(), i32::MAX),
-            ));
-        }
-        if let Some(paged) = self.paged {
-            paged.check(self)?;
-        }
-        if let Some(varlen) = self.varlen {
-            let is_paged = self.paged.is_some();
-            if (v.kv_lengths && !is_paged) || v.segments {
-                return Err(Error::invalid(
-                    "varlen",
-                    "varlen sequences have their lengths and borders in cu_seqlens; leave kv_lengths and segments out",
-                ));
-            }
-            if varlen.tokens_q < d.seq_len_q || (varlen.tokens_kv < d.seq_len_kv && !is_paged) {
-                return Err(Error::invalid(
-                    "varlen",
-                    format!(
-                        "the longest sequence ({} queries, {} keys) has more tokens than all together ({varlen:?})",
-                        d.seq_len_q, d.seq_len_kv
-                    ),
-                ));
-            }
-        }
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! ALiBi: a bias linear in the distance, with a slope per query head.
 
-use super::{Term, TermText};
-use crate::Alibi;
+use super::term::{Term, TermText};
+use crate::problem::Alibi;
 
 pub(super) const TERM: Term = Term {
     name: "alibi",

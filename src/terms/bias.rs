@@ -1,7 +1,8 @@
 //! Additive bias: an f32 tensor added to the scores; -inf masks.
 
-use super::{Term, TermTensor, TermText, along_keys, extents};
-use crate::BroadcastShape;
+use super::term::{Term, TermTensor, TermText, extents};
+use crate::problem::BroadcastShape;
+use crate::problem::along_keys;
 
 pub(super) const TERM: Term = Term {
     name: "bias",

@@ -1,8 +1,8 @@
 //! Block-causal: keys before the end of the row's block are visible, `key < (floor(position / size) + 1) * size`.
 
 use super::chunk::WHOLE;
-use super::{Term, TermText, size};
-use crate::Error;
+use super::term::{Term, TermText, size};
+use crate::error::Error;
 
 pub(super) const TERM: Term = Term {
     name: "block_causal",

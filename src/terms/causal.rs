@@ -1,7 +1,7 @@
 //! Causal: keys after the row's position are masked, except those of the item's prefix.
 
-use super::{Term, TermText, align};
-use crate::Alignment;
+use super::term::{Term, TermText, align};
+use crate::problem::Alignment;
 
 pub(super) const TERM: Term = Term {
     name: "causal",

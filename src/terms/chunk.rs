@@ -1,7 +1,7 @@
 //! Chunk: keys of the row's own chunk are visible, `floor(key / size) == floor(position / size)`.
 
-use super::{Term, TermText, size};
-use crate::Error;
+use super::term::{Term, TermText, size};
+use crate::error::Error;
 
 /// Larger than any distance between positions in a shader.
 pub(super) const WHOLE: u32 = 1 << 30;

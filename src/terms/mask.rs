@@ -1,7 +1,8 @@
 //! Mask: a boolean tensor; true = may attend.
 
-use super::{Term, TermTensor, TermText, along_keys, extents};
-use crate::BroadcastShape;
+use super::term::{Term, TermTensor, TermText, extents};
+use crate::problem::BroadcastShape;
+use crate::problem::along_keys;
 
 pub(super) const TERM: Term = Term {
     name: "mask",

@@ -13,14 +13,16 @@ mod mask;
 mod relative_bias;
 mod segments;
 mod softcap;
+mod term;
 mod window;
 
 use std::ops::Range;
 
-use crate::random::Random;
-use crate::tables::TableLayout;
-use crate::visibility::along_keys;
-use crate::{Alignment, Error, Inputs, Problem, Result};
+use term::TermText;
+pub(crate) use term::{RowAt, Term, TermTensor};
+
+use crate::error::{Error, Result};
+use crate::problem::Problem;
 
 /// All terms. Scores change in this order; a term's index is its bit in [`TermSet`] and its place in the params.
 pub(crate) const TERMS: [Term; 11] = [
@@ -36,109 +38,6 @@ pub(crate) const TERMS: [Term; 11] = [
     relative_bias::TERM,
     softcap::AFTER_BIASES,
 ];
-
-/// One option that masks pairs or changes scores. Its WGSL file defines one or more of these functions:
-///
-/// ```text
-/// fn NAME_interval(keys: Span, item: Item, position: i32) -> Span    the keys left by arithmetic; ends never decrease
-/// fn NAME_visible(at: Pair) -> bool                                  false masks the pair
-/// fn NAME_score(x: f32, at: Pair) -> f32                             the score after this term; -inf masks the pair
-/// fn NAME_slope(x: f32, y: f32, at: Pair) -> f32                     d y / d x of `NAME_score`; 1 where it is missing
-/// ```
-pub(crate) struct Term {
-    /// Prefix of the WGSL functions.
-    pub(crate) name: &'static str,
-    /// Name and text of the WGSL file.
-    pub(crate) wgsl: (&'static str, &'static str),
-    /// True if the problem has the term.
-    pub(crate) is_present: fn(&Problem) -> bool,
-    /// True if it counts from the row's position, so that the problem needs an [`Alignment`].
-    pub(crate) uses_position: bool,
-    /// Runtime values, which the WGSL reads as `NAME_values()`.
-    pub(crate) values: fn(&Problem, &TableLayout) -> [u32; 4],
-    /// Tensor with a binding of its own, which the WGSL reads.
-    pub(crate) tensor: Option<TermTensor>,
-    /// Checks the term's own parameters.
-    pub(crate) check: fn(&Problem) -> Result<()>,
-    /// `NAME_interval` on the CPU. A term that has it looks at no pairs.
-    pub(crate) interval: Option<IntervalFn>,
-    /// Distance before and after a row's position beyond which every key is masked; `None` where it is unbounded.
-    pub(crate) reach: fn(&Problem) -> [Option<u32>; 2],
-    /// `NAME_score` on the CPU, of a row's keys from `first` on, if it adds something that the score does not matter to.
-    pub(crate) add: Option<RowFn>,
-    /// `NAME_visible` on the CPU: writes -inf to the masked ones of a row's keys from `first` on.
-    pub(crate) mask: Option<RowFn>,
-    /// Draws the term for a test problem, or leaves it out: what kernels depend on from the first source, the rest from
-    /// the second.
-    pub(crate) draw: fn(&mut Problem, &mut Random, &mut Random),
-    /// Removes the term.
-    pub(crate) remove: fn(&mut Problem),
-    /// Text form of its parameters.
-    pub(crate) text: TermText,
-}
-
-/// Narrows the keys of a row.
-pub(crate) type IntervalFn = fn(&Problem, RowAt, Range<i64>) -> Range<i64>;
-
-/// Changes the additive mask of a row's keys from `first` on.
-pub(crate) type RowFn = fn(&Problem, &Inputs<'_>, RowAt, first: usize, &mut [f32]);
-
-/// Text form of a term, `WORD` or `WORD=VALUE`, in command lines, benchmarks and tuning classes.
-pub(crate) struct TermText {
-    pub(crate) word: &'static str,
-    /// Form of the value, empty if there is none.
-    pub(crate) value: &'static str,
-    /// Line of help.
-    pub(crate) help: &'static str,
-    /// True if the term reads data that comes with the inputs.
-    pub(crate) needs_data: bool,
-    pub(crate) write: fn(&Problem) -> String,
-    pub(crate) read: fn(&mut Problem, &str) -> std::result::Result<(), String>,
-}
-
-/// Tensors that terms read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TermTensor {
-    Mask,
-    Bias,
-}
-
-/// A query row on the CPU.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RowAt {
-    pub(crate) batch: usize,
-    pub(crate) head: usize,
-    pub(crate) row: usize,
-    /// Position among the keys.
-    pub(crate) position: i64,
-    /// Prefix length of the item, or 0.
-    pub(crate) prefix: usize,
-}
-
-impl Term {
-    /// Defaults of a term that does nothing.
-    const NOTHING: Self = Self {
-        name: "",
-        wgsl: ("", ""),
-        is_present: |_| false,
-        uses_position: false,
-        values: |_, _| [0; 4],
-        tensor: None,
-        check: |_| Ok(()),
-        interval: None,
-        reach: |_| [None; 2],
-        add: None,
-        mask: None,
-        draw: |_, _, _| {},
-        remove: |_| {},
-        text: TermText { word: "", value: "", help: "", needs_data: false, write: |_| String::new(), read: |_, _| Ok(()) },
-    };
-
-    /// True if the WGSL file defines `NAME_hook`.
-    pub(crate) fn defines(&self, hook: &str) -> bool {
-        self.wgsl.1.contains(&format!("fn {}_{hook}(", self.name))
-    }
-}
 
 /// Terms of a kernel or a problem, a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -186,8 +85,14 @@ impl Problem {
         self.terms().any(|term| term.uses_position)
     }
 
+    /// Checks the problem for contradictions. Every computation calls it first.
+    pub fn check(&self) -> Result<()> {
+        self.check_sizes()?;
+        self.check_terms()
+    }
+
     /// Checks the parameters of every term.
-    pub(crate) fn check_terms(&self) -> Result<()> {
+    fn check_terms(&self) -> Result<()> {
         if self.uses_position() && self.visibility.alignment.is_none() {
             let counting: Vec<&str> = self.terms().filter(|term| term.uses_position).map(|term| term.text.word).collect();
             return Err(Error::invalid(
@@ -270,29 +175,37 @@ pub fn term_words() -> impl Iterator<Item = TermWord> {
     })
 }
 
-/// Reads a whole number of at least 1.
-fn size(text: &str) -> std::result::Result<u32, String> {
-    text.parse().ok().filter(|&size| size >= 1).ok_or_else(|| format!("`{text}` is not a whole number from 1 on"))
-}
-
-/// Reads the four extents of a mask or bias, separated by commas.
-fn extents(text: &str) -> std::result::Result<[usize; 4], String> {
-    let extents: Vec<usize> = text.split(',').filter_map(|extent| extent.trim().parse().ok()).collect();
-    extents.try_into().map_err(|_| format!("`{text}` is not four extents, BATCH,HEADS,ROWS,KEYS"))
-}
-
-/// Sets the alignment. A second one must be the same.
-fn align(problem: &mut Problem, alignment: Alignment) -> std::result::Result<(), String> {
-    match problem.visibility.alignment.replace(alignment) {
-        Some(other) if other != alignment => Err(format!("rows are aligned {other:?} already")),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dims, Varlen};
+    use crate::numbers::Random;
+    use crate::problem::{Alignment, Dims, Varlen, Visibility};
+
+    #[test]
+    fn intervals() {
+        let interval = |visibility: Visibility, position: i64, prefix: usize| {
+            let problem = Problem { visibility, ..Problem::new(Dims::self_attention(1, 1, 8, 8)) };
+            problem.interval(TermSet::of(&problem), RowAt { position, prefix, ..RowAt::default() }, 8)
+        };
+        let open = Visibility::default();
+        assert_eq!(interval(open, 3, 0), 0..8);
+        let causal = Visibility { causal: true, ..open };
+        assert_eq!(interval(causal, 3, 0), 0..4);
+        assert_eq!(interval(causal, -1, 0), 0..0);
+        assert_eq!(interval(causal, 3, 6), 0..6);
+        assert_eq!(interval(causal, 20, 0), 0..8);
+        let window = Visibility { window_left: Some(1), window_right: Some(2), ..open };
+        assert_eq!(interval(window, 3, 0), 2..6);
+        assert_eq!(interval(window, -5, 0), 0..0);
+        assert!(interval(window, 30, 0).is_empty());
+        let all = Visibility { chunk: Some(u32::MAX), block_causal: Some(u32::MAX), window_left: Some(1), window_right: Some(1), ..causal };
+        assert!([i64::MIN, i64::MAX].iter().all(|&position| interval(all, position, usize::MAX >> 1).is_empty()));
+        let chunk = Visibility { chunk: Some(3), ..open };
+        assert_eq!([0, 2, 3, 7, 8].map(|position| interval(chunk, position, 0)), [0..3, 0..3, 3..6, 6..8, 6..8]);
+        assert!(interval(chunk, -1, 0).is_empty());
+        let block = Visibility { block_causal: Some(3), ..open };
+        assert_eq!([-1, 0, 2, 3, 7].map(|position| interval(block, position, 0)), [0..0, 0..3, 0..3, 0..6, 0..8]);
+    }
 
     #[test]
     fn terms_are_drawn_written_read_and_removed() {

@@ -1,7 +1,7 @@
 //! Relative bias: a learned table by head and clamped distance.
 
-use super::{Term, TermText};
-use crate::Error;
+use super::term::{Term, TermText};
+use crate::error::Error;
 
 pub(super) const TERM: Term = Term {
     name: "relative_bias",

@@ -1,6 +1,6 @@
 //! Segments: rows see only keys of their own segment, `segment_ids_q[batch, row] == segment_ids_kv[batch, key]`.
 
-use super::{Term, TermText};
+use super::term::{Term, TermText};
 
 pub(super) const TERM: Term = Term {
     name: "segments",

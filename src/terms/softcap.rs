@@ -1,7 +1,8 @@
 //! Softcap: `softcap * tanh(x / softcap)`, before the biases or after them. On the CPU it is part of the softmax kernels.
 
-use super::{Term, TermText};
-use crate::{Error, ScoreOrder};
+use super::term::{Term, TermText};
+use crate::error::Error;
+use crate::problem::ScoreOrder;
 
 pub(super) const TERM: Term = Term {
     name: "softcap",

@@ -1,6 +1,6 @@
 //! Window: keys from `position - left` to `position + right` are visible, both inclusive.
 
-use super::{Term, TermText};
+use super::term::{Term, TermText};
 
 /// At least the largest distance between two positions in a shader.
 const OPEN: u32 = (1 << 30) - 1;

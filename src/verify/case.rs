@@ -1,9 +1,9 @@
 //! Problems with data generated from a seed.
 
-use crate::cpu::naive;
-use crate::problem::Operand;
-use crate::random::Random;
-use crate::{BroadcastShape, Dropout, HostVec, Inputs, PageTable, Paged, Problem, Result, ScoreStage, TensorSpec};
+use crate::error::Result;
+use crate::numbers::{HostVec, Random};
+use crate::oracle;
+use crate::problem::{BroadcastShape, Dropout, Inputs, Operand, PageTable, Paged, Problem, ScoreStage, TensorSpec};
 
 /// Recipe for the data of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -302,7 +302,7 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
     let d = problem.dims;
     // All scores are 0, because a key that is hidden by the overflow of its score has to keep it.
     let query_of_zeros = HostVec::zeros(problem.query.dtype, data.query.as_slice().len());
-    let masked = naive::attention(problem, &Inputs { query: query_of_zeros.as_slice(), ..data.inputs() })?.masked;
+    let masked = oracle::attention(problem, &Inputs { query: query_of_zeros.as_slice(), ..data.inputs() })?.masked;
     let sees =
         |b: usize, h: usize, i: usize, j: usize| masked[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j] != f64::NEG_INFINITY;
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);
@@ -322,7 +322,7 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
             for i in 0..rows {
                 let sees: Vec<usize> = (0..d.seq_len_kv).filter(|&j| sees(b, h, i, j)).collect();
                 for &j in &sees {
-                    seen[naive::key_row(problem, &data.inputs(), b, h / d.group(), j)] = true;
+                    seen[oracle::key_row(problem, &data.inputs(), b, h / d.group(), j)] = true;
                 }
                 if sees.is_empty() && !keep_raw {
                     let at = (item * d.num_heads + h) * tokens_q + first_q + i;

@@ -10,8 +10,9 @@ use std::str::FromStr;
 
 use safetensors::{Dtype, SafeTensors};
 
+use crate::error::{Error, Result};
+use crate::numbers::{DType, HostVec};
 use crate::verify::compare::Tolerance;
-use crate::{DType, Error, HostVec, Result};
 
 /// Size limit in bytes: case files are small, and a larger file is something else.
 const MAX_BYTES: u64 = 1 << 28;

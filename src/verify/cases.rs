@@ -1,11 +1,13 @@
 //! Operations of case files as problems: one function per operation, and the comparison of its results with the file.
 
+use crate::error::{Error, Result};
+use crate::numbers::DType;
+use crate::problem::{AttentionFn, BroadcastShape};
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases_backward::with_gradients;
 use crate::verify::compare::compare;
 use crate::verify::suite::{Candidate, Verdict, verdict_of};
 use crate::verify::{cases_model, cases_onnx, cases_sdpa, cases_serving};
-use crate::{AttentionFn, BroadcastShape, DType, Error, Result};
 
 /// Tensor that an operation returned.
 pub(crate) struct Given {

@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 
+use crate::engine::Engine;
+use crate::error::Result;
 use crate::layer::{Appended, LayerGradients, Linear, LinearGradients, MultiHead};
+use crate::numbers::{DType, HostVec};
+use crate::problem::{AttentionFn, BackwardInputs, Inputs, Problem, Returns, WantGradients};
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::Given;
 use crate::verify::cases_model::{batch_first, given, mask_place, swap_first_two};
-use crate::{AttentionFn, BackwardInputs, DType, Engine, HostVec, Inputs, Problem, Result, Returns, WantGradients};
 
 /// Runs `op` on `attend`, and the gradients of its last attention on `engine`.
 pub(crate) fn with_gradients(

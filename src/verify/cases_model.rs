@@ -2,11 +2,14 @@
 //!
 //! Projections are plain f64 sums, so that only the attention is under test; `bert_layer` tests an engine's own layer.
 
+use crate::engine::Engine;
+use crate::error::{Error, Result};
 use crate::layer::{Linear, MultiHead};
+use crate::numbers::HostVec;
+use crate::problem::{AttentionFn, BroadcastShape, Dims, Inputs, Problem, Returns};
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for};
-use crate::{AttentionFn, BroadcastShape, Dims, Engine, Error, HostVec, Inputs, Problem, Result, Returns};
 
 /// Runs the attention of each layer of a model: q<i>, k<i>, v<i>.
 pub(crate) fn sdpa_layers(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::{Error, Result};
+use crate::numbers::HostVec;
 use crate::onnx::{
     Attention, AttentionInputs, AttentionOutputs, GroupQueryAttention, GroupQueryAttentionInputs, Mask, MultiHeadAttention,
     MultiHeadAttentionInputs, OwnedTensor, RotaryEmbedding, Tensor, Wanted,
 };
+use crate::problem::{Alibi, Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem};
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::Given;
-use crate::{Alibi, Alignment, AttentionFn, BroadcastShape, Dims, Error, HostVec, Inputs, Layout, Problem, Result};
 
 /// Floating-point inputs of a file, owned so that operators can borrow them. f64 is rounded to f32.
 struct Floats<'a>(BTreeMap<&'a str, OwnedTensor>);

@@ -1,9 +1,11 @@
 //! Operations that consist of one attention: `sdpa`, `flex`.
 
+use crate::error::Result;
+use crate::numbers::DType;
+use crate::problem::{Alibi, Alignment, AttentionFn, Dims, Layout, Problem, ScoreOrder};
 use crate::verify::case::Data;
 use crate::verify::case_file::{CaseFile, FileData};
 use crate::verify::cases::{Given, asked_for, broadcast_shape, output_dtype};
-use crate::{Alibi, Alignment, AttentionFn, DType, Dims, Layout, Problem, Result, ScoreOrder};
 
 /// Reads [batch, heads, seq, dim] tensors q, k, v and the scale; nothing is masked.
 fn dense(file: &CaseFile) -> Result<(Problem, Data)> {

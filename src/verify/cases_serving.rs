@@ -1,11 +1,14 @@
 //! Operations of serving engines: `varlen`, `paged`, `merge_states`.
 
 use crate::cache;
+use crate::cpu::{Part, merge};
+use crate::error::Result;
+use crate::numbers::HostVec;
+use crate::problem::{Alibi, Alignment, AttentionFn, Dims, Layout, PageTable, Problem, TensorSpec, Varlen};
 use crate::verify::case::Data;
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::{Given, output_dtype};
 use crate::verify::cases_sdpa::{run, store};
-use crate::{Alibi, Alignment, AttentionFn, Dims, HostVec, Layout, PageTable, Part, Problem, Result, TensorSpec, Varlen, merge};
 
 /// Runs attention on varlen sequences, as in FlashAttention's varlen functions.
 pub(crate) fn varlen(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {

@@ -21,10 +21,11 @@
 //!
 //! The 16 covers exp, which a GPU may get wrong by some units in the last place, and the rescaling of a running sum.
 
-use crate::cpu::naive::{self, Reference};
-use crate::problem::Operand;
+use crate::error::Result;
+use crate::numbers::{DType, HostSlice, HostVec};
+use crate::oracle::{self, Reference};
+use crate::problem::{Alibi, Inputs, Operand, Outputs, Problem, ScoreOrder, ScoreStage};
 use crate::verify::compare::Tolerance;
-use crate::{Alibi, DType, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
 /// Safety factor on every bound.
 pub(super) const SAFETY: f64 = 2.0;
@@ -60,10 +61,10 @@ pub struct Expected {
 impl Expected {
     /// Runs the oracle three times: for the answer, the magnitudes of the scores, and the weighted sum of |value|.
     pub fn of(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
-        let answer = naive::attention(problem, inputs)?;
+        let answer = oracle::attention(problem, inputs)?;
         let magnitudes = magnitudes(problem, inputs)?;
         let value = absolute(inputs.value);
-        let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
+        let weighted_values = oracle::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
 
         let d = &problem.dims;
         let unit = SAFETY * DType::F32.epsilon();
@@ -121,7 +122,7 @@ impl Expected {
 
 /// Runs the oracle like an engine, and rounds its answer to the storage type.
 pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
-    naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
+    oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
 }
 
 /// Index in the output's buffer of each element, in [batch, heads, seq, dim] order.
@@ -157,7 +158,7 @@ pub(super) fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f
     let relative: Vec<f32> = inputs.relative_bias.iter().map(|x| x.abs()).collect();
     let unsigned_inputs =
         Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
-    let answer = naive::attention(&unsigned, &unsigned_inputs)?;
+    let answer = oracle::attention(&unsigned, &unsigned_inputs)?;
     // A masked pair has no biased score, but its raw score is returned all the same. An infinite element makes an infinite
     // score, which has no rounding error, nor has its cap.
     let magnitude = |(&masked, raw): (&f64, f64)| match masked {
@@ -264,7 +265,7 @@ pub(super) fn per_element(absolute: Vec<f64>, relative: f64) -> Tolerance {
 
 /// Tolerance per element of a tensor in this storage type.
 pub(super) fn stored_as(dtype: DType, absolute: Vec<f64>, relative: f64) -> Tolerance {
-    let largest = if dtype == DType::F16 { f64::from(crate::f16::MAX) } else { f64::from(f32::MAX) };
+    let largest = if dtype == DType::F16 { f64::from(half::f16::MAX) } else { f64::from(f32::MAX) };
     Tolerance { largest, ..per_element(absolute, relative) }
 }
 

@@ -17,16 +17,15 @@
 //! |d_output|. For the summing itself, each term adds S u (sqrt(seq_len_kv) + 16) times p (|dp| + |delta|), or times p
 //! for dV. Gradients may be computed from any output that passes.
 
-use crate::cpu::naive;
-use crate::cpu::naive_backward::{self, Operands, Pairs, ReferenceGradients as Reference};
-use crate::problem::Operand;
-use crate::random::Random;
+use crate::error::Result;
+use crate::numbers::{DType, HostSlice, HostVec, Random};
+use crate::oracle::{self, Operands, Pairs, ReferenceGradients as Reference};
+use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, ScoreOrder, WantGradients};
 use crate::verify::case::{Case, Fill, scatter};
 use crate::verify::expect::{
     Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, chain, magnitudes, per_element, rows, score_error, storage_floor,
     stored_as, summing,
 };
-use crate::{BackwardInputs, DType, Gradients, HostSlice, HostVec, Inputs, Outputs, Problem, Result, Returns, ScoreOrder, WantGradients};
 
 /// Expected gradients, with what they are computed from.
 #[derive(Clone, Debug)]
@@ -55,7 +54,7 @@ pub type AttendBackward<'a> = dyn Fn(&Problem, &Inputs<'_>, &BackwardInputs<'_>,
 /// Runs the oracle's backward pass like an engine's.
 pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, want: &WantGradients) -> Result<Gradients> {
     want.check(problem)?;
-    naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+    oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
 }
 
 impl ExpectedGradients {
@@ -63,12 +62,12 @@ impl ExpectedGradients {
     pub fn of(case: &Case) -> Result<Self> {
         let problem = &Problem { want: Returns::default(), ..case.problem };
         let inputs = &case.data.inputs();
-        let forward = naive::attention(problem, inputs)?;
+        let forward = oracle::attention(problem, inputs)?;
         let stored = draw_d_output(problem, inputs, &forward, case.fill);
         let d_output = stored.as_slice();
         let operands = Operands::gather(problem, inputs, d_output);
-        let pairs = naive_backward::pairs(problem, inputs, &forward, &operands);
-        let reference = naive_backward::sums(problem, inputs, &pairs, &operands);
+        let pairs = oracle::pairs(problem, inputs, &forward, &operands);
+        let reference = oracle::sums(problem, inputs, &pairs, &operands);
         let errors = errors(problem, inputs, &forward, d_output, &pairs)?;
         let d = &problem.dims;
         let operand = |operand: Operand, values: Vec<f64>, errors: Vec<f64>| {
@@ -106,7 +105,13 @@ impl ExpectedGradients {
 }
 
 /// Error bounds of all gradients: the oracle's sums over the errors of the pairs.
-fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_output: HostSlice<'_>, pairs: &Pairs) -> Result<Reference> {
+fn errors(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    forward: &oracle::Reference,
+    d_output: HostSlice<'_>,
+    pairs: &Pairs,
+) -> Result<Reference> {
     let d = &problem.dims;
     let unit = SAFETY * DType::F32.epsilon();
     let magnitudes = magnitudes(problem, inputs)?;
@@ -114,7 +119,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
     let unsigned = Inputs { query: query.as_slice(), key: key.as_slice(), value: value.as_slice(), ..*inputs };
     let operands = Operands::gather(problem, &unsigned, d_output.as_slice());
     // The weighted sum of |value|, and dot(|d_output|, |value|) for each pair.
-    let weighted_values = naive::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
+    let weighted_values = oracle::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
     let products = products(problem, &unsigned, &operands);
     let wide = chain(d.head_dim_v) + 4.0;
     let summing = summing(problem);
@@ -165,7 +170,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
         }
     }
     let scale = Some(problem.effective_scale().abs());
-    Ok(naive_backward::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
+    Ok(oracle::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
 }
 
 /// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem with these as queries and keys.
@@ -178,11 +183,11 @@ fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Ve
     let inputs = Inputs { kv_lengths: if problem.paged.is_some() { unsigned.kv_lengths } else { &[] }, ..Inputs::new(query, value, value) };
     let inputs =
         Inputs { cu_seqlens_q: unsigned.cu_seqlens_q, cu_seqlens_kv: unsigned.cu_seqlens_kv, page_table: unsigned.page_table, ..inputs };
-    naive::attention(&other, &inputs).map(|answer| answer.raw).unwrap_or_default()
+    oracle::attention(&other, &inputs).map(|answer| answer.raw).unwrap_or_default()
 }
 
 /// Draws a gradient of the output, stored like the output. With poison, rows without visible keys and gaps hold NaN.
-fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, fill: Fill) -> HostVec {
+fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &oracle::Reference, fill: Fill) -> HostVec {
     let d = &problem.dims;
     let shape = problem.shape(Operand::Output);
     let mut random = Random::new(fill.seed ^ 0x6472_6177);

@@ -1,10 +1,10 @@
 //! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
-use crate::problem::Operand;
-use crate::random::Random;
+use crate::error::Result;
+use crate::numbers::{DType, Random};
+use crate::problem::{Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
-use crate::{Alignment, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 
 /// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {

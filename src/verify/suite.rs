@@ -3,7 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::problem::Operand;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::problem::{AttentionFn, Operand, Outputs, Problem, gather};
+use crate::progress::Progress;
 use crate::verify::case::Case;
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases;
@@ -12,7 +15,6 @@ use crate::verify::expect::{Expected, ExpectedTensor, output_places};
 use crate::verify::generate::{minimise, random};
 use crate::verify::suite_backward::run_backward_case;
 use crate::verify::table::table;
-use crate::{AttentionFn, Engine, Error, Outputs, Problem, Progress, Result, gather};
 
 /// Implementation under test.
 #[derive(Clone, Copy)]

@@ -1,15 +1,15 @@
 //! Comparison of candidates' gradients with the oracle's.
 
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::numbers::{DType, HostVec};
 use crate::plan::DeviceClass;
-use crate::problem::Operand;
+use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Problem, Returns, TensorSpec, WantGradients, gather};
 use crate::verify::case::Case;
 use crate::verify::compare::compare;
 use crate::verify::expect::ExpectedTensor;
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::suite::{Candidate, Row, Verdict, verdict_of};
-use crate::{
-    BackwardInputs, DType, Engine, Error, Gradients, HostVec, Inputs, Problem, Result, Returns, TensorSpec, WantGradients, gather,
-};
 
 /// Software adapters run one in this many of the cases that need kernels of their own.
 const OTHERS: u64 = 20;

@@ -1,11 +1,13 @@
 //! Fixed suite: named problems with every option, alone and combined, and with lengths at which tiled code breaks.
 
+use crate::error::Result;
+use crate::numbers::DType;
+use crate::problem::{
+    Alibi, Alignment, BroadcastShape, Dims, Layout, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen,
+    Visibility,
+};
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
-use crate::{
-    Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Result, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec,
-    Varlen, Visibility,
-};
 use Alignment::{BottomRight, Offset, TopLeft};
 
 /// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and 13.

@@ -1,6 +1,6 @@
 //! Wrong ways to compute attention: each is the oracle with one mistake that real kernels have made.
 
-use wgpu_attention::cpu::naive;
+use wgpu_attention::oracle;
 use wgpu_attention::verify::oracle;
 use wgpu_attention::{
     Alibi, Alignment, BroadcastShape, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
@@ -312,7 +312,7 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
         return oracle(p, x);
     }
     let keys = p.dims.seq_len_kv;
-    let scores = naive::attention(p, x)?.masked;
+    let scores = oracle::attention(p, x)?.masked;
     edited_at(p, x, |b, h, i, row, lse| {
         if !lse.is_finite() {
             return;

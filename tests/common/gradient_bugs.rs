@@ -1,6 +1,6 @@
 //! Wrong ways to compute gradients: each is the oracle with one mistake that real kernels have made.
 
-use wgpu_attention::cpu::naive;
+use wgpu_attention::oracle;
 use wgpu_attention::verify::backward_oracle;
 use wgpu_attention::{
     BackwardInputs, BroadcastShape, DType, Dropout, Gradients, HostSlice, HostVec, Inputs, Layout, Problem, Result, ScoreOrder, TensorSpec,
@@ -63,7 +63,7 @@ fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradien
     let wanted = WantGradients { bias: true, ..*w };
     let mut pairs = backward_oracle(&every_pair, &Inputs { bias: &zeros, ..*x }, b, &wanted)?.bias.unwrap_or_default();
     if no_delta {
-        let weights = naive::attention(p, x)?.weights;
+        let weights = oracle::attention(p, x)?.weights;
         for (at, pair) in pairs.iter_mut().enumerate().filter(|&(at, _)| weights[at] > 0.0) {
             let row = at / d.seq_len_kv;
             let delta: f64 = get(b.d_output, row, d.head_dim_v).zip(get(b.output, row, d.head_dim_v)).map(|(x, y)| x * y).sum();
@@ -106,7 +106,7 @@ fn weights_from_lse(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &Wan
     if !is_plain(p) {
         return backward_oracle(p, x, b, w);
     }
-    let lse = naive::attention(p, x)?.lse;
+    let lse = oracle::attention(p, x)?.lse;
     let factor = |row: usize| if lse[row].is_finite() { (lse[row] - f64::from(lse[row] as f32)).exp() } else { 1.0 };
     let d_output = (0..b.d_output.len()).map(|at| (f64::from(b.d_output.get(at)) * factor(at / p.dims.head_dim_v)) as f32);
     let d_output: Vec<f32> = d_output.collect();

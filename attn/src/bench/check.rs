@@ -143,7 +143,7 @@ mod tests {
     fn wrong_gradients_are_not_timed() {
         let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
         let tensors = tensors(&problem).expect("small");
-        let oracle = wgpu_attention::cpu::naive_backward::attention(&problem, &tensors.inputs(), tensors.d_output.as_slice());
+        let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice());
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
         assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
         let scaled = |gradient: &Option<HostVec>, by: f32| {
@@ -165,7 +165,7 @@ mod tests {
         let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
         let tensors = tensors(&problem).expect("small");
         let mut progress = ProgressBar::new("");
-        let oracle = wgpu_attention::cpu::naive::attention(&problem, &tensors.inputs()).expect("valid");
+        let oracle = wgpu_attention::oracle::attention(&problem, &tensors.inputs()).expect("valid");
         let right: Vec<f32> = oracle.output.iter().map(|&x| x as f32).collect();
         let mut verdict = |output: Vec<f32>| check(&problem, &tensors, &HostVec::F32(output), &mut progress);
         assert_eq!(verdict(right.clone()), Ok(()));

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, cpu};
+use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, oracle};
 
 use crate::arrays::write_file;
 use crate::backend;
@@ -139,7 +139,7 @@ fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, 
     };
     let attended = Attended { scale: problem.effective_scale(), scores, weights, output: outputs.output.into_f32() };
 
-    let oracle = cpu::naive::attention(&problem, &inputs)?;
+    let oracle = oracle::attention(&problem, &inputs)?;
     // The oracle's output is [heads, tokens, head_dim]; ours has the heads side by side.
     let side_by_side = |at: usize| {
         let (token, head, dim) = (at / example.width, at % example.width / dims.head_dim, at % dims.head_dim);

@@ -1,7 +1,17 @@
 //! Front end for GPU and CPU: choose a backend, plan, run.
 
+mod agreement;
+pub(crate) mod canary;
+mod tune;
+
+pub use tune::{Tuned, TunedKernel};
+
+use crate::cpu;
+use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
-use crate::{Algorithm, Backend, BackwardInputs, Error, Gradients, Inputs, Outputs, Problem, Progress, Result, WantGradients, canary, cpu};
+use crate::oracle;
+use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
+use crate::progress::Progress;
 
 /// Options of an [`Engine`]. The default chooses backend and algorithm automatically.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -222,9 +232,7 @@ impl Engine {
             Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
                 gpu.backward(problem, inputs, backward, want, waiting, control).await
             }
-            Runner::Oracle => {
-                cpu::naive_backward::attention(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
-            }
+            Runner::Oracle => oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want)),
             Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
         }
     }
@@ -233,7 +241,7 @@ impl Engine {
         problem.check()?;
         inputs.check(problem)?;
         match &self.place {
-            Runner::Oracle => cpu::naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
+            Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
                 gpu.attention(problem, inputs, self.algorithm, waiting, control).await
             }

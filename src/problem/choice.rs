@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Backend on which an engine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! Partial results over disjoint keys, merged into the result over all keys.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Attention over some of the keys, without a sink, in f32.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! Composition of WGSL: a [`KernelKey`] becomes a generated prelude followed by the chosen files.
 
 mod cache;
+mod caps;
 mod directives;
 mod files;
 mod key;
@@ -13,6 +14,7 @@ mod terms;
 mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
+pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub(crate) use key::{Access, Kernel, KernelKey, ROW_STATS, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};

@@ -1,7 +1,8 @@
 //! Data of a problem, results of an attention, and the checks of data against the problem.
 
-use crate::problem::Operand;
-use crate::{BroadcastShape, Dropout, Error, HostSlice, HostVec, Problem, Result};
+use crate::error::{Error, Result};
+use crate::numbers::{HostSlice, HostVec};
+use crate::problem::{BroadcastShape, Dropout, Operand, Problem};
 
 /// Data of a problem in host memory. Fields that the problem does not use stay empty. In a named layout without offset,
 /// a slice has exactly the elements of its shape; quantised, strided and offset slices may be longer.

@@ -1,7 +1,8 @@
 //! Inputs of a backward pass besides the problem's own, and its results.
 
-use crate::problem::Operand;
-use crate::{DType, Error, HostSlice, HostVec, Problem, Result, TensorSpec};
+use crate::error::{Error, Result};
+use crate::numbers::{DType, HostSlice, HostVec};
+use crate::problem::{Operand, Problem, TensorSpec};
 
 /// Selection of gradients. The default is dQ, dK and dV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,11 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::dropout::DropoutRule;
-use crate::problem::Operand;
-use crate::tables::TableLayout;
+use crate::problem::{Alignment, DropoutRule, Operand, Problem, TableLayout};
 use crate::terms::{TERMS, TermSet};
-use crate::{Alignment, Problem};
 
 /// Bits of `Params::flags`.
 pub(crate) struct Flags;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Reports the progress of a call, and can cancel it between two pieces of work.
 ///

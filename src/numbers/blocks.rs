@@ -18,22 +18,10 @@
 //! the same bits although their division is not correctly rounded (shaders/cache/blocks.wgsl).
 //! A block that contains NaN or a magnitude of 2^127 or more is NaN as a whole. A block entirely below 2^-100 is 0.
 
-use crate::DType;
-
-/// Number of elements in a block.
-pub(crate) const BLOCK: usize = 32;
+use super::dtype::{BLOCK, DType, block_words};
 
 /// Magnitude below which a block is stored as 0. It avoids arithmetic on values that a shader may flush to 0.
 const TINY_BITS: u32 = 27 << 23; // 2^-100
-
-/// Number of u32 words in a block; 0 for types that are not quantised.
-pub(crate) const fn block_words(dtype: DType) -> usize {
-    match dtype {
-        DType::Q8 => 1 + BLOCK / 4,
-        DType::Q4 => 1 + BLOCK / 8,
-        DType::F32 | DType::F16 | DType::BF16 => 0,
-    }
-}
 
 /// Bits of one q.
 const fn bits(dtype: DType) -> usize {

@@ -1,7 +1,8 @@
 //! Storage of a four-dimensional tensor: storage type, layout, offset.
 
-use crate::blocks::BLOCK;
-use crate::{DType, Error, HostSlice, Result};
+use crate::error::{Error, Result};
+use crate::numbers::BLOCK;
+use crate::numbers::{DType, HostSlice};
 
 /// Strides in elements along each axis of [batch, heads, seq, dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

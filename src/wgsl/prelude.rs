@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Slot, Storage, TileShape, directives, terms};
-use crate::DType;
+use crate::numbers::DType;
 use crate::problem::Operand;
 
 /// Renders the prelude of `key`.
@@ -245,7 +245,7 @@ fn number_reader([name, like]: [&str; 2], dtype: DType, width: &str) -> (&'stati
     (word, "vec4<f32>", fetch, "words")
 }
 
-/// Reads rows of quantised blocks (layout: src/blocks.rs). A fetch is a word of 4 or 8 elements and their scale.
+/// Reads rows of quantised blocks (layout: src/numbers/blocks.rs). A fetch is a word of 4 or 8 elements and their scale.
 fn block_reader(name: &str, dtype: DType) -> (&'static str, &'static str, String, &'static str) {
     let (words, per_word, widened) = match dtype {
         DType::Q4 => (5, 8, "bitcast<f32>(words.y) * widen_q4(words.x, dim)"),

@@ -1,6 +1,6 @@
 //! Paged keys and values: a pool of pages, and a table of pages for each item.
 
-use crate::{Error, Inputs, Problem, Result};
+use crate::error::{Error, Result};
 
 /// Keys and values in a pool of pages, as serving engines keep them. See [`Problem::paged`].
 ///
@@ -17,45 +17,6 @@ pub struct Paged {
     pub pages: usize,
     /// Width of the page table.
     pub pages_per_item: usize,
-}
-
-impl Paged {
-    /// Checks the sizes against the rest of the problem.
-    pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
-        let Self { page_size, pages, pages_per_item } = *self;
-        if page_size == 0 {
-            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
-        }
-        if pages > u32::MAX as usize {
-            return Err(Error::invalid("pages", format!("{pages} cannot be counted in a table of u32")));
-        }
-        if problem.dims.batch.checked_mul(pages_per_item).is_none() {
-            return Err(Error::invalid("pages_per_item", format!("a table of {pages_per_item} pages an item overflows")));
-        }
-        if !problem.visibility.kv_lengths {
-            return Err(Error::invalid("kv_lengths", "paged keys have no length of their own: kv_lengths must be there"));
-        }
-        if problem.dims.seq_len_kv > pages_per_item.saturating_mul(page_size) {
-            let why = format!("is {}, but {pages_per_item} pages of {page_size} hold less", problem.dims.seq_len_kv);
-            return Err(Error::invalid("seq_len_kv", why));
-        }
-        if problem.varlen.is_some_and(|varlen| varlen.tokens_kv != 0) {
-            return Err(Error::invalid("tokens_kv", "with paged keys only the queries are varlen: it must be 0"));
-        }
-        Ok(())
-    }
-
-    /// Checks that all pages in use are in the pool. The sizes of lengths and table have been checked.
-    pub(crate) fn check_table(&self, inputs: &Inputs<'_>) -> Result<()> {
-        for (item, &length) in inputs.kv_lengths.iter().enumerate() {
-            let used = &inputs.page_table[item * self.pages_per_item..][..(length as usize).div_ceil(self.page_size)];
-            if let Some((at, page)) = used.iter().enumerate().find(|&(_, &page)| page as usize >= self.pages) {
-                let why = format!("item {item} uses page {page} at {at}, but the pool has {} pages", self.pages);
-                return Err(Error::invalid("page_table", why));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Page table of a batch with its lengths, for [`Inputs::page_table`] and [`Inputs::kv_lengths`].

@@ -6,9 +6,10 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 
 use super::{Access, KernelKey, Params, compose};
+use crate::numbers::DType;
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
-use crate::{
-    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Problem, Returns, ScoreOrder, Strides, TensorSpec, WantGradients,
+use crate::problem::{
+    Algorithm, Alibi, Alignment, BroadcastShape, Dims, Layout, Problem, Returns, ScoreOrder, Strides, TensorSpec, WantGradients,
 };
 
 /// Problems that together set every switch of the key.
@@ -45,7 +46,10 @@ fn problems() -> Vec<Problem> {
     }
     problems.push(Problem { dropout: Some(0.5), ..plain });
     problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::self_attention(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
-    problems.push(Problem { want: Returns { lse: true, stats: true, scores: Some(crate::ScoreStage::Masked), weights: true }, ..plain });
+    problems.push(Problem {
+        want: Returns { lse: true, stats: true, scores: Some(crate::problem::ScoreStage::Masked), weights: true },
+        ..plain
+    });
     problems
 }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Inputs, Problem};
+use crate::problem::{Inputs, Problem};
 
 /// Offset of each vector in the tables buffer, in words of four bytes; 0 for vectors that the problem does not have.
 ///

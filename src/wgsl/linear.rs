@@ -5,7 +5,7 @@ use std::fmt::Write;
 use bytemuck::{Pod, Zeroable};
 
 use super::Source;
-use crate::plan::{DeviceCaps, DeviceClass};
+use super::caps::{DeviceCaps, DeviceClass};
 
 /// A variant of the projection kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

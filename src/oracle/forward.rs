@@ -3,8 +3,9 @@
 //! Written to be checked by reading. It shares no visibility arithmetic, tiling or tables with the fast paths, but it
 //! shares the decoding of operands and the random words of dropout.
 
-use crate::tensor::gather;
-use crate::{Alibi, Alignment, BroadcastShape, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
+use crate::error::Result;
+use crate::numbers::HostVec;
+use crate::problem::{Alibi, Alignment, BroadcastShape, Inputs, Outputs, Problem, ScoreOrder, ScoreStage, gather};
 
 /// All results of the oracle, dense, in f64.
 ///

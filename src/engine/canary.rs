@@ -4,15 +4,17 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::agreement::{agrees, agrees_at};
+use crate::cpu;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Trial, gradients_of_plan};
+use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
-use crate::problem::Operand;
-use crate::shader::{Kernel, KernelKey};
-use crate::tune::{agrees, agrees_at};
-use crate::{
-    Algorithm, BackwardInputs, BroadcastShape, Dims, Error, Gradients, HostVec, Inputs, Layout, Problem, Progress, Result, Returns,
-    TensorSpec, WantGradients, cpu,
+use crate::problem::{
+    Algorithm, BackwardInputs, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec, WantGradients,
 };
+use crate::progress::Progress;
+use crate::wgsl::{Kernel, KernelKey};
 
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
 const ROWS: usize = 3;
@@ -212,9 +214,11 @@ impl Data {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Engine, EngineOptions};
     use crate::gpu::{ShaderOptions, choose_every};
     use crate::layer::{Linear, MultiHead};
-    use crate::{Alignment, Backend, DType, Engine, EngineOptions};
+    use crate::numbers::DType;
+    use crate::problem::{Alignment, Backend};
 
     fn gpus(options: ShaderOptions) -> Vec<Gpu> {
         let chosen = pollster::block_on(choose_every());

@@ -1,9 +1,9 @@
 //! Kernel keys: everything that distinguishes one kernel from another, and the key of the pipeline cache.
 
 use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
-use crate::problem::Operand;
+use crate::numbers::DType;
+use crate::problem::{Operand, Problem};
 use crate::terms::{TermSet, TermTensor};
-use crate::{DType, Problem};
 
 /// Words per row that the backward preprocess writes: shaders/lib/addressing.wgsl.
 pub(crate) const ROW_STATS: usize = 3;

@@ -2,10 +2,10 @@
 //!
 //! It builds on the forward oracle and shares no more with the fast paths. Tests compare it with central differences.
 
-use super::naive::{self, Reference, broadcast};
-use crate::problem::Operand;
-use crate::tensor::gather;
-use crate::{Alignment, Error, HostSlice, HostVec, Inputs, Problem, Result, ScoreOrder, WantGradients};
+use super::forward::{Reference, attention, broadcast, dropout_scale, key_row};
+use crate::error::{Error, Result};
+use crate::numbers::{HostSlice, HostVec};
+use crate::problem::{Alignment, Inputs, Operand, Problem, ScoreOrder, WantGradients, gather};
 
 /// Gradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,8 +71,8 @@ struct Item {
 ///
 /// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys has gradient 0.
 /// `output_gradient` is stored as [`Problem::output`] describes.
-pub fn attention(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<ReferenceGradients> {
-    let forward = naive::attention(problem, inputs)?;
+pub fn gradients(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<ReferenceGradients> {
+    let forward = attention(problem, inputs)?;
     if output_gradient.len() < problem.output_len() {
         let why = format!("has {} elements, the problem's output {}", output_gradient.len(), problem.output_len());
         return Err(Error::invalid("output_gradient", why));
@@ -139,9 +139,9 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                 let at = |j: usize| row * d.seq_len_kv + j;
                 let seen: Vec<usize> = (0..item.keys).filter(|&j| forward.masked[at(j)] != f64::NEG_INFINITY).collect();
 
-                let scale_of = |j: usize| naive::dropout_scale(problem, inputs, [b, h, i, j]);
+                let scale_of = |j: usize| dropout_scale(problem, inputs, [b, h, i, j]);
                 let d_weight = |j: usize| -> f64 {
-                    let value = &operands.value[naive::key_row(problem, inputs, b, kv_head, j) * d.head_dim_v..][..d.head_dim_v];
+                    let value = &operands.value[key_row(problem, inputs, b, kv_head, j) * d.head_dim_v..][..d.head_dim_v];
                     let product: f64 = d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
                     scale_of(j) * product
                 };
@@ -207,7 +207,7 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
                         let column = distance.clamp(-i64::from(max), i64::from(max)) + i64::from(max);
                         gradients.relative_bias[h * columns + column as usize] += pairs.d_bias[at];
                     }
-                    let kv_row = naive::key_row(problem, inputs, b, kv_head, j);
+                    let kv_row = key_row(problem, inputs, b, kv_head, j);
                     for e in 0..d.head_dim {
                         gradients.query[q_row * d.head_dim + e] += scale * pairs.d_score[at] * f64::from(key[kv_row * d.head_dim + e]);
                         gradients.key[kv_row * d.head_dim + e] += scale * pairs.d_score[at] * f64::from(query[q_row * d.head_dim + e]);
@@ -224,7 +224,7 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
 
 impl ReferenceGradients {
     /// Rounds the wanted gradients and stores them as the problem describes.
-    pub fn into_gradients(self, problem: &Problem, want: &WantGradients) -> crate::Gradients {
+    pub fn into_gradients(self, problem: &Problem, want: &WantGradients) -> crate::problem::Gradients {
         let stored = |wanted: bool, operand: Operand, dense: &[f64]| {
             wanted.then(|| {
                 let spec = problem.spec(operand);
@@ -245,7 +245,7 @@ impl ReferenceGradients {
             })
         };
         let narrow = |wanted: bool, numbers: &[f64]| wanted.then(|| numbers.iter().map(|&x| x as f32).collect());
-        crate::Gradients {
+        crate::problem::Gradients {
             query: stored(want.query, Operand::Query, &self.query),
             key: stored(want.key, Operand::Key, &self.key),
             value: stored(want.value, Operand::Value, &self.value),

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use bytemuck::{Pod, Zeroable};
 
 use super::{Access, Source};
-use crate::DType;
-use crate::blocks::{BLOCK, block_words};
+use crate::numbers::DType;
+use crate::numbers::{BLOCK, block_words};
 use crate::rotary::Pairing;
 
 /// A variant of the cache kernels.

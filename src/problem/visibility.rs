@@ -5,8 +5,9 @@
 
 use std::str::FromStr;
 
-use crate::random::Random;
-use crate::{Dims, Error, Result};
+use crate::error::{Error, Result};
+use crate::numbers::Random;
+use crate::problem::Dims;
 
 /// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which causality,
 /// windows, chunks, blocks, ALiBi and relative biases count.
@@ -140,34 +141,6 @@ pub struct Visibility {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Problem;
-    use crate::terms::{RowAt, TermSet};
-
-    #[test]
-    fn intervals() {
-        let interval = |visibility: Visibility, position: i64, prefix: usize| {
-            let problem = Problem { visibility, ..Problem::new(Dims::self_attention(1, 1, 8, 8)) };
-            problem.interval(TermSet::of(&problem), RowAt { position, prefix, ..RowAt::default() }, 8)
-        };
-        let open = Visibility::default();
-        assert_eq!(interval(open, 3, 0), 0..8);
-        let causal = Visibility { causal: true, ..open };
-        assert_eq!(interval(causal, 3, 0), 0..4);
-        assert_eq!(interval(causal, -1, 0), 0..0);
-        assert_eq!(interval(causal, 3, 6), 0..6);
-        assert_eq!(interval(causal, 20, 0), 0..8);
-        let window = Visibility { window_left: Some(1), window_right: Some(2), ..open };
-        assert_eq!(interval(window, 3, 0), 2..6);
-        assert_eq!(interval(window, -5, 0), 0..0);
-        assert!(interval(window, 30, 0).is_empty());
-        let all = Visibility { chunk: Some(u32::MAX), block_causal: Some(u32::MAX), window_left: Some(1), window_right: Some(1), ..causal };
-        assert!([i64::MIN, i64::MAX].iter().all(|&position| interval(all, position, usize::MAX >> 1).is_empty()));
-        let chunk = Visibility { chunk: Some(3), ..open };
-        assert_eq!([0, 2, 3, 7, 8].map(|position| interval(chunk, position, 0)), [0..3, 0..3, 3..6, 6..8, 6..8]);
-        assert!(interval(chunk, -1, 0).is_empty());
-        let block = Visibility { block_causal: Some(3), ..open };
-        assert_eq!([-1, 0, 2, 3, 7].map(|position| interval(block, position, 0)), [0..0, 0..3, 0..3, 0..6, 0..8]);
-    }
 
     #[test]
     fn alignment_offsets() {

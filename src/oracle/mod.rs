@@ -1,0 +1,9 @@
+//! The oracle: attention and its gradients in f64, written to be checked by reading. Slow.
+
+mod backward;
+mod forward;
+
+pub(crate) use backward::{Operands, Pairs, pairs, sums};
+pub use backward::{ReferenceGradients, gradients};
+pub(crate) use forward::key_row;
+pub use forward::{Reference, attention};
