@@ -54,7 +54,7 @@ impl Engine {
         let gpu = self.tunable()?;
         let started = Instant::now();
         let expected = cpu::tiled::attention(problem, inputs, &mut Progress::default())?.output;
-        let planned = Plan::new(problem, gpu.caps(), Algorithm::Fused)?.kernel();
+        let planned = Plan::of(problem, gpu.caps(), Algorithm::Fused, None)?.kernel();
         let mut kernels = candidates(problem, gpu.caps());
         kernels.retain(|&kernel| kernel != planned);
         kernels.insert(0, planned);

@@ -77,6 +77,7 @@ impl<'a> Bindings<'a> {
 impl Attention {
     /// Plans `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
+        problem.check()?;
         Self::of_plan(gpu, problem, gpu.plan_for_replays(problem, algorithm)?, None)
     }
 

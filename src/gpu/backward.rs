@@ -61,7 +61,14 @@ pub struct BackwardBindings<'a> {
 impl Backward {
     /// Plans the wanted gradients of `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
-        Self::of_plan(gpu, problem, want, Plan::backward(problem, want, gpu.caps())?)
+        problem.check()?;
+        want.check(problem)?;
+        Self::of(gpu, problem, want)
+    }
+
+    /// [`Self::new`] for what has been checked.
+    pub(super) fn of(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
+        Self::of_plan(gpu, problem, want, Plan::of_backward(problem, want, gpu.caps())?)
     }
 
     pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<Self> {

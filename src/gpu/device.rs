@@ -157,12 +157,12 @@ impl Gpu {
 
     /// Plans with the fastest kernel that tuning has found for this class of problems.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::with_kernel(problem, self.caps(), algorithm, self.fastest(problem))
+        Plan::of(problem, self.caps(), algorithm, self.fastest(problem))
     }
 
     /// [`Self::plan`] for work that is recorded again and again.
     pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::with_kernel(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
+        Plan::of(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
     }
 
     /// Fastest kernel that tuning has found for this class of problems.

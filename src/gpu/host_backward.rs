@@ -38,7 +38,7 @@ impl Gpu {
         let kept = self.prepared_backward().take(|kept| kept.problem == *problem && kept.want == *want);
         let ready = match kept {
             Some(ready) => ready,
-            None => PreparedBackward::of(self, problem, want, &Backward::new(self, problem, want)?)?,
+            None => PreparedBackward::of(self, problem, want, &Backward::of(self, problem, want)?)?,
         };
         ready.upload(self, inputs, backward, stats)?;
         let result = ready.run(self, waiting, control).await;

@@ -118,7 +118,7 @@ fn attention(
     d_context: &wgpu::Buffer,
 ) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
     let gpu = recording.gpu;
-    let backward = Backward::new(gpu, problem, want)?;
+    let backward = Backward::of(gpu, problem, want)?;
     let operands =
         [uploaded(gpu, "query", query)?, uploaded(gpu, "key", key)?, uploaded(gpu, "value", value)?, uploaded(gpu, "context", context)?];
     let stats = uploaded(gpu, "stats", bytemuck::cast_slice(stats))?;

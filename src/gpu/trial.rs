@@ -20,7 +20,7 @@ pub(crate) struct Trial {
 impl Trial {
     /// Compiles the kernel and uploads the data. Both problem and data have been checked.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, kernel: Kernel) -> Result<Self> {
-        let plan = Plan::with_kernel(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
+        let plan = Plan::of(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
         Self::of_plan(gpu, problem, inputs, Algorithm::Fused, plan)
     }
 

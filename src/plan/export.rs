@@ -1,6 +1,8 @@
 //! A plan as plain data, for hosts other than this crate's own.
 
-use super::{BufferRef, Plan, Shader, Step, of_slot};
+use super::ranges::of_slot;
+use super::shader::Shader;
+use super::step::{BufferRef, Plan, Step};
 use crate::wgsl::{Slot, Source, compose};
 
 /// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
