@@ -14,7 +14,7 @@ pub(crate) struct Bug {
 }
 
 /// All mistakes.
-pub(crate) const BUGS: [Bug; 51] = [
+pub(crate) const BUGS: &[Bug] = &[
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -95,13 +95,13 @@ pub(crate) const BUGS: [Bug; 51] = [
     },
     Bug { name: "lse of an empty row is -1e30", attend: |p, x| edited(p, x, |_, _, lse| *lse = lse.max(-1e30)) },
     Bug { name: "lse in base 2", attend: |p, x| edited(p, x, |_, _, lse| *lse *= std::f32::consts::LOG2_E) },
-    Bug { name: "hidden NaN leaks through a weight of 0", attend: hidden_leaks },
+    Bug { name: "masked NaN leaks through a weight of 0", attend: masked_leaks },
     Bug {
         name: "visible NaN swallowed",
         attend: |p, x| edited(p, x, |_, row, _| row.iter_mut().filter(|y| y.is_nan()).for_each(|y| *y = 0.0)),
     },
     Bug {
-        name: "no maximum taken off before exp",
+        name: "no maximum subtracted before exp",
         attend: |p, x| {
             edited(p, x, |_, row, lse| {
                 if *lse > 88.0 {
@@ -113,7 +113,7 @@ pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "parts merged by one f32 lse each", attend: |p, x| summed(p, x, merged_by_lse) },
     Bug { name: "one f32 chain over all keys", attend: |p, x| summed(p, x, one_chain) },
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
-    Bug { name: "scores handed out at another stage", attend: other_stage },
+    Bug { name: "scores returned at another stage", attend: other_stage },
     Bug { name: "varlen sequences see each other", attend: varlen_as_one },
     Bug { name: "pages in the order of the pool", attend: |p, x| other_pages(p, x, |_, at| at) },
     Bug { name: "pages of the first item for all", attend: |p, x| other_pages(p, x, |p, at| x.page_table[at % p.pages_per_item] as usize) },
@@ -243,7 +243,7 @@ fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 /// Computes attention with a mask in addition to the problem's own.
-fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<Outputs> {
+fn masked(p: &Problem, x: &Inputs<'_>, visible: impl Fn(usize) -> bool) -> Result<Outputs> {
     let shape = p.dims.scores_shape();
     let keys = shape[3];
     let strides = p.visibility.mask.map(BroadcastShape::strides);
@@ -251,7 +251,7 @@ fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<O
         .map(|at: usize| {
             let index = [at / (shape[1] * shape[2] * keys), at / (shape[2] * keys) % shape[1], at / keys % shape[2], at % keys];
             let own = strides.is_none_or(|strides| x.mask[index.iter().zip(strides).map(|(i, step)| i * step).sum::<usize>()]);
-            own && sees(index[3])
+            own && visible(index[3])
         })
         .collect();
     let mut problem = *p;
@@ -320,8 +320,8 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
         let values = values(p, &dense, b, h);
         let scores = &scores[((b * p.dims.num_heads + h) * p.dims.seq_len_q + i) * keys..][..keys];
         for (e, number) in row.iter_mut().enumerate() {
-            let seen = scores.iter().zip(&values).filter(|(score, _)| **score != f64::NEG_INFINITY);
-            *number = sum(&seen.map(|(&score, value)| (score, value[e])).collect::<Vec<_>>()) as f32;
+            let visible = scores.iter().zip(&values).filter(|(score, _)| **score != f64::NEG_INFINITY);
+            *number = sum(&visible.map(|(&score, value)| (score, value[e])).collect::<Vec<_>>()) as f32;
         }
     })
 }
@@ -362,7 +362,7 @@ fn mean_of_empty_rows(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     })
 }
 
-fn hidden_leaks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+fn masked_leaks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let dense = dense_values(p, x);
     edited_at(p, x, |b, h, _, row, _| {
         let values = values(p, &dense, b, h);
