@@ -1,7 +1,10 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Fails on words that docs/architecture.md's vocabulary has replaced, and on comments that do not begin with a noun or verb.
-set -eu
+#
+#   scripts/language.sh
+set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/lib.sh
 
 # Identifiers that are gone, with what stands for them.
 gone='
