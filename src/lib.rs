@@ -11,6 +11,8 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod blocks;
 pub mod cache;
 mod canary;
@@ -30,11 +32,13 @@ pub mod onnx;
 mod paged;
 pub mod plan;
 mod problem;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod random;
 pub mod rotary;
 mod shader;
 mod tables;
 mod tensor;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod terms;
 mod tune;
 #[cfg(feature = "verify")]
