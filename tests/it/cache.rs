@@ -81,8 +81,8 @@ impl Schedule {
     fn append(&mut self, id: SequenceId) {
         let tokens = [0, 1, 1, self.rng.usize(0..20)][self.rng.usize(..4)];
         let mut some = |dim: usize| {
-            let numbers: Vec<f32> = (0..tokens * self.shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
-            HostVec::from_f32(self.shape.dtype, &numbers)
+            let data: Vec<f32> = (0..tokens * self.shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
+            HostVec::from_f32(self.shape.dtype, &data)
         };
         let (key, value) = (some(self.shape.head_dim), some(self.shape.head_dim_v));
         let free = self.cache.pool().free_pages();
@@ -291,11 +291,11 @@ fn merged_parts_are_the_whole() {
 
 #[test]
 fn merging_edges() {
-    let nothing = Part { output: &[f32::NAN; 2], lse: &[f32::NEG_INFINITY] };
-    let merged = merge(&[nothing, nothing]).expect("equal sizes");
+    let empty = Part { output: &[f32::NAN; 2], lse: &[f32::NEG_INFINITY] };
+    let merged = merge(&[empty, empty]).expect("equal sizes");
     assert_eq!((merged.output, merged.lse), (vec![0.0, 0.0], vec![f32::NEG_INFINITY]));
     let one = Part { output: &[1.0, -2.0], lse: &[700.0] };
-    let merged = merge(&[nothing, one]).expect("equal sizes");
+    let merged = merge(&[empty, one]).expect("equal sizes");
     assert_eq!((merged.output, merged.lse), (vec![1.0, -2.0], vec![700.0]));
     // A sink with an equal lse halves the output.
     let sink = Part { output: &[0.0, 0.0], lse: &[700.0] };

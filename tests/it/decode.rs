@@ -122,7 +122,7 @@ fn any_number_of_splits() {
 #[test]
 fn quantisation_errors_are_as_documented() {
     let mut rng = Rng::with_seed(1);
-    // Approximately normal: sums of twelve uniform numbers.
+    // Approximately normal: sums of twelve uniform random variables.
     let mut normal = |len: usize| (0..len).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect::<Vec<f32>>();
     let dims = Dims { seq_len_q: 1, ..Dims::self_attention(1, 4, 1024, 128) };
     let (query, key, value) = (normal(4 * 128), normal(4 * 1024 * 128), normal(4 * 1024 * 128));

@@ -116,7 +116,7 @@ impl Case {
         for (n, (&got, &at)) in gradient.iter().zip(index).enumerate() {
             // Errors: the fifth derivative times STEP⁴/30, and the rounding of biased scores to f32 divided by STEP.
             let expected = self.difference(at, &of);
-            assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences give {expected}", self.name);
+            assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences are {expected}", self.name);
         }
     }
 
@@ -236,7 +236,7 @@ fn masked_elements_are_never_read() {
     }
     let poisoned = naive_backward::attention(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     assert_eq!(clean, poisoned);
-    assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 sees nothing");
+    assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 has no visible keys");
 }
 
 /// Plants mistakes that the differences must detect.
@@ -255,6 +255,6 @@ fn the_differences_notice_what_is_wrong() {
 
 /// Returns the position in the stored tensor of each element, in [batch, heads, seq, dim] order.
 fn places(spec: &TensorSpec, shape: [usize; 4]) -> Vec<usize> {
-    let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
-    gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
+    let positions: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
+    gather((&positions).into(), spec, shape).into_iter().map(|at| at as usize).collect()
 }

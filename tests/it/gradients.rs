@@ -46,7 +46,7 @@ fn specialised_variants() {
     }
 }
 
-/// Returns cases with NaN in partly visible tiles: keys that no row sees, and a few rows without visible keys.
+/// Returns cases with NaN in partly visible tiles: keys that are visible to no row, and a few rows without visible keys.
 fn partly_masked() -> [Case; 2] {
     let dims = Dims { batch: 2, num_heads: 2, num_kv_heads: 1, seq_len_q: 70, seq_len_kv: 50, head_dim: 24, head_dim_v: 40 };
     let mut keys = Problem::new(dims).aligned(Alignment::BottomRight).causal();
@@ -90,9 +90,9 @@ fn gradients_are_central_differences() {
         let got = engine.backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want).expect("a valid problem");
         let wide = |gradient: Option<HostVec>| gradient.expect("it is wanted").into_f32();
         let of_f32 = |data: &mut HostVec, at: usize, x: f32| {
-            let mut numbers = data.to_f32();
-            numbers[at] += x;
-            *data = HostVec::F32(numbers);
+            let mut elements = data.to_f32();
+            elements[at] += x;
+            *data = HostVec::F32(elements);
         };
         let tensors: [Tensor<'_>; 6] = [
             ("query", wide(got.query), &|case, at, x| of_f32(&mut case.data.query, at, x)),
@@ -113,7 +113,7 @@ fn gradients_are_central_differences() {
                 let expected = (at_offset(STEP) - at_offset(-STEP)) / f64::from(2.0 * STEP);
                 // Errors: the third derivative times STEP²/6, and the rounding of some ten terms divided by STEP.
                 let error = (f64::from(gradient[at]) - expected).abs();
-                assert!(error < 2e-3, "d{name}[{at}] is {}, differences give {expected} on {}", gradient[at], engine.chosen());
+                assert!(error < 2e-3, "d{name}[{at}] is {}, differences are {expected} on {}", gradient[at], engine.chosen());
             }
         }
     }

@@ -60,7 +60,7 @@ impl Case {
 /// Returns the first position where `got` differs from `expected` by more than atol + rtol * |expected|.
 fn mismatch(got: &[f32], expected: &[f32], rtol: f32, atol: f32) -> Option<String> {
     if got.len() != expected.len() {
-        return Some(format!("{} numbers instead of {}", got.len(), expected.len()));
+        return Some(format!("{} elements instead of {}", got.len(), expected.len()));
     }
     let wrong = |(&got, &expected): (&f32, &f32)| !((got - expected).abs() <= atol + rtol * expected.abs() || got == expected);
     let at = got.iter().zip(expected).position(wrong)?;
@@ -158,8 +158,8 @@ fn torch_case(name: &str, engine: &Engine) {
         })
     });
     let [padding, attention] = [0, 1].map(|index| {
-        let (hidden, added) = mask_data[index].as_ref()?;
-        Some(if added.is_empty() { TorchMask::Bool(hidden) } else { TorchMask::Float(added) })
+        let (masked, added) = mask_data[index].as_ref()?;
+        Some(if added.is_empty() { TorchMask::Bool(masked) } else { TorchMask::Float(added) })
     });
     let masks = merge_torch_masks(&problem.dims, extra, padding, attention).expect("the masks fit");
     let mut inputs = Inputs::new(&x_q, &x_k, &x_v);

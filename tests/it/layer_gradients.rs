@@ -135,7 +135,7 @@ impl Case {
                 let error = (f64::from(gradient[at]) - expected).abs();
                 assert!(
                     error < 5e-3 * (1.0 + expected.abs()),
-                    "d{name}[{at}] is {}, differences give {expected} on {}",
+                    "d{name}[{at}] is {}, differences are {expected} on {}",
                     gradient[at],
                     engine.chosen()
                 );

@@ -288,7 +288,7 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
     Ok(Outputs { output: HostVec::from_f32(p.output.dtype, &output), lse: p.want.lse.then_some(lse), ..outputs })
 }
 
-/// Returns the values of a padded batch; nothing if the batch is varlen or paged.
+/// Returns the values of a padded batch; none if the batch is varlen or paged.
 fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
     let d = p.dims;
     if p.varlen.is_some() || p.paged.is_some() {
@@ -330,22 +330,22 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
 fn merged_by_lse(keys: &[(f64, f32)]) -> f64 {
     let (first, rest) = keys.split_at(keys.len() / 3);
     let parts = [first, rest].map(|part| {
-        let top = part.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = part.iter().map(|key| (key.0 - top).exp()).sum();
-        let mean = part.iter().map(|key| (key.0 - top).exp() * f64::from(key.1)).sum::<f64>() / sum;
-        (f64::from((top + sum.ln()) as f32), mean)
+        let max = part.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = part.iter().map(|key| (key.0 - max).exp()).sum();
+        let mean = part.iter().map(|key| (key.0 - max).exp() * f64::from(key.1)).sum::<f64>() / sum;
+        (f64::from((max + sum.ln()) as f32), mean)
     });
     let parts = || parts.iter().filter(|part| part.0 != f64::NEG_INFINITY);
-    let top = parts().map(|part| part.0).fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = parts().map(|part| (part.0 - top).exp()).sum();
-    parts().map(|part| (part.0 - top).exp() * part.1).sum::<f64>() / total
+    let max = parts().map(|part| part.0).fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = parts().map(|part| (part.0 - max).exp()).sum();
+    parts().map(|part| (part.0 - max).exp() * part.1).sum::<f64>() / total
 }
 
 fn one_chain(keys: &[(f64, f32)]) -> f64 {
-    let top = keys.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+    let max = keys.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
     let (mut weights, mut sum) = (0.0f32, 0.0f32);
     for &(score, value) in keys {
-        let weight = (score - top).exp() as f32;
+        let weight = (score - max).exp() as f32;
         weights += weight;
         sum += weight * value;
     }

@@ -55,7 +55,7 @@ pub(crate) fn open(backend: Backend) -> Engine {
 /// Returns one engine per GPU adapter.
 pub(crate) fn adapters(shaders: ShaderOptions) -> Vec<Engine> {
     let (engines, left_out) = Engine::every(shaders);
-    assert!(left_out.is_empty(), "adapters that give no device: {left_out:?}");
+    assert!(left_out.is_empty(), "adapters without a device: {left_out:?}");
     let gpus: Vec<Engine> = engines.into_iter().filter(|engine| engine.gpu().is_some()).collect();
     insist_on_adapters(gpus.len());
     gpus
@@ -74,23 +74,23 @@ pub(crate) fn cpu_and_adapters() -> Vec<Engine> {
 /// Returns each algorithm on each GPU adapter. `ATTENTION_CHECKED=1` turns on every check in the shaders.
 pub(crate) fn gpus(shaders: ShaderOptions) -> Vec<Tested> {
     let checked = std::env::var_os("ATTENTION_CHECKED").is_some();
-    adapters(ShaderOptions { checked, ..shaders }).into_iter().flat_map(ways).collect()
+    adapters(ShaderOptions { checked, ..shaders }).into_iter().flat_map(algorithms).collect()
 }
 
 /// Returns a GPU engine with each algorithm.
-fn ways(engine: Engine) -> [Tested; 2] {
+fn algorithms(engine: Engine) -> [Tested; 2] {
     let adapter = engine.gpu().map(|gpu| gpu.device().adapter_info()).map(|info| adapter_name(&info)).unwrap_or_default();
     let gpu = engine.gpu().cloned();
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     let fused = engine.with_algorithm(Algorithm::Fused);
-    let matrices = staged.clone();
+    let scoring = staged.clone();
     // The fused algorithm has no score matrix: scores and weights come from the staged one.
     let fused = move |problem: &Problem, inputs: &Inputs<'_>| {
         let outputs = fused.attention(&Problem { want: Returns { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
         if problem.want.scores.is_none() && !problem.want.weights {
             return Ok(outputs);
         }
-        let Outputs { scores, weights, .. } = matrices.attention(problem, inputs)?;
+        let Outputs { scores, weights, .. } = scoring.attention(problem, inputs)?;
         Ok(Outputs { scores, weights, ..outputs })
     };
     [Tested { name: format!("{adapter} fused"), attend: Box::new(fused), engine: None, gpu }, attend(format!("{adapter} staged"), staged)]
