@@ -30,7 +30,7 @@ const PAGE_SIZE: usize = 8;
 const LONGEST: usize = 64;
 const STEPS: usize = 24;
 
-/// Linear congruential generator of numbers in -1..1.
+/// Linear congruential generator of elements in -1..1.
 struct Random(u64);
 
 impl Random {
@@ -293,7 +293,7 @@ pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     for text in &texts {
         println!("{text:?}");
     }
-    println!("{same} of {all} tokens are what the model says from the start, {dtype} keys and values");
+    println!("{same} of {all} tokens are those that the model predicts from the start, {dtype} keys and values");
     Ok((same, all))
 }
 
@@ -316,6 +316,6 @@ fn open(name: &str) -> Result<Engine> {
 fn main() -> Result<()> {
     let Args { engine, dtype } = Args::parse();
     let (same, all) = write(&engine, dtype)?;
-    assert!(dtype != DType::F32 || same == all, "the cache changed what the model says");
+    assert!(dtype != DType::F32 || same == all, "the cache changed the prediction");
     Ok(())
 }

@@ -11,12 +11,15 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod cache;
 pub mod cpu;
 mod engine;
 mod error;
 pub mod gpu;
 pub mod layer;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod numbers;
 pub mod onnx;
 pub mod oracle;
@@ -24,6 +27,7 @@ pub mod plan;
 mod problem;
 mod progress;
 pub mod rotary;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod terms;
 #[cfg(feature = "verify")]
 pub mod verify;

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Apply a causal mask to every --shape, bottom-right aligned: the last query is at the last key
     #[arg(long)]
     causal: bool,
-    /// Time the shapes of benches/suite.txt whose names begin with NAME; may be repeated
+    /// Time the shapes of attn/suite.txt whose names begin with NAME; may be repeated
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
     /// Storage type of query, key, value and output: f32, f16 or bf16

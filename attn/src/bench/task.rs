@@ -6,7 +6,7 @@ use std::str::FromStr;
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
 
 /// Shapes for `--suite`, compiled into the program.
-const SUITE: &str = include_str!("../../../benches/suite.txt");
+const SUITE: &str = include_str!("../../suite.txt");
 
 /// Sizes of a problem to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,35 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::common::buffers::draw;
+use crate::common::{every_engine, open};
 use safetensors::{Dtype, SafeTensors};
-use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::layer::{Appended, Linear, MultiHead, Naming, TorchMask, WeightFile, average_heads, merge_torch_masks, naive};
-use wgpu_attention::{Alignment, Backend, BroadcastShape, Engine, EngineOptions, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
+use wgpu_attention::{Alignment, Backend, BroadcastShape, Engine, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
 
 fn cpu() -> Engine {
-    Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
-}
-
-/// Returns every backend of this machine: oracle, CPU, each adapter.
-fn engines() -> Vec<Engine> {
-    let oracle = Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there");
-    let (engines, left_out) = Engine::every(ShaderOptions::default());
-    assert!(left_out.is_empty(), "adapters that give no device: {left_out:?}");
-    if engines.len() == 1 {
-        let message = "NO GPU ADAPTER: the layer was tested on the CPU alone; install a (software) Vulkan or GL driver";
-        assert!(std::env::var_os("CI").is_none(), "{message}");
-        eprintln!("{message}");
-    }
-    std::iter::once(oracle).chain(engines).collect()
-}
-
-fn draw(seed: u32, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+    open(Backend::Cpu)
 }
 
 /// Case file: its tensors and metadata.
@@ -81,7 +60,7 @@ impl Case {
 /// Returns the first position where `got` differs from `expected` by more than atol + rtol * |expected|.
 fn mismatch(got: &[f32], expected: &[f32], rtol: f32, atol: f32) -> Option<String> {
     if got.len() != expected.len() {
-        return Some(format!("{} numbers instead of {}", got.len(), expected.len()));
+        return Some(format!("{} elements instead of {}", got.len(), expected.len()));
     }
     let wrong = |(&got, &expected): (&f32, &f32)| !((got - expected).abs() <= atol + rtol * expected.abs() || got == expected);
     let at = got.iter().zip(expected).position(wrong)?;
@@ -124,7 +103,7 @@ fn reproduces_a_real_model() {
     let mut problem = layer.problem(1, 9, 9).with_lse();
     problem.want.weights = true;
     let (weight, bias) = (case.floats("in.ln_weight"), case.floats("in.ln_bias"));
-    for engine in engines() {
+    for engine in every_engine() {
         eprintln!("{}", engine.chosen());
         let outputs = layer.forward_with_steps(&engine, &problem, &Inputs::new(&hidden, &hidden, &hidden)).expect("a valid problem");
         let steps = outputs.steps.expect("asked for");
@@ -179,8 +158,8 @@ fn torch_case(name: &str, engine: &Engine) {
         })
     });
     let [padding, attention] = [0, 1].map(|index| {
-        let (hidden, added) = mask_data[index].as_ref()?;
-        Some(if added.is_empty() { TorchMask::Bool(hidden) } else { TorchMask::Float(added) })
+        let (masked, added) = mask_data[index].as_ref()?;
+        Some(if added.is_empty() { TorchMask::Bool(masked) } else { TorchMask::Float(added) })
     });
     let masks = merge_torch_masks(&problem.dims, extra, padding, attention).expect("the masks fit");
     let mut inputs = Inputs::new(&x_q, &x_k, &x_v);
@@ -207,7 +186,7 @@ fn torch_case(name: &str, engine: &Engine) {
 
 #[test]
 fn agrees_with_pytorch() {
-    let engines = engines();
+    let engines = every_engine();
     for name in [
         "mha_bias_kv_zero_attn",
         "mha_bool_mask_and_kpm",
@@ -224,7 +203,7 @@ fn agrees_with_pytorch() {
     }
 }
 
-fn linear(seed: u32, rows: usize, columns: usize, biased: bool) -> Linear {
+fn linear(seed: usize, rows: usize, columns: usize, biased: bool) -> Linear {
     Linear::new(draw(seed, rows * columns), biased.then(|| draw(seed + 1, rows)), columns).expect("the shape is right")
 }
 
@@ -242,7 +221,7 @@ fn agrees_with_its_reference() {
     .expect("the shapes fit");
     let (x_q, x_k, x_v) = (draw(11, 2 * 9 * 10), draw(12, 2 * 20 * 7), draw(13, 2 * 20 * 11));
     let mask: Vec<bool> = (0..9 * 20).map(|at| at % 7 != 0 && at / 20 != 4).collect();
-    let engines = engines();
+    let engines = every_engine();
     let plain = layer.problem(2, 9, 20);
     let mut masked = plain.aligned(Alignment::BottomRight).causal();
     masked.visibility.mask = Some(BroadcastShape([1, 1, 9, 20]));
@@ -292,7 +271,7 @@ fn large_layers_agree_with_their_reference() {
         let x: Vec<f32> = draw(11, seq * embed).iter().map(|x| x / 8.0).collect();
         let (problem, inputs) = (layer.problem(1, seq, seq), Inputs::new(&x, &x, &x));
         let expected: Vec<f32> = naive::forward(&layer, &problem, &inputs).expect("valid").output.iter().map(|&x| x as f32).collect();
-        for engine in engines() {
+        for engine in every_engine() {
             let output = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
             assert_eq!(mismatch(&output, &expected, 1e-5, 2e-5), None, "{}", engine.chosen());
         }
@@ -300,14 +279,14 @@ fn large_layers_agree_with_their_reference() {
 }
 
 #[test]
-fn packed_sequences_are_the_items_one_by_one() {
+fn varlen_sequences_are_the_items_one_by_one() {
     let layer =
         MultiHead::new(linear(1, 8, 6, true), linear(3, 8, 6, true), linear(5, 8, 6, true), linear(7, 6, 8, true), 2, 2).expect("fits");
     let x = draw(11, 7 * 6);
     let mut problem = layer.problem(2, 4, 4).aligned(Alignment::TopLeft).causal();
     problem.varlen = Some(wgpu_attention::Varlen { tokens_q: 7, tokens_kv: 7 });
     let inputs = Inputs { cu_seqlens_q: &[0, 3, 7], cu_seqlens_kv: &[0, 3, 7], ..Inputs::new(&x, &x, &x) };
-    for engine in engines() {
+    for engine in every_engine() {
         let together = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
         for (start, len) in [(0, 3), (3, 4)] {
             let x = &x[start * 6..(start + len) * 6];

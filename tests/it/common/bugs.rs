@@ -14,7 +14,7 @@ pub(crate) struct Bug {
 }
 
 /// All mistakes.
-pub(crate) const BUGS: [Bug; 51] = [
+pub(crate) const BUGS: &[Bug] = &[
     Bug { name: "alignment flipped", attend: |p, x| changed(p, x, flip_alignment) },
     Bug { name: "causal one key too far", attend: |p, x| changed(p, x, |p| shift_alignment(p, 1)) },
     Bug { name: "causal one key short", attend: |p, x| changed(p, x, |p| shift_alignment(p, -1)) },
@@ -95,13 +95,13 @@ pub(crate) const BUGS: [Bug; 51] = [
     },
     Bug { name: "lse of an empty row is -1e30", attend: |p, x| edited(p, x, |_, _, lse| *lse = lse.max(-1e30)) },
     Bug { name: "lse in base 2", attend: |p, x| edited(p, x, |_, _, lse| *lse *= std::f32::consts::LOG2_E) },
-    Bug { name: "hidden NaN leaks through a weight of 0", attend: hidden_leaks },
+    Bug { name: "masked NaN leaks through a weight of 0", attend: masked_leaks },
     Bug {
         name: "visible NaN swallowed",
         attend: |p, x| edited(p, x, |_, row, _| row.iter_mut().filter(|y| y.is_nan()).for_each(|y| *y = 0.0)),
     },
     Bug {
-        name: "no maximum taken off before exp",
+        name: "no maximum subtracted before exp",
         attend: |p, x| {
             edited(p, x, |_, row, lse| {
                 if *lse > 88.0 {
@@ -113,7 +113,7 @@ pub(crate) const BUGS: [Bug; 51] = [
     Bug { name: "parts merged by one f32 lse each", attend: |p, x| summed(p, x, merged_by_lse) },
     Bug { name: "one f32 chain over all keys", attend: |p, x| summed(p, x, one_chain) },
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
-    Bug { name: "scores handed out at another stage", attend: other_stage },
+    Bug { name: "scores returned at another stage", attend: other_stage },
     Bug { name: "varlen sequences see each other", attend: varlen_as_one },
     Bug { name: "pages in the order of the pool", attend: |p, x| other_pages(p, x, |_, at| at) },
     Bug { name: "pages of the first item for all", attend: |p, x| other_pages(p, x, |p, at| x.page_table[at % p.pages_per_item] as usize) },
@@ -243,7 +243,7 @@ fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 /// Computes attention with a mask in addition to the problem's own.
-fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<Outputs> {
+fn masked(p: &Problem, x: &Inputs<'_>, visible: impl Fn(usize) -> bool) -> Result<Outputs> {
     let shape = p.dims.scores_shape();
     let keys = shape[3];
     let strides = p.visibility.mask.map(BroadcastShape::strides);
@@ -251,7 +251,7 @@ fn masked(p: &Problem, x: &Inputs<'_>, sees: impl Fn(usize) -> bool) -> Result<O
         .map(|at: usize| {
             let index = [at / (shape[1] * shape[2] * keys), at / (shape[2] * keys) % shape[1], at / keys % shape[2], at % keys];
             let own = strides.is_none_or(|strides| x.mask[index.iter().zip(strides).map(|(i, step)| i * step).sum::<usize>()]);
-            own && sees(index[3])
+            own && visible(index[3])
         })
         .collect();
     let mut problem = *p;
@@ -288,7 +288,7 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
     Ok(Outputs { output: HostVec::from_f32(p.output.dtype, &output), lse: p.want.lse.then_some(lse), ..outputs })
 }
 
-/// Returns the values of a padded batch; nothing if the batch is varlen or paged.
+/// Returns the values of a padded batch; none if the batch is varlen or paged.
 fn dense_values(p: &Problem, x: &Inputs<'_>) -> Vec<f32> {
     let d = p.dims;
     if p.varlen.is_some() || p.paged.is_some() {
@@ -320,8 +320,8 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
         let values = values(p, &dense, b, h);
         let scores = &scores[((b * p.dims.num_heads + h) * p.dims.seq_len_q + i) * keys..][..keys];
         for (e, number) in row.iter_mut().enumerate() {
-            let seen = scores.iter().zip(&values).filter(|(score, _)| **score != f64::NEG_INFINITY);
-            *number = sum(&seen.map(|(&score, value)| (score, value[e])).collect::<Vec<_>>()) as f32;
+            let visible = scores.iter().zip(&values).filter(|(score, _)| **score != f64::NEG_INFINITY);
+            *number = sum(&visible.map(|(&score, value)| (score, value[e])).collect::<Vec<_>>()) as f32;
         }
     })
 }
@@ -330,22 +330,22 @@ fn summed(p: &Problem, x: &Inputs<'_>, sum: fn(&[(f64, f32)]) -> f64) -> Result<
 fn merged_by_lse(keys: &[(f64, f32)]) -> f64 {
     let (first, rest) = keys.split_at(keys.len() / 3);
     let parts = [first, rest].map(|part| {
-        let top = part.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = part.iter().map(|key| (key.0 - top).exp()).sum();
-        let mean = part.iter().map(|key| (key.0 - top).exp() * f64::from(key.1)).sum::<f64>() / sum;
-        (f64::from((top + sum.ln()) as f32), mean)
+        let max = part.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = part.iter().map(|key| (key.0 - max).exp()).sum();
+        let mean = part.iter().map(|key| (key.0 - max).exp() * f64::from(key.1)).sum::<f64>() / sum;
+        (f64::from((max + sum.ln()) as f32), mean)
     });
     let parts = || parts.iter().filter(|part| part.0 != f64::NEG_INFINITY);
-    let top = parts().map(|part| part.0).fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = parts().map(|part| (part.0 - top).exp()).sum();
-    parts().map(|part| (part.0 - top).exp() * part.1).sum::<f64>() / total
+    let max = parts().map(|part| part.0).fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = parts().map(|part| (part.0 - max).exp()).sum();
+    parts().map(|part| (part.0 - max).exp() * part.1).sum::<f64>() / total
 }
 
 fn one_chain(keys: &[(f64, f32)]) -> f64 {
-    let top = keys.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
+    let max = keys.iter().map(|key| key.0).fold(f64::NEG_INFINITY, f64::max);
     let (mut weights, mut sum) = (0.0f32, 0.0f32);
     for &(score, value) in keys {
-        let weight = (score - top).exp() as f32;
+        let weight = (score - max).exp() as f32;
         weights += weight;
         sum += weight * value;
     }
@@ -362,7 +362,7 @@ fn mean_of_empty_rows(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     })
 }
 
-fn hidden_leaks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+fn masked_leaks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let dense = dense_values(p, x);
     edited_at(p, x, |b, h, _, row, _| {
         let values = values(p, &dense, b, h);

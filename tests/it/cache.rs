@@ -1,14 +1,12 @@
 //! Paged caches compared with naive caches of one sequence each, and the merging of partial results.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::Tested;
+use crate::common::{STORAGE, Tested, agree, cpu, gpus};
 use fastrand::Rng;
 use wgpu_attention::cache::{CacheShape, KvCache, PagePool, SequenceId};
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::verify::{Expected, compare, oracle};
+use wgpu_attention::verify::{Expected, oracle};
 use wgpu_attention::{
     Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge,
 };
@@ -17,17 +15,17 @@ use wgpu_attention::{
 type Naive = BTreeMap<SequenceId, [Vec<f32>; 2]>;
 
 /// Paged cache and a naive copy, driven by random operations.
-struct Game {
+struct Schedule {
     rng: Rng,
     shape: CacheShape,
     cache: KvCache,
     naive: Naive,
 }
 
-impl Game {
+impl Schedule {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let dtype = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4][rng.usize(..5)];
+        let dtype = STORAGE[rng.usize(..5)];
         let [head_dim, head_dim_v] =
             if dtype.is_quantised() { [[32, 64][rng.usize(..2)], 32] } else { [[4, 5, 16][rng.usize(..3)], [3, 8][rng.usize(..2)]] };
         let shape = CacheShape {
@@ -83,8 +81,8 @@ impl Game {
     fn append(&mut self, id: SequenceId) {
         let tokens = [0, 1, 1, self.rng.usize(0..20)][self.rng.usize(..4)];
         let mut some = |dim: usize| {
-            let numbers: Vec<f32> = (0..tokens * self.shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
-            HostVec::from_f32(self.shape.dtype, &numbers)
+            let data: Vec<f32> = (0..tokens * self.shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
+            HostVec::from_f32(self.shape.dtype, &data)
         };
         let (key, value) = (some(self.shape.head_dim), some(self.shape.head_dim_v));
         let free = self.cache.pool().free_pages();
@@ -128,7 +126,7 @@ impl Game {
             let expected = Expected::of(&dense, &Inputs::new(&query[b * item..][..item], &key[..], &value[..])).expect("a valid problem");
             let of = |all: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
                 let got = &all[b * expected.values.len()..][..expected.values.len()];
-                compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+                agree(&format!("item {b}"), got, expected);
             };
             of(&output, &expected.output);
             of(&lse, &expected.lse.expect("asked for"));
@@ -155,27 +153,27 @@ fn poison(cache: &mut KvCache, shape: CacheShape, pages: impl IntoIterator<Item 
     }
 }
 
-fn play(backend: &Tested, games: u64, steps: usize) {
-    for seed in 0..games {
-        let mut game = Game::new(seed);
-        (0..steps).for_each(|_| game.step(&*backend.attend));
-        let ids: Vec<_> = game.naive.keys().copied().collect();
+fn run(backend: &Tested, count: u64, steps: usize) {
+    for seed in 0..count {
+        let mut schedule = Schedule::new(seed);
+        (0..steps).for_each(|_| schedule.step(&*backend.attend));
+        let ids: Vec<_> = schedule.naive.keys().copied().collect();
         ids.into_iter().for_each(|id| {
-            game.cache.pool_mut().free(id).expect("it is there");
+            schedule.cache.pool_mut().free(id).expect("it is there");
         });
-        assert_eq!(game.cache.pool().free_pages(), game.cache.pool().pages(), "game {seed} lost pages");
+        assert_eq!(schedule.cache.pool().free_pages(), schedule.cache.pool().pages(), "schedule {seed} lost pages");
     }
 }
 
 #[test]
 fn random_schedules_on_the_cpu() {
-    play(&common::engines()[0], 150, 150);
+    run(&cpu(), 150, 150);
 }
 
 #[test]
 fn random_schedules_on_gpus() {
-    for gpu in common::gpus(ShaderOptions::default()) {
-        play(&gpu, 3, 40);
+    for gpu in gpus(ShaderOptions::default()) {
+        run(&gpu, 3, 40);
     }
 }
 
@@ -286,18 +284,18 @@ fn merged_parts_are_the_whole() {
         let parts: Vec<Part<'_>> = outputs.iter().map(|(output, lse)| Part { output, lse }).collect();
         let merged = merge(&parts).expect("equal sizes");
         for (got, expected) in [(merged.output, expected.output), (merged.lse, expected.lse.expect("asked for"))] {
-            compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+            agree(&format!("round {round}"), &got, &expected);
         }
     }
 }
 
 #[test]
 fn merging_edges() {
-    let nothing = Part { output: &[f32::NAN; 2], lse: &[f32::NEG_INFINITY] };
-    let merged = merge(&[nothing, nothing]).expect("equal sizes");
+    let empty = Part { output: &[f32::NAN; 2], lse: &[f32::NEG_INFINITY] };
+    let merged = merge(&[empty, empty]).expect("equal sizes");
     assert_eq!((merged.output, merged.lse), (vec![0.0, 0.0], vec![f32::NEG_INFINITY]));
     let one = Part { output: &[1.0, -2.0], lse: &[700.0] };
-    let merged = merge(&[nothing, one]).expect("equal sizes");
+    let merged = merge(&[empty, one]).expect("equal sizes");
     assert_eq!((merged.output, merged.lse), (vec![1.0, -2.0], vec![700.0]));
     // A sink with an equal lse halves the output.
     let sink = Part { output: &[0.0, 0.0], lse: &[700.0] };

@@ -1,17 +1,16 @@
 //! Conformance: every case file on every backend.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::common::{Tested, backends};
 use wgpu_attention::Progress;
 use wgpu_attention::verify::{Verdict, count, run_dir};
 
 #[test]
 fn case_files() {
-    let backends = common::backends();
-    let candidates: Vec<_> = backends.iter().map(common::Tested::candidate).collect();
+    let backends = backends();
+    let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let rows = run_dir(&dir, &candidates, "", &mut Progress::default()).expect("tests/data is there");
 

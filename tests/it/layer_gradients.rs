@@ -1,28 +1,10 @@
 //! Gradients of the multi-head layer, compared with central differences of its own forward pass on every engine. The
 //! case files compare them with PyTorch's.
 
-mod common;
-
-use common::gpus;
-use wgpu_attention::gpu::ShaderOptions;
+use crate::common::buffers::draw;
+use crate::common::every_engine;
 use wgpu_attention::layer::{Appended, LayerGradients, Linear, MultiHead};
-use wgpu_attention::{Alignment, Backend, BroadcastShape, Dims, Dropout, Engine, EngineOptions, Error, Inputs, Problem, Varlen};
-
-fn draw(seed: u32, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-/// Returns the CPU path, the oracle's attention, and each adapter.
-fn engines() -> Vec<Engine> {
-    let open = |backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("it is always there");
-    let adapters = gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
-    [Backend::Cpu, Backend::Oracle].into_iter().map(open).chain(adapters).collect()
-}
+use wgpu_attention::{Alignment, BroadcastShape, Dims, Dropout, Engine, Error, Inputs, Problem, Varlen};
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -58,8 +40,8 @@ impl Case {
         let all_keys = KEYS + if appended { 2 } else { 0 };
         Self {
             x: [draw(1, rows * WIDTHS[0]), draw(2, keys * WIDTHS[1]), draw(3, keys * WIDTHS[2])],
-            weights: std::array::from_fn(|at| draw(10 + at as u32, outs[at] * ins[at])),
-            biases: std::array::from_fn(|at| draw(20 + at as u32, outs[at])),
+            weights: std::array::from_fn(|at| draw(10 + at, outs[at] * ins[at])),
+            biases: std::array::from_fn(|at| draw(20 + at, outs[at])),
             learned: [draw(30, outs[1]), draw(31, outs[2])],
             bias: if varlen { vec![] } else { draw(40, ROWS * all_keys) },
             d_output: draw(50, rows * WIDTHS[3]),
@@ -153,7 +135,7 @@ impl Case {
                 let error = (f64::from(gradient[at]) - expected).abs();
                 assert!(
                     error < 5e-3 * (1.0 + expected.abs()),
-                    "d{name}[{at}] is {}, differences give {expected} on {}",
+                    "d{name}[{at}] is {}, differences are {expected} on {}",
                     gradient[at],
                     engine.chosen()
                 );
@@ -164,7 +146,7 @@ impl Case {
 
 #[test]
 fn gradients_are_central_differences() {
-    for engine in engines() {
+    for engine in every_engine() {
         for (appended, varlen) in [(false, false), (true, false), (false, true)] {
             Case::new(appended, varlen).check(&engine);
         }
@@ -172,10 +154,10 @@ fn gradients_are_central_differences() {
 }
 
 #[test]
-fn what_the_forward_pass_did_not_keep_is_an_error() {
+fn missing_steps_of_the_forward_pass_are_an_error() {
     let case = Case::new(false, false);
     let layer = case.layer();
-    for engine in engines() {
+    for engine in every_engine() {
         let (problem, inputs) = (case.problem(&layer), case.inputs());
         let kept = layer.forward_with_steps(&engine, &problem, &inputs).expect("a valid problem");
         let refused = |forward: &_, d_output: &[f32]| {

@@ -1,16 +1,14 @@
 //! Gradients recorded into an app's own encoder; computed from the host with progress, cancellation and async; memory.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::buffers::{devices, empty, numbers, read, upload};
-use wgpu_attention::gpu::{Attention, Backward, BackwardBindings, Bindings, Gpu, ShaderOptions};
+use crate::common::{cpu_and_adapters, open};
+
+use crate::common::buffers::{devices, draw, empty, read, upload};
+use wgpu_attention::gpu::{Attention, Backward, BackwardBindings, Bindings, Gpu};
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan};
 use wgpu_attention::wgpu::{self, Buffer};
-use wgpu_attention::{
-    Algorithm, Alignment, Backend, BackwardInputs, Dims, Engine, EngineOptions, Error, Inputs, Problem, Progress, WantGradients,
-};
+use wgpu_attention::{Algorithm, Alignment, Backend, BackwardInputs, Dims, Error, Inputs, Problem, Progress, WantGradients};
 
 fn problem() -> Problem {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::self_attention(2, 4, 37, 16) };
@@ -22,9 +20,9 @@ fn problem() -> Problem {
 fn forward_and_backward_in_one_encoder() {
     let problem = problem();
     let want = WantGradients::all(&problem);
-    let (query, key, value) = (numbers(problem.query_len(), 1), numbers(problem.key_len(), 2), numbers(problem.value_len(), 3));
-    let (d_output, sinks) = (numbers(problem.output_len(), 4), numbers(4, 5));
-    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
+    let (query, key, value) = (draw(1, problem.query_len()), draw(2, problem.key_len()), draw(3, problem.value_len()));
+    let (d_output, sinks) = (draw(4, problem.output_len()), draw(5, 4));
+    let cpu = open(Backend::Cpu);
     let inputs = Inputs { sinks: &sinks, ..Inputs::new(&query, &key, &value) };
     let forward = cpu.attention(&problem, &inputs).expect("valid");
     let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&d_output).into() };
@@ -94,11 +92,9 @@ fn forward_and_backward_in_one_encoder() {
 #[test]
 fn backward_is_followed_stopped_and_awaited() {
     let problem = Problem::new(Dims::self_attention(2, 2, 90, 16));
-    let data = numbers(problem.query_len(), 7);
+    let data = draw(7, problem.query_len());
     let inputs = Inputs::new(&data, &data, &data);
-    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("it is always there");
-    let gpus = common::gpus(ShaderOptions::default()).into_iter().filter_map(|tested| tested.engine);
-    for engine in std::iter::once(cpu).chain(gpus) {
+    for engine in cpu_and_adapters() {
         let forward = engine.attention(&problem, &inputs).expect("valid");
         let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&data).into() };
         let want = WantGradients::default();

@@ -1,16 +1,11 @@
 //! Mutation tests of the harness: it must reject answers spoilt on purpose and known mistakes of attention kernels.
 
-mod common;
-
-use common::bugs::BUGS;
+use crate::common::bugs::BUGS;
+use crate::common::fails;
 use wgpu_attention::verify::{
     Case, Expected, Fill, Mismatch, Tolerance, Verdict, check, check_against, compare, minimise, oracle, random, table,
 };
 use wgpu_attention::{Dims, Error, HostVec, Inputs, Layout, Outputs, Problem, Result};
-
-fn fails(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Failed(_))
-}
 
 fn cases() -> Vec<Case> {
     table().expect("the table is valid")
@@ -191,7 +186,7 @@ fn comparison_looks_at_shape_then_kind_then_value() {
 }
 
 #[test]
-fn a_failing_case_shrinks_to_what_matters() {
+fn a_failing_case_shrinks_to_the_option_that_fails() {
     let bug = BUGS.iter().find(|bug| bug.name == "softcap ignored").expect("it is in the list");
     let fails = |case: &Case| fails(&check(case, &bug.attend));
     let case =

@@ -14,7 +14,7 @@ pub(crate) struct GradientBug {
 }
 
 /// All mistakes.
-pub(crate) const GRADIENT_BUGS: [GradientBug; 9] = [
+pub(crate) const GRADIENT_BUGS: &[GradientBug] = &[
     GradientBug { name: "softcap's derivative left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_some(), false) },
     GradientBug { name: "the delta term left out", backward: |p, x, b, w| of_pairs(p, x, b, w, p.softcap.is_none(), true) },
     GradientBug { name: "dK not summed over the group", backward: first_head_of_the_group },

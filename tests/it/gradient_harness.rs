@@ -1,14 +1,9 @@
 //! Mutation tests of the harness: it must reject gradients spoilt on purpose and known mistakes of backward kernels.
 
-mod common;
-
-use common::gradient_bugs::GRADIENT_BUGS;
+use crate::common::fails;
+use crate::common::gradient_bugs::GRADIENT_BUGS;
 use wgpu_attention::verify::{Case, ExpectedGradients, Verdict, backward_oracle, check_backward, check_backward_against, random, table};
 use wgpu_attention::{DType, Error, Gradients, HostVec, Layout, Problem, Result};
-
-fn fails(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Failed(_))
-}
 
 fn cases() -> Vec<(Case, ExpectedGradients)> {
     let with_answer = |case: Case| {

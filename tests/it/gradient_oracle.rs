@@ -1,10 +1,7 @@
-//! Gradient oracle, tested against central differences of the forward oracle and against PyTorch in float64.
+//! Gradient oracle, tested against central differences of the forward oracle. `conformance.rs` compares it with PyTorch.
 
-use std::path::{Path, PathBuf};
-
-use safetensors::{Dtype, SafeTensors};
+use crate::common::buffers::draw;
 use wgpu_attention::oracle;
-use wgpu_attention::verify::{CaseFile, check_file};
 use wgpu_attention::{
     Alibi, Alignment, BroadcastShape, DType, Dims, Inputs, Layout, Problem, ScoreOrder, Strides, TensorSpec, Varlen, Visibility, gather,
 };
@@ -31,15 +28,6 @@ struct Case {
     segment_ids_kv: Vec<i32>,
     cu_seqlens: [Vec<u32>; 2],
     output_gradient: Vec<f32>,
-}
-
-fn draw(seed: u32, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 impl Case {
@@ -128,7 +116,7 @@ impl Case {
         for (n, (&got, &at)) in gradient.iter().zip(index).enumerate() {
             // Errors: the fifth derivative times STEP⁴/30, and the rounding of biased scores to f32 divided by STEP.
             let expected = self.difference(at, &of);
-            assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences give {expected}", self.name);
+            assert!((got - expected).abs() < 2e-5, "{}: d{what}[{n}] is {got}, differences are {expected}", self.name);
         }
     }
 
@@ -201,15 +189,15 @@ fn cases() -> Vec<Case> {
     ));
     let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
     cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain }));
-    let mut hidden = Case::new("bias that hides", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain });
-    hidden.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
-    cases.push(hidden);
+    let mut masked = Case::new("bias that masks", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain });
+    masked.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
+    cases.push(masked);
     cases
 }
 
 #[test]
 fn gradients_are_central_differences() {
-    cases().iter().filter(|case| case.name != "bias that hides").for_each(Case::check);
+    cases().iter().filter(|case| case.name != "bias that masks").for_each(Case::check);
     // -inf has no differences: its gradient must be 0.
     let mut case = cases().pop().expect("the last case");
     let gradients = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
@@ -232,7 +220,7 @@ fn gradients_are_central_differences() {
 
 /// NaN in a masked key, value or bias reaches no gradient; rows without visible keys have gradient 0.
 #[test]
-fn hidden_numbers_are_never_read() {
+fn masked_elements_are_never_read() {
     let mut problem = Problem::new(DIMS).aligned(Alignment::TopLeft).causal();
     problem.visibility.mask = Some(BroadcastShape([1, 1, 1, 6]));
     problem.bias = Some(BroadcastShape([1, 1, 1, 6]));
@@ -248,7 +236,7 @@ fn hidden_numbers_are_never_read() {
     }
     let poisoned = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
     assert_eq!(clean, poisoned);
-    assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 sees nothing");
+    assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 has no visible keys");
 }
 
 /// Plants mistakes that the differences must detect.
@@ -266,88 +254,6 @@ fn the_differences_notice_what_is_wrong() {
 
 /// Returns the position in the stored tensor of each element, in [batch, heads, seq, dim] order.
 fn places(spec: &TensorSpec, shape: [usize; 4]) -> Vec<usize> {
-    let numbers: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
-    gather((&numbers).into(), spec, shape).into_iter().map(|at| at as usize).collect()
-}
-
-/// Reads a tensor of a case file, widened to f64.
-fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f64>> {
-    let view = tensors.tensor(name).ok()?;
-    let bytes = view.data();
-    Some(match view.dtype() {
-        Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b).into()).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| wgpu_attention::f16::from_le_bytes(b).into()).collect(),
-        Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| wgpu_attention::bf16::from_le_bytes(b).into()).collect(),
-        other => panic!("{name} is stored as {other:?}"),
-    })
-}
-
-/// Compares the gradients of a case file's problem with the file's. Returns the number of tensors compared.
-fn compare_with_file(path: &Path, problem: &Problem, inputs: &Inputs<'_>) -> usize {
-    let bytes = std::fs::read(path).expect("the case file is in the repository");
-    let tensors = SafeTensors::deserialize(&bytes).expect("the case file is sound");
-    let (_, header) = SafeTensors::read_metadata(&bytes).expect("the case file is sound");
-    let tolerance = |name: &str| -> Option<f64> { header.metadata().as_ref()?.get(&format!("tol.{name}"))?.parse().ok() };
-    let output_gradient: Vec<f32> = numbers(&tensors, "in.dout").expect("a case with gradients").iter().map(|&x| x as f32).collect();
-    let problem = Problem { output: TensorSpec { dtype: DType::F32, ..problem.output }, ..*problem };
-    let gradients = oracle::gradients(&problem, inputs, (&output_gradient).into()).expect("a valid problem");
-
-    let d = problem.dims;
-    let (items, tokens_q, tokens_kv) =
-        problem.varlen.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |varlen| (1, varlen.tokens_q, varlen.tokens_kv));
-    let stored = |gradient: &[f64], spec: &TensorSpec, shape: [usize; 4]| {
-        let mut out = vec![0.0; gradient.len()];
-        places(spec, shape).into_iter().zip(gradient).for_each(|(at, &gradient)| out[at] = gradient);
-        out
-    };
-    let mut compared = 0;
-    for (name, got) in [
-        ("dq", stored(&gradients.query, &problem.query, [items, d.num_heads, tokens_q, d.head_dim])),
-        ("dk", stored(&gradients.key, &problem.key, [items, d.num_kv_heads, tokens_kv, d.head_dim])),
-        ("dv", stored(&gradients.value, &problem.value, [items, d.num_kv_heads, tokens_kv, d.head_dim_v])),
-        ("dmask", gradients.bias.clone()),
-        ("dhead_bias", gradients.bias),
-        ("drel_bias", gradients.relative_bias),
-        ("dsinks", gradients.sinks),
-    ] {
-        let Some(expected) = numbers(&tensors, &format!("out.{name}")) else { continue };
-        let (atol, rtol) = (tolerance(name).expect("a tolerance"), tolerance("rtol").expect("a tolerance"));
-        assert_eq!(got.len(), expected.len(), "{}: {name}", path.display());
-        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let close = (got - expected).abs() <= atol + rtol * expected.abs() || (got.is_nan() && expected.is_nan());
-            assert!(close, "{}: {name}[{at}] is {got} instead of {expected}", path.display());
-        }
-        compared += 1;
-    }
-    compared
-}
-
-#[test]
-fn gradients_are_pytorchs() {
-    let mut compared = 0;
-    for suite in ["torch", "serving"] {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(suite);
-        for path in CaseFile::find(&folder).expect("the folder is there") {
-            let file = CaseFile::read(&path).expect("the case file is sound");
-            let bytes = std::fs::read(&path).expect("the case file is there");
-            let tensors = SafeTensors::deserialize(&bytes).expect("it is sound");
-            let has_gradients = tensors.tensor("in.dout").is_ok();
-            let has_sinks = tensors.tensor("in.sinks").is_ok();
-            if !has_gradients {
-                continue;
-            }
-            let seen = std::cell::Cell::new(0);
-            let (verdict, _) = check_file(&file, &|problem, inputs| {
-                // A case with sinks also asks for the lse without them; its gradients are those with sinks.
-                if problem.sinks == has_sinks {
-                    seen.set(seen.get() + compare_with_file(&path, problem, inputs));
-                }
-                Ok(oracle::attention(problem, inputs)?.into_outputs(problem, inputs))
-            });
-            assert!(seen.get() >= 3, "{}: no gradient was compared: {verdict:?}", path.display());
-            compared += seen.get();
-        }
-    }
-    assert!(compared > 150, "only {compared} gradients were compared");
+    let positions: Vec<f32> = (0..spec.required_len(shape).unwrap_or(0)).map(|at| at as f32).collect();
+    gather((&positions).into(), spec, shape).into_iter().map(|at| at as usize).collect()
 }

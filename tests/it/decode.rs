@@ -1,16 +1,13 @@
 //! Decoding on every backend: few new tokens, paged and quantised caches, every option; and the error of quantisation.
 
-mod common;
-
+use crate::common::{STORAGE, agree, engines, gpus};
 use fastrand::Rng;
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{
     Alibi, Alignment, AttentionFn, DType, Dims, HostVec, Inputs, Layout, PageTable, Problem, ScoreOrder, TensorSpec, Varlen, oracle,
 };
-
-const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
 
 /// Checks a random problem of 1 to 16 new tokens, causal and bottom-right aligned, against the oracle.
 fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
@@ -27,7 +24,7 @@ fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
         head_dim_v: [32, 96][rng.usize(..2)],
     };
     let mut problem = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
-    let cache = EVERY[seed as usize % 5];
+    let cache = STORAGE[seed as usize % 5];
     let layouts = [Layout::Bshd, Layout::Bhsd];
     let spec = TensorSpec::new(cache, layouts[rng.usize(..2)]);
     (problem.key, problem.value) = (spec, TensorSpec { layout: layouts[rng.usize(..2)], ..spec });
@@ -68,15 +65,13 @@ fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
     let got = attend(&problem, &inputs).unwrap_or_else(|error| panic!("{seed} on {backend}: {error}"));
     let lse = got.lse.expect("asked for");
     for (got, expected) in [(&got.output.to_f32(), &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
-        compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-            .unwrap_or_else(|bad| panic!("{seed} on {backend}: {bad}\n{problem:?}"));
+        agree(&format!("{seed} on {backend}, {problem:?}"), got, expected);
     }
 }
 
 #[test]
-fn few_tokens_with_every_option() {
-    let backends = common::engines();
-    for backend in &backends {
+fn decoding_with_every_option() {
+    for backend in &engines() {
         // The CPU path is fast enough for more problems.
         let seeds = if backend.name == "cpu" { 0..400 } else { 0..15 };
         seeds.for_each(|seed| one(seed, &backend.name, &*backend.attend));
@@ -85,10 +80,10 @@ fn few_tokens_with_every_option() {
 
 /// Runs the specialised kernels of two classes of device.
 #[test]
-fn few_tokens_on_special_kernels() {
+fn decoding_on_specialised_kernels() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
         let shaders = ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() };
-        for backend in common::gpus(shaders).iter().filter(|backend| backend.name.contains("fused")) {
+        for backend in gpus(shaders).iter().filter(|backend| backend.name.contains("fused")) {
             (0..2).for_each(|seed| one(3 + seed, &backend.name, &*backend.attend));
         }
     }
@@ -97,10 +92,10 @@ fn few_tokens_on_special_kernels() {
 /// Compares split keys with one pass. The number of splits depends on the device; scores are in the hundreds, and one
 /// item has fewer keys than there may be splits.
 #[test]
-fn any_number_of_parts() {
+fn any_number_of_splits() {
     for class in [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete] {
         let shaders = ShaderOptions { specialise: Specialise::Never, pretend: Some(class), ..Default::default() };
-        for backend in common::gpus(shaders).iter().filter(|backend| backend.name.contains("fused")) {
+        for backend in gpus(shaders).iter().filter(|backend| backend.name.contains("fused")) {
             for keys in [255, 600, 3000] {
                 let mut problem =
                     Problem::new(Dims { batch: 2, num_heads: 2, num_kv_heads: 1, ..Dims::self_attention(2, 2, keys, 32) }).with_lse();
@@ -115,8 +110,7 @@ fn any_number_of_parts() {
                 let lse = got.lse.expect("asked for");
                 assert!(lse.iter().any(|&lse| lse > 100.0));
                 for (got, expected) in [(&got.output.to_f32(), &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
-                    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-                        .unwrap_or_else(|bad| panic!("{keys} keys on {} as {class:?}: {bad}", backend.name));
+                    agree(&format!("{keys} keys on {} as {class:?}", backend.name), got, expected);
                 }
             }
         }
@@ -126,9 +120,9 @@ fn any_number_of_parts() {
 /// Measures the error from rounding keys and values, as documented at `DType`: the root mean square of the error over
 /// that of the output, for normally distributed data.
 #[test]
-fn the_price_of_storage() {
+fn quantisation_errors_are_as_documented() {
     let mut rng = Rng::with_seed(1);
-    // Approximately normal: sums of twelve uniform numbers.
+    // Approximately normal: sums of twelve uniform random variables.
     let mut normal = |len: usize| (0..len).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect::<Vec<f32>>();
     let dims = Dims { seq_len_q: 1, ..Dims::self_attention(1, 4, 1024, 128) };
     let (query, key, value) = (normal(4 * 128), normal(4 * 1024 * 128), normal(4 * 1024 * 128));
@@ -147,7 +141,7 @@ fn the_price_of_storage() {
 
 /// Refuses quantised types where they are not supported.
 #[test]
-fn blocks_are_refused_where_they_cannot_be() {
+fn quantised_types_are_refused_where_unsupported() {
     let problem = Problem::new(Dims::self_attention(1, 1, 4, 32));
     let with = |change: fn(&mut Problem)| {
         let mut problem = problem;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use wgpu_attention::verify::{CaseFile, Verdict, check_file, oracle};
+use crate::common::{backends, fails};
+use safetensors::SafeTensors;
+use wgpu_attention::verify::{CaseFile, Verdict, check_file, oracle, run_dir};
 use wgpu_attention::{Error, Inputs, Problem, Progress};
 
 fn data(path: &str) -> PathBuf {
@@ -115,6 +117,29 @@ fn a_wrong_value_fails_every_kind_of_file() {
     }
 }
 
+/// Changes one element of a gradient in a file: the oracle's gradient no longer agrees with it.
+#[test]
+fn a_wrong_gradient_fails() {
+    let folder = std::env::temp_dir().join(format!("wgpu-attention-gradient-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let backends = backends();
+    let verdict = |bytes: &[u8]| {
+        std::fs::write(folder.join("case.safetensors"), bytes).expect("written");
+        run_dir(&folder, &[backends[0].candidate()], "", &mut Progress::default()).expect("a case").swap_remove(0).verdict
+    };
+    let right = bytes(SDPA);
+    assert_eq!(verdict(&right), Verdict::Passed);
+    let file = SafeTensors::deserialize(&right).expect("sound");
+    for name in ["out.dq", "out.dk", "out.dv"] {
+        let at = file.tensor(name).expect("a gradient").data().as_ptr() as usize - right.as_ptr() as usize;
+        let mut wrong = right.clone();
+        let element: &mut [u8; 4] = (&mut wrong[at..at + 4]).try_into().expect("4 bytes");
+        *element = (f32::from_le_bytes(*element) + 0.01).to_le_bytes();
+        assert!(fails(&verdict(&wrong)), "{name}");
+    }
+    std::fs::remove_dir_all(folder).expect("it is there");
+}
+
 /// Reads and runs files with changed headers: each ends in an answer or an error.
 #[test]
 fn headers_changed_at_random_never_panic() {
@@ -149,7 +174,7 @@ fn headers_changed_at_random_never_panic() {
 #[test]
 fn directories_without_cases_are_errors() {
     for path in ["nowhere", "minilm/INDEX.tsv"] {
-        let rows = wgpu_attention::verify::run_dir(&data(path), &[], "", &mut Progress::default());
+        let rows = run_dir(&data(path), &[], "", &mut Progress::default());
         assert!(matches!(rows, Err(Error::File { .. })), "{path}: {rows:?}");
     }
 }

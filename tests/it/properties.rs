@@ -1,32 +1,10 @@
 //! Random problems with every option, and the fixed table: every engine is compared with the oracle.
 
-#![expect(clippy::print_stdout, reason = "a table of what ran on what")]
-
-mod common;
-
-use common::Tested;
+use crate::common::{Tested, cpu, gpus, report, variable};
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Plan, Specialise};
-use wgpu_attention::verify::{Case, Fill, Row, Verdict, count, random, run_case, run_generated, table};
+use wgpu_attention::verify::{Case, Fill, Row, random, run_case, run_generated, table};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, Progress, TensorSpec};
-
-fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} = `{text}` is not a number")))
-}
-
-/// Prints the counts of each backend and the failures; panics if there are any.
-fn report(backends: &[Tested], rows: &[Row]) {
-    for backend in backends {
-        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.backend == backend.name));
-        println!("{:<26} {passed} passed, {failed} failed, {skipped} skipped", backend.name);
-    }
-    let is_failed = |row: &&Row| matches!(row.verdict, Verdict::Failed(_));
-    let others = rows.iter().filter(|row| row.verdict != Verdict::Passed && !is_failed(row));
-    for row in rows.iter().filter(is_failed).take(40).chain(others.take(20)) {
-        println!("{}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict);
-    }
-    assert_eq!(count(rows)[1], 0, "cases failed; they are listed above");
-}
 
 /// Runs the table and `cases` random problems. `ATTENTION_RANDOM_CASES` and `ATTENTION_SEED` override count and seed.
 fn table_and_random(backends: &[Tested], cases: u64) {
@@ -38,12 +16,12 @@ fn table_and_random(backends: &[Tested], cases: u64) {
 
 #[test]
 fn cpu_path() {
-    table_and_random(&common::engines()[..1], 3000);
+    table_and_random(&[cpu()], 3000);
 }
 
 #[test]
-fn gpus() {
-    table_and_random(&common::gpus(ShaderOptions::default()), 300);
+fn every_gpu() {
+    table_and_random(&gpus(ShaderOptions::default()), 300);
 }
 
 /// Runs specialised kernels in the shapes of two device classes, on part of the table; each problem compiles its own.
@@ -51,7 +29,7 @@ fn gpus() {
 fn specialised_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
         println!("as on a device of class {class:?}:");
-        let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
+        let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
         let candidates: Vec<_> = gpus.iter().map(Tested::candidate).collect();
         let part = variable("ATTENTION_SPECIAL_PART", 8) as usize;
         let cases = table().expect("every case is valid").into_iter().step_by(part.max(1));
@@ -79,7 +57,7 @@ fn as_f16(mut problem: Problem) -> Problem {
 #[test]
 fn cooperative_matrices() {
     let pretend = Some(DeviceClass::Discrete);
-    let gpus = common::gpus(ShaderOptions { specialise: Specialise::Always, pretend, prefer_matrices: true, ..Default::default() });
+    let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend, prefer_matrices: true, ..Default::default() });
     let (seed, random_cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_MATRIX_CASES", 24));
     let part = 2 * variable("ATTENTION_SPECIAL_PART", 8) as usize;
     for gpu in gpus.iter().filter(|gpu| gpu.name.ends_with("fused")) {

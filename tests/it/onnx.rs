@@ -21,7 +21,7 @@ fn invalid<T>(result: Result<T, Error>) -> &'static str {
 }
 
 #[test]
-fn attention_refuses_what_contradicts_itself() {
+fn contradictions_are_refused() {
     let (q, kv) = (tensor(&[2, 4, 3, 8]), tensor(&[2, 2, 5, 8]));
     let inputs = AttentionInputs::new(q.view(), kv.view(), kv.view());
     let run = |node: Attention, inputs: &AttentionInputs<'_>| node.run(inputs, Wanted::default(), &oracle);
@@ -82,7 +82,7 @@ fn three_axes_and_four_axes_agree() {
 }
 
 #[test]
-fn rotary_embedding_refuses_what_does_not_fit() {
+fn rotary_embedding_checks_its_inputs() {
     let (x, table) = (tensor(&[1, 2, 3, 8]), tensor(&[10, 4]));
     let run = |node: RotaryEmbedding, x: &OwnedTensor, table: &OwnedTensor, ids: &[i64]| {
         node.run(x.view(), table.view(), table.view(), Some(ids)).map(|_| ())
@@ -98,7 +98,7 @@ fn rotary_embedding_refuses_what_does_not_fit() {
 }
 
 #[test]
-fn contrib_operators_refuse_what_they_do_not_cover() {
+fn contrib_operators_refuse_unsupported_inputs() {
     let (q, kv) = (tensor(&[2, 3, 16]), tensor(&[2, 3, 8]));
     let node = MultiHeadAttention::new(2);
     let inputs = MultiHeadAttentionInputs::new(q.view(), q.view(), q.view());

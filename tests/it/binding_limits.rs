@@ -1,11 +1,10 @@
 //! Keys and values larger than a binding: bound in parts and merged, on devices with small limits.
 
-mod common;
-
-use common::buffers::{devices, empty, numbers, read, upload};
+use crate::common::agree;
+use crate::common::buffers::{devices, draw, empty, read, upload};
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
 };
@@ -49,14 +48,14 @@ fn keys_in_several_bindings() {
         let engine = Engine::on_gpu(gpu.clone());
         for (name, problem, ranges) in problems() {
             let what = format!("{name} on {}", gpu.name());
-            let some = |dtype: DType, len: usize, seed| HostVec::from_f32(dtype, &numbers(len, seed));
+            let some = |dtype: DType, len: usize, seed| HostVec::from_f32(dtype, &draw(seed, len));
             let (key, value) = (some(problem.key.dtype, problem.key_len(), 2), some(problem.value.dtype, problem.value_len(), 3));
             assert!(key.as_slice().bytes().len() as u64 > LIMIT, "{what}: fits, and tests nothing");
             let query = some(problem.query.dtype, problem.query_len(), 1);
             let v = problem.visibility;
             let mask: Vec<bool> = (0..if v.mask.is_some() { 3000 } else { 0 }).map(|i| i % 7 != 0).collect();
             let segments: Vec<i32> = (0..if v.segments { 2000 } else { 0 }).map(|i| i32::from(i % 1000 > 990)).collect();
-            let (slopes, sinks) = (numbers(if problem.alibi.is_some() { 4 } else { 0 }, 4), numbers(if problem.sinks { 4 } else { 0 }, 5));
+            let (slopes, sinks) = (draw(4, if problem.alibi.is_some() { 4 } else { 0 }), draw(5, if problem.sinks { 4 } else { 0 }));
             let inputs = Inputs {
                 mask: &mask,
                 alibi_slopes: &slopes,
@@ -72,15 +71,11 @@ fn keys_in_several_bindings() {
             assert_eq!(!explained.contains("in 1 ranges"), ranges, "{what}: {explained}");
             let expected = Expected::of(&problem, &inputs).expect("valid");
             let got = engine.attention(&problem, &inputs).unwrap_or_else(|error| panic!("{what}: {error}"));
-            let agree = |got: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
-                compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-                    .unwrap_or_else(|bad| panic!("{what}: {bad}"))
-            };
             let d = &problem.dims;
             let shape = [d.batch, d.num_heads, d.seq_len_q, d.head_dim_v];
-            agree(&wgpu_attention::gather(got.output.as_slice(), &problem.output, shape), &expected.output);
+            agree(&what, &wgpu_attention::gather(got.output.as_slice(), &problem.output, shape), &expected.output);
             if let Some(expected) = &expected.lse {
-                agree(&got.lse.expect("asked for"), expected);
+                agree(&what, &got.lse.expect("asked for"), expected);
             }
             // The staged path cannot merge ranges: it must refuse.
             let staged = engine.clone().with_algorithm(Algorithm::Staged).attention(&problem, &inputs);
@@ -94,8 +89,8 @@ fn keys_in_several_bindings() {
 fn recorded_from_one_buffer() {
     let mut problem = Problem::new(Dims { seq_len_q: 1, ..Dims::self_attention(1, 1, 1500, 32) }).with_lse();
     problem.value.offset = 48064;
-    let shared = numbers(problem.value_len(), 2);
-    let query = numbers(32, 1);
+    let shared = draw(2, problem.value_len());
+    let query = draw(1, 32);
     let inputs = Inputs::new(&query, &shared[..problem.key_len()], &shared);
     let expected = Expected::of(&problem, &inputs).expect("valid");
     for gpu in small() {
@@ -110,7 +105,7 @@ fn recorded_from_one_buffer() {
         gpu.queue().submit([encoder.finish()]);
         for (buffer, expected) in [(&output, &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
             let got = read(gpu.device(), gpu.queue(), buffer);
-            compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+            agree(gpu.name(), &got, expected);
         }
     }
 }
@@ -129,8 +124,8 @@ fn caches_in_several_banks() {
             let mut problem = cache.problem(2, 8, 5).aligned(Alignment::BottomRight).causal();
             (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
             (problem.sinks, problem.alibi) = (true, Some(Alibi::Signed));
-            let tables = [numbers(8, 7), numbers(8, 8)];
-            let data = [numbers(2 * 5 * 8 * 32, 1), numbers(2 * 5 * 4 * 32, 2), numbers(2 * 5 * 4 * 32, 3)];
+            let tables = [draw(7, 8), draw(8, 8)];
+            let data = [draw(1, 2 * 5 * 8 * 32), draw(2, 2 * 5 * 4 * 32), draw(3, 2 * 5 * 4 * 32)];
             let [query, key, value] = data.each_ref().map(|data| upload(gpu.device(), gpu.queue(), data));
             let on_device = upload(gpu.device(), gpu.queue(), &tables.concat());
             let output = empty(gpu.device(), 2 * 5 * 8 * 32);
@@ -172,8 +167,7 @@ fn caches_in_several_banks() {
                 let expected = Expected::of(&one, &inputs).expect("valid").output;
                 let got: Vec<f32> = got[item * 5 * 256..][..5 * 256].to_vec();
                 let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
-                compare(&expected.shape, &logical, &expected.shape, &expected.values, &expected.tolerance)
-                    .unwrap_or_else(|bad| panic!("{dtype}, item {item}, {}: {bad}", gpu.name()));
+                agree(&format!("{dtype}, item {item}, {}", gpu.name()), &logical, &expected);
             }
             let with_lse = cache.attention(&problem.with_lse(), 0, Algorithm::Auto);
             assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));

@@ -1,19 +1,19 @@
 //! Absurd sizes give errors and empty problems give empty answers: never a panic, an abort or a hang.
 
+use crate::common::open;
 use wgpu_attention::cache::{CacheShape, KvCache};
 use wgpu_attention::plan::{DeviceCaps, Plan, TableLayout};
 use wgpu_attention::rotary::{Pairing, Rotary, Scaling};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, EngineOptions, Error, HostVec, Inputs,
-    Layout, Problem, Strides, TensorSpec, Varlen, WantGradients,
+    Algorithm, Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem,
+    Strides, TensorSpec, Varlen, WantGradients,
 };
 
 const MAX: usize = usize::MAX;
 const SMALL: Dims = Dims { batch: 1, num_heads: 2, num_kv_heads: 1, seq_len_q: 3, seq_len_kv: 5, head_dim: 4, head_dim_v: 4 };
 
 fn engines() -> [Engine; 2] {
-    [Backend::Cpu, Backend::Oracle]
-        .map(|backend| Engine::new(EngineOptions { backend, ..Default::default() }).expect("both are always there"))
+    [Backend::Cpu, Backend::Oracle].map(open)
 }
 
 /// Creates query, key and value with the lengths that a problem requires.
@@ -22,7 +22,7 @@ fn data(problem: &Problem) -> [Vec<f32>; 3] {
 }
 
 #[test]
-fn what_asks_nothing_has_an_empty_answer() {
+fn empty_problems_have_empty_answers() {
     let varlen = Problem { varlen: Some(Varlen { tokens_q: 0, tokens_kv: 5 }), ..Problem::new(Dims { seq_len_q: 0, ..SMALL }) };
     for (name, problem) in [
         ("no items", Problem::new(Dims { batch: 0, ..SMALL })),
@@ -50,7 +50,7 @@ fn what_asks_nothing_has_an_empty_answer() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_errors() {
+fn impossible_sizes_are_errors() {
     let all = Dims { batch: MAX, num_heads: MAX, num_kv_heads: MAX, seq_len_q: MAX, seq_len_kv: MAX, head_dim: MAX, head_dim_v: MAX };
     for dims in [
         all,
@@ -119,9 +119,9 @@ fn named_layouts_have_exactly_their_elements() {
     }
 }
 
-/// Distances are integers, rounded once: the CPU path and the oracle agree however far rows are from keys.
+/// Distances are integers that are rounded once, so the CPU path and the oracle agree however far rows are from keys.
 #[test]
-fn alibi_from_afar_is_one_number_everywhere() {
+fn alibi_of_distant_rows_is_equal_on_cpu_and_oracle() {
     for offset in [1 << 24, 1 << 29, -(1 << 29), i32::MAX, i32::MIN] {
         for alibi in [Alibi::Signed, Alibi::Symmetric] {
             let mut problem = Problem { alibi: Some(alibi), ..Problem::new(Dims { seq_len_kv: 70, ..SMALL }).with_lse() };

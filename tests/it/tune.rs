@@ -1,25 +1,19 @@
 //! Autotuning: it tries every kernel and takes the fastest correct one, and its results can be saved.
 
-mod common;
-
 use std::time::Duration;
 
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Backend, Dims, Engine, EngineOptions, Error, Inputs, Problem};
+use wgpu_attention::{Backend, Dims, Engine, Error, Inputs, Problem};
 
-fn numbers(len: usize) -> Vec<f32> {
-    (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
-}
+use crate::common::buffers::draw;
+use crate::common::{adapters, open};
 
 #[test]
-fn winners_are_found_kept_and_taken() {
-    let (engines, _) = Engine::every(ShaderOptions::default());
-    let gpus: Vec<Engine> = engines.into_iter().filter(|engine| engine.gpu().is_some()).collect();
-    common::insist_on_adapters(gpus.len());
+fn winners_are_found_saved_and_used() {
     let problem = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::self_attention(1, 4, 700, 32) });
-    let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
+    let (query, key, value) = (draw(1, problem.query_len()), draw(2, problem.key_len()), draw(3, problem.value_len()));
     let inputs = Inputs::new(&query, &key, &value);
-    for engine in gpus {
+    for engine in adapters(ShaderOptions::default()) {
         let before = engine.attention(&problem, &inputs).expect("valid").output.to_f32();
         let tuned = engine.tune(&problem, &inputs, Duration::from_millis(300)).expect("valid");
         assert_eq!(tuned.trials[0].kernel, tuned.planned);
@@ -46,9 +40,9 @@ fn winners_are_found_kept_and_taken() {
 
 #[test]
 fn the_cpu_has_nothing_to_tune() {
-    let engine = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is there");
+    let engine = open(Backend::Cpu);
     let problem = Problem::new(Dims::self_attention(1, 1, 4, 4));
-    let data = numbers(16);
+    let data = draw(1, 16);
     let refused = engine.tune(&problem, &Inputs::new(&data, &data, &data), Duration::ZERO);
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
 }

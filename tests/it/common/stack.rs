@@ -1,21 +1,13 @@
 //! Stack of layers that decodes with a device cache, bound once.
 
 use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
-use wgpu_attention::verify::{ExpectedTensor, compare};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
 use super::buffers::{devices, empty};
 
-pub(crate) const EVERY: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4];
-
 /// Opens one device per adapter, with all of the adapter's limits.
 pub(crate) fn gpus() -> Vec<Gpu> {
     devices(wgpu::Adapter::limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue)).collect()
-}
-
-/// Asserts that an answer is within the tolerance.
-pub(crate) fn agree(what: &str, got: &[f32], expected: &ExpectedTensor) {
-    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{what}: {bad}"));
 }
 
 /// Layer of a stack: its buffers, and the dispatches that are recorded for it.

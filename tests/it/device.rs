@@ -1,8 +1,7 @@
 //! Recording only: an app with its own device, encoder and buffers.
 
-mod common;
-
-use common::buffers::{devices, empty, numbers, read, upload};
+use crate::common::buffers::{devices, draw, empty, read, upload};
+use crate::common::cpu_and_adapters;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,13 +39,13 @@ fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &
 }
 
 #[test]
-fn two_attentions_and_an_own_dispatch_in_one_encoder() {
+fn two_attentions_and_a_dispatch_of_the_app_in_one_encoder() {
     let dims = Dims { num_kv_heads: 1, seq_len_kv: 45, ..Dims::self_attention(2, 2, 37, 16) };
     let mut first = Problem::new(dims).aligned(Alignment::BottomRight).causal();
     // Key and value are in one buffer: the value at an aligned offset, the start of the key at an odd one.
     first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
     let second = Problem { scale: Some(0.7), ..first };
-    let (query, shared) = (numbers(first.query_len(), 1), numbers(4096 + first.value_len(), 2));
+    let (query, shared) = (draw(1, first.query_len()), draw(2, 4096 + first.value_len()));
     let oracle = |problem: &Problem, query: &[f32]| {
         let inputs = Inputs::new(query, &shared[..2048], &shared[4096..]);
         oracle::attention(problem, &inputs).expect("valid").into_outputs(problem, &inputs).output.to_f32()
@@ -116,8 +115,8 @@ fn wrong_buffers_are_refused() {
         let shifted = wgpu::BufferBinding { buffer: &right, offset: 4, size: None };
         assert_eq!(argument(&Bindings { value: shifted, ..whole.clone() }), "value");
         let usage = BufferUsages::COPY_DST;
-        let dumb = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
-        assert_eq!(argument(&Bindings { query: dumb.as_entire_buffer_binding(), ..whole.clone() }), "query");
+        let unusable = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
+        assert_eq!(argument(&Bindings { query: unusable.as_entire_buffer_binding(), ..whole.clone() }), "query");
         // wgpu would accept these and panic when the app submits.
         assert_eq!(argument(&whole), "bindings", "the output is the query's buffer");
         let large = empty(&device, 4096);
@@ -146,7 +145,7 @@ fn small_limits_are_kept_or_named() {
             let problem = Problem::new(dims);
             let plan = engine.explain(&problem).expect("planned");
             assert!(plan.starts_with(way), "{plan}");
-            let data = numbers(problem.query_len(), 3);
+            let data = draw(3, problem.query_len());
             let inputs = Inputs::new(&data, &data, &data);
             let got = engine.attention(&problem, &inputs).expect("computed").output.to_f32();
             let expected = oracle::attention(&problem, &inputs).expect("valid").output;
@@ -166,10 +165,9 @@ fn small_limits_are_kept_or_named() {
 
 #[test]
 fn long_work_can_be_cancelled_and_the_engine_goes_on() {
-    let (engines, _) = wgpu_attention::Engine::every(Default::default());
-    for engine in engines {
+    for engine in cpu_and_adapters() {
         let long = Problem::new(Dims::self_attention(1, 16, 2048, 64));
-        let data = numbers(long.query_len(), 5);
+        let data = draw(5, long.query_len());
         let mut calls = 0;
         let mut stop = |_| {
             calls += 1;
@@ -193,7 +191,7 @@ fn long_work_can_be_cancelled_and_the_engine_goes_on() {
 fn parts_are_merged_on_the_device() {
     let whole = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 5, ..Dims::self_attention(2, 2, 48, 16) }).with_lse();
     let (rows, output_len) = (whole.lse_len(), whole.output_len());
-    let (query, key, value) = (numbers(whole.query_len(), 1), numbers(whole.key_len(), 2), numbers(whole.value_len(), 3));
+    let (query, key, value) = (draw(1, whole.query_len()), draw(2, whole.key_len()), draw(3, whole.value_len()));
     let inputs = Inputs::new(&query, &key, &value);
     let expected = oracle::attention(&whole, &inputs).expect("valid").into_outputs(&whole, &inputs);
     for (device, queue) in devices(wgpu::Adapter::limits) {
@@ -247,7 +245,7 @@ fn an_app_says_which_matrices_its_device_has() {
     for spec in [&mut problem.query, &mut problem.key, &mut problem.value] {
         spec.dtype = DType::F16;
     }
-    let half = |len, seed| HostVec::from_f32(DType::F16, &numbers(len, seed));
+    let half = |len, seed| HostVec::from_f32(DType::F16, &draw(seed, len));
     let (query, key, value) = (half(problem.query_len(), 1), half(problem.key_len(), 2), half(problem.value_len(), 3));
     for adapter in adapters {
         let matrix_size = matrix_size(&adapter);

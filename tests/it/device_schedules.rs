@@ -1,9 +1,8 @@
 //! Random schedules on a device cache, compared with the expected contents of each slot.
 
-mod common;
-
-use common::buffers::read;
-use common::stack::{EVERY, Stack, agree, gpus};
+use crate::common::buffers::read;
+use crate::common::stack::{Stack, gpus};
+use crate::common::{STORAGE, agree};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu};
@@ -11,25 +10,25 @@ use wgpu_attention::verify::Expected;
 use wgpu_attention::{Alignment, Dims, Error, HostVec, Inputs, Layout, Problem};
 
 /// Device cache and the expected contents of each slot, driven by random operations.
-struct Game<'a> {
+struct Schedule<'a> {
     rng: Rng,
     gpu: &'a Gpu,
     cache: DeviceCache,
     naive: Vec<Option<[Vec<f32>; 2]>>,
 }
 
-impl<'a> Game<'a> {
+impl<'a> Schedule<'a> {
     fn new(gpu: &'a Gpu, seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let dtype = EVERY[seed as usize % 5];
+        let dtype = STORAGE[seed as usize % 5];
         let page_size = [1, 2, 4, 7, 16][rng.usize(..5)];
         let layout = [Layout::Bshd, Layout::Bhsd][rng.usize(..2)];
         let shape = CacheShape { page_size, num_kv_heads: rng.usize(1..=2), head_dim: 32, head_dim_v: 32, dtype, layout };
         let size = CacheSize { layers: 1, slots: rng.usize(2..5), pages_per_slot: 24usize.div_ceil(page_size), pages: rng.usize(1..20) };
         let cache = DeviceCache::new(gpu, shape, size).expect("a cache");
-        let game = Self { rng, gpu, naive: vec![None; size.slots], cache };
-        game.poison(0..size.pages as u32);
-        game
+        let schedule = Self { rng, gpu, naive: vec![None; size.slots], cache };
+        schedule.poison(0..size.pages as u32);
+        schedule
     }
 
     /// Fills pages with NaN, so that a wrong read shows: all bits set are NaN in every type, and in a block's scale.
@@ -140,15 +139,15 @@ impl<'a> Game<'a> {
 }
 
 #[test]
-fn random_schedules() {
+fn slots_have_their_expected_contents() {
     for gpu in gpus() {
         for seed in 0..10 {
-            let mut game = Game::new(&gpu, seed);
-            (0..40).for_each(|_| game.step());
-            for slot in 0..game.naive.len() {
-                assert_eq!(game.cache.free(slot).is_ok(), game.naive[slot].is_some());
+            let mut schedule = Schedule::new(&gpu, seed);
+            (0..40).for_each(|_| schedule.step());
+            for slot in 0..schedule.naive.len() {
+                assert_eq!(schedule.cache.free(slot).is_ok(), schedule.naive[slot].is_some());
             }
-            assert_eq!(game.cache.pool().free_pages(), game.cache.pool().pages(), "game {seed} lost pages");
+            assert_eq!(schedule.cache.pool().free_pages(), schedule.cache.pool().pages(), "schedule {seed} lost pages");
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Caches on a device: steps recorded once and replayed, page tables, rotation in place, and refusals.
 
-mod common;
-
-use common::buffers::{devices, empty, numbers, read, upload};
-use common::stack::{EVERY, Stack, agree, gpus};
+use crate::common::buffers::{devices, draw, empty, read, upload};
+use crate::common::stack::{Stack, gpus};
+use crate::common::{STORAGE, agree};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{
@@ -60,7 +59,7 @@ fn replayed(
     let on_device = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
     let mut problem = cache.problem(3, 4, seq_len_q).aligned(Alignment::BottomRight).causal();
     change(&mut problem);
-    let (slopes, sinks) = (numbers(4, 5), numbers(4, 6));
+    let (slopes, sinks) = (draw(5, 4), draw(6, 4));
     let table_words: Vec<f32> = [(problem.alibi.is_some(), &slopes), (problem.sinks, &sinks)]
         .into_iter()
         .flat_map(|(there, words)| if there { words.clone() } else { vec![] })
@@ -128,7 +127,7 @@ fn replayed(
             agree(&what, &engine.attention(&problem, &host).expect("valid").output.to_f32(), &expected);
             // The appended elements, one by one.
             let near =
-                if pairing.is_none() { 0.0 } else { [1e-5, 1e-2, 1e-2, 2e-2, 0.3][EVERY.iter().position(|&d| d == dtype).expect("one")] };
+                if pairing.is_none() { 0.0 } else { [1e-5, 1e-2, 1e-2, 2e-2, 0.3][STORAGE.iter().position(|&d| d == dtype).expect("one")] };
             for (data, new, dim, rotary) in [(&pools[0], key, head_dim, rotary.as_ref()), (&pools[1], value, head_dim_v, None)] {
                 for (row, new) in new.chunks(dim).enumerate() {
                     let (item, t, head) = (row / 2 / seq_len_q, row / 2 % seq_len_q, row % 2);
@@ -158,7 +157,7 @@ fn replayed(
 fn steps_recorded_once_are_replayed() {
     fn plain(_: &mut Problem) {}
     for gpu in gpus() {
-        for (n, dtype) in EVERY.into_iter().enumerate() {
+        for (n, dtype) in STORAGE.into_iter().enumerate() {
             let layouts = [Layout::Bshd, Layout::Bhsd];
             replayed(&gpu, dtype, [4, 1, 5, 16, 48][n], layouts[n % 2], None, 1, plain);
             replayed(
@@ -188,7 +187,7 @@ fn several_tokens_with_options() {
 
 /// Replays steps on specialised kernels, which longer caches get.
 #[test]
-fn special_kernels() {
+fn specialised_kernels() {
     let shaders = ShaderOptions { specialise: Specialise::Always, ..Default::default() };
     for (device, queue) in devices(wgpu::Adapter::limits) {
         let gpu = Gpu::from_device_with(device, queue, shaders);
@@ -205,8 +204,8 @@ fn tables_from_indices_on_the_device() {
         let mut problem = Problem::new(dims).aligned(Alignment::BottomRight).causal();
         problem.paged = Some(Paged { page_size: 4, pages: 7, pages_per_item: 3 });
         (problem.visibility.kv_lengths, problem.alibi, problem.sinks) = (true, Some(Alibi::Signed), true);
-        let (slopes, sinks) = (numbers(2, 1), numbers(2, 2));
-        let [query, key, value] = [problem.query_len(), problem.key_len(), problem.value_len()].map(|len| numbers(len, len));
+        let (slopes, sinks) = (draw(1, 2), draw(2, 2));
+        let [query, key, value] = [problem.query_len(), problem.key_len(), problem.value_len()].map(|len| draw(len, len));
         let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
         let on_device = [&query, &key, &value].map(|data| upload(gpu.device(), gpu.queue(), data));
         let output = empty(gpu.device(), problem.output_len());
@@ -278,7 +277,7 @@ fn many_steps_in_one_submit() {
         let stack = Stack::new(&gpu, &cache, cache.problem(2, 2, 1), None, None);
         assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
         let layer = &stack.layers[0];
-        let (query, key, value) = (numbers(64, 1), numbers(64, 2), numbers(64, 3));
+        let (query, key, value) = (draw(1, 64), draw(2, 64), draw(3, 64));
         for (buffer, data) in [(&layer.query, &query), (&layer.key, &key), (&layer.value, &value)] {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(data));
         }
@@ -322,7 +321,7 @@ fn rows_are_rotated_in_place() {
             (Pairing::Interleaved, DType::BF16, 16),
         ] {
             let rotary = Rotary::new(pairing, 100.0, width, 32).expect("valid");
-            let rows = numbers(3 * 2 * 16, 8);
+            let rows = draw(8, 3 * 2 * 16);
             let mut expected = HostVec::from_f32(dtype, &rows).to_f32();
             rotary.apply_tokens(&mut expected, 2, 16, &positions.map(|p| p as usize)).expect("inside");
             let stored = HostVec::from_f32(dtype, &rows);
@@ -354,7 +353,7 @@ fn rows_are_rotated_in_place() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_requests_are_refused() {
     for gpu in gpus() {
         let shape = CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 32, head_dim_v: 32, dtype: DType::F16, layout: Layout::Bshd };
         let size = CacheSize { layers: 1, slots: 2, pages_per_slot: 3, pages: 4 };

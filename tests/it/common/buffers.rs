@@ -1,4 +1,4 @@
-//! Devices and buffers owned by the app.
+//! Devices and buffers owned by the app, and data to put into them.
 
 use wgpu_attention::wgpu::{self, BufferUsages};
 
@@ -6,7 +6,7 @@ use wgpu_attention::wgpu::{self, BufferUsages};
 pub(crate) fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(wgpu::Device, wgpu::Queue)> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    super::insist_on_adapters(adapters.len());
+    insist_on_adapters(adapters.len());
     adapters
         .iter()
         .map(|adapter| {
@@ -20,8 +20,23 @@ pub(crate) fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(w
         .collect()
 }
 
-pub(crate) fn numbers(len: usize, seed: usize) -> Vec<f32> {
-    (0..len).map(|i| ((i * 7919 + seed * 104729) % 1009) as f32 / 504.5 - 1.0).collect()
+/// Warns loudly if there is no GPU adapter; panics then if `CI` is set.
+pub(crate) fn insist_on_adapters(found: usize) {
+    if found == 0 {
+        let message = "NO GPU ADAPTER: nothing that runs on a GPU is tested. scripts/test.sh installs a software one.";
+        assert!(std::env::var_os("CI").is_none(), "{message}");
+        eprintln!("\n*** {message} ***\n");
+    }
+}
+
+/// Returns elements between -1 and 1.
+pub(crate) fn draw(seed: usize, len: usize) -> Vec<f32> {
+    let mut state = (seed as u32).wrapping_mul(747_796_405).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
 }
 
 pub(crate) fn upload(device: &wgpu::Device, queue: &wgpu::Queue, data: &[f32]) -> wgpu::Buffer {
