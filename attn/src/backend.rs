@@ -5,8 +5,23 @@ use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
 
 use crate::failure::Failure;
 
-/// Help text of `--backend`.
-pub(crate) const BACKEND_HELP: &str = "Where to compute: auto, cpu, oracle, a wgpu backend (vulkan, gl, metal, dx12) or part of an adapter's name; auto is a real GPU if there is one, else the CPU";
+/// Option of the commands that compute on one backend.
+#[derive(clap::Args, Debug)]
+pub(crate) struct BackendArg {
+    /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name.
+    /// auto is a real GPU if there is one, else the CPU
+    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = parse)]
+    pub(crate) backend: Backend,
+}
+
+/// Option of the commands that compute on several backends.
+#[derive(clap::Args, Debug)]
+pub(crate) struct BackendsArg {
+    /// Where to compute, as for `attn run`; may be repeated [default: bench auto and cpu, verify the CPU path and
+    /// every adapter]
+    #[arg(long, value_name = "BACKEND", value_parser = parse)]
+    pub(crate) backend: Vec<Backend>,
+}
 
 /// Parses a [`Backend`]; the `value_parser` of clap.
 pub(crate) fn parse(text: &str) -> Result<Backend, Error> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anstream::AutoStream;
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
 
 /// Standard output and its capabilities.
 pub(crate) struct Terminal {
@@ -33,6 +34,23 @@ impl Terminal {
         if pretty { writeln!(self, "{value:#}") } else { writeln!(self, "{value}") }
     }
 
+    /// Prints rows of cells in columns, the first and the last left-aligned, the others right-aligned.
+    pub(crate) fn table(&mut self, indent: usize, rows: &[Vec<String>]) -> io::Result<()> {
+        let columns = rows.first().map_or(0, Vec::len);
+        let width = |column: usize| rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in rows {
+            let mut line = " ".repeat(indent);
+            for (column, cell) in row.iter().enumerate() {
+                let space = " ".repeat(widths[column] - cell.width());
+                let is_left = column == 0 || column + 1 == columns;
+                line += &if is_left { format!("{cell}{space}  ") } else { format!("{space}{cell}  ") };
+            }
+            writeln!(self, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
     /// Returns `text` in bold if colours are on.
     pub(crate) fn bold(&self, text: &str) -> String {
         if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_string() }
@@ -57,6 +75,21 @@ fn unicode_locale() -> bool {
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
         .map(|l| l.to_lowercase());
     !dumb && locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+}
+
+/// Fills `text` with spaces up to `width` columns.
+pub(crate) fn padded(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
+}
+
+/// Formats a number with two significant digits.
+pub(crate) fn two_digits(x: f64) -> String {
+    if x == 0.0 || !x.is_finite() {
+        return x.to_string();
+    }
+    let magnitude = format!("{x:.1e}").split_once('e').and_then(|(_, power)| power.parse::<i32>().ok()).unwrap_or(0);
+    let step = 10f64.powi(magnitude - 1);
+    format!("{:.*}", (1 - magnitude).max(0) as usize, (x / step).round() * step)
 }
 
 /// Converts a number to JSON, as the shortest text that parses back to the same f32.

@@ -7,11 +7,12 @@ use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, NewTokens, Qu
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, TensorSpec};
 
-use super::decode::Full;
+use super::decode::{Full, Step};
+use super::machine::milliseconds;
 use crate::failure::Failure;
 
 /// Device cache of one layer, full except for the last token, which a step appends.
-pub(super) struct OnDevice<'a> {
+struct OnDevice<'a> {
     gpu: &'a Gpu,
     cache: DeviceCache,
     append: Dispatches,
@@ -19,15 +20,21 @@ pub(super) struct OnDevice<'a> {
     output: wgpu::Buffer,
 }
 
-impl<'a> OnDevice<'a> {
-    /// Fills the cache and binds the step. The inner error says why the device does not support it.
-    pub(super) fn new(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Result<Self, String>, Failure> {
-        match Self::fill(gpu, full, page_size) {
-            Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => Ok(Err(error.to_string())),
-            other => Ok(Ok(other?)),
+/// Fills a cache and binds a step; returns it with the bytes of the cache. The inner error says why the device does not
+/// support it.
+#[expect(clippy::type_complexity, reason = "a step, or why there is none, or a failure")]
+pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, page_size: usize) -> Result<Result<(Step<'a>, u64), String>, Failure> {
+    match OnDevice::fill(gpu, full, page_size) {
+        Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => Ok(Err(error.to_string())),
+        device => {
+            let mut device = device?;
+            let bytes = device.cache.bytes();
+            Ok(Ok((Box::new(move |wanted| device.step(full, wanted)), bytes)))
         }
     }
+}
 
+impl<'a> OnDevice<'a> {
     fn fill(gpu: &'a Gpu, full: &Full, page_size: usize) -> Result<Self, Error> {
         // Bhsd keeps the keys of a head contiguous; other layouts jump between memory pages of the machine.
         let shape = CacheShape { page_size, layout: Layout::Bhsd, ..full.shape };
@@ -50,27 +57,14 @@ impl<'a> OnDevice<'a> {
         debug_assert_eq!(slot, 0);
         let [query, key, value] = [&full.query, &full.new[0], &full.new[1]].map(|data| upload(gpu, data));
         let output = upload(gpu, &vec![0.0; full.query.len()]);
-        let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-        let new = NewTokens {
-            key: key.as_entire_buffer_binding(),
-            key_spec: spec,
-            value: value.as_entire_buffer_binding(),
-            value_spec: spec,
-            rotary: None,
-            query: None,
-        };
-        let append = cache.append(0, 0..1, 1, &new)?;
+        let append = cache.append(0, 0..1, 1, &new_tokens(&key, &value))?;
         let problem = full.look(cache.problem(1, full.num_heads, 1));
         let attention = cache.attention(&problem, 0, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(&query, &output))?;
         Ok(Self { gpu, cache, append, attention, output })
     }
 
-    pub(super) fn cache_bytes(&self) -> u64 {
-        self.cache.bytes()
-    }
-
     /// Runs one step, from the host's bookkeeping to the answer on the device, then removes the token again.
-    pub(super) fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
+    fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
         let started = Instant::now();
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.cache.extend(&[1], 1, &mut encoder)?;
@@ -82,10 +76,17 @@ impl<'a> OnDevice<'a> {
         }
         self.gpu.queue().submit([encoder.finish()]);
         wait(self.gpu)?;
-        let ms = started.elapsed().as_secs_f64() * 1e3;
+        let ms = milliseconds(started);
         self.cache.truncate(0, full.keys - 1)?;
         Ok((ms, if wanted { read(self.gpu, &self.output)? } else { Vec::new() }))
     }
+}
+
+/// Keys and values of one new token, as they are.
+fn new_tokens<'a>(key: &'a wgpu::Buffer, value: &'a wgpu::Buffer) -> NewTokens<'a> {
+    let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+    let (key, value) = (key.as_entire_buffer_binding(), value.as_entire_buffer_binding());
+    NewTokens { key, key_spec: spec, value, value_spec: spec, rotary: None, query: None }
 }
 
 /// Measures the CPU time, in us, to record and submit a layer's append and attention, in 32 layers with a short cache.
@@ -97,15 +98,7 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     cache.start()?;
     let [query, output] = [(); 2].map(|()| upload(gpu, &[0.1; 8 * 32]));
     let new = upload(gpu, &[0.5; 8 * 32]);
-    let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-    let tokens = NewTokens {
-        key: new.as_entire_buffer_binding(),
-        key_spec: spec,
-        value: new.as_entire_buffer_binding(),
-        value_spec: spec,
-        rotary: None,
-        query: None,
-    };
+    let tokens = new_tokens(&new, &new);
     let attention = cache.attention(&cache.problem(1, 8, 1).aligned(Alignment::BottomRight).causal(), 0, Algorithm::Auto)?;
     let bound = (0..LAYERS)
         .map(|layer| Ok([cache.append(layer, 0..1, 1, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
@@ -130,9 +123,7 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
 /// Measures the bandwidth of a buffer-to-buffer copy in GB/s, reads plus writes: the best of several runs.
 pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
     let size = (64u64 << 20).min(gpu.device().limits().max_buffer_size) / 4 * 4;
-    let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    let (from, to) = (gpu.device().create_buffer(&descriptor), gpu.device().create_buffer(&descriptor));
+    let [from, to] = [BufferUsages::COPY_SRC, BufferUsages::COPY_DST].map(|usage| buffer(gpu, size, usage));
     let mut least = f64::INFINITY;
     for _ in 0..8 {
         let started = Instant::now();
@@ -169,10 +160,13 @@ fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShap
     gpu.queue().write_buffer(pool, written, &piece);
 }
 
+/// Makes a buffer without contents.
+pub(super) fn buffer(gpu: &Gpu, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+}
+
 fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
-    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-    let size = 4 * data.len() as u64;
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+    let buffer = buffer(gpu, 4 * data.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC);
     gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
     buffer
 }
@@ -183,12 +177,10 @@ pub(super) fn wait(gpu: &Gpu) -> Result<(), Failure> {
     waited.map(|_| ()).map_err(|error| Failure::Check(error.to_string()))
 }
 
-fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<Vec<f32>, Failure> {
-    let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
-    let size = buffer.size();
-    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+fn read(gpu: &Gpu, from: &wgpu::Buffer) -> Result<Vec<f32>, Failure> {
+    let staging = buffer(gpu, from.size(), BufferUsages::MAP_READ | BufferUsages::COPY_DST);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+    encoder.copy_buffer_to_buffer(from, 0, &staging, 0, from.size());
     gpu.queue().submit([encoder.finish()]);
     staging.map_async(wgpu::MapMode::Read, .., |_| {}); // get_mapped_range reports failures
     wait(gpu)?;

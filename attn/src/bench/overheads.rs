@@ -9,7 +9,8 @@ use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
 use super::check;
-use super::decode_device::wait;
+use super::decode_device::{buffer, wait};
+use super::machine::milliseconds;
 use super::task::bytes;
 use crate::backend;
 use crate::failure::Failure;
@@ -46,22 +47,20 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
             continue;
         }
         writeln!(terminal, "  {}, 1 query row, 512 keys, 8 heads of 64", engine.chosen())?;
-        writeln!(terminal, "    adapter and device         {open_ms:>10.2} ms")?;
-        writeln!(terminal, "    first call                 {first_ms:>10.2} ms, with its kernels compiled unless the driver kept them")?;
-        writeln!(terminal, "    least call after it        {call_ms:>10.3} ms, host to host, {:.0} kB copied", moved / 1e3)?;
+        let mut rows = vec![
+            ("adapter and device", open_ms, "ms".into()),
+            ("first call", first_ms, "ms, with its kernels compiled unless the driver kept them".into()),
+            ("shortest later call", call_ms, format!("ms, host to host, {:.0} kB copied", moved / 1e3)),
+        ];
         if let Some(Recorded { attention_us, dispatches, bare_us }) = recorded {
-            writeln!(
-                terminal,
-                "    recorded on own buffers    {attention_us:>10.2} us of CPU, {dispatches} dispatches, nothing copied; a bare dispatch {bare_us:.2} us"
-            )?;
+            rows.push(("recorded on own buffers", attention_us, format!("us of CPU time for {dispatches} dispatches, nothing copied")));
+            rows.push(("recorded bare dispatch", bare_us, "us of CPU time".into()));
         }
+        let rows = rows.into_iter().map(|(name, time, unit)| vec![name.to_string(), format!("{time:.3}"), unit]);
+        terminal.table(4, &rows.collect::<Vec<_>>())?;
         writeln!(terminal)?;
     }
     Ok(())
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// CPU time per recording, in us, from the creation of the encoder to the finished command buffer.
@@ -74,11 +73,9 @@ struct Recorded {
 
 fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
     let device = gpu.device();
-    let buffer = |len: usize| {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
-        device.create_buffer(&wgpu::BufferDescriptor { label: None, size: (4 * len as u64).max(512), usage, mapped_at_creation: false })
-    };
-    let [query, key, value, output] = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(buffer);
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+    let of_len = |len: usize| buffer(gpu, (4 * len as u64).max(512), usage);
+    let [query, key, value, output] = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(of_len);
     let attention = Attention::new(gpu, problem, Algorithm::Fused)?;
     let bound = attention.bind(&Bindings::new(&query, &key, &value, &output))?;
 
@@ -98,7 +95,7 @@ fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
         compilation_options: Default::default(),
         cache: None,
     });
-    let params = buffer(4);
+    let params = of_len(4);
     let entries = [&params, &query, &key, &value, &output].map(wgpu::Buffer::as_entire_binding);
     let entries: Vec<_> = (0..).zip(entries).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
     let layout = pipeline.get_bind_group_layout(0);

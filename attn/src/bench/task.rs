@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde_json::{Value, json};
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
+
+use crate::failure::Failure;
 
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../../benches/suite.txt");
@@ -18,10 +21,10 @@ impl FromStr for Shape {
     fn from_str(text: &str) -> Result<Self, String> {
         let sizes: Vec<usize> = text
             .split(',')
-            .map(|size| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0", size.trim())))
+            .map(|size| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0 on", size.trim())))
             .collect::<Result<_, _>>()?;
         let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
-            return Err(format!("has {} numbers; six are needed: B,H,HKV,LQ,LK,D", sizes.len()));
+            return Err(format!("has {} numbers; six are needed, B,H,HKV,LQ,LK,D", sizes.len()));
         };
         let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
         Problem::new(dims).check().map_err(|error| error.to_string())?;
@@ -30,6 +33,34 @@ impl FromStr for Shape {
             return Err(format!("{name} is 0: there is nothing to time"));
         }
         Ok(Self(dims))
+    }
+}
+
+/// Options for the problems to time.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ShapeArgs {
+    /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated
+    /// [default: a prefill and a step of decoding]
+    #[arg(long, value_name = "B,H,HKV,LQ,LK,D")]
+    pub(super) shape: Vec<Shape>,
+    /// Apply a causal mask to every shape, bottom-right aligned: the last query is at the last key
+    #[arg(long)]
+    pub(super) causal: bool,
+    /// Storage type of query, key, value and output: f32, f16 or bf16
+    #[arg(long, default_value = "f32", value_parser = float)]
+    pub(super) dtype: DType,
+}
+
+fn float(text: &str) -> Result<DType, String> {
+    text.parse().ok().filter(|dtype| DType::FLOATS.contains(dtype)).ok_or("say f32, f16 or bf16".into())
+}
+
+impl ShapeArgs {
+    /// Returns the tasks, those of the `default` shapes if none was given.
+    pub(crate) fn tasks(&self, default: &[&str]) -> Result<Vec<Task>, Failure> {
+        let default = default.iter().map(|shape| shape.parse::<Shape>().map_err(Failure::Input));
+        let shapes = if self.shape.is_empty() { default.collect::<Result<_, _>>()? } else { self.shape.clone() };
+        Ok(shapes.into_iter().map(|shape| Task::new(shape, self.dtype, self.causal)).collect())
     }
 }
 
@@ -86,6 +117,16 @@ impl Task {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
     }
 
+    /// Describes the task for records and peers.
+    pub(super) fn describe(&self) -> Value {
+        let Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, .. } = self.problem.dims;
+        json!({
+            "shape": [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim], "causal": self.problem.visibility.causal,
+            "window": self.window(), "terms": self.problem.terms_text(), "dtype": self.problem.query.dtype.name(),
+            "backward": self.backward, "threads": rayon::current_num_threads(),
+        })
+    }
+
     /// Returns the operation count: 4 * B * H * D for each pair of a row and a key in its interval. Forward and backward
     /// count 3.5 times as many: two products and five.
     pub(super) fn flops(&self) -> f64 {
@@ -127,15 +168,6 @@ pub(super) fn bytes(problem: &Problem) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shapes() {
-        assert_eq!("1,8,2,16,32,64".parse::<Shape>().map(|shape| shape_text(&shape.0)), Ok("1,8,2,16,32,64".into()));
-        for bad in ["", "1,2,3", "1,8,3,16,16,64", "1,1,1,0,4,4", "0,1,1,4,4,4", "1,1,1,4,4,-4", "1,1,1,4,4,x", "1,1,1,4,4,4,4"] {
-            assert!(bad.parse::<Shape>().is_err(), "{bad}");
-        }
-        assert!(format!("{0},{0},{0},{0},{0},{0}", u64::MAX).parse::<Shape>().is_err());
-    }
 
     #[test]
     fn the_suite_reads() {

@@ -94,8 +94,8 @@ impl Example {
             sentence: sentence.to_string(),
             tokens,
             omitted: Vec::new(),
-            origin: "Made up: eight numbers from a hash of each word and fixed pseudo-random W_Q, W_K, W_V, W_O. They show the arithmetic \
-                     and mean nothing; nothing was learned, and no position is encoded, so equal words get equal rows.",
+            origin: "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. They show the \
+                     arithmetic and mean nothing. Nothing was learned and no position is encoded: equal words have equal rows.",
             worked: false,
             width: WIDTH,
             heads: HEADS,
@@ -109,21 +109,26 @@ impl Example {
 
     /// Returns the row to follow: that of the `wanted` word, else that of the longest.
     pub(super) fn focus(&self, wanted: Option<&str>) -> Result<usize, Failure> {
-        if let Some(wanted) = wanted {
-            return self
-                .tokens
-                .iter()
-                .position(|token| token.eq_ignore_ascii_case(wanted))
-                .ok_or_else(|| Failure::input(format!("--focus: no token `{}` here; there are {}", word(wanted), self.tokens.join(", "))));
-        }
-        let longest = self.tokens.iter().map(|token| token.chars().count()).max();
-        Ok(self.tokens.iter().position(|token| Some(token.chars().count()) == longest).unwrap_or(0))
+        let longest = (0..self.tokens.len()).rev().max_by_key(|&at| self.tokens[at].chars().count());
+        Ok(position(&self.tokens, wanted)?.or(longest).unwrap_or(0))
     }
 }
 
-/// Strips surrounding punctuation, and control characters that a terminal would act upon.
+/// Returns the place of the token that --focus names, if it names one.
+pub(super) fn position(tokens: &[String], wanted: Option<&str>) -> Result<Option<usize>, Failure> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let found = tokens.iter().position(|token| token.eq_ignore_ascii_case(wanted));
+    found.map(Some).ok_or_else(|| Failure::at("--focus", format!("no token `{}`, only {}", printable(wanted), tokens.join(", "))))
+}
+
+/// Strips surrounding punctuation.
 fn word(text: &str) -> String {
-    text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()).chars().filter(|c| !c.is_control()).collect()
+    printable(text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()))
+}
+
+/// Strips control characters, which a terminal would act upon.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Computes `rows . weight`: [n, width] times [width, width].
@@ -133,37 +138,4 @@ pub(super) fn times(rows: &[f32], weight: &[f32], width: usize) -> Vec<f32> {
         product.extend((0..width).map(|column| row.iter().zip(weight.chunks_exact(width)).map(|(x, w)| x * w[column]).sum::<f32>()));
     }
     product
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_worked_example_is_known_by_its_words() {
-        let example = Example::new("she wants to deadlift, heavy weights!").expect("words");
-        assert!(example.worked);
-        assert_eq!(example.tokens[example.focus(None).expect("some")], "deadlift");
-        assert!(!Example::new("She wants to lift heavy weights").expect("words").worked);
-    }
-
-    #[test]
-    fn made_up_embeddings_depend_on_the_word_alone() {
-        let example = Example::new("to be or not to be").expect("words");
-        assert_eq!(example.query[..WIDTH], example.query[4 * WIDTH..5 * WIDTH]);
-        assert_ne!(example.query[..WIDTH], example.query[WIDTH..2 * WIDTH]);
-    }
-
-    #[test]
-    fn hostile_sentences() {
-        assert!(Example::new("").is_err());
-        assert!(Example::new(" ... !").is_err());
-        assert!(Example::new(&"word ".repeat(65)).is_err());
-        assert_eq!(Example::new("a\u{1b}[31mb").expect("words").tokens, ["a[31mb"]);
-    }
-
-    #[test]
-    fn product() {
-        assert_eq!(times(&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2), [19.0, 22.0, 43.0, 50.0]);
-    }
 }

@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 
-use crate::terminal::Terminal;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use crate::terminal::{Terminal, padded};
 
 /// Colour ramp of the 256-colour palette, low to high; true if black text is readable on the colour.
 const RAMP: [(u8, bool); 12] = [
@@ -31,7 +33,7 @@ pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32]
     let margin = margin(labels);
     let decimals = decimals(values);
     for (label, row) in labels.iter().zip(values.chunks(columns.max(1))) {
-        write!(terminal, "     {label:<margin$}")?;
+        write!(terminal, "     {}", padded(label, margin))?;
         for value in row {
             write!(terminal, "{:>CELL$.decimals$}", value + 0.0)?;
         }
@@ -52,7 +54,7 @@ fn decimals(values: &[f32]) -> usize {
 }
 
 fn margin(labels: &[String]) -> usize {
-    labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) + 2
+    labels.iter().map(|label| label.width()).max().unwrap_or(0) + 2
 }
 
 /// Prints a heat map: query tokens down, key tokens across; `focus` marks a row. Shades run from `low` to `high` on a
@@ -70,13 +72,14 @@ pub(super) fn heatmap(
     if !narrow {
         write!(terminal, "     {:margin$}", "")?;
         for label in labels {
-            write!(terminal, "{:>CELL$}", shorten(label, CELL - 1))?;
+            let label = shorten(label, CELL - 1);
+            write!(terminal, "{}{label}", " ".repeat(CELL - label.width()))?;
         }
         writeln!(terminal)?;
     }
     let arrow = if terminal.unicode { "›" } else { ">" };
     for (i, (label, row)) in labels.iter().zip(values.chunks(columns)).enumerate() {
-        write!(terminal, "   {} {label:<margin$}", if focus == Some(i) { arrow } else { " " })?;
+        write!(terminal, "   {} {}", if focus == Some(i) { arrow } else { " " }, padded(label, margin))?;
         for &value in row {
             let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0).sqrt() } else { 0.0 };
             let text = if narrow { "  ".to_string() } else { format!("{:>1$.decimals$} ", value + 0.0, CELL - 1) };
@@ -97,7 +100,15 @@ pub(super) fn heatmap(
     Ok(())
 }
 
-/// Shortens a label to at most `most` characters; `~` marks the cut.
+/// Shortens a label to at most `most` columns; `~` marks the cut.
 pub(super) fn shorten(label: &str, most: usize) -> String {
-    if label.chars().count() <= most { label.to_string() } else { label.chars().take(most - 1).chain(['~']).collect() }
+    if label.width() <= most {
+        return label.to_string();
+    }
+    let mut columns = 1;
+    let fits = |c: &char| {
+        columns += c.width().unwrap_or(0);
+        columns <= most
+    };
+    label.chars().take_while(fits).chain(['~']).collect()
 }
