@@ -183,55 +183,22 @@ impl TensorFile {
     }
 }
 
-/// Destination of a tensor, checked before anything is computed.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    path: PathBuf,
-    is_npy: bool,
-}
-
-impl Target {
-    /// Checks the destination; `dtype` is the type that will be written.
-    pub(crate) fn new(path: &Path, dtype: DType) -> Result<Self, Failure> {
-        check_output(path, &["npy", "safetensors"])?;
-        let is_npy = path.extension().is_some_and(|extension| extension == "npy");
-        if is_npy && dtype == DType::BF16 {
-            return Err(Failure::at(path.display(), "NumPy has no bfloat16: write to a .safetensors file"));
+/// Writes one tensor, in the format of the extension; as `name` if the format has names. bf16 is widened for `.npy`.
+pub(crate) fn write_tensor(path: &Path, name: &str, shape: &[usize], data: &HostVec) -> Result<(), Failure> {
+    let dtype = match data.as_slice().dtype() {
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    };
+    let bytes = match data {
+        data if path.extension().is_none_or(|extension| extension != "npy") => {
+            let view = TensorView::new(dtype, shape.to_vec(), data.as_slice().bytes());
+            view.and_then(|view| serialize([(name, view)], None)).map_err(|error| error.to_string())
         }
-        Ok(Self { path: path.into(), is_npy })
-    }
-
-    /// Destination `NAME.npy` in a folder that may not exist yet.
-    pub(crate) fn in_folder(folder: &Path, name: &str) -> Result<Self, Failure> {
-        if folder.exists() && !folder.is_dir() {
-            return Err(Failure::at(folder.display(), "is no folder"));
-        } else if !folder.exists() {
-            check_output(folder, &[])?;
-        }
-        Ok(Self { path: folder.join(format!("{name}.npy")), is_npy: true })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Writes one tensor, as `name` if the format has names.
-    pub(crate) fn write(&self, name: &str, shape: &[usize], data: &HostVec) -> Result<(), Failure> {
-        let bytes = match (self.is_npy, data) {
-            (true, HostVec::F16(data)) => npy(shape, data).map_err(|error| error.to_string()),
-            (true, data) => npy(shape, &data.to_f32()).map_err(|error| error.to_string()),
-            (false, data) => {
-                let dtype = match data.as_slice().dtype() {
-                    DType::F16 => Dtype::F16,
-                    DType::BF16 => Dtype::BF16,
-                    _ => Dtype::F32,
-                };
-                let view = TensorView::new(dtype, shape.to_vec(), data.as_slice().bytes());
-                view.and_then(|view| serialize([(name, view)], None)).map_err(|error| error.to_string())
-            }
-        };
-        write_file(&self.path, &bytes.map_err(|why| Failure::at(self.path.display(), why))?)
-    }
+        HostVec::F16(data) => npy(shape, data).map_err(|error| error.to_string()),
+        data => npy(shape, &data.to_f32()).map_err(|error| error.to_string()),
+    };
+    write_file(path, &bytes.map_err(|why| Failure::at(path.display(), why))?)
 }
 
 fn npy<T: npyz::AutoSerialize + Copy>(shape: &[usize], data: &[T]) -> io::Result<Vec<u8>> {

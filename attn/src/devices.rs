@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
+use wgpu_attention::Backend;
 use wgpu_attention::gpu::{self, AdapterReport, Findings};
 use wgpu_attention::plan::DeviceClass;
-use wgpu_attention::{Algorithm, Backend};
 
 use crate::backend;
 use crate::failure::Failure;
@@ -32,7 +32,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let adapters = pollster::block_on(gpu::list_with_findings());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let chosen = backend::open(&Backend::Auto, Algorithm::Auto, false);
+    let chosen = backend::open(&Backend::Auto);
     if args.json {
         let chosen = match &chosen {
             Ok(engine) => json!({ "name": engine.chosen(), "why": engine.why() }),
@@ -63,29 +63,29 @@ fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention
     let subgroups = if caps.subgroup_size == 0 { String::new() } else { format!("from {} threads", caps.subgroup_size) };
     let matrices = if caps.matrix_size == 0 { String::new() } else { format!("{0}x{0}, f16 with f32 sums", caps.matrix_size) };
     let mut lines = vec![
-        ("backend", format!("{backend}, driver {}", or(driver.clone(), "unknown"))),
-        ("class", class(caps.class).to_string()),
-        ("subgroups", or(subgroups, "none")),
-        ("matrices", or(matrices, "none of f16 with f32 sums")),
-        ("workgroup", format!("{} bytes of memory, {} threads", caps.workgroup_bytes, caps.workgroup_threads)),
-        ("grid", format!("{} workgroups per dimension", caps.workgroups_per_dimension)),
-        ("buffers", format!("{} MiB, {} MiB in one binding", caps.buffer_bytes >> 20, caps.binding_bytes >> 20)),
-        ("features", or(features.join(", "), "none that are used")),
+        format!("backend\t{backend}, driver {}", or(driver.clone(), "unknown")),
+        format!("class\t{}", class(caps.class)),
+        format!("subgroups\t{}", or(subgroups, "none")),
+        format!("matrices\t{}", or(matrices, "none of f16 with f32 sums")),
+        format!("workgroup\t{} bytes of memory, {} threads", caps.workgroup_bytes, caps.workgroup_threads),
+        format!("grid\t{} workgroups per dimension", caps.workgroups_per_dimension),
+        format!("buffers\t{} MiB, {} MiB in one binding", caps.buffer_bytes >> 20, caps.binding_bytes >> 20),
+        format!("features\t{}", or(features.join(", "), "none that are used")),
     ];
     match found {
         Ok(found) => lines.extend(findings(adapter, found)),
-        Err(error) => lines.push(("tried", error.to_string())),
+        Err(error) => lines.push(format!("tried\t{error}")),
     }
-    lines.push((if *would_be_chosen { "default" } else { "not default" }, verdict.clone()));
+    lines.push(format!("{}\t{verdict}", if *would_be_chosen { "default" } else { "not default" }));
     let title = terminal.bold(name);
     writeln!(terminal, "{title}")?;
-    terminal.table(2, &lines.into_iter().map(|(label, text)| vec![label.to_string(), text]).collect::<Vec<_>>())?;
+    terminal.table(2, &lines)?;
     writeln!(terminal)?;
     Ok(())
 }
 
 /// Describes the behaviour that the probes found.
-fn findings(adapter: &AdapterReport, found: &Findings) -> Vec<(&'static str, String)> {
+fn findings(adapter: &AdapterReport, found: &Findings) -> Vec<String> {
     let loops = match found.loop_iterations {
         Some(most) => format!("end after {most} iterations of an invocation"),
         None if adapter.caps.class == DeviceClass::Software => "do not end early".into(),
@@ -95,14 +95,13 @@ fn findings(adapter: &AdapterReport, found: &Findings) -> Vec<(&'static str, Str
     let (exp, max) = (keeps(found.exp_keeps_nan), keeps(found.max_keeps_nan));
     let differs = if found.nan_differs { "differs from" } else { "equals" };
     let narrow = half(found.half_of_70000);
-    let mut lines =
-        vec![("loops", loops), ("numbers", format!("exp(NaN) is {exp}, max(NaN, 1) {max}; NaN {differs} itself; 7e4 as f16 is {narrow}"))];
-    if let (Some(size), Some(in_order)) = (found.subgroup_size, found.lanes_in_order) {
-        lines.push(("lanes", format!("{size} seen, {}in the order of threads", if in_order { "" } else { "not " })));
-    }
+    let lanes = found.subgroup_size.zip(found.lanes_in_order).map(|(size, in_order)| {
+        let not = if in_order { "" } else { "not " };
+        format!("lanes\t{size} seen, {not}in the order of threads")
+    });
+    let numbers = format!("numbers\texp(NaN) is {exp}, max(NaN, 1) {max}; NaN {differs} itself; 7e4 as f16 is {narrow}");
     let params = if adapter.caps.params_in_storage { "a storage buffer" } else { "a uniform buffer" };
-    lines.push(("parameters", format!("from {params}")));
-    lines
+    [format!("loops\t{loops}"), numbers].into_iter().chain(lanes).chain([format!("parameters\tfrom {params}")]).collect()
 }
 
 /// Names the bits of an f16 that should be infinite.
@@ -114,12 +113,8 @@ fn half(bits: u16) -> String {
     }
 }
 
-fn class(class: DeviceClass) -> &'static str {
-    match class {
-        DeviceClass::Software => "software",
-        DeviceClass::Integrated => "integrated",
-        DeviceClass::Discrete => "discrete",
-    }
+fn class(class: DeviceClass) -> String {
+    format!("{class:?}").to_lowercase()
 }
 
 fn as_json(adapter: &AdapterReport, found: Option<&Findings>) -> Value {

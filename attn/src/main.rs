@@ -9,7 +9,6 @@ mod bench;
 mod devices;
 mod explain;
 mod failure;
-mod random;
 mod report;
 mod run;
 mod terminal;

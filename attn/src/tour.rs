@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use wgpu_attention::{Algorithm, Backend};
+use wgpu_attention::Backend;
 
 use crate::failure::Failure;
 use crate::terminal::Terminal;
@@ -18,7 +18,7 @@ Where to go next:
   attn --help              everything";
 
 pub(crate) fn run(terminal: &mut Terminal) -> Result<(), Failure> {
-    let engine = backend::open(&Backend::Auto, Algorithm::Auto, false)?;
+    let engine = backend::open(&Backend::Auto)?;
     let title = terminal.bold("wgpu-attention");
     writeln!(terminal, "{title}: working on {} ({})\n", engine.chosen(), engine.why())?;
     explain::brief(terminal, &engine)?;

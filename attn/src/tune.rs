@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         let row = |trial: &wgpu_attention::TunedKernel| {
             let mark = if trial.kernel == tuned.winner { "*" } else { " " };
             let time = trial.milliseconds.map_or("wrong, or refused".into(), |ms| format!("{ms:.3} ms, {:.2} x the least", ms / best));
-            vec![format!("{mark} {}", trial.kernel), time]
+            format!("{mark} {}\t{time}", trial.kernel)
         };
         terminal.table(2, &tuned.trials.iter().map(row).collect::<Vec<_>>())?;
         if tuned.untried > 0 {

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
 use wgpu_attention::{Algorithm, Backend, Engine, Inputs, Problem, Progress};
 
-use crate::backend::{self, BackendsArg};
+use crate::backend::{self, BackendsArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 
@@ -59,20 +60,16 @@ pub(crate) struct Args {
 }
 
 fn algorithm(text: &str) -> Result<Algorithm, String> {
-    match text {
-        "auto" => Ok(Algorithm::Auto),
-        "fused" => Ok(Algorithm::Fused),
-        "staged" => Ok(Algorithm::Staged),
-        _ => Err("say auto, fused or staged".into()),
-    }
+    one_of(text, &[("auto", Algorithm::Auto), ("fused", Algorithm::Fused), ("staged", Algorithm::Staged)])
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let backends = &args.backends.backend;
+    let shaders = ShaderOptions { checked: args.checked, ..Default::default() };
     let (mut engines, left_out) = if backends.is_empty() {
-        backend::every(args.checked)
+        Engine::every(shaders)
     } else {
-        let open = |backend| backend::open(backend, Algorithm::Auto, args.checked);
+        let open = |backend| backend::open_with(backend, Algorithm::Auto, shaders);
         (backends.iter().map(open).collect::<Result<Vec<_>, _>>()?, Vec::new())
     };
     for (option, is_given) in [("--checked", args.checked), ("--algorithm", args.algorithm.is_some())] {
@@ -81,7 +78,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         }
     }
     if args.cases.is_some() && backends.is_empty() {
-        engines.insert(0, backend::open(&Backend::Oracle, Algorithm::Auto, false)?);
+        engines.insert(0, backend::open(&Backend::Oracle)?);
     }
     let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.unwrap_or(Algorithm::Auto))).collect();
     let mut rows = with_candidates(&engines, |candidates| {
@@ -119,7 +116,7 @@ const BRIEF: Duration = Duration::from_secs(20);
 
 /// Runs a dozen random problems on every backend, for the tour. Adapters get no more problems once [`BRIEF`] is over.
 pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
-    let (engines, left_out) = backend::every(false);
+    let (engines, left_out) = Engine::every(ShaderOptions::default());
     let started = Instant::now();
     let mut progress = ProgressBar::new("verifying");
     let rows = with_candidates(&engines, |candidates| {
@@ -167,10 +164,10 @@ fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Fail
     let mut groups: Vec<&Row> = rows.iter().collect();
     groups.sort_by_key(|row| place(row));
     groups.dedup_by_key(|row| place(row));
-    let mut table = vec![["suite", "passed", "failed", "skipped", "on"].map(String::from).to_vec()];
-    for group in groups {
-        let counts = count(rows.iter().filter(|row| row.suite == group.suite && row.backend == group.backend));
-        table.push([&[group.suite.clone()], &counts.map(|count| count.to_string())[..], &[group.backend.clone()]].concat());
+    let mut table = vec!["suite\tpassed\tfailed\tskipped\ton".to_string()];
+    for Row { suite, backend, .. } in groups {
+        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.suite == *suite && row.backend == *backend));
+        table.push(format!("{suite}\t{passed}\t{failed}\t{skipped}\t{backend}"));
     }
     terminal.table(2, &table)?;
     writeln!(terminal)?;

@@ -61,7 +61,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
         found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));
     }
     for (number, command) in peers.iter().enumerate() {
-        found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), String::new()));
+        found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), ""));
     }
     Ok(found)
 }
@@ -76,23 +76,19 @@ fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) 
 }
 
 impl Candidate {
-    fn new(runner: Runner, adapter: String, op: String) -> Self {
-        Self {
-            runner,
-            outputs: Outputs::default(),
-            adapter,
-            op,
-            deviation: Deviation::default(),
-            kernel: String::new(),
-            times: Vec::new(),
-            first: 0.0,
-            peak_bytes: None,
-        }
+    fn new(runner: Runner, adapter: String, op: &str) -> Self {
+        let (outputs, deviation) = Default::default();
+        Self { runner, outputs, adapter, op: op.into(), deviation, kernel: String::new(), times: Vec::new(), first: 0.0, peak_bytes: None }
     }
 
     fn ours(engine: Engine, op: &str) -> Self {
         let adapter = engine.chosen().to_string();
-        Self::new(Runner::Engine(engine), adapter, op.into())
+        Self::new(Runner::Engine(engine), adapter, op)
+    }
+
+    /// Names the implementation and its device. A peer names its own once it has answered.
+    pub(super) fn who(&self) -> String {
+        if self.op.is_empty() { self.adapter.clone() } else { format!("{} on {}", self.op, self.adapter) }
     }
 
     pub(super) fn is_peer(&self) -> bool {
@@ -103,7 +99,7 @@ impl Candidate {
     /// Returns false if this candidate does not support the problem.
     pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
         self.times.clear();
-        let who = format!("{}: {} on {}", task.name, self.op, self.adapter);
+        let who = format!("{}: {}", task.name, self.who());
         let mut progress = ProgressBar::new(format!("{who}: checking"));
         progress.report(0.0);
         let left_out = |why: &dyn std::fmt::Display| {
@@ -141,7 +137,7 @@ impl Candidate {
                 (self.adapter, self.op) = (ready.adapter, ready.op);
                 self.deviation = deviation(&task.problem, tensors, &ready.output, &mut progress)?;
                 if let Some(exactness) = self.exactness(task) {
-                    note(format_args!("{}: {} on {}: {exactness}: {}", task.name, self.op, self.adapter, self.deviation.why));
+                    note(format_args!("{}: {}: {exactness}: {}", task.name, self.who(), self.deviation.why));
                 }
             }
         }

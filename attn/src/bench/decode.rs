@@ -1,19 +1,17 @@
 //! `attn bench --decode`: one new token against caches of many keys.
 
 use std::io::Write;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, HostVec, Inputs, Layout, PageTable, Problem};
+use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, PageTable, Problem};
 
+use super::check::{Deviation, draw, stored};
 use super::decode_device;
 use super::machine::{self, milliseconds};
 use crate::backend;
 use crate::failure::Failure;
-use crate::random::Random;
 use crate::terminal::{ProgressBar, Terminal, note};
 
 /// Page size of paged caches, in keys.
@@ -25,15 +23,15 @@ pub(crate) struct Args {
     /// Time decoding steps instead: one token against caches on a device or the host, contiguous and in pages of 16
     #[arg(long, conflicts_with_all = ["shape", "causal", "suite", "dtype", "compare", "tuned", "backward", "fused"])]
     pub(super) decode: bool,
-    /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated [default: 1k, 4k and 16k]
-    #[arg(long, value_name = "KEYS", requires = "decode")]
-    context: Vec<Context>,
-    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated [default: f32, f16, q8 and q4]
-    #[arg(long, value_name = "STORAGE", requires = "decode")]
+    /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated
+    #[arg(long, value_name = "KEYS", requires = "decode", value_parser = context, default_values = ["1k", "4k", "16k"])]
+    context: Vec<usize>,
+    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated
+    #[arg(long, value_name = "STORAGE", requires = "decode", default_values = ["f32", "f16", "q8", "q4"])]
     cache: Vec<DType>,
     /// Numbers of query heads and of key/value heads
-    #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8")]
-    heads: Heads,
+    #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8", value_parser = heads)]
+    heads: [usize; 2],
     /// Head dimension
     #[arg(long, value_name = "D", requires = "decode", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     head_dim: u16,
@@ -42,31 +40,17 @@ pub(crate) struct Args {
     window: Option<u32>,
 }
 
-/// Number of keys; parses `4096` and `4k`.
-#[derive(Clone, Copy, Debug)]
-struct Context(usize);
-
-impl FromStr for Context {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
-        let keys = digits.parse().ok().and_then(|keys: usize| keys.checked_mul(unit)).filter(|keys| (1..=1 << 27).contains(keys));
-        keys.map(Self).ok_or_else(|| format!("`{text}` is no number of keys such as 4096 or 4k"))
-    }
+/// Parses a number of keys, `4096` or `4k`.
+fn context(text: &str) -> Result<usize, String> {
+    let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
+    let keys = digits.parse().ok().and_then(|keys: usize| keys.checked_mul(unit)).filter(|keys| (1..=1 << 27).contains(keys));
+    keys.ok_or_else(|| format!("`{text}` is no number of keys such as 4096 or 4k"))
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Heads(usize, usize);
-
-impl FromStr for Heads {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once(':').and_then(|(heads, kv)| Some((heads.parse().ok()?, kv.parse().ok()?)));
-        let numbers = numbers.filter(|&(heads, kv): &(usize, usize)| kv > 0 && heads > 0 && heads % kv == 0);
-        numbers.map(|(heads, kv)| Self(heads, kv)).ok_or_else(|| format!("`{text}` is not H:HKV with H a multiple of HKV"))
-    }
+fn heads(text: &str) -> Result<[usize; 2], String> {
+    let heads = text.split_once(':').and_then(|(heads, kv)| Some([heads.parse().ok()?, kv.parse().ok()?]));
+    let heads = heads.filter(|&[heads, kv]: &[usize; 2]| kv > 0 && heads > 0 && heads.is_multiple_of(kv));
+    heads.ok_or_else(|| format!("`{text}` is not H:HKV with H a multiple of HKV"))
 }
 
 /// Data of one step: a full cache whose last token is the new one, and the query of that token.
@@ -85,23 +69,18 @@ pub(super) struct Full {
 
 impl Full {
     fn new(args: &Args, keys: usize, dtype: DType) -> Result<Self, Failure> {
-        let (Heads(num_heads, num_kv_heads), dim) = (args.heads, usize::from(args.head_dim));
+        let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
         let shape = CacheShape { page_size: PAGE_SIZE, num_kv_heads, head_dim: dim, head_dim_v: dim, dtype, layout: Layout::Bshd };
         let row = num_kv_heads * dim;
-        let mut random = Random::new(3);
-        let mut some = |len: usize| -> Result<Vec<f32>, Failure> {
-            let mut elements = Vec::new();
-            elements.try_reserve_exact(len).map_err(|_| Failure::at(format!("--context {keys}"), "does not fit in memory"))?;
-            elements.extend((0..len).map(|_| random.unit()));
-            Ok(elements)
-        };
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut some = |len: usize| draw(&mut random, len, format!("--context {keys}"));
         let query = some(num_heads * dim)?;
-        let mut stored = || -> Result<(HostVec, Vec<f32>), Failure> {
+        let mut full = || -> Result<(HostVec, Vec<f32>), Failure> {
             let elements = some(keys * row)?;
             let last = elements[(keys - 1) * row..].to_vec();
-            Ok((if dtype == DType::F32 { HostVec::F32(elements) } else { HostVec::from_f32(dtype, &elements) }, last))
+            Ok((stored(dtype, elements), last))
         };
-        let ((key, new_key), (value, new_value)) = (stored()?, stored()?);
+        let ((key, new_key), (value, new_value)) = (full()?, full()?);
         Ok(Self { shape, num_heads, keys, window: args.window, query, key, value, new: [new_key, new_value] })
     }
 
@@ -133,25 +112,21 @@ impl Full {
         }
     }
 
-    /// Checks some heads of an answer against the oracle.
-    fn check(&self, output: &[f32]) -> Result<(), String> {
+    /// Compares some heads of an answer with the oracle. Errors say what is wrong.
+    fn check(&self, output: &[f32], who: &str) -> Result<(), Failure> {
         let (dim, row) = (self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim);
-        let group = self.num_heads / self.shape.num_kv_heads;
-        if output.len() != self.num_heads * dim {
-            return Err(format!("has {} elements", output.len()));
-        }
+        let (group, first) = (self.num_heads / self.shape.num_kv_heads, self.keys - self.seen());
         for head in [0, self.num_heads / 3, self.num_heads - 1] {
             let of = |data: &HostVec| -> Vec<f32> {
                 let data = data.as_slice();
-                let first = self.keys - self.seen();
                 (first..self.keys).flat_map(|key| (0..dim).map(move |i| data.get(key * row + head / group * dim + i))).collect()
             };
-            let (key, value) = (of(&self.key), of(&self.value));
             let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
-            let query = &self.query[head * dim..][..dim];
-            let expected = Expected::of(&one, &Inputs::new(query, &key, &value)).map_err(|error| error.to_string())?.output;
-            compare(&expected.shape, &output[head * dim..][..dim], &expected.shape, &expected.values, &expected.tolerance)
-                .map_err(|mismatch| format!("head {head}: {mismatch}"))?;
+            let got = output.get(head * dim..(head + 1) * dim).unwrap_or_default();
+            let found = Deviation::of(&one, [&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)], got)?;
+            if found.of_bound > 1.0 {
+                return Err(Failure::Check(format!("{who} is wrong: head {head}: {}", found.why)));
+            }
         }
         Ok(())
     }
@@ -172,8 +147,6 @@ struct Candidate<'a> {
 }
 
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let contexts = if args.context.is_empty() { &vec![Context(1024), Context(4096), Context(16384)] } else { &args.context };
-    let stored = if args.cache.is_empty() { vec![DType::F32, DType::F16, DType::Q8, DType::Q4] } else { args.cache.clone() };
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
     for (_, engine) in backend::open_each(backends, false)? {
@@ -195,8 +168,8 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
             writeln!(terminal, "  {}: copies {copy:.1} GB/s{layer_step}", engine.chosen())?;
         }
     }
-    for &Context(keys) in contexts {
-        for &dtype in &stored {
+    for &keys in &args.context {
+        for &dtype in &args.cache {
             time(&Full::new(args, keys, dtype)?, &engines, seconds, json, terminal)?;
         }
     }
@@ -212,19 +185,17 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
     for (engine, copy_gb_s) in engines {
         for op in ["contiguous", "paged"] {
             let step = match engine.gpu() {
-                Some(gpu) => decode_device::step(gpu, full, if op == "paged" { PAGE_SIZE } else { full.keys })?,
-                None => host_step(full, engine, op == "paged")?,
+                Some(gpu) => decode_device::step(gpu, full, if op == "paged" { PAGE_SIZE } else { full.keys }),
+                None => host_step(full, engine, op == "paged"),
             };
-            match step {
-                Ok((mut step, cache_bytes)) => {
-                    let (_, output) = step(true)?;
-                    let wrong = |why| Failure::Check(format!("{name}: {op} on {} is wrong: {why}", engine.chosen()));
-                    full.check(&output).map_err(wrong)?;
-                    let (adapter, copy_gb_s) = (engine.chosen(), *copy_gb_s);
-                    candidates.push(Candidate { adapter, op, copy_gb_s, cache_bytes, step, times: Vec::new() });
-                }
-                Err(why) => note(format_args!("{name}: {op} on {} left out: {why}", engine.chosen())),
+            let adapter = engine.chosen();
+            if let Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) = step {
+                note(format_args!("{name}: {op} on {adapter} left out: {error}"));
+                continue;
             }
+            let (mut step, cache_bytes) = step?;
+            full.check(&step(true)?.1, &format!("{name}: {op} on {adapter}"))?;
+            candidates.push(Candidate { adapter, op, copy_gb_s: *copy_gb_s, cache_bytes, step, times: Vec::new() });
         }
     }
     if candidates.is_empty() {
@@ -238,7 +209,7 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
         }
     }
     drop(progress);
-    let mut rows = vec![["cache", "median ms", "min", "GFLOP/s", "GB/s", "of a copy", "on"].map(String::from).to_vec()];
+    let mut rows = vec!["cache\tmedian ms\tmin\tGFLOP/s\tGB/s\tof a copy\ton".to_string()];
     for Candidate { adapter, op, copy_gb_s, cache_bytes, times, .. } in &candidates {
         let Some([min, median, _]) = machine::spread(times) else { continue };
         let (gflops, gb_s) = (full.flops() / median / 1e6, full.bytes() / median / 1e6);
@@ -252,8 +223,7 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
             });
             terminal.json(&line, false)?;
         }
-        let figures = [format!("{median:.3}"), format!("{min:.3}"), format!("{gflops:.2}"), format!("{gb_s:.2}"), format!("{of_copy:.2}")];
-        rows.push([&[op.to_string()], &figures[..], &[adapter.to_string()]].concat());
+        rows.push(format!("{op}\t{median:.3}\t{min:.3}\t{gflops:.2}\t{gb_s:.2}\t{of_copy:.2}\t{adapter}"));
     }
     if !json {
         writeln!(terminal, "  {name}, {:.1} MB read per step", full.bytes() / 1e6)?;
@@ -263,16 +233,16 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
     Ok(())
 }
 
-/// Sets up a step on the CPU path; returns it with the bytes of its cache. The inner error says why it is not supported.
-#[expect(clippy::type_complexity, reason = "a step, or why there is none, or a failure")]
-fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<Result<(Step<'a>, u64), String>, Failure> {
+/// Sets up a step on the CPU path; returns it with the bytes of its cache.
+fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(Step<'a>, u64), Error> {
     let mut problem = full.look(Problem::new(full.dims()));
     (problem.key.dtype, problem.value.dtype) = (full.shape.dtype, full.shape.dtype);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
     let mut table = PageTable::default();
     if is_paged {
         if !full.keys.is_multiple_of(PAGE_SIZE) {
-            return Ok(Err(format!("{} keys are no whole pages of {PAGE_SIZE}", full.keys)));
+            let what = format!("{} keys, which are no whole pages of {PAGE_SIZE}", full.keys);
+            return Err(Error::Unsupported { what, remedy: "choose another --context".into() });
         }
         let pages: Vec<u32> = (0..(full.keys / PAGE_SIZE) as u32).collect();
         table = PageTable::new(PAGE_SIZE, [(&pages[..], full.keys)])?;
@@ -288,5 +258,5 @@ fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<R
         let outputs = engine.attention(&problem, &inputs)?;
         Ok((milliseconds(started), outputs.output.to_f32()))
     };
-    Ok(Ok((Box::new(step), (full.keys * full.shape.token_bytes()) as u64)))
+    Ok((Box::new(step), (full.keys * full.shape.token_bytes()) as u64))
 }

@@ -20,10 +20,10 @@ use crate::backend::BackendsArg;
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 use candidate::Candidate;
-use task::bytes;
+use task::{Task, bytes};
 
-pub(crate) use check::tensors;
-pub(crate) use task::{ShapeArgs, Task};
+pub(crate) use check::{tensors, unit};
+pub(crate) use task::ShapeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -119,8 +119,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 
 /// Times one shape for the tour (`attn` without a subcommand).
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
-    let task = Task::new("1,8,8,512,512,64".parse().map_err(Failure::Input)?, DType::F32, true);
-    time(&task, &mut candidate::all(backends, &[], None, true)?, 2.0, false, terminal)
+    let shapes = ShapeArgs { shape: Vec::new(), causal: true, dtype: DType::F32 };
+    let mut candidates = candidate::all(backends, &[], None, true)?;
+    shapes.tasks(&["1,8,8,512,512,64"])?.iter().try_for_each(|task| time(task, &mut candidates, 2.0, false, terminal))
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -161,24 +162,19 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
         return Ok(());
     }
     writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
-    let mut rows = vec![["op", "median ms", "min..max ms", "n", "GFLOP/s", "on"].map(String::from).to_vec()];
+    let mut rows = vec!["op\tmedian ms\tmin..max ms\tn\tGFLOP/s\ton".to_string()];
     for candidate in &warm {
         let Some([min, median, max]) = candidate.spread() else { continue };
         let faster = ratio(candidate, median).map(|ratio| format!("{ratio:.2} times as fast as the fastest peer"));
         let notes: Vec<String> = [Some(candidate.adapter.clone()), faster, candidate.exactness(task)].into_iter().flatten().collect();
-        rows.push(vec![
-            candidate.op.clone(),
-            format!("{median:.3}"),
-            format!("{min:.3}..{max:.3}"),
-            candidate.times.len().to_string(),
-            format!("{:.2}", task.flops() / (median * 1e6)),
-            notes.join(", "),
-        ]);
+        let (op, n, gflops, notes) = (&candidate.op, candidate.times.len(), task.flops() / (median * 1e6), notes.join(", "));
+        rows.push(format!("{op}\t{median:.3}\t{min:.3}..{max:.3}\t{n}\t{gflops:.2}\t{notes}"));
     }
     terminal.table(4, &rows)?;
-    for Candidate { op, adapter, kernel, peak_bytes, .. } in warm.iter().filter(|candidate| !candidate.kernel.is_empty()) {
-        let peak = peak_bytes.filter(|_| task.backward).map(|peak| format!("; peak memory of the process {:.1} MB", peak as f64 / 1e6));
-        writeln!(terminal, "    {op} on {adapter}: {kernel}{}", peak.unwrap_or_default())?;
+    for candidate in warm.iter().filter(|candidate| !candidate.kernel.is_empty()) {
+        let peak = candidate.peak_bytes.filter(|_| task.backward);
+        let peak = peak.map_or_else(String::new, |peak| format!("; peak memory of the process {:.1} MB", peak as f64 / 1e6));
+        writeln!(terminal, "    {}: {}{peak}", candidate.who(), candidate.kernel)?;
     }
     writeln!(terminal)?;
     Ok(())

@@ -4,12 +4,12 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde_json::json;
-use wgpu_attention::gpu::{Attention, Bindings, Gpu};
+use wgpu_attention::gpu::{Attention, Bindings, Gpu, ShaderOptions};
 use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
 use super::check;
-use super::decode_device::{buffer, wait};
+use super::decode_device::{Until, buffer, shortest};
 use super::machine::milliseconds;
 use super::task::bytes;
 use crate::backend;
@@ -25,7 +25,7 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
     let tensors = check::tensors(&problem)?;
     for backend in backends {
         let started = Instant::now();
-        let engine = backend::open(backend, Algorithm::Fused, false)?;
+        let engine = backend::open_with(backend, Algorithm::Fused, ShaderOptions::default())?;
         let open_ms = milliseconds(started);
         let mut calls = Vec::new();
         for _ in 0..20 {
@@ -48,22 +48,21 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
         }
         writeln!(terminal, "  {}, 1 query row, 512 keys, 8 heads of 64", engine.chosen())?;
         let mut rows = vec![
-            ("adapter and device", open_ms, "ms".into()),
-            ("first call", first_ms, "ms, with its kernels compiled unless the driver kept them".into()),
-            ("shortest later call", call_ms, format!("ms, host to host, {:.0} kB copied", moved / 1e3)),
+            format!("adapter and device\t{open_ms:.2}\tms"),
+            format!("first call\t{first_ms:.2}\tms, with its kernels compiled unless the driver kept them"),
+            format!("shortest later call\t{call_ms:.3}\tms, host to host, {:.0} kB copied", moved / 1e3),
         ];
         if let Some(Recorded { attention_us, dispatches, bare_us }) = recorded {
-            rows.push(("recorded on own buffers", attention_us, format!("us of CPU time for {dispatches} dispatches, nothing copied")));
-            rows.push(("recorded bare dispatch", bare_us, "us of CPU time".into()));
+            rows.push(format!("recorded on own buffers\t{attention_us:.2}\tus of CPU time for {dispatches} dispatches, nothing copied"));
+            rows.push(format!("recorded bare dispatch\t{bare_us:.2}\tus of CPU time"));
         }
-        let rows = rows.into_iter().map(|(name, time, unit)| vec![name.to_string(), format!("{time:.3}"), unit]);
-        terminal.table(4, &rows.collect::<Vec<_>>())?;
+        terminal.table(4, &rows)?;
         writeln!(terminal)?;
     }
     Ok(())
 }
 
-/// CPU time per recording, in us, from the creation of the encoder to the finished command buffer.
+/// CPU time per recording, in us, from the creation of the encoder to the submission.
 #[derive(Clone, Copy)]
 struct Recorded {
     attention_us: f64,
@@ -101,23 +100,16 @@ fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
     let layout = pipeline.get_bind_group_layout(0);
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
 
-    let least = |record: &dyn Fn(&mut wgpu::ComputePass<'_>)| -> Result<f64, Failure> {
-        let mut least = f64::INFINITY;
-        for _ in 0..8 {
-            let started = Instant::now();
-            let mut encoder = device.create_command_encoder(&Default::default());
+    let us = |record: &dyn Fn(&mut wgpu::ComputePass<'_>)| {
+        let seconds = shortest(gpu, 8, Until::Submitted, |encoder| {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             (0..TIMES).for_each(|_| record(&mut pass));
-            drop(pass);
-            let commands = encoder.finish();
-            least = least.min(started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES));
-            gpu.queue().submit([commands]);
-            wait(gpu)?;
-        }
-        Ok(least)
+            Ok(())
+        });
+        seconds.map(|seconds| seconds * 1e6 / f64::from(TIMES))
     };
-    let attention_us = least(&|pass| bound.record_in(pass))?;
-    let bare_us = least(&|pass| {
+    let attention_us = us(&|pass| bound.record_in(pass))?;
+    let bare_us = us(&|pass| {
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(1, 1, 1);

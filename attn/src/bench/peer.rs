@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
-use wgpu_attention::{DType, HostVec};
+use wgpu_attention::HostVec;
 
 use super::check::Tensors;
 use super::task::Task;
-use crate::arrays::{Target, read_npy};
+use crate::arrays::{read_npy, write_tensor};
 use crate::failure::Failure;
 
 /// A running peer.
@@ -64,8 +64,7 @@ impl Peer {
             ("key", d.num_kv_heads, d.seq_len_kv, &tensors.key),
             ("value", d.num_kv_heads, d.seq_len_kv, &tensors.value),
         ] {
-            let target = Target::new(&file(name), DType::F32)?;
-            target.write(name, &[d.batch, heads, seq, d.head_dim], &HostVec::F32(tensor.to_f32()))?;
+            write_tensor(&file(name), name, &[d.batch, heads, seq, d.head_dim], &HostVec::F32(tensor.to_f32()))?;
         }
         let mut request = task.describe();
         for name in ["query", "key", "value", "output"] {

@@ -1,38 +1,29 @@
 //! Problems to time: shapes given one by one, or those of the suite.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
 
+use crate::backend::one_of;
 use crate::failure::Failure;
 
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../../benches/suite.txt");
 
-/// Sizes of a problem to time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(pub(super) Dims);
-
-impl FromStr for Shape {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let sizes: Vec<usize> = text
-            .split(',')
-            .map(|size| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0 on", size.trim())))
-            .collect::<Result<_, _>>()?;
-        let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
-            return Err(format!("has {} numbers; six are needed, B,H,HKV,LQ,LK,D", sizes.len()));
-        };
-        let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
-        Problem::new(dims).check().map_err(|error| error.to_string())?;
-        let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
-        if let Some((name, _)) = names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
-            return Err(format!("{name} is 0: there is nothing to time"));
-        }
-        Ok(Self(dims))
+/// Parses the sizes of a problem to time.
+fn shape(text: &str) -> Result<Dims, String> {
+    let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0 on", size.trim()));
+    let sizes: Vec<usize> = text.split(',').map(size).collect::<Result<_, _>>()?;
+    let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
+        return Err(format!("has {} numbers; six are needed, B,H,HKV,LQ,LK,D", sizes.len()));
+    };
+    let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
+    Problem::new(dims).check().map_err(|error| error.to_string())?;
+    let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
+    match names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
+        Some((name, _)) => Err(format!("{name} is 0: there is nothing to time")),
+        None => Ok(dims),
     }
 }
 
@@ -41,8 +32,8 @@ impl FromStr for Shape {
 pub(crate) struct ShapeArgs {
     /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated
     /// [default: a prefill and a step of decoding]
-    #[arg(long, value_name = "B,H,HKV,LQ,LK,D")]
-    pub(super) shape: Vec<Shape>,
+    #[arg(long, value_name = "B,H,HKV,LQ,LK,D", value_parser = shape)]
+    pub(super) shape: Vec<Dims>,
     /// Apply a causal mask to every shape, bottom-right aligned: the last query is at the last key
     #[arg(long)]
     pub(super) causal: bool,
@@ -52,15 +43,15 @@ pub(crate) struct ShapeArgs {
 }
 
 fn float(text: &str) -> Result<DType, String> {
-    text.parse().ok().filter(|dtype| DType::FLOATS.contains(dtype)).ok_or("say f32, f16 or bf16".into())
+    one_of(text, &DType::FLOATS.map(|dtype| (dtype.name(), dtype)))
 }
 
 impl ShapeArgs {
     /// Returns the tasks, those of the `default` shapes if none was given.
     pub(crate) fn tasks(&self, default: &[&str]) -> Result<Vec<Task>, Failure> {
-        let default = default.iter().map(|shape| shape.parse::<Shape>().map_err(Failure::Input));
+        let default = default.iter().map(|text| shape(text).map_err(Failure::Input));
         let shapes = if self.shape.is_empty() { default.collect::<Result<_, _>>()? } else { self.shape.clone() };
-        Ok(shapes.into_iter().map(|shape| Task::new(shape, self.dtype, self.causal)).collect())
+        Ok(shapes.into_iter().map(|dims| Task::new(dims, self.dtype, self.causal)).collect())
     }
 }
 
@@ -75,7 +66,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
+    fn new(dims: Dims, dtype: DType, causal: bool) -> Self {
         let mut problem = Problem::new(dims).stored(dtype, Layout::Bhsd);
         if causal {
             problem = problem.aligned(Alignment::BottomRight).causal();
@@ -87,7 +78,7 @@ impl Task {
     fn read(line: &str, dtype: DType) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
-        let mut task = Self { name: name.into(), ..Self::new(shape.parse()?, dtype, false) };
+        let mut task = Self { name: name.into(), ..Self::new(self::shape(shape)?, dtype, false) };
         for word in words {
             if term_words().any(|term| term.needs_data && word.split('=').next() == Some(term.word)) {
                 return Err(format!("`{word}` needs data, which a suite does not have"));
@@ -106,7 +97,7 @@ impl Task {
         for part in wanted {
             if !tasks.iter().any(|task| task.name.starts_with(part.as_str())) {
                 let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-                return Err(format!("nothing is called `{part}`; there are {}", names.join(" ")));
+                return Err(format!("no shape is called `{part}`; there are {}", names.join(" ")));
             }
         }
         Ok(tasks.into_iter().filter(|task| wanted.iter().any(|part| task.name.starts_with(part.as_str()))).collect())

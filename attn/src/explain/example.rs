@@ -1,7 +1,7 @@
 //! Data to explain: the words, their embeddings and the weight matrices.
 
+use crate::bench::unit;
 use crate::failure::Failure;
-use crate::random::Random;
 
 /// Sentence of the worked example, whose embeddings are chosen by hand.
 pub(crate) const SENTENCE: &str = "She wants to deadlift heavy weights";
@@ -78,24 +78,23 @@ impl Example {
     }
 
     fn made_up(sentence: &str, tokens: Vec<String>) -> Self {
-        let embeddings: Vec<f32> = tokens
-            .iter()
-            .flat_map(|token| {
-                let mut random = Random::of_text(&token.to_lowercase());
-                std::array::from_fn::<_, WIDTH, _>(|_| (random.unit() * 10.0).round() / 10.0)
-            })
-            .collect();
-        let weight = |name: &str| {
-            let mut random = Random::of_text(name);
-            (0..WIDTH * WIDTH).map(|_| random.unit()).collect::<Vec<_>>()
+        let drawn = |text: &str, count: usize| {
+            // FNV-1a, the same on every platform.
+            let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            let mut random = fastrand::Rng::with_seed(hash);
+            (0..count).map(move |_| unit(&mut random))
         };
+        let embedding = |token: &String| drawn(&token.to_lowercase(), WIDTH).map(|x| (x * 10.0).round() / 10.0);
+        let embeddings: Vec<f32> = tokens.iter().flat_map(embedding).collect();
+        let weight = |name: &str| drawn(name, WIDTH * WIDTH).collect::<Vec<_>>();
         let project = |name: &str| times(&embeddings, &weight(name), WIDTH);
         Self {
             sentence: sentence.to_string(),
             tokens,
             omitted: Vec::new(),
-            origin: "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. They show the \
-                     arithmetic and mean nothing. Nothing was learned and no position is encoded: equal words have equal rows.",
+            origin: "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. \
+                     They show the arithmetic and mean nothing. \
+                     Nothing was learned and no position is encoded: equal words have equal rows.",
             worked: false,
             width: WIDTH,
             heads: HEADS,

@@ -6,21 +6,10 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::terminal::{Terminal, padded};
 
-/// Colour ramp of the 256-colour palette, low to high; true if black text is readable on the colour.
-const RAMP: [(u8, bool); 12] = [
-    (17, false),
-    (18, false),
-    (19, false),
-    (25, false),
-    (31, false),
-    (37, false),
-    (43, true),
-    (79, true),
-    (115, true),
-    (151, true),
-    (187, true),
-    (229, true),
-];
+/// Colour ramp of the 256-colour palette, low to high.
+const RAMP: [u8; 12] = [17, 18, 19, 25, 31, 37, 43, 79, 115, 151, 187, 229];
+/// Place in the ramp from which on black text is readable.
+const LIGHT: usize = 6;
 const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
 const PLAIN_SHADES: [&str; 5] = [" ", ".", ":", "*", "#"];
 /// Width of a figure, in terminal columns.
@@ -30,14 +19,10 @@ const MOST_FIGURES: usize = 14;
 
 /// Prints a matrix of figures, one labelled row per line.
 pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32], columns: usize) -> io::Result<()> {
-    let margin = margin(labels);
-    let decimals = decimals(values);
-    for (label, row) in labels.iter().zip(values.chunks(columns.max(1))) {
-        write!(terminal, "     {}", padded(label, margin))?;
-        for value in row {
-            write!(terminal, "{:>CELL$.decimals$}", value + 0.0)?;
-        }
-        writeln!(terminal)?;
+    let (margin, decimals) = (margin(labels), decimals(values));
+    for (label, row) in labels.iter().zip(values.chunks(columns)) {
+        let figures: String = row.iter().map(|value| format!("{:>CELL$.decimals$}", value + 0.0)).collect();
+        writeln!(terminal, "     {}{figures}", padded(label, margin))?;
     }
     Ok(())
 }
@@ -84,8 +69,8 @@ pub(super) fn heatmap(
             let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0).sqrt() } else { 0.0 };
             let text = if narrow { "  ".to_string() } else { format!("{:>1$.decimals$} ", value + 0.0, CELL - 1) };
             if terminal.colour {
-                let (colour, black) = RAMP[(share * (RAMP.len() - 1) as f32).round() as usize];
-                write!(terminal, "\x1b[48;5;{colour};38;5;{}m{text}\x1b[0m", if black { 16 } else { 255 })?;
+                let at = (share * (RAMP.len() - 1) as f32).round() as usize;
+                write!(terminal, "\x1b[48;5;{};38;5;{}m{text}\x1b[0m", RAMP[at], if at < LIGHT { 255 } else { 16 })?;
             } else {
                 let shades = if terminal.unicode { SHADES } else { PLAIN_SHADES };
                 let shade = shades[(share * (shades.len() - 1) as f32).round() as usize];

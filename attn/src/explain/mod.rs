@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, cpu};
+use wgpu_attention::{DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, cpu};
 
 use crate::arrays::{check_output, keep_apart, write_file};
 use crate::backend::{self, BackendArg};
@@ -18,6 +18,8 @@ use crate::terminal::{Terminal, note, number};
 use example::{Example, SENTENCE, times};
 use heatmap::{figures, heatmap, row_text};
 use svg::Picture;
+
+pub(crate) use svg::escape;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,7 +103,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let example = Example::new(&args.sentence)?;
     let focus = example.focus(args.focus.as_deref())?;
-    let engine = backend::open(&args.backend.backend, Algorithm::Auto, false)?;
+    let engine = backend::open(&args.backend.backend)?;
     let steps = compute(&engine, &example)?;
     write_picture(args, || picture(&example, &steps, &engine))?;
     if args.json {
@@ -178,9 +180,7 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     writeln!(terminal, "{title}\ncomputed on {} ({})", engine.chosen(), engine.why())?;
 
     heading(terminal, "1. Embeddings X: a row for each token")?;
-    for line in wrapped(example.origin, 100) {
-        writeln!(terminal, "   {line}")?;
-    }
+    writeln!(terminal, "   {}", example.origin.replace(". ", ".\n   "))?;
     for omitted in &example.omitted {
         writeln!(terminal, "   \"{omitted}\" has no embedding in this example and is left out.")?;
     }
@@ -190,10 +190,8 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     if example.worked {
         writeln!(terminal, "   The weights are the identity, so Q = K = V = X.")?;
     } else {
-        let (query, key, value) = (&example.query, &example.key, &example.value);
-        for (values, purpose) in
-            [(query, "Q: what each token looks for"), (key, "K: what it is found by"), (value, "V: what it contributes")]
-        {
+        let values = [&example.query, &example.key, &example.value];
+        for (values, purpose) in values.into_iter().zip(["Q: what each token looks for", "K: what finds it", "V: what it contributes"]) {
             writeln!(terminal, "   {purpose}")?;
             figures(terminal, tokens, values, width)?;
         }
@@ -226,10 +224,7 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     figures(terminal, tokens, &steps.scaled.output, width)?;
 
     let (heads, head_dim) = (example.heads, width / example.heads);
-    heading(
-        terminal,
-        &format!("7. Heads: the {width} columns are split into {heads} heads of {head_dim}, each with its own scores and softmax"),
-    )?;
+    heading(terminal, &format!("7. Heads: the {width} columns in {heads} heads of {head_dim}, each with its own scores and softmax"))?;
     for (head, weights) in steps.heads.weights.chunks(count * count).enumerate() {
         let from = head * head_dim;
         writeln!(terminal, "   head {}: columns {} to {}", head + 1, from + 1, from + head_dim)?;
@@ -241,11 +236,8 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
         writeln!(terminal, "   W_O is the identity: the output is the heads side by side.")?;
     }
     figures(terminal, tokens, &steps.layer_output, width)?;
-    writeln!(
-        terminal,
-        "\nEvery score, weight and output was checked against the f64 oracle: largest difference {:.0e}.",
-        steps.difference
-    )?;
+    let difference = steps.difference;
+    writeln!(terminal, "\nEvery score, weight and output was checked against the f64 oracle: largest difference {difference:.0e}.")?;
     Ok(())
 }
 
@@ -253,21 +245,6 @@ fn heading(terminal: &mut Terminal, text: &str) -> Result<(), Failure> {
     let text = terminal.bold(text);
     writeln!(terminal, "\n{text}")?;
     Ok(())
-}
-
-/// Splits `text` into lines of at most `width` characters, keeping words whole.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
 }
 
 fn as_json(example: &Example, steps: &Walkthrough, engine: &Engine, focus: usize) -> Value {

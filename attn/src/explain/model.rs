@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use wgpu_attention::layer::{MultiHead, Naming, WeightFile, average_heads, naive};
-use wgpu_attention::{Algorithm, Engine, Inputs, Returns};
+use wgpu_attention::{Engine, Inputs, Returns};
 
 use super::example::{MOST_WORDS, position, printable};
 use super::heatmap::heatmap;
@@ -30,12 +30,11 @@ struct Model {
     mean: Vec<f32>,
     /// [tokens, embed_dim].
     output: Vec<f32>,
-    embed_dim: usize,
     difference: f64,
 }
 
 pub(super) fn run(args: &Args, path: &Path, terminal: &mut Terminal) -> Result<(), Failure> {
-    let engine = backend::open(&args.backend.backend, Algorithm::Auto, false)?;
+    let engine = backend::open(&args.backend.backend)?;
     let model = compute(args, path, &engine)?;
     let focus = position(&model.tokens, args.focus.as_deref())?;
     write_picture(args, || picture(&model, &engine))?;
@@ -50,8 +49,8 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     let file = TensorFile::read(path)?;
     let bad = |why: String| Failure::at(path.display(), why);
     let hidden = hidden(args, &file)?;
-    let [length, embed_dim] = match hidden.shape[..] {
-        [length, embed_dim] | [1, length, embed_dim] if length > 0 => [length, embed_dim],
+    let length = match hidden.shape[..] {
+        [length, _] | [1, length, _] if length > 0 => length,
         _ => return Err(Failure::at(&hidden.source, format!("has the shape {:?}; [tokens, embed_dim] is needed", hidden.shape))),
     };
     if length > MOST_WORDS {
@@ -79,7 +78,7 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     }
     let mean = average_heads(&weights, &problem.dims)?;
     let title = printable(file.metadata.get("sentence").unwrap_or(&path.display().to_string()));
-    Ok(Model { title, tokens, num_heads, weights, mean, output: outputs.output, embed_dim, difference })
+    Ok(Model { title, tokens, num_heads, weights, mean, output: outputs.output, difference })
 }
 
 /// Reads the input of the layer: the file of `--hidden`, else the model file's tensor.
@@ -141,12 +140,13 @@ fn heads(model: &Model) -> std::slice::Chunks<'_, f32> {
 
 fn as_json(model: &Model, engine: &Engine, focus: Option<usize>) -> Value {
     let count = model.tokens.len();
+    let embed_dim = model.output.len() / count;
     json!({
         "sentence": model.title, "tokens": model.tokens, "focus": focus.map(|at| &model.tokens[at]),
         "backend": engine.chosen(), "why": engine.why(),
         "heads": heads(model).map(|weights| json!({ "weights": matrix(weights, count) })).collect::<Vec<_>>(),
-        "mean": matrix(&model.mean, count), "layer_output": matrix(&model.output, model.output.len() / count),
-        "embed_dim": model.embed_dim, "largest_weight": number(model.weights.iter().copied().fold(0.0, f32::max)),
+        "mean": matrix(&model.mean, count), "layer_output": matrix(&model.output, embed_dim),
+        "embed_dim": embed_dim, "largest_weight": number(model.weights.iter().copied().fold(0.0, f32::max)),
         "reference_largest_difference": model.difference,
     })
 }

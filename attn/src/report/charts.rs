@@ -76,7 +76,7 @@ pub(super) fn roofline(record: &Record) -> Chart {
     let mut series = vec![Series { name: String::new(), colour: HSLColor(0.0, 0.0, 0.0), marker: None, points: roof.collect() }];
     for (index, who) in record.candidates().into_iter().enumerate() {
         // Data that moves faster than a copy does is not read from memory.
-        for (note, marker, from_cache) in [("", Marker::Disc, false), (", above the roof: read from the cache", Marker::Ring, true)] {
+        for (note, marker, from_cache) in [("", 0, false), (", above the roof: read from the cache", RING, true)] {
             let own = entries.iter().filter(|entry| entry.who == who && (entry.gflops > entry.intensity * copy) == from_cache);
             let points: Vec<_> = own.map(|entry| (entry.intensity, entry.gflops)).collect();
             if !points.is_empty() {
@@ -96,7 +96,7 @@ pub(super) fn lines(record: &Record, [x, y]: [Axis; 2], line: impl Fn(&Entry) ->
     let mut series: Vec<Series> = Vec::new();
     for entry in &record.entries {
         let (Some(x), Some(y), Some(line)) = ((x.1)(entry), (y.1)(entry), line(entry)) else { continue };
-        let marker = MARKERS[names.iter().position(|name| *name == line).unwrap_or(0) % MARKERS.len()];
+        let marker = names.iter().position(|name| *name == line).unwrap_or(0);
         let name = format!("{line}, {}", entry.who);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push((x, y)),
@@ -114,24 +114,16 @@ pub(super) fn lines(record: &Record, [x, y]: [Axis; 2], line: impl Fn(&Entry) ->
     log_chart([x.0, y.0], [bounds(|point| point.0), bounds(|point| point.1)], &series)
 }
 
-#[derive(Clone, Copy)]
-enum Marker {
-    Disc,
-    Ring,
-    Triangle,
-    Cross,
-}
+/// Kind of marker that is hollow.
+const RING: usize = 3;
 
-const MARKERS: [Marker; 4] = [Marker::Disc, Marker::Triangle, Marker::Cross, Marker::Ring];
-
-impl Marker {
-    fn at<DB: DrawingBackend, C: Clone + 'static>(self, at: C, colour: HSLColor) -> DynElement<'static, DB, C> {
-        match self {
-            Self::Disc => Circle::new(at, 4, colour.filled()).into_dyn(),
-            Self::Ring => Circle::new(at, 4, colour.stroke_width(2)).into_dyn(),
-            Self::Triangle => TriangleMarker::new(at, 5, colour.filled()).into_dyn(),
-            Self::Cross => Cross::new(at, 4, colour.stroke_width(2)).into_dyn(),
-        }
+/// Draws one of four kinds of markers.
+fn marker<DB: DrawingBackend, C: Clone + 'static>(kind: usize, at: C, colour: HSLColor) -> DynElement<'static, DB, C> {
+    match kind % 4 {
+        0 => Circle::new(at, 4, colour.filled()).into_dyn(),
+        1 => TriangleMarker::new(at, 5, colour.filled()).into_dyn(),
+        2 => Cross::new(at, 4, colour.stroke_width(2)).into_dyn(),
+        _ => Circle::new(at, 4, colour.stroke_width(2)).into_dyn(),
     }
 }
 
@@ -140,7 +132,7 @@ struct Series {
     /// Name in the legend; empty for none.
     name: String,
     colour: HSLColor,
-    marker: Option<(Marker, bool)>,
+    marker: Option<(usize, bool)>,
     points: Vec<(f64, f64)>,
 }
 
@@ -158,9 +150,9 @@ fn log_chart(titles: [&str; 2], [x, y]: [(f64, f64); 2], series: &[Series]) -> C
             if marker.is_none_or(|(_, has_line)| has_line) {
                 chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2))).map_err(said)?;
             }
-            if let Some((marker, _)) = marker {
-                let drawn = chart.draw_series(points.iter().map(|&point| marker.at(point, colour))).map_err(said)?;
-                drawn.label(name).legend(move |at| marker.at(at, colour));
+            if let Some((kind, _)) = marker {
+                let drawn = chart.draw_series(points.iter().map(|&point| self::marker(kind, point, colour))).map_err(said)?;
+                drawn.label(name).legend(move |at| self::marker(kind, at, colour));
             }
         }
         let mut labels = chart.configure_series_labels();

@@ -2,14 +2,14 @@
 
 mod charts;
 
-use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use self::charts::Axis;
 use crate::arrays::{check_output, keep_apart, write_file};
+use crate::explain::escape;
 use crate::failure::Failure;
 use crate::terminal::{Terminal, two_digits};
 
@@ -169,68 +169,53 @@ table{border-collapse:collapse;margin:.5em 0 2em;width:100%}td,th{padding:.2em .
 td:first-child,th:first-child{text-align:left}h2{margin-top:2em}svg{max-width:100%;height:auto}.wrong{color:#b00}.ours{font-weight:600}";
 
 fn page(record: &Record) -> Result<String, Failure> {
-    let mut html =
-        format!("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Attention benchmark</title><style>{STYLE}</style>");
-    let machine = record.machine.as_deref().unwrap_or("a machine that the record does not name");
-    let mut say = |text: String| html.push_str(&text);
-    say(format!("<h1>Attention benchmark</h1><p>On {}.", escape(machine)));
-    if let (Some(copy), Some(peak)) = (record.copy_gb_s, record.multiply_add_gflops) {
-        say(format!(" A copy moves {copy:.1} GB/s; multiply-adds alone reach {peak:.0} GFLOP/s."));
-    }
-    say("</p><p>Every answer of ours was checked against the f64 oracle before it was timed; times are medians.</p>".into());
-    let drawn = |chart: Result<Option<String>, String>| chart.map_err(|why| Failure::Check(format!("a chart could not be drawn: {why}")));
+    let machine = escape(record.machine.as_deref().unwrap_or("a machine that the record does not name"));
+    let limits = record
+        .copy_gb_s
+        .zip(record.multiply_add_gflops)
+        .map(|(copy, peak)| format!(" A copy moves {copy:.1} GB/s; multiply-adds alone reach {peak:.0} GFLOP/s."));
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Attention benchmark</title><style>{STYLE}</style>\
+         <h1>Attention benchmark</h1><p>On {machine}.{}</p><p>Every answer of ours was checked against the f64 oracle before it was timed; \
+         times are medians.</p>",
+        limits.unwrap_or_default()
+    );
     let length: Axis = ("keys", |entry| Some(entry.shape[4]));
     let heads: Axis = ("heads of all items of the batch", |entry| Some(entry.shape[0] * entry.shape[1]));
     let threads: Axis = ("threads", |entry| Some(entry.threads));
     let time: Axis = ("milliseconds", |entry| Some(entry.ms[1]));
     let memory: Axis = ("peak MB", |entry| entry.peak_bytes.map(|bytes| bytes / 1e6));
-    let families = |axes, wanted: &[&str]| drawn(charts::lines(record, axes, |entry| entry.family().filter(|name| wanted.contains(name))));
+    let families = |axes, wanted: &[&str]| charts::lines(record, axes, |entry| entry.family().filter(|name| wanted.contains(name)));
     const LENGTHS: [&str; 3] = ["prefill", "decode", "window"];
     let several_threads = |entry: &Entry| {
         let is_other = |other: &Entry| (&other.shape_name, &other.who) == (&entry.shape_name, &entry.who) && other.threads != entry.threads;
         record.entries.iter().any(is_other)
     };
     for (title, chart) in [
-        ("GFLOP/s", drawn(charts::bars(record))?),
-        ("Roofline of the CPU", drawn(charts::roofline(record))?),
-        ("Time against length", families([length, time], &LENGTHS)?),
-        ("Memory against length", families([length, memory], &LENGTHS)?),
-        ("Time against heads", families([heads, time], &["heads", "batch"])?),
-        (
-            "Time against threads",
-            drawn(charts::lines(record, [threads, time], |entry| several_threads(entry).then_some(entry.shape_name.as_str())))?,
-        ),
+        ("GFLOP/s", charts::bars(record)),
+        ("Roofline of the CPU", charts::roofline(record)),
+        ("Time against length", families([length, time], &LENGTHS)),
+        ("Memory against length", families([length, memory], &LENGTHS)),
+        ("Time against heads", families([heads, time], &["heads", "batch"])),
+        ("Time against threads", charts::lines(record, [threads, time], |entry| several_threads(entry).then_some(&*entry.shape_name))),
     ] {
-        if let Some(svg) = chart {
-            say(format!("<h2>{title}</h2>{svg}"));
+        if let Some(svg) = chart.map_err(|why| Failure::Check(format!("a chart could not be drawn: {why}")))? {
+            html += &format!("<h2>{title}</h2>{svg}");
         }
     }
-    say("<h2>Every result</h2>".into());
-    for name in record.names() {
-        say(table(record, name));
-    }
-    html.push_str("</html>\n");
-    Ok(html)
+    html += "<h2>Every result</h2>";
+    html.extend(record.names().into_iter().map(|name| table(record, name)));
+    Ok(html + "</html>\n")
 }
 
 fn table(record: &Record, name: &str) -> String {
     let mut html = format!("<h3>{}</h3><table><tr><th>who<th>median ms<th>min<th>max<th>GFLOP/s<th>x the fastest peer", escape(name));
-    for entry in record.entries.iter().filter(|entry| entry.name == name) {
-        let class = if entry.peer { "" } else { " class=\"ours\"" };
-        let wrong = entry.flaw.as_ref().map_or_else(String::new, |flaw| format!(" <span class=\"wrong\">{flaw}</span>"));
-        let ratio = entry.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
-        let [min, median, max] = entry.ms;
-        // Writing to a string cannot fail.
-        let _ = write!(
-            html,
-            "<tr{class}><td>{}{wrong}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{:.1}<td>{ratio}",
-            escape(&entry.who),
-            entry.gflops
-        );
+    for Entry { who, peer, ms: [min, median, max], gflops, ratio, flaw, .. } in record.entries.iter().filter(|entry| entry.name == name) {
+        let class = if *peer { "" } else { " class=\"ours\"" };
+        let flaw = flaw.as_ref().map_or_else(String::new, |flaw| format!(" <span class=\"wrong\">{flaw}</span>"));
+        let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
+        let who = escape(who);
+        html += &format!("<tr{class}><td>{who}{flaw}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{gflops:.1}<td>{ratio}");
     }
     html + "</table>"
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -3,18 +3,17 @@
 mod options;
 mod request;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
 use serde_json::json;
-use wgpu_attention::{
-    Algorithm, Alibi, Alignment, BackwardInputs, DType, Engine, HostVec, Layout, Progress, Returns, ScoreStage, WantGradients,
-};
+use wgpu_attention::{Alibi, Alignment, BackwardInputs, DType, Engine, HostVec, Layout, Progress, Returns, ScoreStage, WantGradients};
 
-use crate::arrays::{Target, TensorFile, keep_apart, read_npy};
-use crate::backend::{self, BackendArg};
+use crate::arrays::{TensorFile, check_output, keep_apart, read_npy, write_tensor};
+use crate::backend::{self, BackendArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal, note};
 use options::{ARRAYS, Options, by_option};
@@ -44,9 +43,9 @@ pub(crate) struct Args {
     /// Positions of the rows for terms that count from them, without --causal; needed if the lengths differ
     #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = Alignment::from_str, allow_negative_numbers = true, conflicts_with = "causal")]
     align: Option<Alignment>,
-    /// Form of --alibi: slope * (key - position), or -slope * |key - position| [default: symmetric]
-    #[arg(long, value_enum, value_name = "FORM")]
-    alibi_form: Option<AlibiForm>,
+    /// Form of --alibi: signed is slope * (key - position), symmetric -slope * |key - position| [default: symmetric]
+    #[arg(long, value_name = "FORM", value_parser = alibi_form)]
+    alibi_form: Option<Alibi>,
     /// Factor on the dot products [default: 1/sqrt(head_dim)]
     #[arg(long, allow_hyphen_values = true)]
     scale: Option<f32>,
@@ -78,9 +77,9 @@ pub(crate) struct Args {
     /// Also write the scores, float32 [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "F.npy", help_heading = "Results")]
     scores: Option<PathBuf>,
-    /// Scores to write: scale * q.k, after --softcap, or after the biases and with -inf where masked
-    #[arg(long, value_enum, value_name = "STAGE", default_value_t = Stage::Masked, requires = "scores", help_heading = "Results")]
-    scores_at: Stage,
+    /// Scores to write: raw is scale * q.k, capped is after --softcap, masked is after the biases too, -inf where masked
+    #[arg(long, value_name = "STAGE", default_value = "masked", value_parser = stage, requires = "scores", help_heading = "Results")]
+    scores_at: ScoreStage,
     /// Also write the softmax weights, float32 [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "F.npy", help_heading = "Results")]
     weights: Option<PathBuf>,
@@ -95,53 +94,28 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum AlibiForm {
-    Signed,
-    #[default]
-    Symmetric,
-}
-
-impl From<AlibiForm> for Alibi {
-    fn from(form: AlibiForm) -> Self {
-        match form {
-            AlibiForm::Signed => Self::Signed,
-            AlibiForm::Symmetric => Self::Symmetric,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Stage {
-    Raw,
-    Capped,
-    Masked,
-}
-
 fn layout(text: &str) -> Result<Layout, String> {
-    match text {
-        "bhsd" => Ok(Layout::Bhsd),
-        "bshd" => Ok(Layout::Bshd),
-        _ => Err("say bhsd or bshd".into()),
-    }
+    one_of(text, &[("bhsd", Layout::Bhsd), ("bshd", Layout::Bshd)])
+}
+
+fn alibi_form(text: &str) -> Result<Alibi, String> {
+    one_of(text, &[("signed", Alibi::Signed), ("symmetric", Alibi::Symmetric)])
+}
+
+fn stage(text: &str) -> Result<ScoreStage, String> {
+    one_of(text, &[("raw", ScoreStage::Raw), ("capped", ScoreStage::Capped), ("masked", ScoreStage::Masked)])
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let mut request = request::read(args, read(args)?)?;
-    let problem = &mut request.problem;
-    let stage = match args.scores_at {
-        Stage::Raw => ScoreStage::Raw,
-        Stage::Capped => ScoreStage::Capped,
-        Stage::Masked => ScoreStage::Masked,
-    };
-    problem.want = Returns {
+    request.problem.want = Returns {
         lse: args.lse.is_some(),
         stats: args.stats.is_some() || args.gradients.is_some(),
-        scores: args.scores.as_ref().map(|_| stage),
+        scores: args.scores.as_ref().map(|_| args.scores_at),
         weights: args.weights.is_some(),
     };
     let targets = targets(args, &request)?;
-    let engine = backend::open(&args.backend.backend, Algorithm::Auto, false)?;
+    let engine = backend::open(&args.backend.backend)?;
     let started = Instant::now();
     let results = compute(&engine, &request)?;
     let ms = started.elapsed().as_secs_f64() * 1e3;
@@ -150,9 +124,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let mut written = Vec::new();
     for (name, value) in results {
-        if let (Some((_, target)), Some(value)) = (targets.iter().find(|target| target.0 == name), value) {
-            target.write(name, &request.shapes[name], &value)?;
-            written.push(target.path().display().to_string());
+        if let (Some(path), Some(value)) = (targets.get(name), value) {
+            write_tensor(path, name, &request.shapes[name], &value)?;
+            written.push(path.display().to_string());
         }
     }
     let (shape, dtype) = (&request.shapes["output"], request.problem.output.dtype);
@@ -203,23 +177,31 @@ fn read(args: &Args) -> Result<Arrays, Failure> {
     Ok(arrays)
 }
 
-/// Checks where the results go, before anything is computed.
-fn targets(args: &Args, request: &Request) -> Result<Vec<(&'static str, Target)>, Failure> {
-    let mut targets = vec![("output", Target::new(&args.out, request.problem.output.dtype)?)];
-    for (name, path) in [("lse", &args.lse), ("stats", &args.stats), ("scores", &args.scores), ("weights", &args.weights)] {
-        targets.extend(path.as_ref().map(|path| Ok::<_, Failure>((name, Target::new(path, DType::F32)?))).transpose()?);
+/// Returns where the results go, by name, checked before anything is computed.
+fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, PathBuf>, Failure> {
+    let files = [("lse", &args.lse), ("stats", &args.stats), ("scores", &args.scores), ("weights", &args.weights)];
+    let files = files.into_iter().filter_map(|(name, path)| Some((name, path.clone()?)));
+    let mut targets: BTreeMap<_, _> = files.chain([("output", args.out.clone())]).collect();
+    for path in targets.values() {
+        check_output(path, &["npy", "safetensors"])?;
+    }
+    if request.problem.output.dtype == DType::BF16 && args.out.extension().is_some_and(|extension| extension == "npy") {
+        return Err(Failure::at(args.out.display(), "NumPy has no bfloat16: write to a .safetensors file"));
     }
     if let Some(folder) = &args.gradients {
         if request.d_output.is_none() {
             return Err(Failure::at("--gradients", "the gradient of the output is missing: give --d-output"));
         }
-        for name in request.shapes.keys().filter(|name| name.starts_with("d_")) {
-            targets.push((name, Target::in_folder(folder, name)?));
+        match folder.is_dir() {
+            false if folder.exists() => return Err(Failure::at(folder.display(), "is no folder")),
+            false => check_output(folder, &[])?,
+            true => {}
         }
+        let names = request.shapes.keys().filter(|name| name.starts_with("d_"));
+        targets.extend(names.map(|&name| (name, folder.join(format!("{name}.npy")))));
     }
-    let inputs = args.options.files.values().chain(&args.input).map(PathBuf::as_path);
-    let outputs: Vec<&Path> = targets.iter().map(|(_, target)| target.path()).collect();
-    keep_apart(&outputs, inputs)?;
+    let outputs: Vec<&Path> = targets.values().map(PathBuf::as_path).collect();
+    keep_apart(&outputs, args.options.files.values().chain(&args.input).map(PathBuf::as_path))?;
     Ok(targets)
 }
 

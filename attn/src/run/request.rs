@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use wgpu_attention::verify::Data;
-use wgpu_attention::{Alignment, BroadcastShape, Dims, Dropout, HostVec, Layout, Paged, Problem, TensorSpec, Varlen};
+use wgpu_attention::{Alibi, Alignment, BroadcastShape, Dims, Dropout, HostVec, Layout, Paged, Problem, TensorSpec, Varlen};
 
 use super::Args;
 use super::options::by_option;
@@ -27,10 +27,10 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     let (dims, varlen, paged) = sizes(args.layout, &arrays)?;
     let mut problem = Problem::new(dims);
     (problem.varlen, problem.paged, problem.scale, problem.dropout) = (varlen, paged, args.scale, args.dropout);
-    let shapes = result_shapes(&problem, args.layout, &arrays);
+    let shapes = result_shapes(&problem, &arrays);
 
-    let mut floats = |name: &str| arrays.remove(name).map_or(Ok(HostVec::F32(Vec::new())), Array::floats);
-    let mut data = Data::new(floats("query")?, floats("key")?, floats("value")?);
+    let mut take = |name: &str| arrays.remove(name).map_or(Ok(HostVec::F32(Vec::new())), Array::floats);
+    let mut data = Data::new(take("query")?, take("key")?, take("value")?);
     data.dropout = Dropout { seed: args.dropout_seed, offset: args.dropout_offset };
     let spec = |tensor: &HostVec| TensorSpec::new(tensor.as_slice().dtype(), args.layout);
     (problem.query, problem.key, problem.value) = (spec(&data.query), spec(&data.key), spec(&data.value));
@@ -52,52 +52,52 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
 /// Adds the options that come as arrays, all but query, key, value and the gradient of the output.
 fn add_arrays(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mut Data) -> Result<(), Failure> {
     let d = problem.dims;
-    problem.visibility.mask = arrays.get("mask").map(|array| broadcast(array, &d)).transpose()?;
+    let visibility = &mut problem.visibility;
+    visibility.mask = arrays.get("mask").map(|array| broadcast(array, &d)).transpose()?;
     problem.bias = arrays.get("bias").map(|array| broadcast(array, &d)).transpose()?;
     data.mask = arrays.remove("mask").map_or(Ok(Vec::new()), Array::bools)?;
-    data.bias = arrays.remove("bias").map_or(Ok(Vec::new()), |array| array.floats().map(HostVec::into_f32))?;
+    data.bias = floats(arrays.remove("bias"))?;
     if let Some(table) = arrays.get("relative-bias") {
         let columns = table.shape.last().copied().unwrap_or(0) | 1;
         problem.relative_bias_max_distance = u32::try_from(columns / 2).ok();
         let table = shaped(arrays, "relative-bias", "[num_heads, 2 * max_distance + 1]", &[d.num_heads, columns])?;
-        data.relative_bias = table.map_or(Ok(Vec::new()), |array| array.floats().map(HostVec::into_f32))?;
+        data.relative_bias = floats(table)?;
     }
-    if let Some(slopes) = shaped(arrays, "alibi", "[num_heads]", &[d.num_heads])? {
-        (problem.alibi, data.alibi_slopes) = (Some(args.alibi_form.unwrap_or_default().into()), slopes.floats()?.into_f32());
-    } else if args.alibi_form.is_some() {
-        return Err(Failure::at("--alibi-form", "there are no slopes: give --alibi"));
-    }
-    if let Some(sinks) = shaped(arrays, "sinks", "[num_heads]", &[d.num_heads])? {
-        (problem.sinks, data.sinks) = (true, sinks.floats()?.into_f32());
-    }
-    if let Some(lengths) = shaped(arrays, "kv-lengths", "[batch]", &[d.batch])? {
-        (problem.visibility.kv_lengths, data.kv_lengths) = (true, lengths.integers()?);
-    }
-    if let Some(lengths) = shaped(arrays, "prefix-lengths", "[batch]", &[d.batch])? {
-        (problem.visibility.prefix_lengths, data.prefix_lengths) = (true, lengths.integers()?);
-    }
-    let of_rows = arrays.get("segment-ids").cloned();
-    if let Some(ids) = shaped(arrays, "segment-ids", "[batch, seq_len_q]", &[d.batch, d.seq_len_q])? {
-        (problem.visibility.segments, data.segment_ids_q) = (true, ids.integers()?);
-        arrays.entry("segment-ids-kv").or_insert_with(|| of_rows.expect("`ids` is a copy of it"));
-        let ids = shaped(arrays, "segment-ids-kv", "[batch, seq_len_kv]", &[d.batch, d.seq_len_kv])?;
-        data.segment_ids_kv = ids.map_or(Ok(Vec::new()), Array::integers)?;
-    }
-    if let Some(boundaries) = arrays.remove("cu-seqlens") {
-        data.cu_seqlens_q = boundaries.integers()?;
-        data.cu_seqlens_kv = match arrays.remove("cu-seqlens-kv") {
-            Some(boundaries) => boundaries.integers()?,
-            None if problem.paged.is_some() => Vec::new(),
-            None => data.cu_seqlens_q.clone(),
-        };
-    }
-    data.page_table = arrays.remove("page-table").map_or(Ok(Vec::new()), Array::integers)?;
-    for (name, needed) in [("segment-ids-kv", "segment-ids"), ("cu-seqlens-kv", "cu-seqlens")] {
-        if arrays.contains_key(name) {
-            return Err(Failure::at(format!("--{name}"), format!("there is no --{needed}")));
+    data.alibi_slopes = floats(shaped(arrays, "alibi", "[num_heads]", &[d.num_heads])?)?;
+    problem.alibi = (!data.alibi_slopes.is_empty()).then_some(args.alibi_form.unwrap_or(Alibi::Symmetric));
+    data.sinks = floats(shaped(arrays, "sinks", "[num_heads]", &[d.num_heads])?)?;
+    problem.sinks = !data.sinks.is_empty();
+    data.kv_lengths = integers(shaped(arrays, "kv-lengths", "[batch]", &[d.batch])?)?;
+    visibility.kv_lengths = !data.kv_lengths.is_empty();
+    data.prefix_lengths = integers(shaped(arrays, "prefix-lengths", "[batch]", &[d.batch])?)?;
+    visibility.prefix_lengths = !data.prefix_lengths.is_empty();
+    for (name, default) in [("segment-ids-kv", "segment-ids"), ("cu-seqlens-kv", "cu-seqlens")] {
+        match (arrays.contains_key(name), arrays.get(default).cloned()) {
+            (true, None) => return Err(Failure::at(format!("--{name}"), format!("there is no --{default}"))),
+            // Pages have no boundaries of key tokens.
+            (false, Some(array)) if name == "segment-ids-kv" || problem.paged.is_none() => _ = arrays.insert(name, array),
+            _ => {}
         }
     }
-    Ok(())
+    visibility.segments = arrays.contains_key("segment-ids");
+    data.segment_ids_q = integers(shaped(arrays, "segment-ids", "[batch, seq_len_q]", &[d.batch, d.seq_len_q])?)?;
+    data.segment_ids_kv = integers(shaped(arrays, "segment-ids-kv", "[batch, seq_len_kv]", &[d.batch, d.seq_len_kv])?)?;
+    data.cu_seqlens_q = integers(arrays.remove("cu-seqlens"))?;
+    data.cu_seqlens_kv = integers(arrays.remove("cu-seqlens-kv"))?;
+    data.page_table = integers(arrays.remove("page-table"))?;
+    match args.alibi_form.filter(|_| problem.alibi.is_none()) {
+        Some(_) => Err(Failure::at("--alibi-form", "there are no slopes: give --alibi")),
+        None => Ok(()),
+    }
+}
+
+/// Elements of an array, none if it is missing.
+fn floats(array: Option<Array>) -> Result<Vec<f32>, Failure> {
+    array.map_or(Ok(Vec::new()), |array| array.floats().map(HostVec::into_f32))
+}
+
+fn integers<T: TryFrom<i64>>(array: Option<Array>) -> Result<Vec<T>, Failure> {
+    array.map_or(Ok(Vec::new()), Array::integers)
 }
 
 /// Decides where the rows stand, if anything counts from their positions.
@@ -173,38 +173,29 @@ fn sizes(layout: Layout, arrays: &Arrays) -> Result<(Dims, Option<Varlen>, Optio
 }
 
 /// Shapes of the results by name. Without a batch axis in the query, there is none in the results.
-fn result_shapes(problem: &Problem, layout: Layout, arrays: &Arrays) -> BTreeMap<&'static str, Vec<usize>> {
+fn result_shapes(problem: &Problem, arrays: &Arrays) -> BTreeMap<&'static str, Vec<usize>> {
     let d = &problem.dims;
-    let skip = 4 - arrays["query"].shape.len();
-    let (batch, rows) = problem.varlen.map_or((d.batch, d.seq_len_q), |varlen| (1, varlen.tokens_q));
-    let output = swapped([batch, d.num_heads, rows, d.head_dim_v], layout)[skip..].to_vec();
-    let skip = if problem.varlen.is_some() { 0 } else { skip };
-    let scores = d.scores_shape()[skip..].to_vec();
-    let lse = if problem.varlen.is_some() { vec![rows, d.num_heads] } else { d.scores_shape()[skip..3].to_vec() };
-    let own = |name: &str| arrays.get(name).map_or_else(Vec::new, |array| array.shape.clone());
-    BTreeMap::from([
+    let mut output = arrays["query"].shape.clone();
+    output.splice(output.len() - 1.., [d.head_dim_v]);
+    let skip = if problem.varlen.is_some() { 0 } else { 4 - output.len() };
+    let scores = &d.scores_shape()[skip..];
+    let lse = problem.varlen.map_or(scores[..scores.len() - 1].to_vec(), |varlen| vec![varlen.tokens_q, d.num_heads]);
+    let mut shapes = BTreeMap::from([
         ("output", output),
         ("stats", [&lse[..], &[2]].concat()),
         ("lse", lse),
-        ("scores", scores.clone()),
-        ("weights", scores),
-        ("d_query", own("query")),
-        ("d_key", own("key")),
-        ("d_value", own("value")),
-        ("d_bias", own("bias")),
-        ("d_relative_bias", own("relative-bias")),
-        ("d_sinks", own("sinks")),
-    ])
+        ("scores", scores.to_vec()),
+        ("weights", scores.to_vec()),
+    ]);
+    let gradients = ["d_query", "d_key", "d_value", "d_bias", "d_relative_bias", "d_sinks"];
+    let of = |gradient: &'static str| arrays.get(&*gradient[2..].replace('_', "-")).map(|array| (gradient, array.shape.clone()));
+    shapes.extend(gradients.into_iter().filter_map(of));
+    shapes
 }
 
 /// Takes an array and checks its shape, leading axes of 1 aside.
 fn shaped(arrays: &mut Arrays, name: &str, axes: &str, expected: &[usize]) -> Result<Option<Array>, Failure> {
-    fn short(mut shape: &[usize]) -> &[usize] {
-        while let [1, rest @ ..] = shape {
-            shape = rest;
-        }
-        shape
-    }
+    let short = |shape: &[usize]| shape.iter().copied().skip_while(|&extent| extent == 1).collect::<Vec<_>>();
     match arrays.remove(name) {
         Some(array) if short(&array.shape) != short(expected) => {
             Err(Failure::at(&array.source, format!("has the shape {:?}; {axes} = {expected:?} is needed", array.shape)))
