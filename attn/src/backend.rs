@@ -53,12 +53,12 @@ pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: Shader
 }
 
 /// Opens one fused engine per backend; duplicates of an adapter are dropped. `tuned` allows loading of tuned kernels.
-pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<(&Backend, Engine)>, Failure> {
-    let mut engines: Vec<(&Backend, Engine)> = Vec::new();
+pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<Engine>, Failure> {
+    let mut engines: Vec<Engine> = Vec::new();
     for backend in backends {
-        let engine = if tuned { open_tunable(backend)? } else { open_with(backend, Algorithm::Fused, ShaderOptions::default())? };
-        if engines.iter().all(|(_, known)| known.chosen() != engine.chosen()) {
-            engines.push((backend, engine));
+        let engine = open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: tuned, ..Default::default() })?;
+        if engines.iter().all(|known| known.chosen() != engine.chosen()) {
+            engines.push(engine);
         }
     }
     Ok(engines)

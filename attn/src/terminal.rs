@@ -101,7 +101,7 @@ pub(crate) struct ProgressBar {
     label: String,
     /// Time of the next line.
     next: Instant,
-    is_shown: bool,
+    was_written: bool,
     rewrite: bool,
 }
 
@@ -109,13 +109,13 @@ impl ProgressBar {
     pub(crate) fn new(label: impl Into<String>) -> Self {
         let rewrite = io::stderr().is_terminal() && !is_dumb();
         let next = Instant::now() + Duration::from_secs(if rewrite { 1 } else { 5 });
-        Self { label: label.into(), next, is_shown: false, rewrite }
+        Self { label: label.into(), next, was_written: false, rewrite }
     }
 
     /// Reports the share of the work that is done, 0 to 1.
     pub(crate) fn report(&mut self, done: f64) {
         if Instant::now() >= self.next {
-            self.is_shown = true;
+            self.was_written = true;
             self.next = Instant::now() + if self.rewrite { Duration::from_millis(100) } else { Duration::from_secs(10) };
             let line = format!("{} {:3.0} %", self.label, 100.0 * done.clamp(0.0, 1.0));
             // A failure to show progress is no reason to stop.
@@ -127,7 +127,7 @@ impl ProgressBar {
 
 impl Drop for ProgressBar {
     fn drop(&mut self) {
-        if self.rewrite && self.is_shown {
+        if self.rewrite && self.was_written {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
     }

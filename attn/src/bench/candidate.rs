@@ -45,12 +45,12 @@ enum Runner {
 pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
     let engines = backend::open_each(backends, tuned.is_some())?;
-    let kernels = tuned.map(|path| match engines.iter().any(|(_, engine)| engine.gpu().is_some()) {
+    let kernels = tuned.map(|path| match engines.iter().any(|engine| engine.gpu().is_some()) {
         true => crate::tune::read(path, true),
         false => Err(Failure::at("--tuned", "no backend here has kernels to choose: add a GPU by --backend")),
     });
     let kernels = kernels.transpose()?;
-    for (backend, engine) in engines {
+    for engine in engines {
         if let (Some(_), Some(kernels)) = (engine.gpu(), &kernels) {
             let count = engine.load_tuned(kernels)?;
             note(format_args!("{}: {count} tuned kernels", engine.chosen()));
@@ -58,7 +58,8 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
         if engine.gpu().is_some() && staged {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
         }
-        found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));
+        let op = if engine.gpu().is_none() && engine.chosen() != Backend::Cpu.to_string() { "naive" } else { "fused" };
+        found.push(Candidate::ours(engine, op));
     }
     for (number, command) in peers.iter().enumerate() {
         found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), ""));

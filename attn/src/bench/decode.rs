@@ -149,7 +149,7 @@ struct Candidate<'a> {
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
-    for (_, engine) in backend::open_each(backends, false)? {
+    for engine in backend::open_each(backends, false)? {
         let copy = match engine.gpu() {
             Some(gpu) => decode_device::copy_gb_s(gpu)?,
             None => host_copy,

@@ -22,6 +22,7 @@ const HEADS: usize = 2;
 pub(super) const MOST_WORDS: usize = 64;
 
 /// Inputs of attention for a sentence. Matrices are row-major; weights are [width, width], multiplied from the right.
+#[derive(Default)]
 pub(super) struct Example {
     /// Sentence as given.
     pub(super) sentence: String,
@@ -52,29 +53,19 @@ impl Example {
         if words.len() > MOST_WORDS {
             return Err(Failure::input(format!("the sentence has {} words; explain shows up to {MOST_WORDS}", words.len())));
         }
-        let known = SENTENCE.split(' ').collect::<Vec<_>>();
-        if words.len() == known.len() && words.iter().zip(&known).all(|(word, known)| word.eq_ignore_ascii_case(known)) {
-            return Ok(Self::worked(sentence));
+        let is_worked = words.len() == SENTENCE.split(' ').count()
+            && words.iter().zip(SENTENCE.split(' ')).all(|(word, known)| word.eq_ignore_ascii_case(known));
+        if !is_worked {
+            return Ok(Self::made_up(sentence, words));
         }
-        Ok(Self::made_up(sentence, words))
-    }
-
-    fn worked(sentence: &str) -> Self {
-        let embeddings: Vec<f32> = EMBEDDINGS.iter().flat_map(|(_, row)| *row).collect();
-        Self {
-            sentence: sentence.to_string(),
-            tokens: EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect(),
-            omitted: vec!["to".to_string()],
-            origin: "Three numbers a word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.",
-            worked: true,
-            width: 3,
-            heads: 3,
-            query: embeddings.clone(),
-            key: embeddings.clone(),
-            value: embeddings.clone(),
-            embeddings,
-            output_weight: vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        }
+        let embeddings = EMBEDDINGS.iter().flat_map(|(_, row)| *row).collect();
+        let identity = |_: &str| vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+        let mut example = Self::projected(sentence, embeddings, [3, 3], identity);
+        example.tokens = EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect();
+        example.omitted = vec!["to".to_string()];
+        example.origin = "Three numbers a word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.";
+        example.worked = true;
+        Ok(example)
     }
 
     fn made_up(sentence: &str, tokens: Vec<String>) -> Self {
@@ -85,25 +76,19 @@ impl Example {
             (0..count).map(move |_| unit(&mut random))
         };
         let embedding = |token: &String| drawn(&token.to_lowercase(), WIDTH).map(|x| (x * 10.0).round() / 10.0);
-        let embeddings: Vec<f32> = tokens.iter().flat_map(embedding).collect();
-        let weight = |name: &str| drawn(name, WIDTH * WIDTH).collect::<Vec<_>>();
-        let project = |name: &str| times(&embeddings, &weight(name), WIDTH);
-        Self {
-            sentence: sentence.to_string(),
-            tokens,
-            omitted: Vec::new(),
-            origin: "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. \
-                     They show the arithmetic and mean nothing. \
-                     Nothing was learned and no position is encoded: equal words have equal rows.",
-            worked: false,
-            width: WIDTH,
-            heads: HEADS,
-            query: project("W_Q"),
-            key: project("W_K"),
-            value: project("W_V"),
-            output_weight: weight("W_O"),
-            embeddings,
-        }
+        let embeddings = tokens.iter().flat_map(embedding).collect();
+        let weight = |name: &str| drawn(name, WIDTH * WIDTH).collect();
+        let origin = "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. \
+                      They show the arithmetic and mean nothing. \
+                      Nothing was learned and no position is encoded: equal words have equal rows.";
+        Self { tokens, origin, ..Self::projected(sentence, embeddings, [WIDTH, HEADS], weight) }
+    }
+
+    /// Projects the embeddings by the weights W_Q, W_K and W_V.
+    fn projected(sentence: &str, embeddings: Vec<f32>, [width, heads]: [usize; 2], weight: impl Fn(&str) -> Vec<f32>) -> Self {
+        let [query, key, value] = ["W_Q", "W_K", "W_V"].map(|name| times(&embeddings, &weight(name), width));
+        let (sentence, output_weight) = (sentence.to_string(), weight("W_O"));
+        Self { sentence, width, heads, embeddings, query, key, value, output_weight, ..Self::default() }
     }
 
     /// Returns the row to follow: that of the `wanted` word, else that of the longest.
