@@ -81,7 +81,7 @@ pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
     let bad = |why: String| Failure::at(path.display(), why);
     let bytes = read(path)?;
     check_npy_header(&bytes).map_err(bad)?;
-    let file = NpyFile::new(&bytes[..]).map_err(|error| bad(format!("is no array that NumPy wrote: {error}")))?;
+    let file = NpyFile::new(&bytes[..]).map_err(|error| bad(format!("is not an array that NumPy wrote: {error}")))?;
     let (extents, order, descr) = (file.shape().to_vec(), file.order(), file.dtype());
     let npyz::DType::Plain(plain) = &descr else {
         return Err(bad(format!("has structured elements, {}; plain float32, float16, int64, int32 or bool is needed", descr.descr())));
@@ -120,7 +120,7 @@ pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
 /// bytes, and the header of a plain array holds one pair of parentheses inside one pair of braces.
 fn check_npy_header(bytes: &[u8]) -> Result<(), String> {
     if !bytes.starts_with(b"\x93NUMPY") {
-        return Err("is no .npy file: it does not begin with \\x93NUMPY".into());
+        return Err("is not an .npy file: it does not begin with \\x93NUMPY".into());
     }
     // Version 1 has two bytes of length, later ones four.
     let start = if bytes.get(6) == Some(&1) { 10 } else { 12 };
@@ -129,7 +129,7 @@ fn check_npy_header(bytes: &[u8]) -> Result<(), String> {
         Some((10_001.., _)) => Err(format!("has a header of {} bytes; NumPy reads up to 10,000", length.unwrap_or(0))),
         None | Some((_, None)) => Err("is cut short inside its header".into()),
         Some((_, Some(header))) if header.iter().filter(|byte| b"([{".contains(byte)).count() > 16 => {
-            Err("has a header that describes no plain array".into())
+            Err("has a header that does not describe a plain array".into())
         }
         _ => Ok(()),
     }
@@ -162,7 +162,7 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let bytes = read(path)?;
-        let broken = |error| Failure::at(path.display(), format!("is no whole .safetensors file: {error}"));
+        let broken = |error| Failure::at(path.display(), format!("is not a complete .safetensors file: {error}"));
         let names = SafeTensors::deserialize(&bytes).map_err(broken)?.names().into_iter().map(str::to_string).collect();
         let metadata = SafeTensors::read_metadata(&bytes).map_err(broken)?.1.metadata().clone().unwrap_or_default();
         Ok(Self { path: path.into(), names, metadata, bytes })
@@ -218,7 +218,7 @@ pub(crate) fn check_output(path: &Path, extensions: &[&str]) -> Result<(), Failu
     }
     let folder = folder_of(path);
     if !folder.is_dir() {
-        return bad(format!("there is no folder {}", folder.display()));
+        return bad(format!("the folder {} does not exist", folder.display()));
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if !extensions.contains(&extension) && !extensions.is_empty() && !is_special(path) {

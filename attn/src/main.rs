@@ -26,7 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   attn                                      a tour in under a minute
   attn explain                              attention step by step, on six words
-  attn devices                              what there is to compute on
+  attn devices                              devices to compute on
   attn run --query q.npy --key k.npy --value v.npy --out o.npy
   attn verify                               every backend against the oracle
   attn bench --shape 1,32,8,1024,1024,128 --causal

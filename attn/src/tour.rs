@@ -12,7 +12,7 @@ const NEXT: &str = "\
 Where to go next:
   attn explain             the example above, step by step; --svg FILE draws it
   attn run --help          your own arrays, from NumPy or safetensors
-  attn devices             what there is to compute on
+  attn devices             devices to compute on
   attn verify              more problems, case files, every backend
   attn bench --help        other shapes and types
   attn --help              everything";
@@ -22,7 +22,7 @@ pub(crate) fn run(terminal: &mut Terminal) -> Result<(), Failure> {
     let title = terminal.bold("wgpu-attention");
     writeln!(terminal, "{title}: working on {} ({})\n", engine.chosen(), engine.why())?;
     explain::brief(terminal, &engine)?;
-    writeln!(terminal, "\n  A dozen random problems, each held against the oracle:\n")?;
+    writeln!(terminal, "\n  A dozen random problems, each compared with the oracle:\n")?;
     verify::brief(terminal)?;
     writeln!(terminal, "\n  How fast:\n")?;
     bench::brief(terminal, &[Backend::Auto, Backend::Cpu])?;

@@ -43,7 +43,7 @@ fn a_table_for_people() {
 #[test]
 fn bad_shapes() {
     for (shape, culprit) in [
-        ("", "no whole number"),
+        ("", "not a whole number"),
         ("1,2,3", "six are needed"),
         ("1,8,8,a,4,4", "`a`"),
         ("1,8,8,-1,4,4", "`-1`"),
@@ -51,7 +51,7 @@ fn bad_shapes() {
         ("0,8,8,4,4,4", "batch"),
         ("1,8,8,4,4,0", "head_dim"),
         ("1,8,8,4,0,4", "nothing to time"),
-        ("1,1,1,18446744073709551616,1,1", "no whole number"),
+        ("1,1,1,18446744073709551616,1,1", "not a whole number"),
         ("4294967296,4294967296,4294967296,1,1,1", "overflows"),
         ("1,1,1,2147483647,2147483647,65536", ""),
         ("1024,1024,1024,65536,65536,64", "--shape"),

@@ -41,19 +41,19 @@ fn broken_files() {
     let huge = u64::MAX.to_string();
     let header = |length: u32, text: &[u8]| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..], text].concat();
     let cases: Vec<(Vec<u8>, &str)> = vec![
-        (Vec::new(), "no .npy file"),
-        (b"hello".to_vec(), "no .npy file"),
+        (Vec::new(), "not an .npy file"),
+        (b"hello".to_vec(), "not an .npy file"),
         (whole[..7].to_vec(), "cut short inside its header"),
         (whole[..40].to_vec(), "cut short inside its header"),
         (whole[..whole.len() - 1].to_vec(), "cut short: shape [1, 2, 3, 4] needs 96 bytes"),
         (header(u32::MAX, b"{}"), "header of 4294967295 bytes"),
-        (header(5000, &[b'('; 5000]), "no plain array"),
-        (header(2, b"{}"), "no array"),
+        (header(5000, &[b'('; 5000]), "a plain array"),
+        (header(2, b"{}"), "not an array"),
         (npy("<f4", false, &format!("({huge}, {huge}, 4, 4)"), &[]), "more than any memory holds"),
         (npy("<f4", false, &format!("({huge}, 0, 4, 4)"), &[]), ""),
         (npy("<f4", false, "(1099511627776, 2, 3, 4)", &[0; 96]), "cut short"),
         (npy("<f4", false, "(-1, 2, 3, 4)", &[0; 96]), "negative"),
-        (npy("<f4", false, "(99999999999999999999999, 2)", &[0; 96]), "no array"),
+        (npy("<f4", false, "(99999999999999999999999, 2)", &[0; 96]), "not an array"),
         (npy("<f8", false, "(1, 2, 3, 4)", &[0; 192]), "astype(np.float32)"),
         (npy("<i2", false, "(1, 2, 3, 4)", &[0; 48]), "'<i2'"),
         (npy("<i4", false, "(1, 2, 3, 4)", &[0; 96]), "is integer; float32"),
@@ -159,7 +159,7 @@ fn no_output_replaces_an_input_or_another_output() {
     files.write("d_query.npy", &before);
     let folder = text(&files.0);
     files.refused(&["--d-output", &files.path("d_query.npy"), "--gradients", folder], &["d_query.npy", "an input too"]);
-    files.refused(&["--d-output", &files.path("q.npy"), "--gradients", &files.path("k.npy")], &["k.npy", "is no folder"]);
+    files.refused(&["--d-output", &files.path("q.npy"), "--gradients", &files.path("k.npy")], &["k.npy", "is not a folder"]);
     assert_eq!(std::fs::read(files.path("q.npy")).expect("there"), before);
 }
 
@@ -171,12 +171,12 @@ fn broken_safetensors() {
     let tensor =
         |name: &str, dtype: &str, bytes: usize| format!(r#""{name}":{{"dtype":"{dtype}","shape":[1,1,1,2],"data_offsets":[0,{bytes}]}}"#);
     for (bytes, culprit) in [
-        (Vec::new(), "no whole .safetensors file"),
-        (u64::MAX.to_le_bytes().to_vec(), "no whole .safetensors file"),
-        (header(&format!("{{{}}}", tensor("query", "F32", 8)), 4), "no whole .safetensors file"),
+        (Vec::new(), "not a complete .safetensors file"),
+        (u64::MAX.to_le_bytes().to_vec(), "not a complete .safetensors file"),
+        (header(&format!("{{{}}}", tensor("query", "F32", 8)), 4), "not a complete .safetensors file"),
         (header(&format!("{{{}}}", tensor("key", "F32", 8)), 8), "no tensor `query`, only key"),
         (header(&format!("{{{}}}", tensor("query", "F64", 16)), 16), "tensor `query`"),
-        (header(r#"{"query":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#, 8), "no whole"),
+        (header(r#"{"query":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#, 8), "not a complete"),
     ] {
         std::fs::write(&input, bytes).expect("written");
         attn(&["run", "--input", &input, "--out", &out]).refused(&["in.safetensors", culprit]);

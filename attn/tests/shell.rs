@@ -27,6 +27,7 @@ fn help_teaches_by_examples() {
 }
 
 /// Runs the examples that need neither a GPU nor minutes, on the CPU path, where their files are.
+#[cfg(unix)]
 #[test]
 fn the_examples_of_the_help_run() {
     let folder = folder("examples");

@@ -44,7 +44,7 @@ pub(crate) struct Args {
 fn context(text: &str) -> Result<usize, String> {
     let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
     let keys = digits.parse().ok().and_then(|keys: usize| keys.checked_mul(unit)).filter(|keys| (1..=1 << 27).contains(keys));
-    keys.ok_or_else(|| format!("`{text}` is no number of keys such as 4096 or 4k"))
+    keys.ok_or_else(|| format!("`{text}` is not a number of keys such as 4096 or 4k"))
 }
 
 fn heads(text: &str) -> Result<[usize; 2], String> {

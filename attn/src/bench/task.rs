@@ -13,7 +13,7 @@ const SUITE: &str = include_str!("../../../benches/suite.txt");
 
 /// Parses the sizes of a problem to time.
 fn shape(text: &str) -> Result<Dims, String> {
-    let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0 on", size.trim()));
+    let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is not a whole number", size.trim()));
     let sizes: Vec<usize> = text.split(',').map(size).collect::<Result<_, _>>()?;
     let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
         return Err(format!("has {} numbers; six are needed, B,H,HKV,LQ,LK,D", sizes.len()));

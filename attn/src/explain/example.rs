@@ -63,7 +63,7 @@ impl Example {
         let mut example = Self::projected(sentence, embeddings, [3, 3], identity);
         example.tokens = EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect();
         example.omitted = vec!["to".to_string()];
-        example.origin = "Three numbers a word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.";
+        example.origin = "Three numbers per word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.";
         example.worked = true;
         Ok(example)
     }

@@ -82,7 +82,7 @@ impl Record {
         let mut record = Self::default();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = number + 1;
-            let line: Value = serde_json::from_str(line).map_err(|error| format!("line {at} is no JSON: {error}"))?;
+            let line: Value = serde_json::from_str(line).map_err(|error| format!("line {at} is not JSON: {error}"))?;
             if let Some(machine) = line["machine"].as_str() {
                 if record.machine.is_some() {
                     continue; // concatenated records: the first one names the machine

@@ -193,7 +193,7 @@ fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, Path
             return Err(Failure::at("--gradients", "the gradient of the output is missing: give --d-output"));
         }
         match folder.is_dir() {
-            false if folder.exists() => return Err(Failure::at(folder.display(), "is no folder")),
+            false if folder.exists() => return Err(Failure::at(folder.display(), "is not a folder")),
             false => check_output(folder, &[])?,
             true => {}
         }
