@@ -1,0 +1,207 @@
+//! Operations with projections around the attention: `mha`, PyTorch's nn.MultiheadAttention, and `bert_attention`.
+
+use super::{CaseFile, FileData, Given, given};
+use crate::layer::{
+    Appended, LayerGradients, LayerOutputs, LinearGradients, MultiHead, Naming, TorchMask, average_heads, merge_torch_masks,
+};
+use crate::verify::suite::Candidate;
+use crate::{Backend, BroadcastShape, DType, Engine, EngineOptions, HostVec, Inputs, Layout, Problem, Result, TensorSpec, gather};
+
+/// Runs a layer on the candidate's engine. Without an engine, the CPU path projects and only the attention is the
+/// candidate's. All outputs have their intermediate results.
+fn forward(layer: &MultiHead, candidate: &Candidate<'_>, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+    if let Some(engine) = candidate.engine {
+        return layer.forward_with_steps(engine, problem, inputs);
+    }
+    let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
+    let mut outputs = layer.forward_with_steps(&cpu, problem, inputs)?;
+    if let Some(steps) = &mut outputs.steps {
+        let (query, key, value) = ((&steps.query).into(), (&steps.key).into(), (&steps.value).into());
+        let attention = (candidate.attend)(problem, &Inputs { query, key, value, ..*inputs })?;
+        steps.context = attention.output.into_f32();
+        outputs.output = layer.output().forward(&steps.context)?;
+        (outputs.lse, outputs.weights) = (attention.lse, attention.weights);
+    }
+    Ok(outputs)
+}
+
+/// Attention block of BERT: projections, attention, output projection, residual and layer norm.
+pub(super) fn bert_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+    let [batch, seq_len, width] = file.shape("hidden")?;
+    let hidden = file.f32s("hidden")?;
+    let layer = file.layer(&Naming::Plain { prefix: "in.".into() })?;
+    let problem = Problem { scale: file.attr("scale")?, ..layer.problem(batch, seq_len, seq_len).with_lse().with_weights() };
+    let got = forward(&layer, candidate, &problem, &Inputs::new(&hidden, &hidden, &hidden))?;
+    let d = problem.dims;
+    let rows = [batch, d.num_heads, seq_len, d.head_dim];
+    let mut all = Vec::new();
+    if let Some(steps) = got.steps {
+        for (name, data) in [("q", steps.query), ("k", steps.key), ("v", steps.value), ("context", steps.context)] {
+            all.push(given(name, &rows, heads_first(&data, rows)));
+        }
+    }
+    all.extend(got.lse.map(|lse| given("lse", &rows[..3], lse)));
+    all.extend(got.weights.map(|weights| given("probs", &d.scores_shape(), weights)));
+    all.push(given("block_out", &[batch, seq_len, width], residual_norm(file, &hidden, &got.output, width)?));
+    all.push(given("proj", &[batch, seq_len, width], got.output));
+    Ok(all)
+}
+
+/// Computes LayerNorm(x + y) over rows of `width` elements.
+fn residual_norm(file: &CaseFile, x: &[f32], y: &[f32], width: usize) -> Result<Vec<f32>> {
+    let (weight, bias) = (file.f32s("ln_weight")?, file.f32s("ln_bias")?);
+    let epsilon: f64 = file.required_attr::<f32>("layer_norm_eps")?.into();
+    if weight.len() != width || bias.len() != width {
+        return Err(file.error(format!("its layer norm is not of width {width}")));
+    }
+    let norm = |(x, y): (&[f32], &[f32])| {
+        let sum: Vec<f64> = x.iter().zip(y).map(|(&x, &y)| f64::from(x) + f64::from(y)).collect();
+        let mean = sum.iter().sum::<f64>() / width as f64;
+        let variance = sum.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+        let scale = 1.0 / (variance + epsilon).sqrt();
+        let element = |((x, &w), &b): ((&f64, &f32), &f32)| ((x - mean) * scale * f64::from(w) + f64::from(b)) as f32;
+        sum.iter().zip(&weight).zip(&bias).map(element).collect::<Vec<_>>()
+    };
+    Ok(x.chunks(width).zip(y.chunks(width)).flat_map(norm).collect())
+}
+
+/// PyTorch's nn.MultiheadAttention, and its gradients if the file has a gradient of the output.
+pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+    let layer = file.layer(&Naming::Torch { prefix: "in.".into() })?;
+    let appended = Appended { zero: file.flag("add_zero_attn")?, ..layer.appended().clone() };
+    if appended.bias_kv.is_some() != file.flag("add_bias_kv")? {
+        return Err(file.error("its attribute `add_bias_kv` and its tensors `in.bias_k`, `in.bias_v` contradict each other"));
+    }
+    let (count, layer) = (appended.count(), layer.with_appended(appended)?);
+    // An absent key or value is the query, as in self-attention.
+    let sources = ["query", "key", "value"].map(|name| if file.has(name) { name } else { "query" });
+    let [(query, batch, seq_len_q), (key, _, tokens), (value, ..)] =
+        [batch_first(file, sources[0])?, batch_first(file, sources[1])?, batch_first(file, sources[2])?];
+    let mut problem = layer.problem(batch, seq_len_q, tokens);
+    problem.want.weights = file.expected("attn_weights").is_some();
+    let masks = merge_torch_masks(&problem.dims, count, torch_mask(file, "key_padding_mask")?, torch_mask(file, "attn_mask")?)?;
+    let (mut mask, mut bias) = (vec![], vec![]);
+    if let Some((shape, data)) = masks.mask {
+        (problem.visibility.mask, mask) = (Some(shape), data);
+    }
+    if let Some((shape, data)) = masks.bias {
+        (problem.bias, bias) = (Some(shape), data);
+    }
+    let inputs = Inputs { mask: &mask, bias: &bias, ..Inputs::new(&query, &key, &value) };
+    let outputs = forward(&layer, candidate, &problem, &inputs)?;
+
+    let width = layer.output().out_features();
+    let (mut shape, output) = file_order(file, &outputs.output, [batch, seq_len_q, width])?;
+    let is_batched = !file.flag("unbatched")?;
+    let mut all = vec![];
+    if let Some(weights) = &outputs.weights {
+        let mut shape = problem.dims.scores_shape().to_vec();
+        let averaged = file.flag("average_attn_weights")?;
+        let weights = if averaged { average_heads(weights, &problem.dims)? } else { weights.clone() };
+        if averaged {
+            shape.remove(1);
+        }
+        all.push(given("attn_weights", &shape[usize::from(!is_batched)..], weights));
+    }
+    if !is_batched {
+        shape.remove(0);
+    }
+    all.push(given("output", &shape, output));
+    if let (Some(engine), true) = (candidate.engine, file.has("doutput")) {
+        let (d_output, ..) = batch_first(file, "doutput")?;
+        let got = layer.backward(engine, &problem, &inputs, &outputs, &d_output)?;
+        all.extend(gradients(file, got, sources, &problem, [seq_len_q, tokens, tokens])?);
+    }
+    Ok(all)
+}
+
+/// Mask in which true is masked, or that is added.
+fn torch_mask<'a>(file: &'a CaseFile, name: &str) -> Result<Option<TorchMask<'a>>> {
+    file.optional(name)
+        .map(|tensor| match &tensor.data {
+            FileData::Bool(mask) => Ok(TorchMask::Bool(mask)),
+            FileData::Float(HostVec::F32(bias)) => Ok(TorchMask::Float(bias)),
+            _ => Err(file.error(format!("tensor `in.{name}` is neither boolean nor f32"))),
+        })
+        .transpose()
+}
+
+/// Names the gradients and returns them in the shapes of the file. `rows` are those of query, key and value.
+fn gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], problem: &Problem, rows: [usize; 3]) -> Result<Vec<Given>> {
+    let mut found: Vec<(&str, Vec<f32>)> = Vec::new();
+    let batch = problem.dims.batch;
+    for ((name, rows), gradient) in sources.into_iter().zip(rows).zip([got.query, got.key, got.value]) {
+        let width = gradient.len() / (batch * rows).max(1);
+        let (_, gradient) = file_order(file, &gradient, [batch, rows, width])?;
+        // An input that is read more than once gets the sum.
+        match found.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => sum.iter_mut().zip(&gradient).for_each(|(x, more)| *x += more),
+            None => found.push((name, gradient)),
+        }
+    }
+    let bias = |linear: &LinearGradients| linear.bias.clone().unwrap_or_default();
+    let (bias_k, bias_v) = got.bias_kv.unwrap_or_default();
+    found.extend([
+        ("in_proj_bias", [bias(&got.w_q), bias(&got.w_k), bias(&got.w_v)].concat()),
+        ("in_proj_weight", [&got.w_q.weight[..], &got.w_k.weight, &got.w_v.weight].concat()),
+        ("q_proj_weight", got.w_q.weight),
+        ("k_proj_weight", got.w_k.weight),
+        ("v_proj_weight", got.w_v.weight),
+        ("out_proj.bias", bias(&got.w_o)),
+        ("out_proj.weight", got.w_o.weight),
+        ("bias_k", bias_k),
+        ("bias_v", bias_v),
+    ]);
+    if let (Some(d_bias), Some(shape)) = (got.bias, problem.bias) {
+        let [_, heads, rows_q, _] = problem.dims.scores_shape();
+        for (name, tensor) in ["key_padding_mask", "attn_mask"].into_iter().filter_map(|name| Some((name, file.optional(name)?))) {
+            let to = match (name, tensor.shape.len()) {
+                ("key_padding_mask", _) => [batch, 1, 1, rows[1]],
+                (_, 3) => [batch, heads, rows_q, rows[1]],
+                _ => [1, 1, rows_q, rows[1]],
+            };
+            found.push((name, mask_gradient(&d_bias, shape.0, to)));
+        }
+    }
+    let like = |(name, values): (&str, Vec<f32>)| Some(given(&format!("d{name}"), &file.optional(name)?.shape, values));
+    Ok(found.into_iter().filter_map(like).collect())
+}
+
+/// Sums the gradient of the merged bias over the axes that a mask lacks. No mask covers the appended keys.
+fn mask_gradient(d_bias: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
+    let strides = BroadcastShape(to).strides();
+    let mut sum = vec![0.0; to.iter().product()];
+    for (row, d_bias) in d_bias.chunks(from[3].max(1)).enumerate() {
+        let (b, h, i) = (row / (from[1] * from[2]), row / from[2] % from[1], row % from[2]);
+        let own = &mut sum[b * strides[0] + h * strides[1] + i * strides[2]..][..to[3]];
+        own.iter_mut().zip(d_bias).for_each(|(sum, d_bias)| *sum += d_bias);
+    }
+    sum
+}
+
+/// Reads a tensor as [batch, seq, width], with the first two sizes.
+fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize)> {
+    let data = file.f32s(name)?;
+    if file.flag("unbatched")? {
+        let [seq, _] = file.shape(name)?;
+        return Ok((data, 1, seq));
+    }
+    let [first, second, width] = file.shape(name)?;
+    if file.flag("batch_first")? {
+        return Ok((data, first, second));
+    }
+    Ok((heads_first(&data, [1, second, first, width]), second, first))
+}
+
+/// Returns [batch, seq, width] data in the order of the file's inputs, with its shape.
+fn file_order(file: &CaseFile, data: &[f32], [batch, seq, width]: [usize; 3]) -> Result<(Vec<usize>, Vec<f32>)> {
+    if file.flag("batch_first")? || file.flag("unbatched")? {
+        return Ok((vec![batch, seq, width], data.to_vec()));
+    }
+    Ok((vec![seq, batch, width], heads_first(data, [1, seq, batch, width])))
+}
+
+/// Transposes [batch, seq, heads, dim] to `shape`, [batch, heads, seq, dim].
+fn heads_first(data: &[f32], shape: [usize; 4]) -> Vec<f32> {
+    gather(data.into(), &TensorSpec::new(DType::F32, Layout::Bshd), shape)
+}
