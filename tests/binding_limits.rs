@@ -5,7 +5,7 @@ mod common;
 use common::buffers::{devices, empty, numbers, read, upload};
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
 };
@@ -73,8 +73,7 @@ fn keys_in_several_bindings() {
             let expected = Expected::of(&problem, &inputs).expect("valid");
             let got = engine.attention(&problem, &inputs).unwrap_or_else(|error| panic!("{what}: {error}"));
             let agree = |got: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
-                compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-                    .unwrap_or_else(|bad| panic!("{what}: {bad}"))
+                expected.compare(got).unwrap_or_else(|bad| panic!("{what}: {bad}"))
             };
             let d = &problem.dims;
             let shape = [d.batch, d.num_heads, d.seq_len_q, d.head_dim_v];
@@ -110,7 +109,7 @@ fn recorded_from_one_buffer() {
         gpu.queue().submit([encoder.finish()]);
         for (buffer, expected) in [(&output, &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
             let got = read(gpu.device(), gpu.queue(), buffer);
-            compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+            expected.compare(&got).unwrap_or_else(|bad| panic!("{bad}"));
         }
     }
 }
@@ -172,8 +171,7 @@ fn caches_in_several_banks() {
                 let expected = Expected::of(&one, &inputs).expect("valid").output;
                 let got: Vec<f32> = got[item * 5 * 256..][..5 * 256].to_vec();
                 let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
-                compare(&expected.shape, &logical, &expected.shape, &expected.values, &expected.tolerance)
-                    .unwrap_or_else(|bad| panic!("{dtype}, item {item}, {}: {bad}", gpu.name()));
+                expected.compare(&logical).unwrap_or_else(|bad| panic!("{dtype}, item {item}, {}: {bad}", gpu.name()));
             }
             let with_lse = cache.attention(&problem.with_lse(), 0, Algorithm::Auto);
             assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));

@@ -8,7 +8,7 @@ use common::Tested;
 use fastrand::Rng;
 use wgpu_attention::cache::{CacheShape, KvCache, PagePool, SequenceId};
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::verify::{Expected, compare, oracle};
+use wgpu_attention::verify::{Expected, oracle};
 use wgpu_attention::{
     Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge,
 };
@@ -128,7 +128,7 @@ impl Game {
             let expected = Expected::of(&dense, &Inputs::new(&query[b * item..][..item], &key[..], &value[..])).expect("a valid problem");
             let of = |all: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
                 let got = &all[b * expected.values.len()..][..expected.values.len()];
-                compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+                expected.compare(got).unwrap_or_else(|bad| panic!("{bad}"));
             };
             of(&output, &expected.output);
             of(&lse, &expected.lse.expect("asked for"));
@@ -286,7 +286,7 @@ fn merged_parts_are_the_whole() {
         let parts: Vec<Part<'_>> = outputs.iter().map(|(output, lse)| Part { output, lse }).collect();
         let merged = merge(&parts).expect("equal sizes");
         for (got, expected) in [(merged.output, expected.output), (merged.lse, expected.lse.expect("asked for"))] {
-            compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{bad}"));
+            expected.compare(&got).unwrap_or_else(|bad| panic!("{bad}"));
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use fastrand::Rng;
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{
     Alibi, Alignment, AttentionFn, DType, Dims, HostVec, Inputs, Layout, PageTable, Problem, ScoreOrder, TensorSpec, Varlen, cpu,
 };
@@ -68,8 +68,7 @@ fn one(seed: u64, backend: &str, attend: &AttentionFn<'_>) {
     let got = attend(&problem, &inputs).unwrap_or_else(|error| panic!("{seed} on {backend}: {error}"));
     let lse = got.lse.expect("asked for");
     for (got, expected) in [(&got.output.to_f32(), &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
-        compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-            .unwrap_or_else(|bad| panic!("{seed} on {backend}: {bad}\n{problem:?}"));
+        expected.compare(got).unwrap_or_else(|bad| panic!("{seed} on {backend}: {bad}\n{problem:?}"));
     }
 }
 
@@ -115,8 +114,7 @@ fn any_number_of_parts() {
                 let lse = got.lse.expect("asked for");
                 assert!(lse.iter().any(|&lse| lse > 100.0));
                 for (got, expected) in [(&got.output.to_f32(), &expected.output), (&lse, expected.lse.as_ref().expect("asked for"))] {
-                    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance)
-                        .unwrap_or_else(|bad| panic!("{keys} keys on {} as {class:?}: {bad}", backend.name));
+                    expected.compare(got).unwrap_or_else(|bad| panic!("{keys} keys on {} as {class:?}: {bad}", backend.name));
                 }
             }
         }

@@ -216,12 +216,11 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     // Consecutive segments of a few tokens each, as in batches of concatenated training segments.
     let mut segments = |tokens: usize| {
         let mut id = 0;
-        let mut ids = Vec::new();
-        for at in 0..when(v.segments, d.batch) * tokens {
-            id = if at % tokens == 0 { 0 } else { id } + i32::from(random.one_in(5));
-            ids.push(id);
-        }
-        ids
+        let mut next = |at: usize| {
+            id = if at.is_multiple_of(tokens) { 0 } else { id } + i32::from(random.one_in(5));
+            id
+        };
+        (0..when(v.segments, d.batch) * tokens).map(&mut next).collect()
     };
     data.segment_ids_q = segments(d.seq_len_q);
     data.segment_ids_kv = segments(d.seq_len_kv);
@@ -290,18 +289,27 @@ pub(super) fn scatter(spec: &TensorSpec, shape: [usize; 4], dense: &[f32], gap: 
     HostVec::from_f32(spec.dtype, &stored)
 }
 
-/// Index of each existing row in the oracle's [batch, num_heads, seq_len_q], with its item, head and token.
-pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<(usize, [usize; 3])> {
+/// Query row of one item and head.
+pub(super) struct QueryRow {
+    /// Index in the oracle's [batch, num_heads, seq_len_q].
+    pub(super) index: usize,
+    pub(super) item: usize,
+    pub(super) head: usize,
+    /// Index in [batch, num_heads, seq_len_q] or, of varlen sequences, in [num_heads, tokens].
+    pub(super) place: usize,
+}
+
+/// Returns the rows that exist, in the oracle's order.
+pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<QueryRow> {
     let d = problem.dims;
     let mut rows = Vec::with_capacity(problem.lse_len());
-    for b in 0..d.batch {
-        let (item, first, count) = match problem.varlen {
-            Some(_) => (0, inputs.cu_seqlens_q[b] as usize, (inputs.cu_seqlens_q[b + 1] - inputs.cu_seqlens_q[b]) as usize),
-            None => (b, 0, d.seq_len_q),
+    for (item, head) in (0..d.batch).flat_map(|item| (0..d.num_heads).map(move |head| (item, head))) {
+        let start = (item * d.num_heads + head) * d.seq_len_q;
+        let (place, count) = match (problem.varlen, inputs.cu_seqlens_q) {
+            (Some(varlen), borders) => (head * varlen.tokens_q + borders[item] as usize, borders[item + 1] - borders[item]),
+            (None, _) => (start, d.seq_len_q as u32),
         };
-        for h in 0..d.num_heads {
-            rows.extend((0..count).map(|i| ((b * d.num_heads + h) * d.seq_len_q + i, [item, h, first + i])));
-        }
+        rows.extend((0..count as usize).map(|i| QueryRow { index: start + i, item, head, place: place + i }));
     }
     rows
 }
@@ -316,15 +324,12 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);
     // Raw and capped scores are returned for masked pairs too.
     let keep_raw = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
-    let tokens_q = problem.shape(Operand::Query)[2];
     let mut seen = vec![false; problem.shape(Operand::Key)[..3].iter().product()];
-    for (row, [item, head, token]) in rows(problem, &inputs) {
-        let b = row / (d.num_heads * d.seq_len_q);
-        let sees: Vec<usize> = (0..d.seq_len_kv).filter(|j| masked[row * d.seq_len_kv + j] != f64::NEG_INFINITY).collect();
-        sees.iter().for_each(|&j| seen[naive::key_row(problem, &inputs, b, head / d.group(), j)] = true);
-        if sees.is_empty() && !keep_raw {
-            let at = (item * d.num_heads + head) * tokens_q + token;
-            query[at * d.head_dim..][..d.head_dim].fill(bad());
+    for QueryRow { index, item, head, place } in rows(problem, &inputs) {
+        let sees = || (0..d.seq_len_kv).filter(|j| masked[index * d.seq_len_kv + j] != f64::NEG_INFINITY);
+        sees().for_each(|j| seen[naive::key_row(problem, &inputs, item, head / d.group(), j)] = true);
+        if sees().next().is_none() && !keep_raw {
+            query[place * d.head_dim..][..d.head_dim].fill(bad());
         }
     }
     for at in (0..seen.len()).filter(|&at| !seen[at]) {

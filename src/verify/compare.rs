@@ -1,10 +1,10 @@
-//! Compares an answer with the expected one: shapes first, then NaN and infinity, then the tolerance.
+//! Compares an answer with the expected one: shapes first, then NaN and infinity, then the error allowed at each element.
 
 use std::fmt;
 
 use crate::problem::Operand;
 use crate::verify::case::places;
-use crate::verify::expect::{Expected, ExpectedTensor, Tolerance};
+use crate::verify::expect::{Expected, ExpectedTensor};
 use crate::verify::expect_backward::ExpectedGradients;
 use crate::{Gradients, HostVec, Outputs, Problem, gather};
 
@@ -18,9 +18,9 @@ pub enum Mismatch {
         /// Expected shape.
         expected: Vec<usize>,
     },
-    /// NaN or infinity in place of a finite element, or the other way round. The tolerance was not checked.
+    /// NaN or infinity in place of a finite element, or the other way round. Errors were not checked.
     NotFinite(Element),
-    /// Error larger than the tolerance.
+    /// Error larger than allowed.
     Value(Element),
 }
 
@@ -53,50 +53,49 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Compares contiguous `got` and `expected`. Returns the largest share of its tolerance that an element used, up to 1.
-pub fn compare(
-    got_shape: &[usize],
-    got: &[f32],
-    expected_shape: &[usize],
-    expected: &[f64],
-    tolerance: &Tolerance,
-) -> Result<f64, Mismatch> {
-    if got_shape != expected_shape || got.len() != expected.len() {
-        // Data that contradicts its own shape is described by its length.
-        let shape = if got_shape == expected_shape { vec![got.len()] } else { got_shape.to_vec() };
-        return Err(Mismatch::Shape { got: shape, expected: expected_shape.to_vec() });
+impl ExpectedTensor {
+    /// Compares a contiguous answer. Returns the largest share of its allowed error that an element used, up to 1.
+    pub fn compare(&self, got: &[f32]) -> Result<f64, Mismatch> {
+        if got.len() != self.values.len() {
+            return Err(Mismatch::Shape { got: vec![got.len()], expected: self.shape.clone() });
+        }
+        let shares: Vec<Option<f64>> = got.iter().enumerate().map(|(at, &got)| self.share(at, got.into())).collect();
+        let element = |at: usize, is_wrong: &dyn Fn(&Option<f64>) -> bool| Element {
+            index: unravel(at, &self.shape),
+            got: got[at].into(),
+            expected: self.values[at],
+            allowed: self.allowed[at],
+            wrong: shares.iter().filter(|share| is_wrong(share)).count(),
+            of: shares.len(),
+        };
+        if let Some(first) = shares.iter().position(Option::is_none) {
+            return Err(Mismatch::NotFinite(element(first, &Option::is_none)));
+        }
+        let most = shares.iter().flatten().copied().fold(0.0, f64::max);
+        match shares.iter().position(|&share| share == Some(most)) {
+            Some(worst) if most > 1.0 => Err(Mismatch::Value(element(worst, &|share| share.is_some_and(|share| share > 1.0)))),
+            _ => Ok(most),
+        }
     }
-    let shares: Vec<Option<f64>> = (0..got.len()).map(|at| share(got[at].into(), expected[at], at, tolerance)).collect();
-    let element = |at: usize, is_wrong: &dyn Fn(&Option<f64>) -> bool| Element {
-        index: unravel(at, expected_shape),
-        got: got[at].into(),
-        expected: expected[at],
-        allowed: tolerance.allowed(at, expected[at]),
-        wrong: shares.iter().filter(|share| is_wrong(share)).count(),
-        of: shares.len(),
-    };
-    if let Some(first) = shares.iter().position(Option::is_none) {
-        return Err(Mismatch::NotFinite(element(first, &Option::is_none)));
-    }
-    let most = shares.iter().flatten().copied().fold(0.0, f64::max);
-    match shares.iter().position(|&share| share == Some(most)) {
-        Some(worst) if most > 1.0 => Err(Mismatch::Value(element(worst, &|share| share.is_some_and(|share| share > 1.0)))),
-        _ => Ok(most),
-    }
-}
 
-/// Share of its tolerance that an element uses. `None` if it is NaN or infinite where it must not be, or is not where it
-/// must be.
-fn share(got: f64, expected: f64, at: usize, tolerance: &Tolerance) -> Option<f64> {
-    let allowed = tolerance.allowed(at, expected);
-    let is_alike = match expected {
-        _ if expected.is_nan() => got.is_nan(),
-        f64::INFINITY => got == expected,
-        f64::NEG_INFINITY => got <= tolerance.minus_infinity,
-        _ => got.is_finite() || got.is_infinite() && expected.abs() + allowed >= tolerance.largest,
-    };
-    let is_exempt = !expected.is_finite() || !got.is_finite() || got == expected || allowed == f64::INFINITY;
-    is_alike.then(|| if is_exempt { 0.0 } else { (got - expected).abs() / allowed })
+    /// Share of its allowed error that an element uses. `None` if it is NaN or infinite where it must not be, or is not
+    /// where it must be.
+    fn share(&self, at: usize, got: f64) -> Option<f64> {
+        let (expected, allowed) = (self.values[at], self.allowed[at]);
+        let is_alike = match expected {
+            _ if expected.is_nan() => got.is_nan(),
+            f64::INFINITY => got == expected,
+            f64::NEG_INFINITY => got <= self.minus_infinity,
+            _ => got.is_finite() || got.is_infinite() && expected.abs() + allowed >= self.largest,
+        };
+        let is_exempt = !expected.is_finite() || !got.is_finite() || got == expected || allowed == f64::INFINITY;
+        is_alike.then(|| if is_exempt { 0.0 } else { (got - expected).abs() / allowed })
+    }
+
+    /// Describes the error of an answer, if it has one.
+    pub(super) fn error(&self, name: &str, got: &[f32]) -> Option<String> {
+        self.compare(got).err().map(|mismatch| format!("{name} {mismatch}"))
+    }
 }
 
 /// Index along each axis of the element at `flat`.
@@ -151,20 +150,15 @@ fn stored(name: &str, problem: &Problem, operand: Operand, got: Option<&HostVec>
     if let Some(place) = (0..len).find(|&place| is_gap[place] && got.get(place) != 0.0) {
         return Some(format!("{name} holds {} at {place}, between its elements, instead of 0", got.get(place)));
     }
-    different(name, &gather(got, spec, shape), expected)
+    expected.error(name, &gather(got, spec, shape))
 }
 
 /// Describes an error in a contiguous tensor that must be there if it is expected.
 fn optional(name: &str, got: Option<&[f32]>, expected: Option<&ExpectedTensor>) -> Option<String> {
     match (got, expected) {
-        (Some(got), Some(expected)) => different(name, got, expected),
+        (Some(got), Some(expected)) => expected.error(name, got),
         (None, None) => None,
         (None, Some(_)) => Some(format!("{name} was asked for and is not there")),
         (Some(_), None) => Some(format!("{name} is there and was not asked for")),
     }
-}
-
-fn different(name: &str, got: &[f32], expected: &ExpectedTensor) -> Option<String> {
-    let result = compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance);
-    result.err().map(|mismatch| format!("{name} {mismatch}"))
 }

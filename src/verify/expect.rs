@@ -24,7 +24,7 @@
 
 use crate::cpu::naive::{self, Reference};
 use crate::problem::Operand;
-use crate::verify::case::rows;
+use crate::verify::case::{QueryRow, rows};
 use crate::{Alibi, DType, HostSlice, HostVec, Inputs, Outputs, Problem, Result, ScoreOrder, ScoreStage};
 
 /// Safety factor on every bound.
@@ -32,62 +32,40 @@ pub(super) const SAFETY: f64 = 2.0;
 /// Smallest normal number. Anything below it may be flushed to 0.
 pub(super) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
-/// Allowed difference between an answer and the expected one:
-/// `|got - expected| <= absolute + relative * |expected|`, element by element.
+/// Expected tensor, and how far an answer may be from it: `|got - value| <= allowed`, element by element.
 ///
 /// NaN must meet NaN and +inf must meet +inf; where -inf is expected, anything up to `minus_infinity` passes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tolerance {
-    /// Absolute error: one for all elements, or one per element.
-    pub absolute: Vec<f64>,
-    /// Relative error of all elements.
-    pub relative: f64,
+pub struct ExpectedTensor {
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Elements, contiguous.
+    pub values: Vec<f64>,
+    /// Allowed error of each element. Never NaN: where the bound is unknown, any error is allowed.
+    pub allowed: Vec<f64>,
     /// Largest answer that passes for -inf: -inf itself, or -1e30 in case files.
     pub minus_infinity: f64,
     /// Largest finite value of the storage type. An answer that may exceed it may be infinite.
     pub largest: f64,
 }
 
-impl Tolerance {
-    /// Uniform tolerance for all elements; only -inf passes for -inf.
-    pub fn uniform(absolute: f64, relative: f64) -> Self {
-        Self { absolute: vec![absolute], relative, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into() }
-    }
-
-    /// Error allowed at an element. Never NaN: where the bound is unknown, any error is allowed.
-    pub fn allowed(&self, index: usize, expected: f64) -> f64 {
-        let absolute = if self.absolute.len() == 1 { self.absolute[0] } else { self.absolute.get(index).copied().unwrap_or(0.0) };
-        let allowed = absolute + self.relative * expected.abs();
-        if allowed.is_nan() { f64::INFINITY } else { allowed.max(0.0) }
-    }
-}
-
-/// Expected tensor with its tolerance.
-#[derive(Clone, Debug)]
-pub struct ExpectedTensor {
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Elements, contiguous.
-    pub values: Vec<f64>,
-    /// Tolerance of an answer.
-    pub tolerance: Tolerance,
-}
-
 impl ExpectedTensor {
-    /// Creates a tensor of f32 elements, each with its absolute error.
-    pub(super) fn new(shape: impl Into<Vec<usize>>, values: Vec<f64>, absolute: Vec<f64>, relative: f64) -> Self {
-        Self { shape: shape.into(), values, tolerance: Tolerance { absolute, ..Tolerance::uniform(0.0, relative) } }
+    /// Creates a tensor of f32 elements. Each may be off by its error in `errors` and by `relative * |value|`.
+    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f64>, errors: Vec<f64>, relative: f64) -> Self {
+        let allowed = |(error, value): (f64, &f64)| match error + relative * value.abs() {
+            unknown if unknown.is_nan() => f64::INFINITY,
+            allowed => allowed.max(0.0),
+        };
+        let allowed = errors.into_iter().zip(&values).map(allowed).collect();
+        Self { shape: shape.into(), values, allowed, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into() }
     }
 
     /// Creates a tensor that is stored like `operand`: the errors grow by the rounding of its storage type.
     pub(super) fn stored(problem: &Problem, operand: Operand, values: Vec<f64>, mut errors: Vec<f64>, relative: f64) -> Self {
         let dtype = problem.spec(operand).dtype;
         errors.iter_mut().for_each(|error| *error += storage_floor(dtype));
-        let mut tensor = Self::new(problem.shape(operand), values, errors, dtype.epsilon() + relative);
-        if dtype == DType::F16 {
-            tensor.tolerance.largest = crate::f16::MAX.into();
-        }
-        tensor
+        let largest = if dtype == DType::F16 { crate::f16::MAX.into() } else { f32::MAX.into() };
+        Self { largest, ..Self::new(problem.shape(operand), values, errors, dtype.epsilon() + relative) }
     }
 }
 
@@ -112,13 +90,15 @@ impl Expected {
         let answer = naive::attention(problem, inputs)?;
         let bounds = Bounds::new(problem, inputs, &answer)?;
         let (d, want) = (problem.dims, problem.want);
-        let [_, heads, tokens, width] = problem.shape(Operand::Output);
-        let output_row = |[item, head, token]: [usize; 3]| (item * heads + head) * tokens + token;
-        let arrange_output = |from: &[f64]| arrange(problem, inputs, from, width, output_row);
-        // The lse of varlen sequences has its heads last.
-        let lse_row = |at: [usize; 3]| if problem.varlen.is_some() { at[2] * heads + at[1] } else { output_row(at) };
-        let lse_shape = if problem.varlen.is_some() { vec![tokens, heads] } else { d.scores_shape()[..3].to_vec() };
-        let arrange_lse = |from: &[f64], width: usize| arrange(problem, inputs, from, width, lse_row);
+        let rows = rows(problem, inputs);
+        let arrange_output = |from: &[f64]| arrange(&rows, from, d.head_dim_v, |place| place);
+        // The lse of varlen sequences is [tokens, num_heads].
+        let (lse_shape, tokens) = match problem.varlen {
+            Some(varlen) => (vec![varlen.tokens_q, d.num_heads], varlen.tokens_q),
+            None => (d.scores_shape()[..3].to_vec(), 0),
+        };
+        let lse_place = |place: usize| if tokens > 0 { place % tokens * d.num_heads + place / tokens } else { place };
+        let arrange_lse = |from: &[f64], width: usize| arrange(&rows, from, width, lse_place);
 
         let output_errors: Vec<f64> = (0..answer.output.len()).map(|at| bounds.output_error(problem, at)).collect();
         let lse = || {
@@ -160,12 +140,11 @@ pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     naive::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
 }
 
-/// Rearranges rows of `width` elements from the oracle's [batch, num_heads, seq_len_q] to where `place` puts a row's
-/// item, head and token.
-fn arrange(problem: &Problem, inputs: &Inputs<'_>, from: &[f64], width: usize, place: impl Fn([usize; 3]) -> usize) -> Vec<f64> {
-    let mut to = vec![0.0; problem.lse_len() * width];
-    for (row, at) in rows(problem, inputs) {
-        to[place(at) * width..][..width].copy_from_slice(&from[row * width..][..width]);
+/// Rearranges rows of `width` elements from the oracle's order to their places, or to where `place` moves those.
+fn arrange(rows: &[QueryRow], from: &[f64], width: usize, place: impl Fn(usize) -> usize) -> Vec<f64> {
+    let mut to = vec![0.0; rows.len() * width];
+    for row in rows {
+        to[place(row.place) * width..][..width].copy_from_slice(&from[row.index * width..][..width]);
     }
     to
 }

@@ -21,7 +21,7 @@ use crate::cpu::naive;
 use crate::cpu::naive_backward::{self, Operands, Pairs, ReferenceGradients as Reference};
 use crate::problem::Operand;
 use crate::random::Random;
-use crate::verify::case::{Case, Fill, rows, scatter};
+use crate::verify::case::{Case, Fill, QueryRow, rows, scatter};
 use crate::verify::expect::{
     Bounds, ExpectedTensor, SAFETY, TINY, absolute, at_most, chain, dropout_factor, score_error, storage_floor, summing,
 };
@@ -107,10 +107,10 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
     let (summing, kept) = (summing(problem), dropout_factor(problem));
 
     let mut errors = pairs.clone();
-    for (row, [item, head, token]) in rows(problem, inputs) {
+    let width = d.head_dim_v;
+    for QueryRow { index: row, item, head, place } in rows(problem, inputs) {
         let weight_error = bounds.weight[row];
-        let [_, heads, tokens, width] = problem.shape(Operand::Output);
-        let d_output = &operands.d_output[((item * heads + head) * tokens + token) * width..][..width];
+        let d_output = &operands.d_output[place * width..][..width];
         let (mut delta, mut delta_error) = (0.0, 0.0);
         for (at, &d_output) in (row * width..).zip(d_output) {
             let (output, dtype) = (forward.output[at].abs(), problem.output.dtype);
@@ -119,8 +119,7 @@ fn errors(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Reference, d_
             delta_error += f64::from(d_output) * (unit * wide * output + output_error);
         }
         let product = |j: usize| -> f64 {
-            let b = row / (d.num_heads * d.seq_len_q);
-            let value = &operands.value[naive::key_row(problem, inputs, b, head / d.group(), j) * width..][..width];
+            let value = &operands.value[naive::key_row(problem, inputs, item, head / d.group(), j) * width..][..width];
             d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
         };
         let keys = (0..d.seq_len_kv).map(|j| (j, row * d.seq_len_kv + j)).filter(|&(_, at)| pairs.seen[at]);
@@ -160,10 +159,10 @@ fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &naive::Refere
     let shape = problem.shape(Operand::Output);
     let mut random = Random::new(fill.seed ^ 0x6472_6177);
     let mut dense: Vec<f32> = (0..shape.iter().product()).map(|_| random.normal()).collect();
-    for (row, [item, head, token]) in rows(problem, inputs) {
-        let keys = &forward.masked[row * d.seq_len_kv..][..d.seq_len_kv];
+    for row in rows(problem, inputs) {
+        let keys = &forward.masked[row.index * d.seq_len_kv..][..d.seq_len_kv];
         if fill.poison && keys.iter().all(|&score| score == f64::NEG_INFINITY) {
-            dense[((item * shape[1] + head) * shape[2] + token) * shape[3]..][..shape[3]].fill(f32::NAN);
+            dense[row.place * shape[3]..][..shape[3]].fill(f32::NAN);
         }
     }
     scatter(&problem.output, shape, &dense, if fill.poison { f32::NAN } else { 0.0 })

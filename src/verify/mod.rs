@@ -5,9 +5,9 @@
 //! 1. **Problem.** [`table`] lists fixed problems, [`random`] draws them from a seed (`table.rs`, `generate.rs`).
 //! 2. **Data.** [`Case::new`] generates the [`Data`] that a [`Fill`] describes. It poisons whatever must not matter
 //!    with NaN, infinity and 1e4 (`case.rs`).
-//! 3. **Reference.** [`Expected`] and [`ExpectedGradients`] run the f64 oracle. Its answer comes with a [`Tolerance`],
-//!    an error bound of f32 arithmetic derived from the data (`expect.rs`, `expect_backward.rs`).
-//! 4. **Comparison.** [`compare`] looks at shapes, then NaN and infinity, then the tolerance (`compare.rs`).
+//! 3. **Reference.** [`Expected`] and [`ExpectedGradients`] run the f64 oracle. Each element of its answer comes with the
+//!    error that f32 arithmetic may make there, a bound derived from the data (`expect.rs`, `expect_backward.rs`).
+//! 4. **Comparison.** [`ExpectedTensor::compare`] looks at the shape, then NaN and infinity, then errors (`compare.rs`).
 //! 5. **Verdict.** [`check`] and [`check_backward`] run a candidate: passed, failed, or skipped where it calls a
 //!    problem [`Unsupported`](crate::Error::Unsupported). [`run_generated`] returns a [`Row`] for each forward pass and
 //!    each backward pass, and reduces failing problems by [`minimise`] (`suite.rs`).
@@ -40,11 +40,11 @@ mod suite;
 mod table;
 
 pub use case::{Case, Data, Extreme, Fill};
-pub use compare::{Element, Mismatch, compare};
-pub use expect::{Expected, ExpectedTensor, Tolerance, oracle};
+pub use compare::{Element, Mismatch};
+pub use expect::{Expected, ExpectedTensor, oracle};
 pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
 pub use files::{CaseFile, check_file, run_dir};
-pub use generate::{minimise, random, random_large, random_large_of, random_of, shrink};
+pub use generate::{minimise, random, random_large_of, random_of, shrink};
 pub use suite::{
     Candidate, Row, Verdict, check, check_against, check_backward, check_backward_against, count, run_backward_case, run_case,
     run_generated,

@@ -1,7 +1,7 @@
 //! Stack of layers that decodes with a device cache, bound once.
 
 use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
-use wgpu_attention::verify::{ExpectedTensor, compare};
+use wgpu_attention::verify::ExpectedTensor;
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
 use super::buffers::{devices, empty};
@@ -15,7 +15,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
 
 /// Asserts that an answer is within the tolerance.
 pub(crate) fn agree(what: &str, got: &[f32], expected: &ExpectedTensor) {
-    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{what}: {bad}"));
+    expected.compare(got).unwrap_or_else(|bad| panic!("{what}: {bad}"));
 }
 
 /// Layer of a stack: its buffers, and the dispatches that are recorded for it.

@@ -1,6 +1,6 @@
 //! Inputs of benchmark problems, and checks of the answers.
 
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem, Visibility};
 
 use super::task::{bytes, shape_text};
@@ -92,8 +92,7 @@ pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, prog
         let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
         let expected = Expected::of(&one, &Inputs::new(&query, &key, &value)).map_err(|error| error.to_string())?.output;
         let got = part(output, row * d.head_dim, d.head_dim);
-        compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance)
-            .map_err(|mismatch| format!("query {i} of head {head}, counted over the batch: {mismatch}"))?;
+        expected.compare(&got).map_err(|mismatch| format!("query {i} of head {head}, counted over the batch: {mismatch}"))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::cache::CacheShape;
-use wgpu_attention::verify::{Expected, compare};
+use wgpu_attention::verify::Expected;
 use wgpu_attention::{Backend, DType, Dims, HostVec, Inputs, Layout, PageTable, Paged, Problem};
 
 use super::decode_device::{self, OnDevice};
@@ -154,8 +154,7 @@ impl Full {
             let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
             let query = &self.query[head * dim..][..dim];
             let expected = Expected::of(&one, &Inputs::new(query, &key, &value)).map_err(|error| error.to_string())?.output;
-            compare(&expected.shape, &output[head * dim..][..dim], &expected.shape, &expected.values, &expected.tolerance)
-                .map_err(|mismatch| format!("head {head}: {mismatch}"))?;
+            expected.compare(&output[head * dim..][..dim]).map_err(|mismatch| format!("head {head}: {mismatch}"))?;
         }
         Ok(())
     }

@@ -2,24 +2,25 @@
 
 use super::{CaseFile, FileData, Given, given};
 use crate::cache;
+use crate::problem::Operand;
 use crate::verify::case::Data;
 use crate::verify::suite::Candidate;
 use crate::{
-    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Engine, HostVec, Layout, Outputs, PageTable, Part, Problem, Result,
-    Returns, ScoreOrder, TensorSpec, Varlen, WantGradients, merge,
+    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Engine, HostVec, Layout, Outputs, PageTable, Paged, Part, Problem,
+    Result, Returns, ScoreOrder, TensorSpec, Varlen, WantGradients, merge,
 };
 
 /// Runs an attention with all options that the file names, and its gradients if the file has a gradient of the output.
 pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
-    let mut all = Vec::new();
     let (mut problem, mut data) = match file.op() {
         "varlen" => varlen(file)?,
-        "paged" => paged(file, &mut all)?,
+        "paged" => paged(file)?,
         _ => dense(file, ["q", "k", "v"], file.output_dtype("o")?)?,
     };
+    let mut all = if file.flag("append")? { append(file, &problem, &mut data)? } else { Vec::new() };
     options(file, &mut problem, &mut data)?;
     if file.has("sinks") {
-        if file.expected("lse_without_sink").is_some() {
+        if file.expects("lse_without_sink") {
             let outputs = (candidate.attend)(&problem, &data.inputs())?;
             all.extend(name_outputs(&problem, outputs, ["", "lse_without_sink", ""]));
         }
@@ -50,50 +51,47 @@ fn plain(file: &CaseFile, dims: Dims, data: &Data, output: DType, layout: Layout
     Ok(Problem { scale: file.attr("scale")?, query, key, value, output: spec(output), ..Problem::new(dims) })
 }
 
-/// Reads varlen sequences, as in FlashAttention's varlen functions.
-fn varlen(file: &CaseFile) -> Result<(Problem, Data)> {
+/// Reads varlen queries, and keys and values of these names, heads last but one.
+fn ragged(file: &CaseFile, [k, v]: [&str; 2], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Result<(Problem, Data)> {
     let [tokens_q, num_heads, head_dim] = file.shape("q")?;
-    let [tokens_kv, num_kv_heads, _] = file.shape("k")?;
-    let [.., head_dim_v] = file.shape::<3>("v")?;
-    let mut data = Data::new(file.floats("q")?.clone(), file.floats("k")?.clone(), file.floats("v")?.clone());
-    (data.cu_seqlens_q, data.cu_seqlens_kv) = (file.ints("cu_seqlens_q")?, file.ints("cu_seqlens_k")?);
-    let (seq_len_q, seq_len_kv) = (longest(&data.cu_seqlens_q), longest(&data.cu_seqlens_kv));
-    let batch = data.cu_seqlens_q.len().saturating_sub(1);
+    let mut data = Data::new(file.floats("q")?.clone(), file.floats(k)?.clone(), file.floats(v)?.clone());
+    data.cu_seqlens_q = file.ints("cu_seqlens_q")?;
+    let (batch, seq_len_q) = (data.cu_seqlens_q.len().saturating_sub(1), longest(&data.cu_seqlens_q));
     let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v };
-    Ok((plain(file, dims, &data, file.output_dtype("o")?, Layout::Bshd)?.varlen(Varlen { tokens_q, tokens_kv }), data))
+    Ok((plain(file, dims, &data, file.output_dtype("o")?, Layout::Bshd)?.varlen(Varlen { tokens_q, tokens_kv: 0 }), data))
 }
 
-/// Reads varlen queries and paged keys and values, to which the file may append new tokens first.
-fn paged(file: &CaseFile, all: &mut Vec<Given>) -> Result<(Problem, Data)> {
-    let [tokens_q, num_heads, head_dim] = file.shape("q")?;
+/// Length of the longest varlen sequence.
+fn longest(borders: &[u32]) -> usize {
+    borders.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as usize).max().unwrap_or(0)
+}
+
+/// Reads varlen sequences, as in FlashAttention's varlen functions.
+fn varlen(file: &CaseFile) -> Result<(Problem, Data)> {
+    let [tokens_kv, num_kv_heads, _] = file.shape("k")?;
+    let [.., head_dim_v] = file.shape::<3>("v")?;
+    let cu_seqlens_kv = file.ints("cu_seqlens_k")?;
+    let (mut problem, mut data) = ragged(file, ["k", "v"], num_kv_heads, longest(&cu_seqlens_kv), head_dim_v)?;
+    problem.varlen = problem.varlen.map(|varlen| Varlen { tokens_kv, ..varlen });
+    data.cu_seqlens_kv = cu_seqlens_kv;
+    Ok((problem, data))
+}
+
+/// Reads varlen queries and paged keys and values.
+fn paged(file: &CaseFile) -> Result<(Problem, Data)> {
     let shape = file.shape::<4>("k_cache")?;
     let [.., head_dim_v] = file.shape::<4>("v_cache")?;
-    if file.shape("v_cache")? != [shape[0], shape[1], shape[2], head_dim_v] || shape[3] != head_dim {
-        return Err(file.error("its queries, keys and values do not fit each other"));
-    }
     let (layout, num_kv_heads, page_size) = match file.required_attr::<String>("kv_layout")?.as_str() {
         "NHD" => (Layout::Bshd, shape[2], shape[1]),
         "HND" => (Layout::Bhsd, shape[1], shape[2]),
         other => return Err(file.error(format!("kv_layout = `{other}` is unknown"))),
     };
     let table = table(file, page_size)?;
-    let mut data = Data::new(file.floats("q")?.clone(), file.floats("k_cache")?.clone(), file.floats("v_cache")?.clone());
-    data.cu_seqlens_q = file.ints("cu_seqlens_q")?;
-    if file.flag("append")? {
-        for (name, new, to, dim) in [("k_cache", "k_new", &mut data.key, head_dim), ("v_cache", "v_new", &mut data.value, head_dim_v)] {
-            let pool = [shape[0], num_kv_heads, page_size, dim];
-            append(file, &table, &data.cu_seqlens_q, (to, pool, layout), file.floats(new)?)?;
-            all.push(given(name, &file.input(name)?.shape, to.to_f32()));
-        }
-    }
-    let (seq_len_q, seq_len_kv) = (longest(&data.cu_seqlens_q), table.longest());
-    let batch = data.cu_seqlens_q.len().saturating_sub(1);
-    let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v };
-    let mut problem = plain(file, dims, &data, file.output_dtype("o")?, Layout::Bshd)?.varlen(Varlen { tokens_q, tokens_kv: 0 });
+    let (problem, mut data) = ragged(file, ["k_cache", "v_cache"], num_kv_heads, table.longest(), head_dim_v)?;
+    let mut problem = problem.paged(table.paged(shape[0]));
     (problem.key.layout, problem.value.layout) = (layout, layout);
-    let paged = table.paged(shape[0]);
     (data.page_table, data.kv_lengths) = (table.entries, table.kv_lengths);
-    Ok((problem.paged(paged), data))
+    Ok((problem, data))
 }
 
 /// Reads the page table, which the file stores in two forms that must agree.
@@ -114,37 +112,35 @@ fn table(file: &CaseFile, page_size: usize) -> Result<PageTable> {
     Ok(table)
 }
 
-/// Writes `new`, varlen like the queries, to the last positions of each sequence.
-fn append(
-    file: &CaseFile,
-    table: &PageTable,
-    cu_seqlens: &[u32],
-    (to, shape, layout): (&mut HostVec, [usize; 4], Layout),
-    new: &HostVec,
-) -> Result<()> {
-    let spec = TensorSpec::new(to.as_slice().dtype(), layout);
+/// Writes new tokens, varlen like the queries, to the last positions of each sequence. Returns the caches.
+fn append(file: &CaseFile, problem: &Problem, data: &mut Data) -> Result<Vec<Given>> {
+    problem.check()?;
+    data.inputs().check(problem)?;
+    let Some(Paged { page_size, pages, pages_per_item }) = problem.paged else { return Err(file.error("appends to no pages")) };
     let mut slots = Vec::new();
-    for (item, (ends, &length)) in cu_seqlens.windows(2).zip(&table.kv_lengths).enumerate() {
-        let pages = &table.entries[item * table.pages_per_item..][..table.pages_per_item];
+    for (item, (ends, &length)) in data.cu_seqlens_q.windows(2).zip(&data.kv_lengths).enumerate() {
+        let own = &data.page_table[item * pages_per_item..][..pages_per_item];
         let start = length.checked_sub(ends[1].saturating_sub(ends[0])).ok_or_else(|| file.error("appends more than a sequence has"))?;
-        slots.extend(cache::slots(pages, table.page_size, start as usize..length as usize));
+        slots.extend(cache::slots(own, page_size, start as usize..length as usize));
     }
-    let rows = shape[1] * shape[3] * slots.iter().map(|slots| slots.count).sum::<usize>();
-    if rows != new.as_slice().len() || slots.iter().any(|slots| slots.page as usize >= shape[0]) {
-        return Err(file.error("its new tokens do not fit its page table"));
+    let tokens: usize = slots.iter().map(|slots| slots.count).sum();
+    let mut all = Vec::new();
+    for (operand, name, new, to) in
+        [(Operand::Key, "k_cache", "k_new", &mut data.key), (Operand::Value, "v_cache", "v_new", &mut data.value)]
+    {
+        let (shape, new) = (problem.shape(operand), file.floats(new)?.as_slice());
+        if tokens * shape[1] * shape[3] != new.len() || slots.iter().any(|slots| slots.page as usize >= pages) {
+            return Err(file.error("its new tokens do not fit its page table"));
+        }
+        cache::write_slots(to, &problem.spec(operand).strides(shape), shape, &slots, new);
+        all.push(given(name, &file.input(name)?.shape, to.to_f32()));
     }
-    cache::write_slots(to, &spec.strides(shape), shape, &slots, new.as_slice());
-    Ok(())
-}
-
-/// Length of the longest varlen sequence.
-fn longest(borders: &[u32]) -> usize {
-    borders.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as usize).max().unwrap_or(0)
+    Ok(all)
 }
 
 /// Adds the options of the file: those that `flex` lists, or those that other operations have attributes or tensors for.
 fn options(file: &CaseFile, problem: &mut Problem, data: &mut Data) -> Result<()> {
-    problem.want.lse = file.expected("lse").or(file.expected("lse_without_sink")).is_some();
+    problem.want.lse = file.expects("lse") || file.expects("lse_without_sink");
     let (alignment, options) = if file.op() == "flex" {
         let lists = [file.required_attr::<String>("score_mod")?, file.required_attr("mask_mod")?].join("+");
         let options = lists.split(['+', '&']).filter(|&option| option != "none").map(str::to_string).collect::<Vec<_>>();
@@ -237,7 +233,7 @@ fn gradients(file: &CaseFile, engine: &Engine, problem: Problem, data: &Data) ->
         ("rel_bias", got.relative_bias),
         ("sinks", got.sinks),
     ];
-    let like = |(name, gradient): (&str, Option<_>)| Some(given(&format!("d{name}"), &file.optional(name)?.shape, gradient?));
+    let like = |(name, gradient): (&str, Option<_>)| Some(given(&format!("d{name}"), &file.input(name).ok()?.shape, gradient?));
     Ok(tensors.into_iter().filter_map(like).collect())
 }
 
@@ -248,7 +244,7 @@ pub(super) fn sdpa_layers(file: &CaseFile, candidate: &Candidate<'_>) -> Result<
         let name = |tensor: &str| format!("{tensor}{layer}");
         let (mut problem, mut data) = dense(file, [&name("q"), &name("k"), &name("v")], DType::F32)?;
         problem = problem.with_lse().with_weights();
-        if let Some(keep) = file.optional("key_keep") {
+        if let Some(keep) = file.optional("key_keep", CaseFile::input)? {
             let FileData::Bool(keep) = &keep.data else { return Err(file.error("tensor `in.key_keep` is not boolean")) };
             problem = problem.mask(BroadcastShape([problem.dims.batch, 1, 1, problem.dims.seq_len_kv]));
             data.mask = keep.clone();

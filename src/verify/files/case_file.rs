@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::layer::{MultiHead, Naming, WeightFile};
 use crate::onnx::Tensor;
-use crate::verify::expect::Tolerance;
+use crate::verify::expect::ExpectedTensor;
 use crate::{DType, Error, HostVec, Result};
 
 /// Size limit in bytes: case files are small, and a larger file is something else.
@@ -128,11 +128,6 @@ impl CaseFile {
         self.metadata.get(key).map_or("", String::as_str)
     }
 
-    /// Path that the file was read from.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Suite that the case belongs to.
     pub fn suite(&self) -> &str {
         self.text("suite")
@@ -179,28 +174,14 @@ impl CaseFile {
         Ok(self.attr::<i64>(name)?.and_then(|value| u32::try_from(value).ok()))
     }
 
-    /// Tolerance of the output `name`.
-    pub(super) fn tolerance(&self, name: &str) -> Result<Tolerance> {
-        let absolute = self.value(&format!("tol.{name}"))?.map_or_else(|| self.value("tol.atol"), |absolute| Ok(Some(absolute)))?;
-        match (absolute, self.value("tol.rtol")?) {
-            (Some(absolute), Some(relative)) => Ok(Tolerance { minus_infinity: -1e30, ..Tolerance::uniform(absolute, relative) }),
-            _ => Err(self.error(format!("has no tolerance for `{name}`"))),
-        }
-    }
-
     /// True if there is an input `name`.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.optional(name).is_some()
-    }
-
-    /// Input `name`, if present.
-    pub(super) fn optional(&self, name: &str) -> Option<&FileTensor> {
-        self.tensors.get(&format!("in.{name}"))
+        self.tensors.contains_key(&format!("in.{name}"))
     }
 
     /// Input `name`; an error if it is absent.
     pub(super) fn input(&self, name: &str) -> Result<&FileTensor> {
-        self.optional(name).ok_or_else(|| self.error(format!("has no tensor `in.{name}`")))
+        self.tensors.get(&format!("in.{name}")).ok_or_else(|| self.error(format!("has no tensor `in.{name}`")))
     }
 
     /// Elements of the input `name`, which must be floating-point numbers.
@@ -221,9 +202,9 @@ impl CaseFile {
         Ok(Tensor { shape: &self.input(name)?.shape, data: self.floats(name)?.as_slice() })
     }
 
-    /// Input `name` of floating-point numbers, if present.
-    pub(super) fn optional_tensor(&self, name: &str) -> Result<Option<Tensor<'_>>> {
-        self.optional(name).map(|_| self.tensor(name)).transpose()
+    /// Input `name` by one of these readers, if present.
+    pub(super) fn optional<'a, T>(&'a self, name: &str, read: impl Fn(&'a Self, &str) -> Result<T>) -> Result<Option<T>> {
+        self.has(name).then(|| read(self, name)).transpose()
     }
 
     /// Elements of the input `name`: integers that fit `T`.
@@ -233,11 +214,6 @@ impl CaseFile {
         };
         let narrow = |&x: &i64| T::try_from(x).map_err(|_| self.error(format!("tensor `in.{name}` holds {x}, which is out of range")));
         data.iter().map(narrow).collect()
-    }
-
-    /// Elements of the input `name`, if present.
-    pub(super) fn optional_ints<T: TryFrom<i64>>(&self, name: &str) -> Result<Option<Vec<T>>> {
-        self.optional(name).map(|_| self.ints(name)).transpose()
     }
 
     /// Shape of the input `name`, which must have `N` axes.
@@ -252,35 +228,43 @@ impl CaseFile {
         self.weights.multi_head(naming, heads, heads)
     }
 
-    /// Expected output `name`, if present.
-    pub(super) fn expected(&self, name: &str) -> Option<&FileTensor> {
-        self.tensors.get(&format!("out.{name}"))
+    /// Names of the expected outputs.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().filter_map(|name| name.strip_prefix("out."))
     }
 
-    /// All expected outputs.
-    pub(super) fn outputs(&self) -> impl Iterator<Item = (&str, &FileTensor)> {
-        self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("out.")?, tensor)))
+    /// True if there is an expected output `name`.
+    pub(super) fn expects(&self, name: &str) -> bool {
+        self.outputs().any(|output| output == name)
     }
 
-    /// Storage type of the expected output `name`, in which the engine is asked to store it; f32 for f64.
-    pub(super) fn output_dtype(&self, name: &str) -> Result<DType> {
-        match self.expected(name).map(|tensor| &tensor.data) {
-            Some(FileData::Float(data)) => Ok(data.as_slice().dtype()),
-            Some(FileData::Double(_)) => Ok(DType::F32),
-            Some(_) => Err(self.error(format!("tensor `out.{name}` is not of floating-point numbers"))),
-            None => Err(self.error(format!("has no tensor `out.{name}`"))),
-        }
+    fn output(&self, name: &str) -> Result<&FileTensor> {
+        self.tensors.get(&format!("out.{name}")).ok_or_else(|| self.error(format!("has no tensor `out.{name}`")))
     }
-}
 
-impl FileTensor {
-    /// Elements in f64; booleans are 0 and 1.
-    pub(super) fn to_f64(&self) -> Vec<f64> {
-        match &self.data {
+    /// Expected output `name` with its tolerance; booleans are 0 and 1.
+    pub(super) fn expected(&self, name: &str) -> Result<ExpectedTensor> {
+        let FileTensor { shape, data } = self.output(name)?;
+        let values: Vec<f64> = match data {
             FileData::Float(data) => data.to_f32().into_iter().map(f64::from).collect(),
             FileData::Double(data) => data.clone(),
             FileData::Int(data) => data.iter().map(|&x| x as f64).collect(),
             FileData::Bool(data) => data.iter().map(|&x| f64::from(u8::from(x))).collect(),
+        };
+        let absolute = self.value(&format!("tol.{name}"))?.map_or_else(|| self.value("tol.atol"), |absolute| Ok(Some(absolute)))?;
+        let (Some(absolute), Some(relative)) = (absolute, self.value("tol.rtol")?) else {
+            return Err(self.error(format!("has no tolerance for `{name}`")));
+        };
+        let errors = vec![absolute; values.len()];
+        Ok(ExpectedTensor { minus_infinity: -1e30, ..ExpectedTensor::new(shape.clone(), values, errors, relative) })
+    }
+
+    /// Storage type of the expected output `name`, in which the engine is asked to store it; f32 for f64.
+    pub(super) fn output_dtype(&self, name: &str) -> Result<DType> {
+        match &self.output(name)?.data {
+            FileData::Float(data) => Ok(data.as_slice().dtype()),
+            FileData::Double(_) => Ok(DType::F32),
+            _ => Err(self.error(format!("tensor `out.{name}` is not of floating-point numbers"))),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::layer::{
     Appended, LayerGradients, LayerOutputs, LinearGradients, MultiHead, Naming, TorchMask, average_heads, merge_torch_masks,
 };
 use crate::verify::suite::Candidate;
-use crate::{Backend, BroadcastShape, DType, Engine, EngineOptions, HostVec, Inputs, Layout, Problem, Result, TensorSpec, gather};
+use crate::{Backend, DType, Engine, EngineOptions, HostVec, Inputs, Layout, Problem, Result, TensorSpec, gather};
 
 /// Runs a layer on the candidate's engine. Without an engine, the CPU path projects and only the attention is the
 /// candidate's. All outputs have their intermediate results.
@@ -33,14 +33,15 @@ pub(super) fn bert_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Resu
     let problem = Problem { scale: file.attr("scale")?, ..layer.problem(batch, seq_len, seq_len).with_lse().with_weights() };
     let got = forward(&layer, candidate, &problem, &Inputs::new(&hidden, &hidden, &hidden))?;
     let d = problem.dims;
-    let rows = [batch, d.num_heads, seq_len, d.head_dim];
     let mut all = Vec::new();
     if let Some(steps) = got.steps {
-        for (name, data) in [("q", steps.query), ("k", steps.key), ("v", steps.value), ("context", steps.context)] {
-            all.push(given(name, &rows, heads_first(&data, rows)));
+        let (qk, vo) = (d.head_dim, d.head_dim_v);
+        for (name, data, dim) in [("q", steps.query, qk), ("k", steps.key, qk), ("v", steps.value, vo), ("context", steps.context, vo)] {
+            let shape = [batch, d.num_heads, seq_len, dim];
+            all.push(given(name, &shape, heads_first(&data, shape)));
         }
     }
-    all.extend(got.lse.map(|lse| given("lse", &rows[..3], lse)));
+    all.extend(got.lse.map(|lse| given("lse", &d.scores_shape()[..3], lse)));
     all.extend(got.weights.map(|weights| given("probs", &d.scores_shape(), weights)));
     all.push(given("block_out", &[batch, seq_len, width], residual_norm(file, &hidden, &got.output, width)?));
     all.push(given("proj", &[batch, seq_len, width], got.output));
@@ -78,8 +79,9 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
     let [(query, batch, seq_len_q), (key, _, tokens), (value, ..)] =
         [batch_first(file, sources[0])?, batch_first(file, sources[1])?, batch_first(file, sources[2])?];
     let mut problem = layer.problem(batch, seq_len_q, tokens);
-    problem.want.weights = file.expected("attn_weights").is_some();
-    let masks = merge_torch_masks(&problem.dims, count, torch_mask(file, "key_padding_mask")?, torch_mask(file, "attn_mask")?)?;
+    problem.want.weights = file.expects("attn_weights");
+    let padding = file.optional("key_padding_mask", torch_mask)?;
+    let masks = merge_torch_masks(&problem.dims, count, padding, file.optional("attn_mask", torch_mask)?)?;
     let (mut mask, mut bias) = (vec![], vec![]);
     if let Some((shape, data)) = masks.mask {
         (problem.visibility.mask, mask) = (Some(shape), data);
@@ -90,23 +92,16 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
     let inputs = Inputs { mask: &mask, bias: &bias, ..Inputs::new(&query, &key, &value) };
     let outputs = forward(&layer, candidate, &problem, &inputs)?;
 
-    let width = layer.output().out_features();
-    let (mut shape, output) = file_order(file, &outputs.output, [batch, seq_len_q, width])?;
-    let is_batched = !file.flag("unbatched")?;
-    let mut all = vec![];
+    let (shape, output) = file_order(file, &outputs.output, [batch, seq_len_q, layer.output().out_features()])?;
+    let mut all = vec![given("output", &shape, output)];
     if let Some(weights) = &outputs.weights {
-        let mut shape = problem.dims.scores_shape().to_vec();
-        let averaged = file.flag("average_attn_weights")?;
-        let weights = if averaged { average_heads(weights, &problem.dims)? } else { weights.clone() };
-        if averaged {
-            shape.remove(1);
-        }
-        all.push(given("attn_weights", &shape[usize::from(!is_batched)..], weights));
+        let [batch, heads, rows, keys] = problem.dims.scores_shape();
+        let (shape, weights) = match file.flag("average_attn_weights")? {
+            true => (vec![batch, rows, keys], average_heads(weights, &problem.dims)?),
+            false => (vec![batch, heads, rows, keys], weights.clone()),
+        };
+        all.push(given("attn_weights", &shape[usize::from(file.flag("unbatched")?)..], weights));
     }
-    if !is_batched {
-        shape.remove(0);
-    }
-    all.push(given("output", &shape, output));
     if let (Some(engine), true) = (candidate.engine, file.has("doutput")) {
         let (d_output, ..) = batch_first(file, "doutput")?;
         let got = layer.backward(engine, &problem, &inputs, &outputs, &d_output)?;
@@ -116,14 +111,12 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
 }
 
 /// Mask in which true is masked, or that is added.
-fn torch_mask<'a>(file: &'a CaseFile, name: &str) -> Result<Option<TorchMask<'a>>> {
-    file.optional(name)
-        .map(|tensor| match &tensor.data {
-            FileData::Bool(mask) => Ok(TorchMask::Bool(mask)),
-            FileData::Float(HostVec::F32(bias)) => Ok(TorchMask::Float(bias)),
-            _ => Err(file.error(format!("tensor `in.{name}` is neither boolean nor f32"))),
-        })
-        .transpose()
+fn torch_mask<'a>(file: &'a CaseFile, name: &str) -> Result<TorchMask<'a>> {
+    match &file.input(name)?.data {
+        FileData::Bool(mask) => Ok(TorchMask::Bool(mask)),
+        FileData::Float(HostVec::F32(bias)) => Ok(TorchMask::Float(bias)),
+        _ => Err(file.error(format!("tensor `in.{name}` is neither boolean nor f32"))),
+    }
 }
 
 /// Names the gradients and returns them in the shapes of the file. `rows` are those of query, key and value.
@@ -152,31 +145,12 @@ fn gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], problem: 
         ("bias_k", bias_k),
         ("bias_v", bias_v),
     ]);
-    if let (Some(d_bias), Some(shape)) = (got.bias, problem.bias) {
-        let [_, heads, rows_q, _] = problem.dims.scores_shape();
-        for (name, tensor) in ["key_padding_mask", "attn_mask"].into_iter().filter_map(|name| Some((name, file.optional(name)?))) {
-            let to = match (name, tensor.shape.len()) {
-                ("key_padding_mask", _) => [batch, 1, 1, rows[1]],
-                (_, 3) => [batch, heads, rows_q, rows[1]],
-                _ => [1, 1, rows_q, rows[1]],
-            };
-            found.push((name, mask_gradient(&d_bias, shape.0, to)));
-        }
+    if let (Some(d_bias), Some(name)) = (got.bias, ["key_padding_mask", "attn_mask"].into_iter().find(|name| file.floats(name).is_ok())) {
+        // The bias is this mask, but for the appended keys, which no mask covers.
+        found.push((name, d_bias.chunks(problem.dims.seq_len_kv).flat_map(|row| &row[..rows[1]]).copied().collect()));
     }
-    let like = |(name, values): (&str, Vec<f32>)| Some(given(&format!("d{name}"), &file.optional(name)?.shape, values));
+    let like = |(name, values): (&str, Vec<f32>)| Some(given(&format!("d{name}"), &file.input(name).ok()?.shape, values));
     Ok(found.into_iter().filter_map(like).collect())
-}
-
-/// Sums the gradient of the merged bias over the axes that a mask lacks. No mask covers the appended keys.
-fn mask_gradient(d_bias: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
-    let strides = BroadcastShape(to).strides();
-    let mut sum = vec![0.0; to.iter().product()];
-    for (row, d_bias) in d_bias.chunks(from[3].max(1)).enumerate() {
-        let (b, h, i) = (row / (from[1] * from[2]), row / from[2] % from[1], row % from[2]);
-        let own = &mut sum[b * strides[0] + h * strides[1] + i * strides[2]..][..to[3]];
-        own.iter_mut().zip(d_bias).for_each(|(sum, d_bias)| *sum += d_bias);
-    }
-    sum
 }
 
 /// Reads a tensor as [batch, seq, width], with the first two sizes.
@@ -195,10 +169,11 @@ fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize)> 
 
 /// Returns [batch, seq, width] data in the order of the file's inputs, with its shape.
 fn file_order(file: &CaseFile, data: &[f32], [batch, seq, width]: [usize; 3]) -> Result<(Vec<usize>, Vec<f32>)> {
-    if file.flag("batch_first")? || file.flag("unbatched")? {
-        return Ok((vec![batch, seq, width], data.to_vec()));
-    }
-    Ok((vec![seq, batch, width], heads_first(data, [1, seq, batch, width])))
+    Ok(match (file.flag("unbatched")?, file.flag("batch_first")?) {
+        (true, _) => (vec![seq, width], data.to_vec()),
+        (false, true) => (vec![batch, seq, width], data.to_vec()),
+        (false, false) => (vec![seq, batch, width], heads_first(data, [1, seq, batch, width])),
+    })
 }
 
 /// Transposes [batch, seq, heads, dim] to `shape`, [batch, heads, seq, dim].

@@ -10,7 +10,6 @@ use std::path::Path;
 pub use case_file::CaseFile;
 use case_file::{FileData, FileTensor};
 
-use crate::verify::compare::compare;
 use crate::verify::suite::{Candidate, Row, Verdict};
 use crate::{AttentionFn, Progress, Result};
 
@@ -75,17 +74,24 @@ fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
     let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
         return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
     };
-    let given = op(file, candidate);
-    if given.is_err() {
-        return (Verdict::of(given, |_| Vec::new()), String::new());
-    }
-    let left_out = |name: &str| not_compared(file, name, candidate).map(|why| format!("{name} ({why})"));
-    let left_out: Vec<String> = file.outputs().filter_map(|(name, _)| left_out(name)).collect();
+    let mut left_out = Vec::new();
+    let verdict = Verdict::of(op(file, candidate), |given| {
+        let (mut errors, mut is_compared) = (Vec::new(), false);
+        for name in file.outputs() {
+            if let Some(why) = not_compared(file, name, candidate) {
+                left_out.push(format!("{name} ({why})"));
+            } else {
+                is_compared = true;
+                errors.extend(error(file, name, &given));
+            }
+        }
+        if is_compared { errors } else { vec!["nothing to compare".into()] }
+    });
     let mut note = if left_out.is_empty() { String::new() } else { format!("not compared: {}", left_out.join(", ")) };
     if file.op() == "merge_states" {
         note.push_str("merged on the host, whatever the backend");
     }
-    (Verdict::of(given, |given| errors(file, candidate, &given)), note)
+    (verdict, note)
 }
 
 /// Returns the reason why an expected output is not compared, if it is not.
@@ -98,21 +104,12 @@ fn not_compared(file: &CaseFile, output: &str, candidate: &Candidate<'_>) -> Opt
     }
 }
 
-/// Compares the results of an operation with the file, and describes all errors.
-fn errors(file: &CaseFile, candidate: &Candidate<'_>, given: &[Given]) -> Vec<String> {
-    let compared: Vec<_> = file.outputs().filter(|(name, _)| not_compared(file, name, candidate).is_none()).collect();
-    if compared.is_empty() {
-        return vec!["nothing to compare".into()];
+/// Describes the error of the result `name`, if it has one.
+fn error(file: &CaseFile, name: &str, given: &[Given]) -> Option<String> {
+    let Some(got) = given.iter().find(|given| given.name == name) else { return Some(format!("{name} was not given")) };
+    match file.expected(name) {
+        Ok(expected) if expected.shape != got.shape => Some(format!("{name} has shape {:?} instead of {:?}", got.shape, expected.shape)),
+        Ok(expected) => expected.error(name, &got.values),
+        Err(error) => Some(error.to_string()),
     }
-    let error = |(name, expected): (&str, &FileTensor)| {
-        let Some(got) = given.iter().find(|given| given.name == name) else { return Some(format!("{name} was not given")) };
-        match file.tolerance(name) {
-            Ok(tolerance) => {
-                let result = compare(&got.shape, &got.values, &expected.shape, &expected.to_f64(), &tolerance);
-                result.err().map(|mismatch| format!("{name} {mismatch}"))
-            }
-            Err(error) => Some(error.to_string()),
-        }
-    };
-    compared.into_iter().filter_map(error).collect()
 }

@@ -32,19 +32,19 @@ pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Ve
         left_window_size: file.size("left_window_size")?,
         right_window_size: file.size("right_window_size")?,
     };
-    let nonpad = file.optional_ints("nonpad_kv_seqlen")?;
-    let attn_mask = match file.optional("attn_mask") {
+    let nonpad = file.optional("nonpad_kv_seqlen", CaseFile::ints)?;
+    let attn_mask = match file.optional("attn_mask", CaseFile::input)? {
         Some(FileTensor { shape, data: FileData::Bool(data) }) => Some(Mask::Bool { shape, data }),
-        _ => file.optional_tensor("attn_mask")?.map(Mask::Float),
+        _ => file.optional("attn_mask", CaseFile::tensor)?.map(Mask::Float),
     };
     let inputs = AttentionInputs {
         attn_mask,
-        past_key: file.optional_tensor("past_key")?,
-        past_value: file.optional_tensor("past_value")?,
+        past_key: file.optional("past_key", CaseFile::tensor)?,
+        past_value: file.optional("past_value", CaseFile::tensor)?,
         nonpad_kv_seqlen: nonpad.as_deref(),
         ..AttentionInputs::new(file.tensor("Q")?, file.tensor("K")?, file.tensor("V")?)
     };
-    let wanted = Wanted { present: file.expected("present_key").is_some(), qk_matmul_output: file.expected("qk_matmul_output").is_some() };
+    let wanted = Wanted { present: file.expects("present_key"), qk_matmul_output: file.expects("qk_matmul_output") };
     Ok(give_all("Y", node.run(&inputs, wanted, candidate.attend)?))
 }
 
@@ -54,7 +54,7 @@ pub(super) fn rotary_embedding(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec
         num_heads: file.attr("num_heads")?,
         rotary_embedding_dim: file.attr("rotary_embedding_dim")?.unwrap_or(0),
     };
-    let positions: Option<Vec<i64>> = file.optional_ints("position_ids")?;
+    let positions: Option<Vec<i64>> = file.optional("position_ids", CaseFile::ints)?;
     let [x, cos, sin] = [file.tensor("X")?, file.tensor("cos_cache")?, file.tensor("sin_cache")?];
     Ok(vec![give("Y", node.run(x, cos, sin, positions.as_deref())?)])
 }
@@ -89,16 +89,16 @@ pub(super) fn multi_head_attention(file: &CaseFile, candidate: &Candidate<'_>) -
         mask_filter_value: file.attr("mask_filter_value")?.unwrap_or(node.mask_filter_value),
         ..node
     };
-    let padding: Option<Vec<i32>> = file.optional_ints("key_padding_mask")?;
+    let padding: Option<Vec<i32>> = file.optional("key_padding_mask", CaseFile::ints)?;
     let inputs = MultiHeadAttentionInputs {
         query: file.tensor("query")?,
         key: file.tensor("key")?,
         value: file.tensor("value")?,
-        bias: file.optional_tensor("bias")?,
+        bias: file.optional("bias", CaseFile::tensor)?,
         key_padding_mask: padding.as_deref(),
-        attention_bias: file.optional_tensor("attention_bias")?,
-        past_key: file.optional_tensor("past_key")?,
-        past_value: file.optional_tensor("past_value")?,
+        attention_bias: file.optional("attention_bias", CaseFile::tensor)?,
+        past_key: file.optional("past_key", CaseFile::tensor)?,
+        past_value: file.optional("past_value", CaseFile::tensor)?,
     };
     Ok(give_all("output", node.run(&inputs, candidate.attend)?))
 }
@@ -118,13 +118,13 @@ pub(super) fn group_query_attention(file: &CaseFile, candidate: &Candidate<'_>) 
         query: file.tensor("query")?,
         key: file.tensor("key")?,
         value: file.tensor("value")?,
-        past_key: file.optional_tensor("past_key")?,
-        past_value: file.optional_tensor("past_value")?,
+        past_key: file.optional("past_key", CaseFile::tensor)?,
+        past_value: file.optional("past_value", CaseFile::tensor)?,
         seqlens_k: &seqlens_k,
-        cos_cache: file.optional_tensor("cos_cache")?,
-        sin_cache: file.optional_tensor("sin_cache")?,
-        attention_bias: file.optional_tensor("attention_bias")?,
-        head_sink: file.optional_tensor("head_sink")?,
+        cos_cache: file.optional("cos_cache", CaseFile::tensor)?,
+        sin_cache: file.optional("sin_cache", CaseFile::tensor)?,
+        attention_bias: file.optional("attention_bias", CaseFile::tensor)?,
+        head_sink: file.optional("head_sink", CaseFile::tensor)?,
     };
     Ok(give_all("output", node.run(&inputs, candidate.attend)?))
 }
