@@ -165,7 +165,7 @@ fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> 
 fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Failure> {
     if verbose {
         for row in rows {
-            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
+            writeln!(terminal, "  {}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict)?;
         }
         writeln!(terminal)?;
     }
@@ -186,7 +186,7 @@ fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Fail
     writeln!(terminal)?;
     if !verbose {
         for row in rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))) {
-            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
+            writeln!(terminal, "  {}/{} on {}: {}", row.suite, row.case, row.backend, row.verdict)?;
         }
     }
     let skipped = rows.iter().filter_map(|row| match &row.verdict {

@@ -112,14 +112,6 @@ impl Data {
             dropout: self.dropout,
         }
     }
-
-    /// Stores contiguous queries, keys and values as `problem` says, with `gap` between elements.
-    fn store(&mut self, problem: &Problem, dense: &[Vec<f32>; 3], gap: f32) {
-        let store = |operand, dense| scatter(problem.spec(operand), problem.shape(operand), dense, gap);
-        self.query = store(Operand::Query, &dense[0]);
-        self.key = store(Operand::Key, &dense[1]);
-        self.value = store(Operand::Value, &dense[2]);
-    }
 }
 
 /// Problem with its data and the recipe for that data.
@@ -153,10 +145,14 @@ impl Case {
             let at = random.below(tensor.len());
             tensor.get_mut(at).into_iter().for_each(|x| *x = f32::NAN);
         }
-        data.store(&problem, &dense, 0.0);
+        let store = |data: &mut Data, dense: &[Vec<f32>; 3], gap: f32| {
+            let stored = |at: usize, operand| scatter(problem.spec(operand), problem.shape(operand), &dense[at], gap);
+            (data.query, data.key, data.value) = (stored(0, Operand::Query), stored(1, Operand::Key), stored(2, Operand::Value));
+        };
+        store(&mut data, &dense, 0.0);
         if fill.poison {
             poison(&problem, &data, &mut random, &mut dense)?;
-            data.store(&problem, &dense, f32::NAN);
+            store(&mut data, &dense, f32::NAN);
         }
         Ok(Self { name: name.into(), problem, fill, data })
     }

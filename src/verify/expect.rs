@@ -255,18 +255,15 @@ pub(super) fn summing(problem: &Problem) -> f64 {
 fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     let Some(&first) = seen.first() else { return false };
     let same = |of: &[f64]| seen.iter().all(|&at| of[at] == of[first]);
-    if problem.sinks || !same(&answer.masked) {
+    if problem.sinks || problem.alibi.is_some() || problem.relative_bias_max_distance.is_some() || !same(&answer.masked) {
         return false;
     }
-    let biased = answer.masked[first] as f32;
-    let spacing = f64::from(biased.abs()) - f64::from(f32::from_bits(biased.abs().to_bits().saturating_sub(1)));
-    if problem.alibi.is_some() || problem.relative_bias_max_distance.is_some() {
-        return false;
+    if problem.bias.is_none() {
+        return same(&answer.raw);
     }
-    match problem.bias {
-        None => same(&answer.raw),
-        Some(_) => problem.softcap.is_none() && seen.iter().all(|&at| 8.0 * answer.raw[at].abs() < spacing),
-    }
+    let biased = (answer.masked[first] as f32).abs();
+    let spacing = f64::from(biased) - f64::from(f32::from_bits(biased.to_bits().saturating_sub(1)));
+    problem.softcap.is_none() && seen.iter().all(|&at| 8.0 * answer.raw[at].abs() < spacing)
 }
 
 /// Absolute error of the smallest values of a storage type, whose rounding errors are no longer relative.

@@ -77,8 +77,9 @@ fn large_dims(kind: &mut Random, rest: &mut Random) -> Dims {
 /// Draws everything except the sizes: what kernels depend on from `kind`, everything else from `rest`.
 fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
-    p.varlen =
-        kind.one_in(5).then(|| Varlen { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
+    // The longest sequence may have all of the padded length.
+    let mut tokens = |longest: usize| longest + rest.below((dims.batch - 1) * longest + 1);
+    p.varlen = kind.one_in(5).then(|| Varlen { tokens_q: tokens(dims.seq_len_q), tokens_kv: tokens(dims.seq_len_kv) });
     p.scale = rest.one_in(4).then(|| rest.pick(&[0.0, 0.1, 1.0, -0.3]));
     p.sinks = kind.one_in(5);
     p.visibility.kv_lengths = p.varlen.is_none() && kind.one_in(4);
@@ -132,11 +133,6 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
         2 if is_wide && (p.softcap.is_none() || p.score_order == ScoreOrder::BiasThenSoftcap) => Extreme::Overflow,
         _ => Extreme::Scores(r.pick(&[3000.0, 30.0])),
     }
-}
-
-/// Draws a number of varlen tokens, of which the longest sequence may have `longest`.
-fn tokens(dims: &Dims, longest: usize, r: &mut Random) -> usize {
-    longest + r.below((dims.batch - 1) * longest + 1)
 }
 
 /// Draws a layout: contiguous in either order, permuted, with gaps, or a view of packed QKV.

@@ -156,15 +156,14 @@ fn gradients(file: &CaseFile, got: LayerGradients, sources: [&str; 3], problem: 
 /// Reads a tensor as [batch, seq, width], with the first two sizes.
 fn batch_first(file: &CaseFile, name: &str) -> Result<(Vec<f32>, usize, usize)> {
     let data = file.f32s(name)?;
-    if file.flag("unbatched")? {
-        let [seq, _] = file.shape(name)?;
-        return Ok((data, 1, seq));
-    }
-    let [first, second, width] = file.shape(name)?;
-    if file.flag("batch_first")? {
-        return Ok((data, first, second));
-    }
-    Ok((heads_first(&data, [1, second, first, width]), second, first))
+    Ok(match (file.flag("unbatched")?, file.flag("batch_first")?) {
+        (true, _) => (data, 1, file.shape::<2>(name)?[0]),
+        (false, true) => (data, file.shape::<3>(name)?[0], file.shape::<3>(name)?[1]),
+        (false, false) => {
+            let [seq, batch, width] = file.shape(name)?;
+            (heads_first(&data, [1, batch, seq, width]), batch, seq)
+        }
+    })
 }
 
 /// Returns [batch, seq, width] data in the order of the file's inputs, with its shape.
