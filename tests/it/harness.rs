@@ -3,7 +3,7 @@
 use crate::common::bugs::BUGS;
 use crate::common::fails;
 use wgpu_attention::verify::{
-    Case, Expected, Fill, Mismatch, Tolerance, Verdict, check, check_against, compare, minimise, oracle, random, table,
+    Case, Expected, ExpectedTensor, Fill, Mismatch, Verdict, check, check_against, minimise, oracle, random, table,
 };
 use wgpu_attention::{Dims, Error, HostVec, Inputs, Layout, Outputs, Problem, Result};
 
@@ -52,8 +52,8 @@ fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String
         }
         let expected = Expected::of(&p, &case.data.inputs()).expect("the table is valid");
         // If scores overflow f32 or values are too small for it, any output may be right.
-        let (right, tolerance) = (&expected.output.values, &expected.output.tolerance);
-        if !right.is_empty() && right.iter().enumerate().all(|(at, &right)| right.abs() <= tolerance.allowed(at, right)) {
+        let (right, allowed) = (&expected.output.values, &expected.output.allowed);
+        if !right.is_empty() && right.iter().zip(allowed).all(|(right, &allowed)| right.abs() <= allowed) {
             free += 1;
             continue;
         }
@@ -82,7 +82,7 @@ fn one_element_off_by_three_tolerances_is_noticed() {
             if expected.output.values[at].is_nan() {
                 return false;
             }
-            output[at] += 3.0 * expected.output.tolerance.allowed(at, expected.output.values[at]) as f32;
+            output[at] += 3.0 * expected.output.allowed[at] as f32;
             true
         });
         assert_eq!(missed, nothing);
@@ -168,21 +168,21 @@ fn unsupported_is_a_skip_and_other_errors_are_failures() {
 
 #[test]
 fn comparison_looks_at_shape_then_kind_then_value() {
-    let tolerance = Tolerance::uniform(0.1, 0.0);
-    let against = |shape: &[usize], got: &[f32], expected: &[f64]| compare(shape, got, &[expected.len()], expected, &tolerance);
-    assert!(matches!(against(&[2], &[1.0, 9.0], &[1.0]), Err(Mismatch::Shape { .. })));
-    assert!(matches!(against(&[1], &[], &[1.0]), Err(Mismatch::Shape { .. })));
-    let Err(Mismatch::NotFinite(at)) = against(&[3], &[50.0, f32::NAN, 1.0], &[1.0, 1.0, f64::INFINITY]) else { panic!("NaN comes first") };
+    let within = |expected: &[f64]| ExpectedTensor::new([expected.len()], expected.to_vec(), vec![0.1; expected.len()], 0.0);
+    let against = |got: &[f32], expected: &[f64]| within(expected).compare(got);
+    assert!(matches!(against(&[1.0, 9.0], &[1.0]), Err(Mismatch::Shape { .. })));
+    assert!(matches!(against(&[], &[1.0]), Err(Mismatch::Shape { .. })));
+    let Err(Mismatch::NotFinite(at)) = against(&[50.0, f32::NAN, 1.0], &[1.0, 1.0, f64::INFINITY]) else { panic!("NaN comes first") };
     assert_eq!((at.index, at.wrong, at.of), (vec![1], 2, 3));
-    let Err(Mismatch::Value(at)) = against(&[3], &[1.2, 1.5, 1.0], &[1.0, 1.0, 1.0]) else { panic!("1.5 is too far") };
+    let Err(Mismatch::Value(at)) = against(&[1.2, 1.5, 1.0], &[1.0, 1.0, 1.0]) else { panic!("1.5 is too far") };
     assert_eq!((at.index, at.got, at.wrong), (vec![1], 1.5, 2));
-    assert_eq!(against(&[2], &[f32::NAN, f32::INFINITY], &[f64::NAN, f64::INFINITY]), Ok(0.0));
-    assert!(against(&[1], &[f32::NEG_INFINITY], &[f64::INFINITY]).is_err());
-    assert!(against(&[1], &[f32::INFINITY], &[f64::NAN]).is_err());
-    let lenient = Tolerance { minus_infinity: -1e30, ..tolerance.clone() };
-    assert!(against(&[1], &[-1e31], &[f64::NEG_INFINITY]).is_err());
-    assert!(compare(&[1], &[-1e31], &[1], &[f64::NEG_INFINITY], &lenient).is_ok());
-    assert!(compare(&[1], &[-1e29], &[1], &[f64::NEG_INFINITY], &lenient).is_err());
+    assert_eq!(against(&[f32::NAN, f32::INFINITY], &[f64::NAN, f64::INFINITY]), Ok(0.0));
+    assert!(against(&[f32::NEG_INFINITY], &[f64::INFINITY]).is_err());
+    assert!(against(&[f32::INFINITY], &[f64::NAN]).is_err());
+    assert!(against(&[-1e31], &[f64::NEG_INFINITY]).is_err());
+    let lenient = ExpectedTensor { minus_infinity: -1e30, ..within(&[f64::NEG_INFINITY]) };
+    assert!(lenient.compare(&[-1e31]).is_ok());
+    assert!(lenient.compare(&[-1e29]).is_err());
 }
 
 #[test]

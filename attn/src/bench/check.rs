@@ -1,7 +1,7 @@
 //! Inputs of benchmark problems, and checks of the answers.
 
 use fastrand::Rng;
-use wgpu_attention::verify::{Expected, Mismatch, compare};
+use wgpu_attention::verify::{Expected, Mismatch};
 use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem};
 
 use super::machine;
@@ -78,7 +78,7 @@ impl Deviation {
     /// Compares an answer with the oracle's.
     pub(super) fn of(problem: &Problem, [query, key, value]: [&[f32]; 3], got: &[f32]) -> Result<Self, Failure> {
         let expected = Expected::of(problem, &Inputs::new(query, key, value))?.output;
-        match compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance) {
+        match expected.compare(got) {
             Ok(_) => Ok(Self::default()),
             Err(mismatch) => {
                 let of_bound = if let Mismatch::Value(at) = &mismatch { (at.got - at.expected).abs() / at.allowed } else { f64::INFINITY };

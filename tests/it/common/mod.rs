@@ -6,7 +6,7 @@ pub(crate) mod gradient_bugs;
 pub(crate) mod stack;
 
 use wgpu_attention::gpu::{Gpu, ShaderOptions};
-use wgpu_attention::verify::{Candidate, ExpectedTensor, Row, Verdict, compare, count, oracle};
+use wgpu_attention::verify::{Candidate, ExpectedTensor, Row, Verdict, count, oracle};
 use wgpu_attention::{Algorithm, AttentionFn, Backend, DType, Engine, EngineOptions, Inputs, Outputs, Problem, Returns, wgpu};
 
 use buffers::insist_on_adapters;
@@ -108,7 +108,7 @@ fn attend(name: String, engine: Engine) -> Tested {
 
 /// Asserts that an answer is within the tolerance.
 pub(crate) fn agree(what: &str, got: &[f32], expected: &ExpectedTensor) {
-    compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance).unwrap_or_else(|bad| panic!("{what}: {bad}"));
+    expected.compare(got).unwrap_or_else(|bad| panic!("{what}: {bad}"));
 }
 
 pub(crate) fn fails(verdict: &Verdict) -> bool {
