@@ -33,19 +33,19 @@ fn tried() -> MutexGuard<'static, Option<Tried>> {
 /// Tries the kernels of `problem` that this process has not tried on this device yet. Logs and skips a kernel that no
 /// tiny problem uses.
 pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<()> {
-    if !gpu.wants_canary() || gpu.is_prepared(problem, algorithm) {
+    if !gpu.wants_canary() {
         return Ok(());
     }
     let plan = gpu.plan(problem, algorithm)?;
     let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
     let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
-    check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, algorithm, plan))
+    check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, plan))
 }
 
 /// Tries the kernels of the gradients of `problem`, as [`check`] does.
 pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
-    if !gpu.wants_canary() || gpu.is_backward_prepared(problem, want) {
+    if !gpu.wants_canary() {
         return Ok(());
     }
     let plan = Plan::backward(problem, want, gpu.caps())?;
@@ -123,12 +123,12 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
 }
 
 /// True if the device's answer agrees with the CPU's.
-fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> Result<bool> {
+fn computes(gpu: &Gpu, problem: &Problem, plan: Plan) -> Result<bool> {
     problem.check()?;
     let data = Data::new(problem);
     let inputs = data.inputs();
     inputs.check(problem)?;
-    let got = Trial::of_plan(gpu, problem, &inputs, algorithm, plan)?.answer()?;
+    let got = Trial::of_plan(gpu, problem, &inputs, plan)?.answer()?;
     let plain = Problem { want: Returns::default(), ..*problem };
     let expected = cpu::tiled::attention(&plain, &inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))

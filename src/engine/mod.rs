@@ -6,9 +6,11 @@ mod tune;
 
 pub use tune::{Tuned, TunedKernel};
 
+use std::sync::Arc;
+
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
+use crate::gpu::{self, Calls, Gpu, ShaderOptions, Waiting};
 use crate::oracle;
 use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
@@ -39,7 +41,7 @@ pub struct Engine {
 enum Runner {
     Cpu,
     Oracle,
-    Gpu(Gpu),
+    Gpu(Arc<Calls>),
 }
 
 impl Engine {
@@ -54,7 +56,7 @@ impl Engine {
             (Some(chosen), _) => {
                 let gpu = Gpu::open(&chosen, options.shaders).await?;
                 let name = gpu.name().to_string();
-                (Runner::Gpu(gpu), name, chosen.why)
+                (Runner::Gpu(Arc::new(Calls::new(gpu))), name, chosen.why)
             }
             (None, Backend::Oracle) => (Runner::Oracle, "oracle (f64)".into(), "it was asked for".into()),
             (None, Backend::Auto) => (Runner::Cpu, "cpu".into(), "there is no GPU; software adapters are taken only when asked for".into()),
@@ -89,7 +91,7 @@ impl Engine {
             chosen: gpu.name().to_string(),
             why: "the app's own device".into(),
             algorithm: Algorithm::Auto,
-            place: Runner::Gpu(gpu),
+            place: Runner::Gpu(Arc::new(Calls::new(gpu))),
             falls_back: false,
         }
     }
@@ -107,7 +109,7 @@ impl Engine {
     /// The GPU, if the engine runs on one.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.place {
-            Runner::Gpu(gpu) => Some(gpu),
+            Runner::Gpu(calls) => Some(calls.gpu()),
             Runner::Cpu | Runner::Oracle => None,
         }
     }
@@ -130,7 +132,7 @@ impl Engine {
         Ok(match &self.place {
             Runner::Oracle => "naive f64, every matrix written out".into(),
             Runner::Cpu => "cpu path".into(),
-            Runner::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
+            Runner::Gpu(calls) => calls.gpu().plan(problem, self.algorithm)?.summary().into(),
         })
     }
 
@@ -143,7 +145,7 @@ impl Engine {
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
         problem.check()?;
         match &self.place {
-            Runner::Gpu(gpu) if !is_empty(problem) => canary::check(gpu, problem, self.algorithm),
+            Runner::Gpu(calls) if !is_empty(problem) => canary::check(calls.gpu(), problem, self.algorithm),
             _ => Ok(()),
         }
     }
@@ -229,8 +231,12 @@ impl Engine {
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
-                gpu.backward(problem, inputs, backward, want, waiting, control).await
+            Runner::Gpu(calls)
+                if !is_empty(problem)
+                    && (calls.is_backward_prepared(problem, want)
+                        || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) =>
+            {
+                calls.backward(problem, inputs, backward, want, waiting, control).await
             }
             Runner::Oracle => oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want)),
             Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
@@ -242,8 +248,12 @@ impl Engine {
         inputs.check(problem)?;
         match &self.place {
             Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
-            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
-                gpu.attention(problem, inputs, self.algorithm, waiting, control).await
+            Runner::Gpu(calls)
+                if !is_empty(problem)
+                    && (calls.is_prepared(problem, self.algorithm)
+                        || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) =>
+            {
+                calls.attention(problem, inputs, self.algorithm, waiting, control).await
             }
             Runner::Cpu | Runner::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
         }

@@ -102,7 +102,6 @@ impl Engine {
         let winner = if of(fastest.1) < WORTH * of(trials[0].1) { fastest.0 } else { planned };
         let class = class_of(problem);
         gpu.tuned().insert(class.clone(), winner);
-        gpu.forget_prepared();
         Ok(Tuned {
             class,
             winner: kernel_text(winner),
@@ -134,7 +133,6 @@ impl Engine {
                 count += 1;
             }
         }
-        gpu.forget_prepared();
         Ok(count)
     }
 

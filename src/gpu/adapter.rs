@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use super::probe::Findings;
-use super::{Gpu, ShaderOptions};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::problem::Backend;
@@ -95,19 +93,8 @@ pub async fn list() -> Vec<AdapterReport> {
     choose_every().await.iter().map(|chosen| &chosen.adapter).scan(false, |taken, adapter| Some(report(adapter, taken))).collect()
 }
 
-/// [`list`] with the findings about each adapter, which is opened and probed.
-pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
-    let mut taken = false;
-    let mut found = Vec::new();
-    for chosen in choose_every().await {
-        let gpu = Gpu::open(&chosen, ShaderOptions::default()).await;
-        found.push((report(&chosen.adapter, &mut taken), gpu.and_then(|gpu| gpu.findings())));
-    }
-    found
-}
-
 /// Describes an adapter; `taken` is true once a better one would be chosen.
-fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
+pub(super) fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
     let info = adapter.get_info();
     let refusal = refusal(&info, &Wishes::from_env());
     let would_be_chosen = refusal.is_none() && !*taken;

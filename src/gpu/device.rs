@@ -1,15 +1,13 @@
-//! Device and what is kept for it: capabilities, pipelines, prepared problems.
+//! Device and what is kept for it: capabilities, pipelines, results of tuning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
-use super::buffers::Kept;
-use super::host::Prepared;
-use super::host_backward::PreparedBackward;
-use super::loss::Sentinel;
-use super::pipeline::PipelineCache;
+use super::loss::{Scopes, Sentinel};
+use super::pipeline::{Pipeline, PipelineKey, compile};
 use super::probe;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
@@ -53,11 +51,10 @@ struct Shared {
     name: String,
     options: ShaderOptions,
     sentinel: Sentinel,
-    pipelines: PipelineCache,
-    prepared: Kept<Prepared>,
+    /// Pipelines compiled so far.
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
-    prepared_backward: Kept<PreparedBackward>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -91,7 +88,6 @@ impl Gpu {
             ..caps
         };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
-        let pipelines = PipelineCache::default();
         let sentinel = Sentinel::new(&device);
         let shared = Shared {
             device,
@@ -102,10 +98,8 @@ impl Gpu {
             name,
             options,
             sentinel,
-            pipelines,
-            prepared: Kept::default(),
+            pipelines: Mutex::default(),
             tuned: Mutex::default(),
-            prepared_backward: Kept::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -171,11 +165,6 @@ impl Gpu {
         if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() }
     }
 
-    /// Drops prepared problems, because their kernels may no longer be the ones to use.
-    pub(crate) fn forget_prepared(&self) {
-        self.prepared().clear();
-    }
-
     /// Results of autotuning, by class of problem.
     pub(crate) fn tuned(&self) -> MutexGuard<'_, BTreeMap<String, Kernel>> {
         self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner)
@@ -191,22 +180,63 @@ impl Gpu {
         !self.shared.options.skip_canary && !cfg!(target_family = "wasm") && !off()
     }
 
-    pub(super) fn sentinel(&self) -> &Sentinel {
-        &self.shared.sentinel
+    /// Number of pipelines compiled so far.
+    pub fn pipelines_compiled(&self) -> usize {
+        self.pipelines().len()
     }
 
-    pub(super) fn pipelines(&self) -> &PipelineCache {
-        &self.shared.pipelines
+    /// Returns the pipeline of `key`, compiling it if it is new.
+    pub(super) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = self.pipelines().get(&key) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let compiled = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        self.check_alive()?;
+        let compiled = Arc::new(compiled?);
+        Ok(Arc::clone(self.pipelines().entry(key).or_insert(compiled)))
     }
 
-    /// Problems prepared for calls from host memory.
-    pub(super) fn prepared(&self) -> &Kept<Prepared> {
-        &self.shared.prepared
+    fn pipelines(&self) -> MutexGuard<'_, HashMap<PipelineKey, Arc<Pipeline>>> {
+        self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Backward passes prepared for calls from host memory.
-    pub(super) fn prepared_backward(&self) -> &Kept<PreparedBackward> {
-        &self.shared.prepared_backward
+    /// True if the device is lost: calls return [`Error::Lost`]. Browsers know of it only once a result is read back.
+    pub fn is_lost(&self) -> bool {
+        cfg!(not(target_family = "wasm")) && self.shared.sentinel.sees_loss(self.device())
+    }
+
+    /// Returns an error if the device is lost.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.is_lost() { Err(Error::Lost { why: "the device was destroyed, reset or unplugged".into() }) } else { Ok(()) }
+    }
+
+    /// Calls wgpu and returns its errors; on a lost device always [`Error::Lost`].
+    pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
+        let scopes = Scopes::open(self.device());
+        let made = call();
+        match scopes.close() {
+            Some(error) => Err(self.failure(error)),
+            None => self.check_alive().map(|()| made),
+        }
+    }
+
+    /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
+    pub(super) fn failure(&self, error: impl Display) -> Error {
+        let why = error.to_string();
+        if self.is_lost() { Error::Lost { why } } else { Error::Device { why } }
+    }
+
+    /// Compiles a kernel from changed text, as a wrong compiler would.
+    #[cfg(test)]
+    pub(crate) fn compile_changed(&self, key: crate::wgsl::KernelKey, change: impl FnOnce(String) -> String) -> Result<()> {
+        let key = PipelineKey::Attention(key);
+        let mut source = key.source();
+        let own = source.text.clone();
+        source.text = change(source.text);
+        assert_ne!(source.text, own, "there is nothing to change");
+        let pipeline = compile(self.device(), self.caps(), self.is_checked(), &key, source)?;
+        self.pipelines().insert(key, Arc::new(pipeline));
+        Ok(())
     }
 }
 

@@ -54,7 +54,7 @@ impl Dispatches {
             .map(|(slot, binding)| wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) });
         let mut bound = Self { steps: Vec::new() };
         let Some(first) = steps.first() else { return Ok(bound) };
-        let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
+        let pipeline = gpu.pipeline(PipelineKey::Attention(first.key.clone()))?;
         let bind_group = bind_group(gpu, &pipeline, &entries)?;
         bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundDispatch {
             pipeline: Arc::clone(&pipeline),
