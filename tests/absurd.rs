@@ -1,7 +1,8 @@
 //! Absurd sizes give errors and empty problems give empty answers: never a panic, an abort or a hang.
 
 use wgpu_attention::cache::{CacheShape, KvCache};
-use wgpu_attention::plan::{DeviceCaps, Plan, TableLayout};
+use wgpu_attention::gpu::{TableVector, Tables};
+use wgpu_attention::plan::{DeviceCaps, Plan};
 use wgpu_attention::rotary::{Pairing, Rotary, Scaling};
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, EngineOptions, Error, HostVec, Inputs,
@@ -66,7 +67,7 @@ fn sizes_that_cannot_be_are_errors() {
         let problem = Problem::new(dims);
         assert!(matches!(problem.check(), Err(Error::Invalid { .. })), "{dims:?}");
         let _lens = (problem.query_len(), problem.output_len(), problem.lse_len(), problem.scores_len(), dims.group(), dims.flops());
-        let _layout = TableLayout::new(&problem);
+        let _place = Tables::new(&problem).words(TableVector::Dropout);
     }
     let table =
         Problem { relative_bias_max_distance: Some(u32::MAX), ..Problem::new(Dims { num_heads: 1 << 40, num_kv_heads: 1, ..SMALL }) };

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
+use wgpu_attention::gpu::{Attention, Bindings, Gpu, MATRIX_FEATURES, Merge, MergeBindings, ShaderOptions, matrix_size};
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
@@ -223,9 +223,10 @@ fn parts_are_merged_on_the_device() {
             output: whole_buffer(&output),
             lse: whole_buffer(&lse),
         };
-        Dispatches::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
-        assert!(matches!(Dispatches::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
-        assert!(Dispatches::merge(&gpu, [0, rows, 16], &bindings).is_err());
+        let merged = |parts| Merge { parts, rows, head_dim_v: 16 }.bind(&gpu, &bindings);
+        merged(3).expect("bound").record(&mut encoder);
+        assert!(matches!(merged(4), Err(Error::Invalid { argument: "partial_output", .. })));
+        assert!(merged(0).is_err());
         queue.submit([encoder.finish()]);
 
         let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));

@@ -29,7 +29,7 @@ pub struct Bindings<'a> {
     pub lse: Option<wgpu::BufferBinding<'a>>,
     /// Softmax statistics as in [`crate::Outputs::stats`], [`Problem::lse_len`] pairs of f32, if wanted.
     pub stats: Option<wgpu::BufferBinding<'a>>,
-    /// Small vectors in the order of [`crate::plan::TableLayout`], if the problem has any.
+    /// Small vectors, as [`super::Tables`] describes, if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
     /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,

@@ -29,7 +29,7 @@ pub struct BackwardBindings<'a> {
     pub stats: wgpu::BufferBinding<'a>,
     /// Gradient of the output, stored as the output is.
     pub d_output: wgpu::BufferBinding<'a>,
-    /// Small vectors in the order of [`crate::plan::TableLayout`], if the problem has any.
+    /// Small vectors, as [`super::Tables`] describes, if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
     /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,

@@ -9,8 +9,8 @@ use super::wait::{Waiting, finished};
 use super::{Attention, Backward, Dispatches, Gpu};
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::plan::{BufferRef, table_bytes};
-use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients};
+use crate::plan::BufferRef;
+use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients, table_bytes};
 use crate::progress::Progress;
 
 /// Arguments besides a problem's tensors.

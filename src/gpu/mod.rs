@@ -31,10 +31,12 @@ pub use cache::{CacheSize, DeviceCache, NewTokens};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use device::{Gpu, ShaderOptions};
 pub use findings::{Findings, list_with_findings};
-pub use merge::MergeBindings;
+pub use merge::{Merge, MergeBindings};
 pub use page_table::IndexBindings;
 pub use rotary::DeviceRotary;
 pub use steps::Dispatches;
+
+pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use calls::Calls;

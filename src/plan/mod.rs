@@ -15,7 +15,7 @@ pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use ranges::{BindingRange, of_slot};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
-pub use crate::problem::{TableLayout, table_bytes};
+pub(crate) use crate::problem::TableLayout;
 pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
 pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport, table_bytes};
+use wgpu_attention::gpu::Tables;
+use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport};
 use wgpu_attention::{
     Algorithm, BackwardInputs, BroadcastShape, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, Returns,
     TensorSpec, WantGradients, bf16, f16,
@@ -49,7 +50,7 @@ pub(super) const POISON: u32 = 0xffc0_dead;
 impl Device<'_> {
     pub(crate) fn attention(&self, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm) -> Result<Outputs> {
         let plan = Plan::new(problem, &self.caps, algorithm)?;
-        let mut buffers = Buffers::of_inputs(problem, inputs);
+        let mut buffers = Buffers::of_inputs(problem, inputs)?;
         buffers.unwritten("output", problem.output.dtype.bytes(problem.output_len()));
         buffers.unwritten("lse", 4 * problem.lse_len());
         buffers.unwritten("stats", if problem.want.stats { 8 * problem.lse_len() } else { 0 });
@@ -86,7 +87,7 @@ impl Device<'_> {
         let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
         let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
-        let mut buffers = Buffers::of_inputs(problem, inputs);
+        let mut buffers = Buffers::of_inputs(problem, inputs)?;
         buffers.filled("output", backward.output.bytes());
         buffers.filled("stats", &bytes_of(stats.as_flattened()));
         buffers.filled("d_output", backward.d_output.bytes());
@@ -135,7 +136,7 @@ impl Device<'_> {
                 most_iterations: self.most_iterations,
             };
             let report = shader.dispatch(&mut buffers.list, &bindings, dispatch.grid, &options);
-            let report = report.map_err(|error| Error::Device { why: format!("{}: {error}", kernel.name) })?;
+            let report = report.map_err(|error| Error::Device { why: format!("{}: {error}", kernel.name).into() })?;
             self.log.add(kernel, &shader, &report);
         }
         Ok(())
@@ -186,7 +187,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn of_inputs(problem: &Problem, inputs: &Inputs<'_>) -> Self {
+    fn of_inputs(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
         let mut buffers = Self { list: Vec::new(), names: HashMap::new() };
         for (name, slice, spec, len) in [
             ("query", inputs.query, problem.query, problem.query_len()),
@@ -195,11 +196,12 @@ impl Buffers {
         ] {
             buffers.filled(name, &slice.bytes()[..spec.dtype.bytes(len)]);
         }
+        let tables = Tables::of_inputs(problem, inputs).bytes()?;
         let mask: Vec<u8> = inputs.mask.iter().map(|&visible| visible.into()).collect();
-        for (name, bytes) in [("tables", table_bytes(problem, inputs)), ("bias", bytes_of(inputs.bias)), ("mask", mask)] {
+        for (name, bytes) in [("tables", tables), ("bias", bytes_of(inputs.bias)), ("mask", mask)] {
             buffers.filled(name, if bytes.is_empty() { &[0; 16] } else { &bytes });
         }
-        buffers
+        Ok(buffers)
     }
 
     fn add(&mut self, buffer: Buffer) -> usize {
@@ -225,7 +227,7 @@ impl Buffers {
                 BufferExport::Tensor(name) => self.names.get(name).copied(),
                 BufferExport::Scratch(number) => scratch.get(number).copied(),
             };
-            let buffer = buffer.ok_or_else(|| Error::Device { why: format!("{:?} has no buffer", binding.buffer) })?;
+            let buffer = buffer.ok_or_else(|| Error::Device { why: format!("{:?} has no buffer", binding.buffer).into() })?;
             let size = binding.size.map_or(usize::MAX, |size| size as usize);
             Ok(Binding { binding: binding.binding, buffer, offset: binding.offset as usize, size })
         };
