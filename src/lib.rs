@@ -31,7 +31,7 @@ mod wgsl;
 
 pub use cpu::{Merged, Part, merge};
 pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
 pub use numbers::{DType, Element, HostSlice, HostVec};
 pub use problem::{

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Gpu;
 use super::loss::poll;
 use super::wait::{Waiting, map};
-use crate::error::Result;
+use crate::error::{Cause, Result};
 
 /// Creates a storage buffer of whole vec4s, at least one.
 pub(super) fn storage(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
@@ -22,7 +22,7 @@ pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &
         buffer.unmap();
         view
     })?
-    .map_err(|error| gpu.failure(error))?;
+    .map_err(|error| gpu.failure(Cause::new(error)))?;
     Ok(buffer)
 }
 
@@ -139,7 +139,7 @@ impl ReadBack {
             self.staging.unmap();
             taken
         })?
-        .map_err(|error| gpu.failure(error))
+        .map_err(|error| gpu.failure(Cause::new(error)))
     }
 
     /// Bytes of the staging buffer.

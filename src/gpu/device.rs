@@ -1,7 +1,6 @@
 //! Device and what is kept for it: capabilities, pipelines, results of tuning.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -9,7 +8,7 @@ use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features
 use super::loss::{Scopes, Sentinel};
 use super::pipeline::{Pipeline, PipelineKey, compile};
 use super::probe;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::problem::{Algorithm, Problem};
 use crate::wgsl::Kernel;
@@ -115,7 +114,7 @@ impl Gpu {
                 Err(why) => log::warn!("{}: no cooperative matrices: {why}", adapter.get_info().name),
             }
         }
-        let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why })?;
+        let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why: why.into() })?;
         Ok(Self::new(device, queue, ShaderOptions { matrix_size: 0, ..options }))
     }
 
@@ -215,14 +214,14 @@ impl Gpu {
         let scopes = Scopes::open(self.device());
         let made = call();
         match scopes.close() {
-            Some(error) => Err(self.failure(error)),
+            Some(error) => Err(self.failure(cause(error))),
             None => self.check_alive().map(|()| made),
         }
     }
 
     /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
-    pub(super) fn failure(&self, error: impl Display) -> Error {
-        let why = error.to_string();
+    pub(super) fn failure(&self, why: impl Into<Cause>) -> Error {
+        let why = why.into();
         if self.is_lost() { Error::Lost { why } } else { Error::Device { why } }
     }
 
@@ -238,6 +237,14 @@ impl Gpu {
         self.pipelines().insert(key, Arc::new(pipeline));
         Ok(())
     }
+}
+
+/// Cause of an error of wgpu, which cannot leave its thread in a browser.
+fn cause(error: wgpu::Error) -> Cause {
+    #[cfg(not(target_family = "wasm"))]
+    return Cause::new(error);
+    #[cfg(target_family = "wasm")]
+    error.to_string().into()
 }
 
 /// Requests a device with these features and all limits of the adapter. A driver may advertise a feature and refuse it

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use safetensors::{Dtype, SafeTensors};
 
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::numbers::{DType, HostVec};
 use crate::verify::compare::Tolerance;
 
@@ -53,7 +53,7 @@ impl CaseFile {
         let mut found = Vec::new();
         let mut open = vec![path.to_path_buf()];
         while let Some(path) = open.pop() {
-            let file_error = |error: std::io::Error| Error::File { path: path.display().to_string(), why: error.to_string() };
+            let file_error = |error: std::io::Error| Error::file(path.display(), Cause::new(error));
             if fs::metadata(&path).map_err(file_error)?.is_dir() {
                 for entry in fs::read_dir(&path).map_err(file_error)? {
                     open.push(entry.map_err(file_error)?.path());
@@ -63,7 +63,7 @@ impl CaseFile {
             }
         }
         if found.is_empty() {
-            return Err(Error::File { path: path.display().to_string(), why: "holds no .safetensors case file".into() });
+            return Err(Error::file(path.display(), "holds no .safetensors case file"));
         }
         found.sort();
         Ok(found)
@@ -71,18 +71,18 @@ impl CaseFile {
 
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let file_error = |why: String| Error::File { path: path.display().to_string(), why };
-        let size = fs::metadata(path).map_err(|error| file_error(error.to_string()))?.len();
+        let file_error = |error: std::io::Error| Error::file(path.display(), Cause::new(error));
+        let size = fs::metadata(path).map_err(file_error)?.len();
         if size > MAX_BYTES {
-            return Err(file_error(format!("has {size} bytes; a case file has at most {MAX_BYTES}")));
+            return Err(Error::file(path.display(), format!("has {size} bytes; a case file has at most {MAX_BYTES}")));
         }
-        let bytes = fs::read(path).map_err(|error| file_error(error.to_string()))?;
+        let bytes = fs::read(path).map_err(file_error)?;
         Self::parse(path, &bytes)
     }
 
     /// Reads a file from memory; `path` is for reports.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let file_error = |why: String| Error::File { path: path.display().to_string(), why };
+        let file_error = |why: String| Error::file(path.display(), why);
         let broken = |error: safetensors::SafeTensorError| file_error(format!("is not a whole safetensors file: {error}"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -146,8 +146,8 @@ impl CaseFile {
     }
 
     /// Returns an error about this file.
-    pub(crate) fn error(&self, why: impl Into<String>) -> Error {
-        Error::File { path: self.path.display().to_string(), why: why.into() }
+    pub(crate) fn error(&self, why: impl Into<Cause>) -> Error {
+        Error::file(self.path.display(), why)
     }
 
     /// Attribute `name`, if present.
