@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 }
 
 fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention::Result<Findings>) -> Result<(), Failure> {
-    let AdapterReport { name, backend, driver, caps, features, verdict, would_be_chosen } = adapter;
+    let AdapterReport { name, backend, driver, caps, features, verdict, would_be_chosen, .. } = adapter;
     let title = terminal.bold(name);
     let subgroups = if caps.subgroup_size == 0 { "none".to_string() } else { format!("from {} threads", caps.subgroup_size) };
     let mebibytes = |bytes: u64| bytes >> 20;

@@ -15,7 +15,8 @@ use crate::oracle;
 use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
 
-/// Options of an [`Engine`]. The default chooses backend and algorithm automatically.
+/// Options of an [`Engine`]. The default chooses backend and algorithm automatically. Later versions may add fields: end
+/// a literal with `..Default::default()`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Backend to run on.
@@ -134,6 +135,17 @@ impl Engine {
             Runner::Cpu => "cpu path".into(),
             Runner::Gpu(calls) => calls.gpu().plan(problem, self.algorithm)?.summary().into(),
         })
+    }
+
+    /// Device memory of a call for `problem`, or for gradients of it, in bytes: a copy of its inputs, twice its results
+    /// (one copy to read back), and the plan's scratch. The buffers stay for the next call of the same problem; of many
+    /// problems, the last 32 or 1 GiB. Uploads may need the inputs' bytes once more while they run. 0 without a GPU.
+    pub fn device_bytes(&self, problem: &Problem, gradients: Option<&WantGradients>) -> Result<u64> {
+        problem.check()?;
+        match &self.place {
+            Runner::Gpu(calls) if !is_empty(problem) => calls.bytes(problem, self.algorithm, gradients),
+            _ => Ok(0),
+        }
     }
 
     /// Lets each kernel of `problem` that this process has not tried on this device yet compute a tiny problem, and

@@ -20,6 +20,7 @@ const ROUNDS: usize = 7;
 
 /// Result of tuning a class of problems.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Tuned {
     /// Class of problems: sizes rounded up to powers of two, widths, types, options.
     pub class: String,
@@ -35,6 +36,7 @@ pub struct Tuned {
 
 /// Kernel that was tried.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TunedKernel {
     /// Name and shape of the kernel.
     pub kernel: String,

@@ -8,6 +8,7 @@ use crate::problem::Backend;
 
 /// Description of an adapter, before a device is made of it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct AdapterReport {
     /// Name of the adapter.
     pub name: String,
@@ -252,6 +253,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         // Not on Mesa 22.3's GL: there it gave wrong answers (odd numbers of vec4s per row), and uniforms cost nothing.
         params_in_storage: class == DeviceClass::Software && info.backend == wgpu::Backend::Vulkan,
         loop_iterations: llvm_version(&info.name).is_some_and(|version| version < 16).then_some(65_535),
+        scratch_budget: u64::MAX,
         specialise: Specialise::Auto,
     }
 }

@@ -92,12 +92,18 @@ fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
     written
 }
 
+/// Size of a buffer for `bytes`: whole vec4s, at least one.
+pub(super) fn whole_vec4s(bytes: u64) -> u64 {
+    bytes.next_multiple_of(16).max(16)
+}
+
 fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
-    let size = bytes.next_multiple_of(16).max(16);
+    let size = whole_vec4s(bytes);
     gpu.guarded(|| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }))
 }
 
 /// Buffers that are read back together.
+#[derive(Debug)]
 pub(super) struct ReadBack {
     /// Buffers, each with its range of bytes in `staging`.
     parts: Vec<(wgpu::Buffer, Range<u64>)>,

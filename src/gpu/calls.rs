@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::host::{Prepared, for_stats};
+use super::host::{Prepared, call_bytes, for_stats};
 use super::{Gpu, Waiting};
 use crate::error::{Error, Result};
+use crate::plan::Plan;
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
 use crate::wgsl::Kernel;
@@ -95,6 +96,15 @@ impl Calls {
         self.keep(key, call, gradients)
     }
 
+    /// Bytes of the buffers of a call: of attention, or of the wanted gradients.
+    pub(crate) fn bytes(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<u64> {
+        let plan = match want {
+            None => self.gpu.plan(problem, algorithm)?,
+            Some(want) => Plan::backward(problem, want, self.gpu.caps())?,
+        };
+        Ok(call_bytes(problem, want, &plan))
+    }
+
     /// True if a call of this problem is prepared and not running.
     pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm) -> bool {
         self.has(&CallKey::forward(&self.gpu, problem, algorithm))
@@ -134,5 +144,26 @@ impl Calls {
 
     fn lock(&self) -> MutexGuard<'_, Vec<(CallKey, Prepared)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ShaderOptions, choose_every};
+    use super::*;
+    use crate::problem::{BroadcastShape, Dims};
+
+    #[test]
+    fn calls_need_the_bytes_that_were_promised() {
+        let mut problem = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 33, 12) });
+        (problem.bias, problem.sinks, problem.want.lse) = (Some(BroadcastShape([1, 1, 33, 33])), true, true);
+        let want = WantGradients::all(&problem);
+        for chosen in pollster::block_on(choose_every()) {
+            let calls = Calls::new(pollster::block_on(Gpu::open(&chosen, ShaderOptions::default())).expect("it opens"));
+            let made = Prepared::forward(&calls.gpu, &problem, Algorithm::Auto).expect("it fits");
+            assert_eq!(calls.bytes(&problem, Algorithm::Auto, None), Ok(made.bytes()));
+            let made = Prepared::backward(&calls.gpu, &problem, &want).expect("it fits");
+            assert_eq!(calls.bytes(&problem, Algorithm::Auto, Some(&want)), Ok(made.bytes()));
+        }
     }
 }

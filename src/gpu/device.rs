@@ -13,7 +13,7 @@ use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::problem::{Algorithm, Problem};
 use crate::wgsl::Kernel;
 
-/// Options of a device and its shaders.
+/// Options of a device and its shaders. Later versions may add fields: end a literal with `..Default::default()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShaderOptions {
     /// Enables every runtime check (bounds, loops, divisions): slow, for finding bugs.
@@ -29,6 +29,9 @@ pub struct ShaderOptions {
     /// Opens the device with cooperative matrices if the adapter has them, for [`crate::Engine::tune`] to try (each
     /// answer is checked) and [`crate::Engine::load_tuned`] to use. `prefer_matrices` does so too.
     pub tune_matrices: bool,
+    /// Maximum size of the scratch buffers of a plan together, in bytes; `None` for no maximum. A plan that needs more is
+    /// refused as [`Error::Limit`]. [`Plan::scratch_bytes`] says what a plan needs.
+    pub scratch_budget: Option<u64>,
     /// Skips the tiny problem that each kernel computes before its first use: see [`crate::Engine::check_kernels`]. The
     /// environment variable `WGPU_ATTENTION_CANARY=off` does so too.
     pub skip_canary: bool,
@@ -84,6 +87,7 @@ impl Gpu {
             specialise: options.specialise,
             class: options.pretend.unwrap_or(caps.class),
             prefer_matrices: options.prefer_matrices,
+            scratch_budget: options.scratch_budget.unwrap_or(u64::MAX),
             ..caps
         };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);

@@ -7,6 +7,7 @@ use crate::error::Result;
 
 /// Findings about a device where specifications leave it open. Kernels rely on none of them but `loop_iterations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Findings {
     /// Iterations after which all loops of an invocation end; `None` if unseen, or on a real GPU, which is not probed.
     pub loop_iterations: Option<u32>,

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::buffers::{ReadBack, refilled, storage, write};
-use super::steps::Ready;
+use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
+use super::steps::{Ready, argument};
 use super::wait::{Waiting, finished};
 use super::{Attention, Backward, Dispatches, Gpu};
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::plan::BufferRef;
+use crate::plan::{BufferRef, Plan};
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients, table_bytes};
 use crate::progress::Progress;
 
@@ -21,6 +21,21 @@ const BACKWARD_INPUTS: [BufferRef; 6] =
     [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output, BufferRef::DOutput, BufferRef::Stats];
 const BACKWARD_RESULTS: [BufferRef; 6] =
     [BufferRef::DQuery, BufferRef::DKey, BufferRef::DValue, BufferRef::DBias, BufferRef::DRelativeBias, BufferRef::DSinks];
+
+/// Arguments that a call uploads, and those that it reads back.
+fn places(backward: bool) -> (Vec<BufferRef>, &'static [BufferRef]) {
+    let (inputs, results) =
+        if backward { (&BACKWARD_INPUTS[..], &BACKWARD_RESULTS[..]) } else { (&FORWARD_INPUTS[..], &FORWARD_RESULTS[..]) };
+    ([inputs, &OPTIONS].concat(), results)
+}
+
+/// Bytes of all buffers of a call from host memory, before there are any.
+pub(super) fn call_bytes(problem: &Problem, want: Option<&WantGradients>, plan: &Plan) -> u64 {
+    let (inputs, results) = places(want.is_some());
+    let padded =
+        |places: &[BufferRef]| -> u64 { places.iter().filter_map(|&place| argument(problem, want, plan, place).1).map(whole_vec4s).sum() };
+    plan.scratch_bytes() + padded(&inputs) + 2 * padded(results)
+}
 
 /// Buffers of a problem's arguments, each with the bytes of it that are used.
 pub(super) struct Arguments(Vec<(BufferRef, wgpu::Buffer, u64)>);
@@ -98,13 +113,10 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
-        let (inputs, results) = match ready.want {
-            None => (&FORWARD_INPUTS[..], &FORWARD_RESULTS[..]),
-            Some(_) => (&BACKWARD_INPUTS[..], &BACKWARD_RESULTS[..]),
-        };
+        let (inputs, results) = places(ready.want.is_some());
         let gpu = ready.gpu.clone();
         // A layer also reads back its queries, keys and values.
-        let inputs = Arguments::new(ready, &[inputs, &OPTIONS].concat(), refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
+        let inputs = Arguments::new(ready, &inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
         let results = Arguments::new(ready, results, wgpu::BufferUsages::COPY_SRC)?;
         let all = || inputs.0.iter().chain(&results.0);
         let bindings: Vec<_> = all().map(|(_, buffer, _)| buffer.as_entire_buffer_binding()).collect();

@@ -21,6 +21,7 @@ mod pipeline;
 mod probe;
 mod rotary;
 mod steps;
+mod timestamps;
 mod trial;
 mod wait;
 
@@ -35,6 +36,7 @@ pub use merge::{Merge, MergeBindings};
 pub use page_table::IndexBindings;
 pub use rotary::DeviceRotary;
 pub use steps::Dispatches;
+pub use timestamps::{DispatchTime, Timestamps};
 
 pub use crate::problem::{TableVector, Tables};
 

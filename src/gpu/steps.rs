@@ -40,6 +40,9 @@ impl std::fmt::Debug for Ready {
 pub(super) type Given<'a> = [(BufferRef, Option<&'a wgpu::BufferBinding<'a>>)];
 
 /// Planned computation bound to buffers, from for example [`crate::gpu::Attention::bind`].
+///
+/// Recorded dispatches are debug groups with the names of their kernels, for graphics debuggers and profilers.
+#[derive(Clone)]
 #[must_use = "nothing is computed until the dispatches are recorded"]
 pub struct Dispatches {
     pub(super) steps: Vec<BoundDispatch>,
@@ -52,6 +55,7 @@ impl std::fmt::Debug for Dispatches {
 }
 
 /// One dispatch.
+#[derive(Clone)]
 pub(super) struct BoundDispatch {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) bind_group: wgpu::BindGroup,
@@ -76,34 +80,7 @@ impl Ready {
 
     /// Name of an argument of the problem, and its size in bytes if the problem has it.
     pub(super) fn argument(&self, place: BufferRef) -> (&'static str, Option<u64>) {
-        let (p, d) = (&self.problem, self.want);
-        let stored = |dtype: DType, operand| dtype.bytes(p.operand_len(operand)) as u64;
-        let operand = |operand| Some(stored(p.spec(operand).dtype, operand));
-        let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
-        let words = |wanted: bool, count: usize| wanted.then_some(4 * count as u64);
-        let gradient = |wants: fn(&WantGradients) -> bool, operand| d.filter(wants).map(|want| stored(want.dtype(p, operand), operand));
-        let d_words = |wants: fn(&WantGradients) -> bool, count| words(d.as_ref().is_some_and(wants), count);
-        match place {
-            BufferRef::Query => ("query", operand(Operand::Query)),
-            BufferRef::Key => ("key", operand(Operand::Key)),
-            BufferRef::Value => ("value", operand(Operand::Value)),
-            BufferRef::Output => ("output", operand(Operand::Output)),
-            BufferRef::Lse => ("lse", words(p.want.lse, p.lse_len())),
-            BufferRef::Stats => ("stats", words(p.want.stats || d.is_some(), 2 * p.lse_len())),
-            BufferRef::Tables => ("tables", words(self.plan.table_words > 0, self.plan.table_words as usize)),
-            BufferRef::Bias => ("bias", p.bias.map(|shape| 4 * elements(shape))),
-            BufferRef::Mask => ("mask", p.visibility.mask.map(elements)),
-            BufferRef::Scores => ("scores", words(p.want.scores.is_some(), p.scores_len())),
-            BufferRef::Weights => ("weights", words(p.want.weights, p.scores_len())),
-            BufferRef::DOutput => ("d_output", operand(Operand::Output)),
-            BufferRef::DQuery => ("d_query", gradient(|want| want.query, Operand::Query)),
-            BufferRef::DKey => ("d_key", gradient(|want| want.key, Operand::Key)),
-            BufferRef::DValue => ("d_value", gradient(|want| want.value, Operand::Value)),
-            BufferRef::DBias => ("d_bias", d_words(|want| want.bias, p.bias.and_then(BroadcastShape::elements).unwrap_or(0))),
-            BufferRef::DRelativeBias => ("d_relative_bias", d_words(|want| want.relative_bias, p.relative_bias_len())),
-            BufferRef::DSinks => ("d_sinks", d_words(|want| want.sinks, p.dims.num_heads)),
-            BufferRef::Cache | BufferRef::Scratch(_) => ("scratch", None),
-        }
+        argument(&self.problem, self.want.as_ref(), &self.plan, place)
     }
 
     /// Binds the plan's own buffers and the given ones, which must be those that the problem has.
@@ -159,6 +136,38 @@ impl Ready {
             entries.push(wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(resource) });
         }
         bind_group(&self.gpu, &self.pipelines[index], &entries)
+    }
+}
+
+/// Name of an argument of a problem or of the wanted gradients `d`, and its size in bytes if there is such a thing.
+pub(super) fn argument(p: &Problem, d: Option<&WantGradients>, plan: &Plan, place: BufferRef) -> (&'static str, Option<u64>) {
+    let stored = |dtype: DType, operand| dtype.bytes(p.operand_len(operand)) as u64;
+    let operand = |operand| Some(stored(p.spec(operand).dtype, operand));
+    let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
+    let words = |wanted: bool, count: usize| wanted.then_some(4 * count as u64);
+    let gradient =
+        |wants: fn(&WantGradients) -> bool, operand| d.filter(|want| wants(want)).map(|want| stored(want.dtype(p, operand), operand));
+    let d_words = |wants: fn(&WantGradients) -> bool, count| words(d.is_some_and(wants), count);
+    match place {
+        BufferRef::Query => ("query", operand(Operand::Query)),
+        BufferRef::Key => ("key", operand(Operand::Key)),
+        BufferRef::Value => ("value", operand(Operand::Value)),
+        BufferRef::Output => ("output", operand(Operand::Output)),
+        BufferRef::Lse => ("lse", words(p.want.lse, p.lse_len())),
+        BufferRef::Stats => ("stats", words(p.want.stats || d.is_some(), 2 * p.lse_len())),
+        BufferRef::Tables => ("tables", words(plan.table_words > 0, plan.table_words as usize)),
+        BufferRef::Bias => ("bias", p.bias.map(|shape| 4 * elements(shape))),
+        BufferRef::Mask => ("mask", p.visibility.mask.map(elements)),
+        BufferRef::Scores => ("scores", words(p.want.scores.is_some(), p.scores_len())),
+        BufferRef::Weights => ("weights", words(p.want.weights, p.scores_len())),
+        BufferRef::DOutput => ("d_output", operand(Operand::Output)),
+        BufferRef::DQuery => ("d_query", gradient(|want| want.query, Operand::Query)),
+        BufferRef::DKey => ("d_key", gradient(|want| want.key, Operand::Key)),
+        BufferRef::DValue => ("d_value", gradient(|want| want.value, Operand::Value)),
+        BufferRef::DBias => ("d_bias", d_words(|want| want.bias, p.bias.and_then(BroadcastShape::elements).unwrap_or(0))),
+        BufferRef::DRelativeBias => ("d_relative_bias", d_words(|want| want.relative_bias, p.relative_bias_len())),
+        BufferRef::DSinks => ("d_sinks", d_words(|want| want.sinks, p.dims.num_heads)),
+        BufferRef::Cache | BufferRef::Scratch(_) => ("scratch", None),
     }
 }
 
@@ -236,12 +245,19 @@ impl Dispatches {
         self.steps.len()
     }
 
+    /// Name of each dispatch's kernel, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| step.pipeline.name.as_str())
+    }
+
     /// Records some of the dispatches, so that an app can spread long work over submits. All must run, in order.
     pub fn record_steps(&self, steps: std::ops::Range<usize>, pass: &mut wgpu::ComputePass<'_>) {
         for step in &self.steps[steps] {
+            pass.push_debug_group(&step.pipeline.name);
             pass.set_pipeline(&step.pipeline.pipeline);
             pass.set_bind_group(0, &step.bind_group, &[step.params_offset]);
             pass.dispatch_workgroups(step.grid[0], step.grid[1], 1);
+            pass.pop_debug_group();
         }
     }
 

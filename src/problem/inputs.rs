@@ -145,6 +145,7 @@ fn check_cu_seqlens(argument: &'static str, cu_seqlens: &[u32], tokens: usize, l
 
 /// Results of an attention, in host memory.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Outputs {
     /// Output, as [`Problem::output`] describes; gaps between strided elements are 0.
     pub output: HostVec,

@@ -72,7 +72,10 @@ impl Device<'_> {
         let f32s = |wanted: bool, name: &str| wanted.then(|| buffers.f32s(name));
         let stats = f32s(want.stats, "stats").map(|stats| stats.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect());
         let (lse, scores) = (f32s(want.lse, "lse"), f32s(want.scores.is_some(), "scores"));
-        Ok(Outputs { output, lse, stats, scores, weights: f32s(want.weights, "weights") })
+        let mut outputs = Outputs::default();
+        (outputs.output, outputs.lse, outputs.stats, outputs.scores) = (output, lse, stats, scores);
+        outputs.weights = f32s(want.weights, "weights");
+        Ok(outputs)
     }
 
     pub(crate) fn backward(
@@ -113,7 +116,10 @@ impl Device<'_> {
         vectors.iter().for_each(|&(name, wanted, _)| self.check_written(&plan, &buffers, name, wanted));
         let [query, key, value] = stored.map(|(name, wanted, spec, len)| wanted.then(|| buffers.stored(&spec, name, len)));
         let [bias, relative_bias, sinks] = vectors.map(|(name, wanted, _)| wanted.then(|| buffers.f32s(name)));
-        Ok(Gradients { query, key, value, bias, relative_bias, sinks })
+        let mut gradients = Gradients::default();
+        (gradients.query, gradients.key, gradients.value) = (query, key, value);
+        (gradients.bias, gradients.relative_bias, gradients.sinks) = (bias, relative_bias, sinks);
+        Ok(gradients)
     }
 
     /// Runs all dispatches in order.
