@@ -10,6 +10,13 @@
 //! assert_eq!(outputs.output.to_f32().len(), 4);
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
+//!
+//! The module [`gpu`] records into an app's own encoder. Its page says what is deterministic, what recordings share, and
+//! what may be called from which thread.
+//!
+//! Options are structs with public fields. Those with a default, and device capabilities, may get more fields in later
+//! versions: end their literals with `..Default::default()` or `..DeviceCaps::webgpu_defaults()`, those of bindings with
+//! `..Bindings::new(..)`.
 
 pub mod cache;
 pub mod cpu;

@@ -230,11 +230,19 @@ mod tests {
         for gpu in gpus(ShaderOptions::default()) {
             let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
             let decode = Problem { dims: Dims { seq_len_q: 1, seq_len_kv: 3000, ..plain.dims }, ..plain };
-            let biased = Problem { bias: Some(BroadcastShape([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, ..plain };
-            for problem in [plain, decode, biased, plain.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
+            let biased = Problem {
+                bias: Some(BroadcastShape([1, 2, 40, 40])),
+                softcap: Some(5.0),
+                sinks: true,
+                relative_bias_max_distance: Some(9),
+                ..plain.aligned(Alignment::TopLeft).causal()
+            };
+            let stored = [biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)];
+            for problem in [plain, decode, biased].into_iter().chain(stored) {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     check(&gpu, &problem, algorithm).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
                 }
+                check_backward(&gpu, &problem, &WantGradients::all(&problem)).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
             }
         }
     }
@@ -260,25 +268,6 @@ mod tests {
             let quiet = ShaderOptions { skip_canary: true, ..specialised };
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
             assert_eq!(check(&quiet, &problem, Algorithm::Fused), Ok(()), "nobody asked");
-        }
-    }
-
-    #[test]
-    fn right_gradients_are_let_through() {
-        for gpu in gpus(ShaderOptions::default()) {
-            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
-            let causal = plain.aligned(Alignment::TopLeft).causal();
-            let biased = Problem {
-                bias: Some(BroadcastShape([1, 2, 40, 40])),
-                softcap: Some(5.0),
-                sinks: true,
-                relative_bias_max_distance: Some(9),
-                ..causal
-            };
-            for problem in [plain, biased, biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
-                let want = WantGradients::all(&problem);
-                check_backward(&gpu, &problem, &want).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
-            }
         }
     }
 

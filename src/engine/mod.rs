@@ -245,7 +245,7 @@ impl Engine {
         match &self.place {
             Runner::Gpu(calls)
                 if !is_empty(problem)
-                    && (calls.is_backward_prepared(problem, want)
+                    && (calls.is_prepared(problem, self.algorithm, Some(want))
                         || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) =>
             {
                 calls.backward(problem, inputs, backward, want, waiting, control).await
@@ -262,7 +262,7 @@ impl Engine {
             Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Runner::Gpu(calls)
                 if !is_empty(problem)
-                    && (calls.is_prepared(problem, self.algorithm)
+                    && (calls.is_prepared(problem, self.algorithm, None)
                         || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) =>
             {
                 calls.attention(problem, inputs, self.algorithm, waiting, control).await

@@ -68,8 +68,12 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-async fn adapters() -> Vec<wgpu::Adapter> {
-    instance().enumerate_adapters(wgpu::Backends::all()).await.into_iter().filter(can_compute).collect()
+/// Adapters that can compute, best first.
+async fn adapters(wishes: &Wishes) -> Vec<wgpu::Adapter> {
+    let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    let mut adapters: Vec<_> = found.into_iter().filter(can_compute).collect();
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
+    adapters
 }
 
 fn can_compute(adapter: &wgpu::Adapter) -> bool {
@@ -135,42 +139,31 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
         Backend::Adapter(text) => Some(text),
     };
     let wishes = Wishes::from_env();
-    let mut adapters = adapters().await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
-    let names = |adapters: &[wgpu::Adapter]| {
-        let names: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.get_info().name, a.get_info().backend.to_str())).collect();
-        if names.is_empty() { "none".to_string() } else { names.join(", ") }
-    };
-    let found = names(&adapters);
-    let chosen = match asked_for {
-        None => {
-            let adapter = adapters.into_iter().find(|adapter| refusal(&adapter.get_info(), &wishes).is_none());
-            if adapter.is_none() && wishes.is_explicit() {
-                return Err(Error::NoAdapter { why: format!("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME; found: {found}") });
-            }
-            adapter.map(|adapter| {
-                let why = if wishes.is_explicit() { "the environment asks for it" } else { "the best GPU there is" };
-                Chosen { adapter, why: why.into() }
-            })
-        }
+    let adapters = adapters(&wishes).await;
+    let names: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.get_info().name, a.get_info().backend.to_str())).collect();
+    let found = if names.is_empty() { "none".into() } else { names.join(", ") };
+    let fits = |info: &wgpu::AdapterInfo| match asked_for {
+        None => refusal(info, &wishes).is_none(),
         Some(text) => {
-            let wanted = text.to_lowercase();
-            let fits = |info: &wgpu::AdapterInfo| {
-                let name = info.name.to_lowercase();
-                wanted.split_whitespace().all(|word| info.backend.to_str() == word || name.contains(word))
-            };
-            let adapter = adapters.into_iter().find(|adapter| fits(&adapter.get_info()));
-            let adapter = adapter.ok_or_else(|| Error::NoAdapter { why: format!("none matches `{text}`; found: {found}") })?;
-            Some(Chosen { adapter, why: format!("`{text}` was asked for") })
+            let (name, wanted) = (info.name.to_lowercase(), text.to_lowercase());
+            wanted.split_whitespace().all(|word| info.backend.to_str() == word || name.contains(word))
         }
     };
-    Ok(chosen)
+    let (why, missing) = match asked_for {
+        Some(text) => (format!("`{text}` was asked for"), Some(format!("none matches `{text}`"))),
+        None if wishes.is_explicit() => ("the environment asks for it".into(), Some("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME".into())),
+        None => ("the best GPU there is".into(), None),
+    };
+    match (adapters.into_iter().find(|adapter| fits(&adapter.get_info())), missing) {
+        (Some(adapter), _) => Ok(Some(Chosen { adapter, why })),
+        (None, Some(missing)) => Err(Error::NoAdapter { why: format!("{missing}; found: {found}") }),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Lists every adapter that can compute, best first.
 pub(crate) async fn choose_every() -> Vec<Chosen> {
-    let mut adapters = adapters().await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), Wishes::from_env().low_power));
+    let adapters = adapters(&Wishes::from_env()).await;
     adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
 }
 

@@ -52,11 +52,7 @@ pub struct BackwardBindings<'a> {
 impl Backward {
     /// Plans the wanted gradients of `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
-        Self::of_plan(gpu, problem, want, Plan::backward(problem, want, gpu.caps())?)
-    }
-
-    pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<Self> {
-        Ready::new(gpu, problem, Some(want), plan, None).map(Self)
+        Ready::new(gpu, problem, Some(want), Plan::backward(problem, want, gpu.caps())?, None).map(Self)
     }
 
     /// Plan of the gradients.

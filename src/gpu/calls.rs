@@ -27,12 +27,12 @@ struct CallKey {
 }
 
 impl CallKey {
-    fn forward(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Self {
-        Self { problem: *problem, want: None, algorithm, kernel: gpu.fastest(problem) }
-    }
-
-    fn backward(problem: &Problem, want: &WantGradients) -> Self {
-        Self { problem: *problem, want: Some(*want), algorithm: Algorithm::Auto, kernel: None }
+    /// Key of attention, or of the wanted gradients.
+    fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Self {
+        match want {
+            None => Self { problem: *problem, want: None, algorithm, kernel: gpu.fastest(problem) },
+            Some(want) => Self { problem: *problem, want: Some(*want), algorithm: Algorithm::Auto, kernel: None },
+        }
     }
 }
 
@@ -66,7 +66,7 @@ impl Calls {
         waiting: Waiting,
         control: &mut Progress<'_>,
     ) -> Result<Outputs> {
-        let key = CallKey::forward(&self.gpu, problem, algorithm);
+        let key = CallKey::new(&self.gpu, problem, algorithm, None);
         let call = self.take(&key, || Prepared::forward(&self.gpu, problem, algorithm))?;
         call.upload(inputs)?;
         let outputs = call.outputs(&call.bound, control, waiting, |_| {}).await;
@@ -89,7 +89,7 @@ impl Calls {
             computed = self.attention(&forward, inputs, Algorithm::Auto, waiting, &mut Progress::default()).await?.stats;
         }
         let stats = backward.stats.or(computed.as_deref()).unwrap_or_default();
-        let key = CallKey::backward(problem, want);
+        let key = CallKey::new(&self.gpu, problem, Algorithm::Auto, Some(want));
         let call = self.take(&key, || Prepared::backward(&self.gpu, problem, want))?;
         call.upload_backward(inputs, backward, stats)?;
         let gradients = call.gradients(control, waiting).await;
@@ -105,18 +105,10 @@ impl Calls {
         Ok(call_bytes(problem, want, &plan))
     }
 
-    /// True if a call of this problem is prepared and not running.
-    pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm) -> bool {
-        self.has(&CallKey::forward(&self.gpu, problem, algorithm))
-    }
-
-    /// True if a call for these gradients is prepared and not running.
-    pub(crate) fn is_backward_prepared(&self, problem: &Problem, want: &WantGradients) -> bool {
-        self.has(&CallKey::backward(problem, want))
-    }
-
-    fn has(&self, key: &CallKey) -> bool {
-        self.lock().iter().any(|(kept, _)| kept == key)
+    /// True if a call of attention, or of the wanted gradients, is prepared and not running.
+    pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> bool {
+        let key = CallKey::new(&self.gpu, problem, algorithm, want);
+        self.lock().iter().any(|(kept, _)| *kept == key)
     }
 
     /// Takes a call out, so that no other caller can use it while it runs, or prepares it.

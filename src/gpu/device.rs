@@ -71,15 +71,11 @@ impl Gpu {
     ///
     /// Request `adapter.limits()` and [`wgpu::Features::SUBGROUP`] for the device: WebGPU's defaults are small.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::new(device, queue, ShaderOptions::default())
+        Self::from_device_with(device, queue, ShaderOptions::default())
     }
 
     /// [`Self::from_device`] with options.
     pub fn from_device_with(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
-        Self::new(device, queue, options)
-    }
-
-    fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
         let is_software = caps.class == DeviceClass::Software;
@@ -114,12 +110,12 @@ impl Gpu {
         let features = wanted_features(adapter);
         if matrix_size > 0 {
             match request(adapter, features | MATRIX_FEATURES).await {
-                Ok((device, queue)) => return Ok(Self::new(device, queue, ShaderOptions { matrix_size, ..options })),
+                Ok((device, queue)) => return Ok(Self::from_device_with(device, queue, ShaderOptions { matrix_size, ..options })),
                 Err(why) => log::warn!("{}: no cooperative matrices: {why}", adapter.get_info().name),
             }
         }
         let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why: why.into() })?;
-        Ok(Self::new(device, queue, ShaderOptions { matrix_size: 0, ..options }))
+        Ok(Self::from_device_with(device, queue, ShaderOptions { matrix_size: 0, ..options }))
     }
 
     /// Device of wgpu.
@@ -246,9 +242,13 @@ impl Gpu {
 /// Cause of an error of wgpu, which cannot leave its thread in a browser.
 fn cause(error: wgpu::Error) -> Cause {
     #[cfg(not(target_family = "wasm"))]
-    return Cause::new(error);
+    {
+        Cause::new(error)
+    }
     #[cfg(target_family = "wasm")]
-    error.to_string().into()
+    {
+        error.to_string().into()
+    }
 }
 
 /// Requests a device with these features and all limits of the adapter. A driver may advertise a feature and refuse it

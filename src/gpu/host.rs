@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
 use super::steps::{Ready, argument};
 use super::wait::{Waiting, finished};
-use super::{Attention, Backward, Dispatches, Gpu};
+use super::{Backward, Dispatches, Gpu};
 use crate::error::Result;
 use crate::numbers::HostVec;
 use crate::plan::{BufferRef, Plan};
@@ -15,26 +15,33 @@ use crate::progress::Progress;
 
 /// Arguments besides a problem's tensors.
 const OPTIONS: [BufferRef; 3] = [BufferRef::Tables, BufferRef::Bias, BufferRef::Mask];
-const FORWARD_INPUTS: [BufferRef; 3] = [BufferRef::Query, BufferRef::Key, BufferRef::Value];
-const FORWARD_RESULTS: [BufferRef; 5] = [BufferRef::Output, BufferRef::Lse, BufferRef::Stats, BufferRef::Scores, BufferRef::Weights];
-const BACKWARD_INPUTS: [BufferRef; 6] =
-    [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output, BufferRef::DOutput, BufferRef::Stats];
-const BACKWARD_RESULTS: [BufferRef; 6] =
-    [BufferRef::DQuery, BufferRef::DKey, BufferRef::DValue, BufferRef::DBias, BufferRef::DRelativeBias, BufferRef::DSinks];
-
-/// Arguments that a call uploads, and those that it reads back.
-fn places(backward: bool) -> (Vec<BufferRef>, &'static [BufferRef]) {
-    let (inputs, results) =
-        if backward { (&BACKWARD_INPUTS[..], &BACKWARD_RESULTS[..]) } else { (&FORWARD_INPUTS[..], &FORWARD_RESULTS[..]) };
-    ([inputs, &OPTIONS].concat(), results)
-}
+/// Arguments that a forward pass reads and writes.
+const FORWARD: [&[BufferRef]; 2] = [
+    &[BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Tables, BufferRef::Bias, BufferRef::Mask],
+    &[BufferRef::Output, BufferRef::Lse, BufferRef::Stats, BufferRef::Scores, BufferRef::Weights],
+];
+/// Arguments that a backward pass reads and writes.
+const BACKWARD: [&[BufferRef]; 2] = [
+    &[
+        BufferRef::Query,
+        BufferRef::Key,
+        BufferRef::Value,
+        BufferRef::Output,
+        BufferRef::DOutput,
+        BufferRef::Stats,
+        BufferRef::Tables,
+        BufferRef::Bias,
+        BufferRef::Mask,
+    ],
+    &[BufferRef::DQuery, BufferRef::DKey, BufferRef::DValue, BufferRef::DBias, BufferRef::DRelativeBias, BufferRef::DSinks],
+];
 
 /// Bytes of all buffers of a call from host memory, before there are any.
 pub(super) fn call_bytes(problem: &Problem, want: Option<&WantGradients>, plan: &Plan) -> u64 {
-    let (inputs, results) = places(want.is_some());
+    let [inputs, results] = if want.is_some() { BACKWARD } else { FORWARD };
     let padded =
         |places: &[BufferRef]| -> u64 { places.iter().filter_map(|&place| argument(problem, want, plan, place).1).map(whole_vec4s).sum() };
-    plan.scratch_bytes() + padded(&inputs) + 2 * padded(results)
+    plan.scratch_bytes() + padded(inputs) + 2 * padded(results)
 }
 
 /// Buffers of a problem's arguments, each with the bytes of it that are used.
@@ -103,7 +110,7 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Prepares attention.
     pub(super) fn forward(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        Self::new(&Attention::of_plan(gpu, problem, gpu.plan(problem, algorithm)?, None)?.0)
+        Self::new(&Ready::new(gpu, problem, None, gpu.plan(problem, algorithm)?, None)?)
     }
 
     /// Prepares gradients.
@@ -113,10 +120,10 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
-        let (inputs, results) = places(ready.want.is_some());
+        let [inputs, results] = if ready.want.is_some() { BACKWARD } else { FORWARD };
         let gpu = ready.gpu.clone();
         // A layer also reads back its queries, keys and values.
-        let inputs = Arguments::new(ready, &inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
+        let inputs = Arguments::new(ready, inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
         let results = Arguments::new(ready, results, wgpu::BufferUsages::COPY_SRC)?;
         let all = || inputs.0.iter().chain(&results.0);
         let bindings: Vec<_> = all().map(|(_, buffer, _)| buffer.as_entire_buffer_binding()).collect();

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::host::Prepared;
-use super::{Attention, Backward, Gpu, Waiting, loss};
+use super::steps::Ready;
+use super::{Gpu, Waiting, loss};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
@@ -25,7 +26,7 @@ impl Trial {
 
     /// [`Self::new`] for a given plan.
     pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<Self> {
-        let prepared = Prepared::new(&Attention::of_plan(gpu, problem, plan, None)?.0)?;
+        let prepared = Prepared::new(&Ready::new(gpu, problem, None, plan, None)?)?;
         prepared.upload(inputs)?;
         Ok(Self { gpu: gpu.clone(), prepared })
     }
@@ -58,7 +59,7 @@ pub(crate) fn gradients_of_plan(
     want: &WantGradients,
     plan: Plan,
 ) -> Result<Gradients> {
-    let prepared = Prepared::new(&Backward::of_plan(gpu, problem, want, plan)?.0)?;
+    let prepared = Prepared::new(&Ready::new(gpu, problem, Some(want), plan, None)?)?;
     prepared.upload_backward(inputs, backward, backward.stats.unwrap_or_default())?;
     pollster::block_on(prepared.gradients(&mut Progress::default(), Waiting::Blocking))
 }
