@@ -67,6 +67,11 @@ pub(super) struct BoundDispatch {
 impl Ready {
     /// Compiles the pipelines that are missing and creates parameters and scratch. The plan may read a `cache`.
     pub(super) fn new(gpu: &Gpu, problem: &Problem, want: Option<&WantGradients>, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
+        let (needed, available) = (plan.scratch_bytes(), gpu.caps().scratch_budget);
+        if needed > available {
+            let remedy = "raise ShaderOptions::scratch_budget, or split the batch or the heads".into();
+            return Err(Error::Limit { limit: "scratch_budget", needed, available, remedy });
+        }
         let pipelines = plan.steps.iter().map(|step| gpu.pipeline(PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
         let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
