@@ -183,7 +183,7 @@ pub const MATRIX_FEATURES: wgpu::Features =
 /// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8, or 0 if WGSL has no
 /// type for them. Also 0 on Metal, which has 8x8: the kernel translates to its language but has not been run there.
 ///
-/// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`ShaderOptions`] to
+/// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`super::ShaderOptions`] to
 /// [`crate::gpu::Gpu::from_device_with`].
 pub fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
     if !adapter.features().contains(MATRIX_FEATURES) || adapter.get_info().backend != wgpu::Backend::Vulkan {

@@ -11,9 +11,9 @@ use crate::problem::{Dropout, Inputs, Problem};
 ///
 /// ```
 /// use wgpu_attention::gpu::{TableVector, Tables};
-/// use wgpu_attention::{Alibi, Dims, Problem};
+/// use wgpu_attention::{Alibi, Alignment, Dims, Problem};
 ///
-/// let mut problem = Problem::new(Dims::self_attention(2, 4, 16, 32));
+/// let mut problem = Problem::new(Dims::self_attention(2, 4, 16, 32)).aligned(Alignment::BottomRight);
 /// (problem.visibility.kv_lengths, problem.alibi) = (true, Some(Alibi::Signed));
 /// let tables = Tables::new(&problem).kv_lengths(&[16, 9]).alibi_slopes(&[0.5, 0.25, 0.125, 0.0625]);
 /// assert_eq!(tables.bytes()?.len(), 4 * (2 + 4));
