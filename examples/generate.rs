@@ -18,7 +18,7 @@ use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
 use wgpu_attention::gpu::{CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
+use wgpu_attention::{Algorithm, Alignment, Cause, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
 
 const VOCABULARY: usize = 211;
 const WIDTH: usize = 64;
@@ -264,9 +264,8 @@ fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> 
     encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
     gpu.queue().submit([encoder.finish()]);
     staging.map_async(wgpu::MapMode::Read, .., |_| {});
-    let lost = |why: String| Error::Device { why };
-    gpu.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|error| lost(error.to_string()))?;
-    let view = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device { why: Cause::new(error) })?;
+    let view = staging.get_mapped_range(..).map_err(|error| Error::Device { why: Cause::new(error) })?;
     Ok(bytemuck::pod_collect_to_vec(&view))
 }
 

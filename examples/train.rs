@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use wgpu_attention::layer::{Linear, LinearGradients, MultiHead};
-use wgpu_attention::{Dropout, Engine, EngineOptions, Inputs, Result};
+use wgpu_attention::{Cause, Dropout, Engine, EngineOptions, Error, Inputs, Result};
 
 const STEPS: usize = 300;
 const BATCH: usize = 32;
@@ -48,8 +48,7 @@ fn main() -> Result<()> {
             println!("loss on {name} against the first: at most {:.1e} apart in 20 steps, {:.1e} in all", apart(20), apart(STEPS));
         }
     }
-    std::fs::write("train.svg", draw(&curves))
-        .map_err(|error| wgpu_attention::Error::File { path: "train.svg".into(), why: error.to_string() })?;
+    std::fs::write("train.svg", draw(&curves)).map_err(|error| Error::file("train.svg", Cause::new(error)))?;
     println!("the curves are in train.svg");
     Ok(())
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use buffers::{devices, draw, empty};
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{
-    Attention, Backward, BackwardBindings, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, MergeBindings, NewTokens,
-    QueryBindings,
+    Attention, Backward, BackwardBindings, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Merge, MergeBindings,
+    NewTokens, QueryBindings,
 };
 use wgpu_attention::layer::{LayerOutputs, Linear, MultiHead};
 use wgpu_attention::rotary::{Pairing, Rotary};
@@ -152,7 +152,8 @@ impl App {
             lse: output.as_entire_buffer_binding(),
         };
         says_lost("merge", || {
-            Dispatches::merge(gpu, [2, 3, 4], &MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() })
+            let bindings = MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() };
+            Merge { parts: 2, rows: 3, head_dim_v: 4 }.bind(gpu, &bindings)
         });
         says_lost("DeviceCache::new", || DeviceCache::new(gpu, SHAPE, SIZE));
         let rotary = Rotary::new(Pairing::HalfSplit, 1e4, 16, 20).expect("valid");

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 }
 
 fn tell(terminal: &mut Terminal, adapter: &AdapterReport, found: &wgpu_attention::Result<Findings>) -> Result<(), Failure> {
-    let AdapterReport { name, backend, driver, caps, features, verdict, would_be_chosen } = adapter;
+    let AdapterReport { name, backend, driver, caps, features, verdict, would_be_chosen, .. } = adapter;
     let or = |text: String, otherwise: &str| if text.is_empty() { otherwise.to_string() } else { text };
     let subgroups = if caps.subgroup_size == 0 { String::new() } else { format!("from {} threads", caps.subgroup_size) };
     let matrices = if caps.matrix_size == 0 { String::new() } else { format!("{0}x{0}, f16 with f32 sums", caps.matrix_size) };

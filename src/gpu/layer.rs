@@ -1,10 +1,11 @@
 //! Multi-head layer on a device: its weights stay there, and a run is one upload and one recording.
 
 use super::buffers::ReadBack;
-use super::host::{Prepared, Waiting};
+use super::host::Prepared;
 use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer};
-use super::{Dispatches, Gpu};
+use super::{Dispatches, Gpu, Waiting};
 use crate::error::Result;
+use crate::plan::BufferRef;
 use crate::problem::{Algorithm, Inputs, Outputs, Problem};
 use crate::progress::Progress;
 
@@ -40,7 +41,9 @@ impl Layer {
         self_attention: bool,
         steps: bool,
     ) -> Result<Self> {
-        let prepared = Prepared::new(gpu, problem, algorithm)?;
+        let prepared = Prepared::forward(gpu, problem, algorithm)?;
+        let [to_query, to_key, to_value, context] =
+            [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output].map(|place| prepared.buffer(place).clone());
         let d = &problem.dims;
         let own_keys = d.seq_len_kv - parts.appended_rows;
         let (rows_q, rows_kv) = match problem.varlen {
@@ -63,14 +66,12 @@ impl Layer {
 
         let mut bound = Dispatches { steps: Vec::new() };
         for (index, (name, projection, rows, to)) in
-            [("w_q", query, plain(rows_q), &prepared.query), ("w_k", key, keys, &prepared.key), ("w_v", value, keys, &prepared.value)]
-                .into_iter()
-                .enumerate()
+            [("w_q", query, plain(rows_q), &to_query), ("w_k", key, keys, &to_key), ("w_v", value, keys, &to_value)].into_iter().enumerate()
         {
             let from = if self_attention { &x[0] } else { &x[index] };
             bound.steps.extend(DeviceLinear::new(gpu, name, projection)?.bind(gpu, rows, from, to)?);
         }
-        for (buffer, rows) in [(&prepared.key, &parts.appended[0]), (&prepared.value, &parts.appended[1])] {
+        for (buffer, rows) in [(&to_key, &parts.appended[0]), (&to_value, &parts.appended[1])] {
             let width = rows.len() / parts.appended_rows.max(1);
             for item in 0..if rows.is_empty() { 0 } else { d.batch } {
                 let at = 4 * ((item * d.seq_len_kv + own_keys) * width) as u64;
@@ -79,14 +80,14 @@ impl Layer {
         }
         let mut prepared = prepared;
         bound.steps.append(&mut prepared.bound.steps);
-        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &prepared.output, &y)?);
+        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &context, &y)?);
 
         let numbers = |buffer: &wgpu::Buffer, len: usize| (buffer.clone(), 4 * len as u64);
         let mut results = vec![numbers(&y, rows_q * columns)];
         if steps {
-            results.push(numbers(&prepared.query, problem.query_len()));
-            results.push(numbers(&prepared.key, problem.key_len()));
-            results.push(numbers(&prepared.value, problem.value_len()));
+            results.push(numbers(&to_query, problem.query_len()));
+            results.push(numbers(&to_key, problem.key_len()));
+            results.push(numbers(&to_value, problem.value_len()));
         }
         Ok(Self { gpu: gpu.clone(), prepared, bound, x, results: ReadBack::new(gpu, results)? })
     }
@@ -97,10 +98,10 @@ impl Layer {
             for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
                 self.gpu.queue().write_buffer(buffer, 0, x.bytes());
             }
-            self.prepared.upload_options(&self.gpu, inputs);
+            self.prepared.upload_options(inputs);
         })?;
         let copy = |encoder: &mut wgpu::CommandEncoder| self.results.copy(encoder);
-        let attention = self.prepared.run(&self.gpu, &self.bound, control, Waiting::Blocking, copy).await?;
+        let attention = self.prepared.outputs(&self.bound, control, Waiting::Blocking, copy).await?;
         let results = self.results.read(&self.gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
         Ok((attention, results.await?))
     }

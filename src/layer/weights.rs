@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Appended, Linear, MultiHead};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 
 /// Names of a layer's tensors in a file. Weights are [out, in].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl WeightFile {
     /// Reads a file. Errors: it cannot be read, or is not a safetensors file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.display().to_string(), why: error.to_string() })?;
+        let bytes = std::fs::read(path).map_err(|error| Error::file(path.display(), Cause::new(error)))?;
         Self::from_bytes(path.display().to_string(), bytes)
     }
 
@@ -82,8 +82,7 @@ impl WeightFile {
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| Error::File { path: self.path.clone(), why: format!("not a safetensors file: {error}") })
+        SafeTensors::deserialize(&self.bytes).map_err(|error| Error::file(&self.path, format!("not a safetensors file: {error}")))
     }
 }
 
@@ -93,8 +92,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn error(&self, why: impl Into<String>) -> Error {
-        Error::File { path: self.path.to_string(), why: why.into() }
+    fn error(&self, why: impl Into<Cause>) -> Error {
+        Error::file(self.path, why)
     }
 
     fn has(&self, name: &str) -> bool {

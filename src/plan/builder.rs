@@ -4,7 +4,7 @@ use super::limits::{Piece, check_addressing, check_bytes, check_kernel, pieces, 
 use super::ranges::BindingRange;
 use super::step::{BufferRef, Plan, Step};
 use super::{DeviceCaps, loops};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::problem::{Problem, TableLayout};
 use crate::wgsl::{Kernel, KernelKey, Params, Slot};
 
@@ -71,6 +71,11 @@ impl<'a> Builder<'a> {
     /// Adds a scratch buffer.
     pub(super) fn scratch(&mut self, name: &str, bytes: u64) -> Result<BufferRef> {
         check_bytes(name, bytes, self.caps)?;
+        let (needed, available) = (self.scratch_bytes() + bytes, self.caps.scratch_budget);
+        if needed > available {
+            let remedy = "raise ShaderOptions::scratch_budget, or split the batch or the heads".into();
+            return Err(Error::Limit { limit: "scratch_budget", needed, available, remedy });
+        }
         self.scratch.push(bytes);
         Ok(BufferRef::Scratch(self.scratch.len() - 1))
     }

@@ -259,6 +259,7 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
     let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
     let row_bytes = 16 * d.head_dim_v.div_ceil(4) as u64 * problem.lse_len().max(1) as u64;
     let that_fit = |bytes: u64| (bytes / row_bytes).max(1) as usize;
+    let with_stats = |bytes: u64| usize::try_from(bytes / (row_bytes + 16 * problem.lse_len() as u64)).unwrap_or(usize::MAX);
     let at_once = loops::keys_at_once(key, caps).min(CHAIN);
     let to_be_exact = keys.div_ceil(at_once).min(that_fit(SCRATCH_BYTES));
     let splits = to_fill
@@ -266,6 +267,7 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
         .min(keys / KEYS_PER_SPLIT)
         .max(to_be_exact)
         .min(that_fit(caps.binding_bytes.min(caps.buffer_bytes)))
+        .min(with_stats(caps.scratch_budget))
         .max(1);
     (splits, if keys <= splits * at_once { d.seq_len_kv } else { splits * at_once })
 }

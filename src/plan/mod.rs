@@ -22,7 +22,6 @@ pub(crate) use ranges::{BindingRange, of_slot};
 pub(crate) use step::{BufferRef, Step};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
-pub use crate::problem::{TableLayout, table_bytes};
 pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
 pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};

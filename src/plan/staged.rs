@@ -96,7 +96,7 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
         check_bytes("weights", 4 * problem.scores_len() as u64, caps)?;
         return Ok(vec![ScorePart { first_pair: 0, pairs, first_row: 0, rows: d.seq_len_q }]);
     }
-    let room = SCRATCH_BYTES.min(caps.binding_bytes).min(caps.buffer_bytes);
+    let room = SCRATCH_BYTES.min(caps.scratch_budget).min(caps.binding_bytes).min(caps.buffer_bytes);
     let row_bytes = 4 * d.seq_len_kv.max(1) as u64;
     if row_bytes > room {
         return Err(Error::Limit {

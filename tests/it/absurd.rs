@@ -2,7 +2,8 @@
 
 use crate::common::open;
 use wgpu_attention::cache::{CacheShape, KvCache};
-use wgpu_attention::plan::{DeviceCaps, Plan, TableLayout};
+use wgpu_attention::gpu::{TableVector, Tables};
+use wgpu_attention::plan::{DeviceCaps, Plan};
 use wgpu_attention::rotary::{Pairing, Rotary, Scaling};
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem,
@@ -66,7 +67,7 @@ fn impossible_sizes_are_errors() {
         let problem = Problem::new(dims);
         assert!(matches!(problem.check(), Err(Error::Invalid { .. })), "{dims:?}");
         let _lens = (problem.query_len(), problem.output_len(), problem.lse_len(), problem.scores_len(), dims.group(), dims.flops());
-        let _layout = TableLayout::new(&problem);
+        let _place = Tables::new(&problem).words(TableVector::Dropout);
     }
     let table =
         Problem { relative_bias_max_distance: Some(u32::MAX), ..Problem::new(Dims { num_heads: 1 << 40, num_kv_heads: 1, ..SMALL }) };

@@ -37,7 +37,7 @@ fn why(bytes: &[u8]) -> String {
     match parse(bytes) {
         Err(Error::File { path, why }) => {
             assert_eq!(path, "broken");
-            why
+            why.to_string()
         }
         Err(other) => panic!("not a file error: {other}"),
         Ok(file) => match check_file(&file, &oracle).0 {

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
+use wgpu_attention::gpu::{Attention, Bindings, Gpu, MATRIX_FEATURES, Merge, MergeBindings, ShaderOptions, Timestamps, matrix_size};
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
@@ -221,9 +221,10 @@ fn parts_are_merged_on_the_device() {
             output: whole_buffer(&output),
             lse: whole_buffer(&lse),
         };
-        Dispatches::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
-        assert!(matches!(Dispatches::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
-        assert!(Dispatches::merge(&gpu, [0, rows, 16], &bindings).is_err());
+        let merged = |parts| Merge { parts, rows, head_dim_v: 16 }.bind(&gpu, &bindings);
+        merged(3).expect("bound").record(&mut encoder);
+        assert!(matches!(merged(4), Err(Error::Invalid { argument: "partial_output", .. })));
+        assert!(merged(0).is_err());
         queue.submit([encoder.finish()]);
 
         let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));
@@ -281,5 +282,48 @@ fn an_app_says_which_matrices_its_device_has() {
             let engine = Engine::on_gpu(gpu);
             assert_eq!(check(&case, &|problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs)), Verdict::Passed);
         }
+    }
+}
+
+/// Times each dispatch, where the device has timestamps.
+#[test]
+fn dispatches_are_timed() {
+    let problem = Problem::new(Dims::self_attention(1, 2, 200, 16));
+    let (engines, _) = Engine::every(ShaderOptions::default());
+    let without = engines.iter().filter_map(|engine| engine.gpu().cloned());
+    let with = devices(wgpu::Adapter::limits).into_iter().map(|(device, queue)| Gpu::from_device(device, queue));
+    for gpu in with.chain(without) {
+        let [query, output] = [problem.query_len(), problem.output_len()].map(|len| empty(gpu.device(), len));
+        let attention = Attention::new(&gpu, &problem, Algorithm::Staged).expect("planned");
+        let bound = attention.bind(&Bindings::new(&query, &query, &query, &output)).expect("bound");
+        let timestamps = Timestamps::new(&gpu, &bound);
+        if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            assert!(matches!(timestamps, Err(Error::Unsupported { .. })));
+            continue;
+        }
+        let timestamps = timestamps.expect("the device has them");
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        timestamps.record(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        let times = timestamps.read().expect("the device is there");
+        println!("{}: {times:?}", gpu.name());
+        assert!(times.iter().map(|time| time.kernel.as_str()).eq(bound.kernels()));
+        assert!(times.len() >= 3 && times.iter().any(|time| time.nanoseconds > 0.0));
+    }
+}
+
+/// Refuses plans with more scratch than the app allows.
+#[test]
+fn scratch_has_a_budget() {
+    let problem = Problem::new(Dims::self_attention(1, 2, 200, 16));
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let with_budget = |scratch_budget| {
+            let options = ShaderOptions { scratch_budget: Some(scratch_budget), ..Default::default() };
+            let gpu = Gpu::from_device_with(device.clone(), queue.clone(), options);
+            Attention::new(&gpu, &problem, Algorithm::Staged).map(|attention| attention.plan().scratch_bytes())
+        };
+        let needed = with_budget(u64::MAX).expect("no limit");
+        assert_eq!(with_budget(needed), Ok(needed));
+        assert!(matches!(with_budget(64), Err(Error::Limit { limit: "scratch_budget", .. })));
     }
 }

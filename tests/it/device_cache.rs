@@ -6,9 +6,9 @@ use crate::common::{STORAGE, agree};
 use fastrand::Rng;
 use wgpu_attention::cache::CacheShape;
 use wgpu_attention::gpu::{
-    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, IndexBindings, NewTokens, ShaderOptions,
+    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, IndexBindings, NewTokens, ShaderOptions, Tables,
 };
-use wgpu_attention::plan::{Specialise, TableLayout};
+use wgpu_attention::plan::Specialise;
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{
@@ -209,12 +209,8 @@ fn tables_from_indices_on_the_device() {
         let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
         let on_device = [&query, &key, &value].map(|data| upload(gpu.device(), gpu.queue(), data));
         let output = empty(gpu.device(), problem.output_len());
-        let (_, words) = TableLayout::new(&problem).expect("small");
-        let tables = empty(gpu.device(), words as usize);
-        let (layout, _) = TableLayout::new(&problem).expect("small");
-        for (at, data) in [(layout.alibi_slopes, &slopes), (layout.sinks, &sinks)] {
-            gpu.queue().write_buffer(&tables, 4 * u64::from(at), bytemuck::cast_slice(data));
-        }
+        let contents = Tables::new(&problem).kv_lengths(&[0; 4]).page_table(&[0; 12]).alibi_slopes(&slopes).sinks(&sinks);
+        let tables = upload(gpu.device(), gpu.queue(), &bytemuck::pod_collect_to_vec::<u8, f32>(&contents.bytes().expect("valid")));
         let words = |data: &[u32]| upload(gpu.device(), gpu.queue(), bytemuck::cast_slice(data));
         // A valid table; a page past the pool; too many pages; last pages too full and empty; indices out of range.
         for (indptr, indices, last) in [

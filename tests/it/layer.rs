@@ -346,7 +346,7 @@ fn bert_names_and_every_storage_type() {
 /// Returns the message of a file error, which must name the file.
 fn file_error<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     match result {
-        Err(Error::File { path, why }) if path == "weights" => why,
+        Err(Error::File { path, why }) if path == "weights" => why.to_string(),
         other => panic!("{other:?} is not an error about the file"),
     }
 }
@@ -358,7 +358,10 @@ fn bad_files_are_named_errors() {
         file_error(WeightFile::from_bytes("weights", sound[..end].to_vec()));
     }
     file_error(WeightFile::from_bytes("weights", vec![0xff; 64]));
-    assert!(matches!(WeightFile::open("no/such/file"), Err(Error::File { path, .. }) if path == "no/such/file"));
+    let missing = WeightFile::open("no/such/file").expect_err("it is missing");
+    assert!(matches!(&missing, Error::File { path, .. } if path == "no/such/file"));
+    let source = std::error::Error::source(&missing).and_then(|source| source.downcast_ref::<std::io::Error>());
+    assert_eq!(source.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
 
     let open = |tensors: &[(&str, Dtype, &[usize])]| WeightFile::from_bytes("weights", file(tensors)).expect("a sound file");
     assert!(file_error(open(&BERT).multi_head(&bert(4), 2, 2)).contains("bert.encoder.layer.4.attention.self.query.weight"));

@@ -1,7 +1,7 @@
 //! Types and futures that may cross threads.
 
 use wgpu_attention::cache::{KvCache, PagePool};
-use wgpu_attention::gpu::{Attention, Backward, DeviceCache, DeviceRotary, Dispatches, Gpu};
+use wgpu_attention::gpu::{Attention, Backward, DeviceCache, DeviceRotary, Dispatches, Gpu, Tables, Timestamps};
 use wgpu_attention::layer::MultiHead;
 use wgpu_attention::plan::Plan;
 use wgpu_attention::{
@@ -16,7 +16,7 @@ fn sent<T: Send>(_: T) {}
 fn public_types_are_send_and_sync() {
     shared::<(Engine, EngineOptions, Error, Problem, Inputs<'_>, Outputs, HostVec)>();
     shared::<(BackwardInputs<'_>, Gradients, WantGradients, Plan, Tuned, MultiHead, KvCache, PagePool)>();
-    shared::<(Gpu, Attention, Backward, Dispatches, DeviceCache, DeviceRotary)>();
+    shared::<(Gpu, Attention, Backward, Dispatches, DeviceCache, DeviceRotary, Tables<'_>, Timestamps)>();
 }
 
 /// Compiles only if every future is `Send`.

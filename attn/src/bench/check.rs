@@ -177,13 +177,16 @@ mod tests {
         assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
         let scaled =
             |gradient: &Option<HostVec>, by: f32| gradient.as_ref().map(|g| HostVec::F32(g.to_f32().iter().map(|x| x * by).collect()));
-        for wrong in [
-            Gradients { query: scaled(&right.query, 0.99), ..right.clone() },
-            Gradients { key: scaled(&right.key, 1.01), ..right.clone() },
-            Gradients { value: scaled(&right.value, 0.5), ..right.clone() },
-            Gradients { value: None, ..right.clone() },
-            Gradients { query: scaled(&right.query, f32::NAN), ..right.clone() },
-        ] {
+        let spoils: [&dyn Fn(&mut Gradients); 5] = [
+            &|wrong| wrong.query = scaled(&right.query, 0.99),
+            &|wrong| wrong.key = scaled(&right.key, 1.01),
+            &|wrong| wrong.value = scaled(&right.value, 0.5),
+            &|wrong| wrong.value = None,
+            &|wrong| wrong.query = scaled(&right.query, f32::NAN),
+        ];
+        for spoil in spoils {
+            let mut wrong = right.clone();
+            spoil(&mut wrong);
             assert!(check_gradients(&problem, &tensors, &wrong).is_err());
         }
     }

@@ -49,7 +49,7 @@ pub struct CaseFile {
 }
 
 fn file_error(path: &Path, why: impl ToString) -> Error {
-    Error::File { path: path.display().to_string(), why: why.to_string() }
+    Error::file(path.display(), why.to_string())
 }
 
 impl CaseFile {

@@ -11,7 +11,7 @@ pub(crate) fn devices(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> Vec<(w
         .iter()
         .map(|adapter| {
             let descriptor = wgpu::DeviceDescriptor {
-                required_features: adapter.features() & wgpu::Features::SUBGROUP,
+                required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
                 required_limits: limits(adapter),
                 ..Default::default()
             };

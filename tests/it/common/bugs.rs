@@ -219,7 +219,9 @@ fn mirrored_relative_bias(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 
 fn sink_not_in_lse(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let without = oracle(&Problem { sinks: false, ..*p }, &Inputs { sinks: &[], ..*x })?;
-    Ok(Outputs { lse: without.lse, ..oracle(p, x)? })
+    let mut outputs = oracle(p, x)?;
+    outputs.lse = without.lse;
+    Ok(outputs)
 }
 
 fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
@@ -285,7 +287,8 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
         edit(b, h, i, &mut row, lse);
         row.into_iter().enumerate().for_each(|(e, number)| output[place(e)] = number);
     }
-    Ok(Outputs { output: HostVec::from_f32(p.output.dtype, &output), lse: p.want.lse.then_some(lse), ..outputs })
+    (outputs.output, outputs.lse) = (HostVec::from_f32(p.output.dtype, &output), p.want.lse.then_some(lse));
+    Ok(outputs)
 }
 
 /// Returns the values of a padded batch; none if the batch is varlen or paged.
