@@ -7,10 +7,11 @@ pub mod tiled;
 
 mod backward_bias;
 mod backward_unit;
-mod gradient;
+mod job;
 mod kernel;
 mod narrow;
 mod pack;
+mod panel;
 mod peak;
 mod product;
 mod shared;

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::kernel::SimdKernel;
-use super::simd::{Isa, Simd};
+use super::kernel::{Isa, SimdKernel};
+use super::simd::Simd;
 
 /// Multiply-adds in each of `CHAINS` independent chains, enough to fill two pipelines of latency 4 or 5.
 const STEPS: usize = 1 << 18;

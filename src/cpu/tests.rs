@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::simd::Isa;
+use super::kernel::Isa;
 use super::tiled::attention_on;
 use crate::random::Random;
 use crate::verify::{Candidate, Case, Data, Expected, Extreme, Fill, Verdict, check_against, random, random_large, run_generated};
@@ -21,7 +21,10 @@ const WIDE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 70
 
 /// Fast path on an instruction set.
 fn on(isa: Isa) -> impl Fn(&Problem, &Inputs<'_>) -> Result<Outputs> {
-    move |problem, inputs| attention_on(isa, problem, inputs, &mut Progress::default())
+    move |problem, inputs| {
+        let mut outputs = Outputs::default();
+        attention_on(isa, problem, inputs, &mut outputs, &mut Progress::default()).map(|()| outputs)
+    }
 }
 
 fn case(problem: Problem, fill: Fill) -> Case {
@@ -221,7 +224,7 @@ fn random_problems_with_nan_and_infinity() {
 fn progress_and_cancellation() {
     let case = case(Problem::new(Dims::self_attention(1, 8, 300, 16)), PLAIN);
     let run = |watch: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send)| {
-        attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Progress::new(watch))
+        attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Outputs::default(), &mut Progress::new(watch))
     };
     let mut seen = Vec::new();
     run(&mut |done| {
