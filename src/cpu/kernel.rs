@@ -92,16 +92,17 @@ impl Isa {
     }
 
     fn sizes(self) -> [usize; 2] {
-        /// Kernel that writes the sizes of its vectors.
-        struct Sizes<'a>(&'a mut [usize; 2]);
-        impl SimdKernel for Sizes<'_> {
-            #[inline(always)]
-            unsafe fn run<V: Simd>(self) {
-                *self.0 = [V::LANES, V::LANES * V::VECTORS];
-            }
+        fn of<V: Simd>() -> [usize; 2] {
+            [V::LANES, V::LANES * V::VECTORS]
         }
-        let mut sizes = [0; 2];
-        self.run(Sizes(&mut sizes));
-        sizes
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => of::<__m512>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => of::<__m256>(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => of::<float32x4_t>(),
+            _ => of::<[f32; 4]>(),
+        }
     }
 }

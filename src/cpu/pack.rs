@@ -30,13 +30,13 @@ pub(super) struct Widen<'a> {
 impl SimdKernel for Widen<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let (RowLayout { row_step, step, .. }, width) = (self.at, self.width);
-        for (r, to) in self.to.chunks_mut(self.to_step).take(self.rows).enumerate() {
-            let (start, to) = (self.at.start + r * row_step, &mut to[..width]);
-            match self.data {
-                HostSlice::F32(data) if step == 1 => to.copy_from_slice(&data[start..][..width]),
-                HostSlice::F16(data) if step == 1 => {
-                    let (from, whole) = (&data[start..][..width], width - width % V::LANES);
+        let Self { data, at: RowLayout { start, row_step, step }, rows, width, to, to_step } = self;
+        let rows = to.chunks_mut(to_step).take(rows).enumerate().map(|(r, to)| (start + r * row_step, &mut to[..width]));
+        match data {
+            HostSlice::F32(data) if step == 1 => rows.for_each(|(at, to)| to.copy_from_slice(&data[at..][..width])),
+            HostSlice::F16(data) if step == 1 => {
+                for (at, to) in rows {
+                    let (from, whole) = (&data[at..][..width], width - width % V::LANES);
                     for c in (0..whole).step_by(V::LANES) {
                         // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
                         unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
@@ -45,18 +45,19 @@ impl SimdKernel for Widen<'_> {
                         to[c] = from[c].to_f32();
                     }
                 }
-                HostSlice::BF16(data) if step == 1 => {
-                    for (to, from) in to.iter_mut().zip(&data[start..][..width]) {
-                        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-                    }
-                }
-                // The problem's check allows only step 1 and whole blocks for quantised operands.
-                HostSlice::Q8(words) | HostSlice::Q4(words) => {
-                    let dtype = self.data.dtype();
-                    blocks::widen(dtype, &words[start / BLOCK * block_words(dtype)..], to);
-                }
-                data => to.iter_mut().enumerate().for_each(|(i, x)| *x = data.get(start + i * step)),
             }
+            HostSlice::BF16(data) if step == 1 => {
+                for (at, to) in rows {
+                    let widen = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+                    to.iter_mut().zip(&data[at..][..width]).for_each(|(to, x)| *to = widen(x));
+                }
+            }
+            // The problem's check allows only step 1 and whole blocks for quantised operands.
+            HostSlice::Q8(words) | HostSlice::Q4(words) => {
+                let dtype = data.dtype();
+                rows.for_each(|(at, to)| blocks::widen(dtype, &words[at / BLOCK * block_words(dtype)..], to));
+            }
+            data => rows.for_each(|(at, to)| to.iter_mut().enumerate().for_each(|(i, x)| *x = data.get(at + i * step))),
         }
     }
 }

@@ -48,22 +48,23 @@ impl<'a> Product<'a> {
 
 impl SimdKernel for Product<'_> {
     #[inline(always)]
-    unsafe fn run<V: Simd>(mut self) {
+    unsafe fn run<V: Simd>(self) {
         let (rows, columns) = self.shape();
         assert!(rows > 0 && columns > 0 && self.width.is_multiple_of(V::LANES));
         assert!(self.a.data.len() >= (self.a.count - 1) * self.a.step + self.a.width);
         assert!(self.b.len() >= (columns - 1) * self.b_step + self.width);
         assert!(self.c.len() >= (rows - 1) * self.c_step + self.width && self.c_step >= self.width);
         assert!(!matches!(self.start, Start::Scaled(alpha) if alpha.len() < self.width));
+        let c = self.c.as_mut_ptr();
         for lane in (0..self.width).step_by(V::LANES * V::VECTORS) {
             // SAFETY: the machine has V's instructions by contract; the lengths were checked.
             unsafe {
                 match (self.width - lane) / V::LANES {
-                    1 => self.rows::<V, 1>(lane),
-                    2 => self.rows::<V, 2>(lane),
-                    3 if V::VECTORS > 2 => self.rows::<V, 3>(lane),
-                    _ if V::VECTORS > 2 => self.rows::<V, 4>(lane),
-                    _ => self.rows::<V, 2>(lane),
+                    1 => self.rows::<V, 1>(lane, c),
+                    2 => self.rows::<V, 2>(lane, c),
+                    3 if V::VECTORS > 2 => self.rows::<V, 3>(lane, c),
+                    _ if V::VECTORS > 2 => self.rows::<V, 4>(lane, c),
+                    _ => self.rows::<V, 2>(lane, c),
                 }
             }
         }
@@ -73,7 +74,7 @@ impl SimdKernel for Product<'_> {
 impl Product<'_> {
     /// Covers the rows of c with tiles of 6, or of 12 where N vectors are few. The last 7 to 11 rows take two tiles.
     #[inline(always)]
-    unsafe fn rows<V: Simd, const N: usize>(&mut self, lane: usize) {
+    unsafe fn rows<V: Simd, const N: usize>(&self, lane: usize, c: *mut f32) {
         let (rows, mut m) = (self.shape().0, 0);
         while m < rows {
             let left = rows - m;
@@ -86,13 +87,13 @@ impl Product<'_> {
             // SAFETY: passed on from the caller; m + step <= rows.
             unsafe {
                 match step {
-                    1 => self.tile::<V, N, 1>(m, lane),
-                    2 => self.tile::<V, N, 2>(m, lane),
-                    3 => self.tile::<V, N, 3>(m, lane),
-                    4 => self.tile::<V, N, 4>(m, lane),
-                    5 => self.tile::<V, N, 5>(m, lane),
-                    12 if 2 * N <= V::VECTORS => self.tile::<V, N, 12>(m, lane),
-                    _ => self.tile::<V, N, 6>(m, lane),
+                    1 => self.tile::<V, N, 1>(m, lane, c),
+                    2 => self.tile::<V, N, 2>(m, lane, c),
+                    3 => self.tile::<V, N, 3>(m, lane, c),
+                    4 => self.tile::<V, N, 4>(m, lane, c),
+                    5 => self.tile::<V, N, 5>(m, lane, c),
+                    12 if 2 * N <= V::VECTORS => self.tile::<V, N, 12>(m, lane, c),
+                    _ => self.tile::<V, N, 6>(m, lane, c),
                 }
             }
             m += step;
@@ -101,25 +102,31 @@ impl Product<'_> {
 
     /// Computes M rows of c with N vectors each in registers. A step of 1 is passed as a constant, for the compiler.
     #[inline(always)]
-    unsafe fn tile<V: Simd, const N: usize, const M: usize>(&mut self, m: usize, lane: usize) {
+    unsafe fn tile<V: Simd, const N: usize, const M: usize>(&self, m: usize, lane: usize, c: *mut f32) {
         // SAFETY: passed on from the caller.
         unsafe {
             if self.transposed {
-                self.tile_at::<V, N, M>(m, lane, 1, self.a.step);
+                self.tile_at::<V, N, M>(m, lane, c, (1, self.a.step));
             } else {
-                self.tile_at::<V, N, M>(m, lane, self.a.step, 1);
+                self.tile_at::<V, N, M>(m, lane, c, (self.a.step, 1));
             }
         }
     }
 
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "the accumulators stay in registers only if every index is a constant")]
-    unsafe fn tile_at<V: Simd, const N: usize, const M: usize>(&mut self, m: usize, lane: usize, row_step: usize, column_step: usize) {
+    unsafe fn tile_at<V: Simd, const N: usize, const M: usize>(
+        &self,
+        m: usize,
+        lane: usize,
+        c: *mut f32,
+        (row_step, column_step): (usize, usize),
+    ) {
         // SAFETY: m + M <= rows and lane + N * LANES <= width, so all indices are below the lengths that `run` checked.
         unsafe {
             let a = self.a.data.as_ptr().add(m * row_step);
             let b = self.b.as_ptr().add(lane);
-            let c = self.c.as_mut_ptr().add(m * self.c_step + lane);
+            let c = c.add(m * self.c_step + lane);
             let mut sum = [[V::splat(0.0); N]; M];
             for k in 0..self.shape().1 {
                 let mut lanes = [V::splat(0.0); N];
