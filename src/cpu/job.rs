@@ -117,7 +117,7 @@ impl Job<'_> {
     /// Reads row `r` of a unit from `data`, which is stored as the query or output.
     pub(super) fn read_row(&self, data: HostSlice<'_>, operand: Operand, unit: &Unit, r: usize, to: &mut [f32]) {
         let width = to.len();
-        self.isa.run(Widen { data, at: self.row_place(unit, operand, r), rows: 1, width, to, to_step: width });
+        Widen { data, at: self.row_place(unit, operand, r), rows: 1, width, to, to_step: width }.read(self.isa);
     }
 
     /// Reads the scaled query of row `r` of a unit.
@@ -150,7 +150,7 @@ impl Job<'_> {
             let mut key = keys.start;
             while key < keys.end {
                 let (end, to) = (run_end(key), &mut to[(key - keys.start) * to_step..]);
-                self.isa.run(Widen { data, at: place(key), rows: end - key, width, to, to_step });
+                Widen { data, at: place(key), rows: end - key, width, to, to_step }.read(self.isa);
                 key = end;
             }
         })

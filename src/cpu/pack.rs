@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::kernel::SimdKernel;
+use super::kernel::{Isa, SimdKernel};
 use super::shared::{Buffer, LINE, Shared};
 use super::simd::Simd;
 use crate::blocks::{self, BLOCK, block_words};
@@ -27,13 +27,22 @@ pub(super) struct Widen<'a> {
     pub(super) to_step: usize,
 }
 
+impl Widen<'_> {
+    /// Reads the rows. Contiguous f32 need no kernel.
+    pub(super) fn read(self, isa: Isa) {
+        let (HostSlice::F32(data), 1) = (self.data, self.at.step) else { return isa.run(self) };
+        for (r, to) in self.to.chunks_mut(self.to_step).take(self.rows).enumerate() {
+            to[..self.width].copy_from_slice(&data[self.at.start + r * self.at.row_step..][..self.width]);
+        }
+    }
+}
+
 impl SimdKernel for Widen<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let Self { data, at: RowLayout { start, row_step, step }, rows, width, to, to_step } = self;
         let rows = to.chunks_mut(to_step).take(rows).enumerate().map(|(r, to)| (start + r * row_step, &mut to[..width]));
         match data {
-            HostSlice::F32(data) if step == 1 => rows.for_each(|(at, to)| to.copy_from_slice(&data[at..][..width])),
             HostSlice::F16(data) if step == 1 => {
                 for (at, to) in rows {
                     let (from, whole) = (&data[at..][..width], width - width % V::LANES);

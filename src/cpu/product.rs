@@ -36,6 +36,7 @@ pub(super) struct Product<'a> {
 
 impl<'a> Product<'a> {
     /// Creates a product whose b and c are contiguous rows of `width` lanes.
+    #[inline]
     pub(super) fn new(a: Rows<'a>, width: usize, b: &'a [f32], c: &'a mut [f32], start: Start<'a>) -> Self {
         Self { a, transposed: false, b, b_step: width, c, c_step: width, width, start, ahead: None }
     }
