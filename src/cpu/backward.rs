@@ -7,12 +7,10 @@
 //! register-blocked kernel. Sums are free of races and deterministic, because a task owns its dK and dV: one key/value
 //! head of an item. Where heads are few, each task takes some query rows, and the parts are summed in order.
 
-use std::cell::RefCell;
-
 use rayon::prelude::*;
 
 use super::backward_bias;
-use super::backward_unit::{KeySums, Scratch, Sums, UNIT_ROWS, Work, units};
+use super::backward_unit::{KeySums, SCRATCH, Sums, UNIT_ROWS, Work, units};
 use super::job::{Job, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
@@ -21,10 +19,6 @@ use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
 use super::visible::Item;
 use crate::problem::Operand;
 use crate::{BackwardInputs, Gradients, HostVec, Inputs, Problem, Progress, Result, WantGradients};
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
 
 /// Computes the wanted gradients with the machine's best instruction set, on all threads of the current rayon pool.
 ///

@@ -1,11 +1,10 @@
 //! Gradient of an additive bias on the CPU: a separate pass, because dK and dV are divided into other tasks.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::backward_unit::{Scratch, Work, units};
+use super::backward_unit::{SCRATCH, Scratch, Work, units};
 use super::job::{Block, KEY_BLOCK, Unit};
 use super::shared::Shared;
 use crate::problem::Operand;
@@ -13,10 +12,6 @@ use crate::{BroadcastShape, Progress, Result};
 
 /// Limit on the elements of all copies of a bias together; one copy is always allowed.
 const COPIES: usize = 1 << 24;
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
 
 /// Computes the gradient in the shape of the bias.
 ///

@@ -1,5 +1,6 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::job::{Block, Job, KEY_BLOCK, Unit};
@@ -69,6 +70,10 @@ pub(super) struct Scratch {
     /// Keys and values.
     pub(super) block: [Buffer; 2],
     pub(super) tile: Tile,
+}
+
+thread_local! {
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Units of a head, split between positions. At least one exists, so that keys visible to no row get a gradient of 0.

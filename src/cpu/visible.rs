@@ -29,17 +29,17 @@ impl Item {
     pub(super) fn new(problem: &Problem, inputs: &Inputs<'_>, batch: usize) -> Self {
         let d = &problem.dims;
         let v = &problem.visibility;
-        let (stored, first_q, rows, first_kv, keys) = match problem.varlen {
-            None => (batch, 0, d.seq_len_q, 0, d.seq_len_kv),
-            Some(_) => {
-                let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
-                let (first_q, rows) = tokens(inputs.cu_seqlens_q);
-                let (first_kv, keys) = if problem.paged.is_some() { (0, 0) } else { tokens(inputs.cu_seqlens_kv) };
-                (0, first_q, rows, first_kv, keys)
-            }
-        };
-        // Paged keys past the length are not stored.
-        let keys = if problem.paged.is_some() { inputs.kv_lengths[batch] as usize } else { keys };
+        let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
+        let (mut stored, mut first_q, mut rows) = (batch, 0, d.seq_len_q);
+        let (mut first_kv, mut keys) = (0, d.seq_len_kv);
+        if problem.varlen.is_some() {
+            (stored, (first_q, rows)) = (0, tokens(inputs.cu_seqlens_q));
+        }
+        if problem.paged.is_some() {
+            keys = inputs.kv_lengths[batch] as usize; // paged keys past the length are not stored
+        } else if problem.varlen.is_some() {
+            (first_kv, keys) = tokens(inputs.cu_seqlens_kv);
+        }
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
         let prefix = if v.prefix_lengths { inputs.prefix_lengths[batch] as usize } else { 0 };
