@@ -7,18 +7,29 @@
 //! register-blocked kernel. Sums are free of races and deterministic, because a task owns its dK and dV: one key/value
 //! head of an item. Where heads are few, each task takes some query rows, and the parts are summed in order.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
-use super::backward_bias;
-use super::backward_unit::{KeySums, SCRATCH, Sums, UNIT_ROWS, Work, units};
-use super::job::{Job, Unit};
+use super::backward_unit::{KeySums, Scratch, Sums, Work};
+use super::job::{Block, Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::Shared;
 use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
 use super::visible::Item;
 use crate::problem::Operand;
-use crate::{BackwardInputs, Gradients, HostVec, Inputs, Problem, Progress, Result, WantGradients};
+use crate::{BackwardInputs, BroadcastShape, Gradients, HostVec, Inputs, Problem, Progress, Result, WantGradients};
+
+/// Query rows of a unit, whose panels share the conversion of a block of keys.
+const UNIT_ROWS: usize = 256;
+/// Limit on the elements of all copies of a bias together; one copy is always allowed.
+const COPIES: usize = 1 << 24;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// Computes the wanted gradients with the machine's best instruction set, on all threads of the current rayon pool.
 ///
@@ -96,7 +107,7 @@ pub(super) fn attention_on(
         }
     }
     if let Some(bias) = bias {
-        *bias = backward_bias::gradient(&work, threads, control)?;
+        *bias = bias_gradient(&work, threads, control)?;
     }
     control.report(1.0)?;
     Ok(gradients)
@@ -119,6 +130,19 @@ fn tasks(problem: &Problem, items: &[Item], threads: usize) -> (usize, Vec<Vec<U
     (per_head, all)
 }
 
+/// Units of a head, split between positions. At least one exists, so that keys visible to no row get a gradient of 0.
+fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
+    let (item, group) = (&items[index], problem.dims.group());
+    let rows = item.rows * group;
+    let step = (UNIT_ROWS / group).max(1) * group;
+    let unit = |first_row: usize| {
+        let rows = step.min(rows - first_row);
+        let keys = item.seen_by_some(problem, first_row / group..(first_row + rows) / group);
+        Unit { item: index, kv_head, first_row, rows, keys, partial: None }
+    };
+    (0..rows.max(1)).step_by(step).map(unit).collect()
+}
+
 /// Sums the parts of a head's gradient and writes the result.
 fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl Fn(&Sums) -> &KeySums, to: Option<&mut HostVec>) {
     let Some(to) = to else { return };
@@ -137,5 +161,73 @@ fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl 
 fn add(to: Option<&mut [f32]>, at: usize, from: &[f32]) {
     if let Some(to) = to {
         to[at..at + from.len()].iter_mut().zip(from).for_each(|(x, from)| *x += from);
+    }
+}
+
+/// Computes the gradient of the bias, in a pass of its own, because dK and dV are divided into other tasks.
+///
+/// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
+/// split among tasks that add to copies of the gradient, and the copies are summed in order.
+fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+    let job = &work.job;
+    let shape = job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
+    let elements = shape.elements().unwrap_or(0);
+    let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
+    for item in 0..job.items.len() {
+        for kv_head in 0..job.problem.dims.num_kv_heads {
+            for unit in units(job.problem, job.items, item, kv_head) {
+                let own = |axis: usize, index: usize| if shape.0[axis] == 1 { 0 } else { index };
+                groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
+            }
+        }
+    }
+    let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(groups.len().max(1)) };
+    let copies = wanted.min(COPIES / elements.max(1)).max(1);
+    let mut bias = vec![0.0; elements * copies];
+    let shared = Shared::new(&mut bias);
+    let tasks: Vec<(usize, &[Unit])> = groups
+        .values()
+        .flat_map(|group| group.chunks(group.len().div_ceil(copies)).enumerate().map(|(copy, units)| (copy * elements, units)))
+        .collect();
+    let run = |&(start, units): &(usize, &[Unit])| {
+        SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_bias(work, unit, shape, &shared, start, scratch)));
+    };
+    for (index, some) in tasks.chunks(4 * threads).enumerate() {
+        control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
+        if threads == 1 { some.iter().for_each(run) } else { some.par_iter().with_max_len(1).for_each(run) }
+    }
+    let (sum, others) = bias.split_at_mut(elements);
+    for copy in others.chunks(elements.max(1)) {
+        sum.iter_mut().zip(copy).for_each(|(x, copy)| *x += copy);
+    }
+    bias.truncate(elements);
+    Ok(bias)
+}
+
+/// Adds a unit's contribution to the copy of the gradient that starts at `start`.
+fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
+    let job = &work.job;
+    let [of_batch, of_head, of_row, of_key] = shape.strides();
+    let start = start + job.items[unit.item].batch * of_batch;
+    let Scratch { sides, block: buffers, tile } = scratch;
+    let sides = work.load(unit, sides, tile, &mut []);
+    for first in unit.keys.clone().step_by(KEY_BLOCK) {
+        let block = Block::read(job, unit, first, Operand::Key, buffers);
+        for side in sides.iter_mut() {
+            let Some((keys, _)) = work.differentiate(unit, side, &block, tile) else { continue };
+            let width = side.panel.width;
+            let d_bias = work.d_bias(tile, width * keys.len());
+            for lane in 0..side.panel.rows {
+                let (head, i) = unit.row(job.problem, side.panel.first + lane);
+                let at = start + head * of_head + i * of_row + keys.start * of_key;
+                // SAFETY: units that add to the same elements of a copy are in one task; the slice ends inside the copy.
+                let to = unsafe { bias.slice(at..at + (keys.len() - 1) * of_key + 1) };
+                let terms = d_bias.chunks_exact(width).map(|row| row[lane]);
+                match to {
+                    [to] if of_key == 0 => *to += terms.sum::<f32>(),
+                    to => to.iter_mut().zip(terms).for_each(|(x, term)| *x += term),
+                }
+            }
+        }
     }
 }

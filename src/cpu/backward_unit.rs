@@ -1,22 +1,16 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::job::{Block, Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
-use super::panel::Panel;
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::Gradient;
-use super::tile::{Masking, Tile, softcap_before_biases};
-use super::visible::Item;
+use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use crate::problem::Operand;
-use crate::{HostSlice, Problem, WantGradients};
-
-/// Query rows of a unit, whose panels share the conversion of a block of keys.
-pub(super) const UNIT_ROWS: usize = 256;
+use crate::{HostSlice, WantGradients};
 
 /// Inputs and outputs that all tasks share: [`crate::BackwardInputs`] with statistics.
 pub(super) struct Work<'a> {
@@ -70,23 +64,6 @@ pub(super) struct Scratch {
     /// Keys and values.
     pub(super) block: [Buffer; 2],
     pub(super) tile: Tile,
-}
-
-thread_local! {
-    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Units of a head, split between positions. At least one exists, so that keys visible to no row get a gradient of 0.
-pub(super) fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
-    let (item, group) = (&items[index], problem.dims.group());
-    let rows = item.rows * group;
-    let step = (UNIT_ROWS / group).max(1) * group;
-    let unit = |first_row: usize| {
-        let rows = step.min(rows - first_row);
-        let keys = item.seen_by_some(problem, first_row / group..(first_row + rows) / group);
-        Unit { item: index, kv_head, first_row, rows, keys, partial: None }
-    };
-    (0..rows.max(1)).step_by(step).map(unit).collect()
 }
 
 impl KeySums {

@@ -7,11 +7,10 @@ use std::ops::Range;
 
 use super::job::{Job, KEY_BLOCK, Unit};
 use super::pack::Rows;
-use super::panel::Panel;
 use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
-use super::tile::{AdditiveMask, Masking, Tile};
+use super::tile::{AdditiveMask, Masking, Panel, Tile};
 use super::visible::Item;
 use crate::DType;
 use crate::problem::Operand;
