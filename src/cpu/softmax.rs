@@ -239,10 +239,7 @@ impl SimdKernel for Gradient<'_> {
                 let mut gradient = plain.mul(product.sub(V::load(self.delta.as_ptr().add(lane))));
                 if let Some(softcap) = softcap {
                     // The derivative of softcap * tanh(x / softcap) is 1 - tanh².
-                    let tanh = match &capped {
-                        Some(capped) => V::load(capped.as_ptr().add(at)),
-                        None => score,
-                    };
+                    let tanh = capped.as_ref().map_or(score, |capped| V::load(capped.as_ptr().add(at)));
                     let tanh = tanh.mul(V::splat(1.0 / softcap));
                     if let Some(capped) = &mut capped {
                         score.select_less(lowest, zero, gradient).store(capped.as_mut_ptr().add(at));
