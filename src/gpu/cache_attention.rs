@@ -54,7 +54,7 @@ impl CacheAttention {
             ));
         }
         let of_bank = |bank: usize| {
-            let mut part = *problem;
+            let mut part = problem.clone();
             part.dims.num_heads /= banks;
             part.dims.num_kv_heads /= banks;
             let first_head = bank * part.dims.num_heads;

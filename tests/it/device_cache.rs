@@ -101,7 +101,7 @@ fn replayed(
             let what = format!("{}, {dtype}, pages of {page_size}, step {step}, layer {number}", gpu.name());
             let [keys, values] = &cache.pools(number).expect("a layer")[0];
             let pools = [pool(gpu, &cache, keys, head_dim), pool(gpu, &cache, values, head_dim_v)];
-            let mut problem = stack.problem;
+            let mut problem = stack.problem.clone();
             problem.paged = Some(table.paged(size.pages));
             problem.dims.seq_len_kv = table.longest();
             let mut query = query.clone();

@@ -108,7 +108,7 @@ impl<'a> Schedule<'a> {
         }
         let heads = 2 * self.cache.shape().num_kv_heads;
         let problem = self.cache.problem(slots, heads, seq_len).aligned(Alignment::BottomRight).causal();
-        let stack = Stack::new(self.gpu, &self.cache, problem, None, None);
+        let stack = Stack::new(self.gpu, &self.cache, problem.clone(), None, None);
         let layer = &stack.layers[0];
         let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
             let data: Vec<f32> = (0..buffer.size() / 4).map(|_| self.rng.f32() * 4.0 - 2.0).collect();

@@ -55,7 +55,8 @@ impl Stack {
             let attention = attention.bind(cache, layer, &buffers).expect("bound");
             Layer { query, key, value, output, append, attention }
         };
-        Self { problem, layers: (0..cache.size().layers).map(layer).collect() }
+        let layers = (0..cache.size().layers).map(layer).collect();
+        Self { problem, layers }
     }
 
     pub(crate) fn record(&self, cache: &DeviceCache, pass: &mut wgpu::ComputePass<'_>) {
