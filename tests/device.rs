@@ -7,11 +7,13 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES, MergeBindings, ShaderOptions, matrix_size};
+use wgpu_attention::gpu::{Attention, Bindings, Dispatches, Gpu, MATRIX_FEATURES, MergeBindings, MergeSizes, ShaderOptions, matrix_size};
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, merge, oracle};
+use wgpu_attention::{
+    Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, RowSums, TensorSpec, merge, oracle,
+};
 
 /// Records the app's own work between two attentions: multiplies every element by -2.
 fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
@@ -217,15 +219,19 @@ fn parts_are_merged_on_the_device() {
         }
         let [output, lse] = [output_len, rows].map(|len| empty(&device, len));
         let whole_buffer = wgpu::Buffer::as_entire_buffer_binding;
+        let sizes = MergeSizes { parts: 3, rows, head_dim_v: 16 };
         let bindings = MergeBindings {
             partial_output: whole_buffer(&partial_output),
             partial_lse: whole_buffer(&partial_lse),
             output: whole_buffer(&output),
             lse: whole_buffer(&lse),
         };
-        Dispatches::merge(&gpu, [3, rows, 16], &bindings).expect("bound").record(&mut encoder);
-        assert!(matches!(Dispatches::merge(&gpu, [4, rows, 16], &bindings), Err(Error::Invalid { argument: "partial_output", .. })));
-        assert!(Dispatches::merge(&gpu, [0, rows, 16], &bindings).is_err());
+        Dispatches::merge(&gpu, sizes, &bindings).expect("bound").record(&mut encoder);
+        assert!(matches!(
+            Dispatches::merge(&gpu, MergeSizes { parts: 4, ..sizes }, &bindings),
+            Err(Error::Invalid { argument: "partial_output", .. })
+        ));
+        assert!(Dispatches::merge(&gpu, MergeSizes { parts: 0, ..sizes }, &bindings).is_err());
         queue.submit([encoder.finish()]);
 
         let (output, lse) = (read(&device, &queue, &output), read(&device, &queue, &lse));
@@ -233,8 +239,8 @@ fn parts_are_merged_on_the_device() {
         assert!(close(&output, &expected.output.to_f32()) && close(&lse, expected.lse.as_deref().expect("asked for")));
         // Merging on the host gives the same result.
         let (parts, lse_parts) = (read(&device, &queue, &partial_output), read(&device, &queue, &partial_lse));
-        let parts: Vec<_> = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, lse }).collect();
-        let merged = merge(&parts).expect("equal sizes");
+        let parts = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, sums: RowSums::Lse(lse) });
+        let merged = merge(&parts.collect::<Vec<_>>()).expect("equal sizes");
         assert!(close(&output, &merged.output) && close(&lse, &merged.lse));
     }
 }

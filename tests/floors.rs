@@ -231,7 +231,10 @@ fn broken_rules_are_found() {
     let high = ("high.rs", "use crate::{low::X, middle::Y};\n#[cfg(test)]\nmod tests { use crate::nothing; }");
     assert_eq!(find(&[low, middle, part, high]), "");
     assert_eq!(find(&[("low.rs", "use crate::middle::Y;"), middle, part]), "low.rs imports middle; a circle: low.rs -> middle/part.rs");
-    assert_eq!(find(&[("low.rs", "fn f() -> crate::high::Z { wgpu::g() }"), high]), "low.rs imports high; low.rs names wgpu; a circle: high.rs -> low.rs");
+    assert_eq!(
+        find(&[("low.rs", "fn f() -> crate::high::Z { wgpu::g() }"), high]),
+        "low.rs imports high; low.rs names wgpu; a circle: high.rs -> low.rs"
+    );
     assert_eq!(find(&[low, ("high.rs", "use crate::X;")]), "high.rs imports X, which is no home");
     let circular = ("middle/mod.rs", "mod part;\npub use part::Y;\npub struct Z(Y);\nuse part::f;");
     let back = ("middle/part.rs", "use crate::low::X;\nuse super::Z;\npub struct Y;");

@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use safetensors::{Dtype, SafeTensors};
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::layer::{Appended, Linear, MultiHead, Naming, TorchMask, WeightFile, average_heads, merge_torch_masks, naive};
-use wgpu_attention::{Alignment, Backend, BroadcastShape, Engine, EngineOptions, Error, Inputs, Layout, ScoreStage, TensorSpec, gather};
+use wgpu_attention::layer::{
+    Appended, Linear, MultiHead, Naming, TorchMask, WeightFile, WeightTensor, average_heads, merge_torch_masks, naive,
+};
+use wgpu_attention::{
+    Alignment, Backend, BroadcastShape, Engine, EngineOptions, Error, HostVec, Inputs, Layout, ScoreStage, TensorSpec, f16, gather,
+};
 
 fn cpu() -> Engine {
     Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() }).expect("the CPU is always there")
@@ -361,6 +365,85 @@ fn bert_names_and_every_storage_type() {
     let layer = weights.multi_head(&bert(3), 2, 2).expect("the weights fit");
     for linear in [layer.query(), layer.key(), layer.value(), layer.output()] {
         assert_eq!((linear.weight(), linear.bias()), (&[0.5; 64][..], Some(&[0.5; 8][..])));
+    }
+}
+
+/// Creates a safetensors file of f32 tensors.
+fn numbered(tensors: &[(&str, &[usize], &[f32])]) -> WeightFile {
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, data)| data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, safetensors::tensor::TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("the data fits the shape"))
+    });
+    WeightFile::from_bytes("weights", safetensors::serialize(views, None).expect("a sound file")).expect("a sound file")
+}
+
+#[test]
+fn tensors_are_read_by_name() {
+    let weights = WeightFile::from_bytes("weights", file(&BERT)).expect("a sound file");
+    let tensor = weights.tensor(BERT[1].0).expect("it is there");
+    assert_eq!(tensor, WeightTensor { shape: vec![8], data: HostVec::F16(vec![f16::from_f32(0.5); 8]) });
+    assert!(file_error(weights.tensor("absent")).contains("`absent`"));
+    let doubles = WeightFile::from_bytes("weights", file(&[("x", Dtype::F64, &[2])])).expect("a sound file");
+    assert!(file_error(doubles.tensor("x")).contains("F64"));
+}
+
+/// Reads GPT-2's transposed weights, with Q, K and V side by side in c_attn.
+#[test]
+fn gpt2_names() {
+    let embed = 4;
+    let packed = draw(1, embed * 3 * embed);
+    let (output, biases, bias) = (draw(2, embed * embed), draw(3, 3 * embed), draw(4, embed));
+    let weights = numbered(&[
+        ("transformer.h.1.attn.c_attn.weight", &[embed, 3 * embed], &packed),
+        ("transformer.h.1.attn.c_attn.bias", &[3 * embed], &biases),
+        ("transformer.h.1.attn.c_proj.weight", &[embed, embed], &output),
+        ("transformer.h.1.attn.c_proj.bias", &[embed], &bias),
+        ("h.0.attn.c_attn.weight", &[embed, 10], &packed[..40]),
+        ("h.0.attn.c_attn.bias", &[10], &biases[..10]),
+    ]);
+    let layer = weights.multi_head(&Naming::Gpt2 { prefix: "transformer.".into(), layer: 1 }, 2, 2).expect("the weights fit");
+    // Conv1D computes y[column] = sum over row of x[row] * W[row, column] + b[column].
+    let x = draw(5, embed);
+    let conv = |weight: &[f32], columns: usize, bias: &[f32], from: usize| -> Vec<f32> {
+        (from..from + embed)
+            .map(|column| (0..embed).map(|row| x[row] * weight[row * columns + column]).sum::<f32>() + bias[column])
+            .collect()
+    };
+    for (at, linear) in [layer.query(), layer.key(), layer.value()].into_iter().enumerate() {
+        let y = linear.forward(&x).expect("a row");
+        assert_eq!(mismatch(&y, &conv(&packed, 3 * embed, &biases, at * embed), 1e-6, 1e-6), None, "{at}");
+    }
+    assert_eq!(mismatch(&layer.output().forward(&x).expect("a row"), &conv(&output, embed, &bias, 0), 1e-6, 1e-6), None);
+    let gpt2 = |prefix: &str, layer| weights.multi_head(&Naming::Gpt2 { prefix: prefix.into(), layer }, 2, 2);
+    assert!(file_error(gpt2("", 0)).contains("h.0.attn.c_attn.weight"), "10 columns are no three stacks");
+    assert!(file_error(gpt2("", 1)).contains("h.1.attn.c_attn.weight"));
+}
+
+/// Reads Llama's grouped heads, with Qwen 2's biases; refuses Qwen 3's norms by name.
+#[test]
+fn llama_names() {
+    let stem = "model.layers.2.self_attn.";
+    let names = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "q_proj.bias", "k_proj.bias", "v_proj.bias"];
+    let names = names.map(|name| format!("{stem}{name}"));
+    let shapes: [&[usize]; 7] = [&[8, 6], &[4, 6], &[4, 6], &[6, 8], &[8], &[4], &[4]];
+    let data: Vec<Vec<f32>> = shapes.iter().enumerate().map(|(at, shape)| draw(at as u32, shape.iter().product())).collect();
+    let tensors: Vec<_> = names.iter().zip(shapes).zip(&data).map(|((name, shape), data)| (&name[..], shape, &data[..])).collect();
+    let naming = Naming::Llama { prefix: "model.".into(), layer: 2 };
+    let plain = numbered(&tensors[..4]).multi_head(&naming, 4, 2).expect("Llama");
+    let biased = numbered(&tensors).multi_head(&naming, 4, 2).expect("Qwen 2");
+    for (at, (plain, biased)) in
+        [(plain.query(), biased.query()), (plain.key(), biased.key()), (plain.value(), biased.value())].into_iter().enumerate()
+    {
+        assert_eq!((plain.weight(), plain.bias()), (&data[at][..], None));
+        assert_eq!((biased.weight(), biased.bias()), (&data[at][..], Some(&data[4 + at][..])));
+    }
+    assert_eq!((biased.output().weight(), biased.output().bias()), (&data[3][..], None));
+    assert!(file_error(numbered(&tensors[..6]).multi_head(&naming, 4, 2)).contains("v_proj.bias"));
+    let norm = [1.0; 2];
+    let normed: Vec<_> = tensors.iter().copied().chain([("model.layers.2.self_attn.k_norm.weight", &[2][..], &norm[..])]).collect();
+    match numbered(&normed).multi_head(&naming, 4, 2) {
+        Err(Error::Unsupported { what, .. }) => assert!(what.contains("self_attn.k_norm.weight"), "{what}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -26,11 +26,23 @@ pub struct MergeBindings<'a> {
     pub lse: wgpu::BufferBinding<'a>,
 }
 
+/// Sizes of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeSizes {
+    /// Number of parts.
+    pub parts: usize,
+    /// Number of rows of each part: those of all batch items and heads.
+    pub rows: usize,
+    /// Width of a value.
+    pub head_dim_v: usize,
+}
+
 impl Dispatches {
-    /// Binds the merge of `parts` attentions over disjoint keys, as [`crate::merge`] defines it.
+    /// Binds the merge of attentions over disjoint keys, as [`crate::merge`] defines it.
     ///
     /// Errors: a size of 0, a buffer that is too small or not for storage, sizes over the device's limits.
-    pub fn merge(gpu: &Gpu, [parts, rows, head_dim_v]: [usize; 3], bindings: &MergeBindings<'_>) -> Result<Self> {
+    pub fn merge(gpu: &Gpu, sizes: MergeSizes, bindings: &MergeBindings<'_>) -> Result<Self> {
+        let MergeSizes { parts, rows, head_dim_v } = sizes;
         let steps = merge_steps([parts, rows, head_dim_v], gpu.caps())?;
         let row_bytes = 4 * rows as u64;
         for (argument, binding, needed) in [

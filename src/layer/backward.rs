@@ -1,6 +1,6 @@
 //! Gradients of the multi-head layer.
 
-use super::matmul::matmul;
+use super::matmul::{matmul, transposed};
 use super::{LayerOutputs, Linear, MultiHead, Steps};
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};
@@ -257,21 +257,4 @@ fn project_back(linear: &Linear, x: &[f32], d_y: &[f32], selectors: &[f32]) -> (
 fn split(linear: &Linear, weight: Vec<f32>, mut sums: Vec<f32>) -> (LinearGradients, Vec<f32>) {
     let rest = sums.split_off(linear.out_features());
     (LinearGradients { weight, bias: linear.bias().map(|_| sums) }, rest)
-}
-
-/// Transposes [rows, columns] to [columns, rows].
-fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut to = vec![0.0; rows * columns];
-    // Square tiles stay in cache.
-    const SIDE: usize = 32;
-    for first_row in (0..rows).step_by(SIDE) {
-        for first_column in (0..columns).step_by(SIDE) {
-            for row in first_row..rows.min(first_row + SIDE) {
-                for column in first_column..columns.min(first_column + SIDE) {
-                    to[column * rows + row] = data[row * columns + column];
-                }
-            }
-        }
-    }
-    to
 }

@@ -61,10 +61,10 @@ pub fn merge_torch_masks(
     let added: Vec<_> =
         parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Float(m) = mask { Some((m, shape)) } else { None }).collect();
     if !hidden.is_empty() {
-        merged.mask = Some(merge(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
+        merged.mask = Some(fold_broadcast(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
     }
     if !added.is_empty() {
-        merged.bias = Some(merge(&added, keys, 0.0, |sum, bias| sum + bias)?);
+        merged.bias = Some(fold_broadcast(&added, keys, 0.0, |sum, bias| sum + bias)?);
     }
     Ok(merged)
 }
@@ -74,7 +74,12 @@ fn elements(shape: [usize; 4]) -> Option<usize> {
 }
 
 /// Folds tensors of broadcasting shapes into one over `keys` keys. Keys that a tensor lacks keep `start`.
-fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(BroadcastShape, Vec<T>)> {
+pub(crate) fn fold_broadcast<T: Copy>(
+    parts: &[(&[T], [usize; 4])],
+    keys: usize,
+    start: T,
+    fold: impl Fn(T, T) -> T,
+) -> Result<(BroadcastShape, Vec<T>)> {
     let mut shape = [1, 1, 1, keys];
     for (_, part) in parts {
         for axis in 0..3 {

@@ -10,9 +10,10 @@ mod weights;
 
 pub use backward::{LayerGradients, LinearGradients};
 pub use linear::Linear;
+pub(crate) use masks::fold_broadcast;
 pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]
-pub use weights::{Naming, WeightFile};
+pub use weights::{Naming, WeightFile, WeightTensor};
 
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};

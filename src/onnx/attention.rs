@@ -1,7 +1,9 @@
 //! Operator `Attention` of ONNX.
 
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
 use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, ScoreStage, TensorSpec, Visibility};
 
@@ -116,30 +118,31 @@ pub struct AttentionOutputs {
 }
 
 impl Attention {
-    /// Computes the node with `attend`.
-    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node.
+    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, wanted, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         self.check()?;
         let (q, q_layout) = inputs.query.heads("Q", self.q_num_heads)?;
         let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
         let (v, v_layout) = inputs.value.heads("V", self.kv_num_heads)?;
         check_alike(q, k, v)?;
-        let past = inputs.past_key.map_or(0, |past| past.shape.get(2).copied().unwrap_or(0));
-        let together = wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some();
-        let present_key = together.then(|| join("past_key", inputs.past_key, inputs.key, k, k_layout)).transpose()?;
-        let present_value = together.then(|| join("past_value", inputs.past_value, inputs.value, v, v_layout)).transpose()?;
-        let total = past + k[2];
-        if present_value.as_ref().is_some_and(|value| value.shape[2] != total) {
-            return Err(Error::invalid("past_value", "must be as long as past_key"));
-        }
+        let present = if wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some() {
+            Some(present([inputs.past_key, inputs.past_value], [inputs.key, inputs.value], [k, v], [k_layout, v_layout])?)
+        } else {
+            None
+        };
+        let total = present.as_ref().map_or(k[2], |[key, _]| key.shape[2]);
+        let past = total - k[2];
 
-        let dims =
-            Dims { batch: q[0], num_heads: q[1], num_kv_heads: k[1], seq_len_q: q[2], seq_len_kv: total, head_dim: q[3], head_dim_v: v[3] };
-        let mut problem = Problem { scale: self.scale, softcap: (self.softcap != 0.0).then_some(self.softcap), ..Problem::new(dims) };
-        let spec = |tensor: Tensor<'_>, layout| TensorSpec::new(tensor.data.dtype(), layout);
-        problem.query = spec(inputs.query, q_layout);
-        problem.output = problem.query;
-        problem.key = spec(inputs.key, if together { Layout::Bhsd } else { k_layout });
-        problem.value = spec(inputs.value, if together { Layout::Bhsd } else { v_layout });
+        let dims = dims(q, k[1], total, v[3]);
+        let [k_layout, v_layout] = if present.is_some() { [Layout::Bhsd; 2] } else { [k_layout, v_layout] };
+        let specs = [(inputs.query, q_layout), (inputs.key, k_layout), (inputs.value, v_layout)];
+        let specs = specs.map(|(tensor, layout)| TensorSpec::new(tensor.data.dtype(), layout));
+        let mut problem = problem(dims, self.scale, self.softcap, specs);
         let lengths = lengths(inputs.nonpad_kv_seqlen, dims.batch)?;
         // An external cache ends at its length, and so do the rows; with a past, rows end where K does.
         let aligned = if lengths.is_some() && inputs.past_key.is_none() { Alignment::BottomRight } else { offset(past)? };
@@ -164,18 +167,18 @@ impl Attention {
             None => {}
             Some(Mask::Bool { shape, data }) => {
                 check_shape("attn_mask", shape, data.len())?;
-                let padded = pad_last("attn_mask", shape, data, total, false)?;
+                let padded = pad_last(four_axes("attn_mask", shape)?, data, total, false)?;
                 (problem.visibility.mask, mask) = (Some(padded.0), padded.1);
             }
             Some(Mask::Float(tensor)) => {
                 tensor.check("attn_mask")?;
-                let padded = pad_last("attn_mask", tensor.shape, &tensor.to_f32(), total, f32::NEG_INFINITY)?;
+                let padded = pad_last(four_axes("attn_mask", tensor.shape)?, &tensor.to_f32(), total, f32::NEG_INFINITY)?;
                 (problem.bias, bias) = (Some(padded.0), padded.1);
             }
         }
 
-        let key = present_key.as_ref().map_or(inputs.key.data, |key| key.data.as_slice());
-        let value = present_value.as_ref().map_or(inputs.value.data, |value| value.data.as_slice());
+        let [key, value] =
+            present.as_ref().map_or([inputs.key.data, inputs.value.data], |present| present.each_ref().map(|data| data.data.as_slice()));
         let lent = Inputs {
             mask: &mask,
             bias: &bias,
@@ -184,13 +187,10 @@ impl Attention {
         };
         let outputs = attend(&problem, &lent)?;
         let qk = outputs.scores.or(outputs.weights).filter(|_| wanted.qk_matmul_output);
-        Ok(AttentionOutputs {
-            output: OwnedTensor { shape: output_shape(&dims, q_layout), data: outputs.output },
-            present_key: present_key.filter(|_| wanted.present),
-            present_value: present_value.filter(|_| wanted.present),
-            qk_matmul_output: qk
-                .map(|data| OwnedTensor { shape: dims.scores_shape().to_vec(), data: HostVec::from_f32(problem.query.dtype, &data) }),
-        })
+        let qk_matmul_output =
+            qk.map(|data| OwnedTensor { shape: dims.scores_shape().to_vec(), data: HostVec::from_f32(problem.query.dtype, &data) });
+        let present = present.filter(|_| wanted.present);
+        Ok(AttentionOutputs { qk_matmul_output, ..AttentionOutputs::new(&dims, q_layout, outputs.output, present) })
     }
 
     fn check(&self) -> Result<()> {
@@ -222,12 +222,40 @@ pub(super) fn offset(past: usize) -> Result<Alignment> {
     i32::try_from(past).map(Alignment::Offset).map_err(|_| Error::invalid("past_key", format!("a past of {past} keys is too long")))
 }
 
-/// Shape of an output in the query's layout.
-pub(super) fn output_shape(dims: &Dims, layout: Layout) -> Vec<usize> {
-    match layout {
-        Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
-        _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
+pub(super) fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Dims {
+    Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
+}
+
+/// Problem of these query, key and value; the output is stored as the query is. A softcap of 0 is none.
+pub(super) fn problem(dims: Dims, scale: Option<f32>, softcap: f32, [query, key, value]: [TensorSpec; 3]) -> Problem {
+    Problem { scale, softcap: (softcap != 0.0).then_some(softcap), query, key, value, output: query, ..Problem::new(dims) }
+}
+
+impl AttentionOutputs {
+    /// Creates outputs whose Y has the query's layout.
+    pub(super) fn new(dims: &Dims, layout: Layout, output: HostVec, present: Option<[OwnedTensor; 2]>) -> Self {
+        let shape = match layout {
+            Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
+            _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
+        };
+        let (present_key, present_value) = present.map(|[key, value]| (key, value)).unzip();
+        Self { output: OwnedTensor { shape, data: output }, present_key, present_value, qk_matmul_output: None }
     }
+}
+
+/// Joins past and new keys, and past and new values, each as [`join`] does. They must be equally long.
+pub(super) fn present(
+    past: [Option<Tensor<'_>>; 2],
+    new: [Tensor<'_>; 2],
+    shapes: [[usize; 4]; 2],
+    layouts: [Layout; 2],
+) -> Result<[OwnedTensor; 2]> {
+    let key = join("past_key", past[0], new[0], shapes[0], layouts[0])?;
+    let value = join("past_value", past[1], new[1], shapes[1], layouts[1])?;
+    if key.shape[2] != value.shape[2] {
+        return Err(Error::invalid("past_value", "must be as long as past_key"));
+    }
+    Ok([key, value])
 }
 
 /// Joins `past` and `new` as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
@@ -248,15 +276,9 @@ pub(super) fn join(
                 return Err(Error::invalid(argument, format!("has shape {:?}; 4 axes are needed", past.shape)));
             };
             if [b, h, d] != [batch, heads, dim] || past.data.dtype() != new.data.dtype() {
-                return Err(Error::invalid(
-                    argument,
-                    format!(
-                        "{} {:?} does not fit [batch, heads, seq, dim] = {shape:?} in {}",
-                        past.data.dtype(),
-                        past.shape,
-                        new.data.dtype()
-                    ),
-                ));
+                let (found, stored) = (past.data.dtype(), new.data.dtype());
+                let why = format!("{found} {:?} does not fit [batch, heads, seq, dim] = {shape:?} in {stored}", past.shape);
+                return Err(Error::invalid(argument, why));
             }
             (past_len, past.to_f32())
         }
@@ -280,14 +302,9 @@ fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
 }
 
 /// Pads the last axis of a mask to `total` with `hidden`.
-fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
-    let mut full = four_axes(argument, shape)?;
-    let last = full[3];
-    if last >= total {
-        return Ok((BroadcastShape(full), data.to_vec()));
+fn pad_last<T: Copy>(shape: [usize; 4], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
+    if shape[3] >= total {
+        return Ok((BroadcastShape(shape), data.to_vec()));
     }
-    full[3] = total;
-    let rows = data.len().checked_div(last).unwrap_or_else(|| full[..3].iter().product());
-    let row = |at: usize| data[at * last..(at + 1) * last].iter().copied().chain(std::iter::repeat_n(hidden, total - last));
-    Ok((BroadcastShape(full), (0..rows).flat_map(row).collect()))
+    fold_broadcast(&[(data, shape)], total, hidden, |_, given| given)
 }

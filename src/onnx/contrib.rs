@@ -1,8 +1,10 @@
 //! Operators `MultiHeadAttention` and `GroupQueryAttention` of com.microsoft (ONNX Runtime).
 
-use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
+use super::attention::{AttentionOutputs, check_alike, dims, join, offset, present, problem};
 use super::{OwnedTensor, Tensor, four_axes};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
 use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, TensorSpec};
 use crate::rotary::{Pairing, Rotary};
@@ -56,8 +58,13 @@ impl<'a> MultiHeadAttentionInputs<'a> {
 }
 
 impl MultiHeadAttention {
-    /// Computes the node with `attend`. Always returns present key and value.
-    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node. Always returns present key and value.
+    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
         let (q, k, v) = (heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?);
         check_alike(q, k, v)?;
@@ -76,16 +83,12 @@ impl MultiHeadAttention {
         let query = add_to_rows(inputs.query, part(0, width(q)));
         let key = add_to_rows(inputs.key, part(width(q), width(k)));
         let value = add_to_rows(inputs.value, part(width(q) + width(k), width(v)));
-        let present_key = join("past_key", inputs.past_key, key.view(), k, Layout::Bshd)?;
-        let present_value = join("past_value", inputs.past_value, value.view(), v, Layout::Bshd)?;
-        let (total, past) = (present_key.shape[2], present_key.shape[2] - k[2]);
-        if present_value.shape[2] != total {
-            return Err(Error::invalid("past_value", "must be as long as past_key"));
-        }
+        let present = present([inputs.past_key, inputs.past_value], [key.view(), value.view()], [k, v], [Layout::Bshd; 2])?;
+        let total = present[0].shape[2];
         let dims = dims(q, k[1], total, v[3]);
-        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]);
+        let mut problem = plain(dims, self.scale, 0.0, &query, &present);
         if self.unidirectional {
-            problem = problem.aligned(offset(past)?).causal();
+            problem = problem.aligned(offset(total - k[2])?).causal();
         }
         let mut added = attention_bias(&mut problem, inputs.attention_bias)?;
         if let Some(mask) = inputs.key_padding_mask {
@@ -95,19 +98,20 @@ impl MultiHeadAttention {
                     "give one of shape [batch, total_sequence_length]",
                 ));
             }
-            let from = problem.bias.unwrap_or(BroadcastShape([1; 4])).0;
-            let to = [dims.batch, from[1], from[2], total];
-            added = expand(&added, from, to);
-            for (at, sum) in added.iter_mut().enumerate() {
-                let (item, key) = (at / (to[1] * to[2] * total), at % total);
-                *sum += if mask[item * total + key] == 0 { self.mask_filter_value } else { 0.0 };
+            let padding: Vec<f32> = mask.iter().map(|&real| if real == 0 { self.mask_filter_value } else { 0.0 }).collect();
+            let mut bias = problem.bias.map(|BroadcastShape(shape)| (added, shape));
+            if let Some((bias, [.., keys @ 1])) = &mut bias {
+                *bias = bias.iter().flat_map(|&x| std::iter::repeat_n(x, total)).collect();
+                *keys = total;
             }
-            problem.bias = Some(BroadcastShape(to));
+            let bias = bias.as_ref().map(|(bias, shape)| (&bias[..], *shape));
+            let parts: Vec<_> = bias.into_iter().chain([(&padding[..], [dims.batch, 1, 1, total])]).collect();
+            let (shape, sums) = fold_broadcast(&parts, total, 0.0, |sum, bias| sum + bias)?;
+            (problem.bias, added) = (Some(shape), sums);
         }
-        let lent =
-            Inputs { bias: &added, ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice()) };
-        let output = attend(&problem, &lent)?.output;
-        Ok(outputs(&dims, output, present_key, present_value))
+        let [key, value] = present.each_ref().map(|data| data.data.as_slice());
+        let output = attend(&problem, &Inputs { bias: &added, ..Inputs::new(query.data.as_slice(), key, value) })?.output;
+        Ok(AttentionOutputs::new(&dims, Layout::Bshd, output, Some(present)))
     }
 }
 
@@ -174,8 +178,13 @@ pub struct GroupQueryAttentionInputs<'a> {
 }
 
 impl GroupQueryAttention {
-    /// Computes the node with `attend`. Always returns present key and value, as long as the longest item.
-    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node. Always returns present key and value, as long as the longest item.
+    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let q = three_axes("query", inputs.query, self.num_heads)?;
         let k = three_axes("key", inputs.key, self.kv_num_heads)?;
         let v = three_axes("value", inputs.value, self.kv_num_heads)?;
@@ -196,12 +205,11 @@ impl GroupQueryAttention {
         };
         let (query, key) = (rotate(inputs.query, q[1])?, rotate(inputs.key, k[1])?);
         let present_key = join_ragged("past_key", inputs.past_key, key.view(), k, &lengths)?;
-        let present_value = join_ragged("past_value", inputs.past_value, inputs.value, v, &lengths)?;
-        let dims = dims(q, k[1], present_key.shape[2], v[3]);
-        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]).aligned(Alignment::BottomRight).causal();
+        let present = [present_key, join_ragged("past_value", inputs.past_value, inputs.value, v, &lengths)?];
+        let dims = dims(q, k[1], present[0].shape[2], v[3]);
+        let mut problem = plain(dims, self.scale, self.softcap, &query, &present).aligned(Alignment::BottomRight).causal();
         problem.visibility.kv_lengths = true;
         problem.visibility.window_left = self.local_window_size.map(|size| size.saturating_sub(1));
-        problem.softcap = (self.softcap != 0.0).then_some(self.softcap);
         let sinks = match inputs.head_sink {
             Some(sinks) => sinks.to_f32(),
             None if self.smooth_softmax => vec![0.0; self.num_heads],
@@ -213,10 +221,10 @@ impl GroupQueryAttention {
             bias: &bias,
             sinks: &sinks,
             kv_lengths: &lengths,
-            ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice())
+            ..Inputs::new(query.data.as_slice(), present[0].data.as_slice(), present[1].data.as_slice())
         };
         let output = attend(&problem, &lent)?.output;
-        Ok(outputs(&dims, output, present_key, present_value))
+        Ok(AttentionOutputs::new(&dims, Layout::Bshd, output, Some(present)))
     }
 
     /// Total number of keys of each item.
@@ -262,31 +270,11 @@ fn three_axes(argument: &'static str, tensor: Tensor<'_>, heads: usize) -> Resul
     tensor.heads(argument, Some(heads)).map(|(shape, _)| shape)
 }
 
-fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Dims {
-    Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
-}
-
-/// Problem of query and output [batch, seq, heads, dim], key and value [batch, heads, seq, dim].
-fn plain(dims: Dims, scale: Option<f32>, [query, key, value]: [&OwnedTensor; 3]) -> Problem {
-    let spec = |tensor: &OwnedTensor, layout| TensorSpec::new(tensor.data.as_slice().dtype(), layout);
-    let query = spec(query, Layout::Bshd);
-    Problem {
-        scale: scale.filter(|&scale| scale != 0.0),
-        query,
-        key: spec(key, Layout::Bhsd),
-        value: spec(value, Layout::Bhsd),
-        output: query,
-        ..Problem::new(dims)
-    }
-}
-
-fn outputs(dims: &Dims, output: HostVec, present_key: OwnedTensor, present_value: OwnedTensor) -> AttentionOutputs {
-    AttentionOutputs {
-        output: OwnedTensor { shape: output_shape(dims, Layout::Bshd), data: output },
-        present_key: Some(present_key),
-        present_value: Some(present_value),
-        qk_matmul_output: None,
-    }
+/// Problem of query and output [batch, seq, heads, dim], key and value [batch, heads, seq, dim]. A scale of 0 is none.
+fn plain(dims: Dims, scale: Option<f32>, softcap: f32, query: &OwnedTensor, [key, value]: &[OwnedTensor; 2]) -> Problem {
+    let specs = [(query, Layout::Bshd), (key, Layout::Bhsd), (value, Layout::Bhsd)];
+    let specs = specs.map(|(tensor, layout)| TensorSpec::new(tensor.data.as_slice().dtype(), layout));
+    problem(dims, scale.filter(|&scale| scale != 0.0), softcap, specs)
 }
 
 /// Adds `bias` to every row of the last axis, or nothing if it is empty.
@@ -305,14 +293,6 @@ fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec
     problem.bias = Some(BroadcastShape(four_axes("attention_bias", bias.shape)?));
     problem.check()?;
     Ok(bias.to_f32())
-}
-
-/// Repeats axes of extent 1; empty data is all zeros.
-fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
-    let steps = BroadcastShape(from).strides();
-    let index = |at: usize| [at / (to[1] * to[2] * to[3]), at / (to[2] * to[3]) % to[1], at / to[3] % to[2], at % to[3]];
-    let place = |at: usize| index(at).iter().zip(steps).map(|(at, step)| at * step).sum::<usize>();
-    (0..to.iter().product()).map(|at| data.get(place(at)).copied().unwrap_or(0.0)).collect()
 }
 
 /// Joins the used part of `past`, `new`, and zeros up to the longest item, per item: [batch, heads, longest, dim].

@@ -77,7 +77,7 @@ pub(crate) fn attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec
         nonpad_kv_seqlen: nonpad.as_deref(),
     };
     let wanted = Wanted { present: file.expected("present_key").is_some(), qk_matmul_output: file.expected("qk_matmul_output").is_some() };
-    Ok(give_all("Y", node.run(&inputs, wanted, attend)?))
+    Ok(give_all("Y", node.run_with(&inputs, wanted, attend)?))
 }
 
 pub(crate) fn rotary_embedding(file: &CaseFile, _attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
@@ -143,7 +143,7 @@ pub(crate) fn multi_head_attention(file: &CaseFile, attend: &AttentionFn<'_>) ->
         past_key: floats.get("past_key"),
         past_value: floats.get("past_value"),
     };
-    Ok(give_all("output", node.run(&inputs, attend)?))
+    Ok(give_all("output", node.run_with(&inputs, attend)?))
 }
 
 pub(crate) fn group_query_attention(file: &CaseFile, attend: &AttentionFn<'_>) -> Result<Vec<Given>> {
@@ -171,5 +171,5 @@ pub(crate) fn group_query_attention(file: &CaseFile, attend: &AttentionFn<'_>) -
         attention_bias: floats.get("attention_bias"),
         head_sink: floats.get("head_sink"),
     };
-    Ok(give_all("output", node.run(&inputs, attend)?))
+    Ok(give_all("output", node.run_with(&inputs, attend)?))
 }

@@ -1,10 +1,10 @@
 //! Operations of serving engines: `varlen`, `paged`, `merge_states`.
 
 use crate::cache;
-use crate::cpu::{Part, merge};
+use crate::cpu::{Part, RowSums, merge};
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::problem::{Alibi, Alignment, AttentionFn, Dims, Layout, PageTable, Problem, TensorSpec, Varlen};
+use crate::problem::{Alibi, Alignment, AttentionFn, Dims, Layout, PageTable, Problem, Varlen};
 use crate::verify::case::Data;
 use crate::verify::case_file::CaseFile;
 use crate::verify::cases::{Given, output_dtype};
@@ -99,7 +99,6 @@ fn append(
     (to, shape, layout): (&mut HostVec, [usize; 4], Layout),
     new: &HostVec,
 ) -> Result<()> {
-    let spec = TensorSpec::new(to.as_slice().dtype(), layout);
     let mut slots = Vec::new();
     for (item, (ends, &length)) in cu_seqlens.windows(2).zip(&table.kv_lengths).enumerate() {
         let pages = &table.entries[item * table.pages_per_item..][..table.pages_per_item];
@@ -110,7 +109,7 @@ fn append(
     if rows != new.as_slice().len() || slots.iter().any(|slots| slots.page as usize >= shape[0]) {
         return Err(file.error("its new tokens do not fit its page table"));
     }
-    cache::write_slots(to, &spec.strides(shape), shape, &slots, new.as_slice());
+    cache::write_slots(to, layout, shape, &slots, new.as_slice());
     Ok(())
 }
 
@@ -155,8 +154,9 @@ pub(crate) fn merge_states(file: &CaseFile, _: &AttentionFn<'_>) -> Result<Vec<G
     }
     let (outputs, lse) = (file.f32s("o_parts")?, file.f32s("lse_parts")?);
     let rows = tokens * heads;
-    let parts: Vec<_> =
-        (0..parts).map(|p| Part { output: &outputs[p * rows * dim..][..rows * dim], lse: &lse[p * rows..][..rows] }).collect();
+    let parts: Vec<_> = (0..parts)
+        .map(|p| Part { output: &outputs[p * rows * dim..][..rows * dim], sums: RowSums::Lse(&lse[p * rows..][..rows]) })
+        .collect();
     let merged = merge(&parts)?;
     Ok(vec![
         Given { name: "o".into(), shape: vec![tokens, heads, dim], values: merged.output },

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wgpu_attention::cache::CacheShape;
+use wgpu_attention::cache::LayerShape;
 use wgpu_attention::verify::{Expected, compare};
 use wgpu_attention::{Backend, DType, Dims, HostVec, Inputs, Layout, PageTable, Paged, Problem};
 
@@ -71,7 +71,7 @@ impl FromStr for Heads {
 
 /// Data of one step: a full cache whose last token is the new one, and the query of that token.
 pub(super) struct Full {
-    pub(super) shape: CacheShape,
+    pub(super) shape: LayerShape,
     pub(super) num_heads: usize,
     pub(super) keys: usize,
     pub(super) window: Option<u32>,
@@ -86,8 +86,7 @@ pub(super) struct Full {
 impl Full {
     fn new(args: &Args, keys: usize, dtype: DType) -> Result<Self, Failure> {
         let (Heads(num_heads, num_kv_heads), dim) = (args.heads, args.head_dim);
-        let (page_size, layout) = (PAGE_SIZE, Layout::Bshd);
-        let shape = CacheShape { page_size, num_kv_heads, head_dim: dim, head_dim_v: dim, dtype, layout };
+        let shape = LayerShape::new(num_kv_heads, dim).stored(dtype, dtype);
         let row = num_kv_heads * dim;
         let mut random = Random::new(3);
         let mut some = |len: usize| -> Result<Vec<f32>, Failure> {
@@ -125,7 +124,7 @@ impl Full {
     }
 
     fn dims(&self) -> Dims {
-        let CacheShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
+        let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
         Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: 1, seq_len_kv: self.keys, head_dim, head_dim_v }
     }
 
@@ -232,7 +231,7 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
 }
 
 fn time(full: &Full, engines: &[(wgpu_attention::Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let dtype = full.shape.dtype;
+    let dtype = full.shape.key;
     let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
     let mut progress = ProgressBar::new(format!("{name}: checking"));
     progress.report(0.0);
@@ -306,7 +305,7 @@ fn candidate<'a>(
         }));
     }
     let mut problem = full.look(Problem::new(full.dims()));
-    (problem.key.dtype, problem.value.dtype) = (full.shape.dtype, full.shape.dtype);
+    (problem.key.dtype, problem.value.dtype) = (full.shape.key, full.shape.value);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
     let mut table = PageTable::default();
     if op == "paged" {
