@@ -99,8 +99,8 @@ impl DeviceCache {
         }
         let state_bytes = (size.pages_per_slot as u64).saturating_add(4).saturating_mul(size.slots as u64).saturating_mul(4);
         check_bytes("page table", state_bytes, gpu.caps())?;
-        let pool = PagePool::new(shape.page_size, shape.pages)?;
         let banks = shape.layers.iter().map(|layer| banks(gpu, &shape, layer)).collect::<Result<Vec<_>>>()?;
+        let pool = PagePool::new(shape.page_size, shape.pages)?;
         let layers = pools(gpu, &shape, banks.into_iter())?;
         let state = storage(gpu, "cache state", state_bytes, COPIED)?;
         let params = CacheParams { slots: size.slots as u32, ..CacheParams::default() };

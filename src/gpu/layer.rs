@@ -12,10 +12,10 @@ use crate::progress::Progress;
 pub(crate) struct LayerParts<'a> {
     /// W_Q, W_K, W_V, W_O.
     pub(crate) projections: [Projection<'a>; 4],
-    /// Rows appended to every item of K and of V: whole rows, equally many of each.
+    /// Rows of Q, and of K and V.
+    pub(crate) rows: [RowMap; 2],
+    /// Rows appended to every item of K and of V.
     pub(crate) appended: [Vec<f32>; 2],
-    /// Number of rows appended to an item.
-    pub(crate) appended_rows: usize,
 }
 
 /// Layer prepared for one problem.
@@ -40,49 +40,34 @@ impl Layer {
         self_attention: bool,
         steps: bool,
     ) -> Result<Self> {
-        let prepared = Prepared::new(gpu, problem, algorithm)?;
-        let d = &problem.dims;
-        let own_keys = d.seq_len_kv - parts.appended_rows;
-        let (rows_q, rows_kv) = match problem.varlen {
-            Some(varlen) => (varlen.tokens_q, varlen.tokens_kv),
-            None => (d.batch * d.seq_len_q, d.batch * own_keys),
-        };
-        let plain = |rows| RowMap { rows, item_rows: rows, item_stride: rows };
-        let keys = match problem.varlen {
-            Some(_) => plain(rows_kv),
-            None => RowMap { rows: rows_kv, item_rows: own_keys, item_stride: d.seq_len_kv },
-        };
+        let mut prepared = Prepared::new(gpu, problem, algorithm)?;
         let [query, key, value, output] = parts.projections;
-        let mut x = vec![storage_buffer(gpu, "query", rows_q * query.in_features, wgpu::BufferUsages::COPY_DST)?];
-        if !self_attention {
-            x.push(storage_buffer(gpu, "key", rows_kv * key.in_features, wgpu::BufferUsages::COPY_DST)?);
-            x.push(storage_buffer(gpu, "value", rows_kv * value.in_features, wgpu::BufferUsages::COPY_DST)?);
-        }
+        let [rows_q, rows_kv] = parts.rows;
         let columns = output.weight.len() / output.in_features;
-        let y = storage_buffer(gpu, "output", rows_q * columns, wgpu::BufferUsages::COPY_SRC)?;
-
-        let mut bound = Dispatches { steps: Vec::new() };
-        for (index, (name, projection, rows, to)) in
-            [("w_q", query, plain(rows_q), &prepared.query), ("w_k", key, keys, &prepared.key), ("w_v", value, keys, &prepared.value)]
-                .into_iter()
-                .enumerate()
-        {
-            let from = if self_attention { &x[0] } else { &x[index] };
-            bound.steps.extend(DeviceLinear::new(gpu, name, projection)?.bind(gpu, rows, from, to)?);
+        let y = storage_buffer(gpu, "output", rows_q.all() * columns, wgpu::BufferUsages::COPY_SRC)?;
+        let (mut x, mut bound) = (Vec::new(), Dispatches { steps: Vec::new() });
+        for ([name, weight], projection, rows, to) in [
+            (["query", "w_q"], query, rows_q, &prepared.query),
+            (["key", "w_k"], key, rows_kv, &prepared.key),
+            (["value", "w_v"], value, rows_kv, &prepared.value),
+        ] {
+            if x.is_empty() || !self_attention {
+                x.push(storage_buffer(gpu, name, rows.own() * projection.in_features, wgpu::BufferUsages::COPY_DST)?);
+            }
+            bound.steps.extend(DeviceLinear::new(gpu, weight, projection)?.bind(gpu, rows, &x[x.len() - 1], to)?);
         }
-        for (buffer, rows) in [(&prepared.key, &parts.appended[0]), (&prepared.value, &parts.appended[1])] {
-            let width = rows.len() / parts.appended_rows.max(1);
-            for item in 0..if rows.is_empty() { 0 } else { d.batch } {
-                let at = 4 * ((item * d.seq_len_kv + own_keys) * width) as u64;
+        for (buffer, rows) in [&prepared.key, &prepared.value].into_iter().zip(&parts.appended).filter(|(_, rows)| !rows.is_empty()) {
+            let width = rows.len() / rows_kv.appended;
+            for item in 0..rows_kv.items {
+                let at = 4 * ((item * (rows_kv.own + rows_kv.appended) + rows_kv.own) * width) as u64;
                 gpu.guarded(|| gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows)))?;
             }
         }
-        let mut prepared = prepared;
         bound.steps.append(&mut prepared.bound.steps);
-        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &prepared.output, &y)?);
+        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, RowMap::plain(rows_q.all()), &prepared.output, &y)?);
 
         let numbers = |buffer: &wgpu::Buffer, len: usize| (buffer.clone(), 4 * len as u64);
-        let mut results = vec![numbers(&y, rows_q * columns)];
+        let mut results = vec![numbers(&y, rows_q.all() * columns)];
         if steps {
             results.push(numbers(&prepared.query, problem.query_len()));
             results.push(numbers(&prepared.key, problem.key_len()));

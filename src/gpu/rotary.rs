@@ -33,8 +33,7 @@ pub struct DeviceRotary {
 impl DeviceRotary {
     /// Uploads the angles.
     pub fn new(gpu: &Gpu, rotary: &Rotary) -> Result<Self> {
-        let angles = rotary.angles();
-        let bytes: &[u8] = bytemuck::cast_slice(&angles);
+        let bytes: &[u8] = bytemuck::cast_slice(rotary.angles());
         check_bytes("rotary", bytes.len() as u64, gpu.caps())?;
         let angles = filled(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
         Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })

@@ -50,16 +50,17 @@ pub fn merge_torch_masks(
         let full = [batch, heads, rows, own_keys];
         parts.push(("attn_mask", mask, if elements(full) == Some(mask.len()) { full } else { [1, 1, rows, own_keys] }));
     }
-    for (argument, mask, shape) in &parts {
-        if elements(*shape) != Some(mask.len()) {
+    let (mut hidden, mut added) = (Vec::new(), Vec::new());
+    for (argument, mask, shape) in parts {
+        if elements(shape) != Some(mask.len()) {
             return Err(Error::invalid(argument, format!("has {} elements, must have {shape:?} (or one per head)", mask.len())));
+        }
+        match mask {
+            TorchMask::Bool(mask) => hidden.push((mask, shape)),
+            TorchMask::Float(bias) => added.push((bias, shape)),
         }
     }
     let mut merged = MergedMasks::default();
-    let hidden: Vec<_> =
-        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Bool(m) = mask { Some((m, shape)) } else { None }).collect();
-    let added: Vec<_> =
-        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Float(m) = mask { Some((m, shape)) } else { None }).collect();
     if !hidden.is_empty() {
         merged.mask = Some(fold_broadcast(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
     }

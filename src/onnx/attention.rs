@@ -15,7 +15,7 @@ use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layou
 ///
 /// Row i has the position i + past_sequence_length, or with `nonpad_kv_seqlen` and no past
 /// i + nonpad_kv_seqlen\[batch\] - q_sequence_length. `is_causal` and the windows count from it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// True if keys after a row's position are masked.
     pub is_causal: bool,
@@ -35,23 +35,6 @@ pub struct Attention {
     pub left_window_size: Option<u32>,
     /// Distance after the position beyond which keys are masked; `None` (ONNX: -1) is open.
     pub right_window_size: Option<u32>,
-}
-
-impl Default for Attention {
-    /// Defaults of ONNX.
-    fn default() -> Self {
-        Self {
-            is_causal: false,
-            q_num_heads: None,
-            kv_num_heads: None,
-            scale: None,
-            softcap: 0.0,
-            qk_matmul_output_mode: 0,
-            softmax_precision: None,
-            left_window_size: None,
-            right_window_size: None,
-        }
-    }
 }
 
 /// Attention mask (`attn_mask`): 1 to 4 axes that broadcast from the right to
