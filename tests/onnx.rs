@@ -111,7 +111,7 @@ fn contrib_operators_refuse_what_they_do_not_cover() {
     let bias = tensor(&[40]);
     assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { bias: Some(bias.view()), ..inputs }, &oracle())), "bias");
     let wrong = tensor(&[3, 1, 3, 3]);
-    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { attention_bias: Some(wrong.view()), ..inputs }, &oracle())), "bias");
+    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { attention_bias: Some(wrong.view()), ..inputs }, &oracle())), "attention_bias");
 
     let node = GroupQueryAttention::new(4, 2);
     let inputs = |seqlens_k| GroupQueryAttentionInputs {

@@ -148,10 +148,10 @@ impl CacheShape {
     ) -> Result<Problem> {
         let &LayerShape { num_kv_heads, head_dim, head_dim_v, key, value } = self.layer(layer)?;
         let Queries { num_heads, seq_len: seq_len_q } = queries;
-        let mut problem = Problem::new(Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v });
+        let paged = Paged { page_size: self.page_size, pages: self.pages, pages_per_item };
+        let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v };
+        let mut problem = Problem::new(dims).paged(paged);
         (problem.key, problem.value) = (TensorSpec::new(key, self.layout), TensorSpec::new(value, self.layout));
-        problem.paged = Some(Paged { page_size: self.page_size, pages: self.pages, pages_per_item });
-        problem.visibility.kv_lengths = true;
         Ok(problem)
     }
 }

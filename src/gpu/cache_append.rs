@@ -91,8 +91,8 @@ impl DeviceCache {
             let mut query = None;
             if let Some(Rotation { rotary, query: rotated }) = &new.rotation {
                 rotary.check(shape.head_dim, self.capacity())?;
-                params.pairs = rotary.pairs() as u32;
-                bindings.push((CacheSlot::Angles, rotary.angles().as_entire_buffer_binding()));
+                params.pairs = rotary.pairs as u32;
+                bindings.push((CacheSlot::Angles, rotary.angles.as_entire_buffer_binding()));
                 // The first bank's dispatch rotates all queries.
                 if let (0, Some(RotatedQuery { rows: of_query, num_heads })) = (bank, rotated) {
                     let shape = rows(*num_heads, shape.head_dim);
@@ -103,7 +103,7 @@ impl DeviceCache {
                     query = Some(of_query.spec.dtype);
                 }
             }
-            let rotary = new.rotation.as_ref().map(|rotation| rotation.rotary.pairing());
+            let rotary = new.rotation.as_ref().map(|rotation| rotation.rotary.pairing);
             let key = CacheKey::Append { new: dtype, key: shape.key, value: shape.value, rotary, query };
             bound.steps.extend(cache_steps::bound(&self.gpu, key, params, threads, &bindings)?.steps);
             for strides in [&mut params.key_strides, &mut params.value_strides] {

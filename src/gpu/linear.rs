@@ -156,7 +156,8 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::host::map;
+    use super::super::buffers::ReadBack;
+    use super::super::host::Waiting;
     use super::super::{Dispatches, choose_every};
     use super::*;
 
@@ -167,16 +168,14 @@ mod tests {
         let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
         gpu.queue().write_buffer(&from, 0, bytemuck::cast_slice(x));
         let bound = Dispatches { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
-        let size = to.size();
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let results = ReadBack::new(gpu, [(to, 4 * len as u64)]).expect("it fits");
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         bound.record(&mut encoder);
-        encoder.copy_buffer_to_buffer(&to, 0, &staging, 0, size);
+        results.copy(&mut encoder);
         let submission = gpu.queue().submit([encoder.finish()]);
-        pollster::block_on(map(gpu, &staging, Some(submission), super::super::host::Waiting::Blocking)).expect("the device is there");
-        let view = staging.get_mapped_range(..).expect("it is mapped");
-        bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
+        let read = results
+            .read(gpu, Some(submission), Waiting::Blocking, |parts| parts.flat_map(bytemuck::pod_collect_to_vec::<u8, f32>).collect());
+        pollster::block_on(read).expect("the device is there")
     }
 
     /// Tests every kernel with tails on every adapter: whole vec4s with bias and gaps after items, or none of these.

@@ -39,7 +39,7 @@ pub use steps::Dispatches;
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use host::Waiting;
-pub(crate) use layer::{Layer, LayerParts};
+pub(crate) use layer::{LayerParts, layer};
 pub(crate) use layer_backward::{LayerBackwardParts, LayerBackwardResults, ProjectionBackward, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
 pub(crate) use trial::{Trial, gradients_of_plan};

@@ -24,10 +24,10 @@ pub struct TokenSizes {
 /// Angles of a [`Rotary`] in a device buffer: 8 bytes per position and pair.
 #[derive(Clone, Debug)]
 pub struct DeviceRotary {
-    pairing: Pairing,
-    pairs: usize,
+    pub(super) pairing: Pairing,
+    pub(super) pairs: usize,
     positions: usize,
-    angles: wgpu::Buffer,
+    pub(super) angles: wgpu::Buffer,
 }
 
 impl DeviceRotary {
@@ -63,18 +63,6 @@ impl DeviceRotary {
             (CacheSlot::Angles, self.angles.as_entire_buffer_binding()),
         ];
         bound(gpu, CacheKey::Rotate { rows: rows.spec.dtype, pairing: self.pairing }, params, threads, &bindings)
-    }
-
-    pub(super) fn pairing(&self) -> Pairing {
-        self.pairing
-    }
-
-    pub(super) fn pairs(&self) -> usize {
-        self.pairs
-    }
-
-    pub(super) fn angles(&self) -> &wgpu::Buffer {
-        &self.angles
     }
 
     /// Checks that there are angles for heads of this width and for so many positions.

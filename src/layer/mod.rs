@@ -17,10 +17,9 @@ pub use weights::{Naming, WeightFile, WeightTensor};
 
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu, RowMap};
+use crate::gpu::{self, LayerParts, RowMap};
 use crate::numbers::{DType, HostSlice};
-use crate::problem::{Algorithm, Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
-use crate::progress::Progress;
+use crate::problem::{Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
 
 /// Multi-head attention layer:
 ///
@@ -219,7 +218,15 @@ impl MultiHead {
         let (attention, output, projected) = match engine.gpu() {
             // Empty buffers cannot be bound.
             Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check(gpu, problem, engine.algorithm()))? => {
-                self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps)?
+                let parts = LayerParts {
+                    x,
+                    projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
+                    rows: self.rows(problem),
+                    appended: self.appended_rows(),
+                };
+                let (attention, results) = pollster::block_on(gpu::layer(gpu, problem, engine.algorithm(), inputs, &parts, steps))?;
+                let mut results = results.into_iter();
+                (attention, results.next().unwrap_or_default(), results.collect::<Vec<_>>().try_into().ok())
             }
             _ => self.on_host(engine, problem, inputs, x)?,
         };
@@ -240,28 +247,6 @@ impl MultiHead {
         let context = attention.output.into_f32();
         let output = self.output.forward(&context)?;
         Ok((Outputs { output: context.into(), ..attention }, output, Some([query, key, value])))
-    }
-
-    fn on_gpu(
-        &self,
-        gpu: &Gpu,
-        algorithm: Algorithm,
-        problem: &Problem,
-        inputs: &Inputs<'_>,
-        [x_q, x_k, x_v]: [&[f32]; 3],
-        steps: bool,
-    ) -> Result<Computed> {
-        let self_attention = std::ptr::eq(x_q, x_k) && std::ptr::eq(x_q, x_v);
-        let parts = gpu::LayerParts {
-            projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
-            rows: self.rows(problem),
-            appended: self.appended_rows(),
-        };
-        let layer = gpu::Layer::new(gpu, problem, algorithm, &parts, self_attention, steps)?;
-        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Progress::default()))?;
-        let mut results = results.into_iter();
-        let output = results.next().unwrap_or_default();
-        Ok((attention, output, results.collect::<Vec<_>>().try_into().ok()))
     }
 
     /// Rows of Q, and of K and V.

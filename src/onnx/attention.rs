@@ -113,19 +113,23 @@ impl Attention {
         let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
         let (v, v_layout) = inputs.value.heads("V", self.kv_num_heads)?;
         check_alike(q, k, v)?;
-        let present = if wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some() {
-            Some(present([inputs.past_key, inputs.past_value], [inputs.key, inputs.value], [k, v], [k_layout, v_layout])?)
-        } else {
-            None
-        };
-        let total = present.as_ref().map_or(k[2], |[key, _]| key.shape[2]);
-        let past = total - k[2];
+        let past = inputs.past_key.map_or(0, past_len);
+        let total = past + k[2];
+        let together = wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some();
+        let present_key = together.then(|| join("past_key", inputs.past_key, inputs.key, k, k_layout)).transpose()?;
+        let present_value = together.then(|| join("past_value", inputs.past_value, inputs.value, v, v_layout)).transpose()?;
+        if present_value.as_ref().is_some_and(|value| value.shape[2] != total) {
+            return Err(Error::invalid("past_value", "must be as long as past_key"));
+        }
 
-        let dims = dims(q, k[1], total, v[3]);
-        let [k_layout, v_layout] = if present.is_some() { [Layout::Bhsd; 2] } else { [k_layout, v_layout] };
-        let specs = [(inputs.query, q_layout), (inputs.key, k_layout), (inputs.value, v_layout)];
-        let specs = specs.map(|(tensor, layout)| TensorSpec::new(tensor.data.dtype(), layout));
-        let mut problem = problem(dims, self.scale, self.softcap, specs);
+        let dims =
+            Dims { batch: q[0], num_heads: q[1], num_kv_heads: k[1], seq_len_q: q[2], seq_len_kv: total, head_dim: q[3], head_dim_v: v[3] };
+        let mut problem = Problem { scale: self.scale, softcap: (self.softcap != 0.0).then_some(self.softcap), ..Problem::new(dims) };
+        let spec = |tensor: Tensor<'_>, layout| TensorSpec::new(tensor.data.dtype(), layout);
+        problem.query = spec(inputs.query, q_layout);
+        problem.output = problem.query;
+        problem.key = spec(inputs.key, if together { Layout::Bhsd } else { k_layout });
+        problem.value = spec(inputs.value, if together { Layout::Bhsd } else { v_layout });
         let lengths = lengths(inputs.nonpad_kv_seqlen, dims.batch)?;
         // An external cache ends at its length, and so do the rows; with a past, rows end where K does.
         let aligned = if lengths.is_some() && inputs.past_key.is_none() { Alignment::BottomRight } else { offset(past)? };
@@ -160,8 +164,8 @@ impl Attention {
             }
         }
 
-        let [key, value] =
-            present.as_ref().map_or([inputs.key.data, inputs.value.data], |present| present.each_ref().map(|data| data.data.as_slice()));
+        let key = present_key.as_ref().map_or(inputs.key.data, |key| key.data.as_slice());
+        let value = present_value.as_ref().map_or(inputs.value.data, |value| value.data.as_slice());
         let lent = Inputs {
             mask: &mask,
             bias: &bias,
@@ -170,10 +174,17 @@ impl Attention {
         };
         let outputs = attend(&problem, &lent)?;
         let qk = outputs.scores.or(outputs.weights).filter(|_| wanted.qk_matmul_output);
-        let qk_matmul_output =
-            qk.map(|data| OwnedTensor { shape: dims.scores_shape().to_vec(), data: HostVec::from_f32(problem.query.dtype, &data) });
-        let present = present.filter(|_| wanted.present);
-        Ok(AttentionOutputs { qk_matmul_output, ..AttentionOutputs::new(&dims, q_layout, outputs.output, present) })
+        let shape = match q_layout {
+            Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
+            _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
+        };
+        Ok(AttentionOutputs {
+            output: OwnedTensor { shape, data: outputs.output },
+            present_key: present_key.filter(|_| wanted.present),
+            present_value: present_value.filter(|_| wanted.present),
+            qk_matmul_output: qk
+                .map(|data| OwnedTensor { shape: dims.scores_shape().to_vec(), data: HostVec::from_f32(problem.query.dtype, &data) }),
+        })
     }
 
     fn check(&self) -> Result<()> {
@@ -201,44 +212,13 @@ pub(super) fn check_alike(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result
     Ok(())
 }
 
-pub(super) fn offset(past: usize) -> Result<Alignment> {
+fn offset(past: usize) -> Result<Alignment> {
     i32::try_from(past).map(Alignment::Offset).map_err(|_| Error::invalid("past_key", format!("a past of {past} keys is too long")))
 }
 
-pub(super) fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Dims {
-    Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
-}
-
-/// Problem of these query, key and value; the output is stored as the query is. A softcap of 0 is none.
-pub(super) fn problem(dims: Dims, scale: Option<f32>, softcap: f32, [query, key, value]: [TensorSpec; 3]) -> Problem {
-    Problem { scale, softcap: (softcap != 0.0).then_some(softcap), query, key, value, output: query, ..Problem::new(dims) }
-}
-
-impl AttentionOutputs {
-    /// Creates outputs whose Y has the query's layout.
-    pub(super) fn new(dims: &Dims, layout: Layout, output: HostVec, present: Option<[OwnedTensor; 2]>) -> Self {
-        let shape = match layout {
-            Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
-            _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
-        };
-        let (present_key, present_value) = present.map(|[key, value]| (key, value)).unzip();
-        Self { output: OwnedTensor { shape, data: output }, present_key, present_value, qk_matmul_output: None }
-    }
-}
-
-/// Joins past and new keys, and past and new values, each as [`join`] does. They must be equally long.
-pub(super) fn present(
-    past: [Option<Tensor<'_>>; 2],
-    new: [Tensor<'_>; 2],
-    shapes: [[usize; 4]; 2],
-    layouts: [Layout; 2],
-) -> Result<[OwnedTensor; 2]> {
-    let key = join("past_key", past[0], new[0], shapes[0], layouts[0])?;
-    let value = join("past_value", past[1], new[1], shapes[1], layouts[1])?;
-    if key.shape[2] != value.shape[2] {
-        return Err(Error::invalid("past_value", "must be as long as past_key"));
-    }
-    Ok([key, value])
+/// Number of past keys in [batch, heads, past_sequence_length, dim].
+pub(super) fn past_len(past: Tensor<'_>) -> usize {
+    past.shape.get(2).copied().unwrap_or(0)
 }
 
 /// Joins `past` and `new` as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
