@@ -11,8 +11,6 @@ macro_rules! files {
     ($($name:literal),*) => { &[$((concat!("shaders/", $name), include_str!(concat!("../../shaders/", $name)))),*] };
 }
 
-pub(super) use files;
-
 const SHARED: &[File] = files!(
     "lib/numbers.wgsl",
     "lib/params.wgsl",
