@@ -164,7 +164,7 @@ impl Rotary {
         let pairs = width / 2;
         let mut angles = Vec::new();
         let count = pairs.checked_mul(positions.max(1)).filter(|&count| count <= MOST_ANGLES);
-        if !count.is_some_and(|count| angles.try_reserve_exact(count).is_ok()) {
+        if count.is_none_or(|count| angles.try_reserve_exact(count).is_err()) {
             return Err(Error::Limit {
                 limit: "memory",
                 needed: (pairs as u64).saturating_mul(8).saturating_mul(positions as u64),
