@@ -74,13 +74,13 @@ fn measure(problem: &Problem) -> (Duration, f32) {
         least = least.min(before.elapsed());
         let output = black_box(&outputs).output.to_f32();
         check = output.iter().sum::<f32>() / output.len() as f32;
-        assert!((check - 1.0).abs() < 0.05, "values around 1 give an output around {check}");
+        assert!((check - 1.0).abs() < 0.05, "values around 1 have an output around {check}");
         runs += 1;
     }
     (least, check)
 }
 
-/// Generates deterministic numbers in -0.5..0.5.
+/// Generates deterministic noise in -0.5..0.5.
 fn noise(len: usize) -> impl Iterator<Item = f32> {
     let mut state = 1u32;
     (0..len).map(move |_| {

@@ -14,7 +14,7 @@ fn main() {
     divan::main();
 }
 
-fn numbers(len: usize) -> Vec<f32> {
+fn data(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
@@ -43,7 +43,7 @@ fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
     let sizes: Vec<usize> = shape.rsplit(' ').next().unwrap_or_default().split(',').filter_map(|size| size.parse().ok()).collect();
     let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else { unreachable!("six sizes") };
     let problem = Problem::new(Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim });
-    let (query, key, value) = (numbers(problem.query_len()), numbers(problem.key_len()), numbers(problem.value_len()));
+    let (query, key, value) = (data(problem.query_len()), data(problem.key_len()), data(problem.value_len()));
     let inputs = Inputs::new(&query, &key, &value);
     let mut outputs = Outputs::default();
     bencher.bench_local(|| tiled::attention_into(&problem, &inputs, &mut outputs, &mut Progress::default()).expect("it is valid"));
@@ -52,30 +52,30 @@ fn cpu_call(bencher: Bencher<'_, '_>, shape: &str) {
 /// Projects 128 rows with a 512 x 512 matrix.
 #[divan::bench]
 fn projection(bencher: Bencher<'_, '_>) {
-    let linear = Linear::new(numbers(512 * 512), None, 512).expect("it is valid");
-    let x = numbers(128 * 512);
+    let linear = Linear::new(data(512 * 512), None, 512).expect("it is valid");
+    let x = data(128 * 512);
     bencher.bench(|| linear.forward(black_box(&x)));
 }
 
 /// Converts 64 Ki elements from f32 to another storage type.
 #[divan::bench(args = [DType::F16, DType::BF16, DType::Q8, DType::Q4])]
 fn store(bencher: Bencher<'_, '_>, dtype: DType) {
-    let data = numbers(1 << 16);
-    bencher.bench(|| HostVec::from_f32(dtype, black_box(&data)));
+    let wide = data(1 << 16);
+    bencher.bench(|| HostVec::from_f32(dtype, black_box(&wide)));
 }
 
 /// Rotates one token's 32 heads of 128.
 #[divan::bench]
 fn rotate(bencher: Bencher<'_, '_>) {
     let rotary = Rotary::new(Pairing::HalfSplit, 10_000.0, 128, 4096).expect("it is valid");
-    let mut token = numbers(32 * 128);
+    let mut token = data(32 * 128);
     bencher.bench_local(|| rotary.apply_tokens(black_box(&mut token), 32, 128, &[1234]));
 }
 
 /// Merges 8 parts of 32 rows of 128.
 #[divan::bench]
 fn merge_parts(bencher: Bencher<'_, '_>) {
-    let (output, lse) = (numbers(32 * 128), numbers(32));
+    let (output, lse) = (data(32 * 128), data(32));
     let parts: Vec<Part<'_>> = (0..8).map(|_| Part { output: &output, sums: RowSums::Lse(&lse) }).collect();
     bencher.bench(|| merge(black_box(&parts)));
 }

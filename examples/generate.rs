@@ -20,7 +20,7 @@ use wgpu_attention::gpu::{
 };
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
+use wgpu_attention::{Algorithm, Alignment, Cause, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
 
 const VOCABULARY: usize = 211;
 const WIDTH: usize = 64;
@@ -32,7 +32,7 @@ const PAGE_SIZE: usize = 8;
 const LONGEST: usize = 64;
 const STEPS: usize = 24;
 
-/// Linear congruential generator of numbers in -1..1.
+/// Linear congruential generator of elements in -1..1.
 struct Random(u64);
 
 impl Random {
@@ -269,9 +269,8 @@ fn read(gpu: &Gpu, mut encoder: wgpu::CommandEncoder, buffer: &wgpu::Buffer) -> 
     encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
     gpu.queue().submit([encoder.finish()]);
     staging.map_async(wgpu::MapMode::Read, .., |_| {});
-    let lost = |why: String| Error::Device { why };
-    gpu.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|error| lost(error.to_string()))?;
-    let view = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device { why: Cause::new(error) })?;
+    let view = staging.get_mapped_range(..).map_err(|error| Error::Device { why: Cause::new(error) })?;
     Ok(bytemuck::pod_collect_to_vec(&view))
 }
 
@@ -298,7 +297,7 @@ pub(crate) fn write(engine: &Engine, dtype: DType) -> Result<(usize, usize)> {
     for text in &texts {
         println!("{text:?}");
     }
-    println!("{same} of {all} tokens are what the model says from the start, {dtype} keys and values");
+    println!("{same} of {all} tokens are those that the model predicts from the start, {dtype} keys and values");
     Ok((same, all))
 }
 
@@ -321,6 +320,6 @@ fn open(name: &str) -> Result<Engine> {
 fn main() -> Result<()> {
     let Args { engine, dtype } = Args::parse();
     let (same, all) = write(&engine, dtype)?;
-    assert!(dtype != DType::F32 || same == all, "the cache changed what the model says");
+    assert!(dtype != DType::F32 || same == all, "the cache changed the prediction");
     Ok(())
 }

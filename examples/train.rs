@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use wgpu_attention::layer::{Linear, LinearGradients, MultiHead};
-use wgpu_attention::{Dropout, Engine, EngineOptions, Inputs, Result};
+use wgpu_attention::{Cause, Dropout, Engine, EngineOptions, Error, Inputs, Result};
 
 const STEPS: usize = 300;
 const BATCH: usize = 32;
@@ -48,8 +48,7 @@ fn main() -> Result<()> {
             println!("loss on {name} against the first: at most {:.1e} apart in 20 steps, {:.1e} in all", apart(20), apart(STEPS));
         }
     }
-    std::fs::write("train.svg", draw(&curves))
-        .map_err(|error| wgpu_attention::Error::File { path: "train.svg".into(), why: error.to_string() })?;
+    std::fs::write("train.svg", draw(&curves)).map_err(|error| Error::file("train.svg", Cause::new(error)))?;
     println!("the curves are in train.svg");
     Ok(())
 }
@@ -98,22 +97,22 @@ impl Batch {
 
 /// Learned parameters, and Adam's moments of their gradients.
 struct Weights {
-    numbers: Vec<f32>,
+    elements: Vec<f32>,
     mean: Vec<f32>,
     square: Vec<f32>,
 }
 
 impl Weights {
     fn new(len: usize, spread: f32, random: &mut Random) -> Self {
-        let numbers = (0..len).map(|_| spread * (2.0 * random.unit() - 1.0)).collect();
-        Self { numbers, mean: vec![0.0; len], square: vec![0.0; len] }
+        let elements = (0..len).map(|_| spread * (2.0 * random.unit() - 1.0)).collect();
+        Self { elements, mean: vec![0.0; len], square: vec![0.0; len] }
     }
 
     /// One step of Adam (Kingma and Ba, 2015).
     fn learn(&mut self, gradient: &[f32], step: usize) {
         let (b1, b2) = (0.9f32, 0.99f32);
         let (c1, c2) = (1.0 - b1.powi(step as i32 + 1), 1.0 - b2.powi(step as i32 + 1));
-        for (((x, m), v), &g) in self.numbers.iter_mut().zip(&mut self.mean).zip(&mut self.square).zip(gradient) {
+        for (((x, m), v), &g) in self.elements.iter_mut().zip(&mut self.mean).zip(&mut self.square).zip(gradient) {
             *m = b1 * *m + (1.0 - b1) * g;
             *v = b2 * *v + (1.0 - b2) * g * g;
             *x -= LEARNING_RATE * (*m / c1) / ((*v / c2).sqrt() + 1e-8);
@@ -141,7 +140,7 @@ impl Model {
 
     /// Runs forward and backward and updates the weights. Returns the mean loss and the share of right answers.
     fn step(&mut self, engine: &Engine, batch: &Batch, step: usize) -> Result<(f32, f32)> {
-        let row = |table: &Weights, at: usize| table.numbers[at * WIDTH..(at + 1) * WIDTH].to_vec();
+        let row = |table: &Weights, at: usize| table.elements[at * WIDTH..(at + 1) * WIDTH].to_vec();
         let asked: Vec<f32> = batch.asked.iter().flat_map(|&key| row(&self.keys, key)).collect();
         let pairs: Vec<f32> = batch
             .keys
@@ -153,7 +152,7 @@ impl Model {
             .collect();
         let linear = |at: usize| {
             let (weight, bias) = &self.projections[at];
-            Linear::new(weight.numbers.clone(), Some(bias.numbers.clone()), WIDTH)
+            Linear::new(weight.elements.clone(), Some(bias.elements.clone()), WIDTH)
         };
         let layer = MultiHead::new(linear(0)?, linear(1)?, linear(2)?, linear(3)?, HEADS, HEADS)?;
         let mut problem = layer.problem(BATCH, PAIRS, PAIRS);
@@ -193,16 +192,16 @@ impl Model {
         let (mut d_output, mut d_table) = (vec![0.0; output.len()], vec![0.0; SYMBOLS * WIDTH]);
         let each = 1.0 / answers.len() as f32;
         for ((row, d_row), &answer) in output.chunks(WIDTH).zip(d_output.chunks_mut(WIDTH)).zip(answers) {
-            let table = self.logits.numbers.chunks(WIDTH);
+            let table = self.logits.elements.chunks(WIDTH);
             let logits: Vec<f32> = table.map(|column| row.iter().zip(column).map(|(x, y)| x * y).sum()).collect();
-            let top = logits.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f32 = logits.iter().map(|logit| (logit - top).exp()).sum();
-            loss += each * (top + sum.ln() - logits[answer]);
-            right += usize::from(logits[answer] == top);
+            let max = logits.iter().copied().fold(f32::MIN, f32::max);
+            let sum: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
+            loss += each * (max + sum.ln() - logits[answer]);
+            right += usize::from(logits[answer] == max);
             for (symbol, logit) in logits.iter().enumerate() {
-                let d_logit = each * ((logit - top).exp() / sum - f32::from(u8::from(symbol == answer)));
+                let d_logit = each * ((logit - max).exp() / sum - f32::from(u8::from(symbol == answer)));
                 let column = symbol * WIDTH..(symbol + 1) * WIDTH;
-                d_row.iter_mut().zip(&self.logits.numbers[column.clone()]).for_each(|(d, y)| *d += d_logit * y);
+                d_row.iter_mut().zip(&self.logits.elements[column.clone()]).for_each(|(d, y)| *d += d_logit * y);
                 d_table[column].iter_mut().zip(row).for_each(|(d, x)| *d += d_logit * x);
             }
         }

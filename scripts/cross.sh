@@ -1,36 +1,22 @@
 #!/usr/bin/env bash
-# Other systems from this one: what compiles for them, and what runs.
+# Compiles for other systems, as far as cargo check goes, and runs the CPU path's tests on 64-bit ARM.
 #
-#   scripts/cross.sh check [TARGET..]   compiles for Windows, macOS and browsers as far as cargo check goes, or for the targets that are named
-#   scripts/cross.sh all                the same for iOS and Android too, then the CPU path's tests as 64-bit ARM (NEON), under qemu
+#   scripts/cross.sh check [TARGET..]   Windows, macOS and browsers, or the named targets
+#   scripts/cross.sh all                iOS and Android too, then the tests as 64-bit ARM (NEON), under qemu
 #
-# Takes the standard library that rustup has of a target. Where it has none, Debian's rustc-web builds it: that is installed with what else
-# is needed, with sudo where this is not root. Elsewhere this says what to install, leaves the target out, and passes, except where CI is set.
+# Takes rustup's standard library of a target. Where rustup has none, Debian's rustc-web builds it: that is installed with what else is
+# needed, with sudo unless run as root. Elsewhere this says what to install, leaves the target out, and passes, except where CI is set.
 # A target takes one to two minutes on two cores the first time; target/cross keeps what was built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/lib.sh
 
 usual="x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown"
 others="aarch64-apple-ios aarch64-linux-android"
 arm=aarch64-unknown-linux-gnu
 export CARGO_TARGET_DIR=target/cross
 
-# Installs packages where there is apt-get; else fails.
-need() {
-    dpkg -s "$@" >/dev/null 2>&1 && return 0
-    command -v apt-get >/dev/null || return 1
-    local as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo --non-interactive)
-    "${as_root[@]}" apt-get update -qq >&2 &&
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
-}
-
-left_out() {
-    echo "NOT CHECKED: $*" >&2
-    [ -z "${CI:-}" ] || exit 1
-}
-
-# cargo for a target: target, subcommand, further arguments.
+# Runs cargo for a target: target, subcommand, further arguments.
 for_target() {
     local target=$1 command=$2
     shift 2
@@ -58,7 +44,7 @@ check() {
             wasm32-*) what=(-p wgpu-attention --lib --no-default-features --features webgpu,verify) ;;
         esac
         if ! has_std "$target" || { [ ${#packages[@]} -gt 0 ] && ! need "${packages[@]}"; }; then
-            left_out "$target, for which 'rustup target add $target' is enough outside of Debian"
+            not_checked "$target, for which 'rustup target add $target' is enough outside of Debian"
             continue
         fi
         CC_aarch64_apple_darwin=clang AR_aarch64_apple_darwin=ar for_target "$target" check "${what[@]}"
@@ -67,7 +53,7 @@ check() {
 
 run_arm() {
     if ! has_std $arm || ! need gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user; then
-        left_out "$arm, which needs 'rustup target add $arm', a linker aarch64-linux-gnu-gcc and qemu-aarch64"
+        not_checked "$arm, which needs 'rustup target add $arm', a linker aarch64-linux-gnu-gcc and qemu-aarch64"
         return
     fi
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
@@ -89,7 +75,7 @@ case ${1:-} in
         run_arm
         ;;
     *)
-        sed -n '2,5s/^# \{0,1\}//p' "$0"
+        usage >&2
         exit 2
         ;;
 esac

@@ -1,19 +1,20 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Runs a program against Mesa's newest drivers, real or virtual, on a Debian machine that has no GPU. Needs root and Debian.
 #
-#   scripts/gpulab.sh setup                      make the lab once (about a minute): a small Debian "sid" tree with the newest Mesa
+#   scripts/gpulab.sh setup                      create the lab once (a minute): a small tree of Debian "sid" with the newest Mesa
 #   scripts/gpulab.sh targets                    list the targets
 #   scripts/gpulab.sh run TARGET -- CMD ARG...   run a program built on this machine against that target
 #
-# The software target `lavapipe` really computes (and has cooperative matrices, 8x8 f16). The others are virtual GPUs: Mesa's true
-# AMD, NVIDIA, Apple and Adreno compilers run and report registers, spills, occupancy and cycles, but a dispatch computes nothing and
-# leaves buffers as they were. So: correctness on lavapipe, code quality on the virtual ones.
+# The software target `lavapipe` computes (and has cooperative matrices, 8x8 f16): it shows whether a kernel is right. The others are virtual
+# GPUs: Mesa's AMD, NVIDIA, Apple and Adreno compilers run and report registers, spills, occupancy and cycles, but a dispatch computes
+# nothing and leaves buffers as they were.
 #
 # The current folder is visible inside at the same path, so a test binary finds its data. As a cargo runner:
 #   export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/scripts/gpulab.sh run lavapipe --"
-# The tree lies in GPULAB_ROOT, /var/lib/gpulab where that is not set; GPULAB_SUITE takes another release of Debian. (Mesa 26.2 of "sid"
+# The tree is in GPULAB_ROOT, /var/lib/gpulab where that is not set; GPULAB_SUITE names another release of Debian. (Mesa 26.2 of "sid"
 # opens NVIDIA chips from Ada on, 26.1 does not.)
-set -eu
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
 root=${GPULAB_ROOT:-/var/lib/gpulab}
 targets="lavapipe navi21 navi31 gfx1201 nv162 nv172 nv192 nv1b2 m1 adreno740"
 
@@ -25,7 +26,7 @@ setup() {
     command -v apt-get >/dev/null || die "setup needs Debian or one of its children: there is no apt-get"
     command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; }
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-        awk '$2 !~ /security|updates|backports/ && $1 ~ /debian\/?$/ {print $1; exit}')
+        awk '$2 !~ /security|updates|backports/ && $1 ~ /debian\/?$/ && !found++ {print $1}')
     log=${TMPDIR:-/tmp}/gpulab-setup.log
     rm -rf "$root"
     # shellcheck disable=SC2086 # no mirror, no argument
@@ -73,7 +74,7 @@ case ${1:-} in
         run "$@"
         ;;
     *)
-        sed -n '2,16s/^# \{0,1\}//p' "$0"
+        usage >&2
         exit 2
         ;;
 esac

@@ -1,7 +1,10 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Fails on words that docs/architecture.md's vocabulary has replaced, and on comments that do not begin with a noun or verb.
-set -eu
+#
+#   scripts/language.sh
+set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/lib.sh
 
 # Identifiers that are gone, with what stands for them.
 gone='
@@ -37,18 +40,18 @@ is_shown|is_visible
 is_modified|has_pair_terms
 '
 found=0
-folders="src shaders attn xtask tests examples"
+folders="src shaders attn xtask simulator tests examples benches"
 while IFS='|' read -r old new; do
     [ -n "$old" ] || continue
     # In code: comments may use a word in its plain meaning.
-    if grep -rnwE --include='*.rs' --include='*.wgsl' "$old" $folders | grep -vE '^[^:]+:[0-9]+:\s*//' | grep -vwE "\"[^\"]*$old[^\"]*\""; then
+    if grep -rnwE --exclude-dir=target --include='*.rs' --include='*.wgsl' "$old" $folders | grep -vE '^[^:]+:[0-9]+:\s*//' | grep -vwE "\"[^\"]*$old[^\"]*\""; then
         echo "$old: the word is $new" >&2
         found=1
     fi
 done <<EOF
 $gone
 EOF
-if grep -rnE '^\s*//[/!]? ?(What|How|Whether|Of|The same)\b' src shaders attn xtask; then
+if grep -rnE '^\s*//[/!]? ?(What|How|Whether|Of|The same)\b' --exclude-dir=target --include='*.rs' --include='*.wgsl' $folders; then
     echo "a comment begins with a noun or a verb" >&2
     found=1
 fi

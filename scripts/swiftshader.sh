@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Prints the path of SwiftShader's Vulkan manifest: Chromium's software driver, which browsers compute with where there is no GPU.
+# Prints the path of SwiftShader's Vulkan manifest: Chromium's software driver, which browsers use where there is no GPU.
 #
-#   VK_ADD_DRIVER_FILES=$(scripts/swiftshader.sh) attn devices      beside the drivers that are there
+#   VK_ADD_DRIVER_FILES=$(scripts/swiftshader.sh) attn devices      beside the installed drivers
 #   VK_DRIVER_FILES=$(scripts/swiftshader.sh) attn verify           instead of them
 #
-# Takes that of an installed Chromium or Chrome; else, on Debian, unpacks it from the package `chromium-common` (30 MB to fetch) into
+# Takes that of an installed Chromium or Chrome; else, on Debian, unpacks it from the package `chromium-common` (a download of 30 MB) into
 # target/swiftshader, which needs neither root nor a browser. Where there is none it says why and exits with 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/lib.sh
 
 own=$PWD/target/swiftshader/usr/lib/chromium/vk_swiftshader_icd.json
 for manifest in "$own" /usr/lib/chromium/vk_swiftshader_icd.json /usr/lib64/chromium-browser/vk_swiftshader_icd.json \

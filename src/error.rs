@@ -1,6 +1,7 @@
 //! Errors, typed by what the caller can do about them.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -43,13 +44,13 @@ pub enum Error {
     },
     /// The device refused an operation, or the operation failed.
     Device {
-        /// Message of wgpu.
-        why: String,
+        /// Error of wgpu.
+        why: Cause,
     },
     /// The device is lost: make a new one, and a new engine on it.
     Lost {
-        /// Message of wgpu.
-        why: String,
+        /// Error of wgpu.
+        why: Cause,
     },
     /// A shader did not compile. The location is given in the project's own shader files.
     Shader {
@@ -72,11 +73,69 @@ pub enum Error {
         /// Path of the file.
         path: String,
         /// Description of the error.
-        why: String,
+        why: Cause,
     },
 }
 
+/// Reason of a failure: its message, and the error that is [`std::error::Error::source`] where one is known. Causes are
+/// equal if their messages are.
+#[derive(Clone)]
+pub struct Cause {
+    message: String,
+    error: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Cause {
+    /// Wraps an error.
+    pub fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { message: error.to_string(), error: Some(Arc::new(error)) }
+    }
+}
+
+impl From<String> for Cause {
+    fn from(message: String) -> Self {
+        Self { message, error: None }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(message: &str) -> Self {
+        message.to_string().into()
+    }
+}
+
+impl std::ops::Deref for Cause {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.message
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.message == other.message
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.message, f)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl Error {
+    /// Creates an error about a file.
+    pub fn file(path: impl fmt::Display, why: impl Into<Cause>) -> Self {
+        Self::File { path: path.to_string(), why: why.into() }
+    }
+
     pub(crate) fn invalid(argument: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { argument, why: why.into() }
     }
@@ -109,4 +168,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Device { why } | Self::Lost { why } | Self::File { why, .. } => why.error.as_deref().map(|error| error as _),
+            _ => None,
+        }
+    }
+}

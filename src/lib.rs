@@ -10,6 +10,15 @@
 //! assert_eq!(outputs.output.to_f32().len(), 4);
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
+//!
+//! The module [`gpu`] records into an app's own encoder. Its page says what is deterministic, what recordings share, and
+//! what may be called from which thread.
+//!
+//! Options are structs with public fields. Those with a default, and device capabilities, may get more fields in later
+//! versions: end their literals with `..Default::default()` or `..DeviceCaps::webgpu_defaults()`, those of bindings with
+//! `..Bindings::new(..)`.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod cache;
 pub mod cpu;
@@ -17,6 +26,7 @@ mod engine;
 mod error;
 pub mod gpu;
 pub mod layer;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod numbers;
 pub mod onnx;
 pub mod oracle;
@@ -24,6 +34,7 @@ pub mod plan;
 mod problem;
 mod progress;
 pub mod rotary;
+#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod terms;
 #[cfg(feature = "verify")]
 pub mod verify;
@@ -31,7 +42,7 @@ mod wgsl;
 
 pub use cpu::{Merged, Part, RowSums, merge};
 pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
 pub use numbers::{DType, Element, HostSlice, HostVec};
 pub use problem::{

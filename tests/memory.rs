@@ -1,9 +1,11 @@
-//! Calls leak no memory. One test in a binary of its own, because it measures the whole process.
+//! Calls leak no memory. A process of its own, because it measures the whole process.
 #![cfg(target_os = "linux")]
 
-mod common;
+#[allow(dead_code, reason = "only some of it is needed here")]
+#[path = "it/common/buffers.rs"]
+mod buffers;
 
-use common::buffers::{empty, numbers};
+use buffers::{draw, empty};
 use wgpu_attention::gpu::{Attention, Bindings, ShaderOptions};
 use wgpu_attention::{Algorithm, Alignment, BackwardInputs, Dims, Engine, Inputs, Problem, WantGradients, wgpu};
 
@@ -63,7 +65,7 @@ fn a_thousand_calls_leave_memory_as_it_was() {
     let leak = growth(|_| std::mem::forget(std::hint::black_box(vec![1u8; 16 << 10])));
     assert!(leak > MOST, "16 KiB a call are not seen: {leak} bytes");
 
-    let data = numbers(4096, 1);
+    let data = draw(1, 4096);
     let one = problem(9, 71);
     // Sizes differ but hardly grow, because the buffers of the last 16 problems are kept.
     let many: Vec<Problem> = (0..1000).map(|i| problem(1 + i % 25, 60 + i / 25)).collect();

@@ -1,4 +1,5 @@
-//! The CPU path allocates nothing from a problem's second call on. A separate binary, because the counter is global.
+//! The CPU path allocates nothing from a problem's second call on. A process of its own, because the allocator that
+//! counts is global.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

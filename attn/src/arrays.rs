@@ -1,25 +1,27 @@
 //! Arrays in files: NumPy's `.npy` and `.safetensors`, in and out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use half::f16;
-use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
+use bytemuck::pod_collect_to_vec;
+use npyz::{Endianness, NpyFile, Order, TypeChar, WriterBuilder};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use wgpu_attention::{DType, HostVec};
 
 use crate::failure::Failure;
 
-/// Elements of an array.
+/// Elements of an array, in C order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Data {
-    Numbers(HostVec),
+    Floats(HostVec),
+    Integers(Vec<i64>),
     Bools(Vec<bool>),
 }
 
-/// Array in C order, with its origin for error messages.
+/// Array, with its origin for error messages.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Array {
     /// Path of the file, followed by the tensor's name if the format has names.
@@ -28,259 +30,249 @@ pub(crate) struct Array {
     pub(crate) data: Data,
 }
 
-/// Supported file formats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Npy,
-    Safetensors,
-}
+impl Array {
+    fn needs<T>(&self, what: &str) -> Result<T, Failure> {
+        let has = match &self.data {
+            Data::Floats(floats) => floats.as_slice().dtype().name(),
+            Data::Integers(_) => "integer",
+            Data::Bools(_) => "bool",
+        };
+        Err(Failure::at(&self.source, format!("is {has}; {what} is needed")))
+    }
 
-impl Kind {
-    /// Chooses the format by the file extension.
-    pub(crate) fn of(path: &Path) -> Result<Self, Failure> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("npy") => Ok(Self::Npy),
-            Some("safetensors") => Ok(Self::Safetensors),
-            _ => Err(Failure::input(format!("{}: the name must end in .npy or .safetensors", path.display()))),
-        }
+    pub(crate) fn floats(self) -> Result<HostVec, Failure> {
+        if let Data::Floats(floats) = self.data { Ok(floats) } else { self.needs("float32 or float16") }
+    }
+
+    pub(crate) fn bools(self) -> Result<Vec<bool>, Failure> {
+        if let Data::Bools(bools) = self.data { Ok(bools) } else { self.needs("bool, true = may attend (floats to add go to --bias),") }
+    }
+
+    pub(crate) fn integers<T: TryFrom<i64>>(self) -> Result<Vec<T>, Failure> {
+        let Data::Integers(integers) = self.data else { return self.needs("int64 or int32") };
+        let narrow = |integer| T::try_from(integer).map_err(|_| Failure::at(&self.source, format!("{integer} is out of range")));
+        integers.into_iter().map(narrow).collect()
     }
 }
 
-fn complain(source: impl std::fmt::Display, why: impl std::fmt::Display) -> Failure {
-    Failure::input(format!("{source}: {why}"))
+/// Reads little-endian elements. `None` for types that are not supported.
+fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Data> {
+    Some(match dtype {
+        Dtype::F32 => Data::Floats(HostVec::F32(pod_collect_to_vec(bytes))),
+        Dtype::F16 => Data::Floats(HostVec::F16(pod_collect_to_vec(bytes))),
+        Dtype::BF16 => Data::Floats(HostVec::BF16(pod_collect_to_vec(bytes))),
+        Dtype::I64 => Data::Integers(pod_collect_to_vec(bytes)),
+        Dtype::I32 => Data::Integers(pod_collect_to_vec::<_, i32>(bytes).into_iter().map(i64::from).collect()),
+        Dtype::U32 => Data::Integers(pod_collect_to_vec::<_, u32>(bytes).into_iter().map(i64::from).collect()),
+        Dtype::BOOL => Data::Bools(bytes.iter().map(|&byte| byte != 0).collect()),
+        _ => return None,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let at = path.display();
-    let metadata = fs::metadata(path).map_err(|error| complain(&at, error))?;
-    if !metadata.is_file() {
-        return Err(complain(&at, "is not a regular file"));
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Failure::at(path.display(), "is not a regular file")),
+        _ => fs::read(path).map_err(|error| Failure::at(path.display(), error)),
     }
-    fs::read(path).map_err(|error| complain(&at, error))
 }
 
-/// Reads an `.npy` file: f32, f16 or bool, either byte order, either axis order.
+/// Reads an `.npy` file, in either byte order and either axis order.
 pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
-    let at = path.display();
+    let bad = |why: String| Failure::at(path.display(), why);
     let bytes = read(path)?;
-    check_npy_header(&bytes).map_err(|why| complain(&at, why))?;
-    let file = NpyFile::new(&bytes[..]).map_err(|error| complain(&at, format!("is no array that NumPy wrote: {error}")))?;
-    let (extents, order, dtype) = (file.shape().to_vec(), file.order(), file.dtype());
-    let npyz::DType::Plain(type_str) = &dtype else {
-        return Err(complain(&at, format!("has structured elements {}; float32, float16 or bool is needed", dtype.descr())));
+    check_npy_header(&bytes).map_err(bad)?;
+    let file = NpyFile::new(&bytes[..]).map_err(|error| bad(format!("is not an array that NumPy wrote: {error}")))?;
+    let (extents, order, descr) = (file.shape().to_vec(), file.order(), file.dtype());
+    let npyz::DType::Plain(plain) = &descr else {
+        return Err(bad(format!("has structured elements, {}; plain float32, float16, int64, int32 or bool is needed", descr.descr())));
     };
-    let readable = matches!((type_str.type_char(), type_str.size_field()), (TypeChar::Float, 2 | 4) | (TypeChar::Bool, 1));
-    if !readable {
-        return Err(complain(
-            at,
-            format!("has elements of type '{type_str}'; float32, float16 or bool is needed: np.save(..., x.astype(np.float32))"),
-        ));
-    }
-    let size = type_str.size_field();
+    let dtype = match (plain.type_char(), plain.size_field()) {
+        (TypeChar::Float, 4) => Dtype::F32,
+        (TypeChar::Float, 2) => Dtype::F16,
+        (TypeChar::Int, 8) => Dtype::I64,
+        (TypeChar::Int, 4) => Dtype::I32,
+        (TypeChar::Uint, 4) => Dtype::U32,
+        (TypeChar::Bool, 1) => Dtype::BOOL,
+        _ => {
+            let needed = "float32, float16, int64, int32 or bool is needed: np.save(..., x.astype(np.float32))";
+            return Err(bad(format!("has elements of type {}; {needed}", descr.descr())));
+        }
+    };
+    let size = plain.size_field();
     let shape: Option<Vec<usize>> = extents.iter().map(|&extent| usize::try_from(extent).ok()).collect();
     let needed = extents.iter().try_fold(size, |product, &extent| product.checked_mul(extent));
     let (Some(shape), Some(needed)) = (shape, needed.filter(|&needed| needed <= isize::MAX as u64)) else {
-        return Err(complain(&at, format!("has the shape {extents:?}, which is more than any memory holds")));
+        return Err(bad(format!("has the shape {extents:?}, which is more than any memory holds")));
     };
-    let present = file.clone().into_inner().len() as u64;
-    if present < needed {
-        return Err(complain(&at, format!("is cut short: shape {shape:?} needs {needed} bytes of numbers, the file has {present}")));
+    let present = file.into_inner();
+    let Some(elements) = present.get(..needed as usize) else {
+        return Err(bad(format!("is cut short: shape {shape:?} needs {needed} bytes of elements, the file has {}", present.len())));
+    };
+    let mut elements = if order == Order::C { elements.to_vec() } else { c_order(elements, size as usize, &shape) };
+    if plain.endianness() == Endianness::Big {
+        elements.chunks_exact_mut(size as usize).for_each(<[u8]>::reverse);
     }
-    let bad = |error: std::io::Error| complain(&at, error);
-    let data = match (type_str.type_char(), size) {
-        (TypeChar::Bool, _) => Data::Bools(c_order(file.into_vec::<bool>().map_err(bad)?, &shape, order)),
-        (_, 2) => Data::Numbers(HostVec::F16(c_order(file.into_vec::<f16>().map_err(bad)?, &shape, order))),
-        _ => Data::Numbers(HostVec::F32(c_order(file.into_vec::<f32>().map_err(bad)?, &shape, order))),
-    };
-    Ok(Array { source: at.to_string(), shape, data })
+    let data = decode(dtype, &elements).ok_or_else(|| bad(format!("{dtype:?} is not supported")))?;
+    Ok(Array { source: path.display().to_string(), shape, data })
 }
 
-/// Rejects malformed headers before a parser allocates anything for them. NumPy itself refuses headers over 10,000
+/// Refuses malformed headers before a parser allocates anything for them. NumPy itself refuses headers over 10,000
 /// bytes, and the header of a plain array holds one pair of parentheses inside one pair of braces.
 fn check_npy_header(bytes: &[u8]) -> Result<(), String> {
-    let magic = bytes.get(..6).is_some_and(|magic| magic == b"\x93NUMPY");
-    if !magic {
-        return Err("is no .npy file: it does not begin with \\x93NUMPY".into());
+    if !bytes.starts_with(b"\x93NUMPY") {
+        return Err("is not an .npy file: it does not begin with \\x93NUMPY".into());
     }
-    let cut = || "is cut short inside its header".to_string();
-    let (from, length) = if bytes.get(6) == Some(&1) {
-        (10, bytes.get(8..10).map(|size| u64::from(size[0]) | u64::from(size[1]) << 8))
-    } else {
-        (12, bytes.get(8..12).map(|size| size.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))))
-    };
-    let length = length.ok_or_else(cut)?;
-    if length > 10_000 {
-        return Err(format!("has a header of {length} bytes; NumPy reads up to 10,000"));
+    // Version 1 has two bytes of length, later ones four.
+    let start = if bytes.get(6) == Some(&1) { 10 } else { 12 };
+    let length = bytes.get(8..start).map(|size| size.iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte)));
+    match length.map(|length| (length, bytes.get(start..start + length))) {
+        Some((10_001.., _)) => Err(format!("has a header of {} bytes; NumPy reads up to 10,000", length.unwrap_or(0))),
+        None | Some((_, None)) => Err("is cut short inside its header".into()),
+        Some((_, Some(header))) if header.iter().filter(|byte| b"([{".contains(byte)).count() > 16 => {
+            Err("has a header that does not describe a plain array".into())
+        }
+        _ => Ok(()),
     }
-    let header = bytes.get(from..from + length as usize).ok_or_else(cut)?;
-    if header.iter().filter(|byte| b"([{".contains(byte)).count() > 16 {
-        return Err("has a header that describes no plain array".into());
-    }
-    Ok(())
 }
 
-/// Reorders `data` to C order, whose last axis is contiguous. In Fortran order the first axis is.
-fn c_order<T: Copy>(data: Vec<T>, shape: &[usize], order: Order) -> Vec<T> {
-    if order == Order::C || data.is_empty() {
-        return data;
-    }
-    let mut strides = Vec::with_capacity(shape.len());
-    let mut step = 1;
-    for &extent in shape {
-        strides.push(step);
-        step *= extent;
-    }
-    let mut index = vec![0; shape.len()];
-    let mut at = 0;
-    let mut dense = Vec::with_capacity(data.len());
-    for _ in 0..data.len() {
-        dense.push(data[at]);
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            at += strides[axis];
-            if index[axis] < shape[axis] {
-                break;
-            }
-            at -= strides[axis] * shape[axis];
-            index[axis] = 0;
+/// Reorders elements of `size` bytes to C order, whose last axis is contiguous. In Fortran order the first axis is.
+fn c_order(elements: &[u8], size: usize, shape: &[usize]) -> Vec<u8> {
+    let count = elements.len() / size;
+    let mut dense = Vec::with_capacity(elements.len());
+    for at in 0..count {
+        let (mut rest, mut stride, mut from) = (at, count, 0);
+        for extent in shape.iter().rev() {
+            stride /= extent;
+            from += rest % extent * stride;
+            rest /= extent;
         }
+        dense.extend_from_slice(&elements[from * size..][..size]);
     }
     dense
 }
 
-/// Reads the tensors called `names` from a `.safetensors` file. Missing tensors are left out of the map.
-pub(crate) fn read_safetensors(path: &Path, names: &[&'static str]) -> Result<BTreeMap<&'static str, Array>, Failure> {
-    let at = path.display();
-    let bytes = read(path)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| complain(&at, format!("is no whole .safetensors file: {error}")))?;
-    let mut arrays = BTreeMap::new();
-    for &name in names {
-        let Ok(tensor) = file.tensor(name) else { continue };
-        let source = format!("{at}: tensor `{name}`");
-        let bytes = tensor.data();
-        let data = match tensor.dtype() {
-            Dtype::F32 => Data::Numbers(HostVec::F32(bytemuck::pod_collect_to_vec(bytes))),
-            Dtype::F16 => Data::Numbers(HostVec::F16(bytemuck::pod_collect_to_vec(bytes))),
-            Dtype::BF16 => Data::Numbers(HostVec::BF16(bytemuck::pod_collect_to_vec(bytes))),
-            Dtype::BOOL => Data::Bools(bytes.iter().map(|&byte| byte != 0).collect()),
-            other => return Err(complain(&source, format!("has elements of type {other:?}; F32, F16, BF16 or BOOL is needed"))),
-        };
-        arrays.insert(name, Array { source, shape: tensor.shape().to_vec(), data });
-    }
-    Ok(arrays)
+/// Contents of a `.safetensors` file.
+pub(crate) struct TensorFile {
+    pub(crate) path: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) metadata: HashMap<String, String>,
+    bytes: Vec<u8>,
 }
 
-/// Returns the tensor names and the metadata of a `.safetensors` file.
-pub(crate) fn safetensors_header(path: &Path) -> Result<(Vec<String>, HashMap<String, String>), Failure> {
-    let at = path.display();
-    let bytes = read(path)?;
-    let (_, metadata) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| complain(&at, format!("is no whole .safetensors file: {error}")))?;
-    Ok((metadata.offset_keys(), metadata.metadata().clone().unwrap_or_default()))
-}
-
-/// Destination of a result, validated before the result is computed.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    path: PathBuf,
-    kind: Kind,
-}
-
-impl Target {
-    /// Validates the destination; `dtype` is the type that will be written.
-    pub(crate) fn new(path: &Path, dtype: DType) -> Result<Self, Failure> {
-        let at = path.display();
-        let kind = Kind::of(path)?;
-        if dtype.is_quantised() {
-            return Err(complain(&at, format!("files have no {dtype}")));
-        }
-        if kind == Kind::Npy && dtype == DType::BF16 {
-            return Err(complain(&at, "NumPy has no bfloat16: write to a .safetensors file"));
-        }
-        if path.is_dir() {
-            return Err(complain(&at, "is a folder"));
-        }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(complain(&at, format!("there is no folder {}", folder.display())));
-        }
-        Ok(Self { path: path.to_path_buf(), kind })
+impl TensorFile {
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let bytes = read(path)?;
+        let broken = |error| Failure::at(path.display(), format!("is not a complete .safetensors file: {error}"));
+        let names = SafeTensors::deserialize(&bytes).map_err(broken)?.names().into_iter().map(str::to_string).collect();
+        let metadata = SafeTensors::read_metadata(&bytes).map_err(broken)?.1.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.into(), names, metadata, bytes })
     }
 
-    /// Writes one tensor, as `name` if the format has names.
-    pub(crate) fn write(&self, name: &str, shape: &[usize], data: &HostVec) -> Result<(), Failure> {
-        let bytes = match self.kind {
-            Kind::Npy => npy_bytes(shape, data).map_err(|error| error.to_string()),
-            Kind::Safetensors => safetensors_bytes(name, shape, data).map_err(|error| error.to_string()),
-        };
-        let at = self.path.display();
-        write_file(&self.path, &bytes.map_err(|why| complain(&at, why))?)
+    /// Reads the tensor of this name, if there is one.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Option<Array>, Failure> {
+        let Some(tensor) = SafeTensors::deserialize(&self.bytes).ok().and_then(|file| file.tensor(name).ok()) else { return Ok(None) };
+        let source = format!("{}: tensor `{name}`", self.path.display());
+        let refused = || Failure::at(&source, format!("is {:?}; F32, F16, BF16, I64, I32 or BOOL is needed", tensor.dtype()));
+        let data = decode(tensor.dtype(), tensor.data()).ok_or_else(refused)?;
+        Ok(Some(Array { shape: tensor.shape().to_vec(), data, source }))
+    }
+
+    /// Describes that the tensor `name` is missing.
+    pub(crate) fn missing(&self, name: &str, remedy: &str) -> Failure {
+        Failure::at(self.path.display(), format!("has no tensor `{name}`, only {}{remedy}", self.names.join(", ")))
     }
 }
 
-fn npy_bytes(shape: &[usize], data: &HostVec) -> std::io::Result<Vec<u8>> {
+/// Writes one tensor, in the format of the extension; as `name` if the format has names. bf16 is widened for `.npy`.
+pub(crate) fn write_tensor(path: &Path, name: &str, shape: &[usize], data: &HostVec) -> Result<(), Failure> {
+    let dtype = match data.as_slice().dtype() {
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    };
+    let bytes = match data {
+        data if path.extension().is_none_or(|extension| extension != "npy") => {
+            let view = TensorView::new(dtype, shape.to_vec(), data.as_slice().bytes());
+            view.and_then(|view| serialize([(name, view)], None)).map_err(|error| error.to_string())
+        }
+        HostVec::F16(data) => npy(shape, data).map_err(|error| error.to_string()),
+        data => npy(shape, &data.to_f32()).map_err(|error| error.to_string()),
+    };
+    write_file(path, &bytes.map_err(|why| Failure::at(path.display(), why))?)
+}
+
+fn npy<T: npyz::AutoSerialize + Copy>(shape: &[usize], data: &[T]) -> io::Result<Vec<u8>> {
     let shape: Vec<u64> = shape.iter().map(|&extent| extent as u64).collect();
     let mut bytes = Vec::new();
-    match data {
-        HostVec::F16(data) => {
-            let mut writer = npyz::WriteOptions::<f16>::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd()?;
-            writer.extend(data.iter().copied())?;
-            writer.finish()?;
-        }
-        other => {
-            let mut writer = npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd()?;
-            writer.extend(other.to_f32())?;
-            writer.finish()?;
-        }
-    }
+    let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd()?;
+    writer.extend(data.iter().copied())?;
+    writer.finish()?;
     Ok(bytes)
 }
 
-fn safetensors_bytes(name: &str, shape: &[usize], data: &HostVec) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-    let widened = data.to_f32();
-    let (dtype, data) = match data {
-        HostVec::F16(_) => (Dtype::F16, data.as_slice()),
-        HostVec::BF16(_) => (Dtype::BF16, data.as_slice()),
-        HostVec::F32(_) | HostVec::Q8(_) | HostVec::Q4(_) => (Dtype::F32, (&widened).into()),
-    };
-    serialize([(name, TensorView::new(dtype, shape.to_vec(), data.bytes())?)], None)
+/// Checks, before anything is computed, that a file can be written: its extension, its folder. Devices need no extension.
+pub(crate) fn check_output(path: &Path, extensions: &[&str]) -> Result<(), Failure> {
+    let bad = |why: String| Err(Failure::at(path.display(), why));
+    if path.is_dir() {
+        return bad("is a folder".into());
+    }
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return bad(format!("the folder {} does not exist", folder.display()));
+    }
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if !extensions.contains(&extension) && !extensions.is_empty() && !is_special(path) {
+        return bad(format!("the name must end in .{}", extensions.join(" or .")));
+    }
+    Ok(())
+}
+
+/// Refuses an output that is also an input or another output. A symbolic link counts as its target.
+pub(crate) fn keep_apart<'a>(outputs: &[&Path], inputs: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
+    let inputs: Vec<PathBuf> = inputs.into_iter().map(resolved).collect();
+    let places: Vec<PathBuf> = outputs.iter().map(|path| resolved(path)).collect();
+    for (at, place) in places.iter().enumerate() {
+        let output = outputs[at].display();
+        if inputs.contains(place) {
+            return Err(Failure::at(output, "is an input too, which would be overwritten: name another file"));
+        }
+        if places[..at].contains(place) {
+            return Err(Failure::at(output, "two results would be written there: name another file"));
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// True for a pipe or a device.
+fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
+}
+
+/// Follows symbolic links, also to a file that does not exist yet.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let target = fs::read_link(path).map_or_else(|_| path.to_path_buf(), |target| folder_of(path).join(target));
+        let folder = fs::canonicalize(folder_of(&target)).unwrap_or_default();
+        folder.join(target.file_name().unwrap_or_default())
+    })
 }
 
 /// Writes a regular file atomically: an existing one is replaced only once the new one is complete.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let at = path.display();
-    let special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-    if special {
-        return fs::write(path, bytes).map_err(|error| complain(&at, error));
+    if is_special(path) {
+        return fs::write(path, bytes).map_err(|error| Failure::at(at, error));
     }
-    let mut part = path.as_os_str().to_os_string();
-    part.push(".part");
-    fs::write(&part, bytes).and_then(|()| fs::rename(&part, path)).map_err(|error| {
+    let path = resolved(path);
+    let mut part = path.clone().into_os_string();
+    part.push(format!(".{}.part", std::process::id()));
+    fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path)).map_err(|error| {
         // Best-effort cleanup; the original error is the one to report.
         let _ = fs::remove_file(&part);
-        complain(&at, error)
+        Failure::at(at, error)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fortran_order_is_transposed() {
-        // [[1, 2, 3], [4, 5, 6]] column by column.
-        assert_eq!(c_order(vec![1, 4, 2, 5, 3, 6], &[2, 3], Order::Fortran), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(c_order(vec![1, 2], &[2], Order::Fortran), [1, 2]);
-        assert_eq!(c_order(vec![7], &[], Order::Fortran), [7]);
-    }
-
-    #[test]
-    fn headers_that_no_array_has_are_refused() {
-        let header = |text: &[u8]| [b"\x93NUMPY\x02\x00", &(text.len() as u32).to_le_bytes()[..], text].concat();
-        assert!(check_npy_header(b"PK").is_err());
-        assert!(check_npy_header(b"\x93NUMPY\x01").is_err());
-        assert!(check_npy_header(b"\x93NUMPY\x02\x00\xff\xff\xff\xff").is_err());
-        assert!(check_npy_header(&header(&[b'('; 5000])).is_err());
-        assert!(check_npy_header(&header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n")).is_ok());
-    }
 }

@@ -1,21 +1,42 @@
-//! Engine selection for the subcommands.
+//! Engines, and options that several subcommands share.
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
 
 use crate::failure::Failure;
 
-/// Help text of `--backend`.
-pub(crate) const BACKEND_HELP: &str = "Where to compute: auto, cpu, oracle, a wgpu backend (vulkan, gl, metal, dx12) or part of an adapter's name; auto is a real GPU if there is one, else the CPU";
+/// Option of the commands that compute on one backend.
+#[derive(clap::Args, Debug)]
+pub(crate) struct BackendArg {
+    /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name.
+    /// auto is a real GPU if there is one, else the CPU
+    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = parse)]
+    pub(crate) backend: Backend,
+}
+
+/// Option of the commands that compute on several backends.
+#[derive(clap::Args, Debug)]
+pub(crate) struct BackendsArg {
+    /// Where to compute, as for `attn run`; may be repeated [default: bench auto and cpu, verify the CPU path and
+    /// every adapter]
+    #[arg(long, value_name = "BACKEND", value_parser = parse)]
+    pub(crate) backend: Vec<Backend>,
+}
+
+/// Parses one of several words.
+pub(crate) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let known: Vec<&str> = words.iter().map(|word| word.0).collect();
+    words.iter().find(|word| word.0 == text).map(|word| word.1).ok_or_else(|| format!("say {}", known.join(" or ")))
+}
 
 /// Parses a [`Backend`]; the `value_parser` of clap.
 pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
     text.parse()
 }
 
-/// Opens an engine. `checked` turns on every runtime check in the shaders.
-pub(crate) fn open(backend: &Backend, algorithm: Algorithm, checked: bool) -> Result<Engine, Failure> {
-    open_with(backend, algorithm, ShaderOptions { checked, ..Default::default() })
+/// Opens an engine that chooses its kernels itself.
+pub(crate) fn open(backend: &Backend) -> Result<Engine, Failure> {
+    open_with(backend, Algorithm::Auto, ShaderOptions::default())
 }
 
 /// Opens an engine whose fused kernels can be tuned or loaded from tuning results.
@@ -23,27 +44,22 @@ pub(crate) fn open_tunable(backend: &Backend) -> Result<Engine, Failure> {
     open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: true, ..Default::default() })
 }
 
-fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) -> Result<Engine, Failure> {
+pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) -> Result<Engine, Failure> {
     let options = EngineOptions { backend: backend.clone(), algorithm, shaders };
     Engine::new(options).map_err(|error| match Failure::from(error) {
-        Failure::Input(why) => Failure::Input(format!("--backend {backend}: {why}")),
+        Failure::Input(why) => Failure::at(format!("--backend {backend}"), why),
         other => other,
     })
 }
 
 /// Opens one fused engine per backend; duplicates of an adapter are dropped. `tuned` allows loading of tuned kernels.
-pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<(&Backend, Engine)>, Failure> {
-    let mut engines: Vec<(&Backend, Engine)> = Vec::new();
+pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<Engine>, Failure> {
+    let mut engines: Vec<Engine> = Vec::new();
     for backend in backends {
-        let engine = if tuned { open_tunable(backend)? } else { open(backend, Algorithm::Fused, false)? };
-        if engines.iter().all(|(_, known)| known.chosen() != engine.chosen()) {
-            engines.push((backend, engine));
+        let engine = open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: tuned, ..Default::default() })?;
+        if engines.iter().all(|known| known.chosen() != engine.chosen()) {
+            engines.push(engine);
         }
     }
     Ok(engines)
-}
-
-/// Opens the CPU path and every adapter, each once. The strings say why an adapter was left out.
-pub(crate) fn every(checked: bool) -> (Vec<Engine>, Vec<String>) {
-    Engine::every(ShaderOptions { checked, ..Default::default() })
 }

@@ -21,6 +21,11 @@ impl Failure {
         Self::Input(why.into())
     }
 
+    /// Invalid request, with its place: a file or an option.
+    pub(crate) fn at(place: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::Input(format!("{place}: {why}"))
+    }
+
     /// True for a closed pipe (`attn explain | head -3`): the reader's choice, not a failure.
     pub(crate) fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)

@@ -9,11 +9,9 @@ mod bench;
 mod devices;
 mod explain;
 mod failure;
-mod random;
 mod report;
 mod run;
 mod terminal;
-mod terms;
 mod tour;
 mod tune;
 mod verify;
@@ -28,17 +26,17 @@ const EXAMPLES: &str = "\
 Examples:
   attn                                      a tour in under a minute
   attn explain                              attention step by step, on six words
-  attn devices                              what there is to compute on
+  attn devices                              devices to compute on
   attn run --query q.npy --key k.npy --value v.npy --out o.npy
   attn verify                               every backend against the oracle
   attn bench --shape 1,32,8,1024,1024,128 --causal
 
-Exit code: 0 fine, 1 a check or the device failed, 2 the request is wrong or cannot be done.
+Exit code: 0 fine, 1 a check or the device failed, 2 the request is invalid or not supported.
 Environment: WGPU_BACKEND, WGPU_ADAPTER_NAME and WGPU_POWER_PREF choose the adapter; NO_COLOR; RUST_LOG.";
 
 /// Attention on any GPU that wgpu supports, and on the CPU
 #[derive(Parser, Debug)]
-#[command(name = "attn", version, after_help = EXAMPLES, max_term_width = 120)]
+#[command(name = "attn", version, after_help = EXAMPLES, max_term_width = 99)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -93,7 +91,8 @@ fn main() -> ExitCode {
 /// Silences libwayland. Without a desktop session, Mesa's Vulkan layer still looks for a Wayland display, and
 /// libwayland complains on standard error each time. With a folder to look in, it finds none and says nothing.
 fn quiet_wayland() {
-    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+    let is_valid = |folder| std::path::Path::new(&folder).is_absolute();
+    if cfg!(target_os = "linux") && !std::env::var_os("XDG_RUNTIME_DIR").is_some_and(is_valid) {
         // SAFETY: main calls this first, so that no other thread exists that could read the environment.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anstream::AutoStream;
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
 
 /// Standard output and its capabilities.
 pub(crate) struct Terminal {
@@ -33,6 +34,22 @@ impl Terminal {
         if pretty { writeln!(self, "{value:#}") } else { writeln!(self, "{value}") }
     }
 
+    /// Prints rows of cells, between tabs, in columns: the first and the last left-aligned, the others right-aligned.
+    pub(crate) fn table(&mut self, indent: usize, rows: &[String]) -> io::Result<()> {
+        let rows: Vec<Vec<&str>> = rows.iter().map(|row| row.split('\t').collect()).collect();
+        let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0);
+        for row in &rows {
+            let mut line = " ".repeat(indent);
+            for (column, cell) in row.iter().enumerate() {
+                let space = " ".repeat(width(column) - cell.width());
+                let is_left = column == 0 || column + 1 == row.len();
+                line += &if is_left { format!("{cell}{space}  ") } else { format!("{space}{cell}  ") };
+            }
+            writeln!(self, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
     /// Returns `text` in bold if colours are on.
     pub(crate) fn bold(&self, text: &str) -> String {
         if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_string() }
@@ -49,14 +66,29 @@ impl Write for Terminal {
     }
 }
 
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 /// True if the locale is UTF-8. An unset locale counts as UTF-8, which today's terminals and pipes expect.
 fn unicode_locale() -> bool {
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-        .map(|l| l.to_lowercase());
-    !dumb && locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.is_empty());
+    !is_dumb() && locale.is_none_or(|locale| ["utf-8", "utf8"].iter().any(|utf8| locale.to_lowercase().contains(utf8)))
+}
+
+/// Fills `text` with spaces up to `width` columns.
+pub(crate) fn padded(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
+}
+
+/// Formats a number with two significant digits.
+pub(crate) fn two_digits(x: f64) -> String {
+    if x == 0.0 || !x.is_finite() {
+        return x.to_string();
+    }
+    let magnitude = format!("{x:.1e}").split_once('e').and_then(|(_, power)| power.parse::<i32>().ok()).unwrap_or(0);
+    let step = 10f64.powi(magnitude - 1);
+    format!("{:.*}", (1 - magnitude).max(0) as usize, (x / step).round() * step)
 }
 
 /// Converts a number to JSON, as the shortest text that parses back to the same f32.
@@ -67,25 +99,24 @@ pub(crate) fn number(x: f32) -> Value {
 /// Progress of long work, on standard error: one line rewritten on a terminal, an occasional new line elsewhere.
 pub(crate) struct ProgressBar {
     label: String,
-    started: Instant,
-    shown: Option<Instant>,
+    /// Time of the next line.
+    next: Instant,
+    was_written: bool,
     rewrite: bool,
 }
 
 impl ProgressBar {
     pub(crate) fn new(label: impl Into<String>) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self { label: label.into(), started: Instant::now(), shown: None, rewrite: io::stderr().is_terminal() && !dumb }
+        let rewrite = io::stderr().is_terminal() && !is_dumb();
+        let next = Instant::now() + Duration::from_secs(if rewrite { 1 } else { 5 });
+        Self { label: label.into(), next, was_written: false, rewrite }
     }
 
     /// Reports the share of the work that is done, 0 to 1.
     pub(crate) fn report(&mut self, done: f64) {
-        let (first, between) = if self.rewrite { (1.0, 0.1) } else { (5.0, 10.0) };
-        let wait = self
-            .shown
-            .map_or(Duration::from_secs_f64(first), |shown| shown.duration_since(self.started) + Duration::from_secs_f64(between));
-        if self.started.elapsed() >= wait {
-            self.shown = Some(Instant::now());
+        if Instant::now() >= self.next {
+            self.was_written = true;
+            self.next = Instant::now() + if self.rewrite { Duration::from_millis(100) } else { Duration::from_secs(10) };
             let line = format!("{} {:3.0} %", self.label, 100.0 * done.clamp(0.0, 1.0));
             // A failure to show progress is no reason to stop.
             let mut err = io::stderr().lock();
@@ -96,7 +127,7 @@ impl ProgressBar {
 
 impl Drop for ProgressBar {
     fn drop(&mut self) {
-        if self.rewrite && self.shown.is_some() {
+        if self.rewrite && self.was_written {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use wgpu_attention::{Algorithm, Backend};
+use wgpu_attention::Backend;
 
 use crate::failure::Failure;
 use crate::terminal::Terminal;
@@ -12,17 +12,17 @@ const NEXT: &str = "\
 Where to go next:
   attn explain             the example above, step by step; --svg FILE draws it
   attn run --help          your own arrays, from NumPy or safetensors
-  attn devices             what there is to compute on
+  attn devices             devices to compute on
   attn verify              more problems, case files, every backend
   attn bench --help        other shapes and types
   attn --help              everything";
 
 pub(crate) fn run(terminal: &mut Terminal) -> Result<(), Failure> {
-    let engine = backend::open(&Backend::Auto, Algorithm::Auto, false)?;
+    let engine = backend::open(&Backend::Auto)?;
     let title = terminal.bold("wgpu-attention");
     writeln!(terminal, "{title}: working on {} ({})\n", engine.chosen(), engine.why())?;
     explain::brief(terminal, &engine)?;
-    writeln!(terminal, "\n  A dozen random problems, each held against the oracle:\n")?;
+    writeln!(terminal, "\n  A dozen random problems, each compared with the oracle:\n")?;
     verify::brief(terminal)?;
     writeln!(terminal, "\n  How fast:\n")?;
     bench::brief(terminal, &[Backend::Auto, Backend::Cpu])?;

@@ -7,39 +7,41 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
 use wgpu_attention::{Algorithm, Backend, Engine, Inputs, Problem, Progress};
 
-use crate::backend;
+use crate::backend::{self, BackendsArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 
 const EXAMPLES: &str = "\
 Examples:
-  attn verify                                        the fixed table and 50 random problems, on every backend found
-  attn verify --backend vulkan --checked             with every runtime check of the shaders on
-  attn verify --cases tests/data                     case files: answers that others computed
-  attn verify --count 1000 --seed 7                  more random problems, other ones
-  attn verify --filter causal --verbose              only these, each with its verdict
+  attn verify                                   the fixed table and 50 random problems
+  attn verify --backend vulkan --checked        with every runtime check of the shaders on
+  attn verify --cases tests/data                case files: answers that others computed
+  attn verify --count 1000 --seed 7             more random problems, other ones
+  attn verify --filter causal --verbose         only these, each with its verdict
 
-Generated problems and their gradients are held against the f64 oracle, within error bounds made from their data; case files against
-the answers in them. What a backend does not do is skipped with its reason, never passed. Exit code 1 if anything failed.";
+Outputs and gradients of generated problems are compared with the f64 oracle, within error bounds derived from \
+their data; case files with the answers in them. What a backend does not support is skipped with its reason, never \
+passed. Exit code 1 if anything failed.";
 
 /// Arguments of `attn verify`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[arg(long, value_name = "BACKEND", value_parser = backend::parse, help = "May be repeated [default: the CPU path and every adapter]; as for `attn run`")]
-    backend: Vec<Backend>,
+    #[command(flatten)]
+    backends: BackendsArg,
     /// Run the case files under this folder instead of generated problems
     #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "count"])]
     cases: Option<PathBuf>,
     /// Run the shaders with every runtime check on (slow)
     #[arg(long)]
     checked: bool,
-    /// Kernels: fused, but staged where scores or weights are wanted (auto); only fused; only staged
-    #[arg(long, value_enum, default_value_t = Way::Auto)]
-    algorithm: Way,
+    /// Kernels: auto (fused, but staged where scores or weights are wanted), fused or staged
+    #[arg(long, value_name = "KERNELS", value_parser = algorithm)]
+    algorithm: Option<Algorithm>,
     /// Run only cases with TEXT in their names or in the paths of their files
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -50,42 +52,35 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 50, allow_hyphen_values = true)]
     count: u64,
     /// Show the verdict of every case
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "json")]
     verbose: bool,
     /// Print one JSON object per case, and one with the counts at the end
     #[arg(long)]
     json: bool,
 }
 
-/// Values of `--algorithm`; see [`Algorithm`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Way {
-    Auto,
-    Fused,
-    Staged,
-}
-
-impl Way {
-    fn algorithm(self) -> Algorithm {
-        match self {
-            Self::Auto => Algorithm::Auto,
-            Self::Fused => Algorithm::Fused,
-            Self::Staged => Algorithm::Staged,
-        }
-    }
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    one_of(text, &[("auto", Algorithm::Auto), ("fused", Algorithm::Fused), ("staged", Algorithm::Staged)])
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
-    let (mut engines, left_out) = if args.backend.is_empty() {
-        backend::every(args.checked)
+    let backends = &args.backends.backend;
+    let shaders = ShaderOptions { checked: args.checked, ..Default::default() };
+    let (mut engines, left_out) = if backends.is_empty() {
+        Engine::every(shaders)
     } else {
-        let open = |backend| backend::open(backend, Algorithm::Auto, args.checked);
-        (args.backend.iter().map(open).collect::<Result<Vec<_>, _>>()?, Vec::new())
+        let open = |backend| backend::open_with(backend, Algorithm::Auto, shaders);
+        (backends.iter().map(open).collect::<Result<Vec<_>, _>>()?, Vec::new())
     };
-    if args.cases.is_some() && args.backend.is_empty() {
-        engines.insert(0, backend::open(&Backend::Oracle, Algorithm::Auto, false)?);
+    for (option, is_given) in [("--checked", args.checked), ("--algorithm", args.algorithm.is_some())] {
+        if is_given && !backends.is_empty() && engines.iter().all(|engine| engine.gpu().is_none()) {
+            return Err(Failure::at(option, "no backend here has shaders: add a GPU by --backend"));
+        }
     }
-    let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.algorithm())).collect();
+    if args.cases.is_some() && backends.is_empty() {
+        engines.insert(0, backend::open(&Backend::Oracle)?);
+    }
+    let engines: Vec<Engine> = engines.into_iter().map(|engine| engine.with_algorithm(args.algorithm.unwrap_or(Algorithm::Auto))).collect();
     let mut rows = with_candidates(&engines, |candidates| {
         let mut progress = ProgressBar::new("verifying");
         let mut report = |done| {
@@ -99,15 +94,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         }
     })?;
     if rows.is_empty() {
-        return Err(Failure::input(format!("--filter: no case has `{}` in its name", args.filter)));
+        return Err(Failure::at("--filter", format!("no case has `{}` in its name", args.filter)));
     }
-    rows.extend(left_out.into_iter().map(|why| Row {
-        suite: "adapters".into(),
-        case: "open".into(),
-        backend: "-".into(),
-        verdict: Verdict::Skipped(why),
-        note: String::new(),
-    }));
+    rows.extend(left_out.into_iter().map(|why| skipped("adapters", "open", "-", why)));
     if args.json {
         for row in &rows {
             terminal.json(&as_json(row), false)?;
@@ -118,12 +107,16 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     conclude(terminal, &rows, args.json)
 }
 
+fn skipped(suite: &str, case: &str, backend: &str, why: String) -> Row {
+    Row { suite: suite.into(), case: case.into(), backend: backend.into(), verdict: Verdict::Skipped(why), note: String::new() }
+}
+
 /// Time limit of verification in the tour. A software adapter takes about a second to compile each shader.
 const BRIEF: Duration = Duration::from_secs(20);
 
 /// Runs a dozen random problems on every backend, for the tour. Adapters get no more problems once [`BRIEF`] is over.
 pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
-    let (engines, left_out) = backend::every(false);
+    let (engines, left_out) = Engine::every(ShaderOptions::default());
     let started = Instant::now();
     let mut progress = ProgressBar::new("verifying");
     let rows = with_candidates(&engines, |candidates| {
@@ -134,14 +127,8 @@ pub(crate) fn brief(terminal: &mut Terminal) -> Result<(), Failure> {
             // The first is the CPU path, which needs no compiler.
             let in_time = if started.elapsed() < BRIEF { candidates.len() } else { 1 };
             rows.extend(run_case("random", &case, &candidates[..in_time])?);
-            let why = format!("the {} seconds of this tour were over; `attn verify` takes its time", BRIEF.as_secs());
-            rows.extend(candidates[in_time..].iter().map(|candidate| Row {
-                suite: "random".into(),
-                case: case.name.clone(),
-                backend: candidate.name.into(),
-                verdict: Verdict::Skipped(why.clone()),
-                note: String::new(),
-            }));
+            let why = format!("the {} seconds of this tour were over; run `attn verify`", BRIEF.as_secs());
+            rows.extend(candidates[in_time..].iter().map(|candidate| skipped("random", &case.name, candidate.name, why.clone())));
         }
         Ok(rows)
     })?;
@@ -163,36 +150,31 @@ fn with_candidates<T>(engines: &[Engine], run: impl FnOnce(&[Candidate<'_>]) -> 
 
 /// Prints the counts by suite and backend, then the failures, then the reasons for skips.
 fn tell(terminal: &mut Terminal, rows: &[Row], verbose: bool) -> Result<(), Failure> {
+    let line = |row: &Row| {
+        let pass = if row.suite == "gradients" { "gradients of " } else { "" };
+        format!("  {pass}{} on {}: {}", row.case, row.backend, row.verdict)
+    };
     if verbose {
         for row in rows {
-            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
+            writeln!(terminal, "{}", line(row))?;
         }
         writeln!(terminal)?;
     }
-    // In order of appearance.
-    let mut groups: Vec<(&str, &str)> = Vec::new();
-    for row in rows {
-        let group = (&row.suite[..], &row.backend[..]);
-        if !groups.contains(&group) {
-            groups.push(group);
-        }
+    let place = |row: &Row| (rows.iter().position(|other| other.suite == row.suite), row.backend.clone());
+    let mut groups: Vec<&Row> = rows.iter().collect();
+    groups.sort_by_key(|row| place(row));
+    groups.dedup_by_key(|row| place(row));
+    let mut table = vec!["suite\tpassed\tfailed\tskipped\ton".to_string()];
+    for Row { suite, backend, .. } in groups {
+        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.suite == *suite && row.backend == *backend));
+        table.push(format!("{suite}\t{passed}\t{failed}\t{skipped}\t{backend}"));
     }
-    groups.sort_by_key(|&(suite, _)| rows.iter().position(|row| row.suite == suite));
-    writeln!(terminal, "  {:<10}{:>8}{:>8}{:>9}  on", "suite", "passed", "failed", "skipped")?;
-    for (suite, backend) in groups {
-        let [passed, failed, skipped] = count(rows.iter().filter(|row| row.suite == suite && row.backend == backend));
-        writeln!(terminal, "  {suite:<10}{passed:>8}{failed:>8}{skipped:>9}  {backend}")?;
-    }
+    terminal.table(2, &table)?;
     writeln!(terminal)?;
-    if !verbose {
-        for row in rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_))) {
-            writeln!(terminal, "  {} on {}: {}", row.case, row.backend, row.verdict)?;
-        }
+    for row in rows.iter().filter(|row| !verbose && matches!(row.verdict, Verdict::Failed(_))) {
+        writeln!(terminal, "{}", line(row))?;
     }
-    let skipped = rows.iter().filter_map(|row| match &row.verdict {
-        Verdict::Skipped(reason) => Some(&reason[..]),
-        _ => None,
-    });
+    let skipped = rows.iter().filter_map(|row| if let Verdict::Skipped(why) = &row.verdict { Some(&why[..]) } else { None });
     grouped(terminal, "skipped", skipped)?;
     grouped(terminal, "compared in part", rows.iter().map(|row| &row.note[..]).filter(|note| !note.is_empty()))
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{attn, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -41,7 +43,7 @@ fn a_table_for_people() {
 #[test]
 fn bad_shapes() {
     for (shape, culprit) in [
-        ("", "no whole number"),
+        ("", "not a whole number"),
         ("1,2,3", "six are needed"),
         ("1,8,8,a,4,4", "`a`"),
         ("1,8,8,-1,4,4", "`-1`"),
@@ -49,7 +51,7 @@ fn bad_shapes() {
         ("0,8,8,4,4,4", "batch"),
         ("1,8,8,4,4,0", "head_dim"),
         ("1,8,8,4,0,4", "nothing to time"),
-        ("1,1,1,18446744073709551616,1,1", "no whole number"),
+        ("1,1,1,18446744073709551616,1,1", "not a whole number"),
         ("4294967296,4294967296,4294967296,1,1,1", "overflows"),
         ("1,1,1,2147483647,2147483647,65536", ""),
         ("1024,1024,1024,65536,65536,64", "--shape"),
@@ -101,18 +103,103 @@ esac; done"#,
     bench("no-such-program-anywhere", &[]).refused(&["--compare", "no-such-program"]);
 }
 
+const RECORD: &str = r#"{"machine": "M <1>", "threads": 2, "os": "linux", "date": "2026-01-02", "copy_gb_s": 20.0, "multiply_add_gflops": 300.0}
+{"name": "scaling-prefill-256", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,256,256,64], "ms_min": 1, "ms_median": 2, "ms_max": 3, "gflops": 67.1, "bytes": 2097152, "peak_bytes": 9000000, "peer": false, "checked": true, "ratio_to_best_peer": 1.25}
+{"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,512,512,64], "ms_min": 4, "ms_median": 8, "ms_max": 9, "gflops": 67.1, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
+{"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "threads": 1, "shape": [1,8,8,512,512,64], "ms_min": 9, "ms_median": 15, "ms_max": 19, "gflops": 35.8, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
+{"name": "scaling-batch-2", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [2,8,8,512,512,64], "ms_min": 9, "ms_median": 16, "ms_max": 19, "gflops": 67.1, "bytes": 8388608, "peak_bytes": 9900000, "peer": false, "checked": true}
+{"name": "scaling-prefill-512", "op": "sdpa", "adapter": "peer", "dtype": "f32", "shape": [1,8,8,512,512,64], "ms_min": 4, "ms_median": 8, "ms_max": 9, "gflops": 67.1, "bytes": 4194304, "peer": true, "checked": false}
+{"name": "scaling-decode-1k", "op": "sdpa", "adapter": "exact enough", "dtype": "f32", "shape": [1,8,8,1,1024,64], "ms_min": 0.04, "ms_median": 0.04, "ms_max": 0.05, "gflops": 52.1, "bytes": 4198400, "peer": true, "checked": true, "error_of_bound": 2.345}"#;
+
 #[test]
 fn suites_and_reports() {
     attn(&["bench", "--suite", "no-such"]).refused(&["--suite", "no-such", "prefill"]);
     let told = attn(&["bench", "--backend", "cpu", "--suite", "scaling-decode-1k", "--seconds", "0", "--threads", "1", "--json"]).ok();
     let folder = tempfile::tempdir().expect("the temporary folder can be written");
     let (record, page) = (folder.path().join("record.jsonl"), folder.path().join("page.html"));
-    std::fs::write(&record, &told.out).expect("the temporary folder can be written");
-    let (record, page) = (text(&record), text(&page));
-    attn(&["report", record, "--out", page]).ok();
-    let html = std::fs::read_to_string(page).expect("it was written");
-    assert!(html.contains("<svg") && html.contains("scaling-decode-1k f32"));
-    attn(&["report", page, "--out", page]).refused(&["line 1"]);
+    let report = |text: &str| {
+        std::fs::write(&record, text).expect("the temporary folder can be written");
+        attn(&["report", common::text(&record), "--out", common::text(&page)])
+    };
+    report(&told.out).ok();
+    let read = || std::fs::read_to_string(&page).expect("it was written");
+    assert!(read().contains("<svg") && read().contains("scaling-decode-1k f32"));
+    report(RECORD).ok();
+    for part in [
+        "M &lt;1&gt;, 2 threads",
+        "1.25x",
+        "wrong answer",
+        "error 2.3 x the bound",
+        "Roofline",
+        "read from the cache",
+        "Memory against length",
+        "Time against heads",
+        "Time against threads",
+        "scaling-prefill-512 f32 with --threads 1",
+        "fused on cpu",
+    ] {
+        assert!(read().contains(part), "{part}");
+    }
+    // Points have the colours of the bars, one for each candidate.
+    let colours = |element: &str| {
+        let html = read();
+        let fills = html.split(element).skip(1).filter_map(|part| part.split("fill=\"").nth(1)?.split('"').next().map(String::from));
+        fills.filter(|fill| !["none", "#FFFFFF", "#000000"].contains(&fill.as_str())).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(colours("<rect").len(), 3);
+    assert!(!colours("<circle").is_empty() && colours("<circle").is_subset(&colours("<rect")));
+    for bad in ["", "{}", "nonsense", "{\"machine\": \"m\"}", "{\"name\": \"x\", \"shape\": [1]}"] {
+        report(bad).refused(&["record.jsonl"]);
+    }
+    let record = common::text(&record);
+    attn(&["report", record, "--out", record]).refused(&["record.jsonl", "an input too"]);
+}
+
+#[test]
+fn options_that_would_be_ignored_are_refused() {
+    for (arguments, culprit) in [
+        (&["--overheads", "--shape", "1,1,1,1,1,4"][..], "--shape"),
+        (&["--overheads", "--seconds", "1"], "--seconds"),
+        (&["--overheads", "--decode"], "--decode"),
+        (&["--decode", "--causal"], "--causal"),
+        (&["--decode", "--dtype", "f16"], "--dtype"),
+        (&["--suite", "bert", "--causal"], "--causal"),
+        (&["--backend", "cpu", "--tuned", "kernels.tsv"], "--tuned"),
+        (&["--dtype", "q8"], "--dtype"),
+        (&["--threads", "0"], "--threads"),
+    ] {
+        attn(&[&["bench"], arguments].concat()).refused(&[culprit]);
+    }
+}
+
+#[test]
+fn tuning_keeps_its_file() {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    let file = folder.path().join("kernels.tsv");
+    let tune = |more: &[&str]| attn(&[&["tune", "--backend", "vulkan", "--shape", "1,1,1,16,16,16", "--out", text(&file)], more].concat());
+    std::fs::write(&file, "my notes\n").expect("written");
+    tune(&[]).refused(&["kernels.tsv", "line 1", "attn tune"]);
+    assert_eq!(std::fs::read_to_string(&file).expect("there"), "my notes\n");
+    attn(&["tune", "--backend", "vulkan", "--out", "/nowhere/kernels.tsv"]).refused(&["/nowhere"]);
+    let devices = attn(&["devices", "--json"]).ok().json();
+    let adapters = devices["adapters"].as_array().expect("a list");
+    if !adapters.iter().any(|adapter| adapter["backend"] == "vulkan") {
+        eprintln!("not tuned: there is no Vulkan adapter");
+        return;
+    }
+    // Another device's entry stays, and so does an earlier winner that was not tried.
+    let foreign = "another adapter\t0.0.0\tclass\tkernel\n";
+    std::fs::write(&file, foreign).expect("written");
+    let told = tune(&["--seconds", "2", "--json"]).ok().json();
+    let own = std::fs::read_to_string(&file).expect("there").strip_prefix(foreign).expect("kept").to_string();
+    let winner = told["winner"].as_str().expect("a kernel");
+    assert!(own.ends_with(&format!("\t{winner}\n")), "{own}");
+    let trials = told["trials"].as_array().expect("a list");
+    let other = trials.last().and_then(|trial| trial["kernel"].as_str()).filter(|_| trials.len() > 1).expect("several kernels");
+    std::fs::write(&file, own.replace(winner, other)).expect("written");
+    let told = tune(&["--seconds", "0", "--json"]).ok();
+    assert_eq!(told.json()["winner"], other, "{}", told.err);
+    assert!(std::fs::read_to_string(&file).expect("there").contains(other));
 }
 
 #[test]

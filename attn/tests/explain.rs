@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{attn, folder, text};
+use common::{attn, folder, text, text as text_of};
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
 
 fn floats(value: &Value) -> Vec<f64> {
     value.as_array().expect("an array").iter().map(|x| x.as_f64().expect("a number")).collect()
@@ -139,10 +140,40 @@ fn the_heads_of_a_real_model() {
     refused(&["--model", path, "a sentence"], &["--model"]);
     refused(&["--model", "nowhere.safetensors"], &["nowhere.safetensors"]);
     refused(&["--layer", "1"], &["--model"]);
+    refused(&["--tokens", "a b"], &["--model"]);
+    refused(&["--model", path, "--tokens", "a b"], &["--tokens", "2 tokens", "9 rows"]);
+
+    // Labels of the user, as text and as a file with a label per line.
+    let labels = folder("labels").join("labels.txt");
+    std::fs::write(&labels, "a\nb b\nc\nd\ne\nf\ng\nh\ni\n").expect("written");
+    for (tokens, second) in [("a b c d e f g h i", "b"), (text_of(&labels), "b b")] {
+        let arguments = ["explain", "--model", path, "--backend", "cpu", "--json", "--tokens", tokens, "--focus", second];
+        let told = attn(&arguments).ok().json();
+        assert_eq!((&told["tokens"][1], &told["focus"]), (&json!(second), &json!(second)));
+    }
+}
+
+#[test]
+fn words() {
+    let told = |sentence: &str| attn(&["explain", sentence, "--backend", "cpu", "--json"]).ok().json()["tokens"].clone();
+    assert_eq!(told("she wants to deadlift, heavy weights!"), json!(["She", "wants", "deadlift", "heavy", "weights"]));
+    assert_eq!(told("She wants to lift"), json!(["She", "wants", "to", "lift"]));
+    assert_eq!(told("a\u{1b}[31mb"), json!(["a[31mb"]));
+    attn(&["explain", " ... !"]).refused(&["no words"]);
+}
+
+#[test]
+fn wide_characters_keep_the_columns() {
+    let text = attn(&["explain", "猫 cat ねこねこねこ e\u{301}", "--backend", "cpu"]).ok().out;
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains('▓') || line.contains('█') || line.contains('░')).take(4).collect();
+    let columns = |text: &str| text.width();
+    // Every row of a heat map ends in the same column.
+    assert!(rows.len() == 4 && rows.iter().all(|row| columns(row) == columns(rows[0])), "{rows:?}");
 }
 
 #[test]
 fn bad_input() {
+    attn(&["explain", "--svg", "attention.png"]).refused(&["attention.png", ".svg"]);
     attn(&["explain", ""]).refused(&["no words"]);
     attn(&["explain", &"word ".repeat(65)]).refused(&["65 words"]);
     attn(&["explain", "--focus", "lift"]).refused(&["--focus", "`lift`", "deadlift"]);

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{attn, folder, npy, npy_f32, text};
+use common::{attn, folder, npy, npy_f32, npy_i64, text};
 
 struct Files(PathBuf);
 
@@ -41,21 +41,22 @@ fn broken_files() {
     let huge = u64::MAX.to_string();
     let header = |length: u32, text: &[u8]| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..], text].concat();
     let cases: Vec<(Vec<u8>, &str)> = vec![
-        (Vec::new(), "no .npy file"),
-        (b"hello".to_vec(), "no .npy file"),
+        (Vec::new(), "not an .npy file"),
+        (b"hello".to_vec(), "not an .npy file"),
         (whole[..7].to_vec(), "cut short inside its header"),
         (whole[..40].to_vec(), "cut short inside its header"),
         (whole[..whole.len() - 1].to_vec(), "cut short: shape [1, 2, 3, 4] needs 96 bytes"),
         (header(u32::MAX, b"{}"), "header of 4294967295 bytes"),
-        (header(5000, &[b'('; 5000]), "no plain array"),
-        (header(2, b"{}"), "no array"),
+        (header(5000, &[b'('; 5000]), "a plain array"),
+        (header(2, b"{}"), "not an array"),
         (npy("<f4", false, &format!("({huge}, {huge}, 4, 4)"), &[]), "more than any memory holds"),
         (npy("<f4", false, &format!("({huge}, 0, 4, 4)"), &[]), ""),
         (npy("<f4", false, "(1099511627776, 2, 3, 4)", &[0; 96]), "cut short"),
         (npy("<f4", false, "(-1, 2, 3, 4)", &[0; 96]), "negative"),
-        (npy("<f4", false, "(99999999999999999999999, 2)", &[0; 96]), "no array"),
+        (npy("<f4", false, "(99999999999999999999999, 2)", &[0; 96]), "not an array"),
         (npy("<f8", false, "(1, 2, 3, 4)", &[0; 192]), "astype(np.float32)"),
-        (npy("<i4", false, "(1, 2, 3, 4)", &[0; 96]), "'<i4'"),
+        (npy("<i2", false, "(1, 2, 3, 4)", &[0; 48]), "'<i2'"),
+        (npy("<i4", false, "(1, 2, 3, 4)", &[0; 96]), "is integer; float32"),
         (npy("|O", false, "(1, 2, 3, 4)", &[0; 96]), "|O"),
         (npy("|b1", false, "(1, 2, 3, 4)", &[1; 24]), "is bool"),
     ];
@@ -107,16 +108,36 @@ fn wrong_options() {
     files.write("b.npy", &npy("|b1", false, "(3, 3)", &[1; 9]));
     files.refused(&["--bias", &bias], &["b.npy", "is bool"]);
     files.refused(&["--mask", "nowhere.npy"], &["nowhere.npy"]);
+    // Data of the wrong kind, of the wrong shape, out of range.
+    files.write("i.npy", &npy_i64(&[2], &[2, -1]));
+    let integers = files.path("i.npy");
+    files.refused(&["--sinks", &integers], &["i.npy", "is integer; float32"]);
+    files.refused(&["--kv-lengths", &integers], &["i.npy", "[2]", "[batch] = [1]"]);
+    files.refused(&["--prefix-lengths", &mask], &["m.npy", "[batch]"]);
+    files.write("i.npy", &npy_i64(&[], &[-1]));
+    files.refused(&["--kv-lengths", &integers], &["i.npy", "-1 is out of range"]);
+    files.write("i.npy", &npy_i64(&[1], &[4]));
+    files.refused(&["--kv-lengths", &integers], &["--kv-lengths", "length 4"]);
+    files.refused(&["--relative-bias", &integers], &["i.npy", "max_distance"]);
+    // Options that would be ignored.
+    files.refused(&["--segment-ids-kv", &integers], &["--segment-ids-kv", "no --segment-ids"]);
+    files.refused(&["--alibi-form", "signed"], &["--alibi-form", "--alibi"]);
+    files.refused(&["--dropout-seed", "1"], &["--dropout"]);
+    files.refused(&["--scores-at", "raw"], &["--scores"]);
+    files.refused(&["--align", "top-left"], &["--align"]);
+    files.refused(&["--d-output", &integers], &["--gradients"]);
+    files.refused(&["--gradients", &files.path("gradients")], &["--gradients", "--d-output"]);
     for (option, values) in [
         ("--scale", &["nan", "inf", "-inf", "1e39", "much"][..]),
         ("--softcap", &["nan", "0", "-1", "inf"]),
+        ("--dropout", &["nan", "1", "-0.5", "half"]),
         ("--causal", &["", "yes", "1.5", "99999999999"]),
         ("--window", &["", "1", "1,2,3", "-1,2", "a,b", "99999999999,1"]),
         ("--layout", &["sbhd"]),
         ("--backend", &["", "no-such-adapter-anywhere"]),
     ] {
         for value in values {
-            files.refused(&[option, value], &[option.trim_start_matches('-')]);
+            files.refused(&[option, value], &[option]);
         }
     }
     files.write("k.npy", &npy_f32(&[1, 2, 5, 4], &[0.5; 40]));
@@ -127,6 +148,22 @@ fn wrong_options() {
 }
 
 #[test]
+fn no_output_replaces_an_input_or_another_output() {
+    let files = files("apart");
+    let before = std::fs::read(files.path("q.npy")).expect("there");
+    let other_name = format!("{}/../apart/q.npy", files.0.display());
+    for option in ["--lse", "--weights", "--stats", "--scores"] {
+        files.refused(&[option, &other_name], &["q.npy", "an input too"]);
+        files.refused(&[option, &files.path("o.npy")], &["o.npy", "two results"]);
+    }
+    files.write("d_query.npy", &before);
+    let folder = text(&files.0);
+    files.refused(&["--d-output", &files.path("d_query.npy"), "--gradients", folder], &["d_query.npy", "an input too"]);
+    files.refused(&["--d-output", &files.path("q.npy"), "--gradients", &files.path("k.npy")], &["k.npy", "is not a folder"]);
+    assert_eq!(std::fs::read(files.path("q.npy")).expect("there"), before);
+}
+
+#[test]
 fn broken_safetensors() {
     let folder = folder("broken_safetensors");
     let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| text(&folder.join(name)).to_string());
@@ -134,17 +171,19 @@ fn broken_safetensors() {
     let tensor =
         |name: &str, dtype: &str, bytes: usize| format!(r#""{name}":{{"dtype":"{dtype}","shape":[1,1,1,2],"data_offsets":[0,{bytes}]}}"#);
     for (bytes, culprit) in [
-        (Vec::new(), "no whole .safetensors file"),
-        (u64::MAX.to_le_bytes().to_vec(), "no whole .safetensors file"),
-        (header(&format!("{{{}}}", tensor("query", "F32", 8)), 4), "no whole .safetensors file"),
-        (header(&format!("{{{}}}", tensor("key", "F32", 8)), 8), "no tensor `query`"),
+        (Vec::new(), "not a complete .safetensors file"),
+        (u64::MAX.to_le_bytes().to_vec(), "not a complete .safetensors file"),
+        (header(&format!("{{{}}}", tensor("query", "F32", 8)), 4), "not a complete .safetensors file"),
+        (header(&format!("{{{}}}", tensor("key", "F32", 8)), 8), "no tensor `query`, only key"),
         (header(&format!("{{{}}}", tensor("query", "F64", 16)), 16), "tensor `query`"),
-        (header(r#"{"query":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#, 8), "no whole"),
+        (header(r#"{"query":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#, 8), "not a complete"),
     ] {
         std::fs::write(&input, bytes).expect("written");
         attn(&["run", "--input", &input, "--out", &out]).refused(&["in.safetensors", culprit]);
     }
     attn(&["run", "--input", &input, "--query", "q.npy", "--key", "k.npy", "--value", "v.npy", "--out", &out]).refused(&["--input"]);
+    attn(&["run", "--input", "q.npy", "--out", &out]).refused(&["--input q.npy", "--query"]);
+    attn(&["run", "--query", &input, "--key", &input, "--value", &input, "--out", &out]).refused(&["in.safetensors", "--input"]);
     attn(&["run", "--query", "q.npy", "--out", &out]).refused(&["--key"]);
     attn(&["run", "--input", &input, "--out", "o.txt"]).refused(&[""]);
 }

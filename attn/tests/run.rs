@@ -4,11 +4,15 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{assert_close, attn, folder, npy, npy_f32, numbers, read_npy, text, tuple};
+use common::{assert_close, attn, folder, npy, npy_f32, npy_i64, numbers, read_npy, text, tuple};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use wgpu_attention::oracle::{self, Reference};
-use wgpu_attention::{Alignment, BroadcastShape, Dims, Inputs, Layout, Problem};
+use wgpu_attention::verify::{Data, backward_oracle, oracle};
+use wgpu_attention::{
+    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Dropout, HostVec, Inputs, Layout, Problem, ScoreOrder, ScoreStage,
+    Varlen, WantGradients,
+};
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
 
@@ -75,19 +79,19 @@ fn grouped_heads_lse_and_weights() {
 #[test]
 fn options() {
     let files = files("options");
-    let plain = Problem::new(DIMS);
+    let plain = || Problem::new(DIMS);
     let with = |change: &dyn Fn(&mut Problem)| {
-        let mut problem = plain;
+        let mut problem = plain();
         change(&mut problem);
         problem
     };
     let cases: [(&[&str], Problem); 8] = [
-        (&["--causal", "top-left"], plain.aligned(Alignment::TopLeft).causal()),
-        (&["--causal", "bottom-right"], plain.aligned(Alignment::BottomRight).causal()),
-        (&["--causal", "-2"], plain.aligned(Alignment::Offset(-2)).causal()),
-        (&["--causal=3", "--window", "1,-"], plain.aligned(Alignment::Offset(3)).causal().window(Some(1), None)),
-        (&["--window", "1,2", "--align", "bottom-right"], plain.aligned(Alignment::BottomRight).window(Some(1), Some(2))),
-        (&["--window", "-,0", "--align", "top-left"], plain.aligned(Alignment::TopLeft).window(None, Some(0))),
+        (&["--causal", "top-left"], plain().aligned(Alignment::TopLeft).causal()),
+        (&["--causal", "bottom-right"], plain().aligned(Alignment::BottomRight).causal()),
+        (&["--causal", "-2"], plain().aligned(Alignment::Offset(-2)).causal()),
+        (&["--causal=3", "--window", "1,-"], plain().aligned(Alignment::Offset(3)).causal().window(Some(1), None)),
+        (&["--window", "1,2", "--align", "bottom-right"], plain().aligned(Alignment::BottomRight).window(Some(1), Some(2))),
+        (&["--window", "-,0", "--align", "top-left"], plain().aligned(Alignment::TopLeft).window(None, Some(0))),
         (&["--scale", "0.7", "--softcap", "0.5"], with(&|problem| (problem.scale, problem.softcap) = (Some(0.7), Some(0.5)))),
         (&["--scale", "-1"], with(&|problem| problem.scale = Some(-1.0))),
     ];
@@ -177,7 +181,7 @@ fn unbatched_and_heads_inside() {
     files.run(&["--layout", "bshd"]).ok();
     let (shape, _, output) = files.out();
     assert_eq!(shape, [5, 4, 6]);
-    let inside = one.stored(wgpu_attention::DType::F32, Layout::Bshd);
+    let inside = one.stored(DType::F32, Layout::Bshd);
     let oracle = oracle::attention(&inside, &Inputs::new(&query, &key, &value)).expect("valid").output;
     let turned: Vec<f64> = (0..5 * 4 * 6).map(|at| oracle[(at / 6 % 4 * 5 + at / 24) * 6 + at % 6]).collect();
     assert_close(&output, &turned, 1e-5);
@@ -229,4 +233,139 @@ fn what_was_there_stays_when_nothing_is_computed() {
     std::fs::write(files.folder.join("out.npy"), "precious").expect("written");
     files.run(&["--scale", "nan"]).refused(&["scale"]);
     assert_eq!(std::fs::read(files.folder.join("out.npy")).expect("still there"), b"precious");
+}
+
+/// Writes an array and returns its path.
+fn write(files: &Files, name: &str, bytes: Vec<u8>) -> String {
+    std::fs::write(files.folder.join(name), bytes).expect("written");
+    files.path(name)
+}
+
+#[test]
+fn every_option_of_a_problem() {
+    let files = files("every");
+    let data = Data {
+        alibi_slopes: numbers(4, 11),
+        relative_bias: numbers(4 * 7, 12),
+        sinks: numbers(4, 13),
+        kv_lengths: vec![6, 7],
+        prefix_lengths: vec![2, 0],
+        segment_ids_q: vec![0, 0, 1, 1, 1, 0, 1, 1, 1, 1],
+        segment_ids_kv: vec![0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1],
+        dropout: Dropout { seed: 5, offset: 2 },
+        ..Data::new(HostVec::F32(files.query.clone()), HostVec::F32(files.key.clone()), HostVec::F32(files.value.clone()))
+    };
+    let floats = |name: &str, shape: &[usize], data: &[f32]| write(&files, name, npy_f32(shape, data));
+    let integers = |name: &str, shape: &[usize], data: Vec<i64>| write(&files, name, npy_i64(shape, &data));
+    let ids = |ids: &[i32]| ids.iter().map(|&id| id.into()).collect();
+    let alibi = floats("alibi.npy", &[4], &data.alibi_slopes);
+    let relative = floats("relative.npy", &[4, 7], &data.relative_bias);
+    let sinks = floats("sinks.npy", &[4], &data.sinks);
+    let (lengths, prefix) = (integers("lengths.npy", &[2], vec![6, 7]), integers("prefix.npy", &[2], vec![2, 0]));
+    let segments = integers("segments.npy", &[2, 5], ids(&data.segment_ids_q));
+    let segments_kv = integers("segments_kv.npy", &[2, 7], ids(&data.segment_ids_kv));
+    let mut problem = Problem::new(DIMS).aligned(Alignment::BottomRight).causal().prefix_lengths().kv_lengths().segments();
+    (problem.alibi, problem.relative_bias_max_distance, problem.sinks) = (Some(Alibi::Signed), Some(3), true);
+    (problem.dropout, problem.softcap, problem.score_order) = (Some(0.25), Some(1.5), ScoreOrder::BiasThenSoftcap);
+    (problem.want.stats, problem.want.scores) = (true, Some(ScoreStage::Masked));
+    let d_output = numbers(2 * 4 * 5 * 6, 14);
+    let gradient = floats("d_output.npy", &[2, 4, 5, 6], &d_output);
+    let (scores, stats, gradients) = (files.path("scores.npy"), files.path("stats.npy"), files.path("gradients"));
+    let options = [
+        &["--causal", "bottom-right", "--prefix-lengths", &prefix, "--kv-lengths", &lengths, "--segment-ids", &segments][..],
+        &["--segment-ids-kv", &segments_kv, "--alibi", &alibi, "--alibi-form", "signed", "--relative-bias", &relative],
+        &["--sinks", &sinks, "--dropout", "0.25", "--dropout-seed", "5", "--dropout-offset", "2", "--softcap-after-biases", "1.5"],
+    ]
+    .concat();
+    let results = ["--scores", &scores, "--stats", &stats, "--d-output", &gradient, "--gradients", &gradients];
+    files.run(&[&options[..], &results].concat()).ok();
+
+    let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from).collect::<Vec<f64>>();
+    let expected = oracle(&problem, &data.inputs()).expect("a valid problem");
+    assert_close(&files.out().2, &wide(expected.output.to_f32()), 1e-5);
+    assert_close(&read_npy(Path::new(&scores)).2, &wide(expected.scores.clone().expect("wanted")), 1e-5);
+    let (shape, _, got) = read_npy(Path::new(&stats));
+    assert_eq!(shape, [2, 4, 5, 2]);
+    assert_close(&got, &wide(expected.stats.clone().expect("wanted").into_flattened()), 1e-5);
+
+    let backward = BackwardInputs { output: expected.output.as_slice(), stats: None, d_output: (&d_output).into() };
+    let expected = backward_oracle(&problem, &data.inputs(), &backward, &WantGradients::all(&problem)).expect("a valid problem");
+    let read = |name: &str| read_npy(&Path::new(&gradients).join(name));
+    for (name, shape, expected) in [
+        ("d_query.npy", &[2, 4, 5, 8][..], expected.query),
+        ("d_key.npy", &[2, 2, 7, 8], expected.key),
+        ("d_value.npy", &[2, 2, 7, 6], expected.value),
+        ("d_relative_bias.npy", &[4, 7], expected.relative_bias.map(HostVec::F32)),
+        ("d_sinks.npy", &[4], expected.sinks.map(HostVec::F32)),
+    ] {
+        let (got_shape, _, got) = read(name);
+        assert_eq!(got_shape, shape, "{name}");
+        assert_close(&got, &wide(expected.expect("wanted").into_f32()), 1e-4);
+    }
+    assert!(!Path::new(&gradients).join("d_bias.npy").exists());
+}
+
+#[test]
+fn varlen_sequences_and_pages() {
+    let files = files("varlen");
+    let (query, key, value) = (numbers(9 * 4 * 8, 1), numbers(9 * 2 * 8, 2), numbers(9 * 2 * 6, 3));
+    for (name, shape, data) in [("query", [9, 4, 8], &query), ("key", [9, 2, 8], &key), ("value", [9, 2, 6], &value)] {
+        write(&files, &format!("{name}.npy"), npy_f32(&shape, data));
+    }
+    let boundaries = write(&files, "cu.npy", npy_i64(&[3], &[0, 4, 9]));
+    let lse = files.path("lse.npy");
+    files.run(&["--layout", "bshd", "--cu-seqlens", &boundaries, "--causal", "bottom-right", "--lse", &lse]).ok();
+    let dims = Dims { seq_len_q: 5, seq_len_kv: 5, ..DIMS };
+    let problem = Problem::new(dims).stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal().with_lse();
+    let problem = problem.varlen(Varlen { tokens_q: 9, tokens_kv: 9 });
+    let data = Data {
+        cu_seqlens_q: vec![0, 4, 9],
+        cu_seqlens_kv: vec![0, 4, 9],
+        ..Data::new(HostVec::F32(query), HostVec::F32(key), HostVec::F32(value))
+    };
+    let wide = |numbers: &[f32]| numbers.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    let expected = oracle(&problem, &data.inputs()).expect("a valid problem");
+    let (shape, _, output) = files.out();
+    assert_eq!((&shape[..], &read_npy(Path::new(&lse)).0[..]), (&[9, 4, 6][..], &[9, 4][..]));
+    assert_close(&output, &wide(&expected.output.to_f32()), 1e-5);
+    let bad = write(&files, "cu.npy", npy_i64(&[3], &[0, 4, 8]));
+    files.run(&["--layout", "bshd", "--cu-seqlens", &bad]).refused(&["--cu-seqlens", "9 tokens"]);
+
+    // Two items of 5 queries, with 3 and 8 keys in pages of 4.
+    let (query, key, value) = (numbers(2 * 4 * 5 * 8, 1), numbers(6 * 2 * 4 * 8, 2), numbers(6 * 2 * 4 * 6, 3));
+    for (name, shape, data) in [("query", [2, 4, 5, 8], &query), ("key", [6, 2, 4, 8], &key), ("value", [6, 2, 4, 6], &value)] {
+        write(&files, &format!("{name}.npy"), npy_f32(&shape, data));
+    }
+    let table = write(&files, "pages.npy", npy_i64(&[2, 2], &[3, 0, 5, 1]));
+    let lengths = write(&files, "lengths.npy", npy_i64(&[2], &[3, 8]));
+    files.run(&["--page-table", &table, "--kv-lengths", &lengths]).ok();
+    let paged = wgpu_attention::Paged { page_size: 4, pages: 6, pages_per_item: 2 };
+    let problem = Problem::new(Dims { seq_len_kv: 8, ..DIMS }).paged(paged);
+    let data = Data {
+        page_table: vec![3, 0, 5, 1],
+        kv_lengths: vec![3, 8],
+        ..Data::new(HostVec::F32(query), HostVec::F32(key), HostVec::F32(value))
+    };
+    let expected = oracle(&problem, &data.inputs()).expect("a valid problem");
+    assert_close(&files.out().2, &wide(&expected.output.to_f32()), 1e-5);
+    files.run(&["--page-table", &table]).refused(&["--kv-lengths"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn symbolic_links_are_followed() {
+    let files = files("links");
+    std::fs::write(files.folder.join("there.npy"), "old").expect("written");
+    for target in ["there.npy", "new.npy"] {
+        let link = files.folder.join("out.npy");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(target, &link).expect("linked");
+        files.run(&[]).ok();
+        assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert_eq!(read_npy(&files.folder.join(target)).0, [2, 4, 5, 6]);
+    }
+    let link = files.folder.join("out.npy");
+    std::fs::remove_file(&link).expect("removed");
+    std::os::unix::fs::symlink("query.npy", &link).expect("linked");
+    files.run(&[]).refused(&["out.npy", "an input too"]);
 }

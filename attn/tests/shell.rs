@@ -5,18 +5,75 @@ mod common;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{attn, command, ran};
+use common::{attn, command, folder, npy_f32, npy_i64, ran};
+use safetensors::tensor::{Dtype, TensorView};
+
+const COMMANDS: [&str; 8] = ["", "explain", "devices", "run", "verify", "bench", "tune", "report"];
+
+fn help(command: &str) -> String {
+    let arguments = [command, "--help"];
+    attn(&arguments[usize::from(command.is_empty())..]).ok().out
+}
 
 #[test]
 fn help_teaches_by_examples() {
-    for command in ["", "explain", "devices", "run", "verify", "bench"] {
-        let arguments = [command, "--help"];
-        let arguments = &arguments[usize::from(command.is_empty())..];
-        let help = attn(arguments).ok().out;
-        let example = if arguments.len() == 1 { "attn run".to_string() } else { format!("attn {} ", arguments[0]) };
-        assert!(help.contains("Examples:") && help.contains(&example), "{arguments:?}: {help}");
+    for command in COMMANDS {
+        let help = help(command);
+        let example = if command.is_empty() { "attn run".to_string() } else { format!("attn {command}") };
+        assert!(help.contains("Examples:") && help.contains(&format!("\n  {example} ")), "{command}: {help}");
+        assert!(help.lines().all(|line| line.chars().count() < 100), "{command}: {help}");
     }
     assert!(attn(&["--version"]).ok().out.starts_with("attn "));
+}
+
+/// Runs the examples that need neither a GPU nor minutes, on the CPU path, where their files are.
+#[cfg(unix)]
+#[test]
+fn the_examples_of_the_help_run() {
+    let folder = folder("examples");
+    let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.join(name), bytes).expect("written");
+    for name in ["q.npy", "k.npy", "v.npy", "do.npy"] {
+        write(name, npy_f32(&[1, 2, 3, 4], &[0.5; 24]));
+    }
+    write("h.npy", npy_f32(&[3, 4], &[0.5; 12]));
+    write("lengths.npy", npy_i64(&[1], &[2]));
+    write("labels.txt", b"one\ntwo\nthree\n".to_vec());
+    let data = [0u8; 96];
+    let view = |shape: &[usize]| TensorView::new(Dtype::F32, shape.to_vec(), &data[..4 * shape.iter().product::<usize>()]).expect("whole");
+    let qkv = ["query", "key", "value"].map(|name| (name, view(&[1, 2, 3, 4])));
+    write("qkv.safetensors", safetensors::serialize(qkv, None).expect("serialised"));
+    let names = ["query", "key", "value"].map(|part| format!("encoder.layer.3.attention.self.{part}"));
+    let names = names.into_iter().chain(["encoder.layer.3.attention.output.dense".into()]);
+    let bert = names.flat_map(|name| [(format!("{name}.weight"), view(&[4, 4])), (format!("{name}.bias"), view(&[4]))]);
+    write("bert.safetensors", safetensors::serialize(bert, None).expect("serialised"));
+    std::os::unix::fs::symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests"), folder.join("tests")).expect("linked");
+    let record = attn(&["bench", "--backend", "cpu", "--shape", "1,1,1,2,2,4", "--seconds", "0", "--json"]).ok().out;
+    write("record.jsonl", record.into_bytes());
+
+    let mut count = 0;
+    for command in ["explain", "devices", "run", "report"] {
+        let help = help(command);
+        for line in help.lines().filter(|line| line.starts_with(&format!("  attn {command} ")) && !line.contains('|')) {
+            // An explanation may follow after several spaces.
+            let line = line.trim().split("   ").next().unwrap_or_default().replace("--num-heads 12", "--num-heads 2");
+            let line = line.replace("--backend vulkan", "--backend cpu");
+            let mut shell = std::process::Command::new("sh");
+            let script = line.replacen("attn", "\"$ATTN\"", 1);
+            let shell = shell.arg("-c").arg(&script).env("ATTN", env!("CARGO_BIN_EXE_attn")).env("WGPU_ADAPTER_NAME", "");
+            let told = ran(shell.current_dir(&folder).output().expect("a shell"));
+            assert_eq!(told.code, Some(0), "{script}: {}", told.err);
+            count += 1;
+        }
+    }
+    assert!(count >= 14, "{count}");
+}
+
+#[test]
+fn mesa_is_quiet_about_wayland() {
+    for folder in ["", "relative", "/nowhere"] {
+        let told = ran(command(&["devices"]).env("XDG_RUNTIME_DIR", folder).output().expect("the program starts")).ok();
+        assert!(!told.err.contains("XDG_RUNTIME_DIR"), "{}", told.err);
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ fn generated_problems_pass_on_the_cpu() {
     let told = attn(&["verify", "--backend", "cpu", "--count", "20", "--seed", "3"]).ok();
     let last = told.out.lines().last().expect("a last line");
     assert!(last.contains(" passed, 0 failed, "), "{last}");
+    let told = attn(&["verify", "--backend", "cpu", "--count", "1", "--filter", "random-1-1", "--verbose"]).ok().out;
+    assert!(told.contains("\n  gradients of random-1-1 on cpu: passed") && told.contains("  random-1-1 on cpu: passed"), "{told}");
     let told = lines(&attn(&["verify", "--backend", "cpu", "--count", "20", "--filter", "random", "--json"]).ok().out);
     assert_eq!(told.len(), 41, "twenty cases, their gradients and the counts");
     let of = |suite: &'static str| told[..40].iter().filter(move |row| row["suite"] == suite && row["backend"] == "cpu");
@@ -64,6 +66,9 @@ fn bad_input() {
     attn(&["verify", "--backend", "cpu", "--filter", "no such case"]).refused(&["--filter", "no such case"]);
     attn(&["verify", "--backend", "no-such-adapter"]).refused(&["no-such-adapter"]);
     attn(&["verify", "--count", "-1"]).refused(&["--count"]);
+    for ignored in [&["--checked"][..], &["--algorithm", "fused"]] {
+        attn(&[&["verify", "--backend", "cpu"], ignored].concat()).refused(&[ignored[0], "--backend"]);
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
-"""Other people's attention for `attn bench --compare`: PyTorch and ONNX Runtime.
+"""Peers of `attn bench --compare`: PyTorch and ONNX Runtime.
 
     pip install numpy torch          attn bench --suite prefill --backend cpu --compare "python3 benches/peers/peer.py torch"
     pip install numpy onnx onnxruntime          ... --compare "python3 benches/peers/peer.py onnxruntime"
     pip install numpy onnx onnxruntime-webgpu   ... --compare "python3 benches/peers/peer.py onnxruntime-webgpu"
 
-Reads requests and writes answers as lines of JSON; attn/src/bench/peer.rs has the form of both. Times are those of one call with
-its arrays in place: tensors on the CPU for PyTorch, bound values for ONNX Runtime (for WebGPU the arrays go up and the answer
+Reads requests and writes answers as lines of JSON; attn/src/bench/peer.rs describes both. A time is that of one call with its
+arrays in place: tensors on the CPU for PyTorch, bound values for ONNX Runtime (for WebGPU the arrays go up and the answer
 comes down, as with ours).
 """
 

@@ -1,7 +1,7 @@
-// Gives every kernel in a folder (`cargo xtask wgsl --out FOLDER`) to Tint, the WGSL compiler of Chrome, Edge and Dawn.
+// Passes every kernel in a folder (`cargo xtask wgsl --out FOLDER`) to Tint, the WGSL compiler of Chrome, Edge and Dawn.
 // Prints each message with the file and line that it is about; exits with 1 if there was any, an error or not.
 //
-// Dawn's null backend is asked: it takes the shaders of a GPU that has everything, and needs no driver.
+// Uses Dawn's null backend, which needs no driver and accepts the shaders of a GPU with every feature.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { create, globals } from 'webgpu';
@@ -11,7 +11,7 @@ const gpu = create(['backend=null']);
 const FEATURES = { f16: 'shader-f16', subgroups: 'subgroups' };
 const devices = new Map();
 
-// The device that has the extensions that `code` enables, and the limits that every WebGPU device has.
+// Returns a device with the extensions that `code` enables and WebGPU's default limits.
 async function deviceFor(code) {
   const names = [...code.matchAll(/^enable (\w+);$/gm)].map(([, name]) => FEATURES[name] ?? name).sort();
   const key = names.join();
@@ -22,7 +22,7 @@ async function deviceFor(code) {
   return devices.get(key);
 }
 
-// Tint's messages about `code` as [line, text]. Where `fits`, it must also become a pipeline within the limits.
+// Returns Tint's messages about `code` as [line, text]. With `fits`, it must also become a pipeline within the limits.
 async function messages(code, fits) {
   const device = await deviceFor(code);
   device.pushErrorScope('validation');
@@ -35,7 +35,7 @@ async function messages(code, fits) {
   return found;
 }
 
-// The place in the project's files of a line of a kernel.
+// Returns the project's file and line that a line of a kernel comes from.
 function locate(lines, line) {
   const [first, file, own] = lines.findLast(([first]) => first <= line) ?? [1, 'prelude', 1];
   return `${file}:${line - first + own}`;
@@ -59,7 +59,7 @@ async function selfTest(folder, kernels) {
     const code = change(read(kernel));
     const found = await messages(code);
     const hit = found.find(([, text]) => /^error/.test(text) && expected.test(text));
-    if (!hit) fail(`Tint took ${what}, so this check proves nothing: ${JSON.stringify(found)}`);
+    if (!hit) fail(`Tint accepted ${what}, so this check proves nothing: ${JSON.stringify(found)}`);
     if (change(read(kernel)).length > read(kernel).length) {
       const head = code.slice(0, code.search(main)).split('\n').length;
       const place = locate(kernel.lines, hit[0] - 1);

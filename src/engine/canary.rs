@@ -33,22 +33,22 @@ fn tried() -> MutexGuard<'static, Option<Tried>> {
 /// Tries the kernels of `problem` that this process has not tried on this device yet. Logs and skips a kernel that no
 /// tiny problem uses.
 pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<()> {
-    if !gpu.wants_canary() || gpu.is_prepared(problem, algorithm) {
+    if !gpu.wants_canary() {
         return Ok(());
     }
     let plan = gpu.plan(problem, algorithm)?;
     let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
     let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
-    check_plan(gpu, &plan, |caps| Plan::with_kernel(&tiny, caps, algorithm, kernel), |plan| computes(gpu, &tiny, algorithm, plan))
+    check_plan(gpu, &plan, |caps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel)), |plan| computes(gpu, &tiny, plan))
 }
 
 /// Tries the kernels of the gradients of `problem`, as [`check`] does.
 pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
-    if !gpu.wants_canary() || gpu.is_backward_prepared(problem, want) {
+    if !gpu.wants_canary() {
         return Ok(());
     }
-    let plan = Plan::backward(problem, want, gpu.caps())?;
+    let plan = Plan::of_backward(problem, want, gpu.caps())?;
     let tiny = tiny(problem, KEYS, KEYS);
     check_plan(gpu, &plan, |caps| Plan::backward(&tiny, want, caps), |plan| differentiates(gpu, &tiny, want, plan))
 }
@@ -123,12 +123,11 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
 }
 
 /// True if the device's answer agrees with the CPU's.
-fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> Result<bool> {
-    problem.check()?;
+fn computes(gpu: &Gpu, problem: &Problem, plan: Plan) -> Result<bool> {
     let data = Data::new(problem);
     let inputs = data.inputs();
     inputs.check(problem)?;
-    let got = Trial::of_plan(gpu, problem, &inputs, algorithm, plan)?.answer()?;
+    let got = Trial::of_plan(gpu, problem, &inputs, plan)?.answer()?;
     let plain = Problem { want: Returns::default(), ..*problem };
     let expected = cpu::tiled::attention(&plain, &inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))
@@ -136,8 +135,6 @@ fn computes(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, plan: Plan) -> R
 
 /// True if the device's gradients agree with the CPU's.
 fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<bool> {
-    problem.check()?;
-    want.check(problem)?;
     let data = Data::new(problem);
     let inputs = data.inputs();
     inputs.check(problem)?;
@@ -230,11 +227,19 @@ mod tests {
         for gpu in gpus(ShaderOptions::default()) {
             let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
             let decode = Problem { dims: Dims { seq_len_q: 1, seq_len_kv: 3000, ..plain.dims }, ..plain };
-            let biased = Problem { bias: Some(BroadcastShape([1, 2, 40, 40])), softcap: Some(5.0), sinks: true, ..plain };
-            for problem in [plain, decode, biased, plain.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
+            let biased = Problem {
+                bias: Some(BroadcastShape([1, 2, 40, 40])),
+                softcap: Some(5.0),
+                sinks: true,
+                relative_bias_max_distance: Some(9),
+                ..plain.aligned(Alignment::TopLeft).causal()
+            };
+            let stored = [biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)];
+            for problem in [plain, decode, biased].into_iter().chain(stored) {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     check(&gpu, &problem, algorithm).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
                 }
+                check_backward(&gpu, &problem, &WantGradients::all(&problem)).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
             }
         }
     }
@@ -260,25 +265,6 @@ mod tests {
             let quiet = ShaderOptions { skip_canary: true, ..specialised };
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
             assert_eq!(check(&quiet, &problem, Algorithm::Fused), Ok(()), "nobody asked");
-        }
-    }
-
-    #[test]
-    fn right_gradients_are_let_through() {
-        for gpu in gpus(ShaderOptions::default()) {
-            let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
-            let causal = plain.aligned(Alignment::TopLeft).causal();
-            let biased = Problem {
-                bias: Some(BroadcastShape([1, 2, 40, 40])),
-                softcap: Some(5.0),
-                sinks: true,
-                relative_bias_max_distance: Some(9),
-                ..causal
-            };
-            for problem in [plain, biased, biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)] {
-                let want = WantGradients::all(&problem);
-                check_backward(&gpu, &problem, &want).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
-            }
         }
     }
 

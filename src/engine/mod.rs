@@ -6,14 +6,17 @@ mod tune;
 
 pub use tune::{Tuned, TunedKernel};
 
+use std::sync::Arc;
+
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu, ShaderOptions, Waiting};
+use crate::gpu::{self, Calls, Gpu, ShaderOptions, Waiting};
 use crate::oracle;
 use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
 
-/// Options of an [`Engine`]. The default chooses backend and algorithm automatically.
+/// Options of an [`Engine`]. The default chooses backend and algorithm automatically. Later versions may add fields: end
+/// a literal with `..Default::default()`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Backend to run on.
@@ -39,7 +42,7 @@ pub struct Engine {
 enum Runner {
     Cpu,
     Oracle,
-    Gpu(Gpu),
+    Gpu(Arc<Calls>),
 }
 
 impl Engine {
@@ -54,7 +57,7 @@ impl Engine {
             (Some(chosen), _) => {
                 let gpu = Gpu::open(&chosen, options.shaders).await?;
                 let name = gpu.name().to_string();
-                (Runner::Gpu(gpu), name, chosen.why)
+                (Runner::Gpu(Arc::new(Calls::new(gpu))), name, chosen.why)
             }
             (None, Backend::Oracle) => (Runner::Oracle, "oracle (f64)".into(), "it was asked for".into()),
             (None, Backend::Auto) => (Runner::Cpu, "cpu".into(), "there is no GPU; software adapters are taken only when asked for".into()),
@@ -89,7 +92,7 @@ impl Engine {
             chosen: gpu.name().to_string(),
             why: "the app's own device".into(),
             algorithm: Algorithm::Auto,
-            place: Runner::Gpu(gpu),
+            place: Runner::Gpu(Arc::new(Calls::new(gpu))),
             falls_back: false,
         }
     }
@@ -107,7 +110,7 @@ impl Engine {
     /// The GPU, if the engine runs on one.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.place {
-            Runner::Gpu(gpu) => Some(gpu),
+            Runner::Gpu(calls) => Some(calls.gpu()),
             Runner::Cpu | Runner::Oracle => None,
         }
     }
@@ -130,8 +133,19 @@ impl Engine {
         Ok(match &self.place {
             Runner::Oracle => "naive f64, every matrix written out".into(),
             Runner::Cpu => "cpu path".into(),
-            Runner::Gpu(gpu) => gpu.plan(problem, self.algorithm)?.summary().into(),
+            Runner::Gpu(calls) => calls.gpu().plan(problem, self.algorithm)?.summary().into(),
         })
+    }
+
+    /// Device memory of a call for `problem`, or for gradients of it, in bytes: a copy of its inputs, twice its results
+    /// (one copy to read back), and the plan's scratch. The buffers stay for the next call of the same problem; of many
+    /// problems, the last 32 or 1 GiB. Uploads may need the inputs' bytes once more while they run. 0 without a GPU.
+    pub fn device_bytes(&self, problem: &Problem, gradients: Option<&WantGradients>) -> Result<u64> {
+        problem.check()?;
+        match &self.place {
+            Runner::Gpu(calls) if !is_empty(problem) => calls.bytes(problem, self.algorithm, gradients),
+            _ => Ok(0),
+        }
     }
 
     /// Lets each kernel of `problem` that this process has not tried on this device yet compute a tiny problem, and
@@ -143,7 +157,7 @@ impl Engine {
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
         problem.check()?;
         match &self.place {
-            Runner::Gpu(gpu) if !is_empty(problem) => canary::check(gpu, problem, self.algorithm),
+            Runner::Gpu(calls) if !is_empty(problem) => canary::check(calls.gpu(), problem, self.algorithm),
             _ => Ok(()),
         }
     }
@@ -229,8 +243,12 @@ impl Engine {
         want.check(problem)?;
         backward.check(problem)?;
         match &self.place {
-            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check_backward(gpu, problem, want))? => {
-                gpu.backward(problem, inputs, backward, want, waiting, control).await
+            Runner::Gpu(calls)
+                if !is_empty(problem)
+                    && (calls.is_prepared(problem, self.algorithm, Some(want))
+                        || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) =>
+            {
+                calls.backward(problem, inputs, backward, want, waiting, control).await
             }
             Runner::Oracle => oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want)),
             Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
@@ -242,8 +260,12 @@ impl Engine {
         inputs.check(problem)?;
         match &self.place {
             Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
-            Runner::Gpu(gpu) if !is_empty(problem) && self.may_run(canary::check(gpu, problem, self.algorithm))? => {
-                gpu.attention(problem, inputs, self.algorithm, waiting, control).await
+            Runner::Gpu(calls)
+                if !is_empty(problem)
+                    && (calls.is_prepared(problem, self.algorithm, None)
+                        || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) =>
+            {
+                calls.attention(problem, inputs, self.algorithm, waiting, control).await
             }
             Runner::Cpu | Runner::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
         }

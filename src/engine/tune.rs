@@ -20,6 +20,7 @@ const ROUNDS: usize = 7;
 
 /// Result of tuning a class of problems.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Tuned {
     /// Class of problems: sizes rounded up to powers of two, widths, types, options.
     pub class: String,
@@ -35,6 +36,7 @@ pub struct Tuned {
 
 /// Kernel that was tried.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TunedKernel {
     /// Name and shape of the kernel.
     pub kernel: String,
@@ -54,7 +56,7 @@ impl Engine {
         let gpu = self.tunable()?;
         let started = Instant::now();
         let expected = cpu::tiled::attention(problem, inputs, &mut Progress::default())?.output;
-        let planned = Plan::new(problem, gpu.caps(), Algorithm::Fused)?.kernel();
+        let planned = Plan::of(problem, gpu.caps(), Algorithm::Fused, None)?.kernel();
         let mut kernels = candidates(problem, gpu.caps());
         kernels.retain(|&kernel| kernel != planned);
         kernels.insert(0, planned);
@@ -102,7 +104,6 @@ impl Engine {
         let winner = if of(fastest.1) < WORTH * of(trials[0].1) { fastest.0 } else { planned };
         let class = class_of(problem);
         gpu.tuned().insert(class.clone(), winner);
-        gpu.forget_prepared();
         Ok(Tuned {
             class,
             winner: kernel_text(winner),
@@ -134,7 +135,6 @@ impl Engine {
                 count += 1;
             }
         }
-        gpu.forget_prepared();
         Ok(count)
     }
 

@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-use super::probe::Findings;
-use super::{Gpu, ShaderOptions};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Specialise};
 use crate::problem::Backend;
 
 /// Description of an adapter, before a device is made of it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct AdapterReport {
     /// Name of the adapter.
     pub name: String,
@@ -69,8 +68,12 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-async fn adapters() -> Vec<wgpu::Adapter> {
-    instance().enumerate_adapters(wgpu::Backends::all()).await.into_iter().filter(can_compute).collect()
+/// Adapters that can compute, best first.
+async fn adapters(wishes: &Wishes) -> Vec<wgpu::Adapter> {
+    let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    let mut adapters: Vec<_> = found.into_iter().filter(can_compute).collect();
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
+    adapters
 }
 
 fn can_compute(adapter: &wgpu::Adapter) -> bool {
@@ -95,19 +98,8 @@ pub async fn list() -> Vec<AdapterReport> {
     choose_every().await.iter().map(|chosen| &chosen.adapter).scan(false, |taken, adapter| Some(report(adapter, taken))).collect()
 }
 
-/// [`list`] with the findings about each adapter, which is opened and probed.
-pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
-    let mut taken = false;
-    let mut found = Vec::new();
-    for chosen in choose_every().await {
-        let gpu = Gpu::open(&chosen, ShaderOptions::default()).await;
-        found.push((report(&chosen.adapter, &mut taken), gpu.and_then(|gpu| gpu.findings())));
-    }
-    found
-}
-
 /// Describes an adapter; `taken` is true once a better one would be chosen.
-fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
+pub(super) fn report(adapter: &wgpu::Adapter, taken: &mut bool) -> AdapterReport {
     let info = adapter.get_info();
     let refusal = refusal(&info, &Wishes::from_env());
     let would_be_chosen = refusal.is_none() && !*taken;
@@ -147,42 +139,31 @@ pub(crate) async fn choose(backend: &Backend) -> Result<Option<Chosen>> {
         Backend::Adapter(text) => Some(text),
     };
     let wishes = Wishes::from_env();
-    let mut adapters = adapters().await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
-    let names = |adapters: &[wgpu::Adapter]| {
-        let names: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.get_info().name, a.get_info().backend.to_str())).collect();
-        if names.is_empty() { "none".to_string() } else { names.join(", ") }
-    };
-    let found = names(&adapters);
-    let chosen = match asked_for {
-        None => {
-            let adapter = adapters.into_iter().find(|adapter| refusal(&adapter.get_info(), &wishes).is_none());
-            if adapter.is_none() && wishes.is_explicit() {
-                return Err(Error::NoAdapter { why: format!("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME; found: {found}") });
-            }
-            adapter.map(|adapter| {
-                let why = if wishes.is_explicit() { "the environment asks for it" } else { "the best GPU there is" };
-                Chosen { adapter, why: why.into() }
-            })
-        }
+    let adapters = adapters(&wishes).await;
+    let names: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.get_info().name, a.get_info().backend.to_str())).collect();
+    let found = if names.is_empty() { "none".into() } else { names.join(", ") };
+    let fits = |info: &wgpu::AdapterInfo| match asked_for {
+        None => refusal(info, &wishes).is_none(),
         Some(text) => {
-            let wanted = text.to_lowercase();
-            let fits = |info: &wgpu::AdapterInfo| {
-                let name = info.name.to_lowercase();
-                wanted.split_whitespace().all(|word| info.backend.to_str() == word || name.contains(word))
-            };
-            let adapter = adapters.into_iter().find(|adapter| fits(&adapter.get_info()));
-            let adapter = adapter.ok_or_else(|| Error::NoAdapter { why: format!("none matches `{text}`; found: {found}") })?;
-            Some(Chosen { adapter, why: format!("`{text}` was asked for") })
+            let (name, wanted) = (info.name.to_lowercase(), text.to_lowercase());
+            wanted.split_whitespace().all(|word| info.backend.to_str() == word || name.contains(word))
         }
     };
-    Ok(chosen)
+    let (why, missing) = match asked_for {
+        Some(text) => (format!("`{text}` was asked for"), Some(format!("none matches `{text}`"))),
+        None if wishes.is_explicit() => ("the environment asks for it".into(), Some("none fits WGPU_BACKEND and WGPU_ADAPTER_NAME".into())),
+        None => ("the best GPU there is".into(), None),
+    };
+    match (adapters.into_iter().find(|adapter| fits(&adapter.get_info())), missing) {
+        (Some(adapter), _) => Ok(Some(Chosen { adapter, why })),
+        (None, Some(missing)) => Err(Error::NoAdapter { why: format!("{missing}; found: {found}") }),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Lists every adapter that can compute, best first.
 pub(crate) async fn choose_every() -> Vec<Chosen> {
-    let mut adapters = adapters().await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info(), Wishes::from_env().low_power));
+    let adapters = adapters(&Wishes::from_env()).await;
     adapters.into_iter().map(|adapter| Chosen { adapter, why: "every backend was asked for".into() }).collect()
 }
 
@@ -202,7 +183,7 @@ pub const MATRIX_FEATURES: wgpu::Features =
 /// Rows and columns of the adapter's cooperative matrices with f16 factors and f32 sums: 16 or 8, or 0 if WGSL has no
 /// type for them. Also 0 on Metal, which has 8x8: the kernel translates to its language but has not been run there.
 ///
-/// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`ShaderOptions`] to
+/// An app's own device cannot report it: create it with [`MATRIX_FEATURES`] and pass the size in [`super::ShaderOptions`] to
 /// [`crate::gpu::Gpu::from_device_with`].
 pub fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
     if !adapter.features().contains(MATRIX_FEATURES) || adapter.get_info().backend != wgpu::Backend::Vulkan {
@@ -265,6 +246,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         // Not on Mesa 22.3's GL: there it gave wrong answers (odd numbers of vec4s per row), and uniforms cost nothing.
         params_in_storage: class == DeviceClass::Software && info.backend == wgpu::Backend::Vulkan,
         loop_iterations: llvm_version(&info.name).is_some_and(|version| version < 16).then_some(65_535),
+        scratch_budget: u64::MAX,
         specialise: Specialise::Auto,
     }
 }

@@ -1,20 +1,13 @@
-//! Buffers of calls from host arrays: created, filled, read back together, kept for the next call.
+//! Buffers: created, filled, read back together.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Gpu;
-use super::host::{Waiting, map};
 use super::loss::poll;
-use crate::error::Result;
-use crate::plan::table_bytes;
-use crate::problem::{BroadcastShape, Inputs, Problem};
-
-/// Number of prepared calls kept on a device, per kind; the least recently used are dropped first.
-const KEPT: usize = 16;
-/// Bytes of buffers kept for prepared calls, per kind; the most recent call is kept even if it has more.
-const KEPT_BYTES: u64 = 512 << 20;
+use super::wait::{Waiting, map};
+use crate::error::{Cause, Result};
 
 /// Creates a storage buffer of whole vec4s, at least one.
 pub(super) fn storage(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
@@ -29,7 +22,7 @@ pub(super) fn filled(gpu: &Gpu, label: &str, usage: wgpu::BufferUsages, bytes: &
         buffer.unmap();
         view
     })?
-    .map_err(|error| gpu.failure(error))?;
+    .map_err(|error| gpu.failure(Cause::new(error)))?;
     Ok(buffer)
 }
 
@@ -99,52 +92,18 @@ fn write_in_place(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: &[u8]) -> bool {
     written
 }
 
+/// Size of a buffer for `bytes`: whole vec4s, at least one.
+pub(super) fn whole_vec4s(bytes: u64) -> u64 {
+    bytes.next_multiple_of(16).max(16)
+}
+
 fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
-    let size = bytes.next_multiple_of(16).max(16);
+    let size = whole_vec4s(bytes);
     gpu.guarded(|| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }))
 }
 
-/// Binding of a whole buffer, if there is one.
-pub(super) fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferBinding<'_>> {
-    buffer.as_ref().map(wgpu::Buffer::as_entire_buffer_binding)
-}
-
-/// Buffers of a problem besides its operands.
-pub(super) struct Options {
-    pub(super) tables: Option<wgpu::Buffer>,
-    pub(super) bias: Option<wgpu::Buffer>,
-    pub(super) mask: Option<wgpu::Buffer>,
-}
-
-impl Options {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, table_words: u32) -> Result<Self> {
-        let buffer = |label: &str, bytes: Option<u64>| bytes.map(|bytes| storage(gpu, label, bytes, refilled(gpu))).transpose();
-        let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
-        Ok(Self {
-            tables: buffer("tables", (table_words > 0).then_some(4 * u64::from(table_words)))?,
-            bias: buffer("bias", problem.bias.map(|shape| 4 * elements(shape)))?,
-            mask: buffer("mask", problem.visibility.mask.map(elements))?,
-        })
-    }
-
-    pub(super) fn upload(&self, gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) {
-        if let Some(buffer) = &self.tables {
-            write(gpu, buffer, &table_bytes(problem, inputs));
-        }
-        if let Some(buffer) = &self.bias {
-            write(gpu, buffer, bytemuck::cast_slice(inputs.bias));
-        }
-        if let Some(buffer) = &self.mask {
-            write(gpu, buffer, bytemuck::cast_slice(inputs.mask));
-        }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        [&self.tables, &self.bias, &self.mask].into_iter().flatten().map(wgpu::Buffer::size).sum()
-    }
-}
-
 /// Buffers that are read back together.
+#[derive(Debug)]
 pub(super) struct ReadBack {
     /// Buffers, each with its range of bytes in `staging`.
     parts: Vec<(wgpu::Buffer, Range<u64>)>,
@@ -186,51 +145,11 @@ impl ReadBack {
             self.staging.unmap();
             taken
         })?
-        .map_err(|error| gpu.failure(error))
+        .map_err(|error| gpu.failure(Cause::new(error)))
     }
 
-    /// Bytes of the buffers and of the staging buffer.
-    pub(super) fn bytes(&self) -> u64 {
-        self.parts.iter().map(|(buffer, _)| buffer.size()).sum::<u64>() + self.staging.size()
-    }
-}
-
-/// Prepared calls with the bytes of their buffers, least recently used first.
-pub(super) struct Kept<T>(Mutex<Vec<(T, u64)>>);
-
-impl<T> Default for Kept<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T> Kept<T> {
-    /// Takes a call out, so that no other caller can use it while it runs.
-    pub(super) fn take(&self, is_it: impl Fn(&T) -> bool) -> Option<T> {
-        let mut kept = self.lock();
-        let found = kept.iter().position(|(call, _)| is_it(call))?;
-        Some(kept.remove(found).0)
-    }
-
-    pub(super) fn has(&self, is_it: impl Fn(&T) -> bool) -> bool {
-        self.lock().iter().any(|(call, _)| is_it(call))
-    }
-
-    /// Keeps a call, and drops the oldest ones beyond the limits.
-    pub(super) fn keep(&self, call: T, bytes: u64) {
-        let mut kept = self.lock();
-        kept.push((call, bytes));
-        let mut bytes: u64 = kept.iter().map(|(_, bytes)| bytes).sum();
-        while kept.len() > KEPT || (kept.len() > 1 && bytes > KEPT_BYTES) {
-            bytes -= kept.remove(0).1;
-        }
-    }
-
-    pub(super) fn clear(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(T, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Bytes of the staging buffer.
+    pub(super) fn staging_bytes(&self) -> u64 {
+        self.staging.size()
     }
 }

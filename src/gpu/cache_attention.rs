@@ -24,7 +24,7 @@ pub struct QueryBindings<'a> {
     pub output: wgpu::BufferBinding<'a>,
     /// Log-sum-exp of each row, f32, [`Problem::lse_len`] elements, if wanted.
     pub lse: Option<wgpu::BufferBinding<'a>>,
-    /// Small vectors in the order of [`crate::plan::TableLayout`] without lengths and page table, if there are any.
+    /// Small vectors, as [`super::Tables`] describes, without lengths and page table, if there are any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
     /// Additive bias, f32, if the problem has one.
     pub bias: Option<wgpu::BufferBinding<'a>>,

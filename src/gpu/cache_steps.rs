@@ -19,7 +19,7 @@ pub(super) fn bound(
     let grid = grid(gpu, threads)?;
     let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
     let (buffer, _) = params_buffer(gpu, "cache params", std::iter::once(params))?;
-    let pipeline = gpu.pipelines().get(gpu, PipelineKey::Cache(key))?;
+    let pipeline = gpu.pipeline(PipelineKey::Cache(key))?;
     let params = (CacheSlot::Params, params_binding::<CacheParams>(&buffer));
     let entries: Vec<_> = std::iter::once(&params)
         .chain(bindings)

@@ -1,22 +1,19 @@
-//! Device and what is kept for it: capabilities, pipelines, prepared problems.
+//! Device and what is kept for it: capabilities, pipelines, results of tuning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
-use super::buffers::Kept;
-use super::host::Prepared;
-use super::host_backward::PreparedBackward;
-use super::loss::Sentinel;
-use super::pipeline::PipelineCache;
+use super::loss::{Scopes, Sentinel};
+use super::pipeline::{Pipeline, PipelineKey, compile};
 use super::probe;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::problem::{Algorithm, Problem};
 use crate::wgsl::Kernel;
 
-/// Options of a device and its shaders.
+/// Options of a device and its shaders. Later versions may add fields: end a literal with `..Default::default()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShaderOptions {
     /// Enables every runtime check (bounds, loops, divisions): slow, for finding bugs.
@@ -32,6 +29,9 @@ pub struct ShaderOptions {
     /// Opens the device with cooperative matrices if the adapter has them, for [`crate::Engine::tune`] to try (each
     /// answer is checked) and [`crate::Engine::load_tuned`] to use. `prefer_matrices` does so too.
     pub tune_matrices: bool,
+    /// Maximum size of the scratch buffers of a plan together, in bytes; `None` for no maximum. A plan that needs more is
+    /// refused as [`Error::Limit`]. [`Plan::scratch_bytes`] says what a plan needs.
+    pub scratch_budget: Option<u64>,
     /// Skips the tiny problem that each kernel computes before its first use: see [`crate::Engine::check_kernels`]. The
     /// environment variable `WGPU_ATTENTION_CANARY=off` does so too.
     pub skip_canary: bool,
@@ -53,11 +53,10 @@ struct Shared {
     name: String,
     options: ShaderOptions,
     sentinel: Sentinel,
-    pipelines: PipelineCache,
-    prepared: Kept<Prepared>,
+    /// Pipelines compiled so far.
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
-    prepared_backward: Kept<PreparedBackward>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -72,15 +71,11 @@ impl Gpu {
     ///
     /// Request `adapter.limits()` and [`wgpu::Features::SUBGROUP`] for the device: WebGPU's defaults are small.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::new(device, queue, ShaderOptions::default())
+        Self::from_device_with(device, queue, ShaderOptions::default())
     }
 
     /// [`Self::from_device`] with options.
     pub fn from_device_with(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
-        Self::new(device, queue, options)
-    }
-
-    fn new(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
         let is_software = caps.class == DeviceClass::Software;
@@ -88,10 +83,10 @@ impl Gpu {
             specialise: options.specialise,
             class: options.pretend.unwrap_or(caps.class),
             prefer_matrices: options.prefer_matrices,
+            scratch_budget: options.scratch_budget.unwrap_or(u64::MAX),
             ..caps
         };
         let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
-        let pipelines = PipelineCache::default();
         let sentinel = Sentinel::new(&device);
         let shared = Shared {
             device,
@@ -102,10 +97,8 @@ impl Gpu {
             name,
             options,
             sentinel,
-            pipelines,
-            prepared: Kept::default(),
+            pipelines: Mutex::default(),
             tuned: Mutex::default(),
-            prepared_backward: Kept::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -117,12 +110,12 @@ impl Gpu {
         let features = wanted_features(adapter);
         if matrix_size > 0 {
             match request(adapter, features | MATRIX_FEATURES).await {
-                Ok((device, queue)) => return Ok(Self::new(device, queue, ShaderOptions { matrix_size, ..options })),
+                Ok((device, queue)) => return Ok(Self::from_device_with(device, queue, ShaderOptions { matrix_size, ..options })),
                 Err(why) => log::warn!("{}: no cooperative matrices: {why}", adapter.get_info().name),
             }
         }
-        let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why })?;
-        Ok(Self::new(device, queue, ShaderOptions { matrix_size: 0, ..options }))
+        let (device, queue) = request(adapter, features).await.map_err(|why| Error::Device { why: why.into() })?;
+        Ok(Self::from_device_with(device, queue, ShaderOptions { matrix_size: 0, ..options }))
     }
 
     /// Device of wgpu.
@@ -157,23 +150,18 @@ impl Gpu {
 
     /// Plans with the fastest kernel that tuning has found for this class of problems.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::with_kernel(problem, self.caps(), algorithm, self.fastest(problem))
+        Plan::of(problem, self.caps(), algorithm, self.fastest(problem))
     }
 
     /// [`Self::plan`] for work that is recorded again and again.
     pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::with_kernel(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
+        Plan::of(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
     }
 
     /// Fastest kernel that tuning has found for this class of problems.
     pub(super) fn fastest(&self, problem: &Problem) -> Option<Kernel> {
         let tuned = self.tuned();
         if tuned.is_empty() { None } else { tuned.get(&class_of(problem)).copied() }
-    }
-
-    /// Drops prepared problems, because their kernels may no longer be the ones to use.
-    pub(crate) fn forget_prepared(&self) {
-        self.prepared().clear();
     }
 
     /// Results of autotuning, by class of problem.
@@ -191,22 +179,75 @@ impl Gpu {
         !self.shared.options.skip_canary && !cfg!(target_family = "wasm") && !off()
     }
 
-    pub(super) fn sentinel(&self) -> &Sentinel {
-        &self.shared.sentinel
+    /// Number of pipelines compiled so far.
+    pub fn pipelines_compiled(&self) -> usize {
+        self.pipelines().len()
     }
 
-    pub(super) fn pipelines(&self) -> &PipelineCache {
-        &self.shared.pipelines
+    /// Returns the pipeline of `key`, compiling it if it is new.
+    pub(super) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = self.pipelines().get(&key) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let compiled = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        self.check_alive()?;
+        let compiled = Arc::new(compiled?);
+        Ok(Arc::clone(self.pipelines().entry(key).or_insert(compiled)))
     }
 
-    /// Problems prepared for calls from host memory.
-    pub(super) fn prepared(&self) -> &Kept<Prepared> {
-        &self.shared.prepared
+    fn pipelines(&self) -> MutexGuard<'_, HashMap<PipelineKey, Arc<Pipeline>>> {
+        self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Backward passes prepared for calls from host memory.
-    pub(super) fn prepared_backward(&self) -> &Kept<PreparedBackward> {
-        &self.shared.prepared_backward
+    /// True if the device is lost: calls return [`Error::Lost`]. Browsers know of it only once a result is read back.
+    pub fn is_lost(&self) -> bool {
+        cfg!(not(target_family = "wasm")) && self.shared.sentinel.sees_loss(self.device())
+    }
+
+    /// Returns an error if the device is lost.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.is_lost() { Err(Error::Lost { why: "the device was destroyed, reset or unplugged".into() }) } else { Ok(()) }
+    }
+
+    /// Calls wgpu and returns its errors; on a lost device always [`Error::Lost`].
+    pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
+        let scopes = Scopes::open(self.device());
+        let made = call();
+        match scopes.close() {
+            Some(error) => Err(self.failure(cause(error))),
+            None => self.check_alive().map(|()| made),
+        }
+    }
+
+    /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
+    pub(super) fn failure(&self, why: impl Into<Cause>) -> Error {
+        let why = why.into();
+        if self.is_lost() { Error::Lost { why } } else { Error::Device { why } }
+    }
+
+    /// Compiles a kernel from changed text, as a wrong compiler would.
+    #[cfg(test)]
+    pub(crate) fn compile_changed(&self, key: crate::wgsl::KernelKey, change: impl FnOnce(String) -> String) -> Result<()> {
+        let key = PipelineKey::Attention(key);
+        let mut source = key.source();
+        let own = source.text.clone();
+        source.text = change(source.text);
+        assert_ne!(source.text, own, "there is nothing to change");
+        let pipeline = compile(self.device(), self.caps(), self.is_checked(), &key, source)?;
+        self.pipelines().insert(key, Arc::new(pipeline));
+        Ok(())
+    }
+}
+
+/// Cause of an error of wgpu, which cannot leave its thread in a browser.
+fn cause(error: wgpu::Error) -> Cause {
+    #[cfg(not(target_family = "wasm"))]
+    {
+        Cause::new(error)
+    }
+    #[cfg(target_family = "wasm")]
+    {
+        error.to_string().into()
     }
 }
 

@@ -1,161 +1,253 @@
-//! Calls from host slices to host vectors: upload, run, read back. Buffers are kept for the problem's next call.
+//! Calls from host slices to host vectors: buffers, upload, run, read back.
 
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
-use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
-
-use super::buffers::{Options, ReadBack, refilled, storage, whole, write};
-use super::{Attention, Bindings, Dispatches, Gpu};
-use crate::error::{Error, Result};
-use crate::numbers::{HostSlice, HostVec};
-use crate::problem::{Algorithm, Inputs, Operand, Outputs, Problem};
+use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
+use super::steps::{Ready, argument};
+use super::wait::{Waiting, finished};
+use super::{Backward, Dispatches, Gpu};
+use crate::error::Result;
+use crate::numbers::HostVec;
+use crate::plan::{BufferRef, Plan};
+use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients, table_bytes};
 use crate::progress::Progress;
 
-/// Problem with buffers of its own.
+/// Arguments besides a problem's tensors.
+const OPTIONS: [BufferRef; 3] = [BufferRef::Tables, BufferRef::Bias, BufferRef::Mask];
+/// Arguments that a forward pass reads and writes.
+const FORWARD: [&[BufferRef]; 2] = [
+    &[BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Tables, BufferRef::Bias, BufferRef::Mask],
+    &[BufferRef::Output, BufferRef::Lse, BufferRef::Stats, BufferRef::Scores, BufferRef::Weights],
+];
+/// Arguments that a backward pass reads and writes.
+const BACKWARD: [&[BufferRef]; 2] = [
+    &[
+        BufferRef::Query,
+        BufferRef::Key,
+        BufferRef::Value,
+        BufferRef::Output,
+        BufferRef::DOutput,
+        BufferRef::Stats,
+        BufferRef::Tables,
+        BufferRef::Bias,
+        BufferRef::Mask,
+    ],
+    &[BufferRef::DQuery, BufferRef::DKey, BufferRef::DValue, BufferRef::DBias, BufferRef::DRelativeBias, BufferRef::DSinks],
+];
+
+/// Bytes of all buffers of a call from host memory, before there are any.
+pub(super) fn call_bytes(problem: &Problem, want: Option<&WantGradients>, plan: &Plan) -> u64 {
+    let [inputs, results] = if want.is_some() { BACKWARD } else { FORWARD };
+    let padded =
+        |places: &[BufferRef]| -> u64 { places.iter().filter_map(|&place| argument(problem, want, plan, place).1).map(whole_vec4s).sum() };
+    plan.scratch_bytes() + padded(inputs) + 2 * padded(results)
+}
+
+/// Buffers of a problem's arguments, each with the bytes of it that are used.
+pub(super) struct Arguments(Vec<(BufferRef, wgpu::Buffer, u64)>);
+
+impl Arguments {
+    /// Creates buffers for those of `places` that the problem has.
+    fn new(ready: &Ready, places: &[BufferRef], usage: wgpu::BufferUsages) -> Result<Self> {
+        let make = |&place: &BufferRef| {
+            let (name, bytes) = ready.argument(place);
+            bytes.map(|bytes| Ok((place, storage(&ready.gpu, name, bytes, usage)?, bytes)))
+        };
+        places.iter().filter_map(make).collect::<Result<_>>().map(Self)
+    }
+
+    /// Creates and fills buffers for tables, bias and mask.
+    pub(super) fn options(ready: &Ready, inputs: &Inputs<'_>) -> Result<Self> {
+        let options = Self::new(ready, &OPTIONS, refilled(&ready.gpu))?;
+        ready.gpu.guarded(|| options.write(&ready.gpu, |place| option_bytes(&ready.problem, inputs, place)))?;
+        Ok(options)
+    }
+
+    /// Binding of an argument's buffer, if the problem has it.
+    pub(super) fn binding(&self, place: BufferRef) -> Option<wgpu::BufferBinding<'_>> {
+        self.0.iter().find(|&&(other, ..)| other == place).map(|(_, buffer, _)| buffer.as_entire_buffer_binding())
+    }
+
+    /// Writes the arguments for which `bytes_of` has bytes, which may be longer than what is used of them. Call it
+    /// within [`Gpu::guarded`].
+    fn write<'a>(&self, gpu: &Gpu, bytes_of: impl Fn(BufferRef) -> Option<Cow<'a, [u8]>>) {
+        for (place, buffer, used) in &self.0 {
+            if let Some(bytes) = bytes_of(*place) {
+                write(gpu, buffer, &bytes[..*used as usize]);
+            }
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, buffer, _)| buffer.size()).sum()
+    }
+}
+
+/// Data of an argument besides the problem's tensors.
+fn option_bytes<'a>(problem: &Problem, inputs: &Inputs<'a>, place: BufferRef) -> Option<Cow<'a, [u8]>> {
+    match place {
+        BufferRef::Tables => Some(table_bytes(problem, inputs).into()),
+        BufferRef::Bias => Some(bytemuck::cast_slice(inputs.bias).into()),
+        BufferRef::Mask => Some(bytemuck::cast_slice(inputs.mask).into()),
+        _ => None,
+    }
+}
+
+/// Forward or backward pass of a problem with buffers of its own.
 pub(super) struct Prepared {
-    pub(super) problem: Problem,
-    algorithm: Algorithm,
+    gpu: Gpu,
+    problem: Problem,
+    /// Storage of the gradients, if it is a backward pass.
+    want: Option<WantGradients>,
     pub(super) bound: Dispatches,
-    pub(super) query: wgpu::Buffer,
-    pub(super) key: wgpu::Buffer,
-    pub(super) value: wgpu::Buffer,
-    pub(super) output: wgpu::Buffer,
-    options: Options,
-    /// Output, then the other wanted results: lse, stats, scores, weights.
-    results: ReadBack,
+    inputs: Arguments,
+    results: Arguments,
+    read_back: ReadBack,
     scratch_bytes: u64,
 }
 
-impl Gpu {
-    /// Computes `problem` on host data. Both have been checked.
-    pub(crate) async fn attention(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_>,
-        algorithm: Algorithm,
-        waiting: Waiting,
-        control: &mut Progress<'_>,
-    ) -> Result<Outputs> {
-        let kept = self.prepared().take(|kept| kept.problem == *problem && kept.algorithm == algorithm);
-        let ready = match kept {
-            Some(ready) => ready,
-            None => Prepared::new(self, problem, algorithm)?,
-        };
-        ready.upload(self, inputs)?;
-        let result = ready.run(self, &ready.bound, control, waiting, |_| {}).await;
-        if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
-            let bytes = ready.bytes();
-            self.prepared().keep(ready, bytes);
-        }
-        result
-    }
-
-    /// True if a call of this problem is prepared and not running.
-    pub(crate) fn is_prepared(&self, problem: &Problem, algorithm: Algorithm) -> bool {
-        self.prepared().has(|kept| kept.problem == *problem && kept.algorithm == algorithm)
-    }
-
-    /// Number of pipelines compiled so far.
-    pub fn pipelines_compiled(&self) -> usize {
-        self.pipelines().len()
-    }
-}
-
 impl Prepared {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
-        Self::of(gpu, problem, algorithm, &Attention::of_plan(gpu, problem, gpu.plan(problem, algorithm)?, None)?)
+    /// Prepares attention.
+    pub(super) fn forward(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
+        Self::new(&Ready::new(gpu, problem, None, gpu.plan(problem, algorithm)?, None)?)
     }
 
-    /// Prepares buffers for an attention that was created from `problem`.
-    pub(super) fn of(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, attention: &Attention) -> Result<Self> {
+    /// Prepares gradients.
+    pub(super) fn backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
+        Self::new(&Backward::of(gpu, problem, want)?.0)
+    }
+
+    /// Creates buffers for a planned problem.
+    pub(super) fn new(ready: &Ready) -> Result<Self> {
+        let [inputs, results] = if ready.want.is_some() { BACKWARD } else { FORWARD };
+        let gpu = ready.gpu.clone();
         // A layer also reads back its queries, keys and values.
-        let operand = refilled(gpu) | wgpu::BufferUsages::COPY_SRC;
-        let result = wgpu::BufferUsages::COPY_SRC;
-        let size = |operand| problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64;
-        let query = storage(gpu, "query", size(Operand::Query), operand)?;
-        let key = storage(gpu, "key", size(Operand::Key), operand)?;
-        let value = storage(gpu, "value", size(Operand::Value), operand)?;
-        let output = storage(gpu, "output", size(Operand::Output), result)?;
-        let options = Options::new(gpu, problem, attention.plan().table_words())?;
-        let mut results = vec![(output.clone(), size(Operand::Output))];
-        let mut wanted = |wanted: bool, label: &str, len: usize| {
-            let buffer = wanted.then(|| storage(gpu, label, 4 * len as u64, result)).transpose()?;
-            results.extend(buffer.iter().map(|buffer| (buffer.clone(), 4 * len as u64)));
-            Ok::<_, Error>(buffer)
-        };
-        let lse = wanted(problem.want.lse, "lse", problem.lse_len())?;
-        let stats = wanted(problem.want.stats, "stats", 2 * problem.lse_len())?;
-        let scores = wanted(problem.want.scores.is_some(), "scores", problem.scores_len())?;
-        let weights = wanted(problem.want.weights, "weights", problem.scores_len())?;
-        let bound = attention.bind(&Bindings {
-            tables: whole(&options.tables),
-            bias: whole(&options.bias),
-            mask: whole(&options.mask),
-            lse: whole(&lse),
-            stats: whole(&stats),
-            scores: whole(&scores),
-            weights: whole(&weights),
-            ..Bindings::new(&query, &key, &value, &output)
-        })?;
-        let results = ReadBack::new(gpu, results)?;
-        let scratch_bytes = attention.plan().scratch_bytes();
-        Ok(Self { problem: *problem, algorithm, bound, query, key, value, output, options, results, scratch_bytes })
+        let inputs = Arguments::new(ready, inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
+        let results = Arguments::new(ready, results, wgpu::BufferUsages::COPY_SRC)?;
+        let all = || inputs.0.iter().chain(&results.0);
+        let bindings: Vec<_> = all().map(|(_, buffer, _)| buffer.as_entire_buffer_binding()).collect();
+        let bound = ready.bind(&all().zip(&bindings).map(|((place, ..), binding)| (*place, Some(binding))).collect::<Vec<_>>())?;
+        let read_back = ReadBack::new(&gpu, results.0.iter().map(|(_, buffer, bytes)| (buffer.clone(), *bytes)))?;
+        let scratch_bytes = ready.plan.scratch_bytes();
+        Ok(Self { gpu, problem: ready.problem, want: ready.want, bound, inputs, results, read_back, scratch_bytes })
+    }
+
+    /// Buffer of an argument that every problem has.
+    pub(super) fn buffer(&self, place: BufferRef) -> &wgpu::Buffer {
+        let argument = self.inputs.0.iter().chain(&self.results.0).find(|&&(other, ..)| other == place);
+        &argument.expect("every problem has it").1
     }
 
     /// Bytes of all buffers.
-    fn bytes(&self) -> u64 {
-        let operands: u64 = [&self.query, &self.key, &self.value].map(wgpu::Buffer::size).iter().sum();
-        self.scratch_bytes + operands + self.options.bytes() + self.results.bytes()
+    pub(super) fn bytes(&self) -> u64 {
+        self.scratch_bytes + self.inputs.bytes() + self.results.bytes() + self.read_back.staging_bytes()
+    }
+
+    /// Uploads the data of a forward pass.
+    pub(super) fn upload(&self, inputs: &Inputs<'_>) -> Result<()> {
+        self.upload_with(inputs, |_| None)
+    }
+
+    /// Uploads the data of a backward pass.
+    pub(super) fn upload_backward(&self, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) -> Result<()> {
+        self.upload_with(inputs, |place| match place {
+            BufferRef::Output => Some(backward.output.bytes()),
+            BufferRef::DOutput => Some(backward.d_output.bytes()),
+            BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
+            _ => None,
+        })
+    }
+
+    fn upload_with<'a>(&self, inputs: &Inputs<'_>, others: impl Fn(BufferRef) -> Option<&'a [u8]>) -> Result<()> {
+        self.gpu.guarded(|| {
+            self.inputs.write(&self.gpu, |place| match place {
+                BufferRef::Query => Some(inputs.query.bytes().into()),
+                BufferRef::Key => Some(inputs.key.bytes().into()),
+                BufferRef::Value => Some(inputs.value.bytes().into()),
+                place => others(place).map(Cow::from).or_else(|| option_bytes(&self.problem, inputs, place)),
+            });
+        })
+    }
+
+    /// Uploads everything but query, key and value. Call it within [`Gpu::guarded`].
+    pub(super) fn upload_options(&self, inputs: &Inputs<'_>) {
+        self.inputs.write(&self.gpu, |place| option_bytes(&self.problem, inputs, place));
     }
 
     /// Runs `bound`, which ends in this problem's output, and reads the outputs back. `copy` may record more copies.
-    pub(super) async fn run(
+    pub(super) async fn outputs(
         &self,
-        gpu: &Gpu,
         bound: &Dispatches,
         control: &mut Progress<'_>,
         waiting: Waiting,
         copy: impl Fn(&mut wgpu::CommandEncoder),
     ) -> Result<Outputs> {
-        let submission = submit(gpu, bound, control, waiting, |encoder| {
-            self.results.copy(encoder);
+        let decode = |results: &Results<'_>| Outputs {
+            output: HostVec::from_bytes(self.problem.output.dtype, results.bytes(BufferRef::Output).unwrap_or_default()),
+            lse: results.elements(BufferRef::Lse),
+            stats: results.elements(BufferRef::Stats),
+            scores: results.elements(BufferRef::Scores),
+            weights: results.elements(BufferRef::Weights),
+        };
+        self.run(bound, control, waiting, copy, decode).await
+    }
+
+    /// Runs a backward pass and reads the gradients back.
+    pub(super) async fn gradients(&self, control: &mut Progress<'_>, waiting: Waiting) -> Result<Gradients> {
+        let decode = |results: &Results<'_>| {
+            let dtype = |operand| self.want.unwrap_or_default().dtype(&self.problem, operand);
+            let stored = |place, operand| results.bytes(place).map(|bytes| HostVec::from_bytes(dtype(operand), bytes));
+            Gradients {
+                query: stored(BufferRef::DQuery, Operand::Query),
+                key: stored(BufferRef::DKey, Operand::Key),
+                value: stored(BufferRef::DValue, Operand::Value),
+                bias: results.elements(BufferRef::DBias),
+                relative_bias: results.elements(BufferRef::DRelativeBias),
+                sinks: results.elements(BufferRef::DSinks),
+            }
+        };
+        self.run(&self.bound, control, waiting, |_| {}, decode).await
+    }
+
+    /// Runs `bound` and passes the results to `decode`.
+    async fn run<T>(
+        &self,
+        bound: &Dispatches,
+        control: &mut Progress<'_>,
+        waiting: Waiting,
+        copy: impl Fn(&mut wgpu::CommandEncoder),
+        decode: impl FnOnce(&Results<'_>) -> T,
+    ) -> Result<T> {
+        let submission = submit(&self.gpu, bound, control, waiting, |encoder| {
+            self.read_back.copy(encoder);
             copy(encoder);
         })
         .await?;
-        let Problem { want, output, .. } = self.problem;
-        let take = |parts: &mut dyn Iterator<Item = &[u8]>| {
-            let output = HostVec::from_bytes(output.dtype, parts.next().unwrap_or_default());
-            let mut next = |wanted: bool| if wanted { parts.next() } else { None };
-            let f32s = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-            let lse = next(want.lse).map(f32s);
-            let stats = next(want.stats).map(bytemuck::pod_collect_to_vec::<u8, [f32; 2]>);
-            let scores = next(want.scores.is_some()).map(f32s);
-            Outputs { output, lse, stats, scores, weights: next(want.weights).map(f32s) }
-        };
-        let outputs = self.results.read(gpu, submission, waiting, take).await?;
+        let take =
+            |parts: &mut dyn Iterator<Item = &[u8]>| decode(&Results(self.results.0.iter().map(|&(place, ..)| place).zip(parts).collect()));
+        let results = self.read_back.read(&self.gpu, submission, waiting, take).await?;
         control.report(1.0)?;
-        Ok(outputs)
+        Ok(results)
+    }
+}
+
+/// Bytes that were read back.
+struct Results<'a>(Vec<(BufferRef, &'a [u8])>);
+
+impl Results<'_> {
+    fn bytes(&self, place: BufferRef) -> Option<&[u8]> {
+        self.0.iter().find(|&&(other, _)| other == place).map(|&(_, bytes)| bytes)
     }
 
-    pub(super) fn upload(&self, gpu: &Gpu, inputs: &Inputs<'_>) -> Result<()> {
-        gpu.guarded(|| {
-            for (operand, buffer, slice) in [
-                (Operand::Query, &self.query, inputs.query),
-                (Operand::Key, &self.key, inputs.key),
-                (Operand::Value, &self.value, inputs.value),
-            ] {
-                let used = self.problem.spec(operand).dtype.bytes(self.problem.operand_len(operand));
-                write(gpu, buffer, &HostSlice::bytes(&slice)[..used]);
-            }
-            self.upload_options(gpu, inputs);
-        })
+    fn elements<T: bytemuck::Pod>(&self, place: BufferRef) -> Option<Vec<T>> {
+        self.bytes(place).map(bytemuck::pod_collect_to_vec)
     }
+}
 
-    /// Uploads everything but query, key and value. Call it within [`Gpu::guarded`].
-    pub(super) fn upload_options(&self, gpu: &Gpu, inputs: &Inputs<'_>) {
-        self.options.upload(gpu, &self.problem, inputs);
-    }
+/// Problem whose outputs are the softmax statistics over all keys, which gradients need.
+pub(super) fn for_stats(problem: &Problem) -> Problem {
+    Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem }
 }
 
 /// Submits `bound`, followed by the copies that `copy` records. Returns the last submission.
@@ -206,73 +298,3 @@ fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     pieces.push(first..bound.dispatches());
     pieces
 }
-
-/// Signal that a call can go on, or why it cannot.
-type Signal = OneshotSender<Result<(), String>>;
-
-/// Maps a buffer for reading once `submission` is done.
-pub(super) async fn map(gpu: &Gpu, buffer: &wgpu::Buffer, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
-    let start = |signal: Arc<Signal>| {
-        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-            let _ = signal.send(result.map_err(|error| error.to_string())); // fails if the call was dropped
-        });
-    };
-    wait(gpu, start, submission, waiting).await
-}
-
-/// Waits until `submission` is done.
-async fn finished(gpu: &Gpu, submission: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
-    #[cfg(not(target_family = "wasm"))]
-    if waiting == Waiting::Blocking {
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        return super::loss::poll(gpu.device(), wait).map_err(|why| gpu.failure(why));
-    }
-    // wgpu signals once everything submitted so far is done: polling waits for that, not for `submission`.
-    let _ = submission;
-    let start = |signal: Arc<Signal>| {
-        gpu.queue().on_submitted_work_done(move || {
-            let _ = signal.send(Ok(())); // fails if the call was dropped
-        });
-    };
-    wait(gpu, start, None, waiting).await
-}
-
-/// Waits for the signal that `start` requests from wgpu. Polls until `submission` is done, or all work without one.
-async fn wait(gpu: &Gpu, start: impl FnOnce(Arc<Signal>), submission: Option<wgpu::SubmissionIndex>, waiting: Waiting) -> Result<()> {
-    let (signal, receiver) = oneshot_channel();
-    let signal = Arc::new(signal);
-    gpu.guarded(|| start(Arc::clone(&signal)))?;
-    poll(gpu, submission, waiting, signal);
-    match receiver.receive().await {
-        Some(Ok(())) => Ok(()),
-        Some(Err(why)) => Err(gpu.failure(why)),
-        None => Err(gpu.failure("the device never answered")),
-    }
-}
-
-/// Way in which a call waits for the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiting {
-    /// Polls on the calling thread.
-    Blocking,
-    /// Polls on a thread of its own while the future is pending; in a browser the event loop drives the device.
-    Async,
-}
-
-/// Ensures that the device is polled until `submission` is done, and signals if that fails.
-#[cfg(not(target_family = "wasm"))]
-fn poll(gpu: &Gpu, submission: Option<wgpu::SubmissionIndex>, waiting: Waiting, signal: Arc<Signal>) {
-    let device = gpu.device().clone();
-    let poll = move || {
-        if let Err(why) = super::loss::poll(&device, wgpu::PollType::Wait { submission_index: submission, timeout: None }) {
-            let _ = signal.send(Err(why)); // already signalled, or the call was dropped
-        }
-    };
-    match waiting {
-        Waiting::Blocking => poll(),
-        Waiting::Async => drop(std::thread::spawn(poll)),
-    }
-}
-
-#[cfg(target_family = "wasm")]
-fn poll(_: &Gpu, _: Option<wgpu::SubmissionIndex>, _: Waiting, _: Arc<Signal>) {}

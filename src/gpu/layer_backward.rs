@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::buffers::{Options, ReadBack, whole};
-use super::host::{Waiting, submit};
+use super::buffers::ReadBack;
+use super::host::{Arguments, Prepared, for_stats, submit};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
-use super::{Backward, BackwardBindings, Dispatches, Gpu};
+use super::{Backward, BackwardBindings, Dispatches, Gpu, Waiting};
 use crate::error::Result;
-use crate::problem::{Inputs, Problem, WantGradients};
+use crate::plan::BufferRef;
+use crate::problem::{Algorithm, Inputs, Problem, WantGradients};
 use crate::progress::Progress;
 
 /// Projection Y = X·Wᵀ whose gradients are wanted.
@@ -102,8 +103,13 @@ pub(crate) async fn layer_backward(
     let d_context = recording.project_back(&parts.output, &d_output)?;
     let [query, key, value, _] = parts.steps;
     let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
-    let made = if parts.stats.is_some() { None } else { Some(gpu.stats_of(problem, &projected, Waiting::Blocking).await?) };
-    let stats = parts.stats.or(made.as_deref()).unwrap_or_default();
+    let mut computed = None;
+    if parts.stats.is_none() {
+        let forward = Prepared::forward(gpu, &for_stats(problem), Algorithm::Auto)?;
+        forward.upload(&projected)?;
+        computed = forward.outputs(&forward.bound, &mut Progress::default(), Waiting::Blocking, |_| {}).await?.stats;
+    }
+    let stats = parts.stats.or(computed.as_deref()).unwrap_or_default();
     let (d_operands, extras) = attention(&mut recording, problem, inputs, (parts.steps, stats), &want, &d_context)?;
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
         recording.project_back(side, d_y)?;
@@ -126,7 +132,7 @@ fn attention(
     d_context: &wgpu::Buffer,
 ) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
     let gpu = recording.gpu;
-    let backward = Backward::new(gpu, problem, want)?;
+    let backward = Backward::of(gpu, problem, want)?;
     let operands =
         [uploaded(gpu, "query", query)?, uploaded(gpu, "key", key)?, uploaded(gpu, "value", value)?, uploaded(gpu, "context", context)?];
     let stats = uploaded(gpu, "stats", bytemuck::cast_slice(stats))?;
@@ -136,8 +142,7 @@ fn attention(
         storage_buffer(gpu, "d_key", key.len(), spare)?,
         storage_buffer(gpu, "d_value", value.len(), spare)?,
     ];
-    let options = Options::new(gpu, problem, backward.plan().table_words())?;
-    gpu.guarded(|| options.upload(gpu, problem, inputs))?;
+    let options = Arguments::options(&backward.0, inputs)?;
     let mut extra = |wanted: bool, name: &str, len: usize| wanted.then(|| recording.result(name, len)).transpose();
     let d_bias = extra(want.bias, "d_bias", inputs.bias.len())?;
     let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;
@@ -149,15 +154,15 @@ fn attention(
         output: operands[3].as_entire_buffer_binding(),
         stats: stats.as_entire_buffer_binding(),
         d_output: d_context.as_entire_buffer_binding(),
-        tables: whole(&options.tables),
-        bias: whole(&options.bias),
-        mask: whole(&options.mask),
+        tables: options.binding(BufferRef::Tables),
+        bias: options.binding(BufferRef::Bias),
+        mask: options.binding(BufferRef::Mask),
         d_query: Some(d_operands[0].as_entire_buffer_binding()),
         d_key: Some(d_operands[1].as_entire_buffer_binding()),
         d_value: Some(d_operands[2].as_entire_buffer_binding()),
-        d_bias: whole(&d_bias),
-        d_relative_bias: whole(&d_relative_bias),
-        d_sinks: whole(&d_sinks),
+        d_bias: d_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
+        d_relative_bias: d_relative_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
+        d_sinks: d_sinks.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
     })?;
     recording.bound.steps.extend(bound.steps);
     Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))

@@ -73,7 +73,7 @@ impl DeviceLinear {
 
     fn bind_tiles(&self, gpu: &Gpu, tile: LinearTile, rows: RowMap, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
         let vectors = self.in_features.is_multiple_of(4);
-        let pipeline = gpu.pipelines().get(gpu, PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
+        let pipeline = gpu.pipeline(PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
         let workgroups = grid(rows.own().div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
         let flops = 2.0 * rows.own() as f64 * self.out_features as f64 * self.in_features as f64;
         let params = LinearParams {
@@ -91,7 +91,7 @@ impl DeviceLinear {
 
 /// Dispatches that write X [rows, columns] transposed to Y.
 pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
-    let pipeline = gpu.pipelines().get(gpu, PipelineKey::Transpose)?;
+    let pipeline = gpu.pipeline(PipelineKey::Transpose)?;
     let workgroups = grid(rows.div_ceil(16) * columns.div_ceil(16))?;
     let params = LinearParams { rows: rows as u32, columns: columns as u32, ..Default::default() };
     dispatches(gpu, &pipeline, params, (workgroups, (rows * columns) as f64), &[x, y])
@@ -157,7 +157,7 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::buffers::ReadBack;
-    use super::super::host::Waiting;
+    use super::super::wait::Waiting;
     use super::super::{Dispatches, choose_every};
     use super::*;
 

@@ -1,13 +1,9 @@
 //! Device loss. wgpu reports it in one callback, which is the app's, and then silently creates objects that do nothing.
 //! So every wgpu call here is inside error scopes, and mapping a buffer shows whether the device is there.
 
-use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use super::Gpu;
-use crate::error::{Error, Result};
 
 /// Error scopes of every kind on this thread, which keep errors from the app's handler. The last opened drops first.
 pub(super) struct Scopes {
@@ -43,7 +39,7 @@ impl Sentinel {
         Self(Mutex::new(device.create_buffer(&descriptor)))
     }
 
-    fn sees_loss(&self, device: &wgpu::Device) -> bool {
+    pub(super) fn sees_loss(&self, device: &wgpu::Device) -> bool {
         let buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let _scopes = Scopes::open(device);
         let refused = Arc::new(AtomicBool::new(false));
@@ -53,37 +49,6 @@ impl Sentinel {
         buffer.unmap();
         refused
     }
-}
-
-impl Gpu {
-    /// True if the device is lost: calls return [`Error::Lost`]. Browsers know of it only once a result is read back.
-    pub fn is_lost(&self) -> bool {
-        cfg!(not(target_family = "wasm")) && self.sentinel().sees_loss(self.device())
-    }
-
-    /// Returns an error if the device is lost.
-    pub(super) fn check_alive(&self) -> Result<()> {
-        if self.is_lost() { Err(lost("the device was destroyed, reset or unplugged")) } else { Ok(()) }
-    }
-
-    /// Calls wgpu and returns its errors; on a lost device always [`Error::Lost`].
-    pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
-        let scopes = Scopes::open(self.device());
-        let made = call();
-        match scopes.close() {
-            Some(error) => Err(self.failure(error)),
-            None => self.check_alive().map(|()| made),
-        }
-    }
-
-    /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
-    pub(super) fn failure(&self, error: impl Display) -> Error {
-        if self.is_lost() { lost(error) } else { Error::Device { why: error.to_string() } }
-    }
-}
-
-fn lost(why: impl Display) -> Error {
-    Error::Lost { why: why.to_string() }
 }
 
 /// Polls the device; an error says why it failed. wgpu 30 panics in a poll if the driver loses the device.

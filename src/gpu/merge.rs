@@ -26,23 +26,23 @@ pub struct MergeBindings<'a> {
     pub lse: wgpu::BufferBinding<'a>,
 }
 
-/// Sizes of a merge.
+/// Sizes of a merge of attentions over disjoint keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MergeSizes {
-    /// Number of parts.
+pub struct Merge {
+    /// Number of partial results.
     pub parts: usize,
-    /// Number of rows of each part: those of all batch items and heads.
+    /// Number of rows: [`crate::Problem::lse_len`] of each attention.
     pub rows: usize,
-    /// Width of a value.
+    /// Width of an output row.
     pub head_dim_v: usize,
 }
 
-impl Dispatches {
-    /// Binds the merge of attentions over disjoint keys, as [`crate::merge`] defines it.
+impl Merge {
+    /// Binds the merge, as [`crate::merge`] defines it.
     ///
     /// Errors: a size of 0, a buffer that is too small or not for storage, sizes over the device's limits.
-    pub fn merge(gpu: &Gpu, sizes: MergeSizes, bindings: &MergeBindings<'_>) -> Result<Self> {
-        let MergeSizes { parts, rows, head_dim_v } = sizes;
+    pub fn bind(&self, gpu: &Gpu, bindings: &MergeBindings<'_>) -> Result<Dispatches> {
+        let Self { parts, rows, head_dim_v } = *self;
         let steps = merge_steps([parts, rows, head_dim_v], gpu.caps())?;
         let row_bytes = 4 * rows as u64;
         for (argument, binding, needed) in [
@@ -64,9 +64,9 @@ impl Dispatches {
         ];
         let entries = slots
             .map(|(slot, binding)| wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) });
-        let mut bound = Self { steps: Vec::new() };
+        let mut bound = Dispatches { steps: Vec::new() };
         let Some(first) = steps.first() else { return Ok(bound) };
-        let pipeline = gpu.pipelines().get(gpu, PipelineKey::Attention(first.key.clone()))?;
+        let pipeline = gpu.pipeline(PipelineKey::Attention(first.key.clone()))?;
         let bind_group = bind_group(gpu, &pipeline, &entries)?;
         bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundDispatch {
             pipeline: Arc::clone(&pipeline),

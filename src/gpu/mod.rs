@@ -1,4 +1,34 @@
 //! All use of wgpu: adapters, devices, pipelines, buffers, dispatch.
+//!
+//! An app with a device of its own wraps it in a [`Gpu`], prepares an [`Attention`] or [`Backward`] once per shape, binds
+//! its buffers ([`Bindings`], [`Tables`]), and records the [`Dispatches`] into its own encoder. Nothing is submitted, and
+//! no hook of the device is replaced.
+//!
+//! # Determinism
+//!
+//! A plan computes the same bits each time on the same device and driver, forward and backward: each element is summed
+//! by one workgroup in a fixed order, without atomic additions. Other work in the pass, the batch's other items
+//! of a padded problem and earlier contents of scratch change nothing.
+//!
+//! Plans differ with the shape, with [`crate::plan::DeviceCaps`] (a different device or driver) and with tuning. On a
+//! software adapter an [`Attention`], which is recorded often, may also get a specialised kernel where a single
+//! [`crate::Engine::attention`] gets a generic one. Different plans agree up to rounding.
+//!
+//! # What recordings share
+//!
+//! Recordings of one [`Attention`] or [`Backward`] share its scratch, however often it is bound. A device has one queue,
+//! which runs dispatches in order, so they may be in one pass, in several encoders or in flight together. Contents of
+//! bound buffers are read when the dispatches run. Dispatches of one object must all be recorded, in order; those of
+//! different objects may be interleaved.
+//!
+//! Clones of a [`Gpu`] share pipelines and results of tuning, and each object keeps what it needs alive.
+//!
+//! # Threads
+//!
+//! Every type here is `Send` and `Sync`, and functions with `&self` may be called from several threads at once. Two
+//! threads that need a new pipeline at once both compile it. Calls of an [`crate::Engine`] that run at the same time have
+//! buffers of their own. Futures are `Send`, except in browsers. Recording, binding and planning never wait for the
+//! device, with one exception on software adapters: see [`Gpu::caps`].
 
 mod adapter;
 mod attention;
@@ -8,9 +38,10 @@ mod cache;
 mod cache_append;
 mod cache_attention;
 mod cache_steps;
+mod calls;
 mod device;
+mod findings;
 mod host;
-mod host_backward;
 mod layer;
 mod layer_backward;
 mod linear;
@@ -21,9 +52,11 @@ mod pipeline;
 mod probe;
 mod rotary;
 mod steps;
+mod timestamps;
 mod trial;
+mod wait;
 
-pub use adapter::{AdapterReport, MATRIX_FEATURES, list, list_with_findings, matrix_size};
+pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
 pub use attention::{Attention, Bindings};
 pub use backward::{Backward, BackwardBindings};
 pub use cache::{CacheSize, DeviceCache, Growth};
@@ -31,15 +64,19 @@ pub use cache_append::{NewTokens, RotatedQuery, Rotation};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use cache_steps::Rows;
 pub use device::{Gpu, ShaderOptions};
-pub use merge::{MergeBindings, MergeSizes};
+pub use findings::{Findings, list_with_findings};
+pub use merge::{Merge, MergeBindings};
 pub use page_table::IndexBindings;
-pub use probe::Findings;
 pub use rotary::{DeviceRotary, TokenSizes};
 pub use steps::Dispatches;
+pub use timestamps::{DispatchTime, Timestamps};
+
+pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};
-pub(crate) use host::Waiting;
+pub(crate) use calls::Calls;
 pub(crate) use layer::{LayerParts, layer};
 pub(crate) use layer_backward::{LayerBackwardParts, LayerBackwardResults, ProjectionBackward, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
 pub(crate) use trial::{Trial, gradients_of_plan};
+pub(crate) use wait::Waiting;

@@ -4,8 +4,7 @@ use super::cache_steps::bound;
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
 use crate::error::{Error, Result};
-use crate::plan::TableLayout;
-use crate::problem::Problem;
+use crate::problem::{Problem, TableLayout};
 use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Page table in the form of [`crate::PageTable::from_indices`], and its destination: u32, `BufferUsages::STORAGE`.
@@ -17,7 +16,7 @@ pub struct IndexBindings<'a> {
     pub indices: wgpu::BufferBinding<'a>,
     /// Number of filled token slots of each item's last page, `[batch]`.
     pub last_page_len: wgpu::BufferBinding<'a>,
-    /// Tables buffer of the problem, [`crate::plan::TableLayout`]: only lengths and page table are written.
+    /// Tables buffer of the problem, [`super::Tables`]: only lengths and page table are written.
     pub tables: wgpu::BufferBinding<'a>,
 }
 

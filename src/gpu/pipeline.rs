@@ -1,11 +1,8 @@
-//! Pipelines, compiled once per kernel variant.
+//! Pipelines: compilation of kernel variants.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use super::Gpu;
 use super::loss::Scopes;
 use crate::error::{Error, Result};
+use crate::plan::DeviceCaps;
 use crate::wgsl::{
     Access, CacheKey, CacheParams, KernelKey, LinearKey, LinearParams, Params, Source, compose, compose_cache, compose_linear,
     compose_transpose,
@@ -14,6 +11,8 @@ use crate::wgsl::{
 /// Compiled kernel.
 #[derive(Debug)]
 pub(super) struct Pipeline {
+    /// Name of the kernel, which labels its dispatches.
+    pub(super) name: String,
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
     /// Number, name and access of each binding, params first.
@@ -29,36 +28,17 @@ pub(super) enum PipelineKey {
     Transpose,
 }
 
-#[derive(Default)]
-pub(super) struct PipelineCache(Mutex<HashMap<PipelineKey, Arc<Pipeline>>>);
-
-impl PipelineCache {
-    /// Returns the pipeline of `key`, compiling it if necessary.
-    pub(super) fn get(&self, gpu: &Gpu, key: PipelineKey) -> Result<Arc<Pipeline>> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = lock().get(&key) {
-            return Ok(Arc::clone(pipeline));
-        }
-        let pipeline = Arc::new(compile(gpu, &key, key.source())?);
-        Ok(Arc::clone(lock().entry(key).or_insert(pipeline)))
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
 impl PipelineKey {
-    fn label(&self) -> String {
+    fn name(&self) -> String {
         match self {
-            Self::Attention(key) => format!("{:?}", key.kernel),
+            Self::Attention(key) => key.kernel.to_string(),
             Self::Linear(_) => "linear".into(),
             Self::Cache(key) => key.to_string(),
             Self::Transpose => "transpose".into(),
         }
     }
 
-    fn source(&self) -> Source {
+    pub(super) fn source(&self) -> Source {
         match self {
             Self::Attention(key) => compose(key),
             Self::Linear(key) => compose_linear(*key),
@@ -91,32 +71,19 @@ impl PipelineKey {
     }
 }
 
-#[cfg(test)]
-impl Gpu {
-    /// Compiles a kernel from changed text, as a wrong compiler would.
-    pub(crate) fn compile_changed(&self, key: KernelKey, change: impl FnOnce(String) -> String) -> Result<()> {
-        let key = PipelineKey::Attention(key);
-        let mut source = key.source();
-        let own = source.text.clone();
-        source.text = change(source.text);
-        assert_ne!(source.text, own, "there is nothing to change");
-        let pipeline = Arc::new(compile(self, &key, source)?);
-        self.pipelines().0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, pipeline);
-        Ok(())
-    }
-}
-
-fn compile(gpu: &Gpu, key: &PipelineKey, source: Source) -> Result<Pipeline> {
-    let device = gpu.device();
+/// Compiles a kernel from `source`, with every runtime check if it is to be `checked`.
+///
+/// On a lost device, the pipeline does nothing and no error is found.
+pub(super) fn compile(device: &wgpu::Device, caps: &DeviceCaps, checked: bool, key: &PipelineKey, source: Source) -> Result<Pipeline> {
     let started = std::time::Instant::now();
-    let label = key.label();
+    let name = key.name();
     let bindings = key.bindings();
     // In a storage buffer, the params count against the limit on storage buffers.
-    let params_in_storage = gpu.caps().params_in_storage && bindings.len() <= gpu.caps().storage_buffers as usize;
+    let params_in_storage = caps.params_in_storage && bindings.len() <= caps.storage_buffers as usize;
     let source = if params_in_storage { source.with_params_in_storage() } else { source };
     let scopes = Scopes::open(device);
-    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()) };
-    let checks = if gpu.is_checked() { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()) };
+    let checks = if checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
     // SAFETY: the project's own shaders. Every index into a buffer is below the tensor's extent, which the planner and `bind`
     // compare with the buffer: rows and keys are tested against the item's lengths, head_dim tails against HEAD_DIM; cu_seqlens
     // and kv_lengths are checked on the host or promised by the caller of `record`, and the driver's own robustness stays on.
@@ -124,31 +91,29 @@ fn compile(gpu: &Gpu, key: &PipelineKey, source: Source) -> Result<Pipeline> {
     let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
     let entries: Vec<_> =
         bindings.iter().map(|&(binding, _, access)| layout_entry(binding, access, key.params_bytes(), params_in_storage)).collect();
-    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&name), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(&label),
+        label: Some(&name),
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some(&label),
+        label: Some(&name),
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: gpu.is_checked(), ..Default::default() },
+        compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: checked, ..Default::default() },
         cache: None,
     });
 
-    let error = scopes.close();
-    gpu.check_alive()?;
-    if let Some(error) = error {
+    if let Some(error) = scopes.close() {
         let messages = pollster::block_on(module.get_compilation_info()).messages;
         let place =
             messages.iter().find_map(|message| message.location.as_ref()).map(|location| source.locate(location.line_number as usize));
-        return Err(Error::Shader { at: place.unwrap_or(label), why: error.to_string() });
+        return Err(Error::Shader { at: place.unwrap_or(name), why: error.to_string() });
     }
     log::debug!("compiled {key:?} in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
-    Ok(Pipeline { pipeline, layout, bindings })
+    Ok(Pipeline { name, pipeline, layout, bindings })
 }
 
 fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {

@@ -6,12 +6,17 @@ use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use crate::error::{Error, Result};
-use crate::plan::{BindingRange as Part, BufferRef, Plan, Step, of_slot};
+use crate::numbers::DType;
+use crate::plan::{BindingRange, BufferRef, Plan, Step, of_slot};
+use crate::problem::{BroadcastShape, Operand, Problem, WantGradients};
 use crate::wgsl::{Access, Params, Slot};
 
-/// Plan with compiled pipelines, parameters and scratch.
+/// Plan of a problem with compiled pipelines, parameters and scratch.
 pub(super) struct Ready {
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
+    pub(super) problem: Problem,
+    /// Wanted gradients, if the plan is of a backward pass.
+    pub(super) want: Option<WantGradients>,
     pub(super) plan: Plan,
     pipelines: Vec<Arc<Pipeline>>,
     params: wgpu::Buffer,
@@ -19,12 +24,25 @@ pub(super) struct Ready {
     scratch: Vec<wgpu::Buffer>,
     /// Dummy buffer for tables, bias and mask that a problem lacks, because generic variants always declare them.
     spare: wgpu::Buffer,
+    /// Buffer for an lse that the app does not want.
+    spare_lse: wgpu::Buffer,
+    /// State of the cache that holds keys and values, if there is one.
+    cache: Option<wgpu::Buffer>,
 }
 
-/// Name of an argument, the buffer bound for it, and the bytes that it needs if the problem has it.
-pub(super) type Needed<'a> = (&'static str, Option<&'a wgpu::BufferBinding<'a>>, Option<u64>);
+impl std::fmt::Debug for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ready").field("problem", &self.problem).field("want", &self.want).finish_non_exhaustive()
+    }
+}
+
+/// Buffers that a caller binds, by their places in the plan; `None` for those that the caller does not have.
+pub(super) type Given<'a> = [(BufferRef, Option<&'a wgpu::BufferBinding<'a>>)];
 
 /// Planned computation bound to buffers, from for example [`crate::gpu::Attention::bind`].
+///
+/// Recorded dispatches are debug groups with the names of their kernels, for graphics debuggers and profilers.
+#[derive(Clone)]
 #[must_use = "nothing is computed until the dispatches are recorded"]
 pub struct Dispatches {
     pub(super) steps: Vec<BoundDispatch>,
@@ -37,6 +55,7 @@ impl std::fmt::Debug for Dispatches {
 }
 
 /// One dispatch.
+#[derive(Clone)]
 pub(super) struct BoundDispatch {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) bind_group: wgpu::BindGroup,
@@ -46,19 +65,35 @@ pub(super) struct BoundDispatch {
 }
 
 impl Ready {
-    /// Compiles the pipelines that are missing and creates parameters and scratch.
-    pub(super) fn new(gpu: &Gpu, plan: Plan) -> Result<Self> {
-        let pipelines =
-            plan.steps.iter().map(|step| gpu.pipelines().get(gpu, PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
+    /// Compiles the pipelines that are missing and creates parameters and scratch. The plan may read a `cache`.
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, want: Option<&WantGradients>, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
+        let pipelines = plan.steps.iter().map(|step| gpu.pipeline(PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
         let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
         let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
         let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
         let spare = own("attention spare", 0)?;
-        Ok(Self { gpu: gpu.clone(), plan, pipelines, params, params_stride, scratch, spare })
+        let writes_lse = want.is_none() && !problem.want.lse;
+        let spare_lse = if writes_lse { own("attention lse", 4 * problem.lse_len() as u64)? } else { spare.clone() };
+        let (gpu, problem, want) = (gpu.clone(), *problem, want.copied());
+        Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, spare, spare_lse, cache })
     }
 
-    /// Binds the buffers that `find` returns, and the plan's own.
-    pub(super) fn bind<'a>(&'a self, find: impl Fn(BufferRef) -> Option<wgpu::BufferBinding<'a>>) -> Result<Dispatches> {
+    /// Name of an argument of the problem, and its size in bytes if the problem has it.
+    pub(super) fn argument(&self, place: BufferRef) -> (&'static str, Option<u64>) {
+        argument(&self.problem, self.want.as_ref(), &self.plan, place)
+    }
+
+    /// Binds the plan's own buffers and the given ones, which must be those that the problem has.
+    pub(super) fn bind(&self, given: &Given<'_>) -> Result<Dispatches> {
+        // Kernels do not check what they access.
+        for &(place, binding) in given {
+            match (binding, self.argument(place)) {
+                (Some(binding), (name, Some(needed))) => check_binding(&self.gpu, name, binding, needed)?,
+                (None, (_, None)) => {}
+                (Some(_), (name, None)) => return Err(Error::invalid(name, "is bound, but the problem does not have it")),
+                (None, (name, Some(_))) => return Err(Error::invalid(name, "is not bound, but the problem needs it")),
+            }
+        }
         let mut steps: Vec<BoundDispatch> = Vec::with_capacity(self.plan.steps.len());
         for (index, step) in self.plan.steps.iter().enumerate() {
             let same = index.checked_sub(1).filter(|&last| {
@@ -67,7 +102,7 @@ impl Ready {
             });
             let bind_group = match same {
                 Some(last) => steps[last].bind_group.clone(),
-                None => self.bind_group(index, step, &find)?,
+                None => self.bind_group(index, step, given)?,
             };
             steps.push(BoundDispatch {
                 pipeline: Arc::clone(&self.pipelines[index]),
@@ -80,22 +115,21 @@ impl Ready {
         Ok(Dispatches { steps })
     }
 
-    fn bind_group<'a>(
-        &'a self,
-        index: usize,
-        step: &Step,
-        find: impl Fn(BufferRef) -> Option<wgpu::BufferBinding<'a>>,
-    ) -> Result<wgpu::BindGroup> {
+    fn bind_group(&self, index: usize, step: &Step, given: &Given<'_>) -> Result<wgpu::BindGroup> {
         let params = params_binding::<Params>(&self.params);
         let mut entries = vec![wgpu::BindGroupEntry { binding: Slot::Params as u32, resource: wgpu::BindingResource::Buffer(params) }];
         for &(slot, place) in &step.places {
-            let resource = match place {
-                BufferRef::Scratch(index) => Some(self.scratch[index].as_entire_buffer_binding()),
-                BufferRef::Tables | BufferRef::Bias | BufferRef::Mask => find(place).or(Some(self.spare.as_entire_buffer_binding())),
-                place => find(place),
+            let own = match place {
+                BufferRef::Scratch(index) => Some(&self.scratch[index]),
+                BufferRef::Tables | BufferRef::Bias | BufferRef::Mask => Some(&self.spare),
+                BufferRef::Lse => Some(&self.spare_lse),
+                BufferRef::Cache => self.cache.as_ref(),
+                _ => None,
             };
+            let given = given.iter().find(|&&(other, _)| other == place).and_then(|&(_, binding)| binding.cloned());
+            let resource = given.or(own.map(wgpu::Buffer::as_entire_buffer_binding));
             let mut resource = resource.ok_or_else(|| Error::invalid("bindings", format!("{slot:?} is missing")))?;
-            if let Some(Part { bytes, .. }) = of_slot(step.bound.as_ref(), slot) {
+            if let Some(BindingRange { bytes, .. }) = of_slot(step.bound.as_ref(), slot) {
                 let end = bytes.end.min(resource.buffer.size() - resource.offset);
                 (resource.offset, resource.size) = (resource.offset + bytes.start, wgpu::BufferSize::new(end - bytes.start));
             }
@@ -103,19 +137,37 @@ impl Ready {
         }
         bind_group(&self.gpu, &self.pipelines[index], &entries)
     }
+}
 
-    /// Checks every buffer against what the kernels will access, because kernels do not check.
-    pub(super) fn check(&self, bindings: &[Needed<'_>]) -> Result<()> {
-        for &(argument, binding, needed) in bindings {
-            let (binding, needed) = match (binding, needed) {
-                (Some(binding), Some(needed)) => (binding, needed),
-                (None, None) => continue,
-                (Some(_), None) => return Err(Error::invalid(argument, "is bound, but the problem does not have it")),
-                (None, Some(_)) => return Err(Error::invalid(argument, "is not bound, but the problem needs it")),
-            };
-            check_binding(&self.gpu, argument, binding, needed)?;
-        }
-        Ok(())
+/// Name of an argument of a problem or of the wanted gradients `d`, and its size in bytes if there is such a thing.
+pub(super) fn argument(p: &Problem, d: Option<&WantGradients>, plan: &Plan, place: BufferRef) -> (&'static str, Option<u64>) {
+    let stored = |dtype: DType, operand| dtype.bytes(p.operand_len(operand)) as u64;
+    let operand = |operand| Some(stored(p.spec(operand).dtype, operand));
+    let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
+    let words = |wanted: bool, count: usize| wanted.then_some(4 * count as u64);
+    let gradient =
+        |wants: fn(&WantGradients) -> bool, operand| d.filter(|want| wants(want)).map(|want| stored(want.dtype(p, operand), operand));
+    let d_words = |wants: fn(&WantGradients) -> bool, count| words(d.is_some_and(wants), count);
+    match place {
+        BufferRef::Query => ("query", operand(Operand::Query)),
+        BufferRef::Key => ("key", operand(Operand::Key)),
+        BufferRef::Value => ("value", operand(Operand::Value)),
+        BufferRef::Output => ("output", operand(Operand::Output)),
+        BufferRef::Lse => ("lse", words(p.want.lse, p.lse_len())),
+        BufferRef::Stats => ("stats", words(p.want.stats || d.is_some(), 2 * p.lse_len())),
+        BufferRef::Tables => ("tables", words(plan.table_words > 0, plan.table_words as usize)),
+        BufferRef::Bias => ("bias", p.bias.map(|shape| 4 * elements(shape))),
+        BufferRef::Mask => ("mask", p.visibility.mask.map(elements)),
+        BufferRef::Scores => ("scores", words(p.want.scores.is_some(), p.scores_len())),
+        BufferRef::Weights => ("weights", words(p.want.weights, p.scores_len())),
+        BufferRef::DOutput => ("d_output", operand(Operand::Output)),
+        BufferRef::DQuery => ("d_query", gradient(|want| want.query, Operand::Query)),
+        BufferRef::DKey => ("d_key", gradient(|want| want.key, Operand::Key)),
+        BufferRef::DValue => ("d_value", gradient(|want| want.value, Operand::Value)),
+        BufferRef::DBias => ("d_bias", d_words(|want| want.bias, p.bias.and_then(BroadcastShape::elements).unwrap_or(0))),
+        BufferRef::DRelativeBias => ("d_relative_bias", d_words(|want| want.relative_bias, p.relative_bias_len())),
+        BufferRef::DSinks => ("d_sinks", d_words(|want| want.sinks, p.dims.num_heads)),
+        BufferRef::Cache | BufferRef::Scratch(_) => ("scratch", None),
     }
 }
 
@@ -193,12 +245,19 @@ impl Dispatches {
         self.steps.len()
     }
 
+    /// Name of each dispatch's kernel, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|step| step.pipeline.name.as_str())
+    }
+
     /// Records some of the dispatches, so that an app can spread long work over submits. All must run, in order.
     pub fn record_steps(&self, steps: std::ops::Range<usize>, pass: &mut wgpu::ComputePass<'_>) {
         for step in &self.steps[steps] {
+            pass.push_debug_group(&step.pipeline.name);
             pass.set_pipeline(&step.pipeline.pipeline);
             pass.set_bind_group(0, &step.bind_group, &[step.params_offset]);
             pass.dispatch_workgroups(step.grid[0], step.grid[1], 1);
+            pass.pop_debug_group();
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::host::Prepared;
-use super::host_backward::PreparedBackward;
-use super::{Attention, Backward, Gpu, Waiting, loss};
+use super::steps::Ready;
+use super::{Gpu, Waiting, loss};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
@@ -20,22 +20,20 @@ pub(crate) struct Trial {
 impl Trial {
     /// Compiles the kernel and uploads the data. Both problem and data have been checked.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, kernel: Kernel) -> Result<Self> {
-        let plan = Plan::with_kernel(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
-        Self::of_plan(gpu, problem, inputs, Algorithm::Fused, plan)
+        let plan = Plan::of(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
+        Self::of_plan(gpu, problem, inputs, plan)
     }
 
     /// [`Self::new`] for a given plan.
-    pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm, plan: Plan) -> Result<Self> {
-        let attention = Attention::of_plan(gpu, problem, plan, None)?;
-        let prepared = Prepared::of(gpu, problem, algorithm, &attention)?;
-        prepared.upload(gpu, inputs)?;
+    pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<Self> {
+        let prepared = Prepared::new(&Ready::new(gpu, problem, None, plan, None)?)?;
+        prepared.upload(inputs)?;
         Ok(Self { gpu: gpu.clone(), prepared })
     }
 
     /// Computes the answer.
     pub(crate) fn answer(&self) -> Result<Outputs> {
-        let Self { gpu, prepared } = self;
-        pollster::block_on(prepared.run(gpu, &prepared.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
+        pollster::block_on(self.prepared.outputs(&self.prepared.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
     }
 
     /// Seconds per recording, of `times` recordings in one submit, copies excluded.
@@ -61,7 +59,7 @@ pub(crate) fn gradients_of_plan(
     want: &WantGradients,
     plan: Plan,
 ) -> Result<Gradients> {
-    let prepared = PreparedBackward::of(gpu, problem, want, &Backward::of_plan(gpu, problem, want, plan)?)?;
-    prepared.upload(gpu, inputs, backward, backward.stats.unwrap_or_default())?;
-    pollster::block_on(prepared.run(gpu, Waiting::Blocking, &mut Progress::default()))
+    let prepared = Prepared::new(&Ready::new(gpu, problem, Some(want), plan, None)?)?;
+    prepared.upload_backward(inputs, backward, backward.stats.unwrap_or_default())?;
+    pollster::block_on(prepared.gradients(&mut Progress::default(), Waiting::Blocking))
 }

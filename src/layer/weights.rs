@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::matmul::transposed;
 use super::{Appended, Linear, MultiHead};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::numbers::{DType, HostVec};
 
 /// Names and storage of a layer's tensors in a file. Weights are [out, in] unless said otherwise. A prefix includes its
@@ -75,7 +75,7 @@ impl WeightFile {
     /// Reads a file. Errors: it cannot be read, or is not a safetensors file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.display().to_string(), why: error.to_string() })?;
+        let bytes = std::fs::read(path).map_err(|error| Error::file(path.display(), Cause::new(error)))?;
         Self::from_bytes(path.display().to_string(), bytes)
     }
 
@@ -125,8 +125,8 @@ impl WeightFile {
     }
 
     fn source(&self) -> Result<Source<'_>> {
-        let tensors = SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| Error::File { path: self.path.clone(), why: format!("not a safetensors file: {error}") })?;
+        let tensors =
+            SafeTensors::deserialize(&self.bytes).map_err(|error| Error::file(&self.path, format!("not a safetensors file: {error}")))?;
         Ok(Source { path: &self.path, tensors })
     }
 }
@@ -137,8 +137,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn error(&self, why: impl Into<String>) -> Error {
-        Error::File { path: self.path.to_string(), why: why.into() }
+    fn error(&self, why: impl Into<Cause>) -> Error {
+        Error::file(self.path, why)
     }
 
     fn has(&self, name: &str) -> bool {

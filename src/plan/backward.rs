@@ -1,7 +1,11 @@
 //! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
-use super::fused::{ANY, CHAIN, Suited, every_row, fits, item_blocks, places, variant};
-use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_addressing, check_bytes, check_kernel, cut, grid, loops, software};
+use super::builder::Builder;
+use super::fused::{CHAIN, every_row, fits, item_blocks};
+use super::limits::{check_bytes, grid};
+use super::step::{BufferRef, Plan};
+use super::suited::{ANY, Suited};
+use super::{DeviceCaps, loops, software};
 use crate::error::{Error, Result};
 use crate::numbers::DType;
 use crate::problem::{BroadcastShape, Operand, Problem, Returns, WantGradients};
@@ -37,32 +41,20 @@ impl Plan {
     /// Nothing of size seq_len_q x seq_len_kv is stored: scores are recomputed, once for dQ and once for dK and dV.
     /// Errors: those of [`Plan::new`], and [`Error::Unsupported`] for paged keys and operands whose elements overlap.
     pub fn backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
-        let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
         problem.check()?;
         want.check(problem)?;
-        check_addressing(problem, caps)?;
-        let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
-        for operand in Operand::ALL {
-            let dtype = if operand == Operand::Output { problem.output.dtype } else { want.dtype(problem, operand) };
-            let larger = dtype.bytes(problem.operand_len(operand)).max(problem.spec(operand).dtype.bytes(problem.operand_len(operand)));
-            check_bytes(operand.name(), larger as u64, caps)?;
-        }
-        let row_stats = ROW_STATS as u64 * problem.lse_len() as u64 + u64::from(table_words);
-        check_bytes("statistics of rows", 4 * row_stats, caps)?;
-        let first_table = grid(ROW_STATS * problem.lse_len())?;
-        let mut plan = Planner {
-            problem,
-            caps,
-            specialised: caps.specialises(2.5 * problem.flops()),
-            params: Params { table_words, first_table, ..Params::new(problem, layout.shifted(first_table)) },
-            steps: Vec::new(),
-            scratch: vec![4 * row_stats],
-        };
-        plan.preprocess(layout, table_words)?;
+        Self::of_backward(problem, want, caps)
+    }
+
+    /// [`Self::backward`] for what has been checked.
+    pub(crate) fn of_backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
+        let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+        let mut plan = Planner::new(problem, want, caps)?;
+        plan.preprocess()?;
         if want.query {
-            plan.query(want)?;
+            plan.query()?;
         }
-        plan.keys(want)?;
+        plan.keys()?;
         if want.bias {
             plan.bias()?;
         }
@@ -70,28 +62,11 @@ impl Plan {
             plan.relative_bias()?;
         }
         if want.sinks {
-            plan.push(
-                Kernel::SinkGradient,
-                Params { num_heads: problem.dims.num_heads as u32, ..every_row(problem, Operand::Query, plan.params) },
-                problem.dims.num_heads,
-                10.0 * problem.lse_len() as f64,
-                [None, Some(BufferRef::DSinks)],
-            )?;
+            plan.sinks()?;
         }
-        let scratch = std::mem::take(&mut plan.scratch);
-        for step in &plan.steps {
-            check_kernel(&step.key, caps)?;
-            loops::check(step, problem, caps)?;
-        }
-        let names: Vec<String> = plan.steps.iter().map(|step| step.key.kernel.to_string()).collect();
-        let summary = format!(
-            "backward: {}{}, {} B scratch",
-            if plan.specialised { "" } else { "generic " },
-            names.join("; "),
-            scratch.iter().sum::<u64>()
-        );
-        let steps = plan.steps.into_iter().flat_map(|step| cut(step, caps)).collect();
-        Ok(Self { steps, scratch, table_words, summary })
+        let generic = if plan.specialised { "" } else { "generic " };
+        let summary = format!("backward: {generic}{}, {} B scratch", plan.steps.kernels().join("; "), plan.steps.scratch_bytes());
+        Ok(plan.steps.finish(summary))
     }
 }
 
@@ -106,67 +81,67 @@ struct Work {
 /// Backward plan under construction.
 struct Planner<'a> {
     problem: &'a Problem,
+    want: &'a WantGradients,
     caps: &'a DeviceCaps,
     specialised: bool,
     /// Parameters, with the tables behind the row words.
     params: Params,
-    steps: Vec<Step>,
-    /// Sizes of the scratch buffers in bytes; the first holds the row words of the backward preprocess.
-    scratch: Vec<u64>,
+    /// The steps; the first scratch buffer holds the row words of the backward preprocess.
+    steps: Builder<'a>,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(problem: &'a Problem, want: &'a WantGradients, caps: &'a DeviceCaps) -> Result<Self> {
+        let mut steps = Builder::new(problem, caps, None)?;
+        for operand in Operand::ALL {
+            let dtype = if operand == Operand::Output { problem.output.dtype } else { want.dtype(problem, operand) };
+            let larger = dtype.bytes(problem.operand_len(operand)).max(problem.spec(operand).dtype.bytes(problem.operand_len(operand)));
+            check_bytes(operand.name(), larger as u64, caps)?;
+        }
+        let row_words = ROW_STATS as u64 * problem.lse_len() as u64;
+        steps.scratch("statistics of rows", 4 * (row_words + u64::from(steps.table_words)))?;
+        let first_table = grid(row_words as usize)?;
+        let params = Params::new(problem, steps.tables.shifted(first_table));
+        let params = Params { table_words: steps.table_words, first_table, ..params };
+        Ok(Self { problem, want, caps, specialised: caps.specialises(2.5 * problem.flops()), params, steps })
+    }
+
     /// Adds a kernel in the variant that the problem needs, with the buffers of its `parts` and `sums` bindings.
     fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<BufferRef>; 2]) -> Result<()> {
-        self.push_key(variant(!self.specialised, kernel, self.problem), params, workgroups, flops, |slot| match slot {
+        let key = self.steps.key(!self.specialised, kernel);
+        self.steps.push(key, Params { end_workgroup: grid(workgroups)?, ..params }, flops, |slot| match slot {
             Slot::Parts => parts,
             Slot::Sums => sums,
             _ => None,
         })
     }
 
-    /// Adds a kernel in the variant `key`; `own` overrides the default buffers of its bindings.
-    fn push_key(
-        &mut self,
-        key: KernelKey,
-        params: Params,
-        workgroups: usize,
-        flops: f64,
-        own: impl Fn(Slot) -> Option<BufferRef>,
-    ) -> Result<()> {
-        let places = places(&key, |slot| own(slot).or(BufferRef::of(slot)).unwrap_or(BufferRef::Scratch(0)));
-        self.steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, flops, bound: None });
-        Ok(())
-    }
-
     /// Adds a scratch buffer of `numbers` f32.
     fn scratch(&mut self, name: &str, numbers: usize) -> Result<BufferRef> {
-        check_bytes(name, 4 * numbers as u64, self.caps)?;
-        self.scratch.push(4 * numbers as u64);
-        Ok(BufferRef::Scratch(self.scratch.len() - 1))
+        self.steps.scratch(name, 4 * numbers as u64)
     }
 
     /// Adds the backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
-    fn preprocess(&mut self, layout: TableLayout, table_words: u32) -> Result<()> {
+    fn preprocess(&mut self) -> Result<()> {
         let rows = self.problem.lse_len();
-        let params = every_row(self.problem, Operand::Query, self.params).with_tables(self.problem, layout);
+        let params = every_row(self.problem, Operand::Query, self.params).with_tables(self.problem, self.steps.tables);
         let flops = 2.0 * (rows * self.problem.dims.head_dim_v) as f64;
-        self.push(Kernel::Preprocess, params, rows.max(table_words as usize).div_ceil(64), flops, [None; 2])
+        self.push(Kernel::Preprocess, params, rows.max(self.steps.table_words as usize).div_ceil(64), flops, [None; 2])
     }
 
-    fn query(&mut self, want: &WantGradients) -> Result<()> {
+    fn query(&mut self) -> Result<()> {
         let d = &self.problem.dims;
         let (key, shape) = self.choose(d.seq_len_q, Kernel::QueryGradient)?;
         let work = Work { owned: Operand::Query, stream: Operand::Key, heads: d.num_heads, flops: 1.5 * self.problem.flops() };
-        self.gradients(key, shape, want, &work, vec![(Operand::Query, BufferRef::DQuery)])
+        self.gradients(key, shape, &work, vec![(Operand::Query, BufferRef::DQuery)])
     }
 
     /// Adds dK and dV: one kernel where its buffers are few enough and both have one storage type, else two.
-    fn keys(&mut self, want: &WantGradients) -> Result<()> {
+    fn keys(&mut self) -> Result<()> {
         let d = &self.problem.dims;
         let many_buffers = !self.specialised || (self.problem.bias.is_some() && self.problem.visibility.mask.is_some());
-        let are_alike = want.dtype(self.problem, Operand::Key) == want.dtype(self.problem, Operand::Value);
-        let sides: &[(KeySide, f64)] = match (want.key, want.value) {
+        let are_alike = self.want.dtype(self.problem, Operand::Key) == self.want.dtype(self.problem, Operand::Value);
+        let sides: &[(KeySide, f64)] = match (self.want.key, self.want.value) {
             (true, true) if many_buffers || !are_alike => &[(KeySide::Key, 1.5), (KeySide::Value, 1.0)],
             (true, true) => &[(KeySide::Both, 2.0)],
             (true, false) => &[(KeySide::Key, 1.5)],
@@ -182,27 +157,20 @@ impl Planner<'_> {
                 KeySide::Value => vec![d_value],
             };
             let work = Work { owned: Operand::Key, stream: Operand::Query, heads: d.num_kv_heads, flops: share * self.problem.flops() };
-            self.gradients(key, shape, want, &work, gives)?;
+            self.gradients(key, shape, &work, gives)?;
         }
         Ok(())
     }
 
     /// Adds the steps of a kernel that owns the rows of one operand and streams those of another. A long stream takes
     /// several steps that add to the sums; sums that are not to be stored as f32 are scratch until the last step.
-    fn gradients(
-        &mut self,
-        key: KernelKey,
-        shape: GradientShape,
-        want: &WantGradients,
-        work: &Work,
-        gives: Vec<(Operand, BufferRef)>,
-    ) -> Result<()> {
+    fn gradients(&mut self, key: KernelKey, shape: GradientShape, work: &Work, gives: Vec<(Operand, BufferRef)>) -> Result<()> {
         let &Work { owned, stream, heads, flops } = work;
         let d = &self.problem.dims;
         let (len, passes) = if stream == Operand::Key { (d.seq_len_kv, 1) } else { (d.seq_len_q, d.group()) };
         let at_once = (loops::stream_at_once(&key, shape, self.caps).min(CHAIN) / passes).max(1);
         let steps = len.div_ceil(at_once).max(1);
-        let stored = |operand| want.dtype(self.problem, operand);
+        let stored = |operand| self.want.dtype(self.problem, operand);
         let is_narrow = steps > 1 && gives.iter().any(|&(operand, _)| stored(operand) != DType::F32);
         let dtype = if is_narrow { DType::F32 } else { stored(gives[0].0) };
         let own_dtype = |operand| self.problem.spec(operand).dtype;
@@ -220,13 +188,14 @@ impl Planner<'_> {
             let range = [step * at_once, len.min((step + 1) * at_once)];
             let params = Params {
                 item_blocks: grid(blocks)?,
+                end_workgroup: grid(items * heads * blocks)?,
                 range_start: range[0] as u32,
                 range_end: range[1] as u32,
                 flags: self.params.flags | if step > 0 { Flags::ADDS } else { 0 },
                 ..self.params
             };
             let share = (range[1] - range[0]) as f64 / len.max(1) as f64;
-            self.push_key(key.clone(), params, items * heads * blocks, share * flops, |slot| {
+            self.steps.push(key.clone(), params, share * flops, |slot| {
                 sums.iter().find(|&&(operand, _)| slot == gradient_slot(operand)).map(|&(_, place)| place)
             })?;
         }
@@ -243,9 +212,9 @@ impl Planner<'_> {
         let [.., width] = self.problem.shape(operand);
         let elements = self.problem.shape(operand).iter().product::<usize>() / width.max(1) * width.div_ceil(4);
         let gradient = Some(dtype).filter(|&dtype| dtype != self.problem.spec(operand).dtype);
-        let key = KernelKey { gradient, ..variant(!self.specialised, Kernel::NarrowGradient(operand), self.problem) };
-        let params = every_row(self.problem, operand, self.params);
-        self.push_key(key, params, elements.div_ceil(64), 4.0 * elements as f64, |slot| match slot {
+        let key = KernelKey { gradient, ..self.steps.key(!self.specialised, Kernel::NarrowGradient(operand)) };
+        let params = Params { end_workgroup: grid(elements.div_ceil(64))?, ..every_row(self.problem, operand, self.params) };
+        self.steps.push(key, params, 4.0 * elements as f64, |slot| match slot {
             Slot::Parts => Some(from),
             _ => Some(to),
         })
@@ -260,7 +229,7 @@ impl Planner<'_> {
         let own: usize = along(true).map(|(&squares, _)| squares).product();
         let terms: usize = along(false).map(|(&squares, _)| squares).product();
         let elements = shape.elements().unwrap_or(0);
-        let that_fit = (self.caps.binding_bytes.min(SCRATCH_BYTES) as usize / 4 / elements.max(1)).max(1);
+        let that_fit = (self.caps.binding_bytes.min(SCRATCH_BYTES).min(self.caps.scratch_budget / 2) as usize / 4 / elements.max(1)).max(1);
         let splits = terms.div_ceil(TERMS).max(self.caps.full_grid().div_ceil(own.max(1))).min(terms).min(that_fit).max(1);
         let params = Params { splits: splits as u32, output_split_stride: grid(elements)?, ..self.params };
         if splits == 1 {
@@ -283,11 +252,18 @@ impl Planner<'_> {
         self.push(Kernel::RelativeGradient, self.params, d.num_heads * columns, flops, [Some(parts), Some(BufferRef::DRelativeBias)])
     }
 
+    /// Adds the gradient of the sinks.
+    fn sinks(&mut self) -> Result<()> {
+        let heads = self.problem.dims.num_heads;
+        let params = Params { num_heads: heads as u32, ..every_row(self.problem, Operand::Query, self.params) };
+        self.push(Kernel::SinkGradient, params, heads, 10.0 * self.problem.lse_len() as f64, [None, Some(BufferRef::DSinks)])
+    }
+
     /// Returns the first shape that is meant for `owned` rows or keys and fits the device.
     fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, GradientShape)> {
         let fits = |(key, _): &(KernelKey, GradientShape)| fits(key, self.caps);
-        let specialised = |shape: GradientShape| (KernelKey::new(kernel(shape), self.problem), shape);
-        let generic = |shape: GradientShape| (KernelKey::generic(kernel(shape), self.problem), shape);
+        let specialised = |shape: GradientShape| (self.steps.key(false, kernel(shape)), shape);
+        let generic = |shape: GradientShape| (self.steps.key(true, kernel(shape)), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
         let suited = software::gradients(widest, self.caps).filter(|_| self.specialised).chain(TILES.iter().copied());
         let suited = suited.filter(|suited| suited.suits(owned, widest)).map(|suited| specialised(suited.shape));

@@ -1,6 +1,8 @@
 //! A plan as plain data, for hosts other than this crate's own.
 
-use super::{BufferRef, Plan, Shader, Step, of_slot};
+use super::ranges::of_slot;
+use super::shader::Shader;
+use super::step::{BufferRef, Plan, Step};
 use crate::wgsl::{Slot, Source, compose};
 
 /// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
@@ -62,7 +64,7 @@ pub enum BufferExport {
     /// The dispatch's own parameters.
     Params,
     /// A tensor: `query`, `key`, `value`, `output`, `lse`, `stats`, `bias`, `mask`, `scores`, `weights`, `d_output`,
-    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias` or `d_sinks`; `tables` ([`super::table_bytes`]);
+    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias` or `d_sinks`; `tables` ([`crate::gpu::Tables`]);
     /// `cache`, a device cache's state.
     ///
     /// Generic kernels always declare `tables`, `bias` and `mask`: bind 16 dummy bytes for those that the problem

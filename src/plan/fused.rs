@@ -1,7 +1,11 @@
 //! The fused algorithm: choice of kernel and shape, splits of the keys, merge of the results.
 
+use super::builder::Builder;
+use super::limits::{check_bytes, grid};
 use super::ranges::{KeyRange, of_parts, parts};
-use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, cut, grid, loops, matrix, software};
+use super::step::{BufferRef, Plan, Step};
+use super::suited::{ANY, Suited};
+use super::{DeviceCaps, loops, matrix, software};
 use crate::error::{Error, Result};
 use crate::problem::{Dims, Operand, Problem};
 use crate::wgsl::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
@@ -40,30 +44,6 @@ const TILES: &[Suited<TileShape>] = &[
 /// Defaults of a table's shapes.
 const TILE: TileShape = TileShape { threads: 1, rows: 1, cols: 1, keys: 1, subgroups: false };
 
-pub(super) const ANY: usize = usize::MAX;
-
-/// Shape of a kernel, with the problems that it is meant for. The first of a table that suits and fits is taken.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Suited<S> {
-    /// Fewest rows (or keys, if those are owned).
-    pub(super) min_rows: usize,
-    pub(super) max_rows: usize,
-    /// Widest head.
-    pub(super) max_dim: usize,
-    pub(super) shape: S,
-}
-
-impl<S: Copy> Suited<S> {
-    pub(super) const fn suits(&self, rows: usize, widest: usize) -> bool {
-        self.min_rows <= rows && rows <= self.max_rows && widest <= self.max_dim
-    }
-
-    pub(super) fn map<T>(&self, change: impl Fn(S) -> T) -> Suited<T> {
-        let &Self { min_rows, max_rows, max_dim, shape } = self;
-        Suited { min_rows, max_rows, max_dim, shape: change(shape) }
-    }
-}
-
 /// Shapes of the tiles kernel's generic variants.
 const GENERIC: &[TileShape] = &[TileShape { threads: 32, cols: 8, ..TILE }, TileShape { threads: 8, cols: 4, ..TILE }];
 
@@ -84,53 +64,25 @@ pub(crate) const CHAIN: usize = 2048;
 /// Most bytes of partial results for which splits are preferred to consecutive steps.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
-/// Plans the fused algorithm with the kernel `wanted` if it is one of [`candidates`], else with the first choice.
-pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>) -> Result<Plan> {
+/// Plans the fused algorithm with the kernel `key`.
+pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
+    let problem = plan.problem;
     let d = &problem.dims;
     let pack = heads_packed(d);
-    let wanted = wanted.filter(|wanted| candidates(problem, caps).contains(wanted));
-    let mut key = match wanted {
-        Some(kernel) => KernelKey::new(kernel, problem),
-        None => choose(problem, caps, pack * d.seq_len_q)?,
-    };
-    let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
-    let block_rows = key.kernel.block_rows() as usize;
-    let item_blocks = item_blocks(problem, Operand::Query, pack, block_rows);
+    let item_blocks = item_blocks(problem, Operand::Query, pack, key.kernel.block_rows() as usize);
     let items = if problem.varlen.is_some() { 1 } else { d.batch };
     let blocks = item_blocks * (d.num_heads / pack) * items;
-    let (splits, most_keys) = splits(problem, caps, &key, blocks);
-    let parts = parts(problem, caps, most_keys)?;
+    let (splits, most_keys) = splits(problem, plan.caps, &key, blocks);
+    let parts = parts(problem, plan.caps, most_keys)?;
     let turns = parts.iter().map(|part| part.turn + 1).max().unwrap_or(1);
     let workgroups = grid(blocks.saturating_mul(splits))?;
-
-    let mut params = Params {
-        pack: pack as u32,
-        splits: splits as u32,
-        item_blocks: grid(item_blocks)?,
-        end_workgroup: workgroups,
-        ..Params::new(problem, layout)
-    };
-    let in_place = |slot| match slot {
-        Slot::Lse if problem.want.stats => BufferRef::Stats,
-        slot => BufferRef::of(slot).unwrap_or(BufferRef::Scratch(if slot == Slot::PartialOutput { 0 } else { 1 })),
-    };
+    let mut params =
+        Params { pack: pack as u32, splits: splits as u32, item_blocks: grid(item_blocks)?, end_workgroup: workgroups, ..plan.params() };
+    let all = params;
     let rows = problem.lse_len();
     let width = 4 * d.head_dim_v.div_ceil(4);
-    let mut scratch = Vec::new();
-    let mut merge = None;
-    if splits > 1 || turns > 1 || (problem.want.lse && problem.want.stats) {
-        let whole_rows = every_row(problem, Operand::Query, params);
-        let last_stats = if turns.is_multiple_of(2) { splits * rows } else { 0 };
-        let merged = Params { end_workgroup: grid((rows * (width / 4)).div_ceil(64))?, lse_split_stride: rows as u32, ..whole_rows };
-        let key_of_merge = variant(key.generic, Kernel::Merge, problem);
-        let of_merge = |slot| if slot == Slot::Lse { BufferRef::Lse } else { in_place(slot) };
-        merge = Some(Step {
-            places: places(&key_of_merge, of_merge),
-            key: key_of_merge,
-            params: Params { stats_from: grid(last_stats)?, ..merged },
-            bound: None,
-            flops: 2.0 * (splits * rows * width) as f64,
-        });
+    let writes_parts = splits > 1 || turns > 1 || (problem.want.lse && problem.want.stats);
+    if writes_parts {
         // Partial outputs are stored in scratch as rows of whole vec4s, in the order of the lse.
         (key.partial, key.output) = (true, Storage::SCRATCH);
         params.offsets[3] = 0;
@@ -141,25 +93,46 @@ pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, wanted: Option<Kernel>)
         };
         params.output_split_stride = grid(rows)? * width;
         params.lse_split_stride = rows as u32;
-        scratch = vec![4 * (splits * rows) as u64 * u64::from(width), 8 * (splits * rows * turns.min(2)) as u64];
-        scratch.iter().try_for_each(|&bytes| check_bytes("partial results", bytes, caps))?;
+        plan.scratch("partial results", 4 * (splits * rows * width as usize) as u64)?;
+        plan.scratch("partial results", 8 * (splits * rows * turns.min(2)) as u64)?;
     }
-    let to_scratch = |slot| match slot {
-        Slot::Output if key.partial => BufferRef::Scratch(0),
-        Slot::Lse if key.partial => BufferRef::Scratch(1),
-        other => in_place(other),
-    };
-    let step = Step { places: places(&key, to_scratch), key: key.clone(), params, bound: None, flops: problem.flops() };
+    let stats_or_lse = if problem.want.stats { BufferRef::Stats } else { BufferRef::Lse };
+    for (params, share, bound) in of_parts(problem, params, &parts, splits * rows) {
+        plan.push_bound(key.clone(), params, share * problem.flops(), bound, |slot| match slot {
+            Slot::Output if writes_parts => Some(BufferRef::Scratch(0)),
+            Slot::Lse if writes_parts => Some(BufferRef::Scratch(1)),
+            Slot::Lse => Some(stats_or_lse),
+            _ => None,
+        })?;
+    }
+    if writes_parts {
+        let params = Params {
+            end_workgroup: grid((rows * (width / 4)).div_ceil(64))?,
+            lse_split_stride: rows as u32,
+            stats_from: grid(if turns.is_multiple_of(2) { splits * rows } else { 0 })?,
+            ..every_row(problem, Operand::Query, all)
+        };
+        let merge = plan.key(key.generic, Kernel::Merge);
+        plan.push(merge, params, 2.0 * (splits * rows * width) as f64, partial_results)?;
+    }
     let summary = format!(
         "fused {}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
         if key.generic { "generic " } else { "" },
         key.kernel,
         in_parts(&parts, turns),
         key.workgroup_bytes(),
-        scratch.iter().sum::<u64>(),
+        plan.scratch_bytes(),
     );
-    let steps = of_parts(problem, step, &parts, splits * rows).into_iter().chain(merge).collect();
-    Ok(Plan { steps, scratch, table_words, summary })
+    Ok(plan.finish(summary))
+}
+
+/// Returns the scratch buffers of a merge.
+const fn partial_results(slot: Slot) -> Option<BufferRef> {
+    match slot {
+        Slot::PartialOutput => Some(BufferRef::Scratch(0)),
+        Slot::PartialStats => Some(BufferRef::Scratch(1)),
+        _ => None,
+    }
 }
 
 /// Describes the parts in words; empty for a single part.
@@ -192,32 +165,24 @@ pub(super) fn every_row(problem: &Problem, of: Operand, params: Params) -> Param
 
 /// Returns the steps that merge `parts` partial results of `rows` rows: one head of one item, f32.
 pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCaps) -> Result<Vec<Step>> {
-    let dims = Dims { seq_len_q: rows, seq_len_kv: 0, ..Dims::self_attention(1, 1, rows, head_dim_v) };
-    let problem = Problem::new(dims);
+    if parts == 0 || rows == 0 {
+        return Err(Error::invalid("parts", format!("{parts} parts of {rows} rows: there is nothing to merge")));
+    }
+    let problem = Problem::new(Dims { seq_len_kv: 0, ..Dims::self_attention(1, 1, rows, head_dim_v) });
     problem.check()?;
     let columns = head_dim_v.div_ceil(4);
     let partial_bytes = [parts, rows, 16 * columns].iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64));
     check_bytes("partial outputs", partial_bytes.unwrap_or(u64::MAX), caps)?;
-    if parts == 0 || rows == 0 {
-        return Err(Error::invalid("parts", format!("{parts} parts of {rows} rows: there is nothing to merge")));
-    }
+    let mut plan = Builder::new(&problem, caps, None)?;
     let params = Params {
         splits: parts as u32,
         lse_split_stride: rows as u32,
         end_workgroup: grid((rows * columns).div_ceil(64))?,
-        ..Params::new(&problem, TableLayout::default())
+        ..plan.params()
     };
-    let key = KernelKey { partial: true, ..KernelKey::new(Kernel::Merge, &problem) };
-    Ok(cut(Step { key, params, places: Vec::new(), bound: None, flops: 2.0 * (parts * rows * 4 * columns) as f64 }, caps))
-}
-
-/// Returns the generic or specialised variant of `kernel` for `problem`.
-pub(super) fn variant(generic: bool, kernel: Kernel, problem: &Problem) -> KernelKey {
-    if generic { KernelKey::generic(kernel, problem) } else { KernelKey::new(kernel, problem) }
-}
-
-pub(super) fn places(key: &KernelKey, place: impl Fn(Slot) -> BufferRef) -> Vec<(Slot, BufferRef)> {
-    key.bindings().into_iter().skip(1).map(|(slot, _)| (slot, place(slot))).collect()
+    let key = KernelKey { partial: true, ..plan.key(false, Kernel::Merge) };
+    plan.push(key, params, 2.0 * (parts * rows * 4 * columns) as f64, partial_results)?;
+    Ok(plan.finish(String::new()).steps)
 }
 
 /// Returns the tiles kernel of a shape; rows are reduced by shuffles where a subgroup holds all their threads.
@@ -250,29 +215,38 @@ fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
     !problem.want.stats || !matches!(kernel, Kernel::Decode(_) | Kernel::Matrix(_))
 }
 
-/// Returns the first kernel that is meant for `rows` rows and fits the device.
-fn choose(problem: &Problem, caps: &DeviceCaps, rows: usize) -> Result<KernelKey> {
+/// Returns the kernel `wanted` if it is one of [`candidates`], else the first one that is meant for the problem's rows
+/// and fits the device; `None` where the head is too wide for all of them.
+pub(super) fn choose(plan: &Builder<'_>, wanted: Option<Kernel>) -> Option<KernelKey> {
+    let (problem, caps) = (plan.problem, plan.caps);
+    if let Some(kernel) = wanted.filter(|wanted| candidates(problem, caps).contains(wanted)) {
+        return Some(plan.key(false, kernel));
+    }
+    let rows = heads_packed(&problem.dims) * problem.dims.seq_len_q;
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     // Generic kernels compute whole blocks of rows.
     let whole = rows.next_multiple_of(GENERIC[0].block_rows() as usize) as f64 / rows as f64;
     let by_matrix = matrix::kernels(problem, caps, rows).filter(|_| caps.prefer_matrices);
     let by_lanes = software::kernels(problem, caps).filter(|suited| suited.suits(rows, widest)).map(|suited| suited.shape);
     let by_tiles = TILES.iter().filter(|suited| suited.suits(rows, widest)).map(|suited| tiles(suited.shape, caps));
-    let by_tiles = by_tiles.map(|kernel| KernelKey::new(kernel, problem));
+    let by_tiles = by_tiles.map(|kernel| plan.key(false, kernel));
     let fits = |key: &KernelKey| fits(key, caps);
-    let found = if caps.specialises(whole * problem.flops()) {
+    if caps.specialises(whole * problem.flops()) {
         let best = by_matrix.chain(by_lanes).filter(|&kernel| sums_in_order(kernel, problem));
-        best.map(|kernel| KernelKey::new(kernel, problem)).chain(by_tiles).find(fits)
+        best.map(|kernel| plan.key(false, kernel)).chain(by_tiles).find(fits)
     } else {
-        let generic = GENERIC.iter().map(|&shape| KernelKey::generic(Kernel::Tiles(shape), problem));
-        generic.chain(by_tiles).find(fits)
-    };
-    found.ok_or_else(|| Error::Limit {
+        GENERIC.iter().map(|&shape| plan.key(true, Kernel::Tiles(shape))).chain(by_tiles).find(fits)
+    }
+}
+
+/// Error where no fused kernel has room for the head.
+pub(super) fn too_wide(problem: &Problem, caps: &DeviceCaps) -> Error {
+    Error::Limit {
         limit: "max_compute_workgroup_storage_size",
         needed: TILES.last().map_or(0, |last| KernelKey::new(tiles(last.shape, caps), problem).workgroup_bytes().into()),
         available: caps.workgroup_bytes.into(),
         remedy: "use a smaller head_dim, Algorithm::Staged, or Backend::Cpu".into(),
-    })
+    }
 }
 
 /// Number of splits of the keys, and most keys of one step. Splits are enough to fill the device and to keep workgroups
@@ -285,6 +259,7 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
     let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;
     let row_bytes = 16 * d.head_dim_v.div_ceil(4) as u64 * problem.lse_len().max(1) as u64;
     let that_fit = |bytes: u64| (bytes / row_bytes).max(1) as usize;
+    let with_stats = |bytes: u64| usize::try_from(bytes / (row_bytes + 16 * problem.lse_len() as u64)).unwrap_or(usize::MAX);
     let at_once = loops::keys_at_once(key, caps).min(CHAIN);
     let to_be_exact = keys.div_ceil(at_once).min(that_fit(SCRATCH_BYTES));
     let splits = to_fill
@@ -292,6 +267,7 @@ fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) 
         .min(keys / KEYS_PER_SPLIT)
         .max(to_be_exact)
         .min(that_fit(caps.binding_bytes.min(caps.buffer_bytes)))
+        .min(with_stats(caps.scratch_budget))
         .max(1);
     (splits, if keys <= splits * at_once { d.seq_len_kv } else { splits * at_once })
 }

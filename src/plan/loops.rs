@@ -2,10 +2,10 @@
 //!
 //! Mesa's llvmpipe did so up to a version between 22.3 and 25.0 (65,535 iterations), and silently skipped the rest.
 
-use super::{DeviceCaps, Step};
+use super::DeviceCaps;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
-use crate::wgsl::{GradientShape, Kernel, KernelKey};
+use crate::wgsl::{GradientShape, Kernel, KernelKey, Params};
 
 /// Most keys that an invocation of a fused kernel may visit, in whole blocks.
 pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
@@ -59,28 +59,27 @@ fn at_once(size: u32, iterations: u32, caps: &DeviceCaps) -> usize {
     caps.loop_iterations.map_or(usize::MAX, |most| ((most / 2 / iterations.max(1)) as usize).max(1) * size as usize)
 }
 
-/// Refuses a step whose kernel covers everything in one dispatch and whose invocations would be ended early.
-pub(super) fn check(step: &Step, problem: &Problem, caps: &DeviceCaps) -> Result<()> {
+/// Refuses a kernel that covers everything in one dispatch and whose invocations would be ended early.
+pub(super) fn check(kernel: Kernel, params: &Params, problem: &Problem, caps: &DeviceCaps) -> Result<()> {
     let Some(most) = caps.loop_iterations else { return Ok(()) };
-    let needed = iterations(step, problem);
+    let needed = iterations(kernel, params, problem);
     if needed <= u64::from(most) {
         return Ok(());
     }
-    let staged = matches!(step.key.kernel, Kernel::Scores | Kernel::Softmax | Kernel::WeightedValues);
+    let staged = matches!(kernel, Kernel::Scores | Kernel::Softmax | Kernel::WeightedValues);
     let remedy = if staged { "use Algorithm::Fused, which has neither scores nor weights, or Backend::Cpu" } else { "use Backend::Cpu" };
     Err(Error::Limit { limit: "loop iterations of an invocation", needed, available: most.into(), remedy: remedy.into() })
 }
 
 /// Iterations of the longest invocation if only the loops over a thread's own rows and columns are unrolled.
-fn iterations(step: &Step, problem: &Problem) -> u64 {
-    let (key, params) = (&step.key, &step.params);
+fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
     let [head, value] = [problem.dims.head_dim, problem.dims.head_dim_v].map(|dim| dim.div_ceil(4) as u64);
     let [rows, keys, batch] = [params.seq_len_q, params.seq_len_kv, params.batch].map(u64::from);
     let chunks = head.div_ceil(8) + value.div_ceil(8);
     let dropping = u64::from(problem.dropout_rule().is_some());
     // Measured on Mesa 22.3: at most 14 iterations for 8 vec4s.
     let square = 14 * chunks + 8 + 40 * dropping;
-    match key.kernel {
+    match kernel {
         Kernel::Scores => 64 * head.div_ceil(8) + 64,
         Kernel::Softmax => 3 * keys.div_ceil(64) + 16,
         // Measured on Mesa 22.3: 58 iterations for 32 keys.

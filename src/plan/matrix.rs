@@ -1,6 +1,6 @@
 //! Choice and shapes of the fused kernel on cooperative matrices.
 
-use super::fused::{ANY, Suited};
+use super::suited::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
 use crate::numbers::DType;
 use crate::problem::{Operand, Problem};

@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
-use super::{DeviceCaps, Step, check_bytes};
+use super::DeviceCaps;
+use super::limits::check_bytes;
 use crate::error::Result;
 use crate::problem::{Operand, Problem};
-use crate::wgsl::{Flags, Slot};
+use crate::wgsl::{Flags, Params, Slot};
 
 /// Range of key or value that is bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,18 +57,24 @@ pub(super) fn parts(problem: &Problem, caps: &DeviceCaps, most_keys: usize) -> R
     if parts.is_empty() { Ok(whole) } else { Ok(parts) }
 }
 
-/// Repeats `step` for each part. (m, l) of the `rows` rows alternate between two places: no part reads what it writes.
-pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[KeyRange], rows: usize) -> Vec<Step> {
+/// Returns params, share of the work and bindings of each part. (m, l) of the `rows` rows alternate between two places,
+/// so that no part reads what it writes.
+pub(super) fn of_parts(
+    problem: &Problem,
+    params: Params,
+    parts: &[KeyRange],
+    rows: usize,
+) -> Vec<(Params, f64, Option<[BindingRange; 2]>)> {
     if let [_] = parts {
-        return vec![step];
+        return vec![(params, 1.0, None)];
     }
     let pairs = problem.dims.batch * problem.dims.num_kv_heads;
     // Varlen sequences are never bound in parts.
-    let workgroups = if problem.varlen.is_some() { 0 } else { step.params.end_workgroup / pairs as u32 };
+    let workgroups = if problem.varlen.is_some() { 0 } else { params.end_workgroup / pairs as u32 };
     let all = (pairs * problem.dims.seq_len_kv) as f64;
     let place = |turn: usize| if turn.is_multiple_of(2) { 0 } else { rows as u32 };
     let of_part = |part: &KeyRange| {
-        let mut params = step.params;
+        let mut params = params;
         if part.pairs.len() < pairs {
             params.first_workgroup = part.pairs.start as u32 * workgroups;
             params.end_workgroup = part.pairs.end as u32 * workgroups;
@@ -78,8 +85,7 @@ pub(super) fn of_parts(problem: &Problem, step: Step, parts: &[KeyRange], rows: 
         for (offset, bound) in params.offsets[1..].iter_mut().zip(part.bound.iter().flatten()) {
             *offset = offset.wrapping_sub(bound.first as u32);
         }
-        let share = (part.pairs.len() * part.keys.len()) as f64 / all;
-        Step { params, bound: part.bound.clone(), flops: step.flops * share, ..step.clone() }
+        (params, (part.pairs.len() * part.keys.len()) as f64 / all, part.bound.clone())
     };
     parts.iter().map(of_part).collect()
 }

@@ -1,6 +1,6 @@
 //! Kernels for software adapters, where a subgroup is a vector of the CPU: shaders/software/.
 
-use super::fused::{ANY, Suited};
+use super::suited::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
 use crate::problem::Problem;
 use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape};

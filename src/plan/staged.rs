@@ -1,10 +1,12 @@
 //! The staged algorithm: scores, softmax, weighted values, over as much of the score matrix as fits.
 
-use super::fused::{places, variant};
-use super::{BufferRef, DeviceCaps, Plan, Step, TableLayout, check_bytes, grid};
+use super::DeviceCaps;
+use super::builder::Builder;
+use super::limits::{check_bytes, grid};
+use super::step::{BufferRef, Plan};
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem, ScoreStage};
-use crate::wgsl::{Kernel, Params};
+use crate::wgsl::{Kernel, Params, Slot};
 
 /// Rows and keys, and vec4 columns, of a workgroup's tile in shaders/staged.
 const TILE: usize = 32;
@@ -20,48 +22,48 @@ struct ScorePart {
     rows: usize,
 }
 
-pub(super) fn plan(problem: &Problem, caps: &DeviceCaps, why: &str) -> Result<Plan> {
+/// Plans the staged algorithm; `why` says why it is.
+pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
+    let (problem, caps) = (plan.problem, plan.caps);
     let d = &problem.dims;
-    let (layout, table_words) = TableLayout::new(problem).unwrap_or_default(); // checked before
     for operand in [Operand::Key, Operand::Value] {
         check_bytes(operand.name(), problem.spec(operand).dtype.bytes(problem.operand_len(operand)) as u64, caps)?;
     }
-    let base = Params::new(problem, layout);
+    let base = plan.params();
     let parts = parts(problem, caps)?;
-    let matrix = if problem.want.weights { BufferRef::Weights } else { BufferRef::Scratch(0) };
     let generic = !caps.specialises(d.flops());
-    let mut steps = Vec::new();
-    let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: Option<BufferRef>| -> Result<()> {
-        let key = variant(generic, kernel, problem);
-        let places = places(&key, |slot| BufferRef::of(slot).unwrap_or(scores.unwrap_or(matrix)));
-        steps.push(Step { key, params: Params { end_workgroup: grid(workgroups)?, ..params }, places, bound: None, flops });
-        Ok(())
+    let workgroup_bytes = plan.key(generic, Kernel::Scores).workgroup_bytes();
+    let matrix = if problem.want.weights {
+        BufferRef::Weights
+    } else {
+        let largest = parts.iter().map(|part| 4 * (part.pairs * part.rows * d.seq_len_kv) as u64).max();
+        plan.scratch("scores", largest.unwrap_or(0).max(16))?
+    };
+    let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: BufferRef| -> Result<()> {
+        let params = Params { end_workgroup: grid(workgroups)?, ..params };
+        plan.push(plan.key(generic, kernel), params, flops, |slot| (slot == Slot::Scores).then_some(scores))
     };
     if let Some(stage) = problem.want.scores {
         let all = ScorePart { first_pair: 0, pairs: d.batch * d.num_heads, first_row: 0, rows: d.seq_len_q };
         let params = part_params(&base, &all, stage);
-        push(Kernel::Scores, params, score_tiles(problem, &all), flops(problem, &all, d.head_dim), Some(BufferRef::Scores))?;
+        push(Kernel::Scores, params, score_tiles(problem, &all), flops(problem, &all, d.head_dim), BufferRef::Scores)?;
     }
     for part in &parts {
         let params = part_params(&base, part, ScoreStage::Masked);
         let columns = d.head_dim_v.div_ceil(4).div_ceil(COLUMNS);
-        push(Kernel::Scores, params, score_tiles(problem, part), flops(problem, part, d.head_dim), None)?;
-        push(Kernel::Softmax, params, part.pairs * part.rows, flops(problem, part, 4), None)?;
-        push(Kernel::WeightedValues, params, part.pairs * part.rows.div_ceil(TILE) * columns, flops(problem, part, d.head_dim_v), None)?;
+        push(Kernel::Scores, params, score_tiles(problem, part), flops(problem, part, d.head_dim), matrix)?;
+        push(Kernel::Softmax, params, part.pairs * part.rows, flops(problem, part, 4), matrix)?;
+        let tiles = part.pairs * part.rows.div_ceil(TILE) * columns;
+        push(Kernel::WeightedValues, params, tiles, flops(problem, part, d.head_dim_v), matrix)?;
     }
-    let scratch: Vec<u64> = if problem.want.weights {
-        Vec::new()
-    } else {
-        vec![parts.iter().map(|part| 4 * (part.pairs * part.rows * d.seq_len_kv) as u64).max().unwrap_or(0).max(16)]
-    };
     let summary = format!(
-        "staged {}scores, softmax, weighted values ({why}) in {} part(s), tiles {TILE}x{TILE}, {} B workgroup memory, {} B scratch",
+        "staged {}scores, softmax, weighted values ({why}) in {} part(s), tiles {TILE}x{TILE}, {workgroup_bytes} B workgroup memory, {} B \
+         scratch",
         if generic { "generic " } else { "" },
         parts.len(),
-        variant(generic, Kernel::Scores, problem).workgroup_bytes(),
-        scratch.iter().sum::<u64>(),
+        plan.scratch_bytes(),
     );
-    Ok(Plan { steps, scratch, table_words, summary })
+    Ok(plan.finish(summary))
 }
 
 fn part_params(base: &Params, part: &ScorePart, stage: ScoreStage) -> Params {
@@ -94,7 +96,7 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
         check_bytes("weights", 4 * problem.scores_len() as u64, caps)?;
         return Ok(vec![ScorePart { first_pair: 0, pairs, first_row: 0, rows: d.seq_len_q }]);
     }
-    let room = SCRATCH_BYTES.min(caps.binding_bytes).min(caps.buffer_bytes);
+    let room = SCRATCH_BYTES.min(caps.scratch_budget).min(caps.binding_bytes).min(caps.buffer_bytes);
     let row_bytes = 4 * d.seq_len_kv.max(1) as u64;
     if row_bytes > room {
         return Err(Error::Limit {

@@ -82,14 +82,14 @@ mod tests {
         assert!(all.len() > 8, "{all:?}");
         for &kernel in &all {
             assert_eq!(read_kernel(&kernel_text(kernel)), Some(kernel));
-            let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, Some(kernel)).expect("it fits");
+            let plan = super::super::Plan::of(&problem, &caps, Algorithm::Fused, Some(kernel)).expect("it fits");
             assert_eq!(plan.steps[0].key.kernel, kernel);
         }
         let usual = super::super::Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits").steps[0].key.kernel;
         for bad in ["tiles 0 0 0 0 0", "tiles 1000000 4 16 2 0", "decode 0 0", "matrix 8 4 32 32", "lanes 8 4 32 2"] {
             let kernel = read_kernel(bad);
             assert!(kernel.is_some(), "{bad} is well formed");
-            let plan = super::super::Plan::with_kernel(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");
+            let plan = super::super::Plan::of(&problem, &caps, Algorithm::Fused, kernel).expect("it fits");
             assert_eq!(plan.steps[0].key.kernel, usual, "{bad}");
         }
         for bad in ["", "tiles", "tiles 1 2 3", "lanes a b c d", "merge"] {

@@ -126,7 +126,8 @@ impl BackwardInputs<'_> {
 ///
 /// A masked pair contributes nothing and is never read; a row with no visible key has gradient 0. NaN or infinity in
 /// the gradient of a row's output reaches what is visible to the row, and only that.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Gradients {
     /// dQ, laid out as [`Problem::query`] describes. Gaps between strided elements are 0, as in dK and dV.
     pub query: Option<HostVec>,

@@ -1,5 +1,6 @@
 //! Data of a problem, results of an attention, and the checks of data against the problem.
 
+use super::table_layout::{COUNT, words};
 use crate::error::{Error, Result};
 use crate::numbers::{HostSlice, HostVec};
 use crate::problem::{BroadcastShape, Dropout, Operand, Problem};
@@ -79,27 +80,33 @@ impl<'a> Inputs<'a> {
 
     /// [`Self::check`] without query, key and value.
     pub(crate) fn check_options(&self, problem: &Problem) -> Result<()> {
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
+        check_len("mask", self.mask.len(), elements(problem.visibility.mask))?;
+        check_len("bias", self.bias.len(), elements(problem.bias))?;
+        self.check_tables(problem)
+    }
+
+    /// Vectors of the tables buffer in its order, with their names; dropout is left out.
+    pub(super) fn vectors(&self) -> [(&'static str, &'a [u8]); COUNT - 1] {
+        [
+            ("kv_lengths", bytemuck::cast_slice(self.kv_lengths)),
+            ("prefix_lengths", bytemuck::cast_slice(self.prefix_lengths)),
+            ("segment_ids_q", bytemuck::cast_slice(self.segment_ids_q)),
+            ("segment_ids_kv", bytemuck::cast_slice(self.segment_ids_kv)),
+            ("cu_seqlens_q", bytemuck::cast_slice(self.cu_seqlens_q)),
+            ("cu_seqlens_kv", bytemuck::cast_slice(self.cu_seqlens_kv)),
+            ("alibi_slopes", bytemuck::cast_slice(self.alibi_slopes)),
+            ("relative_bias", bytemuck::cast_slice(self.relative_bias)),
+            ("sinks", bytemuck::cast_slice(self.sinks)),
+            ("page_table", bytemuck::cast_slice(self.page_table)),
+        ]
+    }
+
+    /// Checks the vectors of the tables buffer.
+    pub(crate) fn check_tables(&self, problem: &Problem) -> Result<()> {
         let d = &problem.dims;
-        let v = &problem.visibility;
-        let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
-        let varlen = problem.varlen.is_some();
-        for (argument, len, expected) in [
-            ("mask", self.mask.len(), v.mask.and_then(BroadcastShape::elements).unwrap_or(0)),
-            ("bias", self.bias.len(), problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)),
-            ("alibi_slopes", self.alibi_slopes.len(), when(problem.alibi.is_some(), d.num_heads)),
-            ("relative_bias", self.relative_bias.len(), problem.relative_bias_len()),
-            ("sinks", self.sinks.len(), when(problem.sinks, d.num_heads)),
-            ("kv_lengths", self.kv_lengths.len(), when(v.kv_lengths, d.batch)),
-            ("prefix_lengths", self.prefix_lengths.len(), when(v.prefix_lengths, d.batch)),
-            ("segment_ids_q", self.segment_ids_q.len(), when(v.segments, d.batch * d.seq_len_q)),
-            ("segment_ids_kv", self.segment_ids_kv.len(), when(v.segments, d.batch * d.seq_len_kv)),
-            ("cu_seqlens_q", self.cu_seqlens_q.len(), when(varlen, d.batch + 1)),
-            ("cu_seqlens_kv", self.cu_seqlens_kv.len(), when(varlen && problem.paged.is_none(), d.batch + 1)),
-            ("page_table", self.page_table.len(), problem.paged.map_or(0, |paged| d.batch * paged.pages_per_item)),
-        ] {
-            if len != expected {
-                return Err(Error::invalid(argument, format!("has {len} elements, the problem needs {expected}")));
-            }
+        for ((argument, bytes), expected) in self.vectors().into_iter().zip(words(problem)) {
+            check_len(argument, bytes.len() / 4, expected)?;
         }
         if let Some((item, length)) = self.kv_lengths.iter().enumerate().find(|&(_, &length)| length as usize > d.seq_len_kv) {
             return Err(Error::invalid("kv_lengths", format!("item {item} has length {length}, but seq_len_kv is {}", d.seq_len_kv)));
@@ -112,6 +119,13 @@ impl<'a> Inputs<'a> {
         }
         problem.paged.map_or(Ok(()), |paged| paged.check_table(self))
     }
+}
+
+fn check_len(argument: &'static str, len: usize, expected: usize) -> Result<()> {
+    if len == expected {
+        return Ok(());
+    }
+    Err(Error::invalid(argument, format!("has {len} elements, the problem needs {expected}")))
 }
 
 fn check_cu_seqlens(argument: &'static str, cu_seqlens: &[u32], tokens: usize, longest: usize) -> Result<()> {
@@ -131,6 +145,7 @@ fn check_cu_seqlens(argument: &'static str, cu_seqlens: &[u32], tokens: usize, l
 
 /// Results of an attention, in host memory.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Outputs {
     /// Output, as [`Problem::output`] describes; gaps between strided elements are 0.
     pub output: HostVec,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// Keys and values in a pool of pages, as serving engines keep them. See [`Problem::paged`].
+/// Keys and values in a pool of pages, as serving engines keep them. See [`crate::Problem::paged`].
 ///
 /// Key j of item b is token slot `j % page_size` of page `page_table[b, j / page_size]`. Pools are
 /// [pages, num_kv_heads, page_size, dim] in [`crate::Layout::Bhsd`] (FlashInfer's HND) and
@@ -19,7 +19,7 @@ pub struct Paged {
     pub pages_per_item: usize,
 }
 
-/// Page table of a batch with its lengths, for [`Inputs::page_table`] and [`Inputs::kv_lengths`].
+/// Page table of a batch with its lengths, for [`crate::Inputs::page_table`] and [`crate::Inputs::kv_lengths`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageTable {
     /// Number of token slots per page.
@@ -83,7 +83,7 @@ impl PageTable {
         self.kv_lengths.iter().max().map_or(0, |&longest| longest as usize)
     }
 
-    /// Returns what a problem with this table and a pool of `pages` pages needs as [`Problem::paged`].
+    /// Returns what a problem with this table and a pool of `pages` pages needs as [`crate::Problem::paged`].
     pub fn paged(&self, pages: usize) -> Paged {
         Paged { page_size: self.page_size, pages, pages_per_item: self.pages_per_item }
     }

@@ -1,102 +1,123 @@
-//! Small vectors of a problem, concatenated in one buffer because a shader stage has only eight storage buffers.
+//! Contents of the tables buffer.
 
-use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
 
-use crate::problem::{Inputs, Problem};
+use super::table_layout::{COUNT, TableLayout, TableVector, words};
+use crate::error::Result;
+use crate::problem::{Dropout, Inputs, Problem};
 
-/// Offset of each vector in the tables buffer, in words of four bytes; 0 for vectors that the problem does not have.
+/// Contents of the tables buffer of a problem: lengths, slopes, sinks and other small vectors, which
+/// [`crate::gpu::Bindings`] bind as one buffer.
 ///
-/// Segment ids are i32; slopes, relative biases and sinks are f32; the others are u32. Shapes are those of [`Inputs`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct TableLayout {
-    /// `kv_lengths`.
-    pub kv_lengths: u32,
-    /// `prefix_lengths`.
-    pub prefix_lengths: u32,
-    /// `segment_ids_q`.
-    pub segment_ids_q: u32,
-    /// `segment_ids_kv`.
-    pub segment_ids_kv: u32,
-    /// `cu_seqlens_q`.
-    pub cu_seqlens_q: u32,
-    /// `cu_seqlens_kv`.
-    pub cu_seqlens_kv: u32,
-    /// `alibi_slopes`.
-    pub alibi_slopes: u32,
-    /// `relative_bias`.
-    pub relative_bias: u32,
-    /// `sinks`.
-    pub sinks: u32,
-    /// `page_table`.
-    pub page_table: u32,
-    /// `dropout`: low word and high word of the seed, then the offset.
-    pub dropout: u32,
+/// ```
+/// use wgpu_attention::gpu::{TableVector, Tables};
+/// use wgpu_attention::{Alibi, Alignment, Dims, Problem};
+///
+/// let mut problem = Problem::new(Dims::self_attention(2, 4, 16, 32)).aligned(Alignment::BottomRight);
+/// (problem.visibility.kv_lengths, problem.alibi) = (true, Some(Alibi::Signed));
+/// let tables = Tables::new(&problem).kv_lengths(&[16, 9]).alibi_slopes(&[0.5, 0.25, 0.125, 0.0625]);
+/// assert_eq!(tables.bytes()?.len(), 4 * (2 + 4));
+/// assert_eq!(tables.words(TableVector::AlibiSlopes), Some(2..6));
+/// assert_eq!(tables.words(TableVector::Sinks), None);
+/// # Ok::<(), wgpu_attention::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is written until the bytes are"]
+pub struct Tables<'a> {
+    problem: &'a Problem,
+    inputs: Inputs<'a>,
 }
 
-impl TableLayout {
-    /// Shifts every offset by `words`, to make room before the tables.
-    pub(crate) fn shifted(self, words: u32) -> Self {
-        let places: [u32; size_of::<Self>() / 4] = bytemuck::cast(self);
-        bytemuck::cast(places.map(|place| place + words))
+impl<'a> Tables<'a> {
+    /// Creates tables without vectors.
+    pub fn new(problem: &'a Problem) -> Self {
+        let empty: &[f32] = &[];
+        Self::of_inputs(problem, &Inputs::new(empty, empty, empty))
     }
 
-    /// Returns the layout for `problem` and its size in words; `None` on overflow.
-    pub fn new(problem: &Problem) -> Option<(Self, u32)> {
-        let d = &problem.dims;
-        let v = &problem.visibility;
-        let mut layout = Self::default();
-        let mut end = 0u32;
-        let mut place = |start: &mut u32, wanted: bool, words: Option<usize>| -> Option<()> {
-            if wanted {
-                *start = end;
-                end = end.checked_add(u32::try_from(words?).ok()?)?;
-            }
-            Some(())
-        };
-        let (varlen, paged) = (problem.varlen.is_some(), problem.paged);
-        place(&mut layout.kv_lengths, v.kv_lengths, Some(d.batch))?;
-        place(&mut layout.prefix_lengths, v.prefix_lengths, Some(d.batch))?;
-        place(&mut layout.segment_ids_q, v.segments, d.batch.checked_mul(d.seq_len_q))?;
-        place(&mut layout.segment_ids_kv, v.segments, d.batch.checked_mul(d.seq_len_kv))?;
-        place(&mut layout.cu_seqlens_q, varlen, d.batch.checked_add(1))?;
-        place(&mut layout.cu_seqlens_kv, varlen && paged.is_none(), d.batch.checked_add(1))?;
-        place(&mut layout.alibi_slopes, problem.alibi.is_some(), Some(d.num_heads))?;
-        place(
-            &mut layout.relative_bias,
-            problem.relative_bias_max_distance.is_some(),
-            d.num_heads.checked_mul(problem.relative_bias_columns()),
-        )?;
-        place(&mut layout.sinks, problem.sinks, Some(d.num_heads))?;
-        place(&mut layout.page_table, paged.is_some(), d.batch.checked_mul(paged.map_or(0, |paged| paged.pages_per_item)))?;
-        place(&mut layout.dropout, problem.dropout_rule().is_some(), Some(3))?;
-        Some((layout, end))
+    /// Creates tables with the vectors of `inputs`.
+    pub fn of_inputs(problem: &'a Problem, inputs: &Inputs<'a>) -> Self {
+        Self { problem, inputs: *inputs }
+    }
+
+    /// Sets [`Inputs::kv_lengths`].
+    pub fn kv_lengths(mut self, kv_lengths: &'a [u32]) -> Self {
+        self.inputs.kv_lengths = kv_lengths;
+        self
+    }
+
+    /// Sets [`Inputs::prefix_lengths`].
+    pub fn prefix_lengths(mut self, prefix_lengths: &'a [u32]) -> Self {
+        self.inputs.prefix_lengths = prefix_lengths;
+        self
+    }
+
+    /// Sets [`Inputs::segment_ids_q`] and [`Inputs::segment_ids_kv`].
+    pub fn segment_ids(mut self, of_rows: &'a [i32], of_keys: &'a [i32]) -> Self {
+        (self.inputs.segment_ids_q, self.inputs.segment_ids_kv) = (of_rows, of_keys);
+        self
+    }
+
+    /// Sets [`Inputs::cu_seqlens_q`] and [`Inputs::cu_seqlens_kv`].
+    pub fn cu_seqlens(mut self, of_rows: &'a [u32], of_keys: &'a [u32]) -> Self {
+        (self.inputs.cu_seqlens_q, self.inputs.cu_seqlens_kv) = (of_rows, of_keys);
+        self
+    }
+
+    /// Sets [`Inputs::alibi_slopes`].
+    pub fn alibi_slopes(mut self, alibi_slopes: &'a [f32]) -> Self {
+        self.inputs.alibi_slopes = alibi_slopes;
+        self
+    }
+
+    /// Sets [`Inputs::relative_bias`].
+    pub fn relative_bias(mut self, relative_bias: &'a [f32]) -> Self {
+        self.inputs.relative_bias = relative_bias;
+        self
+    }
+
+    /// Sets [`Inputs::sinks`].
+    pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
+        self.inputs.sinks = sinks;
+        self
+    }
+
+    /// Sets [`Inputs::page_table`].
+    pub fn page_table(mut self, page_table: &'a [u32]) -> Self {
+        self.inputs.page_table = page_table;
+        self
+    }
+
+    /// Sets [`Inputs::dropout`].
+    pub fn dropout(mut self, dropout: Dropout) -> Self {
+        self.inputs.dropout = dropout;
+        self
+    }
+
+    /// Returns the bytes of the buffer. A vector that a shader will write needs its elements too: zeros, for example.
+    ///
+    /// Errors: those of [`Problem::check`], and those of [`Inputs::check`] about the vectors.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        self.problem.check()?;
+        self.inputs.check_tables(self.problem)?;
+        Ok(table_bytes(self.problem, &self.inputs))
+    }
+
+    /// Range of a vector in the buffer, in words of four bytes; `None` if the problem does not have it, or has more
+    /// elements than a shader can count.
+    pub fn words(&self, vector: TableVector) -> Option<Range<u32>> {
+        let start: [u32; COUNT] = bytemuck::cast(TableLayout::new(self.problem)?.0);
+        let (start, words) = (start[vector as usize], words(self.problem)[vector as usize] as u32);
+        (words > 0).then_some(start..start + words)
     }
 }
 
-impl Problem {
-    /// True if the problem has any of these vectors.
-    pub(crate) fn has_tables(&self) -> bool {
-        TableLayout::new(self).is_none_or(|(_, words)| words > 0)
+/// Contents of the tables buffer, from inputs that have been checked.
+pub(crate) fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
+    let mut bytes = inputs.vectors().map(|(_, bytes)| bytes).concat();
+    if problem.dropout_rule().is_some() {
+        let seed = inputs.dropout.seed;
+        bytes.extend_from_slice(bytemuck::cast_slice(&[seed as u32, (seed >> 32) as u32, inputs.dropout.offset]));
     }
-}
-
-/// Returns the contents of the tables buffer for a problem and its inputs, in the order of [`TableLayout`].
-pub fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
-    let seed = inputs.dropout.seed;
-    let dropout = [seed as u32, (seed >> 32) as u32, inputs.dropout.offset];
-    let parts: [&[u8]; 11] = [
-        bytemuck::cast_slice(inputs.kv_lengths),
-        bytemuck::cast_slice(inputs.prefix_lengths),
-        bytemuck::cast_slice(inputs.segment_ids_q),
-        bytemuck::cast_slice(inputs.segment_ids_kv),
-        bytemuck::cast_slice(inputs.cu_seqlens_q),
-        bytemuck::cast_slice(inputs.cu_seqlens_kv),
-        bytemuck::cast_slice(inputs.alibi_slopes),
-        bytemuck::cast_slice(inputs.relative_bias),
-        bytemuck::cast_slice(inputs.sinks),
-        bytemuck::cast_slice(inputs.page_table),
-        bytemuck::cast_slice(if problem.dropout_rule().is_some() { &dropout } else { &[] }),
-    ];
-    parts.concat()
+    bytes
 }

@@ -134,46 +134,47 @@ impl Case {
         let mut random = Random::new(fill.seed);
         let mut data = options(&problem, &mut random);
         data.dropout = Dropout { seed: fill.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), offset: fill.seed as u32 ^ 7 };
-        let dense = |operand, spread: f32, random: &mut Random| {
-            let count = problem.shape(operand).iter().product();
+        let spreads = [(Operand::Query, fill.amplitude), (Operand::Key, fill.amplitude), (Operand::Value, 1.0)];
+        let mut dense = spreads.map(|(operand, spread)| {
+            let count: usize = problem.shape(operand).iter().product();
             (0..count).map(|_| spread * random.normal()).collect::<Vec<f32>>()
-        };
-        let mut query = dense(Operand::Query, fill.amplitude, &mut random);
-        let mut key = dense(Operand::Key, fill.amplitude, &mut random);
-        let mut value = dense(Operand::Value, 1.0, &mut random);
-        match fill.extreme {
-            Extreme::Nothing => {}
-            Extreme::Bias(x) => data.bias.iter_mut().filter(|bias| bias.is_finite()).for_each(|bias| *bias = x),
-            Extreme::Scores(x) => [&mut query, &mut key].into_iter().for_each(|numbers| numbers.fill(x)),
-            Extreme::Values(x) => value.iter_mut().for_each(|value| *value *= x),
-            Extreme::All(x) => [&mut query, &mut key, &mut value].into_iter().for_each(|numbers| numbers.fill(x)),
-            Extreme::Overflow => {
-                query.iter_mut().for_each(|x| *x = 1e30 * x.abs());
-                key.iter_mut().for_each(|x| *x *= 1e-30);
-                for (numbers, operand, x) in [(&mut key, Operand::Key, -1e30), (&mut value, Operand::Value, f32::INFINITY)] {
-                    let [.., seq, dim] = problem.shape(operand);
-                    let hidden = numbers.chunks_exact_mut(dim).enumerate().filter(|(row, _)| row % seq % 3 == 1);
-                    hidden.for_each(|(_, row)| row.fill(x));
-                }
-            }
-        }
+        });
+        make_extreme(fill.extreme, &problem, &mut data.bias, &mut dense);
         if fill.nan {
-            let tensors = [&mut query, &mut key, &mut value];
-            let tensor = random.below(tensors.len());
-            let at = random.below(tensors[tensor].len());
-            tensors[tensor].get_mut(at).into_iter().for_each(|x| *x = f32::NAN);
+            let tensor = &mut dense[random.below(3)];
+            let at = random.below(tensor.len());
+            tensor.get_mut(at).into_iter().for_each(|x| *x = f32::NAN);
         }
-        let store = |data: &mut Data, query: &[f32], key: &[f32], value: &[f32], gap: f32| {
-            data.query = scatter(&problem.query, problem.shape(Operand::Query), query, gap);
-            data.key = scatter(&problem.key, problem.shape(Operand::Key), key, gap);
-            data.value = scatter(&problem.value, problem.shape(Operand::Value), value, gap);
+        let store = |data: &mut Data, dense: &[Vec<f32>; 3], gap: f32| {
+            let stored = |at: usize, operand| scatter(problem.spec(operand), problem.shape(operand), &dense[at], gap);
+            (data.query, data.key, data.value) = (stored(0, Operand::Query), stored(1, Operand::Key), stored(2, Operand::Value));
         };
-        store(&mut data, &query, &key, &value, 0.0);
+        store(&mut data, &dense, 0.0);
         if fill.poison {
-            poison(&problem, &data, &mut random, [&mut query, &mut key, &mut value])?;
-            store(&mut data, &query, &key, &value, f32::NAN);
+            poison(&problem, &data, &mut random, &mut dense)?;
+            store(&mut data, &dense, f32::NAN);
         }
         Ok(Self { name: name.into(), problem, fill, data })
+    }
+}
+
+/// Replaces elements as [`Extreme`] says.
+fn make_extreme(extreme: Extreme, problem: &Problem, bias: &mut [f32], [query, key, value]: &mut [Vec<f32>; 3]) {
+    match extreme {
+        Extreme::Nothing => {}
+        Extreme::Bias(x) => bias.iter_mut().filter(|bias| bias.is_finite()).for_each(|bias| *bias = x),
+        Extreme::Scores(x) => [query, key].into_iter().for_each(|elements| elements.fill(x)),
+        Extreme::Values(x) => value.iter_mut().for_each(|value| *value *= x),
+        Extreme::All(x) => [query, key, value].into_iter().for_each(|elements| elements.fill(x)),
+        Extreme::Overflow => {
+            query.iter_mut().for_each(|x| *x = 1e30 * x.abs());
+            key.iter_mut().for_each(|x| *x *= 1e-30);
+            for (elements, operand, x) in [(key, Operand::Key, -1e30), (value, Operand::Value, f32::INFINITY)] {
+                let [.., seq, dim] = problem.shape(operand);
+                let hidden = elements.chunks_exact_mut(dim).enumerate().filter(|(row, _)| row % seq % 3 == 1);
+                hidden.for_each(|(_, row)| row.fill(x));
+            }
+        }
     }
 }
 
@@ -181,56 +182,44 @@ impl Case {
 fn options(problem: &Problem, random: &mut Random) -> Data {
     let d = &problem.dims;
     let v = &problem.visibility;
-    let nothing = HostVec::F32(vec![]);
-    let mut data = Data::new(nothing.clone(), nothing.clone(), nothing);
+    let nothing = || HostVec::F32(vec![]);
+    let mut data = Data::new(nothing(), nothing(), nothing());
     let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
+    let when = |wanted: bool, count: usize| if wanted { count } else { 0 };
     // About one key in four is masked, and one row in sixteen is masked entirely.
     let row_len = v.mask.map_or(1, |shape| shape.0[3].max(1));
     let mut whole_row = false;
-    data.mask = (0..elements(v.mask))
-        .map(|at| {
-            if at % row_len == 0 {
-                whole_row = row_len > 1 && random.one_in(16);
-            }
-            !whole_row && !random.one_in(4)
-        })
-        .collect();
+    let mut is_visible = |at: usize| {
+        if at.is_multiple_of(row_len) {
+            whole_row = row_len > 1 && random.one_in(16);
+        }
+        !whole_row && !random.one_in(4)
+    };
+    data.mask = (0..elements(v.mask)).map(&mut is_visible).collect();
     data.bias = (0..elements(problem.bias)).map(|_| if random.one_in(12) { f32::NEG_INFINITY } else { random.normal() }).collect();
-    let per_head = |random: &mut Random| (0..d.num_heads).map(|_| random.normal()).collect::<Vec<f32>>();
-    if problem.alibi.is_some() {
-        data.alibi_slopes = (0..d.num_heads).map(|h| 2f32.powf(-8.0 * (h + 1) as f32 / d.num_heads as f32)).collect();
-    }
-    if let Some(max) = problem.relative_bias_max_distance {
-        data.relative_bias = (0..d.num_heads * (2 * max as usize + 1)).map(|_| random.normal()).collect();
-    }
-    if problem.sinks {
-        data.sinks = per_head(random);
-    }
-    let lengths = |longest: usize, random: &mut Random| {
-        // 0, 1 and the full length are drawn often.
-        let choices = [0, longest.min(1), longest, random.below(longest + 1), random.below(longest + 1)];
+    let slope = |h: usize| 2f32.powf(-8.0 * (h + 1) as f32 / d.num_heads as f32);
+    data.alibi_slopes = (0..when(problem.alibi.is_some(), d.num_heads)).map(slope).collect();
+    data.relative_bias = (0..problem.relative_bias_len()).map(|_| random.normal()).collect();
+    data.sinks = (0..when(problem.sinks, d.num_heads)).map(|_| random.normal()).collect();
+    // 0, 1 and the full length are drawn often.
+    let most = d.seq_len_kv;
+    let mut length = |_| {
+        let choices = [0, most.min(1), most, random.below(most + 1), random.below(most + 1)];
         random.pick(&choices) as u32
     };
-    if v.kv_lengths {
-        data.kv_lengths = (0..d.batch).map(|_| lengths(d.seq_len_kv, random)).collect();
-    }
-    if v.prefix_lengths {
-        data.prefix_lengths = (0..d.batch).map(|_| lengths(d.seq_len_kv, random)).collect();
-    }
-    if v.segments {
-        // Consecutive segments of a few tokens each, as in batches of concatenated training segments.
-        let segments = |count: usize, random: &mut Random| {
-            let mut document = 0;
-            (0..count)
-                .map(|_| {
-                    document += i32::from(random.one_in(5));
-                    document
-                })
-                .collect::<Vec<i32>>()
+    data.kv_lengths = (0..when(v.kv_lengths, d.batch)).map(&mut length).collect();
+    data.prefix_lengths = (0..when(v.prefix_lengths, d.batch)).map(&mut length).collect();
+    // Consecutive segments of a few tokens each, as in batches of concatenated training segments.
+    let mut segments = |tokens: usize| {
+        let mut id = 0;
+        let mut next = |at: usize| {
+            id = if at.is_multiple_of(tokens) { 0 } else { id } + i32::from(random.one_in(5));
+            id
         };
-        data.segment_ids_q = (0..d.batch).flat_map(|_| segments(d.seq_len_q, random)).collect();
-        data.segment_ids_kv = (0..d.batch).flat_map(|_| segments(d.seq_len_kv, random)).collect();
-    }
+        (0..when(v.segments, d.batch) * tokens).map(&mut next).collect()
+    };
+    data.segment_ids_q = segments(d.seq_len_q);
+    data.segment_ids_kv = segments(d.seq_len_kv);
     if let Some(varlen) = problem.varlen {
         data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, varlen.tokens_q, random);
         if problem.paged.is_none() {
@@ -279,63 +268,71 @@ fn cu_seqlens(batch: usize, longest: usize, tokens: usize, random: &mut Random) 
     borders
 }
 
+/// Indices in its buffer of a tensor's elements, in [batch, heads, seq, dim] order.
+pub(super) fn places(spec: &TensorSpec, shape: [usize; 4]) -> impl Iterator<Item = usize> {
+    let (strides, offset) = (spec.strides(shape), spec.offset);
+    let [batch, heads, seq, dim] = shape;
+    (0..batch * heads * seq * dim).map(move |flat| {
+        let (e, i, h, b) = (flat % dim, flat / dim % seq, flat / (dim * seq) % heads, flat / (dim * seq * heads));
+        offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim
+    })
+}
+
 /// Stores contiguous [batch, heads, seq, dim] data in the layout of `spec`, with `gap` between elements.
-pub(crate) fn scatter(spec: &TensorSpec, shape: [usize; 4], dense: &[f32], gap: f32) -> HostVec {
+pub(super) fn scatter(spec: &TensorSpec, shape: [usize; 4], dense: &[f32], gap: f32) -> HostVec {
     let mut stored = vec![gap; spec.required_len(shape).unwrap_or(0)];
-    let strides = spec.strides(shape);
-    let mut dense = dense.iter();
-    for b in 0..shape[0] {
-        for h in 0..shape[1] {
-            for i in 0..shape[2] {
-                for e in 0..shape[3] {
-                    let place = spec.offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim;
-                    stored[place] = dense.next().copied().unwrap_or(gap);
-                }
-            }
-        }
-    }
+    places(spec, shape).zip(dense).for_each(|(place, &x)| stored[place] = x);
     HostVec::from_f32(spec.dtype, &stored)
 }
 
+/// Query row of one item and head.
+pub(super) struct QueryRow {
+    /// Index in the oracle's [batch, num_heads, seq_len_q].
+    pub(super) index: usize,
+    pub(super) item: usize,
+    pub(super) head: usize,
+    /// Index in [batch, num_heads, seq_len_q] or, of varlen sequences, in [num_heads, tokens].
+    pub(super) place: usize,
+}
+
+/// Returns the rows that exist, in the oracle's order.
+pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<QueryRow> {
+    let d = problem.dims;
+    let mut rows = Vec::with_capacity(problem.lse_len());
+    for (item, head) in (0..d.batch).flat_map(|item| (0..d.num_heads).map(move |head| (item, head))) {
+        let start = (item * d.num_heads + head) * d.seq_len_q;
+        let (place, count) = match (problem.varlen, inputs.cu_seqlens_q) {
+            (Some(varlen), borders) => (head * varlen.tokens_q + borders[item] as usize, borders[item + 1] - borders[item]),
+            (None, _) => (start, d.seq_len_q as u32),
+        };
+        rows.extend((0..count as usize).map(|i| QueryRow { index: start + i, item, head, place: place + i }));
+    }
+    rows
+}
+
 /// Overwrites keys and values visible to no row and queries without visible keys, both found by the oracle beforehand.
-fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, value]: [&mut Vec<f32>; 3]) -> Result<()> {
+fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, value]: &mut [Vec<f32>; 3]) -> Result<()> {
     let d = problem.dims;
     // All scores are 0, because a key that is hidden by the overflow of its score has to keep it.
     let query_of_zeros = HostVec::zeros(problem.query.dtype, data.query.as_slice().len());
-    let masked = oracle::attention(problem, &Inputs { query: query_of_zeros.as_slice(), ..data.inputs() })?.masked;
-    let sees =
-        |b: usize, h: usize, i: usize, j: usize| masked[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j] != f64::NEG_INFINITY;
+    let inputs = Inputs { query: query_of_zeros.as_slice(), ..data.inputs() };
+    let masked = oracle::attention(problem, &inputs)?.masked;
     let mut bad = || random.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e4]);
     // Raw and capped scores are returned for masked pairs too.
     let keep_raw = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
-    let tokens_q = problem.shape(Operand::Query)[2];
     let mut seen = vec![false; problem.shape(Operand::Key)[..3].iter().product()];
-    for b in 0..d.batch {
-        let (item, first_q, rows) = match problem.varlen {
-            None => (b, 0, d.seq_len_q),
-            Some(_) => {
-                let q = &data.cu_seqlens_q[b..];
-                (0, q[0] as usize, (q[1] - q[0]) as usize)
-            }
-        };
-        for h in 0..d.num_heads {
-            for i in 0..rows {
-                let sees: Vec<usize> = (0..d.seq_len_kv).filter(|&j| sees(b, h, i, j)).collect();
-                for &j in &sees {
-                    seen[oracle::key_row(problem, &data.inputs(), b, h / d.group(), j)] = true;
-                }
-                if sees.is_empty() && !keep_raw {
-                    let at = (item * d.num_heads + h) * tokens_q + first_q + i;
-                    query[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
-                }
-            }
+    for QueryRow { index, item, head, place } in rows(problem, &inputs) {
+        let sees = || (0..d.seq_len_kv).filter(|j| masked[index * d.seq_len_kv + j] != f64::NEG_INFINITY);
+        sees().for_each(|j| seen[oracle::key_row(problem, &inputs, item, head / d.group(), j)] = true);
+        if sees().next().is_none() && !keep_raw {
+            query[place * d.head_dim..][..d.head_dim].fill(bad());
         }
     }
     for at in (0..seen.len()).filter(|&at| !seen[at]) {
         if !keep_raw {
-            key[at * d.head_dim..(at + 1) * d.head_dim].fill(bad());
+            key[at * d.head_dim..][..d.head_dim].fill(bad());
         }
-        value[at * d.head_dim_v..(at + 1) * d.head_dim_v].fill(bad());
+        value[at * d.head_dim_v..][..d.head_dim_v].fill(bad());
     }
     Ok(())
 }

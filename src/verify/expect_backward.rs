@@ -21,10 +21,9 @@ use crate::error::Result;
 use crate::numbers::{DType, HostSlice, HostVec, Random};
 use crate::oracle::{self, Operands, Pairs, ReferenceGradients as Reference};
 use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, ScoreOrder, WantGradients};
-use crate::verify::case::{Case, Fill, scatter};
+use crate::verify::case::{Case, Fill, QueryRow, rows, scatter};
 use crate::verify::expect::{
-    Errors, ExpectedTensor, SAFETY, TINY, ValueSize, absolute, at_most, chain, magnitudes, per_element, rows, score_error, storage_floor,
-    stored_as, summing,
+    Bounds, ExpectedTensor, SAFETY, TINY, absolute, at_most, chain, dropout_factor, score_error, storage_floor, summing,
 };
 
 /// Expected gradients, with what they are computed from.
@@ -69,30 +68,21 @@ impl ExpectedGradients {
         let pairs = oracle::pairs(problem, inputs, &forward, &operands);
         let reference = oracle::sums(problem, inputs, &pairs, &operands);
         let errors = errors(problem, inputs, &forward, d_output, &pairs)?;
-        let d = &problem.dims;
-        let operand = |operand: Operand, values: Vec<f64>, errors: Vec<f64>| {
-            let dtype = problem.spec(operand).dtype;
-            let absolute = errors.into_iter().map(|error| error + storage_floor(dtype)).collect();
-            ExpectedTensor {
-                shape: problem.shape(operand).to_vec(),
-                values,
-                tolerance: stored_as(dtype, absolute, dtype.epsilon() + SAFETY * DType::F32.epsilon()),
-            }
+        let heads = problem.dims.num_heads;
+        let unit = SAFETY * DType::F32.epsilon();
+        let operand = |operand, values, errors| ExpectedTensor::stored(problem, operand, values, errors, unit);
+        let vector = |shape: &[usize], values: Vec<f64>, errors: Vec<f64>| {
+            ExpectedTensor::new(shape, values, errors.into_iter().map(|error| error + TINY).collect(), unit)
         };
-        let vector = |shape: Vec<usize>, values: Vec<f64>, errors: Vec<f64>| {
-            let absolute = errors.into_iter().map(|error| error + TINY).collect();
-            ExpectedTensor { shape, values, tolerance: per_element(absolute, SAFETY * DType::F32.epsilon()) }
-        };
-        let columns = |max: u32| 2 * max as usize + 1;
+        let table = [heads, problem.relative_bias_columns()];
+        let has_table = problem.relative_bias_max_distance.is_some();
         Ok(Self {
             query: operand(Operand::Query, reference.query, errors.query),
             key: operand(Operand::Key, reference.key, errors.key),
             value: operand(Operand::Value, reference.value, errors.value),
-            bias: problem.bias.map(|shape| vector(shape.0.to_vec(), reference.bias, errors.bias)),
-            relative_bias: problem
-                .relative_bias_max_distance
-                .map(|max| vector(vec![d.num_heads, columns(max)], reference.relative_bias, errors.relative_bias)),
-            sinks: problem.sinks.then(|| vector(vec![d.num_heads], reference.sinks, errors.sinks)),
+            bias: problem.bias.map(|shape| vector(&shape.0, reference.bias, errors.bias)),
+            relative_bias: has_table.then(|| vector(&table, reference.relative_bias, errors.relative_bias)),
+            sinks: problem.sinks.then(|| vector(&[heads], reference.sinks, errors.sinks)),
             forward: forward.into_outputs(problem, inputs),
             d_output: stored,
         })
@@ -114,39 +104,34 @@ fn errors(
 ) -> Result<Reference> {
     let d = &problem.dims;
     let unit = SAFETY * DType::F32.epsilon();
-    let magnitudes = magnitudes(problem, inputs)?;
+    let bounds = Bounds::new(problem, inputs, forward)?;
     let (query, key, value, d_output) = (absolute(inputs.query), absolute(inputs.key), absolute(inputs.value), absolute(d_output));
     let unsigned = Inputs { query: query.as_slice(), key: key.as_slice(), value: value.as_slice(), ..*inputs };
     let operands = Operands::gather(problem, &unsigned, d_output.as_slice());
-    // The weighted sum of |value|, and dot(|d_output|, |value|) for each pair.
-    let weighted_values = oracle::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
-    let products = products(problem, &unsigned, &operands);
     let wide = chain(d.head_dim_v) + 4.0;
-    let summing = summing(problem);
-    let weight_errors = Errors::new(problem, forward, &magnitudes).weight;
-    let values = ValueSize::of(value.as_slice());
-    let kept = problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)));
+    let (summing, kept) = (summing(problem), dropout_factor(problem));
 
     let mut errors = pairs.clone();
-    for (row, at) in rows(problem, inputs) {
-        let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
-        let weight_error = weight_errors[row];
-        let [item, head, token] = at;
-        let [_, heads, tokens, width] = problem.shape(Operand::Output);
-        let d_output = &operands.d_output[((item * heads + head) * tokens + token) * width..][..width];
+    let width = d.head_dim_v;
+    for QueryRow { index: row, item, head, place } in rows(problem, inputs) {
+        let weight_error = bounds.weight[row];
+        let d_output = &operands.d_output[place * width..][..width];
         let (mut delta, mut delta_error) = (0.0, 0.0);
-        for (e, &d_output) in d_output.iter().enumerate() {
-            let output = forward.output[row * width + e].abs();
-            let output_error = values.output_error(problem, weight_error, weighted_values[row * width + e])
-                + problem.output.dtype.epsilon() * output
-                + storage_floor(problem.output.dtype);
-            delta += f64::from(d_output) * weighted_values[row * width + e];
+        for (at, &d_output) in (row * width..).zip(d_output) {
+            let (output, dtype) = (forward.output[at].abs(), problem.output.dtype);
+            let output_error = bounds.output_error(problem, at) + dtype.epsilon() * output + storage_floor(dtype);
+            delta += f64::from(d_output) * bounds.weighted_values[at];
             delta_error += f64::from(d_output) * (unit * wide * output + output_error);
         }
-        let sees_some = keys.clone().any(|at| pairs.seen[at]);
-        let largest = keys.clone().filter(|&at| pairs.seen[at]).map(|at| kept * products[at]).fold(0.0, f64::max);
-        for at in keys.filter(|&at| pairs.seen[at]) {
-            let (weight, product) = (forward.weights[at], kept * products[at]);
+        let product = |j: usize| -> f64 {
+            let value = &operands.value[oracle::key_row(problem, inputs, item, head / d.group(), j) * width..][..width];
+            d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+        };
+        let keys = (0..d.seq_len_kv).map(|j| (j, row * d.seq_len_kv + j)).filter(|&(_, at)| pairs.seen[at]);
+        let seen: Vec<(usize, f64)> = keys.map(|(j, at)| (at, kept * product(j))).collect();
+        let largest = seen.iter().map(|&(_, product)| product).fold(0.0, f64::max);
+        for &(at, product) in &seen {
+            let weight = forward.weights[at];
             let size = weight * (product + delta);
             // A tiny weight may be flushed to 0.
             let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
@@ -155,14 +140,14 @@ fn errors(
             let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
             let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
                 let t = capped / f64::from(softcap);
-                (1.0 - t * t, 2.0 * t.abs() * (score_error(problem, magnitudes[at]) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
+                (1.0 - t * t, 2.0 * t.abs() * (score_error(problem, bounds.magnitudes[at]) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
             });
             let summed = summing * size;
             errors.d_score[at] = (d_biased + summed) * slope + size * slope_error;
             errors.d_bias[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased + summed } else { errors.d_score[at] };
             errors.weights[at] = at_most(pairs.weights[at] * (weight_error + summing) + TINY * kept, kept * (1.0 + summing));
         }
-        if problem.sinks && sees_some {
+        if problem.sinks && !seen.is_empty() {
             let [max, sum] = forward.stats[row];
             let weight = (f64::from(inputs.sinks[head]) - max).exp() / sum;
             errors.d_sink[row] =
@@ -173,29 +158,16 @@ fn errors(
     Ok(oracle::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
 }
 
-/// dot(|d_output|, |value|) for each pair: the oracle's raw scores of a problem with these as queries and keys.
-fn products(problem: &Problem, unsigned: &Inputs<'_>, operands: &Operands) -> Vec<f64> {
-    let d = problem.dims;
-    let mut other = Problem { varlen: problem.varlen, paged: problem.paged, scale: Some(1.0), ..Problem::new(d) };
-    other.dims.head_dim = d.head_dim_v;
-    other.visibility.kv_lengths = problem.paged.is_some();
-    let (query, value) = (&operands.d_output, &operands.value);
-    let inputs = Inputs { kv_lengths: if problem.paged.is_some() { unsigned.kv_lengths } else { &[] }, ..Inputs::new(query, value, value) };
-    let inputs =
-        Inputs { cu_seqlens_q: unsigned.cu_seqlens_q, cu_seqlens_kv: unsigned.cu_seqlens_kv, page_table: unsigned.page_table, ..inputs };
-    oracle::attention(&other, &inputs).map(|answer| answer.raw).unwrap_or_default()
-}
-
 /// Draws a gradient of the output, stored like the output. With poison, rows without visible keys and gaps hold NaN.
 fn draw_d_output(problem: &Problem, inputs: &Inputs<'_>, forward: &oracle::Reference, fill: Fill) -> HostVec {
     let d = &problem.dims;
     let shape = problem.shape(Operand::Output);
     let mut random = Random::new(fill.seed ^ 0x6472_6177);
     let mut dense: Vec<f32> = (0..shape.iter().product()).map(|_| random.normal()).collect();
-    for (row, [item, head, token]) in rows(problem, inputs) {
-        let keys = &forward.masked[row * d.seq_len_kv..][..d.seq_len_kv];
+    for row in rows(problem, inputs) {
+        let keys = &forward.masked[row.index * d.seq_len_kv..][..d.seq_len_kv];
         if fill.poison && keys.iter().all(|&score| score == f64::NEG_INFINITY) {
-            dense[((item * shape[1] + head) * shape[2] + token) * shape[3]..][..shape[3]].fill(f32::NAN);
+            dense[row.place * shape[3]..][..shape[3]].fill(f32::NAN);
         }
     }
     scatter(&problem.output, shape, &dense, if fill.poison { f32::NAN } else { 0.0 })

@@ -13,45 +13,25 @@ pub fn random(seed: u64) -> Result<Case> {
 
 /// Draws a small case of a kind. Cases of one kind differ in lengths and data, so that most of them share kernels.
 pub fn random_of(kind: u64, seed: u64) -> Result<Case> {
-    let mut draw = Draw::new(kind ^ 0x5eed, seed ^ 0x5eed5);
-    let dims = small_dims(&mut draw);
-    let (problem, fill) = options(seed, dims, &mut draw);
+    let (kind_source, rest) = (&mut Random::new(kind ^ 0x5eed), &mut Random::new(seed ^ 0x5eed5));
+    let dims = small_dims(kind_source, rest);
+    let (problem, fill) = options(seed, dims, kind_source, rest);
     Case::new(format!("random-{kind}-{seed}"), problem, fill)
 }
 
-/// Draws a case of sizes at which kernels change: several tiles, split keys, wide heads. Keys and values are quantised
-/// now and then. Equal seeds return equal cases.
-pub fn random_large(seed: u64) -> Result<Case> {
-    random_large_of(seed, seed)
-}
-
-/// Draws a case of a kind, as [`random_of`], with the sizes of [`random_large`].
+/// Draws a case of a kind, as [`random_of`], of sizes at which kernels change: several tiles, split keys, wide heads. Keys
+/// and values are quantised now and then.
 pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
-    let mut draw = Draw::new(kind ^ 0x1a26e, seed ^ 0x1a26e5);
-    let dims = large_dims(&mut draw);
-    let (problem, fill) = options(seed, dims, &mut draw);
-    let (dtype, layout) = (draw.kind.pick(&DType::QUANTISED), draw.kind.pick(&[Layout::Bhsd, Layout::Bshd]));
-    let spec = TensorSpec { dtype, layout, offset: 0 };
+    let (kind_source, rest) = (&mut Random::new(kind ^ 0x1a26e), &mut Random::new(seed ^ 0x1a26e5));
+    let dims = large_dims(kind_source, rest);
+    let (problem, fill) = options(seed, dims, kind_source, rest);
+    let spec = TensorSpec::new(kind_source.pick(&DType::QUANTISED), kind_source.pick(&[Layout::Bhsd, Layout::Bshd]));
     let blocks = Problem { key: spec, value: spec, ..problem };
-    let problem = if draw.kind.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
+    let problem = if kind_source.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
     Case::new(format!("large-{kind}-{seed}"), problem, fill)
 }
 
-/// Random sources of a case.
-struct Draw {
-    /// Source of what kernels depend on.
-    kind: Random,
-    /// Source of everything else.
-    rest: Random,
-}
-
-impl Draw {
-    fn new(kind: u64, rest: u64) -> Self {
-        Self { kind: Random::new(kind), rest: Random::new(rest) }
-    }
-}
-
-fn small_dims(Draw { kind, rest }: &mut Draw) -> Dims {
+fn small_dims(kind: &mut Random, rest: &mut Random) -> Dims {
     let kv_heads = rest.pick(&[1, 1, 2, 3]);
     let head_dim = kind.pick(&[1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 24, 32, 40, 64, 72]);
     let lengths = [1, 1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 23, 31, 32, 33, 47, 63, 64, 65];
@@ -66,7 +46,7 @@ fn small_dims(Draw { kind, rest }: &mut Draw) -> Dims {
     }
 }
 
-fn large_dims(Draw { kind, rest }: &mut Draw) -> Dims {
+fn large_dims(kind: &mut Random, rest: &mut Random) -> Dims {
     let head_dim = match kind.below(4) {
         0 => 1 + kind.below(70),
         1 => kind.pick(&[65, 95, 127, 129, 160, 192, 255, 256, 257, 511, 512, 513, 576, 600]),
@@ -94,12 +74,12 @@ fn large_dims(Draw { kind, rest }: &mut Draw) -> Dims {
     }
 }
 
-/// Draws everything except the sizes.
-fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
+/// Draws everything except the sizes: what kernels depend on from `kind`, everything else from `rest`.
+fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Problem, Fill) {
     let mut p = Problem::new(dims);
-    let Draw { kind, rest } = draw;
-    p.varlen =
-        kind.one_in(5).then(|| Varlen { tokens_q: tokens(&dims, dims.seq_len_q, rest), tokens_kv: tokens(&dims, dims.seq_len_kv, rest) });
+    // The longest sequence may have all of the padded length.
+    let mut tokens = |longest: usize| longest + rest.below((dims.batch - 1) * longest + 1);
+    p.varlen = kind.one_in(5).then(|| Varlen { tokens_q: tokens(dims.seq_len_q), tokens_kv: tokens(dims.seq_len_kv) });
     p.scale = rest.one_in(4).then(|| rest.pick(&[0.0, 0.1, 1.0, -0.3]));
     p.sinks = kind.one_in(5);
     p.visibility.kv_lengths = p.varlen.is_none() && kind.one_in(4);
@@ -118,15 +98,13 @@ fn options(seed: u64, dims: Dims, draw: &mut Draw) -> (Problem, Fill) {
     }
     let dtype = kind.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]);
     let mixed = kind.one_in(12);
-    for operand in Operand::ALL {
-        let shape = p.shape(operand);
-        let dtype = if mixed { draw.kind.pick(&DType::FLOATS) } else { dtype };
-        let layout = layout(shape, draw);
+    [p.query, p.key, p.value, p.output] = Operand::ALL.map(|operand| {
+        let dtype = if mixed { kind.pick(&DType::FLOATS) } else { dtype };
+        let layout = layout(p.shape(operand), kind, rest);
         // The offset modulo 4 depends on the kind, because rows of whole vec4s take other kernels.
-        let offset = if !draw.kind.one_in(4) { 0 } else { 4 * draw.rest.below(3) + draw.kind.below(4) };
-        set_spec(&mut p, operand, TensorSpec { dtype, layout, offset });
-    }
-    let Draw { kind, rest } = draw;
+        let offset = if !kind.one_in(4) { 0 } else { 4 * rest.below(3) + kind.below(4) };
+        TensorSpec { dtype, layout, offset }
+    });
     p.want = Returns {
         lse: kind.one_in(2),
         stats: kind.one_in(8),
@@ -157,29 +135,22 @@ fn extreme(p: &Problem, r: &mut Random) -> Extreme {
     }
 }
 
-/// Draws a number of varlen tokens, of which the longest sequence may have `longest`.
-fn tokens(dims: &Dims, longest: usize, r: &mut Random) -> usize {
-    longest + r.below((dims.batch - 1) * longest + 1)
-}
-
 /// Draws a layout: contiguous in either order, permuted, with gaps, or a view of packed QKV.
-fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
-    let [batch, heads, seq, dim] = shape;
+fn layout(shape: [usize; 4], kind: &mut Random, rest: &mut Random) -> Layout {
     match kind.below(6) {
         0 | 1 => Layout::Bhsd,
         2 => Layout::Bshd,
         3 => packed_qkv(shape),
         _ => {
-            let mut order = [(0, batch), (1, heads), (2, seq), (3, dim)];
+            let mut order = [0, 1, 2, 3];
             for last in (1..4).rev() {
                 order.swap(last, kind.below(last + 1));
             }
             let gaps = kind.one_in(2);
-            let mut steps = [0; 4];
-            let mut step = 1;
-            for (axis, extent) in order {
+            let (mut steps, mut step) = ([0; 4], 1);
+            for axis in order {
                 steps[axis] = step;
-                step = (step * extent.max(1)) + if gaps { rest.below(3) } else { 0 };
+                step = step * shape[axis].max(1) + if gaps { rest.below(3) } else { 0 };
             }
             let [batch, head, seq, dim] = steps;
             Layout::Strided(Strides { batch, head, seq, dim })
@@ -191,15 +162,6 @@ fn layout(shape: [usize; 4], Draw { kind, rest }: &mut Draw) -> Layout {
 pub(crate) const fn packed_qkv([_, heads, seq, dim]: [usize; 4]) -> Layout {
     let row = 3 * heads * dim;
     Layout::Strided(Strides { batch: seq * row, head: dim, seq: row, dim: 1 })
-}
-
-fn set_spec(p: &mut Problem, operand: Operand, spec: TensorSpec) {
-    match operand {
-        Operand::Query => p.query = spec,
-        Operand::Key => p.key = spec,
-        Operand::Value => p.value = spec,
-        Operand::Output => p.output = spec,
-    }
 }
 
 /// Returns cases simpler by one step, the largest steps first: an option less, a smaller size, a plainer layout.
@@ -215,8 +177,7 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
         simpler.push((q, fill));
     }
     for set in DIMS {
-        let mut q = p;
-        let now = *set(&mut q.dims);
+        let now = *set(&mut { p.dims });
         // Not to 0: an empty problem is no smaller case of a failure.
         for next in [1, now / 2, now.saturating_sub(1)].into_iter().filter(|next| (1..now).contains(next)) {
             let mut q = p;
@@ -225,19 +186,17 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
             simpler.extend([(q, fill), (q, Fill { seed: fill.seed.wrapping_add(1), ..fill })]);
         }
     }
-    let mut same_group = p;
-    same_group.dims.num_heads = p.dims.group();
-    same_group.dims.num_kv_heads = 1;
-    simpler.push((same_group, fill));
-    simpler.push((p, Fill { poison: false, ..fill }));
-    simpler.push((p, Fill { nan: false, ..fill }));
-    simpler.push((p, Fill { extreme: Extreme::Nothing, ..fill }));
-    simpler.push((p, Fill { amplitude: 1.0, ..fill }));
-    let before = p;
-    simpler.into_iter().filter(move |(q, f)| (*q, *f) != (before, fill)).filter_map(move |(q, f)| {
-        // Cases that contradict themselves after the step are dropped: Case::new checks them.
-        Case::new(name.clone(), fit(q, &before), f).ok()
-    })
+    let same_group = Dims { num_heads: p.dims.group(), num_kv_heads: 1, ..p.dims };
+    simpler.extend([
+        (Problem { dims: same_group, ..p }, fill),
+        (p, Fill { poison: false, ..fill }),
+        (p, Fill { nan: false, ..fill }),
+        (p, Fill { extreme: Extreme::Nothing, ..fill }),
+        (p, Fill { amplitude: 1.0, ..fill }),
+    ]);
+    // Cases that contradict themselves after the step are dropped: Case::new checks them.
+    let simpler = simpler.into_iter().filter(move |step| *step != (p, fill));
+    simpler.filter_map(move |(q, fill)| Case::new(name.clone(), fit(q, &p), fill).ok())
 }
 
 const PLAINER: [fn(&mut Problem); 13] = [
@@ -248,17 +207,17 @@ const PLAINER: [fn(&mut Problem); 13] = [
     |p| p.visibility.prefix_lengths = false,
     |p| p.visibility.kv_lengths = false,
     |p| p.scale = None,
-    |p| p.want = Returns { lse: false, ..p.want },
-    |p| p.want = Returns { stats: false, ..p.want },
-    |p| p.want = Returns { scores: None, ..p.want },
-    |p| p.want = Returns { weights: false, ..p.want },
-    |p| [&mut p.query, &mut p.key, &mut p.value, &mut p.output].into_iter().for_each(|spec| spec.dtype = DType::F32),
-    |p| {
-        for spec in [&mut p.query, &mut p.key, &mut p.value, &mut p.output] {
-            (spec.layout, spec.offset) = (Layout::Bhsd, 0);
-        }
-    },
+    |p| p.want.lse = false,
+    |p| p.want.stats = false,
+    |p| p.want.scores = None,
+    |p| p.want.weights = false,
+    |p| each_spec(p, |spec| spec.dtype = DType::F32),
+    |p| each_spec(p, |spec| (spec.layout, spec.offset) = (Layout::Bhsd, 0)),
 ];
+
+fn each_spec(p: &mut Problem, change: fn(&mut TensorSpec)) {
+    [&mut p.query, &mut p.key, &mut p.value, &mut p.output].into_iter().for_each(change);
+}
 
 const DIMS: [fn(&mut Dims) -> &mut usize; 7] = [
     |d| &mut d.batch,
@@ -302,10 +261,8 @@ pub fn minimise(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     let mut smallest = case;
     // Each step removes an option or reduces a size, so this ends; the bound is for a nondeterministic `fails`.
     for _ in 0..500 {
-        match shrink(&smallest).find(|simpler| fails(simpler)) {
-            Some(simpler) => smallest = simpler,
-            None => break,
-        }
+        let Some(simpler) = shrink(&smallest).find(|simpler| fails(simpler)) else { break };
+        smallest = simpler;
     }
     smallest
 }

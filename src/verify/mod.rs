@@ -1,7 +1,19 @@
 //! Verification: problems with known answers, run on anything that computes attention (feature `verify`).
 //!
-//! [`run_generated`] compares candidates with the f64 oracle on a fixed table of problems and on random problems.
-//! [`run_dir`] compares them with the answers in case files. Both return [`Row`]s. A candidate is a name and a closure:
+//! Generated problems go this way, one file for each step:
+//!
+//! 1. **Problem.** [`table`] lists fixed problems, [`random`] draws them from a seed (`table.rs`, `generate.rs`).
+//! 2. **Data.** [`Case::new`] generates the [`Data`] that a [`Fill`] describes. It poisons whatever must not matter
+//!    with NaN, infinity and 1e4 (`case.rs`).
+//! 3. **Reference.** [`Expected`] and [`ExpectedGradients`] run the f64 oracle. Each element of its answer comes with the
+//!    error that f32 arithmetic may make there, a bound derived from the data (`expect.rs`, `expect_backward.rs`).
+//! 4. **Comparison.** [`ExpectedTensor::compare`] looks at the shape, then NaN and infinity, then errors (`compare.rs`).
+//! 5. **Verdict.** [`check`] and [`check_backward`] run a candidate: passed, failed, or skipped where it calls a
+//!    problem [`Unsupported`](crate::Error::Unsupported). [`run_generated`] returns a [`Row`] for each forward pass and
+//!    each backward pass, and reduces failing problems by [`minimise`] (`suite.rs`).
+//!
+//! [`run_dir`] compares candidates with the answers in case files (`files/`), which bring problem, data, reference and
+//! tolerance along. A candidate is a name and a closure:
 //!
 //! ```
 //! use wgpu_attention::verify::{Candidate, check, oracle, random};
@@ -17,32 +29,24 @@
 //! }
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
-//!
-//! A case that a candidate calls [`Unsupported`](crate::Error::Unsupported) is skipped with its reason, never passed.
 
 mod case;
-mod case_file;
-mod cases;
-mod cases_backward;
-mod cases_model;
-mod cases_onnx;
-mod cases_sdpa;
-mod cases_serving;
 mod compare;
 mod expect;
 mod expect_backward;
+mod files;
 mod generate;
 mod suite;
-mod suite_backward;
 mod table;
 
 pub use case::{Case, Data, Extreme, Fill};
-pub use case_file::{CaseFile, FileData, FileTensor};
-pub use cases::check_file;
-pub use compare::{Element, Mismatch, Tolerance, compare};
+pub use compare::{Element, Mismatch};
 pub use expect::{Expected, ExpectedTensor, oracle};
 pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
-pub use generate::{minimise, random, random_large, random_large_of, random_of, shrink};
-pub use suite::{Candidate, Row, Verdict, check, check_against, count, run_case, run_dir, run_generated};
-pub use suite_backward::{check_backward, check_backward_against, run_backward_case};
+pub use files::{CaseFile, check_file, run_dir};
+pub use generate::{minimise, random, random_large_of, random_of, shrink};
+pub use suite::{
+    Candidate, Row, Verdict, check, check_against, check_backward, check_backward_against, count, run_backward_case, run_case,
+    run_generated,
+};
 pub use table::table;

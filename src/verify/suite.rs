@@ -1,19 +1,18 @@
-//! Runs cases on candidates and reports the results.
+//! Runs generated cases on candidates: forward passes and gradients, each held against the oracle.
 
 use std::fmt;
-use std::path::Path;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::problem::{AttentionFn, Operand, Outputs, Problem, gather};
+use crate::numbers::DType;
+use crate::plan::DeviceClass;
+use crate::problem::{AttentionFn, BackwardInputs, Inputs, Operand, Problem, Returns, WantGradients};
 use crate::progress::Progress;
 use crate::verify::case::Case;
-use crate::verify::case_file::CaseFile;
-use crate::verify::cases;
-use crate::verify::compare::{Mismatch, compare};
-use crate::verify::expect::{Expected, ExpectedTensor, output_places};
+use crate::verify::compare::{gradient_errors, output_errors};
+use crate::verify::expect::Expected;
+use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::generate::{minimise, random};
-use crate::verify::suite_backward::run_backward_case;
 use crate::verify::table::table;
 
 /// Implementation under test.
@@ -27,8 +26,8 @@ pub struct Candidate<'a> {
     pub engine: Option<&'a Engine>,
 }
 
-impl std::fmt::Debug for Candidate<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Candidate<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Candidate").field("name", &self.name).finish_non_exhaustive()
     }
 }
@@ -54,6 +53,18 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl Verdict {
+    /// Judges an answer by its errors. An unsupported request is a skip; any other error is a failure.
+    pub(super) fn of<T>(answer: Result<T>, errors: impl FnOnce(T) -> Vec<String>) -> Self {
+        match answer.map(errors) {
+            Ok(errors) if errors.is_empty() => Self::Passed,
+            Ok(errors) => Self::Failed(errors.join("; ")),
+            Err(error @ Error::Unsupported { .. }) => Self::Skipped(error.to_string()),
+            Err(error) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
 /// Result of one case on one backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -69,87 +80,98 @@ pub struct Row {
     pub note: String,
 }
 
+impl Row {
+    pub(super) fn new(suite: &str, case: &str, candidate: &Candidate<'_>, verdict: Verdict) -> Self {
+        Self { suite: suite.into(), case: case.into(), backend: candidate.name.into(), verdict, note: String::new() }
+    }
+}
+
+/// Counts the rows that passed, failed and were skipped.
+pub fn count<'a>(rows: impl IntoIterator<Item = &'a Row>) -> [usize; 3] {
+    let mut counts = [0; 3];
+    for row in rows {
+        counts[match row.verdict {
+            Verdict::Passed => 0,
+            Verdict::Failed(_) => 1,
+            Verdict::Skipped(_) => 2,
+        }] += 1;
+    }
+    counts
+}
+
 /// Runs `case` on `attend` and compares all outputs with the oracle's.
 ///
 /// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
 pub fn check(case: &Case, attend: &AttentionFn<'_>) -> Verdict {
-    match Expected::of(&case.problem, &case.data.inputs()) {
-        Ok(expected) => check_against(case, &expected, attend),
-        Err(error) => Verdict::Failed(format!("the oracle refused the case: {error}")),
-    }
+    judged(Expected::of(&case.problem, &case.data.inputs()), |expected| check_against(case, &expected, attend))
 }
 
 /// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share.
 pub fn check_against(case: &Case, expected: &Expected, attend: &AttentionFn<'_>) -> Verdict {
-    match attend(&case.problem, &case.data.inputs()) {
-        Ok(outputs) => match differences(&case.problem, expected, &outputs) {
-            reports if reports.is_empty() => Verdict::Passed,
-            reports => Verdict::Failed(reports.join("; ")),
-        },
-        Err(error) => verdict_of(&error),
-    }
+    Verdict::of(attend(&case.problem, &case.data.inputs()), |outputs| output_errors(&case.problem, expected, &outputs))
 }
 
-/// Converts an error to a verdict.
-pub(crate) fn verdict_of(error: &Error) -> Verdict {
-    match error {
-        Error::Unsupported { .. } => Verdict::Skipped(error.to_string()),
-        _ => Verdict::Failed(error.to_string()),
-    }
+/// Computes all gradients of `case` with `backward` and compares them with the oracle's.
+///
+/// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
+pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
+    judged(ExpectedGradients::of(case), |expected| check_backward_against(case, &expected, backward))
 }
 
-/// Describes all errors of an answer.
-fn differences(problem: &Problem, expected: &Expected, outputs: &Outputs) -> Vec<String> {
-    let mut reports = Vec::new();
-    let mut report = |name: &str, result: Result<f64, Mismatch>| {
-        if let Err(mismatch) = result {
-            reports.push(format!("{name} {mismatch}"));
+/// Computes all gradients of `case` and compares them with `expected`, which several candidates can share.
+pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
+    let gradients = backward(&case.problem, &case.data.inputs(), &expected.inputs(), &WantGradients::all(&case.problem));
+    Verdict::of(gradients, |gradients| gradient_errors(&case.problem, expected, &gradients))
+}
+
+fn judged<T>(expected: Result<T>, check: impl FnOnce(T) -> Verdict) -> Verdict {
+    expected.map_or_else(|error| Verdict::Failed(format!("the oracle refused the case: {error}")), check)
+}
+
+/// Runs the forward pass of one case on every candidate.
+pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
+    let expected = Expected::of(&case.problem, &case.data.inputs())?;
+    let run = |candidate: &Candidate<'_>| Row::new(suite, &case.name, candidate, check_against(case, &expected, candidate.attend));
+    Ok(candidates.iter().map(run).collect())
+}
+
+/// Software adapters run one in this many of the gradients that need kernels of their own.
+const OTHERS: u64 = 20;
+
+/// Checks the gradients of one case on every candidate with an engine, as rows of the suite `gradients`.
+///
+/// A software adapter compiles a kernel in half a second, and gradients need up to eight kernels for each combination
+/// of storage types. Therefore it runs only f32 problems with narrow heads, which share kernels, and one in twenty of
+/// the rest; the others are skipped with that reason.
+pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
+    let engines: Vec<_> = candidates.iter().filter_map(|candidate| Some((candidate, candidate.engine?))).collect();
+    if engines.is_empty() {
+        return Ok(Vec::new());
+    }
+    let p = &case.problem;
+    let is_cheap = Operand::ALL.iter().all(|&operand| p.spec(operand).dtype == DType::F32) && p.dims.head_dim.max(p.dims.head_dim_v) <= 64;
+    let is_chosen = is_cheap || case.fill.seed.is_multiple_of(OTHERS);
+    let expected = ExpectedGradients::of(case)?;
+    let verdict = |engine: &Engine| {
+        if !is_chosen && engine.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software) {
+            let why = "gradients of other storage or wide heads on a software adapter, which compiles kernels for each";
+            return Verdict::Skipped(why.into());
         }
+        check_backward_against(case, &expected, &|problem, inputs, backward, want| {
+            let stats = if case.fill.seed.is_multiple_of(2) { own_stats(engine, problem, inputs)? } else { None };
+            engine.backward(problem, inputs, &BackwardInputs { stats: stats.as_deref(), ..*backward }, want)
+        })
     };
-    let output = outputs.output.as_slice();
-    if output.dtype() != problem.output.dtype {
-        return vec![format!("output is {} instead of {}", output.dtype(), problem.output.dtype)];
-    }
-    if output.len() != problem.output_len() {
-        report("output", Err(Mismatch::Shape { got: vec![output.len()], expected: vec![problem.output_len()] }));
-        return reports;
-    }
-    let shape = problem.shape(Operand::Output);
-    let dense = gather(output, &problem.output, shape);
-    report("output", compare(&shape, &dense, &expected.output.shape, &expected.output.values, &expected.output.tolerance));
-    let mut gap = vec![true; output.len()];
-    output_places(problem).for_each(|place| gap[place] = false);
-    if let Some(place) = (0..output.len()).find(|&place| gap[place] && output.get(place) != 0.0) {
-        reports.push(format!("output holds {} at {place}, between its elements, instead of 0", output.get(place)));
-    }
-    let mut optional = |name: &str, got: &Option<Vec<f32>>, expected: &Option<ExpectedTensor>| match (got, expected) {
-        (Some(got), Some(expected)) => {
-            let result = compare(&expected.shape, got, &expected.shape, &expected.values, &expected.tolerance);
-            if let Err(mismatch) = result {
-                reports.push(format!("{name} {mismatch}"));
-            }
-        }
-        (None, None) => {}
-        (None, Some(_)) => reports.push(format!("{name} was asked for and is not there")),
-        (Some(_), None) => reports.push(format!("{name} is there and was not asked for")),
-    };
-    optional("lse", &outputs.lse, &expected.lse);
-    let stats = outputs.stats.as_ref().map(|stats| comparable_stats(stats, expected.stats.as_ref()));
-    optional("stats", &stats, &expected.stats);
-    optional("scores", &outputs.scores, &expected.scores);
-    optional("weights", &outputs.weights, &expected.weights);
-    reports
+    Ok(engines.into_iter().map(|(candidate, engine)| Row::new("gradients", &case.name, candidate, verdict(engine))).collect())
 }
 
-/// Flattens statistics for comparison: where the expected l is NaN, m may be anything.
-fn comparable_stats(stats: &[[f32; 2]], expected: Option<&ExpectedTensor>) -> Vec<f32> {
-    let mut numbers = stats.as_flattened().to_vec();
-    for (got, right) in numbers.chunks_exact_mut(2).zip(expected.iter().flat_map(|expected| expected.values.chunks_exact(2))) {
-        if right[1].is_nan() {
-            got[0] = right[0] as f32;
-        }
+/// Statistics of the engine's own forward pass, if it supports them.
+fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
+    let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+    match engine.attention(&problem, inputs) {
+        Err(Error::Unsupported { .. }) => Ok(None),
+        outputs => outputs.map(|outputs| outputs.stats),
     }
-    numbers
 }
 
 /// Number of failing random cases that are reduced to small ones, each in up to a few hundred runs.
@@ -188,62 +210,8 @@ pub fn run_generated(
     Ok(rows)
 }
 
-/// Runs one case on every candidate.
-pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
-    let expected = Expected::of(&case.problem, &case.data.inputs())?;
-    let run = |candidate: &Candidate<'_>| Row {
-        suite: suite.into(),
-        case: case.name.clone(),
-        backend: candidate.name.into(),
-        verdict: check_against(case, &expected, candidate.attend),
-        note: String::new(),
-    };
-    Ok(candidates.iter().map(run).collect())
-}
-
 /// Reduces a failing case and describes the result.
 fn minimal_report(case: Case, attend: &AttentionFn<'_>) -> String {
     let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
     format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
-}
-
-/// Runs every case file under `dir` whose path contains `filter`, in path order, on every candidate.
-///
-/// An unreadable file is a failure of every candidate; only an unreadable directory, or one without cases, is an error.
-pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: &mut Progress<'_>) -> Result<Vec<Row>> {
-    let mut paths = CaseFile::find(dir)?;
-    paths.retain(|path| path.display().to_string().contains(filter));
-    let mut rows = Vec::new();
-    for (at, path) in paths.iter().enumerate() {
-        match CaseFile::read(path) {
-            Ok(file) => {
-                for candidate in candidates {
-                    let (verdict, note) = cases::check_on(&file, candidate);
-                    rows.push(Row { suite: file.suite().into(), case: file.name().into(), backend: candidate.name.into(), verdict, note });
-                }
-            }
-            Err(error) => rows.extend(candidates.iter().map(|candidate| Row {
-                suite: "unreadable".into(),
-                case: path.display().to_string(),
-                backend: candidate.name.into(),
-                verdict: Verdict::Failed(error.to_string()),
-                note: String::new(),
-            })),
-        }
-        control.report((at + 1) as f64 / paths.len() as f64)?;
-    }
-    Ok(rows)
-}
-
-/// Counts the rows that passed, failed and were skipped.
-pub fn count<'a>(rows: impl IntoIterator<Item = &'a Row>) -> [usize; 3] {
-    let mut counts = [0; 3];
-    for row in rows {
-        counts[match row.verdict {
-            Verdict::Passed => 0,
-            Verdict::Failed(_) => 1,
-            Verdict::Skipped(_) => 2,
-        }] += 1;
-    }
-    counts
 }

@@ -39,6 +39,8 @@ pub struct DeviceCaps {
     pub params_in_storage: bool,
     /// Iterations, over all loops of an invocation, after which the device ends its loops; `None` if no limit was seen.
     pub loop_iterations: Option<u32>,
+    /// Maximum size of a plan's scratch buffers together, in bytes. A setting, not a property of the device.
+    pub scratch_budget: u64,
     /// Policy for specialised kernels. A setting, not a property of the device.
     pub specialise: Specialise,
 }
@@ -86,6 +88,7 @@ impl DeviceCaps {
             uniform_alignment: 256,
             params_in_storage: false,
             loop_iterations: None,
+            scratch_budget: u64::MAX,
             specialise: Specialise::Auto,
         }
     }

@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, Problem, WantGradients};
 
-use super::check::{Tensors, check, check_gradients};
+use super::check::{Deviation, Tensors, check_gradients, deviation};
 use super::machine;
 use super::peer::Peer;
 use super::task::Task;
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{ProgressBar, note};
+use crate::terminal::{ProgressBar, note, two_digits};
 
 /// One implementation to time.
 pub(super) struct Candidate {
@@ -20,8 +20,8 @@ pub(super) struct Candidate {
     /// Device it runs on; `op` is the name of the implementation.
     pub(super) adapter: String,
     pub(super) op: String,
-    /// Mismatch with the oracle. Recorded for peers only; a wrong answer of our own stops the run.
-    pub(super) wrong: Option<String>,
+    /// Error of the answer. More than the bound stops the run if the answer is ours.
+    pub(super) deviation: Deviation,
     /// Plan that the engine chose; empty for peers.
     pub(super) kernel: String,
     /// Wall time of each run, in ms.
@@ -32,6 +32,9 @@ pub(super) struct Candidate {
     pub(super) peak_bytes: Option<u64>,
 }
 
+/// Error, over its bound, beyond which an answer is wrong. Up to here a peer is merely less exact.
+const WRONG: f64 = 8.0;
+
 enum Runner {
     Engine(Engine),
     Peer(Peer),
@@ -41,27 +44,32 @@ enum Runner {
 /// peers. `tuned` is a file of tuned kernels to load.
 pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
-    for (backend, engine) in backend::open_each(backends, tuned.is_some())? {
-        if let (Some(_), Some(path)) = (engine.gpu(), tuned) {
-            let text = std::fs::read_to_string(path).map_err(|error| Failure::input(format!("--tuned {}: {error}", path.display())))?;
-            let count = engine.load_tuned(&text)?;
+    let engines = backend::open_each(backends, tuned.is_some())?;
+    let kernels = tuned.map(|path| match engines.iter().any(|engine| engine.gpu().is_some()) {
+        true => crate::tune::read(path, true),
+        false => Err(Failure::at("--tuned", "no backend here has kernels to choose: add a GPU by --backend")),
+    });
+    let kernels = kernels.transpose()?;
+    for engine in engines {
+        if let (Some(_), Some(kernels)) = (engine.gpu(), &kernels) {
+            let count = engine.load_tuned(kernels)?;
             note(format_args!("{}: {count} tuned kernels", engine.chosen()));
         }
         if engine.gpu().is_some() && staged {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
         }
-        found.push(Candidate::ours(engine, if *backend == Backend::Oracle { "naive" } else { "fused" }));
+        let op = if engine.gpu().is_none() && engine.chosen() != Backend::Cpu.to_string() { "naive" } else { "fused" };
+        found.push(Candidate::ours(engine, op));
     }
     for (number, command) in peers.iter().enumerate() {
-        found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), String::new()));
+        found.push(Candidate::new(Runner::Peer(Peer::start(command, number)?), command.clone(), ""));
     }
     Ok(found)
 }
 
 /// Computes the forward pass and the gradients of query, key and value.
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
-    let mut problem = task.problem;
-    problem.want.stats = true;
+    let problem = Problem::clone(&task.problem).with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward =
         BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: tensors.d_output.as_slice() };
@@ -69,23 +77,19 @@ fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) 
 }
 
 impl Candidate {
-    fn new(runner: Runner, adapter: String, op: String) -> Self {
-        Self {
-            runner,
-            outputs: Outputs::default(),
-            adapter,
-            op,
-            wrong: None,
-            kernel: String::new(),
-            times: Vec::new(),
-            first: 0.0,
-            peak_bytes: None,
-        }
+    fn new(runner: Runner, adapter: String, op: &str) -> Self {
+        let (outputs, deviation) = Default::default();
+        Self { runner, outputs, adapter, op: op.into(), deviation, kernel: String::new(), times: Vec::new(), first: 0.0, peak_bytes: None }
     }
 
     fn ours(engine: Engine, op: &str) -> Self {
         let adapter = engine.chosen().to_string();
-        Self::new(Runner::Engine(engine), adapter, op.into())
+        Self::new(Runner::Engine(engine), adapter, op)
+    }
+
+    /// Names the implementation and its device. A peer names its own once it has answered.
+    pub(super) fn who(&self) -> String {
+        if self.op.is_empty() { self.adapter.clone() } else { format!("{} on {}", self.op, self.adapter) }
     }
 
     pub(super) fn is_peer(&self) -> bool {
@@ -96,49 +100,62 @@ impl Candidate {
     /// Returns false if this candidate does not support the problem.
     pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
         self.times.clear();
-        self.wrong = None;
-        let mut progress = ProgressBar::new(format!("{}: checking {} on {}", task.name, self.op, self.adapter));
+        let who = format!("{}: {}", task.name, self.who());
+        let mut progress = ProgressBar::new(format!("{who}: checking"));
         progress.report(0.0);
+        let left_out = |why: &dyn std::fmt::Display| {
+            note(format_args!("{who} left out: {why}"));
+            Ok(false)
+        };
         match &mut self.runner {
             Runner::Engine(engine) => {
                 machine::reset_peak();
                 let started = Instant::now();
                 let outputs = match engine.attention(&task.problem, &tensors.inputs()) {
-                    Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => {
-                        note(format_args!("{}: {} on {} left out: {error}", task.name, self.op, self.adapter));
-                        return Ok(false);
-                    }
+                    Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => return left_out(&error),
                     other => other?,
                 };
                 self.first = started.elapsed().as_secs_f64();
                 self.peak_bytes = machine::peak_bytes();
-                let wrong = |why| Failure::Check(format!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter));
-                check(&task.problem, tensors, &outputs.output, &mut progress).map_err(wrong)?;
+                let wrong = |why: &str| Failure::Check(format!("{who} is wrong: {why}"));
+                self.deviation = deviation(&task.problem, tensors, &outputs.output, &mut progress)?;
+                if self.deviation.of_bound > 1.0 {
+                    return Err(wrong(&self.deviation.why));
+                }
                 if task.backward {
                     let gradients = both(engine, task, tensors, &mut self.outputs)?;
                     self.first = started.elapsed().as_secs_f64();
                     self.peak_bytes = machine::peak_bytes();
-                    check_gradients(&task.problem, tensors, &gradients).map_err(wrong)?;
+                    check_gradients(&task.problem, tensors, &gradients).map_err(|why| wrong(&why))?;
                 }
                 self.kernel = engine.explain(&task.problem)?;
             }
             Runner::Peer(peer) => {
                 let ready = match peer.prepare(task, tensors)? {
-                    Err(why) => {
-                        note(format_args!("{}: {} left out: {why}", task.name, self.adapter));
-                        return Ok(false);
-                    }
+                    Err(why) => return left_out(&why),
                     Ok(ready) => ready,
                 };
                 (self.adapter, self.op) = (ready.adapter, ready.op);
-                self.wrong = check(&task.problem, tensors, &ready.output, &mut progress).err();
-                if let Some(why) = &self.wrong {
-                    note(format_args!("{}: {} on {} is wrong: {why}", task.name, self.op, self.adapter));
+                self.deviation = deviation(&task.problem, tensors, &ready.output, &mut progress)?;
+                if let Some(exactness) = self.exactness(task) {
+                    note(format_args!("{}: {}: {exactness}: {}", task.name, self.who(), self.deviation.why));
                 }
             }
         }
         self.visit(task, tensors, Duration::ZERO)?;
         Ok(true)
+    }
+
+    /// True if the answer is not merely less exact than ours.
+    pub(super) fn is_wrong(&self) -> bool {
+        self.deviation.of_bound > WRONG
+    }
+
+    /// Describes an error beyond the bound.
+    pub(super) fn exactness(&self, task: &Task) -> Option<String> {
+        let Deviation { of_bound, .. } = self.deviation;
+        let less_exact = || format!("error {} x the {} bound", two_digits(of_bound), task.problem.output.dtype);
+        if self.is_wrong() { Some("WRONG".into()) } else { (of_bound > 1.0).then(less_exact) }
     }
 
     /// Runs for the time `long`, at least once.
@@ -174,9 +191,6 @@ impl Candidate {
 
     /// Returns the minimum, median and maximum of `times`, in ms.
     pub(super) fn spread(&self) -> Option<[f64; 3]> {
-        let mut times = self.times.clone();
-        times.sort_by(f64::total_cmp);
-        let (&min, &max) = (times.first()?, times.last()?);
-        Some([min, (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0, max])
+        machine::spread(&self.times)
     }
 }

@@ -1,11 +1,12 @@
 //! Inputs of benchmark problems, and checks of the answers.
 
-use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem, Visibility};
+use fastrand::Rng;
+use wgpu_attention::verify::{Expected, Mismatch};
+use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem};
 
+use super::machine;
 use super::task::{bytes, shape_text};
 use crate::failure::Failure;
-use crate::random::Random;
 use crate::terminal::ProgressBar;
 
 /// Inputs of a problem, and the gradient of its output.
@@ -23,30 +24,36 @@ impl Tensors {
     }
 }
 
+/// Draws uniformly from [-1, 1).
+pub(crate) fn unit(random: &mut Rng) -> f32 {
+    2.0 * random.f32() - 1.0
+}
+
+/// Draws elements. Errors name the `option` that asked for so many.
+pub(super) fn draw(random: &mut Rng, len: usize, option: impl std::fmt::Display) -> Result<Vec<f32>, Failure> {
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(len).map_err(|_| Failure::at(option, "does not fit in memory"))?;
+    elements.extend((0..len).map(|_| unit(random)));
+    Ok(elements)
+}
+
+/// Narrows elements to their storage type.
+pub(super) fn stored(dtype: DType, elements: Vec<f32>) -> HostVec {
+    if dtype == DType::F32 { HostVec::F32(elements) } else { HostVec::from_f32(dtype, &elements) }
+}
+
 /// Draws the tensors uniformly from [-1, 1) with a fixed seed.
 pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     // Drawn as f32, then narrowed: both copies exist for a moment.
     let needed = 3.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
-    if let Some(free) = free_memory()
-        && needed > free
-    {
-        return Err(Failure::input(format!(
-            "--shape {}: needs about {:.1} GB of memory, {:.1} GB are free",
-            shape_text(&problem.dims),
-            needed / 1e9,
-            free / 1e9
-        )));
+    let free = machine::free_bytes().map_or(f64::INFINITY, |free| free as f64);
+    let option = format!("--shape {}", shape_text(&problem.dims));
+    if needed > free {
+        let (needed, free) = (needed / 1e9, free / 1e9);
+        return Err(Failure::at(option, format!("needs about {needed:.1} GB of memory, {free:.1} GB are free: time a smaller one")));
     }
-    let mut random = Random::new(1);
-    let mut tensor = |len: usize| {
-        let mut numbers = Vec::new();
-        numbers.try_reserve_exact(len).map_err(|_| Failure::input(format!("{}: does not fit in memory", shape_text(&problem.dims))))?;
-        numbers.extend((0..len).map(|_| random.unit()));
-        Ok::<_, Failure>(match problem.query.dtype {
-            DType::F32 => HostVec::F32(numbers),
-            other => HostVec::from_f32(other, &numbers),
-        })
-    };
+    let mut random = Rng::with_seed(1);
+    let mut tensor = |len: usize| draw(&mut random, len, &option).map(|elements| stored(problem.query.dtype, elements));
     Ok(Tensors {
         query: tensor(problem.query_len())?,
         key: tensor(problem.key_len())?,
@@ -55,47 +62,63 @@ pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     })
 }
 
-/// Returns the available memory in bytes, if the system reports it.
-fn free_memory() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
-}
-
 /// Maximum number of rows that are checked against the oracle.
 const SAMPLED_ROWS: usize = 32;
 
-/// Checks rows against the oracle, each as a problem of one query row: all, or the first, the last and random ones.
-pub(super) fn check(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut ProgressBar) -> Result<(), String> {
+/// Error of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Deviation {
+    /// Largest error over its bound, at most 1 if the answer is right; infinite if something is not finite.
+    pub(super) of_bound: f64,
+    /// Description of the worst element, empty if the answer is right.
+    pub(super) why: String,
+}
+
+impl Deviation {
+    /// Compares an answer with the oracle's.
+    pub(super) fn of(problem: &Problem, [query, key, value]: [&[f32]; 3], got: &[f32]) -> Result<Self, Failure> {
+        let expected = Expected::of(problem, &Inputs::new(query, key, value))?.output;
+        match expected.compare(got) {
+            Ok(_) => Ok(Self::default()),
+            Err(mismatch) => {
+                let of_bound = if let Mismatch::Value(at) = &mismatch { (at.got - at.expected).abs() / at.allowed } else { f64::INFINITY };
+                Ok(Self { of_bound, why: mismatch.to_string() })
+            }
+        }
+    }
+}
+
+/// Compares rows with the oracle, each as a problem of one query row: all, or the first, the last and random ones.
+pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, progress: &mut ProgressBar) -> Result<Deviation, Failure> {
     let d = &problem.dims;
     let rows = d.batch * d.num_heads * d.seq_len_q;
-    let mut random = Random::new(2);
+    let mut random = Rng::with_seed(2);
     let picked: Vec<usize> = if rows <= SAMPLED_ROWS {
         (0..rows).collect()
     } else {
-        [0, rows - 1].into_iter().chain((2..SAMPLED_ROWS).map(|_| random.below(rows))).collect()
+        [0, rows - 1].into_iter().chain((2..SAMPLED_ROWS).map(|_| random.usize(..rows))).collect()
     };
-    let count = picked.len();
-    for (done, row) in picked.into_iter().enumerate() {
-        progress.report(done as f64 / count as f64);
+    let mut worst = Deviation::default();
+    for (done, &row) in picked.iter().enumerate() {
+        progress.report(done as f64 / picked.len() as f64);
         let (head, i) = (row / d.seq_len_q, row % d.seq_len_q);
         let kv_head = head / d.num_heads * d.num_kv_heads + head % d.num_heads / d.group();
         let dims = Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d };
-        let mut one = Problem { dims, ..*problem }.stored(DType::F32, Layout::Bhsd);
+        let mut one = Problem { dims, ..Problem::clone(problem) }.stored(DType::F32, Layout::Bhsd);
         one.output.dtype = problem.output.dtype;
         let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
-        let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| error.to_string())?);
-        one.visibility = Visibility { alignment: problem.visibility.alignment.map(|_| aligned), ..problem.visibility };
+        let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| Failure::input(error.to_string()))?);
+        one.visibility.alignment = problem.visibility.alignment.map(|_| aligned);
         let part = |tensor: &HostVec, at: usize, len: usize| (at..at + len).map(|at| tensor.as_slice().get(at)).collect::<Vec<f32>>();
         let keys = d.seq_len_kv * d.head_dim;
         let query = part(&tensors.query, row * d.head_dim, d.head_dim);
         let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
-        let expected = Expected::of(&one, &Inputs::new(&query, &key, &value)).map_err(|error| error.to_string())?.output;
-        let got = part(output, row * d.head_dim, d.head_dim);
-        compare(&expected.shape, &got, &expected.shape, &expected.values, &expected.tolerance)
-            .map_err(|mismatch| format!("query {i} of head {head}, counted over the batch: {mismatch}"))?;
+        let found = Deviation::of(&one, [&query, &key, &value], &part(output, row * d.head_dim, d.head_dim))?;
+        if found.of_bound > worst.of_bound {
+            worst = Deviation { why: format!("query {i} of head {head}, counted over the batch: {}", found.why), ..found };
+        }
     }
-    Ok(())
+    Ok(worst)
 }
 
 /// Checks identities that gradients satisfy in every head, whatever the shape. The rows of dV add up to those of the
@@ -105,30 +128,31 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
     let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
     let (query, key, value) = (wide(&gradients.query, "dQ")?, wide(&gradients.key, "dK")?, wide(&gradients.value, "dV")?);
     let error = problem.query.dtype.epsilon() + 2e-5;
-    let seen: Vec<usize> = problem.interval_lengths().collect();
+    let is_close = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() <= error * (a.1 + b.1);
+    // Sum, and sum of the magnitudes.
+    fn sum(terms: impl Iterator<Item = f64>) -> (f64, f64) {
+        terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
+    }
+    let sees: Vec<bool> = problem.interval_lengths().map(|keys| keys > 0).collect();
     for kv_head in 0..d.batch * d.num_kv_heads {
         let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
         let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
-        // Sum of the products, and sum of their magnitudes.
         let dot = |tensor: &HostVec, gradient: &[f32], of: &std::ops::Range<usize>| {
-            let products =
-                (of.start * d.head_dim..of.end * d.head_dim).map(|at| f64::from(tensor.as_slice().get(at)) * f64::from(gradient[at]));
-            products.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
+            let elements = of.start * d.head_dim..of.end * d.head_dim;
+            sum(elements.map(|at| f64::from(tensor.as_slice().get(at)) * f64::from(gradient[at])))
         };
-        let ((by_rows, rows_size), (by_keys, keys_size)) = (dot(&tensors.query, &query, &rows), dot(&tensors.key, &key, &keys));
-        let is_close = |a: f64, b: f64, size: f64| (a - b).abs() <= error * size;
-        if !is_close(by_rows, by_keys, rows_size + keys_size) {
-            return Err(format!("key head {kv_head}: query * dQ adds up to {by_rows}, key * dK to {by_keys}"));
+        let (by_rows, by_keys) = (dot(&tensors.query, &query, &rows), dot(&tensors.key, &key, &keys));
+        if !is_close(by_rows, by_keys) {
+            return Err(format!("key head {kv_head}: query * dQ adds up to {}, key * dK to {}", by_rows.0, by_keys.0));
         }
         for e in 0..d.head_dim_v {
-            let sum = |numbers: &mut dyn Iterator<Item = f64>| numbers.fold((0.0, 0.0), |(sum, size), x: f64| (sum + x, size + x.abs()));
             // Rows without a visible key have no weights.
-            let sees = |row: usize| seen[row % d.seq_len_q] > 0;
-            let d_output = |row: usize| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e));
-            let (outputs, outputs_size) = sum(&mut rows.clone().filter(|&row| sees(row)).map(d_output));
-            let (values, values_size) = sum(&mut keys.clone().map(|key| f64::from(value[key * d.head_dim_v + e])));
-            if !is_close(outputs, values, outputs_size + values_size) {
-                return Err(format!("key head {kv_head}, column {e}: dV adds up to {values}, the output's gradient to {outputs}"));
+            let seeing = rows.clone().filter(|&row| sees[row % d.seq_len_q]);
+            let outputs = sum(seeing.map(|row| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e))));
+            let values = sum(keys.clone().map(|key| f64::from(value[key * d.head_dim_v + e])));
+            if !is_close(outputs, values) {
+                let why = format!("dV adds up to {}, the output's gradient to {}", values.0, outputs.0);
+                return Err(format!("key head {kv_head}, column {e}: {why}"));
             }
         }
     }
@@ -139,45 +163,50 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
 mod tests {
     use super::*;
 
-    #[test]
-    fn wrong_gradients_are_not_timed() {
+    fn case() -> (Problem, Tensors) {
         let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
         let tensors = tensors(&problem).expect("small");
+        (problem, tensors)
+    }
+
+    #[test]
+    fn wrong_gradients_are_not_timed() {
+        let (problem, tensors) = case();
         let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice());
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
         assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
-        let scaled = |gradient: &Option<HostVec>, by: f32| {
-            gradient.as_ref().map(|gradient| HostVec::F32(gradient.to_f32().iter().map(|x| x * by).collect()))
-        };
-        for wrong in [
-            Gradients { query: scaled(&right.query, 0.99), ..right.clone() },
-            Gradients { key: scaled(&right.key, 1.01), ..right.clone() },
-            Gradients { value: scaled(&right.value, 0.5), ..right.clone() },
-            Gradients { value: None, ..right.clone() },
-            Gradients { query: scaled(&right.query, f32::NAN), ..right.clone() },
-        ] {
+        let scaled =
+            |gradient: &Option<HostVec>, by: f32| gradient.as_ref().map(|g| HostVec::F32(g.to_f32().iter().map(|x| x * by).collect()));
+        let spoils: [&dyn Fn(&mut Gradients); 5] = [
+            &|wrong| wrong.query = scaled(&right.query, 0.99),
+            &|wrong| wrong.key = scaled(&right.key, 1.01),
+            &|wrong| wrong.value = scaled(&right.value, 0.5),
+            &|wrong| wrong.value = None,
+            &|wrong| wrong.query = scaled(&right.query, f32::NAN),
+        ];
+        for spoil in spoils {
+            let mut wrong = right.clone();
+            spoil(&mut wrong);
             assert!(check_gradients(&problem, &tensors, &wrong).is_err());
         }
     }
 
     #[test]
-    fn a_wrong_answer_is_not_timed() {
-        let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
-        let tensors = tensors(&problem).expect("small");
-        let mut progress = ProgressBar::new("");
+    fn answers_are_measured_by_their_bound() {
+        let (problem, tensors) = case();
         let oracle = wgpu_attention::oracle::attention(&problem, &tensors.inputs()).expect("valid");
         let right: Vec<f32> = oracle.output.iter().map(|&x| x as f32).collect();
-        let mut verdict = |output: Vec<f32>| check(&problem, &tensors, &HostVec::F32(output), &mut progress);
-        assert_eq!(verdict(right.clone()), Ok(()));
-        for wrong in [right[7] * 1.001 + 1e-4, f32::NAN] {
-            let mut output = right.clone();
-            output[7] = wrong;
-            assert!(verdict(output).is_err());
-        }
-        let head = 40 * 8;
+        let of_bound =
+            |output: Vec<f32>| deviation(&problem, &tensors, &HostVec::F32(output), &mut ProgressBar::new("")).expect("checked").of_bound;
+        assert_eq!(of_bound(right.clone()), 0.0);
+        let with = |wrong: f32| [&right[..7], &[wrong], &right[8..]].concat();
+        assert!(of_bound(with(right[7] * 1.001 + 1e-4)) > 8.0);
+        assert_eq!(of_bound(with(f32::NAN)), f64::INFINITY);
+        // Twice the error is twice the share.
+        let [once, twice] = [1.0, 2.0].map(|by| of_bound(with(right[7] + by * 5e-6)));
+        assert!(once > 1.0 && once < 8.0 && (twice / once - 2.0).abs() < 0.1, "{once} {twice}");
         let mut swapped = right.clone();
-        swapped.rotate_left(head);
-        assert!(verdict(swapped).is_err());
-        assert!(verdict(vec![0.0; right.len()]).is_err());
+        swapped.rotate_left(40 * 8);
+        assert!(of_bound(swapped) > 8.0 && of_bound(vec![0.0; right.len()]) > 8.0);
     }
 }

@@ -1,19 +1,17 @@
 //! `attn bench --decode`: one new token against caches of many keys.
 
 use std::io::Write;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::cache::LayerShape;
-use wgpu_attention::verify::{Expected, compare};
-use wgpu_attention::{Backend, DType, Dims, HostVec, Inputs, Layout, PageTable, Paged, Problem};
+use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, PageTable, Problem};
 
-use super::decode_device::{self, OnDevice};
-use super::machine;
+use super::check::{Deviation, draw, stored};
+use super::decode_device;
+use super::machine::{self, milliseconds};
 use crate::backend;
 use crate::failure::Failure;
-use crate::random::Random;
 use crate::terminal::{ProgressBar, Terminal, note};
 
 /// Page size of paged caches, in keys.
@@ -23,50 +21,36 @@ const PAGE_SIZE: usize = 16;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Time decoding steps instead: one token against caches on a device or the host, contiguous and in pages of 16
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["shape", "causal", "suite", "dtype", "compare", "tuned", "backward", "fused"])]
     pub(super) decode: bool,
-    /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated [default: 1k, 4k and 16k]
-    #[arg(long, value_name = "KEYS", requires = "decode")]
-    context: Vec<Context>,
-    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated [default: f32, f16, q8 and q4]
-    #[arg(long, value_name = "STORAGE", requires = "decode")]
+    /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated
+    #[arg(long, value_name = "KEYS", requires = "decode", value_parser = context, default_values = ["1k", "4k", "16k"])]
+    context: Vec<usize>,
+    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated
+    #[arg(long, value_name = "STORAGE", requires = "decode", default_values = ["f32", "f16", "q8", "q4"])]
     cache: Vec<DType>,
     /// Numbers of query heads and of key/value heads
-    #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8")]
-    heads: Heads,
+    #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8", value_parser = heads)]
+    heads: [usize; 2],
     /// Head dimension
-    #[arg(long, value_name = "D", requires = "decode", default_value_t = 128)]
-    head_dim: usize,
+    #[arg(long, value_name = "D", requires = "decode", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    head_dim: u16,
     /// Sliding window: only the last N keys are visible [default: all]
-    #[arg(long, value_name = "N", requires = "decode")]
+    #[arg(long, value_name = "N", requires = "decode", value_parser = clap::value_parser!(u32).range(1..))]
     window: Option<u32>,
 }
 
-/// Number of keys; parses `4096` and `4k`.
-#[derive(Clone, Copy, Debug)]
-struct Context(usize);
-
-impl FromStr for Context {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
-        let keys = digits.parse().ok().and_then(|keys: usize| keys.checked_mul(unit)).filter(|keys| (1..=1 << 27).contains(keys));
-        keys.map(Self).ok_or_else(|| format!("`{text}` is no number of keys such as 4096 or 4k"))
-    }
+/// Parses a number of keys, `4096` or `4k`.
+fn context(text: &str) -> Result<usize, String> {
+    let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
+    let keys = digits.parse().ok().and_then(|keys: usize| keys.checked_mul(unit)).filter(|keys| (1..=1 << 27).contains(keys));
+    keys.ok_or_else(|| format!("`{text}` is not a number of keys such as 4096 or 4k"))
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Heads(usize, usize);
-
-impl FromStr for Heads {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once(':').and_then(|(heads, kv)| Some((heads.parse().ok()?, kv.parse().ok()?)));
-        let numbers = numbers.filter(|&(heads, kv): &(usize, usize)| kv > 0 && heads > 0 && heads % kv == 0);
-        numbers.map(|(heads, kv)| Self(heads, kv)).ok_or_else(|| format!("`{text}` is not H:HKV with H a multiple of HKV"))
-    }
+fn heads(text: &str) -> Result<[usize; 2], String> {
+    let heads = text.split_once(':').and_then(|(heads, kv)| Some([heads.parse().ok()?, kv.parse().ok()?]));
+    let heads = heads.filter(|&[heads, kv]: &[usize; 2]| kv > 0 && heads > 0 && heads.is_multiple_of(kv));
+    heads.ok_or_else(|| format!("`{text}` is not H:HKV with H a multiple of HKV"))
 }
 
 /// Data of one step: a full cache whose last token is the new one, and the query of that token.
@@ -85,26 +69,18 @@ pub(super) struct Full {
 
 impl Full {
     fn new(args: &Args, keys: usize, dtype: DType) -> Result<Self, Failure> {
-        let (Heads(num_heads, num_kv_heads), dim) = (args.heads, args.head_dim);
+        let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
         let shape = LayerShape::new(num_kv_heads, dim).stored(dtype, dtype);
         let row = num_kv_heads * dim;
-        let mut random = Random::new(3);
-        let mut some = |len: usize| -> Result<Vec<f32>, Failure> {
-            let mut numbers = Vec::new();
-            numbers.try_reserve_exact(len).map_err(|_| Failure::input(format!("--context {keys}: does not fit in memory")))?;
-            numbers.extend((0..len).map(|_| random.unit()));
-            Ok(numbers)
-        };
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut some = |len: usize| draw(&mut random, len, format!("--context {keys}"));
         let query = some(num_heads * dim)?;
-        let (mut stored, mut new) = (Vec::new(), Vec::new());
-        for _ in 0..2 {
-            let numbers = some(keys * row)?;
-            new.push(numbers[(keys - 1) * row..].to_vec());
-            stored.push(if dtype == DType::F32 { HostVec::F32(numbers) } else { HostVec::from_f32(dtype, &numbers) });
-        }
-        let (Some(value), Some(key), Some(new_value), Some(new_key)) = (stored.pop(), stored.pop(), new.pop(), new.pop()) else {
-            return Err(Failure::input("--decode: nothing was made"));
+        let mut full = || -> Result<(HostVec, Vec<f32>), Failure> {
+            let elements = some(keys * row)?;
+            let last = elements[(keys - 1) * row..].to_vec();
+            Ok((stored(dtype, elements), last))
         };
+        let ((key, new_key), (value, new_value)) = (full()?, full()?);
         Ok(Self { shape, num_heads, keys, window: args.window, query, key, value, new: [new_key, new_value] })
     }
 
@@ -131,38 +107,37 @@ impl Full {
     /// Applies the window: the new token sees the last `window` keys, itself included.
     pub(super) fn look(&self, problem: Problem) -> Problem {
         match self.window {
-            Some(keys) => problem.aligned(wgpu_attention::Alignment::BottomRight).window(Some(keys.saturating_sub(1)), Some(0)),
+            Some(keys) => problem.aligned(Alignment::BottomRight).window(Some(keys.saturating_sub(1)), Some(0)),
             None => problem,
         }
     }
 
-    /// Checks some heads of an answer against the oracle.
-    fn check(&self, output: &[f32]) -> Result<(), String> {
+    /// Compares some heads of an answer with the oracle. Errors say what is wrong.
+    fn check(&self, output: &[f32], who: &str) -> Result<(), Failure> {
         let (dim, row) = (self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim);
-        let group = self.num_heads / self.shape.num_kv_heads;
-        if output.len() != self.num_heads * dim {
-            return Err(format!("{} numbers", output.len()));
-        }
+        let (group, first) = (self.num_heads / self.shape.num_kv_heads, self.keys - self.seen());
         for head in [0, self.num_heads / 3, self.num_heads - 1] {
             let of = |data: &HostVec| -> Vec<f32> {
                 let data = data.as_slice();
-                let first = self.keys - self.seen();
                 (first..self.keys).flat_map(|key| (0..dim).map(move |i| data.get(key * row + head / group * dim + i))).collect()
             };
-            let (key, value) = (of(&self.key), of(&self.value));
             let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
-            let query = &self.query[head * dim..][..dim];
-            let expected = Expected::of(&one, &Inputs::new(query, &key, &value)).map_err(|error| error.to_string())?.output;
-            compare(&expected.shape, &output[head * dim..][..dim], &expected.shape, &expected.values, &expected.tolerance)
-                .map_err(|mismatch| format!("head {head}: {mismatch}"))?;
+            let got = output.get(head * dim..(head + 1) * dim).unwrap_or_default();
+            let found = Deviation::of(&one, [&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)], got)?;
+            if found.of_bound > 1.0 {
+                return Err(Failure::Check(format!("{who} is wrong: head {head}: {}", found.why)));
+            }
         }
         Ok(())
     }
 }
 
+/// Runs one step. Returns its time in ms and the answer, which devices read back only if it is wanted.
+pub(super) type Step<'a> = Box<dyn FnMut(bool) -> Result<(f64, Vec<f32>), Failure> + 'a>;
+
 /// One implementation of the step, and its timings.
 struct Candidate<'a> {
-    adapter: String,
+    adapter: &'a str,
     /// `contiguous` or `paged`.
     op: &'static str,
     copy_gb_s: f64,
@@ -171,39 +146,10 @@ struct Candidate<'a> {
     times: Vec<f64>,
 }
 
-enum Step<'a> {
-    Host { engine: &'a wgpu_attention::Engine, problem: Box<Problem>, table: PageTable },
-    Device(Box<OnDevice<'a>>),
-}
-
-impl Candidate<'_> {
-    /// Runs one step. Returns its time in ms and the answer; devices read the answer back only if it is `wanted`.
-    fn step(&mut self, full: &Full, wanted: bool) -> Result<(f64, Vec<f32>), Failure> {
-        match &mut self.step {
-            Step::Host { engine, problem, table } => {
-                let inputs = Inputs {
-                    kv_lengths: if problem.paged.is_some() { &table.kv_lengths } else { &[] },
-                    page_table: if problem.paged.is_some() { &table.entries } else { &[] },
-                    ..Inputs::new(&full.query, full.key.as_slice(), full.value.as_slice())
-                };
-                let started = Instant::now();
-                let outputs = engine.attention(problem, &inputs)?;
-                Ok((started.elapsed().as_secs_f64() * 1e3, outputs.output.to_f32()))
-            }
-            Step::Device(device) => device.step(full, wanted),
-        }
-    }
-}
-
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let some = |given: &[Context], otherwise: &[usize]| -> Vec<usize> {
-        if given.is_empty() { otherwise.to_vec() } else { given.iter().map(|context| context.0).collect() }
-    };
-    let contexts = some(&args.context, &[1024, 4096, 16384]);
-    let stored = if args.cache.is_empty() { vec![DType::F32, DType::F16, DType::Q8, DType::Q4] } else { args.cache.clone() };
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
-    for (_, engine) in backend::open_each(backends, false)? {
+    for engine in backend::open_each(backends, false)? {
         let copy = match engine.gpu() {
             Some(gpu) => decode_device::copy_gb_s(gpu)?,
             None => host_copy,
@@ -218,19 +164,19 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
         if json {
             terminal.json(&json!({ "adapter": engine.chosen(), "copy_gb_s": copy, "layer_step_us": layer_step }), false)?;
         } else {
-            let layer_step = layer_step.map_or_else(String::new, |us| format!(", {us:.1} us of CPU a layer-step of a replayed stack"));
+            let layer_step = layer_step.map_or_else(String::new, |us| format!(", {us:.1} us of CPU time per layer of a replayed step"));
             writeln!(terminal, "  {}: copies {copy:.1} GB/s{layer_step}", engine.chosen())?;
         }
     }
-    for &keys in &contexts {
-        for &dtype in &stored {
+    for &keys in &args.context {
+        for &dtype in &args.cache {
             time(&Full::new(args, keys, dtype)?, &engines, seconds, json, terminal)?;
         }
     }
     Ok(())
 }
 
-fn time(full: &Full, engines: &[(wgpu_attention::Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let dtype = full.shape.key;
     let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
     let mut progress = ProgressBar::new(format!("{name}: checking"));
@@ -238,85 +184,79 @@ fn time(full: &Full, engines: &[(wgpu_attention::Engine, f64)], seconds: f64, js
     let mut candidates = Vec::new();
     for (engine, copy_gb_s) in engines {
         for op in ["contiguous", "paged"] {
-            match candidate(full, engine, *copy_gb_s, op)? {
-                Ok(mut candidate) => {
-                    let (_, output) = candidate.step(full, true)?;
-                    let wrong = |why| Failure::Check(format!("{name}: {op} on {} is wrong: {why}", engine.chosen()));
-                    full.check(&output).map_err(wrong)?;
-                    candidates.push(candidate);
-                }
-                Err(why) => note(format_args!("{name}: {op} on {} left out: {why}", engine.chosen())),
+            let step = match engine.gpu() {
+                Some(gpu) => decode_device::step(gpu, full, if op == "paged" { PAGE_SIZE } else { full.keys }),
+                None => host_step(full, engine, op == "paged"),
+            };
+            let adapter = engine.chosen();
+            if let Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) = step {
+                note(format_args!("{name}: {op} on {adapter} left out: {error}"));
+                continue;
             }
+            let (mut step, cache_bytes) = step?;
+            full.check(&step(true)?.1, &format!("{name}: {op} on {adapter}"))?;
+            candidates.push(Candidate { adapter, op, copy_gb_s: *copy_gb_s, cache_bytes, step, times: Vec::new() });
         }
     }
+    if candidates.is_empty() {
+        return Err(Failure::at(format!("--decode {name}"), "no backend supports it"));
+    }
     let until = Instant::now() + Duration::from_secs_f64(seconds);
-    while candidates.iter().any(|candidate| candidate.times.len() < 3) || Instant::now() < until {
+    while candidates[0].times.len() < 3 || Instant::now() < until {
         for candidate in &mut candidates {
-            let (ms, _) = candidate.step(full, false)?;
+            let (ms, _) = (candidate.step)(false)?;
             candidate.times.push(ms);
-        }
-        if candidates.is_empty() {
-            return Err(Failure::input(format!("--decode {name}: nothing can compute it")));
         }
     }
     drop(progress);
-    if !json {
-        writeln!(terminal, "  {name}, {:.1} MB read a step", full.bytes() / 1e6)?;
-        writeln!(terminal, "    {:<12}{:>11}{:>10}{:>10}{:>9}{:>11}  on", "cache", "median ms", "least", "GFLOP/s", "GB/s", "of a copy")?;
-    }
-    for candidate in &mut candidates {
-        candidate.times.sort_by(f64::total_cmp);
-        let Candidate { adapter, op, copy_gb_s, cache_bytes, times, .. } = candidate;
-        let (median, least) = (times[times.len() / 2], times[0]);
+    let mut rows = vec!["cache\tmedian ms\tmin\tGFLOP/s\tGB/s\tof a copy\ton".to_string()];
+    for Candidate { adapter, op, copy_gb_s, cache_bytes, times, .. } in &candidates {
+        let Some([min, median, _]) = machine::spread(times) else { continue };
         let (gflops, gb_s) = (full.flops() / median / 1e6, full.bytes() / median / 1e6);
-        let of_copy = gb_s / *copy_gb_s;
+        let of_copy = gb_s / copy_gb_s;
         if json {
             let line = json!({
                 "adapter": adapter, "op": format!("decode {op}"), "context": full.keys, "heads": [full.num_heads, full.shape.num_kv_heads],
-                "head_dim": full.shape.head_dim, "window": full.window, "dtype": dtype.name(), "ms_median": median, "ms_min": least,
+                "head_dim": full.shape.head_dim, "window": full.window, "dtype": dtype.name(), "ms_median": median, "ms_min": min,
                 "n": times.len(), "gflops": gflops, "gb_s": gb_s, "copy_gb_s": copy_gb_s, "of_copy": of_copy, "bytes": full.bytes(),
                 "cache_bytes": cache_bytes, "checked": true,
             });
             terminal.json(&line, false)?;
-        } else {
-            writeln!(terminal, "    {op:<12}{median:>11.3}{least:>10.3}{gflops:>10.2}{gb_s:>9.2}{of_copy:>11.2}  {adapter}")?;
         }
+        rows.push(format!("{op}\t{median:.3}\t{min:.3}\t{gflops:.2}\t{gb_s:.2}\t{of_copy:.2}\t{adapter}"));
     }
     if !json {
+        writeln!(terminal, "  {name}, {:.1} MB read per step", full.bytes() / 1e6)?;
+        terminal.table(4, &rows)?;
         writeln!(terminal)?;
     }
     Ok(())
 }
 
-/// Sets up `op` on an engine. The inner error says why the engine does not support it.
-fn candidate<'a>(
-    full: &Full,
-    engine: &'a wgpu_attention::Engine,
-    copy_gb_s: f64,
-    op: &'static str,
-) -> Result<Result<Candidate<'a>, String>, Failure> {
-    let cache_bytes = (full.keys * full.shape.token_bytes()) as u64;
-    let adapter = engine.chosen().to_string();
-    if let Some(gpu) = engine.gpu() {
-        let page_size = if op == "paged" { PAGE_SIZE } else { full.keys };
-        return Ok(OnDevice::new(gpu, full, page_size)?.map(|device| {
-            let cache_bytes = device.cache_bytes();
-            Candidate { adapter, op, copy_gb_s, cache_bytes, step: Step::Device(Box::new(device)), times: Vec::new() }
-        }));
-    }
+/// Sets up a step on the CPU path; returns it with the bytes of its cache.
+fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(Step<'a>, u64), Error> {
     let mut problem = full.look(Problem::new(full.dims()));
     (problem.key.dtype, problem.value.dtype) = (full.shape.key, full.shape.value);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
     let mut table = PageTable::default();
-    if op == "paged" {
-        let pages: Vec<u32> = (0..(full.keys / PAGE_SIZE) as u32).collect();
+    if is_paged {
         if !full.keys.is_multiple_of(PAGE_SIZE) {
-            return Ok(Err(format!("{} keys are no whole pages of {PAGE_SIZE}", full.keys)));
+            let what = format!("{} keys, which are no whole pages of {PAGE_SIZE}", full.keys);
+            return Err(Error::Unsupported { what, remedy: "choose another --context".into() });
         }
+        let pages: Vec<u32> = (0..(full.keys / PAGE_SIZE) as u32).collect();
         table = PageTable::new(PAGE_SIZE, [(&pages[..], full.keys)])?;
-        problem.paged = Some(Paged { page_size: PAGE_SIZE, pages: pages.len(), pages_per_item: pages.len() });
-        problem.visibility.kv_lengths = true;
+        problem = problem.paged(table.paged(pages.len()));
     }
-    let step = Step::Host { engine, problem: Box::new(problem), table };
-    Ok(Ok(Candidate { adapter, op, copy_gb_s, cache_bytes, step, times: Vec::new() }))
+    let step = move |_| {
+        let inputs = Inputs {
+            kv_lengths: &table.kv_lengths,
+            page_table: &table.entries,
+            ..Inputs::new(&full.query, full.key.as_slice(), full.value.as_slice())
+        };
+        let started = Instant::now();
+        let outputs = engine.attention(&problem, &inputs)?;
+        Ok((milliseconds(started), outputs.output.to_f32()))
+    };
+    Ok((Box::new(step), (full.keys * full.shape.token_bytes()) as u64))
 }

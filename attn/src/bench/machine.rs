@@ -15,9 +15,18 @@ pub(super) fn line(copy_gb_s: f64) -> Value {
 }
 
 fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")).and_then(|rest| rest.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+    proc_entry("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string())
+}
+
+/// Reads the entry `name: value` of a file of Linux.
+fn proc_entry(path: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let entry = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
+    Some(entry.trim().to_string())
+}
+
+fn proc_bytes(path: &str, name: &str) -> Option<u64> {
+    proc_entry(path, name)?.strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// Measures the bandwidth of a copy on all threads in GB/s, reads plus writes: the best of several runs.
@@ -45,7 +54,23 @@ pub(super) fn reset_peak() {
 
 /// Returns the peak resident memory of the process, in bytes.
 pub(super) fn peak_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    proc_bytes("/proc/self/status", "VmHWM")
+}
+
+/// Returns the available memory in bytes, if the system reports it.
+pub(super) fn free_bytes() -> Option<u64> {
+    proc_bytes("/proc/meminfo", "MemAvailable")
+}
+
+/// Milliseconds since `start`.
+pub(super) fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+/// Minimum, median and maximum, or `None` if there are no times.
+pub(super) fn spread(times: &[f64]) -> Option<[f64; 3]> {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    let (&min, &max) = (times.first()?, times.last()?);
+    Some([min, (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0, max])
 }

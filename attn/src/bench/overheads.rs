@@ -4,12 +4,13 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde_json::json;
-use wgpu_attention::gpu::{Attention, Bindings, Gpu};
+use wgpu_attention::gpu::{Attention, Bindings, Gpu, ShaderOptions};
 use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
 use super::check;
-use super::decode_device::wait;
+use super::decode_device::{Until, buffer, shortest};
+use super::machine::milliseconds;
 use super::task::bytes;
 use crate::backend;
 use crate::failure::Failure;
@@ -24,7 +25,7 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
     let tensors = check::tensors(&problem)?;
     for backend in backends {
         let started = Instant::now();
-        let engine = backend::open(backend, Algorithm::Fused, false)?;
+        let engine = backend::open_with(backend, Algorithm::Fused, ShaderOptions::default())?;
         let open_ms = milliseconds(started);
         let mut calls = Vec::new();
         for _ in 0..20 {
@@ -46,25 +47,22 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
             continue;
         }
         writeln!(terminal, "  {}, 1 query row, 512 keys, 8 heads of 64", engine.chosen())?;
-        writeln!(terminal, "    adapter and device         {open_ms:>10.2} ms")?;
-        writeln!(terminal, "    first call                 {first_ms:>10.2} ms, with its kernels compiled unless the driver kept them")?;
-        writeln!(terminal, "    least call after it        {call_ms:>10.3} ms, host to host, {:.0} kB copied", moved / 1e3)?;
+        let mut rows = vec![
+            format!("adapter and device\t{open_ms:.2}\tms"),
+            format!("first call\t{first_ms:.2}\tms, with its kernels compiled unless the driver kept them"),
+            format!("shortest later call\t{call_ms:.3}\tms, host to host, {:.0} kB copied", moved / 1e3),
+        ];
         if let Some(Recorded { attention_us, dispatches, bare_us }) = recorded {
-            writeln!(
-                terminal,
-                "    recorded on own buffers    {attention_us:>10.2} us of CPU, {dispatches} dispatches, nothing copied; a bare dispatch {bare_us:.2} us"
-            )?;
+            rows.push(format!("recorded on own buffers\t{attention_us:.2}\tus of CPU time for {dispatches} dispatches, nothing copied"));
+            rows.push(format!("recorded bare dispatch\t{bare_us:.2}\tus of CPU time"));
         }
+        terminal.table(4, &rows)?;
         writeln!(terminal)?;
     }
     Ok(())
 }
 
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-/// CPU time per recording, in us, from the creation of the encoder to the finished command buffer.
+/// CPU time per recording, in us, from the creation of the encoder to the submission.
 #[derive(Clone, Copy)]
 struct Recorded {
     attention_us: f64,
@@ -74,11 +72,9 @@ struct Recorded {
 
 fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
     let device = gpu.device();
-    let buffer = |len: usize| {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
-        device.create_buffer(&wgpu::BufferDescriptor { label: None, size: (4 * len as u64).max(512), usage, mapped_at_creation: false })
-    };
-    let [query, key, value, output] = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(buffer);
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+    let of_len = |len: usize| buffer(gpu, (4 * len as u64).max(512), usage);
+    let [query, key, value, output] = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(of_len);
     let attention = Attention::new(gpu, problem, Algorithm::Fused)?;
     let bound = attention.bind(&Bindings::new(&query, &key, &value, &output))?;
 
@@ -98,29 +94,22 @@ fn recording(gpu: &Gpu, problem: &Problem) -> Result<Recorded, Failure> {
         compilation_options: Default::default(),
         cache: None,
     });
-    let params = buffer(4);
+    let params = of_len(4);
     let entries = [&params, &query, &key, &value, &output].map(wgpu::Buffer::as_entire_binding);
     let entries: Vec<_> = (0..).zip(entries).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
     let layout = pipeline.get_bind_group_layout(0);
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
 
-    let least = |record: &dyn Fn(&mut wgpu::ComputePass<'_>)| -> Result<f64, Failure> {
-        let mut least = f64::INFINITY;
-        for _ in 0..8 {
-            let started = Instant::now();
-            let mut encoder = device.create_command_encoder(&Default::default());
+    let us = |record: &dyn Fn(&mut wgpu::ComputePass<'_>)| {
+        let seconds = shortest(gpu, 8, Until::Submitted, |encoder| {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             (0..TIMES).for_each(|_| record(&mut pass));
-            drop(pass);
-            let commands = encoder.finish();
-            least = least.min(started.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES));
-            gpu.queue().submit([commands]);
-            wait(gpu)?;
-        }
-        Ok(least)
+            Ok(())
+        });
+        seconds.map(|seconds| seconds * 1e6 / f64::from(TIMES))
     };
-    let attention_us = least(&|pass| bound.record_in(pass))?;
-    let bare_us = least(&|pass| {
+    let attention_us = us(&|pass| bound.record_in(pass))?;
+    let bare_us = us(&|pass| {
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(1, 1, 1);

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! > {"do": "prepare", "query": FILE, "key": FILE, "value": FILE, "output": FILE, "shape": [B,H,HKV,LQ,LK,D], "causal": false,
-//!    "window": null, "dtype": "f32", "backward": false, "threads": 2}        files are .npy, f32, [batch, heads, seq, dim]
+//!    "window": null, "terms": [], "dtype": "f32", "backward": false, "threads": 2}    files are .npy, f32, [batch, heads, seq, dim]
 //! < {"ok": true, "adapter": "...", "op": "..."}  or  {"ok": false, "why": "..."}
 //! > {"do": "run", "times": 3}
 //! < {"ms": [1.5, 1.4, 1.4]}
@@ -19,7 +19,7 @@ use wgpu_attention::HostVec;
 
 use super::check::Tensors;
 use super::task::Task;
-use crate::arrays::{Data, Target, read_npy};
+use crate::arrays::{read_npy, write_tensor};
 use crate::failure::Failure;
 
 /// A running peer.
@@ -43,12 +43,13 @@ impl Peer {
     pub(super) fn start(command: &str, number: usize) -> Result<Self, Failure> {
         let mut words = command.split_whitespace();
         let program = words.next().ok_or_else(|| Failure::input("--compare: names no program"))?;
-        let failed = |error: std::io::Error| Failure::input(format!("--compare {command}: {error}"));
+        let at = format!("--compare {command}");
+        let failed = |error: std::io::Error| Failure::at(&at, error);
         let mut child = Command::new(program).args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
         let folder = std::env::temp_dir().join(format!("attn-bench-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Failure::input(format!("--compare {command}: has no standard streams")));
+            return Err(Failure::at(at, "has no standard streams"));
         };
         Ok(Self { command: command.into(), child, requests, answers: BufReader::new(answers), folder })
     }
@@ -63,23 +64,21 @@ impl Peer {
             ("key", d.num_kv_heads, d.seq_len_kv, &tensors.key),
             ("value", d.num_kv_heads, d.seq_len_kv, &tensors.value),
         ] {
-            let numbers = HostVec::F32(tensor.to_f32());
-            Target::new(&file(name), wgpu_attention::DType::F32)?.write(name, &[d.batch, heads, seq, d.head_dim], &numbers)?;
+            write_tensor(&file(name), name, &[d.batch, heads, seq, d.head_dim], &HostVec::F32(tensor.to_f32()))?;
         }
-        let request = json!({
-            "do": "prepare", "query": file("query"), "key": file("key"), "value": file("value"), "output": file("output"),
-            "shape": [d.batch, d.num_heads, d.num_kv_heads, d.seq_len_q, d.seq_len_kv, d.head_dim],
-            "causal": task.problem.visibility.causal, "window": task.window(), "terms": task.problem.terms_text(), "dtype": task.problem.query.dtype.name(),
-            "backward": task.backward, "threads": rayon::current_num_threads(),
-        });
+        let mut request = task.describe();
+        for name in ["query", "key", "value", "output"] {
+            request[name] = json!(file(name));
+        }
+        request["do"] = json!("prepare");
         let answer = self.ask(&request)?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_string();
         if answer["ok"] != json!(true) {
             return Ok(Err(text("why")));
         }
-        let Data::Numbers(output) = read_npy(&file("output"))?.data else { return Err(self.wrong("its output holds no numbers")) };
+        let output = read_npy(&file("output"))?.floats()?;
         if output.as_slice().len() != task.problem.output_len() {
-            return Err(self.wrong(&format!("its output has {} numbers, not {}", output.as_slice().len(), task.problem.output_len())));
+            return Err(self.wrong(&format!("its output has {} elements, not {}", output.as_slice().len(), task.problem.output_len())));
         }
         Ok(Ok(Ready { adapter: text("adapter"), op: text("op"), output }))
     }

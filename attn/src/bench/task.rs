@@ -1,35 +1,57 @@
 //! Problems to time: shapes given one by one, or those of the suite.
 
 use std::fmt;
-use std::str::FromStr;
 
+use serde_json::{Value, json};
 use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
 
+use crate::backend::one_of;
+use crate::failure::Failure;
+
 /// Shapes for `--suite`, compiled into the program.
-const SUITE: &str = include_str!("../../../benches/suite.txt");
+const SUITE: &str = include_str!("../../suite.txt");
 
-/// Sizes of a problem to time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(pub(super) Dims);
+/// Parses the sizes of a problem to time.
+fn shape(text: &str) -> Result<Dims, String> {
+    let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is not a whole number", size.trim()));
+    let sizes: Vec<usize> = text.split(',').map(size).collect::<Result<_, _>>()?;
+    let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
+        return Err(format!("has {} numbers; six are needed, B,H,HKV,LQ,LK,D", sizes.len()));
+    };
+    let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
+    Problem::new(dims).check().map_err(|error| error.to_string())?;
+    let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
+    match names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
+        Some((name, _)) => Err(format!("{name} is 0: there is nothing to time")),
+        None => Ok(dims),
+    }
+}
 
-impl FromStr for Shape {
-    type Err = String;
+/// Options for the problems to time.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ShapeArgs {
+    /// Batch, query heads, key/value heads, queries, keys, head_dim; may be repeated
+    /// [default: a prefill and a step of decoding]
+    #[arg(long, value_name = "B,H,HKV,LQ,LK,D", value_parser = shape)]
+    pub(super) shape: Vec<Dims>,
+    /// Apply a causal mask to every shape, bottom-right aligned: the last query is at the last key
+    #[arg(long)]
+    pub(super) causal: bool,
+    /// Storage type of query, key, value and output: f32, f16 or bf16
+    #[arg(long, default_value = "f32", value_parser = float)]
+    pub(super) dtype: DType,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let sizes: Vec<usize> = text
-            .split(',')
-            .map(|size| size.trim().parse().map_err(|_| format!("`{}` is no whole number from 0", size.trim())))
-            .collect::<Result<_, _>>()?;
-        let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
-            return Err(format!("has {} numbers; six are needed: B,H,HKV,LQ,LK,D", sizes.len()));
-        };
-        let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim };
-        Problem::new(dims).check().map_err(|error| error.to_string())?;
-        let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
-        if let Some((name, _)) = names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
-            return Err(format!("{name} is 0: there is nothing to time"));
-        }
-        Ok(Self(dims))
+fn float(text: &str) -> Result<DType, String> {
+    one_of(text, &DType::FLOATS.map(|dtype| (dtype.name(), dtype)))
+}
+
+impl ShapeArgs {
+    /// Returns the tasks, those of the `default` shapes if none was given.
+    pub(crate) fn tasks(&self, default: &[&str]) -> Result<Vec<Task>, Failure> {
+        let default = default.iter().map(|text| shape(text).map_err(Failure::Input));
+        let shapes = if self.shape.is_empty() { default.collect::<Result<_, _>>()? } else { self.shape.clone() };
+        Ok(shapes.into_iter().map(|dims| Task::new(dims, self.dtype, self.causal)).collect())
     }
 }
 
@@ -44,7 +66,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(Shape(dims): Shape, dtype: DType, causal: bool) -> Self {
+    fn new(dims: Dims, dtype: DType, causal: bool) -> Self {
         let mut problem = Problem::new(dims).stored(dtype, Layout::Bhsd);
         if causal {
             problem = problem.aligned(Alignment::BottomRight).causal();
@@ -56,7 +78,7 @@ impl Task {
     fn read(line: &str, dtype: DType) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
-        let mut task = Self { name: name.into(), ..Self::new(shape.parse()?, dtype, false) };
+        let mut task = Self { name: name.into(), ..Self::new(self::shape(shape)?, dtype, false) };
         for word in words {
             if term_words().any(|term| term.needs_data && word.split('=').next() == Some(term.word)) {
                 return Err(format!("`{word}` needs data, which a suite does not have"));
@@ -75,7 +97,7 @@ impl Task {
         for part in wanted {
             if !tasks.iter().any(|task| task.name.starts_with(part.as_str())) {
                 let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-                return Err(format!("nothing is called `{part}`; there are {}", names.join(" ")));
+                return Err(format!("no shape is called `{part}`; there are {}", names.join(" ")));
             }
         }
         Ok(tasks.into_iter().filter(|task| wanted.iter().any(|part| task.name.starts_with(part.as_str()))).collect())
@@ -84,6 +106,16 @@ impl Task {
     /// Returns the maximum number of keys visible to a row, if there is a window.
     pub(super) fn window(&self) -> Option<usize> {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
+    }
+
+    /// Describes the task for records and peers.
+    pub(super) fn describe(&self) -> Value {
+        let Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, .. } = self.problem.dims;
+        json!({
+            "shape": [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim], "causal": self.problem.visibility.causal,
+            "window": self.window(), "terms": self.problem.terms_text(), "dtype": self.problem.query.dtype.name(),
+            "backward": self.backward, "threads": rayon::current_num_threads(),
+        })
     }
 
     /// Returns the operation count: 4 * B * H * D for each pair of a row and a key in its interval. Forward and backward
@@ -127,15 +159,6 @@ pub(super) fn bytes(problem: &Problem) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shapes() {
-        assert_eq!("1,8,2,16,32,64".parse::<Shape>().map(|shape| shape_text(&shape.0)), Ok("1,8,2,16,32,64".into()));
-        for bad in ["", "1,2,3", "1,8,3,16,16,64", "1,1,1,0,4,4", "0,1,1,4,4,4", "1,1,1,4,4,-4", "1,1,1,4,4,x", "1,1,1,4,4,4,4"] {
-            assert!(bad.parse::<Shape>().is_err(), "{bad}");
-        }
-        assert!(format!("{0},{0},{0},{0},{0},{0}", u64::MAX).parse::<Shape>().is_err());
-    }
 
     #[test]
     fn the_suite_reads() {

@@ -1,7 +1,7 @@
 //! Data to explain: the words, their embeddings and the weight matrices.
 
+use crate::bench::unit;
 use crate::failure::Failure;
-use crate::random::Random;
 
 /// Sentence of the worked example, whose embeddings are chosen by hand.
 pub(crate) const SENTENCE: &str = "She wants to deadlift heavy weights";
@@ -22,6 +22,7 @@ const HEADS: usize = 2;
 pub(super) const MOST_WORDS: usize = 64;
 
 /// Inputs of attention for a sentence. Matrices are row-major; weights are [width, width], multiplied from the right.
+#[derive(Default)]
 pub(super) struct Example {
     /// Sentence as given.
     pub(super) sentence: String,
@@ -52,78 +53,66 @@ impl Example {
         if words.len() > MOST_WORDS {
             return Err(Failure::input(format!("the sentence has {} words; explain shows up to {MOST_WORDS}", words.len())));
         }
-        let known = SENTENCE.split(' ').collect::<Vec<_>>();
-        if words.len() == known.len() && words.iter().zip(&known).all(|(word, known)| word.eq_ignore_ascii_case(known)) {
-            return Ok(Self::worked(sentence));
+        let is_worked = words.len() == SENTENCE.split(' ').count()
+            && words.iter().zip(SENTENCE.split(' ')).all(|(word, known)| word.eq_ignore_ascii_case(known));
+        if !is_worked {
+            return Ok(Self::made_up(sentence, words));
         }
-        Ok(Self::made_up(sentence, words))
-    }
-
-    fn worked(sentence: &str) -> Self {
-        let embeddings: Vec<f32> = EMBEDDINGS.iter().flat_map(|(_, row)| *row).collect();
-        Self {
-            sentence: sentence.to_string(),
-            tokens: EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect(),
-            omitted: vec!["to".to_string()],
-            origin: "Three numbers a word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.",
-            worked: true,
-            width: 3,
-            heads: 3,
-            query: embeddings.clone(),
-            key: embeddings.clone(),
-            value: embeddings.clone(),
-            embeddings,
-            output_weight: vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        }
+        let embeddings = EMBEDDINGS.iter().flat_map(|(_, row)| *row).collect();
+        let identity = |_: &str| vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+        let mut example = Self::projected(sentence, embeddings, [3, 3], identity);
+        example.tokens = EMBEDDINGS.iter().map(|(word, _)| (*word).to_string()).collect();
+        example.omitted = vec!["to".to_string()];
+        example.origin = "Three numbers per word, chosen by hand to be checked by hand; W_Q, W_K, W_V and W_O are the identity.";
+        example.worked = true;
+        Ok(example)
     }
 
     fn made_up(sentence: &str, tokens: Vec<String>) -> Self {
-        let embeddings: Vec<f32> = tokens
-            .iter()
-            .flat_map(|token| {
-                let mut random = Random::of_text(&token.to_lowercase());
-                std::array::from_fn::<_, WIDTH, _>(|_| (random.unit() * 10.0).round() / 10.0)
-            })
-            .collect();
-        let weight = |name: &str| {
-            let mut random = Random::of_text(name);
-            (0..WIDTH * WIDTH).map(|_| random.unit()).collect::<Vec<_>>()
+        let drawn = |text: &str, count: usize| {
+            // FNV-1a, the same on every platform.
+            let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            let mut random = fastrand::Rng::with_seed(hash);
+            (0..count).map(move |_| unit(&mut random))
         };
-        let project = |name: &str| times(&embeddings, &weight(name), WIDTH);
-        Self {
-            sentence: sentence.to_string(),
-            tokens,
-            omitted: Vec::new(),
-            origin: "Made up: eight numbers from a hash of each word and fixed pseudo-random W_Q, W_K, W_V, W_O. They show the arithmetic \
-                     and mean nothing; nothing was learned, and no position is encoded, so equal words get equal rows.",
-            worked: false,
-            width: WIDTH,
-            heads: HEADS,
-            query: project("W_Q"),
-            key: project("W_K"),
-            value: project("W_V"),
-            output_weight: weight("W_O"),
-            embeddings,
-        }
+        let embedding = |token: &String| drawn(&token.to_lowercase(), WIDTH).map(|x| (x * 10.0).round() / 10.0);
+        let embeddings = tokens.iter().flat_map(embedding).collect();
+        let weight = |name: &str| drawn(name, WIDTH * WIDTH).collect();
+        let origin = "Made up: eight numbers from a hash of each word, and fixed pseudo-random W_Q, W_K, W_V, W_O. \
+                      They show the arithmetic and mean nothing. \
+                      Nothing was learned and no position is encoded: equal words have equal rows.";
+        Self { tokens, origin, ..Self::projected(sentence, embeddings, [WIDTH, HEADS], weight) }
+    }
+
+    /// Projects the embeddings by the weights W_Q, W_K and W_V.
+    fn projected(sentence: &str, embeddings: Vec<f32>, [width, heads]: [usize; 2], weight: impl Fn(&str) -> Vec<f32>) -> Self {
+        let [query, key, value] = ["W_Q", "W_K", "W_V"].map(|name| times(&embeddings, &weight(name), width));
+        let (sentence, output_weight) = (sentence.to_string(), weight("W_O"));
+        Self { sentence, width, heads, embeddings, query, key, value, output_weight, ..Self::default() }
     }
 
     /// Returns the row to follow: that of the `wanted` word, else that of the longest.
     pub(super) fn focus(&self, wanted: Option<&str>) -> Result<usize, Failure> {
-        if let Some(wanted) = wanted {
-            return self
-                .tokens
-                .iter()
-                .position(|token| token.eq_ignore_ascii_case(wanted))
-                .ok_or_else(|| Failure::input(format!("--focus: no token `{}` here; there are {}", word(wanted), self.tokens.join(", "))));
-        }
-        let longest = self.tokens.iter().map(|token| token.chars().count()).max();
-        Ok(self.tokens.iter().position(|token| Some(token.chars().count()) == longest).unwrap_or(0))
+        let longest = (0..self.tokens.len()).rev().max_by_key(|&at| self.tokens[at].chars().count());
+        Ok(position(&self.tokens, wanted)?.or(longest).unwrap_or(0))
     }
 }
 
-/// Strips surrounding punctuation, and control characters that a terminal would act upon.
+/// Returns the place of the token that --focus names, if it names one.
+pub(super) fn position(tokens: &[String], wanted: Option<&str>) -> Result<Option<usize>, Failure> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let found = tokens.iter().position(|token| token.eq_ignore_ascii_case(wanted));
+    found.map(Some).ok_or_else(|| Failure::at("--focus", format!("no token `{}`, only {}", printable(wanted), tokens.join(", "))))
+}
+
+/// Strips surrounding punctuation.
 fn word(text: &str) -> String {
-    text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()).chars().filter(|c| !c.is_control()).collect()
+    printable(text.trim_matches(|c: char| c.is_ascii_punctuation() || c.is_control()))
+}
+
+/// Strips control characters, which a terminal would act upon.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Computes `rows . weight`: [n, width] times [width, width].
@@ -133,37 +122,4 @@ pub(super) fn times(rows: &[f32], weight: &[f32], width: usize) -> Vec<f32> {
         product.extend((0..width).map(|column| row.iter().zip(weight.chunks_exact(width)).map(|(x, w)| x * w[column]).sum::<f32>()));
     }
     product
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_worked_example_is_known_by_its_words() {
-        let example = Example::new("she wants to deadlift, heavy weights!").expect("words");
-        assert!(example.worked);
-        assert_eq!(example.tokens[example.focus(None).expect("some")], "deadlift");
-        assert!(!Example::new("She wants to lift heavy weights").expect("words").worked);
-    }
-
-    #[test]
-    fn made_up_embeddings_depend_on_the_word_alone() {
-        let example = Example::new("to be or not to be").expect("words");
-        assert_eq!(example.query[..WIDTH], example.query[4 * WIDTH..5 * WIDTH]);
-        assert_ne!(example.query[..WIDTH], example.query[WIDTH..2 * WIDTH]);
-    }
-
-    #[test]
-    fn hostile_sentences() {
-        assert!(Example::new("").is_err());
-        assert!(Example::new(" ... !").is_err());
-        assert!(Example::new(&"word ".repeat(65)).is_err());
-        assert_eq!(Example::new("a\u{1b}[31mb").expect("words").tokens, ["a[31mb"]);
-    }
-
-    #[test]
-    fn product() {
-        assert_eq!(times(&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2), [19.0, 22.0, 43.0, 50.0]);
-    }
 }

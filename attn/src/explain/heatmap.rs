@@ -2,23 +2,14 @@
 
 use std::io::{self, Write};
 
-use crate::terminal::Terminal;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Colour ramp of the 256-colour palette, low to high; true if black text is readable on the colour.
-const RAMP: [(u8, bool); 12] = [
-    (17, false),
-    (18, false),
-    (19, false),
-    (25, false),
-    (31, false),
-    (37, false),
-    (43, true),
-    (79, true),
-    (115, true),
-    (151, true),
-    (187, true),
-    (229, true),
-];
+use crate::terminal::{Terminal, padded};
+
+/// Colour ramp of the 256-colour palette, low to high.
+const RAMP: [u8; 12] = [17, 18, 19, 25, 31, 37, 43, 79, 115, 151, 187, 229];
+/// Place in the ramp from which on black text is readable.
+const LIGHT: usize = 6;
 const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
 const PLAIN_SHADES: [&str; 5] = [" ", ".", ":", "*", "#"];
 /// Width of a figure, in terminal columns.
@@ -28,14 +19,10 @@ const MOST_FIGURES: usize = 14;
 
 /// Prints a matrix of figures, one labelled row per line.
 pub(super) fn figures(terminal: &mut Terminal, labels: &[String], values: &[f32], columns: usize) -> io::Result<()> {
-    let margin = margin(labels);
-    let decimals = decimals(values);
-    for (label, row) in labels.iter().zip(values.chunks(columns.max(1))) {
-        write!(terminal, "     {label:<margin$}")?;
-        for value in row {
-            write!(terminal, "{:>CELL$.decimals$}", value + 0.0)?;
-        }
-        writeln!(terminal)?;
+    let (margin, decimals) = (margin(labels), decimals(values));
+    for (label, row) in labels.iter().zip(values.chunks(columns)) {
+        let figures: String = row.iter().map(|value| format!("{:>CELL$.decimals$}", value + 0.0)).collect();
+        writeln!(terminal, "     {}{figures}", padded(label, margin))?;
     }
     Ok(())
 }
@@ -52,7 +39,7 @@ fn decimals(values: &[f32]) -> usize {
 }
 
 fn margin(labels: &[String]) -> usize {
-    labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) + 2
+    labels.iter().map(|label| label.width()).max().unwrap_or(0) + 2
 }
 
 /// Prints a heat map: query tokens down, key tokens across; `focus` marks a row. Shades run from `low` to `high` on a
@@ -70,19 +57,20 @@ pub(super) fn heatmap(
     if !narrow {
         write!(terminal, "     {:margin$}", "")?;
         for label in labels {
-            write!(terminal, "{:>CELL$}", shorten(label, CELL - 1))?;
+            let label = shorten(label, CELL - 1);
+            write!(terminal, "{}{label}", " ".repeat(CELL - label.width()))?;
         }
         writeln!(terminal)?;
     }
     let arrow = if terminal.unicode { "›" } else { ">" };
     for (i, (label, row)) in labels.iter().zip(values.chunks(columns)).enumerate() {
-        write!(terminal, "   {} {label:<margin$}", if focus == Some(i) { arrow } else { " " })?;
+        write!(terminal, "   {} {}", if focus == Some(i) { arrow } else { " " }, padded(label, margin))?;
         for &value in row {
             let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0).sqrt() } else { 0.0 };
             let text = if narrow { "  ".to_string() } else { format!("{:>1$.decimals$} ", value + 0.0, CELL - 1) };
             if terminal.colour {
-                let (colour, black) = RAMP[(share * (RAMP.len() - 1) as f32).round() as usize];
-                write!(terminal, "\x1b[48;5;{colour};38;5;{}m{text}\x1b[0m", if black { 16 } else { 255 })?;
+                let at = (share * (RAMP.len() - 1) as f32).round() as usize;
+                write!(terminal, "\x1b[48;5;{};38;5;{}m{text}\x1b[0m", RAMP[at], if at < LIGHT { 255 } else { 16 })?;
             } else {
                 let shades = if terminal.unicode { SHADES } else { PLAIN_SHADES };
                 let shade = shades[(share * (shades.len() - 1) as f32).round() as usize];
@@ -97,7 +85,15 @@ pub(super) fn heatmap(
     Ok(())
 }
 
-/// Shortens a label to at most `most` characters; `~` marks the cut.
+/// Shortens a label to at most `most` columns; `~` marks the cut.
 pub(super) fn shorten(label: &str, most: usize) -> String {
-    if label.chars().count() <= most { label.to_string() } else { label.chars().take(most - 1).chain(['~']).collect() }
+    if label.width() <= most {
+        return label.to_string();
+    }
+    let mut columns = 1;
+    let fits = |c: &char| {
+        columns += c.width().unwrap_or(0);
+        columns <= most
+    };
+    label.chars().take_while(fits).chain(['~']).collect()
 }

@@ -9,26 +9,28 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Algorithm, Backend, DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, oracle};
+use wgpu_attention::{DType, Dims, Engine, Inputs, Layout, Problem, Returns, ScoreStage, oracle};
 
-use crate::arrays::write_file;
-use crate::backend;
+use crate::arrays::{check_output, keep_apart, write_file};
+use crate::backend::{self, BackendArg};
 use crate::failure::Failure;
 use crate::terminal::{Terminal, note, number};
 use example::{Example, SENTENCE, times};
 use heatmap::{figures, heatmap, row_text};
-use svg::{Panel, Picture};
+use svg::Picture;
+
+pub(crate) use svg::escape;
 
 const EXAMPLES: &str = "\
 Examples:
-  attn explain                                      the worked example, small enough to check by hand
-  attn explain --focus weights                      follow another word's row
-  attn explain \"the cat sat on the mat\"             any sentence, with made-up embeddings
-  attn explain --svg attention.svg                  a picture of every head
-  attn explain --backend vulkan                     the same numbers from a GPU
-  attn explain --model tests/data/minilm/minilm_layer0_block.safetensors    a real model's heads
-  attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy
-  attn explain --json | jq .weights                 for programs";
+  attn explain                                    the worked example, to be checked by hand
+  attn explain --focus weights                    follow another word's row
+  attn explain \"the cat sat on the mat\"           any sentence, with made-up embeddings
+  attn explain --svg attention.svg                a picture of every head
+  attn explain --backend vulkan                   the same numbers from a GPU
+  attn explain --json | jq .weights               for programs
+  attn explain --model tests/data/minilm/minilm_layer0_block.safetensors
+  attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy --tokens labels.txt";
 
 /// Error bound. Scores are sums of at most 8 products of numbers up to 8, so that f32 errs by at most
 /// 8 * 8 * 8 * 8 * epsilon / 2; weights and outputs err by less.
@@ -53,14 +55,17 @@ pub(crate) struct Args {
     /// Number of heads, if the file does not say
     #[arg(long, value_name = "N", requires = "model")]
     num_heads: Option<usize>,
-    /// Input of the layer, [tokens, embed_dim] [default: the file's tensor `hidden`]
+    /// Input of the layer, float32 [tokens, embed_dim] [default: the file's tensor `hidden`]
     #[arg(long, value_name = "H.npy", requires = "model")]
     hidden: Option<PathBuf>,
+    /// Labels of the tokens, one for each row of the input: words, or a text file with a label per line
+    #[arg(long, value_name = "TEXT|FILE", requires = "model")]
+    tokens: Option<String>,
     /// Also write a picture: a heat map of the whole and of each head
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
-    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = backend::parse, help = backend::BACKEND_HELP)]
-    backend: Backend,
+    #[command(flatten)]
+    backend: BackendArg,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -89,22 +94,31 @@ struct Walkthrough {
 }
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
+    if let Some(path) = &args.svg {
+        check_output(path, &["svg"])?;
+        keep_apart(&[path], args.model.iter().chain(&args.hidden).map(PathBuf::as_path))?;
+    }
     if let Some(path) = &args.model {
         return model::run(args, path, terminal);
     }
     let example = Example::new(&args.sentence)?;
     let focus = example.focus(args.focus.as_deref())?;
-    let engine = backend::open(&args.backend, Algorithm::Auto, false)?;
+    let engine = backend::open(&args.backend.backend)?;
     let steps = compute(&engine, &example)?;
-    if let Some(path) = &args.svg {
-        write_file(path, picture(&example, &steps, &engine).as_bytes())?;
-        note(format_args!("wrote {}", path.display()));
-    }
+    write_picture(args, || picture(&example, &steps, &engine))?;
     if args.json {
         terminal.json(&as_json(&example, &steps, &engine, focus), true)?;
         return Ok(());
     }
     tell(terminal, &example, &steps, &engine, focus)
+}
+
+fn write_picture(args: &Args, picture: impl FnOnce() -> String) -> Result<(), Failure> {
+    if let Some(path) = &args.svg {
+        write_file(path, picture().as_bytes())?;
+        note(format_args!("wrote {}", path.display()));
+    }
+    Ok(())
 }
 
 /// Prints the worked example in a few lines, for the tour.
@@ -135,7 +149,7 @@ fn attend(engine: &Engine, example: &Example, heads: usize, scale: Option<f32>, 
     let inputs = Inputs::new(&example.query, &example.key, &example.value);
     let outputs = engine.attention(&problem, &inputs)?;
     let (Some(scores), Some(weights)) = (outputs.scores, outputs.weights) else {
-        return Err(Failure::Check(format!("{} gave no scores and weights", engine.chosen())));
+        return Err(Failure::Check(format!("{} returned no scores and weights", engine.chosen())));
     };
     let attended = Attended { scale: problem.effective_scale(), scores, weights, output: outputs.output.into_f32() };
 
@@ -165,10 +179,8 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     let title = terminal.bold(&format!("\"{}\"", example.sentence));
     writeln!(terminal, "{title}\ncomputed on {} ({})", engine.chosen(), engine.why())?;
 
-    heading(terminal, "1. Embeddings X: a row of numbers for each token")?;
-    for line in wrapped(example.origin, 100) {
-        writeln!(terminal, "   {line}")?;
-    }
+    heading(terminal, "1. Embeddings X: a row for each token")?;
+    writeln!(terminal, "   {}", example.origin.replace(". ", ".\n   "))?;
     for omitted in &example.omitted {
         writeln!(terminal, "   \"{omitted}\" has no embedding in this example and is left out.")?;
     }
@@ -178,8 +190,9 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     if example.worked {
         writeln!(terminal, "   The weights are the identity, so Q = K = V = X.")?;
     } else {
-        for (name, values) in [("Q", &example.query), ("K", &example.key), ("V", &example.value)] {
-            writeln!(terminal, "   {name}: what each token {}", asks(name))?;
+        let values = [&example.query, &example.key, &example.value];
+        for (values, purpose) in values.into_iter().zip(["Q: what each token looks for", "K: what finds it", "V: what it contributes"]) {
+            writeln!(terminal, "   {purpose}")?;
             figures(terminal, tokens, values, width)?;
         }
     }
@@ -189,7 +202,7 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     heatmap(terminal, tokens, &steps.unscaled.scores, range(&steps.unscaled.scores), Some(focus))?;
     writeln!(terminal, "   the row of \"{word}\": {}", row(&steps.unscaled.scores))?;
 
-    heading(terminal, "4. Scaled: divided by the square root of the width of a head, so that wide heads do not drown softmax")?;
+    heading(terminal, "4. Scaled: divided by the square root of the width of a head, so that wide heads do not sharpen softmax")?;
     writeln!(terminal, "   1/sqrt({width}) = {:.4}; the row of \"{word}\": {}", steps.scaled.scale, row(&steps.scaled.scores))?;
 
     heading(terminal, "5. Softmax: exp of each score over the sum of its row; weights that sum to 1")?;
@@ -211,13 +224,10 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
     figures(terminal, tokens, &steps.scaled.output, width)?;
 
     let (heads, head_dim) = (example.heads, width / example.heads);
-    heading(
-        terminal,
-        &format!("7. Heads: the {width} numbers split over {heads} heads of {head_dim}, each with its own scores and softmax"),
-    )?;
+    heading(terminal, &format!("7. Heads: the {width} columns in {heads} heads of {head_dim}, each with its own scores and softmax"))?;
     for (head, weights) in steps.heads.weights.chunks(count * count).enumerate() {
         let from = head * head_dim;
-        writeln!(terminal, "   head {}: {} of each row", head + 1, span(from, from + head_dim))?;
+        writeln!(terminal, "   head {}: columns {} to {}", head + 1, from + 1, from + head_dim)?;
         heatmap(terminal, tokens, weights, [0.0, 1.0], Some(focus))?;
     }
 
@@ -226,11 +236,8 @@ fn tell(terminal: &mut Terminal, example: &Example, steps: &Walkthrough, engine:
         writeln!(terminal, "   W_O is the identity: the output is the heads side by side.")?;
     }
     figures(terminal, tokens, &steps.layer_output, width)?;
-    writeln!(
-        terminal,
-        "\nEvery score, weight and output was checked against the f64 oracle: largest difference {:.0e}.",
-        steps.difference
-    )?;
+    let difference = steps.difference;
+    writeln!(terminal, "\nEvery score, weight and output was checked against the f64 oracle: largest difference {difference:.0e}.")?;
     Ok(())
 }
 
@@ -240,68 +247,27 @@ fn heading(terminal: &mut Terminal, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Splits `text` into lines of at most `width` characters, keeping words whole.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
-}
-
-fn asks(name: &str) -> &'static str {
-    match name {
-        "Q" => "looks for",
-        "K" => "offers to be found by",
-        _ => "hands over",
-    }
-}
-
-fn span(from: usize, to: usize) -> String {
-    if to - from == 1 { format!("number {to}") } else { format!("numbers {} to {to}", from + 1) }
-}
-
 fn as_json(example: &Example, steps: &Walkthrough, engine: &Engine, focus: usize) -> Value {
     let (width, count, heads) = (example.width, example.tokens.len(), example.heads);
     let row = |values: &[f32]| values[focus * count..][..count].iter().map(|&x| number(x)).collect::<Vec<_>>();
-    let per_head: Vec<Value> = (0..heads)
-        .map(|head| {
-            let part = |values: &[f32]| matrix(&values[head * count * count..][..count * count], count);
-            json!({ "scores": part(&steps.heads.scores), "weights": part(&steps.heads.weights) })
-        })
-        .collect();
+    let head = |at: usize| {
+        let part = |values: &[f32]| matrix(&values[at * count * count..][..count * count], count);
+        json!({ "scores": part(&steps.heads.scores), "weights": part(&steps.heads.weights) })
+    };
+    let (unscaled, scaled) = (&steps.unscaled, &steps.scaled);
     json!({
-        "sentence": example.sentence,
-        "tokens": example.tokens,
-        "without_embedding": example.omitted,
-        "origin": example.origin,
-        "backend": engine.chosen(),
-        "why": engine.why(),
-        "embeddings": matrix(&example.embeddings, width),
-        "query": matrix(&example.query, width),
-        "key": matrix(&example.key, width),
+        "sentence": example.sentence, "tokens": example.tokens, "without_embedding": example.omitted, "origin": example.origin,
+        "backend": engine.chosen(), "why": engine.why(),
+        "embeddings": matrix(&example.embeddings, width), "query": matrix(&example.query, width), "key": matrix(&example.key, width),
         "value": matrix(&example.value, width),
-        "scores_unscaled": matrix(&steps.unscaled.scores, count),
-        "weights_unscaled": matrix(&steps.unscaled.weights, count),
-        "scale": number(steps.scaled.scale),
-        "scores": matrix(&steps.scaled.scores, count),
-        "weights": matrix(&steps.scaled.weights, count),
-        "output": matrix(&steps.scaled.output, width),
-        "heads": per_head,
-        "heads_output": matrix(&steps.heads.output, width),
+        "scores_unscaled": matrix(&unscaled.scores, count), "weights_unscaled": matrix(&unscaled.weights, count),
+        "scale": number(scaled.scale), "scores": matrix(&scaled.scores, count), "weights": matrix(&scaled.weights, count),
+        "output": matrix(&scaled.output, width),
+        "heads": (0..heads).map(head).collect::<Vec<_>>(), "heads_output": matrix(&steps.heads.output, width),
         "layer_output": matrix(&steps.layer_output, width),
         "focus": {
-            "token": example.tokens[focus],
-            "scores_unscaled": row(&steps.unscaled.scores),
-            "weights_unscaled": row(&steps.unscaled.weights),
-            "scores": row(&steps.scaled.scores),
-            "weights": row(&steps.scaled.weights),
+            "token": example.tokens[focus], "scores_unscaled": row(&unscaled.scores), "weights_unscaled": row(&unscaled.weights),
+            "scores": row(&scaled.scores), "weights": row(&scaled.weights),
         },
         "oracle_largest_difference": steps.difference,
     })
@@ -313,20 +279,12 @@ fn matrix(values: &[f32], columns: usize) -> Value {
 }
 
 fn picture(example: &Example, steps: &Walkthrough, engine: &Engine) -> String {
-    let count = example.tokens.len();
-    let whole = Panel { title: format!("one head of width {}", example.width), weights: &steps.scaled.weights };
-    let heads = steps.heads.weights.chunks(count * count).enumerate();
-    let heads = heads.map(|(head, weights)| Panel { title: format!("head {} of {}", head + 1, example.heads), weights });
-    let footer = format!(
-        "{} Computed on {}.",
-        if example.worked { example.origin } else { "Made-up embeddings: they show the arithmetic and mean nothing." },
-        engine.chosen()
-    );
+    let origin = if example.worked { example.origin } else { "Made-up embeddings: they show the arithmetic and mean nothing." };
     svg::draw(&Picture {
         title: &example.sentence,
-        subtitle: "Attention weights: how much each token (row) takes from each token (column). Rows sum to 1.",
-        footer: &footer,
+        footer: &format!("{origin} Computed on {}.", engine.chosen()),
         tokens: &example.tokens,
-        panels: std::iter::once(whole).chain(heads).collect(),
+        whole: (&format!("one head of width {}", example.width), &steps.scaled.weights),
+        heads: &steps.heads.weights,
     })
 }

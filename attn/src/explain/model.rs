@@ -5,15 +5,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use wgpu_attention::layer::{MultiHead, Naming, WeightFile, average_heads, naive};
-use wgpu_attention::{Algorithm, Engine, HostVec, Inputs, Returns};
+use wgpu_attention::{Engine, Inputs, Returns};
 
+use super::example::{MOST_WORDS, position, printable};
 use super::heatmap::heatmap;
-use super::svg::{self, Panel, Picture};
-use super::{Args, heading, matrix};
-use crate::arrays::{Array, Data, read_npy, read_safetensors, safetensors_header, write_file};
+use super::svg::{self, Picture};
+use super::{Args, heading, matrix, write_picture};
+use crate::arrays::{Array, TensorFile, read_npy};
 use crate::backend;
 use crate::failure::Failure;
-use crate::terminal::{Terminal, note, number};
+use crate::terminal::{Terminal, number};
 
 /// Tolerance of weights, which are at most 1: f32 errs by far less, a wrong head by far more.
 const MOST_DIFFERENCE: f64 = 1e-4;
@@ -29,56 +30,38 @@ struct Model {
     mean: Vec<f32>,
     /// [tokens, embed_dim].
     output: Vec<f32>,
-    embed_dim: usize,
     difference: f64,
 }
 
 pub(super) fn run(args: &Args, path: &Path, terminal: &mut Terminal) -> Result<(), Failure> {
-    let engine = backend::open(&args.backend, Algorithm::Auto, false)?;
+    let engine = backend::open(&args.backend.backend)?;
     let model = compute(args, path, &engine)?;
-    let focus = match &args.focus {
-        None => None,
-        Some(wanted) => Some(model.tokens.iter().position(|token| token.eq_ignore_ascii_case(wanted)).ok_or_else(|| {
-            Failure::input(format!("--focus: no token `{}` here; there are {}", wanted.escape_debug(), model.tokens.join(", ")))
-        })?),
-    };
-    if let Some(path) = &args.svg {
-        write_file(path, picture(&model, &engine).as_bytes())?;
-        note(format_args!("wrote {}", path.display()));
-    }
+    let focus = position(&model.tokens, args.focus.as_deref())?;
+    write_picture(args, || picture(&model, &engine))?;
     if args.json {
-        terminal.json(&as_json(&model, &engine), true)?;
+        terminal.json(&as_json(&model, &engine, focus), true)?;
         return Ok(());
     }
     tell(terminal, &model, &engine, focus)
 }
 
 fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> {
-    let file = path.display().to_string();
-    let (names, metadata) = safetensors_header(path)?;
-    let hidden = hidden(args, path, &file)?;
-    let [.., length, embed_dim] = hidden.shape[..] else {
-        return Err(Failure::input(format!("{}: has the shape {:?}; [tokens, embed_dim] is needed", hidden.source, hidden.shape)));
+    let file = TensorFile::read(path)?;
+    let bad = |why: String| Failure::at(path.display(), why);
+    let hidden = hidden(args, &file)?;
+    let length = match hidden.shape[..] {
+        [length, _] | [1, length, _] if length > 0 => length,
+        _ => return Err(Failure::at(&hidden.source, format!("has the shape {:?}; [tokens, embed_dim] is needed", hidden.shape))),
     };
-    let batch: usize = hidden.shape[..hidden.shape.len() - 2].iter().product();
-    if batch != 1 || length == 0 || length > super::example::MOST_WORDS {
-        let most = super::example::MOST_WORDS;
-        return Err(Failure::input(format!(
-            "{}: has the shape {:?}; one sequence of 1 to {most} tokens is needed",
-            hidden.source, hidden.shape
-        )));
+    if length > MOST_WORDS {
+        return Err(Failure::at(&hidden.source, format!("has {length} tokens; explain shows up to {MOST_WORDS}")));
     }
-    let Data::Numbers(numbers) = hidden.data else {
-        return Err(Failure::input(format!("{}: is bool; numbers are needed", hidden.source)));
-    };
-    let hidden = HostVec::into_f32(numbers);
-    let num_heads = match args.num_heads.or_else(|| metadata.get("attr.num_heads").and_then(|count| count.parse().ok())) {
-        Some(count) => count,
-        None => return Err(Failure::input(format!("{file}: does not say how many heads there are: give --num-heads"))),
-    };
-    let naming = naming(&names, args.layer).ok_or_else(|| {
-        Failure::input(format!("{file}: has no attention layer {} under the names of BERT or PyTorch, and no wq, wk, wv, wo", args.layer))
-    })?;
+    let tokens = tokens(args, &file, length)?;
+    let hidden = hidden.floats()?.into_f32();
+    let stored = || file.metadata.get("attr.num_heads").and_then(|count| count.parse().ok());
+    let num_heads = args.num_heads.or_else(stored).ok_or_else(|| bad("does not say how many heads there are: give --num-heads".into()))?;
+    let naming = naming(&file.names, args.layer)
+        .ok_or_else(|| bad(format!("has no attention layer {} under the names of BERT or PyTorch, and no wq, wk, wv, wo", args.layer)))?;
     let layer: MultiHead = WeightFile::open(path)?.multi_head(&naming, num_heads, num_heads)?;
 
     let mut problem = layer.problem(1, length, length);
@@ -86,37 +69,43 @@ fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> 
     let inputs = Inputs::new(&hidden, &hidden, &hidden);
     let outputs = layer.forward(engine, &problem, &inputs)?;
     let reference = naive::forward(&layer, &problem, &inputs)?;
-    let weights = outputs.weights.ok_or_else(|| Failure::Check(format!("{} gave no weights", engine.chosen())))?;
-    let difference = weights
-        .iter()
-        .zip(&reference.attention.weights)
-        .map(|(&got, expected)| (f64::from(got) - expected).abs())
-        .fold(0.0, |most, x| if x.is_nan() || x > most { x } else { most });
+    let weights = outputs.weights.ok_or_else(|| Failure::Check(format!("{} returned no weights", engine.chosen())))?;
+    let pairs = weights.iter().zip(&reference.attention.weights);
+    let differences = pairs.map(|(&got, expected)| (f64::from(got) - expected).abs());
+    let difference = differences.fold(0.0, |most, x| if x.is_nan() || x > most { x } else { most });
     if difference.is_nan() || difference > MOST_DIFFERENCE {
         return Err(Failure::Check(format!("{} is off by {difference:e} from the f64 reference", engine.chosen())));
     }
-    let tokens: Vec<String> = match metadata.get("tokens") {
-        Some(tokens) => tokens.split_whitespace().map(|token| token.chars().filter(|c| !c.is_control()).collect()).collect(),
-        None => (0..length).map(|at| format!("token {at}")).collect(),
-    };
-    if tokens.len() != length {
-        return Err(Failure::input(format!("{file}: names {} tokens, but there are {length} hidden states", tokens.len())));
-    }
     let mean = average_heads(&weights, &problem.dims)?;
-    let title = metadata.get("sentence").cloned().unwrap_or_else(|| file.clone());
-    let title = title.chars().filter(|c| !c.is_control()).collect();
-    Ok(Model { title, tokens, num_heads, weights, mean, output: outputs.output, embed_dim, difference })
+    let title = printable(file.metadata.get("sentence").unwrap_or(&path.display().to_string()));
+    Ok(Model { title, tokens, num_heads, weights, mean, output: outputs.output, difference })
 }
 
 /// Reads the input of the layer: the file of `--hidden`, else the model file's tensor.
-fn hidden(args: &Args, path: &Path, file: &str) -> Result<Array, Failure> {
+fn hidden(args: &Args, file: &TensorFile) -> Result<Array, Failure> {
     if let Some(path) = &args.hidden {
         return read_npy(path);
     }
-    let mut found = read_safetensors(path, &["in.hidden", "hidden"])?;
-    found.remove("in.hidden").or_else(|| found.remove("hidden")).ok_or_else(|| {
-        Failure::input(format!("{file}: has no tensor `hidden`; give the layer's input, [tokens, embed_dim], with --hidden FILE.npy"))
-    })
+    let found = file.tensor("in.hidden")?;
+    let found = if found.is_some() { found } else { file.tensor("hidden")? };
+    found.ok_or_else(|| file.missing("hidden", "; give the layer's input, [tokens, embed_dim], with --hidden FILE.npy"))
+}
+
+/// Labels of the tokens: those of `--tokens`, else those that the file names, else their numbers.
+fn tokens(args: &Args, file: &TensorFile, length: usize) -> Result<Vec<String>, Failure> {
+    let (source, labels) = match (&args.tokens, file.metadata.get("tokens")) {
+        (Some(text), _) if Path::new(text).is_file() => {
+            let lines = std::fs::read_to_string(text).map_err(|error| Failure::at(format!("--tokens {text}"), error))?;
+            (format!("--tokens {text}"), lines.lines().map(printable).collect())
+        }
+        (Some(text), _) => ("--tokens".to_string(), text.split_whitespace().map(printable).collect()),
+        (None, Some(text)) => (file.path.display().to_string(), text.split_whitespace().map(printable).collect()),
+        (None, None) => (String::new(), (0..length).map(|at| format!("token {at}")).collect::<Vec<_>>()),
+    };
+    if labels.len() != length {
+        return Err(Failure::at(source, format!("names {} tokens, but the layer's input has {length} rows", labels.len())));
+    }
+    Ok(labels)
 }
 
 /// Detects how the file names the tensors of the layer.
@@ -149,31 +138,26 @@ fn heads(model: &Model) -> std::slice::Chunks<'_, f32> {
     model.weights.chunks(model.tokens.len() * model.tokens.len())
 }
 
-fn as_json(model: &Model, engine: &Engine) -> Value {
+fn as_json(model: &Model, engine: &Engine, focus: Option<usize>) -> Value {
     let count = model.tokens.len();
+    let embed_dim = model.output.len() / count;
     json!({
-        "sentence": model.title,
-        "tokens": model.tokens,
-        "backend": engine.chosen(),
-        "why": engine.why(),
+        "sentence": model.title, "tokens": model.tokens, "focus": focus.map(|at| &model.tokens[at]),
+        "backend": engine.chosen(), "why": engine.why(),
         "heads": heads(model).map(|weights| json!({ "weights": matrix(weights, count) })).collect::<Vec<_>>(),
-        "mean": matrix(&model.mean, count),
-        "layer_output": matrix(&model.output, model.output.len() / count),
-        "embed_dim": model.embed_dim,
-        "largest_weight": number(model.weights.iter().copied().fold(0.0, f32::max)),
+        "mean": matrix(&model.mean, count), "layer_output": matrix(&model.output, embed_dim),
+        "embed_dim": embed_dim, "largest_weight": number(model.weights.iter().copied().fold(0.0, f32::max)),
         "reference_largest_difference": model.difference,
     })
 }
 
 fn picture(model: &Model, engine: &Engine) -> String {
-    let mean = Panel { title: format!("mean of {} heads", model.num_heads), weights: &model.mean };
-    let heads = heads(model).enumerate().map(|(head, weights)| Panel { title: format!("head {}", head + 1), weights });
     svg::draw(&Picture {
         title: &model.title,
-        subtitle: "Attention weights: how much each token (row) takes from each token (column). Rows sum to 1.",
         footer: &format!("The model's own weights. Computed on {}.", engine.chosen()),
         tokens: &model.tokens,
-        panels: std::iter::once(mean).chain(heads).collect(),
+        whole: (&format!("mean of {} heads", model.num_heads), &model.mean),
+        heads: &model.weights,
     })
 }
 

@@ -1,27 +1,21 @@
 //! Heat maps as a picture: one self-contained SVG file.
 
-use std::fmt::Write;
+use unicode_width::UnicodeWidthStr;
 
 use super::heatmap::shorten;
 
-/// One heat map.
-#[derive(Clone)]
-pub(super) struct Panel<'a> {
-    pub(super) title: String,
-    /// [tokens, tokens], each 0 to 1.
-    pub(super) weights: &'a [f32],
-}
-
-/// Contents of a picture. Every panel has the same tokens, down (queries) and across (keys).
+/// Contents of a picture: heat maps of weights 0 to 1 with the same tokens, down (queries) and across (keys).
 pub(super) struct Picture<'a> {
     pub(super) title: &'a str,
-    pub(super) subtitle: &'a str,
     pub(super) footer: &'a str,
     pub(super) tokens: &'a [String],
-    /// Heat maps; the first is drawn large, the others small.
-    pub(super) panels: Vec<Panel<'a>>,
+    /// Title and weights, [tokens, tokens], of the large heat map.
+    pub(super) whole: (&'a str, &'a [f32]),
+    /// Weights of the small ones, [heads, tokens, tokens].
+    pub(super) heads: &'a [f32],
 }
 
+const SUBTITLE: &str = "Attention weights: how much each token (row) takes from each token (column). Rows sum to 1.";
 const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif";
 const INK: &str = "#1f2933";
 const SOFT: &str = "#616e7c";
@@ -29,81 +23,75 @@ const SOFT: &str = "#616e7c";
 const RAMP: [[f32; 3]; 6] =
     [[247.0, 250.0, 252.0], [208.0, 226.0, 242.0], [148.0, 196.0, 223.0], [74.0, 152.0, 201.0], [23.0, 100.0, 171.0], [8.0, 48.0, 107.0]];
 const MARGIN: f32 = 32.0;
-/// Average advance of a character, in font sizes.
+/// Average advance of a column, in font sizes.
 const ADVANCE: f32 = 0.58;
 
-struct Sheet {
-    svg: String,
-}
+/// Part of a picture that has been drawn.
+#[derive(Default)]
+struct Sheet(String);
 
 impl Sheet {
+    fn line(&mut self, element: &str) {
+        self.0 += element;
+        self.0.push('\n');
+    }
+
     fn text(&mut self, [x, y]: [f32; 2], size: f32, colour: &str, more: &str, text: &str) {
         let text = escape(text);
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.svg, r#"<text x="{x:.1}" y="{y:.1}" font-size="{size:.1}" fill="{colour}"{more}>{text}</text>"#);
+        self.line(&format!(r#"<text x="{x:.1}" y="{y:.1}" font-size="{size:.1}" fill="{colour}" {more}>{text}</text>"#));
     }
 
     /// Draws a heat map with its upper left corner at (x, y), cells of `cell`, labels of font size `size`.
-    fn panel(&mut self, panel: &Panel<'_>, tokens: &[String], [x, y]: [f32; 2], cell: f32, size: f32, bold: bool) {
-        let labels = label_width(tokens, size);
-        let (left, top) = (x + labels, y + size * 1.4 + label_rise(tokens, size));
-        let weight = if bold { r#" font-weight="600""# } else { r#" font-weight="500""# };
-        self.text([left, y + size], size * 1.15, INK, weight, &panel.title);
+    fn panel(&mut self, (title, weights): (&str, &[f32]), tokens: &[String], [x, y]: [f32; 2], cell: f32, size: f32) {
+        let (left, top) = (x + label_width(tokens, size), y + size * 1.4 + label_rise(tokens, size));
+        self.text([left, y + size], size * 1.15, INK, r#"font-weight="600""#, title);
         for (i, token) in tokens.iter().enumerate() {
             let middle = (i as f32 + 0.5) * cell;
-            self.text([left - 8.0, top + middle + size * 0.35], size, INK, r#" text-anchor="end""#, token);
-            let (at_x, at_y) = (left + middle + size * 0.3, top - 8.0);
-            let turned = format!(r#" transform="rotate(-45 {at_x:.1} {at_y:.1})""#);
-            self.text([at_x, at_y], size, INK, &turned, token);
+            self.text([left - 8.0, top + middle + size * 0.35], size, INK, r#"text-anchor="end""#, token);
+            let at @ [x, y] = [left + middle + size * 0.3, top - 8.0];
+            self.text(at, size, INK, &format!(r#"transform="rotate(-45 {x:.1} {y:.1})""#), token);
         }
-        for (at, &weight) in panel.weights.iter().enumerate() {
+        let gap = (cell * 0.03).min(1.5);
+        let (side, round) = (cell - 2.0 * gap, (cell * 0.08).min(4.0));
+        for (at, &weight) in weights.iter().enumerate() {
             let (row, column) = (at / tokens.len(), at % tokens.len());
-            let (cell_x, cell_y) = (left + column as f32 * cell, top + row as f32 * cell);
-            let gap = (cell * 0.03).min(1.5);
+            let (x, y) = (left + column as f32 * cell + gap, top + row as f32 * cell + gap);
             let (fill, dark) = colour(weight);
             let tip = escape(&format!("{} attends to {}: {weight:.4}", tokens[row], tokens[column]));
-            let _ = writeln!(
-                self.svg,
-                r#"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" rx="{:.1}" fill="{fill}"><title>{tip}</title></rect>"#,
-                cell_x + gap,
-                cell_y + gap,
-                cell - 2.0 * gap,
-                cell - 2.0 * gap,
-                (cell * 0.08).min(4.0),
-            );
+            let place = format!(r#"x="{x:.1}" y="{y:.1}" width="{side:.1}" height="{side:.1}" rx="{round:.1}""#);
+            self.line(&format!(r#"<rect {place} fill="{fill}"><title>{tip}</title></rect>"#));
             if cell >= 34.0 {
                 let ink = if dark { "#ffffff" } else { INK };
-                let middle = [cell_x + cell / 2.0, cell_y + cell / 2.0 + cell * 0.09];
-                self.text(middle, cell * 0.26, ink, r#" text-anchor="middle""#, &format!("{weight:.2}"));
+                let middle = [x + side / 2.0, y + side / 2.0 + cell * 0.09];
+                self.text(middle, cell * 0.26, ink, r#"text-anchor="middle""#, &format!("{weight:.2}"));
             }
         }
     }
 
     /// Draws the colour scale.
     fn legend(&mut self, [x, y]: [f32; 2]) {
-        let _ = writeln!(self.svg, r#"<rect x="{x:.1}" y="{y:.1}" width="160" height="10" rx="3" fill="url(#ramp)"/>"#);
+        self.line(&format!(r#"<rect x="{x:.1}" y="{y:.1}" width="160" height="10" rx="3" fill="url(#ramp)"/>"#));
         self.text([x, y + 26.0], 11.0, SOFT, "", "weight 0");
-        self.text([x + 160.0, y + 26.0], 11.0, SOFT, r#" text-anchor="end""#, "1");
+        self.text([x + 160.0, y + 26.0], 11.0, SOFT, r#"text-anchor="end""#, "1");
     }
 }
 
 /// Returns the picture as SVG.
 pub(super) fn draw(picture: &Picture<'_>) -> String {
     let tokens: Vec<String> = picture.tokens.iter().map(|token| shorten(token, 16)).collect();
-    let title = &shorten(picture.title, 90);
-    let picture = &Picture { title, tokens: &tokens, panels: picture.panels.clone(), ..*picture };
-    let count = picture.tokens.len() as f32;
+    let title = shorten(picture.title, 90);
+    let count = tokens.len() as f32;
     let cell = (520.0 / count).clamp(12.0, 72.0);
     let size = (cell * 0.3).clamp(9.0, 15.0);
     let small = (230.0 / count).clamp(6.0, 40.0);
     let small_size = (small * 0.42).clamp(6.5, 11.0);
     let block = |cell: f32, size: f32| {
-        let rise = label_rise(picture.tokens, size);
-        [label_width(picture.tokens, size) + count * cell + rise, size * 1.4 + rise + count * cell]
+        let rise = label_rise(&tokens, size);
+        [label_width(&tokens, size) + count * cell + rise, size * 1.4 + rise + count * cell]
     };
     let [wide, high] = block(cell, size);
     let [small_wide, small_high] = block(small, small_size);
-    let heads = picture.panels.len() - 1;
+    let heads = picture.heads.len() / (tokens.len() * tokens.len());
     let (gap, head) = (24.0, 96.0);
     // Up to four heads fit beside the large panel; more go below it.
     let beside = heads <= 4;
@@ -111,46 +99,34 @@ pub(super) fn draw(picture: &Picture<'_>) -> String {
     let rows = if heads == 0 { 0 } else { heads.div_ceil(columns) };
     let [grid_wide, grid_high] = [columns as f32 * (small_wide + gap), rows as f32 * (small_high + gap)];
     let [left, top] = if beside { [MARGIN + wide + gap, head] } else { [MARGIN, head + high + gap] };
-    let text_wide = [(picture.title, 22.0), (picture.subtitle, 13.0), (picture.footer, 11.0)]
-        .map(|(text, size)| text.chars().count() as f32 * size * ADVANCE)
-        .into_iter()
-        .fold(0.0, f32::max);
-    let width = (left + grid_wide).max(MARGIN + wide.max(text_wide)) + MARGIN;
+    let text_wide = |text: &str, size: f32| text.width() as f32 * size * ADVANCE;
+    let texts = text_wide(&title, 22.0).max(text_wide(SUBTITLE, 13.0)).max(text_wide(picture.footer, 11.0));
+    let width = (left + grid_wide).max(MARGIN + wide.max(texts)) + MARGIN;
     let bottom = (head + high + gap).max(top + grid_high) + 8.0;
     let height = bottom + 84.0;
 
-    let mut sheet = Sheet { svg: String::new() };
-    let _ = writeln!(
-        sheet.svg,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}" role="img" font-family="{FONT}">
-<title>{}</title>
-<defs><linearGradient id="ramp">"#,
-        escape(picture.title)
-    );
-    for step in 0..=10 {
-        let share = step as f32 / 10.0;
-        let _ = write!(sheet.svg, r#"<stop offset="{share:.1}" stop-color="{}"/>"#, colour(share).0);
-    }
-    let _ = writeln!(sheet.svg, "</linearGradient></defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>");
-    sheet.text([MARGIN, MARGIN + 18.0], 22.0, INK, r#" font-weight="650""#, picture.title);
-    sheet.text([MARGIN, MARGIN + 40.0], 13.0, SOFT, "", picture.subtitle);
-    for (at, panel) in picture.panels.iter().enumerate() {
-        if at == 0 {
-            sheet.panel(panel, picture.tokens, [MARGIN, head], cell, size, true);
-        } else {
-            let (row, column) = ((at - 1) / columns, (at - 1) % columns);
-            let corner = [left + column as f32 * (small_wide + gap), top + row as f32 * (small_high + gap)];
-            sheet.panel(panel, picture.tokens, corner, small, small_size, false);
-        }
+    let mut sheet = Sheet::default();
+    let size_of = format!(r#"width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}""#);
+    sheet.line(&format!(r#"<svg xmlns="http://www.w3.org/2000/svg" {size_of} role="img" font-family="{FONT}">"#));
+    let stops = (0..=10).map(|step| step as f32 / 10.0);
+    let stops: String = stops.map(|share| format!(r#"<stop offset="{share:.1}" stop-color="{}"/>"#, colour(share).0)).collect();
+    sheet.line(&format!("<title>{}</title>\n<defs><linearGradient id=\"ramp\">{stops}</linearGradient></defs>", escape(&title)));
+    sheet.line("<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>");
+    sheet.text([MARGIN, MARGIN + 18.0], 22.0, INK, r#"font-weight="650""#, &title);
+    sheet.text([MARGIN, MARGIN + 40.0], 13.0, SOFT, "", SUBTITLE);
+    sheet.panel(picture.whole, &tokens, [MARGIN, head], cell, size);
+    for (at, weights) in picture.heads.chunks(tokens.len() * tokens.len()).enumerate() {
+        let corner = [left + (at % columns) as f32 * (small_wide + gap), top + (at / columns) as f32 * (small_high + gap)];
+        sheet.panel((&format!("head {} of {heads}", at + 1), weights), &tokens, corner, small, small_size);
     }
     sheet.legend([MARGIN, bottom + 4.0]);
     sheet.text([MARGIN, bottom + 58.0], 11.0, SOFT, "", picture.footer);
-    sheet.svg.push_str("</svg>\n");
-    sheet.svg
+    sheet.line("</svg>");
+    sheet.0
 }
 
 fn label_width(tokens: &[String], size: f32) -> f32 {
-    let longest = tokens.iter().map(|token| token.chars().count()).max().unwrap_or(0);
+    let longest = tokens.iter().map(|token| token.width()).max().unwrap_or(0);
     longest as f32 * size * ADVANCE + 12.0
 }
 
@@ -170,18 +146,8 @@ fn colour(weight: f32) -> (String, bool) {
 }
 
 /// Escapes `text` for XML and replaces characters that XML forbids.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\u{fffe}' | '\u{ffff}' => safe.push('\u{fffd}'),
-            c if c.is_control() => safe.push('\u{fffd}'),
-            c => safe.push(c),
-        }
-    }
-    safe
+pub(crate) fn escape(text: &str) -> String {
+    let allowed = |c: char| if c.is_control() || c == '\u{fffe}' || c == '\u{ffff}' { '\u{fffd}' } else { c };
+    let text: String = text.chars().map(allowed).collect();
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -85,6 +85,10 @@ pub(crate) fn npy_f32(shape: &[usize], data: &[f32]) -> Vec<u8> {
     npy("<f4", false, &tuple(shape), &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
 }
 
+pub(crate) fn npy_i64(shape: &[usize], data: &[i64]) -> Vec<u8> {
+    npy("<i8", false, &tuple(shape), &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+}
+
 /// Returns the shape, the type and the elements of an `.npy` file that the program wrote.
 pub(crate) fn read_npy(path: &Path) -> (Vec<usize>, String, Vec<f32>) {
     let bytes = std::fs::read(path).expect("the program wrote it");

@@ -124,7 +124,8 @@ impl Engines {
 impl Examined<'_> {
     fn forward(&self, problem: &Problem, inputs: &Inputs<'_>) -> Answer<Outputs> {
         // The outputs have old contents, which must not matter.
-        let mut outputs = Outputs { output: HostVec::F32(vec![0.0; 7]), lse: Some(vec![f32::NAN; 5]), ..Outputs::default() };
+        let mut outputs = Outputs::default();
+        (outputs.output, outputs.lse) = (HostVec::F32(vec![0.0; 7]), Some(vec![f32::NAN; 5]));
         self.engine.attention_into(problem, inputs, &mut outputs)?;
         if let Some(plant) = self.plant {
             plant.spoil(problem, &mut outputs);

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport, table_bytes};
+use wgpu_attention::gpu::Tables;
+use wgpu_attention::plan::{BufferExport, DeviceCaps, DispatchExport, Plan, PlanExport};
 use wgpu_attention::{
     Algorithm, BackwardInputs, BroadcastShape, DType, Error, Gradients, HostVec, Inputs, Layout, Outputs, Problem, Result, Returns,
     TensorSpec, WantGradients, bf16, f16,
@@ -49,7 +50,7 @@ pub(super) const POISON: u32 = 0xffc0_dead;
 impl Device<'_> {
     pub(crate) fn attention(&self, problem: &Problem, inputs: &Inputs<'_>, algorithm: Algorithm) -> Result<Outputs> {
         let plan = Plan::new(problem, &self.caps, algorithm)?;
-        let mut buffers = Buffers::of_inputs(problem, inputs);
+        let mut buffers = Buffers::of_inputs(problem, inputs)?;
         buffers.unwritten("output", problem.output.dtype.bytes(problem.output_len()));
         buffers.unwritten("lse", 4 * problem.lse_len());
         buffers.unwritten("stats", if problem.want.stats { 8 * problem.lse_len() } else { 0 });
@@ -71,7 +72,10 @@ impl Device<'_> {
         let f32s = |wanted: bool, name: &str| wanted.then(|| buffers.f32s(name));
         let stats = f32s(want.stats, "stats").map(|stats| stats.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect());
         let (lse, scores) = (f32s(want.lse, "lse"), f32s(want.scores.is_some(), "scores"));
-        Ok(Outputs { output, lse, stats, scores, weights: f32s(want.weights, "weights") })
+        let mut outputs = Outputs::default();
+        (outputs.output, outputs.lse, outputs.stats, outputs.scores) = (output, lse, stats, scores);
+        outputs.weights = f32s(want.weights, "weights");
+        Ok(outputs)
     }
 
     pub(crate) fn backward(
@@ -86,7 +90,7 @@ impl Device<'_> {
         let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
         let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
-        let mut buffers = Buffers::of_inputs(problem, inputs);
+        let mut buffers = Buffers::of_inputs(problem, inputs)?;
         buffers.filled("output", backward.output.bytes());
         buffers.filled("stats", &bytes_of(stats.as_flattened()));
         buffers.filled("d_output", backward.d_output.bytes());
@@ -112,7 +116,10 @@ impl Device<'_> {
         vectors.iter().for_each(|&(name, wanted, _)| self.check_written(&plan, &buffers, name, wanted));
         let [query, key, value] = stored.map(|(name, wanted, spec, len)| wanted.then(|| buffers.stored(&spec, name, len)));
         let [bias, relative_bias, sinks] = vectors.map(|(name, wanted, _)| wanted.then(|| buffers.f32s(name)));
-        Ok(Gradients { query, key, value, bias, relative_bias, sinks })
+        let mut gradients = Gradients::default();
+        (gradients.query, gradients.key, gradients.value) = (query, key, value);
+        (gradients.bias, gradients.relative_bias, gradients.sinks) = (bias, relative_bias, sinks);
+        Ok(gradients)
     }
 
     /// Runs all dispatches in order.
@@ -135,7 +142,7 @@ impl Device<'_> {
                 most_iterations: self.most_iterations,
             };
             let report = shader.dispatch(&mut buffers.list, &bindings, dispatch.grid, &options);
-            let report = report.map_err(|error| Error::Device { why: format!("{}: {error}", kernel.name) })?;
+            let report = report.map_err(|error| Error::Device { why: format!("{}: {error}", kernel.name).into() })?;
             self.log.add(kernel, &shader, &report);
         }
         Ok(())
@@ -186,7 +193,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn of_inputs(problem: &Problem, inputs: &Inputs<'_>) -> Self {
+    fn of_inputs(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
         let mut buffers = Self { list: Vec::new(), names: HashMap::new() };
         for (name, slice, spec, len) in [
             ("query", inputs.query, problem.query, problem.query_len()),
@@ -195,11 +202,12 @@ impl Buffers {
         ] {
             buffers.filled(name, &slice.bytes()[..spec.dtype.bytes(len)]);
         }
+        let tables = Tables::of_inputs(problem, inputs).bytes()?;
         let mask: Vec<u8> = inputs.mask.iter().map(|&visible| visible.into()).collect();
-        for (name, bytes) in [("tables", table_bytes(problem, inputs)), ("bias", bytes_of(inputs.bias)), ("mask", mask)] {
+        for (name, bytes) in [("tables", tables), ("bias", bytes_of(inputs.bias)), ("mask", mask)] {
             buffers.filled(name, if bytes.is_empty() { &[0; 16] } else { &bytes });
         }
-        buffers
+        Ok(buffers)
     }
 
     fn add(&mut self, buffer: Buffer) -> usize {
@@ -225,7 +233,7 @@ impl Buffers {
                 BufferExport::Tensor(name) => self.names.get(name).copied(),
                 BufferExport::Scratch(number) => scratch.get(number).copied(),
             };
-            let buffer = buffer.ok_or_else(|| Error::Device { why: format!("{:?} has no buffer", binding.buffer) })?;
+            let buffer = buffer.ok_or_else(|| Error::Device { why: format!("{:?} has no buffer", binding.buffer).into() })?;
             let size = binding.size.map_or(usize::MAX, |size| size as usize);
             Ok(Binding { binding: binding.binding, buffer, offset: binding.offset as usize, size })
         };

@@ -1,0 +1,36 @@
+# Sourced by the other scripts: --help prints their first comment, and they share these functions.
+
+# Prints the first comment of the script.
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+case ${1:-} in -h | --help)
+    usage
+    exit
+    ;;
+esac
+
+# Runs a command as root, by sudo where this is not root; sudo may ask for a password only at a terminal.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif [ -t 0 ]; then
+        sudo --preserve-env "$@"
+    else
+        sudo --non-interactive --preserve-env "$@"
+    fi
+}
+
+# Installs Debian packages that are missing; fails where there is no apt-get.
+need() {
+    dpkg -s "$@" >/dev/null 2>&1 && return 0
+    command -v apt-get >/dev/null || return 1
+    echo "installing $*" >&2
+    as_root apt-get update -qq >&2 &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# Says that a check was left out. Fails where CI is set, because nothing may go unseen there.
+not_checked() {
+    echo "NOT CHECKED: $*" >&2
+    [ -z "${CI:-}" ] || exit 1
+}

@@ -1,0 +1,127 @@
+//! A plan under construction.
+
+use super::limits::{Piece, check_addressing, check_bytes, check_kernel, pieces, place_tables};
+use super::ranges::BindingRange;
+use super::step::{BufferRef, Plan, Step};
+use super::{DeviceCaps, loops};
+use crate::error::{Error, Result};
+use crate::problem::{Problem, TableLayout};
+use crate::wgsl::{Kernel, KernelKey, Params, Slot};
+
+/// A checked problem on a device, and the steps and scratch buffers so far.
+pub(super) struct Builder<'a> {
+    pub(super) problem: &'a Problem,
+    pub(super) caps: &'a DeviceCaps,
+    /// Places of the problem's vectors in the tables buffer, and its size in words.
+    pub(super) tables: TableLayout,
+    pub(super) table_words: u32,
+    /// True if lengths and page table are words of a cache's state.
+    cached: bool,
+    steps: Vec<Step>,
+    /// Sizes of the scratch buffers in bytes.
+    pub(super) scratch: Vec<u64>,
+}
+
+/// Places in a cache's state and tables that attention on the cache reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheWords {
+    /// First words of the lengths and of the page table in the state.
+    pub(crate) kv_lengths: u32,
+    pub(crate) page_table: u32,
+    /// Number of heads in the tables, and the index among them of the problem's first head.
+    pub(crate) num_heads: usize,
+    pub(crate) first_head: usize,
+}
+
+impl CacheWords {
+    /// Places of the vectors of `problem`, and the size of the tables buffer, which has neither lengths nor page table.
+    fn tables(&self, problem: &Problem) -> Result<(TableLayout, u32)> {
+        let mut others = *problem;
+        (others.paged, others.visibility.kv_lengths) = (None, false);
+        others.dims.num_heads = self.num_heads;
+        let (mut layout, words) = place_tables(&others)?;
+        let first_head = self.first_head as u32;
+        layout.alibi_slopes += first_head;
+        layout.sinks += first_head;
+        layout.relative_bias += first_head * problem.relative_bias_columns() as u32;
+        (layout.kv_lengths, layout.page_table) = (self.kv_lengths, self.page_table);
+        Ok((layout, words))
+    }
+}
+
+impl<'a> Builder<'a> {
+    /// Starts a plan for a problem that has been checked.
+    pub(super) fn new(problem: &'a Problem, caps: &'a DeviceCaps, cache: Option<CacheWords>) -> Result<Self> {
+        check_addressing(problem, caps)?;
+        let (tables, table_words) = cache.map_or_else(|| place_tables(problem), |words| words.tables(problem))?;
+        Ok(Self { problem, caps, tables, table_words, cached: cache.is_some(), steps: Vec::new(), scratch: Vec::new() })
+    }
+
+    /// Returns the params that follow from the problem.
+    pub(super) fn params(&self) -> Params {
+        Params::new(self.problem, self.tables)
+    }
+
+    /// Returns the generic or specialised variant of `kernel`.
+    pub(super) fn key(&self, generic: bool, kernel: Kernel) -> KernelKey {
+        let key = if generic { KernelKey::generic(kernel, self.problem) } else { KernelKey::new(kernel, self.problem) };
+        if self.cached { KernelKey { cached: true, tables: generic || self.table_words > 0, ..key } } else { key }
+    }
+
+    /// Adds a scratch buffer.
+    pub(super) fn scratch(&mut self, name: &str, bytes: u64) -> Result<BufferRef> {
+        check_bytes(name, bytes, self.caps)?;
+        let (needed, available) = (self.scratch_bytes() + bytes, self.caps.scratch_budget);
+        if needed > available {
+            let remedy = "raise ShaderOptions::scratch_budget, or split the batch or the heads".into();
+            return Err(Error::Limit { limit: "scratch_budget", needed, available, remedy });
+        }
+        self.scratch.push(bytes);
+        Ok(BufferRef::Scratch(self.scratch.len() - 1))
+    }
+
+    /// Adds a kernel over the workgroups of `params`, cut into dispatches that are short enough. `place` returns the
+    /// buffers of bindings that are not a tensor of the same name.
+    pub(super) fn push(&mut self, key: KernelKey, params: Params, flops: f64, place: impl Fn(Slot) -> Option<BufferRef>) -> Result<()> {
+        self.push_bound(key, params, flops, None, place)
+    }
+
+    /// [`Self::push`] with ranges of key and value instead of whole buffers.
+    pub(super) fn push_bound(
+        &mut self,
+        key: KernelKey,
+        params: Params,
+        flops: f64,
+        bound: Option<[BindingRange; 2]>,
+        place: impl Fn(Slot) -> Option<BufferRef>,
+    ) -> Result<()> {
+        check_kernel(&key, self.caps)?;
+        loops::check(key.kernel, &params, self.problem, self.caps)?;
+        let slots = key.bindings().into_iter().skip(1).map(|(slot, _)| slot);
+        let places = slots.map(|slot| (slot, place(slot).or(BufferRef::of(slot)).unwrap_or(BufferRef::Scratch(0)))).collect();
+        let step = Step { key, params, places, bound, flops };
+        let before = step.params.first_workgroup;
+        let total = step.params.end_workgroup - before;
+        self.steps.extend(pieces(total, flops, self.caps).into_iter().map(|Piece { first, end, width }| {
+            let params = Params { first_workgroup: before + first, end_workgroup: before + end, grid_width: width, ..step.params };
+            Step { params, flops: flops * f64::from(end - first) / f64::from(total), ..step.clone() }
+        }));
+        Ok(())
+    }
+
+    /// Names of the steps' kernels, each as often as it was added.
+    pub(super) fn kernels(&self) -> Vec<String> {
+        let added = self.steps.iter().filter(|step| step.params.first_workgroup == 0);
+        added.map(|step| step.key.kernel.to_string()).collect()
+    }
+
+    /// Bytes of scratch so far.
+    pub(super) fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().sum()
+    }
+
+    /// Finishes the plan.
+    pub(super) fn finish(self, summary: String) -> Plan {
+        Plan { steps: self.steps, scratch: self.scratch, table_words: self.table_words, summary }
+    }
+}

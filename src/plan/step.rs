@@ -1,0 +1,117 @@
+//! What a plan consists of.
+
+use super::ranges::BindingRange;
+use crate::wgsl::{Kernel, KernelKey, Params, Slot};
+
+/// Buffer that a binding of a step refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BufferRef {
+    Query,
+    Key,
+    Value,
+    Output,
+    Lse,
+    /// (m, l) of each row, wanted by [`crate::Returns::stats`].
+    Stats,
+    Tables,
+    Bias,
+    Mask,
+    /// Scores at the stage that [`crate::Returns::scores`] asks for.
+    Scores,
+    /// Softmax weights, wanted by [`crate::Returns::weights`].
+    Weights,
+    /// State of a device cache.
+    Cache,
+    /// Gradient of the output, an input of the backward pass.
+    DOutput,
+    DQuery,
+    DKey,
+    DValue,
+    DBias,
+    DRelativeBias,
+    DSinks,
+    /// Scratch buffer of the plan, by index.
+    Scratch(usize),
+}
+
+impl BufferRef {
+    /// Returns the tensor that a slot refers to; `None` where the plan decides: params, scores, partial results.
+    pub(super) fn of(slot: Slot) -> Option<Self> {
+        match slot {
+            Slot::Query => Some(Self::Query),
+            Slot::Key => Some(Self::Key),
+            Slot::Value => Some(Self::Value),
+            Slot::Output | Slot::Result => Some(Self::Output),
+            Slot::Lse => Some(Self::Lse),
+            Slot::Stats | Slot::ForwardStats => Some(Self::Stats),
+            Slot::Tables => Some(Self::Tables),
+            Slot::Bias => Some(Self::Bias),
+            Slot::Mask => Some(Self::Mask),
+            Slot::Cache => Some(Self::Cache),
+            Slot::DOutput => Some(Self::DOutput),
+            Slot::DQuery => Some(Self::DQuery),
+            Slot::DKey => Some(Self::DKey),
+            Slot::DValue => Some(Self::DValue),
+            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowStats | Slot::Parts | Slot::Sums => None,
+        }
+    }
+}
+
+/// One kernel over one grid.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) key: KernelKey,
+    /// Parameters; `first_workgroup..end_workgroup` covers the whole grid.
+    pub(crate) params: Params,
+    /// Buffer of each binding except the params, in the order of [`KernelKey::bindings`].
+    pub(crate) places: Vec<(Slot, BufferRef)>,
+    /// Ranges of key and value that are bound; `None` binds both whole.
+    pub(crate) bound: Option<[BindingRange; 2]>,
+    /// Floating-point operations, by which long steps are cut.
+    pub(crate) flops: f64,
+}
+
+/// Kernels, parameters and scratch with which a device computes a problem.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) steps: Vec<Step>,
+    /// Sizes of the scratch buffers in bytes.
+    pub(crate) scratch: Vec<u64>,
+    pub(crate) table_words: u32,
+    pub(crate) summary: String,
+}
+
+impl Plan {
+    /// Kernel of the first step.
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.steps[0].key.kernel
+    }
+
+    /// Summary in words: kernel, tiles, grid, bytes of workgroup memory and of scratch.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    /// Total size of the scratch buffers in bytes.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().sum()
+    }
+
+    /// Number of dispatches.
+    pub fn dispatches(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Size of the tables buffer in words of four bytes; 0 where the problem has no tables.
+    pub fn table_words(&self) -> u32 {
+        self.table_words
+    }
+}
+
+impl Step {
+    /// Workgroups along x and y.
+    pub(crate) fn grid(&self) -> [u32; 2] {
+        let count = self.params.end_workgroup - self.params.first_workgroup;
+        [self.params.grid_width, count.div_ceil(self.params.grid_width)]
+    }
+}

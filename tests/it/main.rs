@@ -1,0 +1,31 @@
+//! Integration tests, one module per topic, in one binary: each binary links the library, wgpu and naga anew.
+//!
+//! `cargo test --release --test it layer::` runs one module. Tests that need a process of their own are files beside this
+//! folder, and say why in their first line.
+#![expect(clippy::print_stdout, reason = "tables of what ran on what")]
+
+mod absurd;
+mod binding_limits;
+mod cache;
+mod case_files;
+mod common;
+mod conformance;
+mod decode;
+mod device;
+mod device_backward;
+mod device_cache;
+mod device_schedules;
+mod floors;
+mod generate;
+mod gradient_harness;
+mod gradient_oracle;
+mod gradients;
+mod harness;
+mod layer;
+mod layer_gradients;
+mod layer_weights;
+mod long_contexts;
+mod onnx;
+mod properties;
+mod threads;
+mod tune;

@@ -1,0 +1,30 @@
+//! Types and futures that may cross threads.
+
+use wgpu_attention::cache::{KvCache, PagePool};
+use wgpu_attention::gpu::{Attention, Backward, DeviceCache, DeviceRotary, Dispatches, Gpu, Tables, Timestamps};
+use wgpu_attention::layer::MultiHead;
+use wgpu_attention::plan::Plan;
+use wgpu_attention::{
+    BackwardInputs, Engine, EngineOptions, Error, Gradients, HostVec, Inputs, Outputs, Problem, Progress, Tuned, WantGradients,
+};
+
+fn shared<T: Send + Sync>() {}
+
+fn sent<T: Send>(_: T) {}
+
+#[test]
+fn public_types_are_send_and_sync() {
+    shared::<(Engine, EngineOptions, Error, Problem, Inputs<'_>, Outputs, HostVec)>();
+    shared::<(BackwardInputs<'_>, Gradients, WantGradients, Plan, Tuned, MultiHead, KvCache, PagePool)>();
+    shared::<(Gpu, Attention, Backward, Dispatches, DeviceCache, DeviceRotary, Tables<'_>, Timestamps)>();
+}
+
+/// Compiles only if every future is `Send`.
+#[expect(dead_code, reason = "its types are the test")]
+fn futures_are_send(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, want: &WantGradients) {
+    sent(Engine::new_async(EngineOptions::default()));
+    sent(engine.attention_async(problem, inputs, &mut Progress::default()));
+    sent(engine.backward_async(problem, inputs, backward, want, &mut Progress::default()));
+    sent(wgpu_attention::gpu::list());
+    sent(wgpu_attention::gpu::list_with_findings());
+}
