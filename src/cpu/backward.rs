@@ -8,31 +8,29 @@
 //! head of an item. Where heads are few, each task takes some query rows, and the parts are summed in order.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::backward_unit::{Forward, Scratch, Sums, Work};
+use super::backward_unit::{KeySums, Scratch, Sums, Work};
+use super::job::{Block, Job, KEY_BLOCK, Unit};
+use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::Shared;
-use super::simd::Isa;
-use super::tiled::{SMALL, UNITS_PER_THREAD, seen_by_some, stats_on};
-use super::unit::{Job, Unit};
+use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
 use super::visible::Item;
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Problem, WantGradients};
+use crate::problem::{BackwardInputs, BroadcastShape, Gradients, Inputs, Operand, Problem, WantGradients};
 use crate::progress::Progress;
 
 /// Query rows of a unit, whose panels share the conversion of a block of keys.
 const UNIT_ROWS: usize = 256;
+/// Limit on the elements of all copies of a bias together; one copy is always allowed.
+const COPIES: usize = 1 << 24;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Units of one key/value head of one item, which add to one dK and dV in this order.
-struct Task {
-    units: Vec<Unit>,
 }
 
 /// Computes the wanted gradients with the machine's best instruction set, on all threads of the current rayon pool.
@@ -62,55 +60,47 @@ pub(super) fn attention_on(
     inputs.check(problem)?;
     want.check(problem)?;
     backward.check(problem)?;
-    let made = (backward.stats.is_none() && !problem.asks_nothing())
-        .then(|| stats_on(isa, problem, inputs, &mut Progress::default()))
-        .transpose()?;
-    let stats = made.as_deref().or(backward.stats).unwrap_or_default();
-    let forward = &Forward { output: backward.output, stats, d_output: backward.d_output };
     let d = &problem.dims;
     let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
-    let (mut query, mut key, mut value) =
-        (zeros(want.query, Operand::Query), zeros(want.key, Operand::Key), zeros(want.value, Operand::Value));
     let columns = problem.relative_bias_columns();
-    let mut relative_bias = want.relative_bias.then(|| vec![0.0; d.num_heads * columns]);
-    let mut sinks = want.sinks.then(|| vec![0.0; d.num_heads]);
-
-    if problem.asks_nothing() {
-        let bias = want.bias.then(|| vec![0.0; inputs.bias.len()]);
-        control.report(1.0)?;
-        return Ok(Gradients { query, key, value, bias, relative_bias, sinks });
-    }
-    let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
-    let pairs: usize = items.iter().map(|item| item.rows * item.keys).sum();
-    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
-    let threads = if is_small { 1 } else { rayon::current_num_threads() };
-    let tasks = tasks(problem, &items, threads);
-    let job = Job {
-        problem,
-        inputs,
-        isa,
-        items: &items,
-        output: None,
-        lse: None,
-        stats: None,
-        scores: None,
-        weights: None,
-        partials: Shared::new(&mut []),
+    let mut gradients = Gradients {
+        query: zeros(want.query, Operand::Query),
+        key: zeros(want.key, Operand::Key),
+        value: zeros(want.value, Operand::Value),
+        bias: want.bias.then(|| vec![0.0; inputs.bias.len()]),
+        relative_bias: want.relative_bias.then(|| vec![0.0; d.num_heads * columns]),
+        sinks: want.sinks.then(|| vec![0.0; d.num_heads]),
     };
-    let work = Work { job: &job, forward, want, query: query.as_mut().map(SharedOutput::new) };
+    if problem.asks_nothing() {
+        control.report(1.0)?;
+        return Ok(gradients);
+    }
+    let made = if backward.stats.is_none() { stats_on(isa, problem, inputs)? } else { Vec::new() };
+    let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
+    let threads = threads(problem, items.iter().map(|item| item.rows * item.keys).sum());
+    let (per_head, tasks) = tasks(problem, &items, threads);
+    let Gradients { query, key, value, bias, relative_bias, sinks } = &mut gradients;
+    let partials = Shared::new(&mut []);
+    let work = Work {
+        job: Job { problem, inputs, isa, items: &items, output: None, lse: None, stats: None, scores: None, weights: None, partials },
+        output: backward.output,
+        stats: backward.stats.unwrap_or(&made),
+        d_output: backward.d_output,
+        want,
+        query: query.as_mut().map(SharedOutput::new),
+    };
 
     // In chunks, so that only the sums of a few tasks are in memory at a time.
-    let chunk = tasks.per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(tasks.per_head);
-    let total = tasks.all.len().max(1) as f64;
-    for (index, some) in tasks.all.chunks(chunk).enumerate() {
-        control.report((index * chunk) as f64 / total)?;
-        let run = |task: &Task| SCRATCH.with_borrow_mut(|scratch| work.run(&task.units, scratch));
+    let chunk = per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(per_head);
+    for (index, some) in tasks.chunks(chunk).enumerate() {
+        control.report((index * chunk) as f64 / tasks.len() as f64)?;
+        let run = |units: &Vec<Unit>| SCRATCH.with_borrow_mut(|scratch| work.run(units, scratch));
         let sums: Vec<Sums> =
             if threads == 1 { some.iter().map(run).collect() } else { some.par_iter().with_max_len(1).map(run).collect() };
-        for (parts, tasks) in sums.chunks(tasks.per_head).zip(some.chunks(tasks.per_head)) {
-            let Some(unit) = tasks.first().and_then(|task| task.units.first()) else { continue };
-            write(&job, unit, Operand::Key, parts, |sums| &sums.key, key.as_mut());
-            write(&job, unit, Operand::Value, parts, |sums| &sums.value, value.as_mut());
+        for (parts, tasks) in sums.chunks(per_head).zip(some.chunks(per_head)) {
+            let Some(unit) = tasks.first().and_then(|units| units.first()) else { continue };
+            write(&work.job, unit, Operand::Key, parts, |sums| &sums.key, key.as_mut());
+            write(&work.job, unit, Operand::Value, parts, |sums| &sums.value, value.as_mut());
             for part in parts {
                 let first_head = unit.kv_head * d.group();
                 add(relative_bias.as_deref_mut(), first_head * columns, &part.relative_bias);
@@ -118,18 +108,15 @@ pub(super) fn attention_on(
             }
         }
     }
-    let bias = if want.bias { Some(super::backward_bias::gradient(&job, forward, threads, control)?) } else { None };
+    if let Some(bias) = bias {
+        *bias = bias_gradient(&work, threads, control)?;
+    }
     control.report(1.0)?;
-    Ok(Gradients { query, key, value, bias, relative_bias, sinks })
+    Ok(gradients)
 }
 
-/// Tasks of a problem: `per_head` for each key/value head of each item.
-struct Tasks {
-    per_head: usize,
-    all: Vec<Task>,
-}
-
-fn tasks(problem: &Problem, items: &[Item], threads: usize) -> Tasks {
+/// Lists of units, each of which adds to one dK and dV in this order: as many as returned for each head of each item.
+fn tasks(problem: &Problem, items: &[Item], threads: usize) -> (usize, Vec<Vec<Unit>>) {
     let d = &problem.dims;
     let heads = items.len() * d.num_kv_heads;
     let longest = items.iter().map(|item| (item.rows * d.group()).div_ceil(UNIT_ROWS)).max().unwrap_or(1).max(1);
@@ -139,49 +126,110 @@ fn tasks(problem: &Problem, items: &[Item], threads: usize) -> Tasks {
         for kv_head in 0..d.num_kv_heads {
             let units = units(problem, items, index, kv_head);
             // Every per_head-th unit, so that all parts take equally long under a causal mask.
-            let part = |part: usize| Task { units: units.iter().skip(part).step_by(per_head).cloned().collect() };
-            all.extend((0..per_head).map(part));
+            all.extend((0..per_head).map(|part| units.iter().skip(part).step_by(per_head).cloned().collect()));
         }
     }
-    Tasks { per_head, all }
+    (per_head, all)
 }
 
 /// Units of a head, split between positions. At least one exists, so that keys visible to no row get a gradient of 0.
-pub(super) fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
-    let group = problem.dims.group();
-    let item = &items[index];
+fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec<Unit> {
+    let (item, group) = (&items[index], problem.dims.group());
     let rows = item.rows * group;
     let step = (UNIT_ROWS / group).max(1) * group;
-    (0..rows.max(1))
-        .step_by(step)
-        .map(|first_row| {
-            let rows = step.min(rows - first_row);
-            let positions = first_row / group..(first_row + rows) / group;
-            Unit { item: index, kv_head, first_row, rows, keys: seen_by_some(problem, item, positions), partial: None }
-        })
-        .collect()
+    let unit = |first_row: usize| {
+        let rows = step.min(rows - first_row);
+        let keys = item.seen_by_some(problem, first_row / group..(first_row + rows) / group);
+        Unit { item: index, kv_head, first_row, rows, keys, partial: None }
+    };
+    (0..rows.max(1)).step_by(step).map(unit).collect()
 }
 
 /// Sums the parts of a head's gradient and writes the result.
-fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl Fn(&Sums) -> &[f32], to: Option<&mut HostVec>) {
+fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl Fn(&Sums) -> &KeySums, to: Option<&mut HostVec>) {
     let Some(to) = to else { return };
-    let width = job.problem.shape(operand)[3];
     let to = SharedOutput::new(to);
-    let mut row = vec![0.0; width];
+    let mut row = vec![0.0; job.problem.shape(operand)[3]];
     for key in 0..job.items[unit.item].keys {
         row.fill(0.0);
-        for part in parts {
-            let step = of(part).len() / job.items[unit.item].keys;
-            row.iter_mut().zip(&of(part)[key * step..]).for_each(|(x, part)| *x += part);
+        for part in parts.iter().map(&of) {
+            row.iter_mut().zip(&part.all[key * part.step..]).for_each(|(x, part)| *x += part);
         }
-        let place = job.place(unit, operand, unit.kv_head, key);
         // SAFETY: `WantGradients::check` rejects operands whose elements share a place; nothing else writes meanwhile.
-        unsafe { to.write_row(place.start, place.step, &row) };
+        unsafe { to.write_row(job.place(unit, operand, unit.kv_head, key), &row) };
     }
 }
 
 fn add(to: Option<&mut [f32]>, at: usize, from: &[f32]) {
     if let Some(to) = to {
         to[at..at + from.len()].iter_mut().zip(from).for_each(|(x, from)| *x += from);
+    }
+}
+
+/// Computes the gradient of the bias, in a pass of its own, because dK and dV are divided into other tasks.
+///
+/// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
+/// split among tasks that add to copies of the gradient, and the copies are summed in order.
+fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+    let job = &work.job;
+    let shape = job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
+    let elements = shape.elements().unwrap_or(0);
+    let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
+    for item in 0..job.items.len() {
+        for kv_head in 0..job.problem.dims.num_kv_heads {
+            for unit in units(job.problem, job.items, item, kv_head) {
+                let own = |axis: usize, index: usize| if shape.0[axis] == 1 { 0 } else { index };
+                groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
+            }
+        }
+    }
+    let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(groups.len().max(1)) };
+    let copies = wanted.min(COPIES / elements.max(1)).max(1);
+    let mut bias = vec![0.0; elements * copies];
+    let shared = Shared::new(&mut bias);
+    let tasks: Vec<(usize, &[Unit])> = groups
+        .values()
+        .flat_map(|group| group.chunks(group.len().div_ceil(copies)).enumerate().map(|(copy, units)| (copy * elements, units)))
+        .collect();
+    let run = |&(start, units): &(usize, &[Unit])| {
+        SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_bias(work, unit, shape, &shared, start, scratch)));
+    };
+    for (index, some) in tasks.chunks(4 * threads).enumerate() {
+        control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
+        if threads == 1 { some.iter().for_each(run) } else { some.par_iter().with_max_len(1).for_each(run) }
+    }
+    let (sum, others) = bias.split_at_mut(elements);
+    for copy in others.chunks(elements.max(1)) {
+        sum.iter_mut().zip(copy).for_each(|(x, copy)| *x += copy);
+    }
+    bias.truncate(elements);
+    Ok(bias)
+}
+
+/// Adds a unit's contribution to the copy of the gradient that starts at `start`.
+fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
+    let job = &work.job;
+    let [of_batch, of_head, of_row, of_key] = shape.strides();
+    let start = start + job.items[unit.item].batch * of_batch;
+    let Scratch { sides, block: buffers, tile } = scratch;
+    let sides = work.load(unit, sides, tile, &mut []);
+    for first in unit.keys.clone().step_by(KEY_BLOCK) {
+        let block = Block::read(job, unit, first, Operand::Key, buffers);
+        for side in sides.iter_mut() {
+            let Some((keys, _)) = work.differentiate(unit, side, &block, tile) else { continue };
+            let width = side.panel.width;
+            let d_bias = work.d_bias(tile, width * keys.len());
+            for lane in 0..side.panel.rows {
+                let (head, i) = unit.row(job.problem, side.panel.first + lane);
+                let at = start + head * of_head + i * of_row + keys.start * of_key;
+                // SAFETY: units that add to the same elements of a copy are in one task; the slice ends inside the copy.
+                let to = unsafe { bias.slice(at..at + (keys.len() - 1) * of_key + 1) };
+                let terms = d_bias.chunks_exact(width).map(|row| row[lane]);
+                match to {
+                    [to] if of_key == 0 => *to += terms.sum::<f32>(),
+                    to => to.iter_mut().zip(terms).for_each(|(x, term)| *x += term),
+                }
+            }
+        }
     }
 }

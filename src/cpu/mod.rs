@@ -3,9 +3,8 @@
 pub mod backward;
 pub mod tiled;
 
-mod backward_bias;
 mod backward_unit;
-mod gradient;
+mod job;
 mod kernel;
 mod merge;
 mod narrow;
@@ -17,7 +16,6 @@ mod simd;
 mod simd_neon;
 mod simd_x86;
 mod softmax;
-mod staged;
 mod tile;
 mod unit;
 mod visible;

@@ -3,75 +3,11 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::kernel::SimdKernel;
+use super::kernel::{Isa, SimdKernel};
 use super::shared::{Buffer, LINE, Shared};
-use super::simd::{Isa, Simd};
+use super::simd::Simd;
 use crate::numbers::{BLOCK, block_words, blocks};
-use crate::numbers::{DType, HostSlice, HostVec};
-
-/// Widens rows of 16-bit floats to f32: `to[r * to_step + c] = from[r * from_step + c]` for r < rows, c < width.
-pub(super) struct Widen<'a, T> {
-    pub(super) rows: usize,
-    pub(super) width: usize,
-    pub(super) from: &'a [T],
-    pub(super) from_step: usize,
-    pub(super) to: &'a mut [f32],
-    pub(super) to_step: usize,
-}
-
-impl SimdKernel for Widen<'_, f16> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(self) {
-        for r in 0..self.rows {
-            let from = &self.from[r * self.from_step..][..self.width];
-            let to = &mut self.to[r * self.to_step..][..self.width];
-            let whole = self.width - self.width % V::LANES;
-            for c in (0..whole).step_by(V::LANES) {
-                // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
-                unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
-            }
-            for c in whole..self.width {
-                to[c] = from[c].to_f32();
-            }
-        }
-    }
-}
-
-impl SimdKernel for Widen<'_, bf16> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(self) {
-        for r in 0..self.rows {
-            let from = &self.from[r * self.from_step..][..self.width];
-            let to = &mut self.to[r * self.to_step..][..self.width];
-            for c in 0..self.width {
-                to[c] = f32::from_bits(u32::from(from[c].to_bits()) << 16);
-            }
-        }
-    }
-}
-
-/// Converts rows of whole quantised blocks to f32.
-struct WidenBlocks<'a> {
-    dtype: DType,
-    rows: usize,
-    width: usize,
-    /// Starts at the first block of the first row.
-    from: &'a [u32],
-    from_step: usize,
-    to: &'a mut [f32],
-    to_step: usize,
-}
-
-impl SimdKernel for WidenBlocks<'_> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(self) {
-        let words = |numbers: usize| numbers / BLOCK * block_words(self.dtype);
-        for (r, to) in self.to.chunks_mut(self.to_step).take(self.rows).enumerate() {
-            let from = &self.from[words(r * self.from_step)..][..words(self.width)];
-            blocks::widen(self.dtype, from, &mut to[..self.width]);
-        }
-    }
-}
+use crate::numbers::{HostSlice, HostVec};
 
 /// Location of rows in an operand: the first element, and the strides between rows and between elements.
 #[derive(Clone, Copy)]
@@ -81,56 +17,71 @@ pub(super) struct RowLayout {
     pub(super) step: usize,
 }
 
-/// Reads `rows` rows of `width` elements into rows of `to`, which are `to_step` apart.
-pub(super) fn read_rows(isa: Isa, data: HostSlice<'_>, at: RowLayout, (rows, width): (usize, usize), to: &mut [f32], to_step: usize) {
-    let RowLayout { start, row_step: from_step, step } = at;
-    match data {
-        HostSlice::F16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
-        HostSlice::BF16(data) if step == 1 => isa.run(Widen { rows, width, from: &data[start..], from_step, to, to_step }),
-        // The problem's check allows only step 1 for quantised operands.
-        HostSlice::Q8(words) | HostSlice::Q4(words) => {
-            let dtype = data.dtype();
-            let from = &words[start / BLOCK * block_words(dtype)..];
-            isa.run(WidenBlocks { dtype, rows, width, from, from_step, to, to_step });
-        }
-        data => {
-            for (r, to) in to.chunks_mut(to_step).take(rows).enumerate() {
-                let start = start + r * from_step;
-                match data {
-                    HostSlice::F32(data) if step == 1 => to[..width].copy_from_slice(&data[start..start + width]),
-                    data => to[..width].iter_mut().enumerate().for_each(|(i, x)| *x = data.get(start + i * step)),
-                }
-            }
+/// Reads `rows` rows of `width` elements as f32 into rows of `to`, which are `to_step` apart.
+pub(super) struct Widen<'a> {
+    pub(super) data: HostSlice<'a>,
+    pub(super) at: RowLayout,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_step: usize,
+}
+
+impl Widen<'_> {
+    /// Reads the rows. Contiguous f32 need no kernel.
+    pub(super) fn read(self, isa: Isa) {
+        let (HostSlice::F32(data), 1) = (self.data, self.at.step) else { return isa.run(self) };
+        for (r, to) in self.to.chunks_mut(self.to_step).take(self.rows).enumerate() {
+            to[..self.width].copy_from_slice(&data[self.at.start + r * self.at.row_step..][..self.width]);
         }
     }
 }
 
-/// Consecutive rows of f32, in place or copied.
+impl SimdKernel for Widen<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { data, at: RowLayout { start, row_step, step }, rows, width, to, to_step } = self;
+        let rows = to.chunks_mut(to_step).take(rows).enumerate().map(|(r, to)| (start + r * row_step, &mut to[..width]));
+        match data {
+            HostSlice::F16(data) if step == 1 => {
+                for (at, to) in rows {
+                    let (from, whole) = (&data[at..][..width], width - width % V::LANES);
+                    for c in (0..whole).step_by(V::LANES) {
+                        // SAFETY: the machine has V's instructions by contract; c + LANES <= width.
+                        unsafe { V::widen_f16(from.as_ptr().add(c)).store(to.as_mut_ptr().add(c)) };
+                    }
+                    for c in whole..width {
+                        to[c] = from[c].to_f32();
+                    }
+                }
+            }
+            HostSlice::BF16(data) if step == 1 => {
+                for (at, to) in rows {
+                    let widen = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+                    to.iter_mut().zip(&data[at..][..width]).for_each(|(to, x)| *to = widen(x));
+                }
+            }
+            // The problem's check allows only step 1 and whole blocks for quantised operands.
+            HostSlice::Q8(words) | HostSlice::Q4(words) => {
+                let dtype = data.dtype();
+                rows.for_each(|(at, to)| blocks::widen(dtype, &words[at / BLOCK * block_words(dtype)..], to));
+            }
+            data => rows.for_each(|(at, to)| to.iter_mut().enumerate().for_each(|(i, x)| *x = data.get(at + i * step))),
+        }
+    }
+}
+
+/// Rows of f32.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) data: &'a [f32],
+    pub(super) count: usize,
+    pub(super) width: usize,
     /// Stride between rows.
     pub(super) step: usize,
-    pub(super) width: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// Returns `count` rows of `width` elements: in place if that is wanted and they are contiguous f32, else a copy.
-    pub(super) fn read(
-        isa: Isa,
-        data: HostSlice<'a>,
-        at: RowLayout,
-        (count, width): (usize, usize),
-        in_place: bool,
-        scratch: &'a mut Buffer,
-    ) -> Self {
-        if let (HostSlice::F32(data), 1, true) = (data, at.step, in_place) {
-            let end = at.start + (count - 1) * at.row_step + width;
-            return Self { data: &data[at.start..end], step: at.row_step, width };
-        }
-        Self::copy(count, width, scratch, |to, step| read_rows(isa, data, at, (count, width), to, step))
-    }
-
     /// Copies rows with `fill`, which gets the step between them: an odd number of cache lines, so that a column
     /// spreads over all sets of a cache. Rows are zero-padded to whole lines.
     pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
@@ -140,12 +91,12 @@ impl<'a> Rows<'a> {
         if !width.is_multiple_of(LINE) {
             data.chunks_exact_mut(step).for_each(|row| row[width..width.next_multiple_of(LINE)].fill(0.0));
         }
-        Self { data, step, width }
+        Self { data, count, width, step }
     }
 
     /// Copies the rows with NaN and infinity replaced by 0.
-    pub(super) fn cleaned(self, count: usize, scratch: &mut Buffer) -> Rows<'_> {
-        Rows::copy(count, self.width, scratch, |to, step| {
+    pub(super) fn cleaned(self, scratch: &mut Buffer) -> Rows<'_> {
+        Rows::copy(self.count, self.width, scratch, |to, step| {
             for (r, to) in to.chunks_exact_mut(step).enumerate() {
                 to.iter_mut().zip(self.row(r)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
             }
@@ -157,9 +108,14 @@ impl<'a> Rows<'a> {
         &self.data[index * self.step..][..self.width]
     }
 
-    /// Returns the rows from `index` on.
-    pub(super) fn from(self, index: usize) -> Self {
-        Self { data: &self.data[index * self.step..], ..self }
+    /// Returns `count` rows from `index` on.
+    pub(super) fn part(self, index: usize, count: usize) -> Self {
+        Self { data: &self.data[index * self.step..], count, ..self }
+    }
+
+    /// True if no element is NaN or infinite.
+    pub(super) fn is_finite(self) -> bool {
+        (0..self.count).all(|r| all_finite(self.row(r)))
     }
 }
 
@@ -188,11 +144,12 @@ impl<'a> SharedOutput<'a> {
         }
     }
 
-    /// Writes a row from `start` on, its elements `step` apart and rounded to nearest even.
+    /// Writes a row to `at`, rounded to nearest even.
     ///
     /// # Safety
     /// Nothing else reads or writes these places meanwhile.
-    pub(super) unsafe fn write_row(&self, start: usize, step: usize, row: &[f32]) {
+    pub(super) unsafe fn write_row(&self, at: RowLayout, row: &[f32]) {
+        let RowLayout { start, step, .. } = at;
         // SAFETY: passed on from the caller.
         unsafe {
             match self {
@@ -207,33 +164,32 @@ impl<'a> SharedOutput<'a> {
     }
 }
 
-/// `to[c * to_step + r] = from[r * from_step + c]` for r < rows, c < columns.
+/// `to[c * rows + r] = from[r * from_step + c]` for r < rows, c < columns.
 pub(super) struct Transpose<'a> {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) from: &'a [f32],
     pub(super) from_step: usize,
     pub(super) to: &'a mut [f32],
-    pub(super) to_step: usize,
 }
 
 impl SimdKernel for Transpose<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { rows, columns, from, from_step, to, to_step } = self;
+        let Self { rows, columns, from, from_step, to } = self;
         assert!(rows > 0 && columns > 0);
-        assert!(from.len() >= (rows - 1) * from_step + columns && to.len() >= (columns - 1) * to_step + rows);
+        assert!(from.len() >= (rows - 1) * from_step + columns && to.len() >= columns * rows);
         let (whole_rows, whole_columns) = (rows - rows % V::LANES, columns - columns % V::LANES);
         for r in (0..whole_rows).step_by(V::LANES) {
             for c in (0..whole_columns).step_by(V::LANES) {
                 // SAFETY: the machine has V's instructions by contract; the block ends inside what was checked.
-                unsafe { V::transpose(from.as_ptr().add(r * from_step + c), from_step, to.as_mut_ptr().add(c * to_step + r), to_step) };
+                unsafe { V::transpose(from.as_ptr().add(r * from_step + c), from_step, to.as_mut_ptr().add(c * rows + r), rows) };
             }
         }
         for r in 0..rows {
             let first = if r < whole_rows { whole_columns } else { 0 };
             for c in first..columns {
-                to[c * to_step + r] = from[r * from_step + c];
+                to[c * rows + r] = from[r * from_step + c];
             }
         }
     }

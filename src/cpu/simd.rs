@@ -1,6 +1,4 @@
-//! Vectors of f32 lanes, and the instruction sets that this machine supports.
-//!
-//! The kernels in [`super::kernel`] are written once against [`Simd`] and compiled once for each [`Isa`].
+//! Vectors of f32 lanes, which kernels are written against.
 
 use half::f16;
 
@@ -14,10 +12,6 @@ pub(super) trait Simd: Copy {
     /// Vectors in a row of the widest panel, chosen so that six rows of accumulators stay in registers.
     const VECTORS: usize;
 
-    /// Loads `LANES` elements, unaligned.
-    unsafe fn load(from: *const f32) -> Self;
-    /// Stores `LANES` elements, unaligned.
-    unsafe fn store(self, to: *mut f32);
     /// Broadcasts `x` to all lanes.
     unsafe fn splat(x: f32) -> Self;
     unsafe fn add(self, other: Self) -> Self;
@@ -28,10 +22,26 @@ pub(super) trait Simd: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// Larger operand, lane by lane; `other` or NaN where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// Shifts the bits of each lane left by 23, which moves an integer in the low bits into the exponent.
-    unsafe fn exponent_from_low_bits(self) -> Self;
+    /// `self * 2^n` for an n from `split_exponent`. A subnormal result may be flushed to 0.
+    ///
+    /// Without an instruction for it: the bits of n shifted left by 23, which moves an integer into the exponent.
+    unsafe fn times_power(self, whole: Self) -> Self;
     /// `self < than ? yes : no`, lane by lane; `no` where an operand is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
+
+    /// Loads `LANES` elements, unaligned.
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's `from` is valid for LANES elements, and a vector is nothing else.
+        unsafe { from.cast::<Self>().read_unaligned() }
+    }
+
+    /// Stores `LANES` elements, unaligned.
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's `to` is valid for LANES elements, and a vector is nothing else.
+        unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
 
     /// Splits an exponent to base 2 into a remainder and the nearest integer, in the form of [`Self::times_power`].
     ///
@@ -45,13 +55,6 @@ pub(super) trait Simd: Copy {
             let shifted = x.add(Self::splat(ROUND));
             (x.sub(shifted.sub(Self::splat(ROUND))), shifted)
         }
-    }
-
-    /// `self * 2^n` for an n from `split_exponent`. A subnormal result may be flushed to 0.
-    #[inline(always)]
-    unsafe fn times_power(self, whole: Self) -> Self {
-        // SAFETY: passed on from the caller.
-        unsafe { self.mul(whole.exponent_from_low_bits()) }
     }
 
     /// Loads `LANES` elements, widened to f32.
@@ -69,7 +72,15 @@ pub(super) trait Simd: Copy {
     /// Prefetches the cache line at `at`, which need not be valid, into the second-level cache. The first level has
     /// fewer misses in flight: prefetching into it made a decoding step a quarter slower.
     #[inline(always)]
-    unsafe fn prefetch(_at: *const f32) {}
+    #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
+    unsafe fn prefetch(at: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch may use any address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        }
+        let _ = at;
+    }
 
     /// Stores the sum of each vector's lanes to `to`.
     #[inline(always)]
@@ -102,16 +113,6 @@ impl Simd for [f32; 4] {
     const VECTORS: usize = 2;
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for LANES elements.
-        unsafe { from.cast::<Self>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for LANES elements.
-        unsafe { to.cast::<Self>().write_unaligned(self) }
-    }
-    #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         [x; 4]
     }
@@ -140,56 +141,11 @@ impl Simd for [f32; 4] {
         std::array::from_fn(|i| if self[i] > other[i] { self[i] } else { other[i] })
     }
     #[inline(always)]
-    unsafe fn exponent_from_low_bits(self) -> Self {
-        self.map(|x| f32::from_bits(x.to_bits() << 23))
+    unsafe fn times_power(self, whole: Self) -> Self {
+        std::array::from_fn(|i| self[i] * f32::from_bits(whole[i].to_bits() << 23))
     }
     #[inline(always)]
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
         std::array::from_fn(|i| if self[i] < than[i] { yes[i] } else { no[i] })
-    }
-}
-
-/// Instruction set that the kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Isa {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-}
-
-impl Isa {
-    /// Instruction sets that this machine supports, the best one last.
-    pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
-        let all = [
-            Self::Portable,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512,
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon,
-        ];
-        all.into_iter().filter(|isa| isa.is_available())
-    }
-
-    /// Best instruction set that this machine supports.
-    pub(super) fn best() -> Self {
-        Self::available().next_back().unwrap_or(Self::Portable)
-    }
-
-    fn is_available(self) -> bool {
-        match self {
-            Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
-        }
     }
 }

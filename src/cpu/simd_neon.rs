@@ -11,18 +11,6 @@ impl Simd for float32x4_t {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 4 elements.
-        unsafe { vld1q_f32(from) }
-    }
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 4 elements.
-        unsafe { vst1q_f32(to, self) }
-    }
-    #[inline]
-    #[target_feature(enable = "neon")]
     unsafe fn splat(x: f32) -> Self {
         vdupq_n_f32(x)
     }
@@ -58,8 +46,8 @@ impl Simd for float32x4_t {
     }
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn exponent_from_low_bits(self) -> Self {
-        vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self)))
+    unsafe fn times_power(self, whole: Self) -> Self {
+        vmulq_f32(self, vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(whole))))
     }
     #[inline]
     #[target_feature(enable = "neon")]

@@ -13,18 +13,6 @@ impl Simd for __m512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 16 elements.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 16 elements.
-        unsafe { _mm512_storeu_ps(to, self) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f")]
     unsafe fn splat(x: f32) -> Self {
         _mm512_set1_ps(x)
     }
@@ -60,11 +48,6 @@ impl Simd for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn exponent_from_low_bits(self) -> Self {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self)))
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f")]
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, than), no, yes)
     }
@@ -88,13 +71,6 @@ impl Simd for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
-    unsafe fn prefetch(at: *const f32) {
-        // SAFETY: a prefetch may use any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f")]
     unsafe fn store_sums(vectors: [Self; 4], to: *mut f32) {
         let [a, b, c, d] = vectors;
         let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -114,32 +90,19 @@ impl Simd for __m512 {
             // SAFETY: the caller's `from` is valid for 16 rows of 16 elements.
             *row = unsafe { Self::load(from.add(i * from_step)) };
         }
-        // Transposes 4x4 blocks inside the 128-bit parts: column 4q + i of rows 4g.. is part q of quads[4g + i].
-        let mut quads = rows;
-        for g in 0..4 {
-            let [a, b, c, d] = [rows[4 * g], rows[4 * g + 1], rows[4 * g + 2], rows[4 * g + 3]];
-            let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-            quads[4 * g] = _mm512_shuffle_ps::<0x44>(ab_low, cd_low);
-            quads[4 * g + 1] = _mm512_shuffle_ps::<0xee>(ab_low, cd_low);
-            quads[4 * g + 2] = _mm512_shuffle_ps::<0x44>(ab_high, cd_high);
-            quads[4 * g + 3] = _mm512_shuffle_ps::<0xee>(ab_high, cd_high);
-        }
-        // Then transposes the 128-bit parts among the four groups of rows.
-        for i in 0..4 {
-            let [a, b, c, d] = [quads[i], quads[4 + i], quads[8 + i], quads[12 + i]];
-            let (ab_even, ab_odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let (cd_even, cd_odd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
-            let columns = [
-                _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even),
-                _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd),
-                _mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even),
-                _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd),
-            ];
-            for (q, column) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's `to` is valid for 16 rows of 16 elements.
-                unsafe { column.store(to.add((4 * q + i) * to_step)) };
+        let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        // Interleaving rows i and i + 8 rotates the bits of (row, column) by one; four times exchanges row and column.
+        for _ in 0..4 {
+            let before = rows;
+            for i in 0..8 {
+                rows[2 * i] = _mm512_permutex2var_ps(before[i], low, before[i + 8]);
+                rows[2 * i + 1] = _mm512_permutex2var_ps(before[i], high, before[i + 8]);
             }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            // SAFETY: the caller's `to` is valid for 16 rows of 16 elements.
+            unsafe { row.store(to.add(i * to_step)) };
         }
     }
 }
@@ -148,18 +111,6 @@ impl Simd for __m256 {
     const LANES: usize = 8;
     const VECTORS: usize = 2;
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's `from` is valid for 8 elements.
-        unsafe { _mm256_loadu_ps(from) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's `to` is valid for 8 elements.
-        unsafe { _mm256_storeu_ps(to, self) }
-    }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn splat(x: f32) -> Self {
@@ -197,8 +148,8 @@ impl Simd for __m256 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn exponent_from_low_bits(self) -> Self {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self)))
+    unsafe fn times_power(self, whole: Self) -> Self {
+        _mm256_mul_ps(self, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(whole))))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -210,13 +161,6 @@ impl Simd for __m256 {
     unsafe fn widen_f16(from: *const f16) -> Self {
         // SAFETY: the caller's `from` is valid for 8 elements of 16 bits.
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
-    unsafe fn prefetch(at: *const f32) {
-        // SAFETY: a prefetch may use any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

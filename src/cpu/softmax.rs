@@ -194,6 +194,65 @@ impl SimdKernel for Weights<'_> {
     }
 }
 
+/// Replaces scores by weights, and products of output gradients with values by score gradients. Scores are [key][lane],
+/// -inf where masked; there both results are 0, whatever the products hold.
+pub(super) struct Gradient<'a> {
+    pub(super) panel: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) products: &'a mut [f32],
+    /// Max of each lane, with `exp(score - max) * factor` as weight. A lane without visible keys has factor 0.
+    pub(super) max: &'a [f32],
+    pub(super) factor: &'a [f32],
+    pub(super) delta: &'a [f32],
+    /// Dropout factors of the weights.
+    pub(super) dropout_mask: Option<&'a [f32]>,
+    pub(super) softcap: Option<f32>,
+    /// Capped scores, if biases come after the softcap. Replaced by the biases' gradients, which bypass the softcap.
+    pub(super) capped: Option<&'a mut [f32]>,
+}
+
+impl SimdKernel for Gradient<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let len = self.scores.len();
+        assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES) && self.products.len() >= len);
+        assert!(self.max.len() >= self.panel && self.factor.len() >= self.panel && self.delta.len() >= self.panel);
+        assert!(self.dropout_mask.is_none_or(|dropout_mask| dropout_mask.len() >= len));
+        let Self { softcap, mut capped, .. } = self;
+        assert!(capped.as_ref().is_none_or(|capped| capped.len() >= len));
+        // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
+        unsafe {
+            let (zero, one, lowest, tiny) = (V::splat(0.0), V::splat(1.0), V::splat(f32::MIN), V::splat(f32::MIN_POSITIVE));
+            for at in (0..len).step_by(V::LANES) {
+                let lane = at % self.panel;
+                let factor = V::load(self.factor.as_ptr().add(lane));
+                // A lane without visible keys may hold any scores.
+                let score = factor.select_less(tiny, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
+                let mut weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(factor);
+                let mut product = V::load(self.products.as_ptr().add(at));
+                let plain = weight;
+                if let Some(dropout_mask) = self.dropout_mask {
+                    let dropout_mask = V::load(dropout_mask.as_ptr().add(at));
+                    weight = weight.mul(dropout_mask);
+                    product = product.mul(dropout_mask);
+                }
+                let mut gradient = plain.mul(product.sub(V::load(self.delta.as_ptr().add(lane))));
+                if let Some(softcap) = softcap {
+                    // The derivative of softcap * tanh(x / softcap) is 1 - tanh².
+                    let tanh = capped.as_ref().map_or(score, |capped| V::load(capped.as_ptr().add(at)));
+                    let tanh = tanh.mul(V::splat(1.0 / softcap));
+                    if let Some(capped) = &mut capped {
+                        score.select_less(lowest, zero, gradient).store(capped.as_mut_ptr().add(at));
+                    }
+                    gradient = gradient.mul(one.sub(tanh.mul(tanh)));
+                }
+                score.select_less(lowest, zero, weight).store(self.scores.as_mut_ptr().add(at));
+                score.select_less(lowest, zero, gradient).store(self.products.as_mut_ptr().add(at));
+            }
+        }
+    }
+}
+
 /// e^x for x <= 0, with relative error at most 2^-22 (1 + |x| / 2) and absolute error at most 2^-22. NaN stays NaN.
 ///
 /// x / ln 2 = n + r with |r| <= 1/2; 2^r by a minimax polynomial of degree 5 (relative error 9e-8). Subnormals may be
@@ -235,7 +294,7 @@ unsafe fn tanh<V: Simd>(x: V) -> V {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::Isa;
+    use super::super::kernel::Isa;
     use super::*;
 
     /// Applies exp (true) or tanh to whole vectors.
@@ -254,17 +313,20 @@ mod tests {
         }
     }
 
+    /// Largest error of exp or tanh, for numbers x and results y.
+    fn worst(isa: Isa, is_exp: bool, x: &[f32], error: fn(f64, f64) -> f64) -> f64 {
+        let mut y = x.to_vec();
+        isa.run(Map(&mut y, is_exp));
+        x.iter().zip(&y).map(|(&x, &y)| error(x.into(), y.into())).fold(0.0, f64::max)
+    }
+
     #[test]
     fn exp_is_right() {
         let x: Vec<f32> = (0..1 << 20).map(|i| -87.3 * (i as f32 / (1 << 20) as f32)).collect();
         for isa in Isa::available() {
-            let mut y = x.clone();
-            isa.run(Map(&mut y, true));
-            let relative = |(&x, &y): (&f32, &f32)| (f64::from(y) / f64::from(x).exp() - 1.0).abs() / (1.0 - f64::from(x) / 2.0);
-            let absolute = |(&x, &y): (&f32, &f32)| (f64::from(y) - f64::from(x).exp()).abs();
-            for worst in [x.iter().zip(&y).map(relative).fold(0.0, f64::max), x.iter().zip(&y).map(absolute).fold(0.0, f64::max)] {
-                assert!(worst <= 2.0 * f64::from(f32::EPSILON), "{isa:?}: {worst:e}");
-            }
+            let relative = worst(isa, true, &x, |x, y| (y / x.exp() - 1.0).abs() / (1.0 - x / 2.0));
+            let absolute = worst(isa, true, &x, |x, y| (y - x.exp()).abs());
+            assert!(relative.max(absolute) <= 2.0 * f64::from(f32::EPSILON), "{isa:?}: {relative:e}, {absolute:e}");
             let mut special = [0.0, -88.5, -1e30, f32::NEG_INFINITY, f32::NAN, -0.0, f32::MIN, -500.0].repeat(2);
             isa.run(Map(&mut special, true));
             assert_eq!([special[0], special[2], special[3]], [1.0, 0.0, 0.0], "{isa:?}");
@@ -278,9 +340,7 @@ mod tests {
     fn tanh_is_right() {
         let x: Vec<f32> = (0..1 << 18).map(|i| (i as f32 / (1 << 18) as f32 - 0.5) * 40.0).collect();
         for isa in Isa::available() {
-            let mut y = x.clone();
-            isa.run(Map(&mut y, false));
-            let worst = x.iter().zip(&y).map(|(&x, &y)| (f64::from(y) - f64::from(x).tanh()).abs()).fold(0.0, f64::max);
+            let worst = worst(isa, false, &x, |x, y| (y - x.tanh()).abs());
             assert!(worst <= 2e-7, "{isa:?}: {worst:e}");
             let mut special = [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30, 1e-30, 0.0].repeat(2);
             isa.run(Map(&mut special, false));

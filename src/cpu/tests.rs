@@ -3,15 +3,18 @@
 
 use std::ops::ControlFlow;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPoolBuilder;
 
-use super::simd::Isa;
-use super::tiled::attention_on;
+use super::kernel::Isa;
+use super::{backward, tiled::attention_on};
 use crate::error::{Error, Result};
 use crate::numbers::{DType, HostSlice, HostVec, Random};
 use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem, ScoreOrder, ScoreStage, Strides};
 use crate::progress::Progress;
-use crate::verify::{Candidate, Case, Data, Expected, Extreme, Fill, Verdict, check_against, random, random_large_of, run_generated};
+use crate::verify::{
+    Candidate, Case, Data, Expected, ExpectedGradients, Extreme, Fill, Verdict, check_against, check_backward_against, random,
+    random_large_of, run_generated,
+};
 
 /// Fill that poisons nothing, for data that a test changes.
 const PLAIN: Fill = Fill { poison: false, ..Fill::seed(7) };
@@ -20,27 +23,23 @@ const WIDE: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 70
 
 /// Fast path on an instruction set.
 fn on(isa: Isa) -> impl Fn(&Problem, &Inputs<'_>) -> Result<Outputs> {
-    move |problem, inputs| attention_on(isa, problem, inputs, &mut Progress::default())
+    move |problem, inputs| {
+        let mut outputs = Outputs::default();
+        attention_on(isa, problem, inputs, &mut outputs, &mut Progress::default()).map(|()| outputs)
+    }
 }
 
 fn case(problem: Problem, fill: Fill) -> Case {
     Case::new("targeted", problem, fill).expect("the problem is valid")
 }
 
-/// Compares all outputs on every instruction set, with all threads or in each of these pools.
-fn compare_in(pools: &[ThreadPool], case: &Case) {
-    let expected = Expected::of(&case.problem, &case.data.inputs()).expect("the problem is valid");
-    let compare = || {
-        for isa in Isa::available() {
-            let verdict = check_against(case, &expected, &on(isa));
-            assert!(verdict == Verdict::Passed, "{} on {isa:?} {verdict}\n{:#?}\n{:?}", case.name, case.problem, case.fill);
-        }
-    };
-    if pools.is_empty() { compare() } else { pools.iter().for_each(|pool| pool.install(compare)) }
-}
-
+/// Compares all outputs on every instruction set.
 fn compare(case: &Case) {
-    compare_in(&[], case);
+    let expected = Expected::of(&case.problem, &case.data.inputs()).expect("the problem is valid");
+    for isa in Isa::available() {
+        let verdict = check_against(case, &expected, &on(isa));
+        assert!(verdict == Verdict::Passed, "{} on {isa:?} {verdict}\n{:#?}\n{:?}", case.name, case.problem, case.fill);
+    }
 }
 
 fn check(problem: Problem) {
@@ -83,13 +82,14 @@ fn threads() {
     let decode = Dims { seq_len_q: 3, num_kv_heads: 1, ..Dims::self_attention(1, 4, 9000, 64) };
     let few = Dims { seq_len_q: 20, ..Dims::self_attention(1, 1, 9000, 32) };
     let pools = [1, 2, 8].map(|threads| ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started"));
+    let compare_in_pools = |case: &Case| pools.iter().for_each(|pool| pool.install(|| compare(case)));
     for dims in [decode, few, Dims::self_attention(2, 3, 300, 64)] {
         let problem = Problem::new(dims).sinks().with_lse().with_stats();
-        compare_in(&pools, &case(problem, PLAIN));
+        compare_in_pools(&case(problem, PLAIN));
         let problem = problem.aligned(Alignment::BottomRight).causal().window(Some(7000), None);
         // Keys outside the window are poisoned. In the first problem, one NaN is in a visible value, key or query.
         for (nan, seed) in [(false, 7), (true, 5), (true, 9), (true, 12)] {
-            compare_in(&pools, &case(problem, Fill { nan, ..Fill::seed(seed) }));
+            compare_in_pools(&case(problem, Fill { nan, ..Fill::seed(seed) }));
         }
     }
 }
@@ -216,11 +216,26 @@ fn random_problems_with_nan_and_infinity() {
     }
 }
 
+/// Gradients of random problems.
+#[test]
+fn gradients() {
+    for seed in 5000..5300 {
+        let case = random(seed).expect("every problem is valid");
+        let expected = ExpectedGradients::of(&case).expect("the problem is valid");
+        for isa in Isa::available() {
+            let verdict = check_backward_against(&case, &expected, &|problem, inputs, backward, want| {
+                backward::attention_on(isa, problem, inputs, backward, want, &mut Progress::default())
+            });
+            assert!(!matches!(verdict, Verdict::Failed(_)), "seed {seed} on {isa:?} {verdict}");
+        }
+    }
+}
+
 #[test]
 fn progress_and_cancellation() {
     let case = case(Problem::new(Dims::self_attention(1, 8, 300, 16)), PLAIN);
     let run = |watch: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send)| {
-        attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Progress::new(watch))
+        attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Outputs::default(), &mut Progress::new(watch))
     };
     let mut seen = Vec::new();
     run(&mut |done| {

@@ -1,28 +1,111 @@
-//! Scores of one panel and one block of keys: product, softcap, biases and masking.
+//! Panel of query rows, and its tile with one block of keys: product, softcap, biases, masking and dropout.
 
 use std::ops::Range;
 
-use super::gradient::DropoutMask;
+use super::job::{Job, Unit};
+use super::kernel::SimdKernel;
 use super::pack::{Rows, Transpose};
 use super::product::{Product, Start};
-use super::shared::Buffer;
+use super::shared::{Buffer, LINE};
+use super::simd::Simd;
 use super::softmax::Modify;
-use super::unit::{Job, Panel, Unit};
-use super::visible::{AdditiveMask, Item, MaskKind};
-use crate::problem::{DropoutRule, ScoreOrder};
+use super::visible::Item;
+use crate::problem::{Problem, ScoreOrder, along_keys};
 
-/// Scores of one panel and one block of keys, with the scratch memory to compute them.
+/// Rows of a unit that are computed side by side, one per lane.
+#[derive(Default)]
+pub(super) struct Panel {
+    /// Counted from the unit's first row.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// Lanes: `rows` rounded up to whole vectors.
+    pub(super) width: usize,
+    /// Smallest range that contains all intervals.
+    pub(super) some: Range<usize>,
+    /// Intersection of all intervals.
+    pub(super) all: Range<usize>,
+    /// Interval of each row, cut to the unit's keys.
+    pub(super) seen: Vec<Range<usize>>,
+    /// Scaled queries, [dim][lane].
+    pub(super) query: Buffer,
+    /// Sums of weighted rows, [dim][lane]: the output, or dQ. Nothing was added unless `started`.
+    pub(super) output: Buffer,
+    started: bool,
+    /// Max of each lane.
+    pub(super) max: Buffer,
+    /// Running sum of each lane; in the end the factor that makes weights of `exp(score - max)`.
+    pub(super) sum: Buffer,
+}
+
+impl Panel {
+    /// Loads rows of the unit from `first` on, as many as fit: their intervals and scaled queries.
+    pub(super) fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, scratch: &mut Buffer) {
+        let (item, head_dim) = (&job.items[unit.item], job.problem.dims.head_dim);
+        let rows = job.isa.panel().min(unit.rows - first);
+        let width = rows.next_multiple_of(job.isa.lanes());
+        (self.first, self.rows, self.width, self.started) = (first, rows, width, false);
+        self.max.take(width).fill(f32::MIN);
+        self.sum.take(width).fill(0.0);
+
+        let from = scratch.take(width * head_dim);
+        from[rows * head_dim..].fill(0.0);
+        self.seen.clear();
+        for (r, to) in from.chunks_exact_mut(head_dim).take(rows).enumerate() {
+            job.read_query(unit, first + r, to);
+            let seen = item.interval(job.problem, unit.row(job.problem, first + r).1);
+            let start = seen.start.max(unit.keys.start);
+            self.seen.push(start..seen.end.min(unit.keys.end).max(start));
+        }
+        let seeing = || self.seen.iter().filter(|seen| !seen.is_empty());
+        self.some = seeing().map(|s| s.start).min().unwrap_or(0)..seeing().map(|s| s.end).max().unwrap_or(0);
+        self.all = self.seen.iter().map(|s| s.start).max().unwrap_or(0)..self.seen.iter().map(|s| s.end).min().unwrap_or(0);
+        let to = self.query.take(width * head_dim);
+        job.isa.run(Transpose { rows: width, columns: head_dim, from, from_step: head_dim, to });
+    }
+
+    /// Adds the sum over the rows of `weights[row][lane] * row` to the output, which is first multiplied by `alpha`.
+    pub(super) fn add(&mut self, job: &Job<'_>, rows: Rows<'_>, weights: &[f32], alpha: Option<&[f32]>) {
+        let start = match alpha {
+            _ if !self.started => Start::Nothing,
+            None => Start::There,
+            Some(alpha) => Start::Scaled(alpha),
+        };
+        let output = self.output.take(self.width * rows.width);
+        job.isa.run(Product { transposed: true, ..Product::new(rows, self.width, weights, output, start) });
+        self.started = true;
+    }
+
+    /// Returns the output as [lane][dim].
+    pub(super) fn output_rows<'a>(&mut self, job: &Job<'_>, dims: usize, scratch: &'a mut Buffer) -> &'a mut [f32] {
+        let (columns, to) = (self.width, scratch.take(self.width * dims));
+        if self.started {
+            job.isa.run(Transpose { rows: dims, columns, from: self.output.take(columns * dims), from_step: columns, to });
+        } else {
+            to.fill(0.0);
+        }
+        to
+    }
+}
+
+/// Scores of one panel and one block of keys, with the scratch memory to compute them. Matrices are [key][lane].
 #[derive(Default)]
 pub(super) struct Tile {
+    /// Scores, then weights.
     pub(super) scores: Buffer,
     before: Buffer,
-    additive_mask: Buffer,
-    pub(super) rows: Buffer,
-    bounds: Buffer,
-    pub(super) alpha: Buffer,
-    pub(super) clean: Buffer,
+    pub(super) additive_mask: Buffer,
     pub(super) dropout_mask: Buffer,
-    lanes: [Vec<u32>; 2],
+    bounds: Buffer,
+    /// Factor of each lane on earlier sums.
+    pub(super) alpha: Buffer,
+    /// Products of output gradients with values, then the gradients of the scores.
+    pub(super) products: Buffer,
+    /// Capped scores, then the gradients of the biases; used only where a softcap comes before the biases.
+    pub(super) capped: Buffer,
+    /// Keys or values without NaN and infinity.
+    pub(super) clean: Buffer,
+    /// Scratch memory, [lane][any].
+    pub(super) rows: Buffer,
 }
 
 /// Kind of masking that a tile needs.
@@ -41,34 +124,18 @@ pub(super) enum Masking {
 impl Tile {
     /// Determines how a panel and these keys are masked, and prepares the additive mask.
     pub(super) fn masking(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Masking {
-        let width = panel.width;
+        let (width, step) = (panel.width, keys.len());
         if Item::has_additive_mask(job.problem) {
-            let rows = self.rows.take(width * keys.len());
-            rows[panel.rows * keys.len()..].fill(0.0);
-            let mut kind = MaskKind::Mixed;
-            job.isa.run(AdditiveMask {
-                job,
-                unit,
-                rows: panel.first..panel.first + panel.rows,
-                keys: keys.clone(),
-                to: rows,
-                step: keys.len(),
-                kind: &mut kind,
-            });
-            match kind {
-                MaskKind::Zero => return Masking::Nothing,
-                MaskKind::AllHidden => return Masking::Everything,
-                MaskKind::Mixed => {}
+            let to = self.rows.take(width * step);
+            to[panel.rows * step..].fill(0.0);
+            let mut kind = Masking::Additive;
+            let rows = panel.first..panel.first + panel.rows;
+            job.isa.run(AdditiveMask { job, unit, rows, keys: keys.clone(), to, step, kind: &mut kind });
+            if kind == Masking::Additive {
+                let (from, to) = (self.rows.take(width * step), self.additive_mask.take(width * step));
+                job.isa.run(Transpose { rows: width, columns: step, from, from_step: step, to });
             }
-            job.isa.run(Transpose {
-                rows: width,
-                columns: keys.len(),
-                from: rows,
-                from_step: keys.len(),
-                to: self.additive_mask.take(width * keys.len()),
-                to_step: width,
-            });
-            return Masking::Additive;
+            return kind;
         }
         if panel.all.start <= keys.start && keys.end <= panel.all.end {
             return Masking::Nothing;
@@ -83,74 +150,32 @@ impl Tile {
         Masking::Bounds
     }
 
-    /// Computes scores, [key][lane], before softcap and biases.
-    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>, keys: usize) {
-        let head_dim = job.problem.dims.head_dim;
-        job.isa.run(Product {
-            panel: panel.width,
-            count: keys,
-            depth: head_dim,
-            a: key.data,
-            row_step: key.step,
-            depth_step: 1,
-            b: panel.query.take(panel.width * head_dim),
-            b_step: panel.width,
-            c: self.scores.take(panel.width * keys),
-            c_step: panel.width,
-            start: Start::Nothing,
-            ahead: None,
-        });
+    /// Computes scores before softcap and biases.
+    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>) {
+        let (query, scores) = (panel.query.take(panel.width * key.width), self.scores.take(panel.width * key.count));
+        job.isa.run(Product::new(key, panel.width, query, scores, Start::Nothing));
     }
 
-    /// Applies softcap and biases, and writes -inf where masked.
-    pub(super) fn modify(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, masking: Masking) {
-        let width = panel.width;
-        if masking == Masking::Everything {
-            return self.scores.take(width * keys).fill(f32::NEG_INFINITY);
-        }
-        if masking == Masking::Nothing && job.problem.softcap.is_none() {
-            return;
-        }
-        self.change(job, width, keys, masking, job.problem.softcap);
-    }
-
-    /// Applies biases to capped scores, and writes -inf where masked.
-    pub(super) fn add_and_mask(&mut self, job: &Job<'_>, panel: &Panel, keys: usize, masking: Masking) {
-        self.change(job, panel.width, keys, masking, None);
-    }
-
-    fn change(&mut self, job: &Job<'_>, width: usize, keys: usize, masking: Masking, softcap: Option<f32>) {
-        let bounds = self.bounds.take(2 * width).split_at(width);
-        job.isa.run(Modify {
-            panel: width,
-            scores: self.scores.take(width * keys),
-            softcap,
-            bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
-            additive_mask: (masking == Masking::Additive).then_some(self.additive_mask.take(width * keys)),
-            bounds: (masking == Masking::Bounds).then_some(bounds),
-        });
-    }
-
-    /// Applies the softcap alone, if it comes before the biases.
-    pub(super) fn cap(&mut self, job: &Job<'_>, panel: &Panel, keys: usize) {
-        if job.problem.score_order == ScoreOrder::SoftcapThenBias && job.problem.softcap.is_some() {
-            self.modify(job, panel, keys, Masking::Nothing);
+    /// Applies a softcap and biases to the scores of some keys, in the problem's order, and writes -inf where masked.
+    pub(super) fn modify(&mut self, job: &Job<'_>, width: usize, keys: usize, masking: Masking, softcap: Option<f32>) {
+        let scores = self.scores.take(width * keys);
+        match masking {
+            Masking::Everything => scores.fill(f32::NEG_INFINITY),
+            Masking::Nothing if softcap.is_none() => {}
+            _ => job.isa.run(Modify {
+                panel: width,
+                scores,
+                softcap,
+                bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
+                additive_mask: (masking == Masking::Additive).then_some(self.additive_mask.take(width * keys)),
+                bounds: (masking == Masking::Bounds).then_some(self.bounds.take(2 * width).split_at(width)),
+            }),
         }
     }
 
-    /// Computes the dropout factors of a panel and these keys, [key][lane].
-    pub(super) fn dropout_mask(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> &[f32] {
-        let batch = job.items[unit.item].batch;
-        let lanes = |r: usize| unit.row(job.problem, panel.first + r.min(panel.rows - 1));
-        self.lanes[0].clear();
-        self.lanes[0].extend((0..panel.width).map(|r| lanes(r).1 as u32));
-        self.lanes[1].clear();
-        self.lanes[1].extend((0..panel.width).map(|r| (batch * job.problem.dims.num_heads + lanes(r).0) as u32));
-        let dropout_mask = self.dropout_mask.take(panel.width * keys.len());
-        let drop = job.problem.dropout_rule().unwrap_or(DropoutRule::NOTHING);
-        let [rows, pairs] = &self.lanes;
-        job.isa.run(DropoutMask { rows, pairs, keys: keys.clone(), dropout: job.inputs.dropout, drop, to: dropout_mask });
-        dropout_mask
+    /// Computes the dropout factors of a panel and these keys.
+    pub(super) fn drop(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) {
+        job.isa.run(DropoutMask { job, unit, panel, keys, to: self.dropout_mask.take(panel.width * keys.len()) });
     }
 
     /// Copies the scores as they enter softmax, for [`Self::sees`] to look up once they have become weights.
@@ -161,5 +186,87 @@ impl Tile {
     /// True if the pair at index `at` of the copied scores is visible.
     pub(super) fn sees(&self, at: usize) -> bool {
         self.before.get(at) != f32::NEG_INFINITY
+    }
+}
+
+/// Softcap of a problem, if it comes before the biases.
+pub(super) fn softcap_before_biases(problem: &Problem) -> Option<f32> {
+    problem.softcap.filter(|_| problem.score_order == ScoreOrder::SoftcapThenBias)
+}
+
+/// Runs [`Item::fill_additive_mask`] for some rows of a unit, which are `step` apart in `to` and zero-padded to `step`.
+pub(super) struct AdditiveMask<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) unit: &'a Unit,
+    /// Counted from the unit's first row.
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Range<usize>,
+    pub(super) to: &'a mut [f32],
+    pub(super) step: usize,
+    /// Set to the masking that the result means: none, additive, or of everything.
+    pub(super) kind: &'a mut Masking,
+}
+
+impl SimdKernel for AdditiveMask<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let (job, keys) = (self.job, self.keys);
+        let item = &job.items[self.unit.item];
+        // All elements are -inf if both `or` and `and` of their bits are; all are 0 if `or` has at most the sign bit.
+        let (mut or, mut and) = (0, u32::MAX);
+        for (r, row) in self.rows.zip(self.to.chunks_exact_mut(self.step)) {
+            let at = self.unit.row(job.problem, r);
+            let (row, padding) = row.split_at_mut(keys.len());
+            padding.fill(0.0);
+            item.fill_additive_mask(job.problem, job.inputs, at, keys.clone(), row);
+            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, at.0, at.1, keys.end])) {
+                // The next block of this row is too far away for the hardware prefetcher.
+                for ahead in (0..keys.len()).step_by(LINE) {
+                    // SAFETY: the machine has V's instructions by contract.
+                    unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
+                }
+            }
+            for x in row {
+                or |= x.to_bits();
+                and &= x.to_bits();
+            }
+        }
+        const HIDDEN: u32 = f32::NEG_INFINITY.to_bits();
+        *self.kind = match (or, and) {
+            (HIDDEN, HIDDEN) => Masking::Everything,
+            (or, _) if or << 1 == 0 => Masking::Nothing,
+            _ => Masking::Additive,
+        };
+    }
+}
+
+/// Computes the dropout factors of a panel's weights, [key][lane].
+struct DropoutMask<'a> {
+    job: &'a Job<'a>,
+    unit: &'a Unit,
+    panel: &'a Panel,
+    keys: &'a Range<usize>,
+    to: &'a mut [f32],
+}
+
+impl SimdKernel for DropoutMask<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        /// Lanes at a time; divides every panel width.
+        const N: usize = 4;
+        let Self { job, unit, panel, keys, to } = self;
+        let Some(rule) = job.problem.dropout_rule() else { return to.fill(1.0) };
+        let first_pair = job.items[unit.item].batch * job.problem.dims.num_heads;
+        for lane in (0..panel.width).step_by(N) {
+            let at: [_; N] = std::array::from_fn(|n| unit.row(job.problem, panel.first + (lane + n).min(panel.rows - 1)));
+            let (pairs, rows) = (at.map(|(head, _)| (first_pair + head) as u32), at.map(|(_, i)| i as u32));
+            for quad in keys.start / 4..keys.end.div_ceil(4) {
+                let words = job.inputs.dropout.words_of(pairs, rows, quad);
+                for (key, words) in (4 * quad..).zip(words).filter(|(key, _)| keys.contains(key)) {
+                    let to = &mut to[(key - keys.start) * panel.width + lane..][..N];
+                    to.iter_mut().zip(words).for_each(|(to, word)| *to = rule.scale(word));
+                }
+            }
+        }
     }
 }

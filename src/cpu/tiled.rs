@@ -13,15 +13,15 @@
 //! - threads take units one by one, the longest first; where units are too few, keys are split and the parts merged.
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use super::job::{Job, KEY_BLOCK, Unit};
+use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::{Buffer, Shared};
-use super::simd::Isa;
-use super::unit::{self, Job, KEY_BLOCK, Scratch, UNIT_PANELS, Unit};
+use super::unit::{self, Scratch};
 use super::visible::Item;
 use crate::error::{Error, Result};
 use crate::numbers::HostVec;
@@ -29,7 +29,9 @@ use crate::problem::{Inputs, Outputs, Problem, Returns};
 use crate::progress::Progress;
 
 /// Multiply-adds below which a call stays on its own thread: 10 to 20 microseconds of work.
-pub(super) const SMALL: usize = 1 << 21;
+const SMALL: usize = 1 << 21;
+/// Panels of 64 rows in a unit, which share the conversion of a key block. GFLOP/s in f16: 1 panel 105, 2 120, 4 130.
+const UNIT_PANELS: usize = 4;
 /// Number of rows below which reading the keys dominates the time.
 const FEW_ROWS: usize = 8;
 /// Target number of units per thread, so that all threads end at about the same time.
@@ -59,40 +61,39 @@ struct Call {
 /// Memory besides the outputs grows with seq_len; outputs grow with its square if scores or weights are asked for.
 /// A watched `control` is called after every few units, and can stop the work with [`Error::Cancelled`].
 pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
-    attention_on(Isa::best(), problem, inputs, control)
+    let mut outputs = Outputs::default();
+    attention_into(problem, inputs, &mut outputs, control)?;
+    Ok(outputs)
 }
 
 /// Runs [`attention`] into existing `outputs`. Buffers of the right size and type are reused without allocation, and
 /// gaps between strided elements keep their contents. After an error the contents are unspecified.
 pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
-    attention_into_on(Isa::best(), problem, inputs, outputs, control)
+    attention_on(Isa::best(), problem, inputs, outputs, control)
 }
 
-/// Runs [`attention`] with the given instruction set.
-pub(super) fn attention_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
-    let mut outputs = Outputs::default();
-    attention_into_on(isa, problem, inputs, &mut outputs, control)?;
-    Ok(outputs)
-}
-
-fn attention_into_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
+/// Runs [`attention_into`] with the given instruction set.
+pub(super) fn attention_on(
+    isa: Isa,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    outputs: &mut Outputs,
+    control: &mut Progress<'_>,
+) -> Result<()> {
     problem.check()?;
     inputs.check(problem)?;
     fit(problem, outputs)?;
     if problem.asks_nothing() {
         return control.report(1.0);
     }
-    let mut call = CALL.take();
-    let done = run(isa, problem, inputs, outputs, true, &mut call, control);
-    CALL.set(call);
-    done
+    run(isa, problem, inputs, outputs, control)
 }
 
 /// Computes only the softmax statistics, without products with values. The caller has checked all arguments.
-pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Vec<[f32; 2]>> {
+pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<[f32; 2]>> {
     let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
     let mut outputs = Outputs { stats: Some(vec![NOTHING_SEEN; problem.lse_len()]), ..Outputs::default() };
-    run(isa, problem, inputs, &mut outputs, false, &mut CALL.take(), control)?;
+    run(isa, problem, inputs, &mut outputs, &mut Progress::default())?;
     Ok(outputs.stats.unwrap_or_default())
 }
 
@@ -102,54 +103,37 @@ fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
     if (output.dtype(), output.len()) != (problem.output.dtype, problem.output_len()) {
         outputs.output = HostVec::zeros(problem.output.dtype, problem.output_len());
     }
-    keep(&mut outputs.lse, problem.want.lse.then(|| problem.lse_len()))?;
-    keep(&mut outputs.stats, problem.want.stats.then(|| problem.lse_len()))?;
-    keep(&mut outputs.scores, problem.want.scores.map(|_| problem.scores_len()))?;
-    keep(&mut outputs.weights, problem.want.weights.then(|| problem.scores_len()))?;
     // Pairs and rows that are never visited, as in a varlen batch, keep these values.
-    outputs.stats.iter_mut().for_each(|stats| stats.fill(NOTHING_SEEN));
-    outputs.lse.iter_mut().chain(&mut outputs.scores).for_each(|numbers| numbers.fill(f32::NEG_INFINITY));
-    outputs.weights.iter_mut().for_each(|weights| weights.fill(0.0));
-    Ok(())
+    fill(&mut outputs.lse, problem.want.lse, problem.lse_len(), f32::NEG_INFINITY)?;
+    fill(&mut outputs.stats, problem.want.stats, problem.lse_len(), NOTHING_SEEN)?;
+    fill(&mut outputs.scores, problem.want.scores.is_some(), problem.scores_len(), f32::NEG_INFINITY)?;
+    fill(&mut outputs.weights, problem.want.weights, problem.scores_len(), 0.0)
 }
 
-/// Fits an optional buffer to the wanted length.
-fn keep<T: Clone + Default>(old: &mut Option<Vec<T>>, wanted: Option<usize>) -> Result<()> {
-    match wanted {
-        Some(len) if old.as_ref().is_some_and(|old| old.len() == len) => Ok(()),
-        wanted => wanted.map(numbers).transpose().map(|new| *old = new),
-    }
-}
-
-/// Allocates `len` elements, or returns an error if memory has no room for them.
-fn numbers<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut data = Vec::new();
+/// Fills a wanted buffer with `len` elements, or returns an error if memory has no room for them.
+fn fill<T: Clone>(buffer: &mut Option<Vec<T>>, wanted: bool, len: usize, x: T) -> Result<()> {
+    *buffer = wanted.then(|| buffer.take().unwrap_or_default());
+    let Some(data) = buffer else { return Ok(()) };
+    data.clear();
     data.try_reserve_exact(len).map_err(|_| Error::Limit {
         limit: "memory",
         needed: (len * size_of::<T>()) as u64,
         available: 0,
         remedy: "do not ask for scores or weights, or ask for fewer rows at a time".into(),
     })?;
-    data.resize(len, T::default());
-    Ok(data)
+    data.resize(len, x);
+    Ok(())
 }
 
-fn run(
-    isa: Isa,
-    problem: &Problem,
-    inputs: &Inputs<'_>,
-    outputs: &mut Outputs,
-    with_output: bool,
-    call: &mut Call,
-    control: &mut Progress<'_>,
-) -> Result<()> {
+/// Computes a checked problem, except for the output if `outputs` has no room for it.
+fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
     let d = &problem.dims;
-    let Call { items, units, pieces, partials, row } = call;
+    let mut call = CALL.take();
+    let Call { items, units, pieces, partials, row } = &mut call;
     items.clear();
     items.extend((0..d.batch).map(|batch| Item::new(problem, inputs, batch)));
-    let pairs: usize = items.iter().map(|item| seen_by_some(problem, item, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
-    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
-    let threads = if is_small { 1 } else { rayon::current_num_threads() };
+    let pairs: usize = items.iter().map(|item| item.seen_by_some(problem, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
+    let threads = threads(problem, pairs);
     plan(problem, items, isa, threads, units);
     let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(units, threads) };
     let record = d.head_dim_v + 2;
@@ -162,18 +146,26 @@ fn run(
         inputs,
         isa,
         items,
-        output: with_output.then(|| SharedOutput::new(output)),
+        output: (!output.as_slice().is_empty()).then(|| SharedOutput::new(output)),
         lse: lse.as_mut().map(|lse| Shared::new(lse)),
         stats: stats.as_mut().map(|stats| Shared::new(stats)),
         scores: problem.want.scores.zip(scores.as_mut()).map(|(stage, scores)| (stage, Shared::new(scores))),
         weights: weights.as_mut().map(|weights| Shared::new(weights)),
         partials: Shared::new(partials.take(partials_len)),
     };
-    for_each(pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)))?;
-    if parts > 1 {
+    let done = for_each(pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
+    if parts > 1 && done.is_ok() {
         units.iter().zip(pieces.chunks_exact(parts)).for_each(|(unit, pieces)| merge(&job, unit, pieces, row.take(record - 2)));
     }
-    Ok(())
+    CALL.set(call);
+    done
+}
+
+/// Number of threads for a problem with this many (row, key) pairs per head.
+pub(super) fn threads(problem: &Problem, pairs: usize) -> usize {
+    let d = &problem.dims;
+    let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
+    if is_small { 1 } else { rayon::current_num_threads() }
 }
 
 /// Divides a problem into units, the longest first.
@@ -191,20 +183,12 @@ fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut
             for first_row in (0..rows).step_by(panels * panel) {
                 let rows = (panels * panel).min(rows - first_row);
                 let positions = first_row / group..(first_row + rows).div_ceil(group);
-                units.push(Unit { item: index, kv_head, first_row, rows, keys: seen_by_some(problem, item, positions), partial: None });
+                units.push(Unit { item: index, kv_head, first_row, rows, keys: item.seen_by_some(problem, positions), partial: None });
             }
         }
     }
     // An unstable sort allocates nothing; ties are sorted in memory order.
     units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.rows * unit.keys.len()), unit.item, unit.kv_head, unit.first_row));
-}
-
-/// Smallest range of keys that contains the intervals of all `rows`.
-pub(super) fn seen_by_some(problem: &Problem, item: &Item, rows: Range<usize>) -> Range<usize> {
-    rows.map(|i| item.interval(problem, i))
-        .filter(|seen| !seen.is_empty())
-        .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-        .unwrap_or(0..0)
 }
 
 /// Number of parts that the keys of every unit are split into.
@@ -253,7 +237,7 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
             let share = size(part) / sum;
             row.iter_mut().zip(part).for_each(|(x, part)| *x += share * part);
         }
-        unit::finish_row(job, unit, r, (row, max, sum), sum);
+        job.finish_row(unit, r, (row, max, sum), sum);
     }
 }
 

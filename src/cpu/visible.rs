@@ -1,12 +1,8 @@
-//! Location of an item's rows and keys, the intervals of its rows, and the additive mask.
+//! Location of an item's rows and keys, the intervals of its rows, and their additive mask.
 
 use std::ops::Range;
 
-use super::kernel::SimdKernel;
-use super::shared::LINE;
-use super::simd::Simd;
-use super::unit::{Job, Unit};
-use crate::problem::{Alignment, Inputs, Problem, along_keys};
+use crate::problem::{Alignment, Inputs, Problem};
 use crate::terms::{RowAt, TermSet};
 
 /// One item of the batch, padded or varlen.
@@ -33,17 +29,17 @@ impl Item {
     pub(super) fn new(problem: &Problem, inputs: &Inputs<'_>, batch: usize) -> Self {
         let d = &problem.dims;
         let v = &problem.visibility;
-        let (stored, first_q, rows, first_kv, keys) = match problem.varlen {
-            None => (batch, 0, d.seq_len_q, 0, d.seq_len_kv),
-            Some(_) => {
-                let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
-                let (first_q, rows) = tokens(inputs.cu_seqlens_q);
-                let (first_kv, keys) = if problem.paged.is_some() { (0, 0) } else { tokens(inputs.cu_seqlens_kv) };
-                (0, first_q, rows, first_kv, keys)
-            }
-        };
-        // Paged keys past the length are not stored.
-        let keys = if problem.paged.is_some() { inputs.kv_lengths[batch] as usize } else { keys };
+        let tokens = |cu: &[u32]| (cu[batch] as usize, (cu[batch + 1] - cu[batch]) as usize);
+        let (mut stored, mut first_q, mut rows) = (batch, 0, d.seq_len_q);
+        let (mut first_kv, mut keys) = (0, d.seq_len_kv);
+        if problem.varlen.is_some() {
+            (stored, (first_q, rows)) = (0, tokens(inputs.cu_seqlens_q));
+        }
+        if problem.paged.is_some() {
+            keys = inputs.kv_lengths[batch] as usize; // paged keys past the length are not stored
+        } else if problem.varlen.is_some() {
+            (first_kv, keys) = tokens(inputs.cu_seqlens_kv);
+        }
         let length = if v.kv_lengths { inputs.kv_lengths[batch] as usize } else { keys };
         let offset = v.alignment.unwrap_or(Alignment::TopLeft).offset(rows, length);
         let prefix = if v.prefix_lengths { inputs.prefix_lengths[batch] as usize } else { 0 };
@@ -59,6 +55,14 @@ impl Item {
     pub(super) fn interval(&self, problem: &Problem, i: usize) -> Range<usize> {
         let interval = problem.interval(self.terms, self.row_at(0, i), self.length);
         if interval.is_empty() { 0..0 } else { interval }
+    }
+
+    /// Smallest range of keys that contains the intervals of all `rows`.
+    pub(super) fn seen_by_some(&self, problem: &Problem, rows: Range<usize>) -> Range<usize> {
+        rows.map(|i| self.interval(problem, i))
+            .filter(|seen| !seen.is_empty())
+            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+            .unwrap_or(0..0)
     }
 
     /// Index of the lse of a head's row i.
@@ -96,59 +100,5 @@ impl Item {
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
         to[..inside(seen.start)].fill(f32::NEG_INFINITY);
         to[inside(seen.end)..].fill(f32::NEG_INFINITY);
-    }
-}
-
-/// Runs [`Item::fill_additive_mask`] for some rows of a unit, which are `step` apart in `to` and zero-padded to `step`.
-pub(super) struct AdditiveMask<'a> {
-    pub(super) job: &'a Job<'a>,
-    pub(super) unit: &'a Unit,
-    /// Counted from the unit's first row.
-    pub(super) rows: Range<usize>,
-    pub(super) keys: Range<usize>,
-    pub(super) to: &'a mut [f32],
-    pub(super) step: usize,
-    /// Set to the kind of the result.
-    pub(super) kind: &'a mut MaskKind,
-}
-
-/// Contents of an additive mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MaskKind {
-    Zero,
-    Mixed,
-    AllHidden,
-}
-
-impl SimdKernel for AdditiveMask<'_> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(self) {
-        let (job, keys) = (self.job, self.keys);
-        let item = &job.items[self.unit.item];
-        // All elements are -inf if both `or` and `and` of their bits are; all are 0 if `or` has at most the sign bit.
-        let (mut or, mut and) = (0, u32::MAX);
-        for (r, row) in self.rows.zip(self.to.chunks_exact_mut(self.step)) {
-            let at = self.unit.row(job.problem, r);
-            let (row, padding) = row.split_at_mut(keys.len());
-            padding.fill(0.0);
-            item.fill_additive_mask(job.problem, job.inputs, at, keys.clone(), row);
-            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, at.0, at.1, keys.end])) {
-                // The next block of this row is too far away for the hardware prefetcher.
-                for ahead in (0..keys.len()).step_by(LINE) {
-                    // SAFETY: the machine has V's instructions by contract.
-                    unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
-                }
-            }
-            for x in row {
-                or |= x.to_bits();
-                and &= x.to_bits();
-            }
-        }
-        const HIDDEN: u32 = f32::NEG_INFINITY.to_bits();
-        *self.kind = match (or, and) {
-            (HIDDEN, HIDDEN) => MaskKind::AllHidden,
-            (or, _) if or << 1 == 0 => MaskKind::Zero,
-            _ => MaskKind::Mixed,
-        };
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! It builds on the forward oracle and shares no more with the fast paths. Tests compare it with central differences.
 
-use super::forward::{Reference, attention, broadcast, dropout_scale, key_row};
+use super::forward::{Item, Reference, attention, broadcast, dropout_scale, key_row};
 use crate::error::{Error, Result};
 use crate::numbers::{HostSlice, HostVec};
-use crate::problem::{Alignment, Inputs, Operand, Problem, ScoreOrder, WantGradients, gather};
+use crate::problem::{Inputs, Operand, Problem, ScoreOrder, WantGradients, gather};
 
 /// Gradients of `sum(output * output_gradient)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,15 +47,6 @@ pub(crate) struct Operands {
     pub(crate) d_output: Vec<f32>,
 }
 
-/// Location of an item, and the position of its row 0.
-struct Item {
-    stored: usize,
-    first_q: usize,
-    rows: usize,
-    keys: usize,
-    offset: i64,
-}
-
 /// Computes the gradients of a problem. For a row i with weights p, output o and output gradient do:
 ///
 /// ```text
@@ -90,29 +81,6 @@ impl Operands {
             value: gather(inputs.value, &problem.value, problem.shape(Operand::Value)),
             d_output: gather(d_output, &problem.output, problem.shape(Operand::Output)),
         }
-    }
-}
-
-impl Item {
-    fn new(problem: &Problem, inputs: &Inputs<'_>, b: usize) -> Self {
-        let d = &problem.dims;
-        let varlen = problem.varlen.is_some();
-        let first_q = if varlen { inputs.cu_seqlens_q[b] as usize } else { 0 };
-        let rows = if varlen { inputs.cu_seqlens_q[b + 1] as usize - first_q } else { d.seq_len_q };
-        let keys = if problem.paged.is_some() {
-            inputs.kv_lengths[b] as usize
-        } else if varlen {
-            (inputs.cu_seqlens_kv[b + 1] - inputs.cu_seqlens_kv[b]) as usize
-        } else {
-            d.seq_len_kv
-        };
-        let length = if problem.visibility.kv_lengths { inputs.kv_lengths[b] as usize } else { keys };
-        let offset = match problem.visibility.alignment {
-            None | Some(Alignment::TopLeft) => 0,
-            Some(Alignment::BottomRight) => length as i64 - rows as i64,
-            Some(Alignment::Offset(offset)) => i64::from(offset),
-        };
-        Self { stored: if varlen { 0 } else { b }, first_q, rows, keys, offset }
     }
 }
 
@@ -229,17 +197,11 @@ impl ReferenceGradients {
             wanted.then(|| {
                 let spec = problem.spec(operand);
                 let strides = spec.strides(problem.shape(operand));
-                let [batch, heads, seq, dim] = problem.shape(operand);
+                let [_, heads, seq, dim] = problem.shape(operand);
                 let mut to = vec![0.0; problem.operand_len(operand)];
-                for b in 0..batch {
-                    for h in 0..heads {
-                        for i in 0..seq {
-                            for e in 0..dim {
-                                to[spec.offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim] =
-                                    dense[((b * heads + h) * seq + i) * dim + e] as f32;
-                            }
-                        }
-                    }
+                for (at, &x) in dense.iter().enumerate() {
+                    let (b, h, i, e) = (at / dim / seq / heads, at / dim / seq % heads, at / dim % seq, at % dim);
+                    to[spec.offset + b * strides.batch + h * strides.head + i * strides.seq + e * strides.dim] = x as f32;
                 }
                 HostVec::from_f32(want.dtype(problem, operand), &to)
             })

@@ -1,6 +1,6 @@
 //! Operations that consist of an attention: `sdpa`, `flex`, `varlen`, `paged`, `sdpa_layers`; and `merge_states`.
 
-use super::{CaseFile, FileData, Given, given};
+use super::case_file::{CaseFile, FileData, Given, given};
 use crate::cache;
 use crate::cpu::{Part, RowSums, merge};
 use crate::engine::Engine;

@@ -39,6 +39,17 @@ pub(super) enum FileData {
     Bool(Vec<bool>),
 }
 
+/// Tensor that an operation returned.
+pub(super) struct Given {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<f32>,
+}
+
+pub(super) fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
+    Given { name: name.into(), shape: shape.to_vec(), values }
+}
+
 /// Case file, read and checked.
 #[derive(Clone, Debug)]
 pub struct CaseFile {

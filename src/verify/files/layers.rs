@@ -1,6 +1,6 @@
 //! Operations with projections around the attention: `mha`, PyTorch's nn.MultiheadAttention, and `bert_attention`.
 
-use super::{CaseFile, FileData, Given, given};
+use super::case_file::{CaseFile, FileData, Given, given};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::layer::{

@@ -8,23 +8,12 @@ mod operators;
 use std::path::Path;
 
 pub use case_file::CaseFile;
-use case_file::{FileData, FileTensor};
+use case_file::Given;
 
 use crate::error::Result;
 use crate::problem::AttentionFn;
 use crate::progress::Progress;
 use crate::verify::suite::{Candidate, Row, Verdict};
-
-/// Tensor that an operation returned.
-struct Given {
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
-}
-
-fn given(name: &str, shape: &[usize], values: Vec<f32>) -> Given {
-    Given { name: name.into(), shape: shape.to_vec(), values }
-}
 
 /// Runs the operation of a file.
 type Op = fn(&CaseFile, &Candidate<'_>) -> Result<Vec<Given>>;

@@ -1,7 +1,7 @@
 //! Operators of ONNX and ONNX Runtime: the files' tensors and attributes as those of [`crate::onnx`].
 
 use super::attention::{dense, name_outputs};
-use super::{CaseFile, FileData, FileTensor, Given, given};
+use super::case_file::{CaseFile, FileData, FileTensor, Given, given};
 use crate::error::{Error, Result};
 use crate::onnx::{
     Attention, AttentionInputs, AttentionOutputs, GroupQueryAttention, GroupQueryAttentionInputs, Mask, MultiHeadAttention,
