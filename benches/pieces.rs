@@ -6,7 +6,7 @@ use wgpu_attention::cpu::tiled;
 use wgpu_attention::layer::Linear;
 use wgpu_attention::plan::{DeviceCaps, Plan, Specialise};
 use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, Progress, merge};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, HostVec, Inputs, Outputs, Part, Problem, Progress, RowSums, merge};
 
 fn main() {
     // One thread, so that the number of cores does not show.
@@ -76,7 +76,7 @@ fn rotate(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn merge_parts(bencher: Bencher<'_, '_>) {
     let (output, lse) = (data(32 * 128), data(32));
-    let parts: Vec<Part<'_>> = (0..8).map(|_| Part { output: &output, lse: &lse }).collect();
+    let parts: Vec<Part<'_>> = (0..8).map(|_| Part { output: &output, sums: RowSums::Lse(&lse) }).collect();
     bencher.bench(|| merge(black_box(&parts)));
 }
 

@@ -14,8 +14,10 @@
 use std::ops::Range;
 
 use clap::Parser;
-use wgpu_attention::cache::{CacheShape, KvCache, SequenceId};
-use wgpu_attention::gpu::{CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::cache::{CacheShape, KvCache, LayerShape, Queries, SequenceId};
+use wgpu_attention::gpu::{
+    CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows,
+};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, Cause, DType, Dims, Engine, EngineOptions, Error, Inputs, Layout, Problem, Result, TensorSpec};
@@ -129,7 +131,7 @@ impl Model {
 
 /// Cache of a model, in host memory or on a device.
 enum Cache<'a> {
-    Host { engine: &'a Engine, layers: Vec<KvCache>, ids: Vec<SequenceId> },
+    Host { engine: &'a Engine, cache: KvCache, ids: Vec<SequenceId> },
     Device { gpu: &'a Gpu, cache: Box<DeviceCache>, rotary: DeviceRotary, bound: Vec<BoundLayer> },
 }
 
@@ -148,22 +150,23 @@ struct BoundLayer {
 
 impl BoundLayer {
     fn new(gpu: &Gpu, cache: &DeviceCache, rotary: &DeviceRotary, layer: usize, texts: Range<usize>, seq_len: usize) -> Result<Self> {
-        let mut problem = cache.problem(texts.len(), HEADS, seq_len).aligned(Alignment::BottomRight).causal();
+        let queries = Queries { num_heads: HEADS, seq_len };
+        let mut problem = cache.problem(layer, texts.clone(), queries)?.aligned(Alignment::BottomRight).causal();
         (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
         let tokens = texts.len() * seq_len;
         let [query, output] = [(); 2].map(|()| empty(gpu, tokens * HEADS * HEAD_DIM));
         let [key, value] = [(); 2].map(|()| empty(gpu, tokens * KV_HEADS * HEAD_DIM));
         let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+        let rotated = RotatedQuery { rows: Rows::new(&query, problem.query), num_heads: HEADS };
         let new = NewTokens {
-            key: key.as_entire_buffer_binding(),
-            key_spec: spec,
-            value: value.as_entire_buffer_binding(),
-            value_spec: spec,
-            rotary: Some(rotary),
-            query: Some((query.as_entire_buffer_binding(), problem.query, HEADS)),
+            slots: texts.clone(),
+            seq_len,
+            key: Rows::new(&key, spec),
+            value: Rows::new(&value, spec),
+            rotation: Some(Rotation { rotary, query: Some(rotated) }),
         };
-        let append = cache.append(layer, texts.clone(), seq_len, &new)?;
-        let attention = cache.attention(&problem, texts.start, Algorithm::Auto)?;
+        let append = cache.append(layer, &new)?;
+        let attention = cache.attention(layer, &problem, texts.clone(), Algorithm::Auto)?;
         let attention = attention.bind(cache, layer, &QueryBindings::new(&query, &output))?;
         Ok(Self { layer, texts, seq_len, query, key, value, output, append, attention })
     }
@@ -184,17 +187,15 @@ impl BoundLayer {
 
 impl<'a> Cache<'a> {
     fn new(engine: &'a Engine, model: &Model, texts: usize, dtype: DType) -> Result<Self> {
-        let layout = Layout::Bshd;
-        let shape = CacheShape { page_size: PAGE_SIZE, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, head_dim_v: HEAD_DIM, dtype, layout };
         let pages_per_slot = LONGEST / PAGE_SIZE;
+        let layer = LayerShape::new(KV_HEADS, HEAD_DIM).stored(dtype, dtype);
+        let shape = CacheShape::uniform(LAYERS, layer).page_size(PAGE_SIZE).pages(texts * pages_per_slot);
         let Some(gpu) = engine.gpu() else {
-            let mut layers = (0..LAYERS).map(|_| KvCache::new(shape, texts * pages_per_slot)).collect::<Result<Vec<_>>>()?;
-            let ids = (0..texts).map(|_| layers.iter_mut().map(|cache| cache.pool_mut().start()).last());
-            let ids = ids.collect::<Option<Vec<_>>>().unwrap_or_default(); // LAYERS > 0
-            return Ok(Self::Host { engine, layers, ids });
+            let mut cache = KvCache::new(shape)?;
+            let ids = (0..texts).map(|_| cache.pool_mut().start()).collect();
+            return Ok(Self::Host { engine, cache, ids });
         };
-        let size = CacheSize { layers: LAYERS, slots: texts, pages_per_slot, pages: texts * pages_per_slot };
-        let mut cache = DeviceCache::new(gpu, shape, size)?;
+        let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: texts, pages_per_slot })?;
         for _ in 0..texts {
             cache.start()?;
         }
@@ -205,12 +206,15 @@ impl<'a> Cache<'a> {
     /// Appends new tokens, equally many to each text, and predicts the token after them.
     fn next(&mut self, model: &Model, texts: Range<usize>, tokens: &[usize]) -> Result<Vec<usize>> {
         let seq_len = tokens.len() / texts.len();
-        if let Self::Device { gpu, cache, .. } = self {
-            let new: Vec<usize> = (0..cache.size().slots).map(|slot| if texts.contains(&slot) { seq_len } else { 0 }).collect();
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            cache.extend(&new, 1, &mut encoder)?;
-            cache.advance().record(&mut encoder);
-            gpu.queue().submit([encoder.finish()]);
+        match self {
+            Self::Host { cache, ids, .. } => ids[texts.clone()].iter().try_for_each(|&id| cache.extend(id, seq_len))?,
+            Self::Device { gpu, cache, .. } => {
+                let new: Vec<usize> = (0..cache.size().slots).map(|slot| if texts.contains(&slot) { seq_len } else { 0 }).collect();
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                cache.extend(Growth { tokens: &new, steps: 1 }, &mut encoder)?;
+                cache.advance().record(&mut encoder);
+                gpu.queue().submit([encoder.finish()]);
+            }
         }
         let all = model.next(tokens, |layer, query, key, value| self.attend(model, layer, texts.clone(), [query, key, value]))?;
         Ok(all.into_iter().skip(seq_len - 1).step_by(seq_len).collect())
@@ -220,24 +224,25 @@ impl<'a> Cache<'a> {
     fn attend(&mut self, model: &Model, layer: usize, texts: Range<usize>, [mut query, mut key, value]: [Vec<f32>; 3]) -> Result<Vec<f32>> {
         let seq_len = query.len() / texts.len() / HEADS / HEAD_DIM;
         match self {
-            Self::Host { engine, layers, ids } => {
-                let (cache, ids) = (&mut layers[layer], &ids[texts.clone()]);
+            Self::Host { engine, cache, ids } => {
+                let ids = &ids[texts.clone()];
                 let mut positions = Vec::new();
                 for id in ids {
                     let length = cache.pool().length(*id)?;
-                    positions.extend(length..length + seq_len);
+                    positions.extend(length - seq_len..length);
                 }
                 model.rotary.apply_tokens(&mut query, HEADS, HEAD_DIM, &positions)?;
                 model.rotary.apply_tokens(&mut key, KV_HEADS, HEAD_DIM, &positions)?;
                 let item = seq_len * KV_HEADS * HEAD_DIM;
                 for ((id, key), value) in ids.iter().zip(key.chunks(item)).zip(value.chunks(item)) {
-                    cache.append(*id, key.into(), value.into())?;
+                    cache.append(layer, *id, key.into(), value.into())?;
                 }
                 let table = cache.pool().table(ids)?;
-                let mut problem = cache.problem(&table, HEADS, seq_len).aligned(Alignment::BottomRight).causal();
+                let queries = Queries { num_heads: HEADS, seq_len };
+                let mut problem = cache.problem(layer, &table, queries)?.aligned(Alignment::BottomRight).causal();
                 (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
-                let inputs =
-                    Inputs { kv_lengths: &table.kv_lengths, page_table: &table.entries, ..Inputs::new(&query, cache.key(), cache.value()) };
+                let (key, value) = (cache.key(layer)?, cache.value(layer)?);
+                let inputs = Inputs { kv_lengths: &table.kv_lengths, page_table: &table.entries, ..Inputs::new(&query, key, value) };
                 Ok(engine.attention(&problem, &inputs)?.output.into_f32())
             }
             Self::Device { gpu, cache, rotary, bound } => {

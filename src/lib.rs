@@ -40,7 +40,7 @@ mod terms;
 pub mod verify;
 mod wgsl;
 
-pub use cpu::{Merged, Part, merge};
+pub use cpu::{Merged, Part, RowSums, merge};
 pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
 pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};

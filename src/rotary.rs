@@ -142,8 +142,8 @@ const MOST_ANGLES: usize = 1 << 30;
 pub struct Rotary {
     pairing: Pairing,
     pairs: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    /// Cosine and sine of each position and pair.
+    angles: Vec<[f32; 2]>,
 }
 
 impl Rotary {
@@ -162,10 +162,9 @@ impl Rotary {
         }
         scaling.check()?;
         let pairs = width / 2;
-        let angles = pairs.checked_mul(positions.max(1)).filter(|&angles| angles <= MOST_ANGLES);
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        let has_room = |angles: usize| cos.try_reserve_exact(angles).and(sin.try_reserve_exact(angles)).is_ok();
-        if !angles.is_some_and(has_room) {
+        let mut angles = Vec::new();
+        let count = pairs.checked_mul(positions.max(1)).filter(|&count| count <= MOST_ANGLES);
+        if count.is_none_or(|count| angles.try_reserve_exact(count).is_err()) {
             return Err(Error::Limit {
                 limit: "memory",
                 needed: (pairs as u64).saturating_mul(8).saturating_mul(positions as u64),
@@ -176,21 +175,18 @@ impl Rotary {
         let frequencies: Vec<f64> = (0..pairs).map(|pair| scaling.frequency(pair, base.into(), width)).collect();
         let factor = f64::from(scaling.attention_factor());
         for angle in (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency)) {
-            cos.push((factor * angle.cos()) as f32);
-            sin.push((factor * angle.sin()) as f32);
+            angles.push([angle.cos(), angle.sin()].map(|x| (factor * x) as f32));
         }
-        Ok(Self { pairing, pairs, cos, sin })
+        Ok(Self { pairing, pairs, angles })
     }
 
     /// Wraps tables [positions, pairs], as models and ONNX provide them.
     pub fn from_tables(pairing: Pairing, pairs: usize, cos: Vec<f32>, sin: Vec<f32>) -> Result<Self> {
         if pairs == 0 || cos.len() != sin.len() || !cos.len().is_multiple_of(pairs) {
-            return Err(Error::invalid(
-                "cos",
-                format!("{} cosines and {} sines are no two tables of rows of {pairs}", cos.len(), sin.len()),
-            ));
+            let why = format!("{} cosines and {} sines are no two tables of rows of {pairs}", cos.len(), sin.len());
+            return Err(Error::invalid("cos", why));
         }
-        Ok(Self { pairing, pairs, cos, sin })
+        Ok(Self { pairing, pairs, angles: cos.into_iter().zip(sin).map(|(cos, sin)| [cos, sin]).collect() })
     }
 
     /// Pairing of the rotated elements.
@@ -204,13 +200,13 @@ impl Rotary {
     }
 
     /// Cosine and sine of every position and pair, as shaders read them.
-    pub(crate) fn angles(&self) -> Vec<[f32; 2]> {
-        self.cos.iter().zip(&self.sin).map(|(&cos, &sin)| [cos, sin]).collect()
+    pub(crate) fn angles(&self) -> &[[f32; 2]] {
+        &self.angles
     }
 
     /// Number of positions in the tables.
     pub fn positions(&self) -> usize {
-        self.cos.len() / self.pairs
+        self.angles.len() / self.pairs
     }
 
     /// Rotates one head in place. Errors: a head too narrow for the pairs, a position past the tables.
@@ -222,8 +218,7 @@ impl Rotary {
         if position >= self.positions() {
             return Err(Error::invalid("position", format!("{position} is past the {} positions of the tables", self.positions())));
         }
-        let row = position * pairs..(position + 1) * pairs;
-        for (pair, (&cos, &sin)) in self.cos[row.clone()].iter().zip(&self.sin[row]).enumerate() {
+        for (pair, &[cos, sin]) in self.angles[position * pairs..][..pairs].iter().enumerate() {
             let (a, b) = match self.pairing {
                 Pairing::HalfSplit => (pair, pair + pairs),
                 Pairing::Interleaved => (2 * pair, 2 * pair + 1),
@@ -236,10 +231,8 @@ impl Rotary {
     /// Rotates every head of [tokens, heads, head_dim] in place; `positions` has one position per token.
     pub fn apply_tokens(&self, data: &mut [f32], heads: usize, head_dim: usize, positions: &[usize]) -> Result<()> {
         if Some(data.len()) != positions.len().checked_mul(heads).and_then(|rows| rows.checked_mul(head_dim)) {
-            return Err(Error::invalid(
-                "positions",
-                format!("{} numbers are no {} tokens of {heads} heads of {head_dim}", data.len(), positions.len()),
-            ));
+            let why = format!("{} numbers are no {} tokens of {heads} heads of {head_dim}", data.len(), positions.len());
+            return Err(Error::invalid("positions", why));
         }
         if data.is_empty() {
             return Ok(());
@@ -298,7 +291,7 @@ mod tests {
         assert!((yarn(None).attention_factor() - 1.2302585).abs() < 1e-6);
         // At position 1 the angle is the frequency, and the length of (cos, sin) is the attention factor.
         let rotary = Rotary::scaled(Pairing::HalfSplit, 10000.0, 128, 2, yarn(None)).unwrap_or_else(|error| panic!("{error}"));
-        let (cos, sin) = (rotary.cos[64 + 17], rotary.sin[64 + 17]);
+        let [cos, sin] = rotary.angles[64 + 17];
         assert!((sin / cos - 8.3479e-2f32.tan()).abs() < 1e-5 && (cos.hypot(sin) - 1.2302585).abs() < 1e-6);
         let linear = Scaling::Linear { factor: 4.0 };
         assert!((linear.frequency(16, 10000.0, 128) - 0.025).abs() < 1e-9);

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use buffers::{devices, draw, empty};
-use wgpu_attention::cache::CacheShape;
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{
-    Attention, Backward, BackwardBindings, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Merge, MergeBindings,
-    NewTokens, QueryBindings,
+    Attention, Backward, BackwardBindings, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, Merge, MergeBindings,
+    NewTokens, QueryBindings, Rows,
 };
 use wgpu_attention::layer::{LayerOutputs, Linear, MultiHead};
 use wgpu_attention::rotary::{Pairing, Rotary};
@@ -119,9 +119,11 @@ fn want() -> WantGradients {
     WantGradients { value: false, ..WantGradients::default() }
 }
 
-const SHAPE: CacheShape =
-    CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 16, head_dim_v: 16, dtype: DType::F32, layout: Layout::Bshd };
-const SIZE: CacheSize = CacheSize { layers: 1, slots: 2, pages_per_slot: 5, pages: 10 };
+const SIZE: CacheSize = CacheSize { slots: 2, pages_per_slot: 5 };
+
+fn shape() -> CacheShape {
+    CacheShape::uniform(1, LayerShape::new(2, 16)).page_size(4).pages(10)
+}
 
 impl App {
     fn new(gpu: Gpu) -> Self {
@@ -131,7 +133,7 @@ impl App {
         let attention = Attention::new(&gpu, &problem, Algorithm::Auto).expect("planned");
         let bound = attention.bind(&Bindings::new(&buffer, &buffer, &buffer, &output)).expect("bound");
         let backward = Backward::new(&gpu, &problem, &want()).expect("planned");
-        let mut cache = DeviceCache::new(&gpu, SHAPE, SIZE).expect("a cache");
+        let mut cache = DeviceCache::new(&gpu, shape(), SIZE).expect("a cache");
         cache.start().expect("a slot");
         Self { gpu, attention, backward, bound, cache, buffer }
     }
@@ -155,18 +157,19 @@ impl App {
             let bindings = MergeBindings { lse: cache.lengths().as_entire_buffer_binding(), ..merge.clone() };
             Merge { parts: 2, rows: 3, head_dim_v: 4 }.bind(gpu, &bindings)
         });
-        says_lost("DeviceCache::new", || DeviceCache::new(gpu, SHAPE, SIZE));
+        says_lost("DeviceCache::new", || DeviceCache::new(gpu, shape(), SIZE));
         let rotary = Rotary::new(Pairing::HalfSplit, 1e4, 16, 20).expect("valid");
         says_lost("DeviceRotary::new", || DeviceRotary::new(gpu, &rotary));
         let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-        let new = NewTokens { key: whole(), key_spec: spec, value: whole(), value_spec: spec, rotary: None, query: None };
-        says_lost("append", || cache.append(0, 0..1, 1, &new));
+        let new = NewTokens { slots: 0..1, seq_len: 1, key: Rows::new(buffer, spec), value: Rows::new(buffer, spec), rotation: None };
+        says_lost("append", || cache.append(0, &new));
         says_lost("cache attention", || {
-            cache.attention(&cache.problem(1, 2, 1), 0, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(buffer, &output))
+            let problem = cache.problem(0, 0..1, Queries { num_heads: 2, seq_len: 1 })?;
+            cache.attention(0, &problem, 0..1, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(buffer, &output))
         });
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         says_lost("start", || cache.start());
-        says_lost("extend", || cache.extend(&[1, 0], 1, &mut encoder));
+        says_lost("extend", || cache.extend(Growth { tokens: &[1, 0], steps: 1 }, &mut encoder));
         says_lost("grow", || cache.grow(4, &mut encoder));
         says_lost("free", || cache.free(0));
         says_lost("Backward::bind", || backward.bind(&gradients(buffer, &[&cache.pools(0).expect("a layer")[0][0], &output])));

@@ -1,11 +1,11 @@
 // Defines: main: appends new keys, rotated, and values to the cache, in its storage type; rotates queries in place.
-// Expects: cache/params.wgsl, cache/rotation.wgsl; state, load_new_key, load_new_value, store_key, store_value; consts
-//          UNIT, HAS_QUERY.
-// See: src/cache.rs (KvCache::append).
+// Expects: cache/params.wgsl; state, load_new_value, rotated, rotate_query, store_key, store_value; consts KEY_UNIT,
+//          VALUE_UNIT, QUERY_UNIT, HAS_QUERY.
+// See: src/cache/host.rs (KvCache::append).
 //
 // Runs after `advance`: an item that now has `length` keys gets the last `added` of the seq_len new ones, the last of
 // them at length - 1. So token t has position length - seq_len + t, as under a causal mask aligned to the bottom right.
-// A thread takes UNIT elements: one f32, a word of two halves, or a block of 32.
+// A thread takes a unit of elements: one f32, a word of two halves, or a block of 32.
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -14,14 +14,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     let tokens = cache.batch * cache.seq_len;
-    let key_units = cache.head_dim / UNIT;
-    let value_units = cache.head_dim_v / UNIT;
+    let key_units = cache.head_dim / KEY_UNIT;
+    let value_units = cache.head_dim_v / VALUE_UNIT;
     let keys = tokens * cache.num_kv_heads * key_units;
     let values = tokens * cache.num_kv_heads * value_units;
     if (index >= keys + values) {
         if (HAS_QUERY) {
             index -= keys + values;
-            let units = cache.pairs / QUERY_PAIRS;
+            let units = cache.pairs / QUERY_UNIT;
             let head = index / units % cache.num_heads;
             let token = index / units / cache.num_heads;
             let position = position_of(token);
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let is_value = index >= keys;
     let within = select(index, index - keys, is_value);
     let units = select(key_units, value_units, is_value);
-    let first = within % units * UNIT;
+    let unit = within % units;
     let head = within / units % cache.num_kv_heads;
     let token = within / units / cache.num_kv_heads;
     let position = position_of(token);
@@ -44,21 +44,22 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let entry = 4u * cache.slots + slot * cache.pages_per_slot + u32(position) / cache.page_size;
     let place = vec2<u32>(state[entry], u32(position) % cache.page_size);
-    var numbers: array<f32, UNIT>;
     if (is_value) {
+        var numbers: array<f32, VALUE_UNIT>;
         let row = row_at(cache.value_strides, token, head);
-        for (var i = 0u; i < UNIT; i++) {
-            numbers[i] = load_new_value(row + first + i);
+        for (var i = 0u; i < VALUE_UNIT; i++) {
+            numbers[i] = load_new_value(row + unit * VALUE_UNIT + i);
         }
         let steps = cache.value_pool_strides;
-        store_value(place.x * steps.x + head * steps.y + place.y * steps.z + first, &numbers);
+        store_value(place.x * steps.x + head * steps.y + place.y * steps.z + unit * VALUE_UNIT, &numbers);
     } else {
+        var numbers: array<f32, KEY_UNIT>;
         let row = row_at(cache.key_strides, token, head);
-        for (var i = 0u; i < UNIT; i++) {
-            numbers[i] = rotated(row, first + i, u32(position));
+        for (var i = 0u; i < KEY_UNIT; i++) {
+            numbers[i] = rotated(row, unit * KEY_UNIT + i, u32(position));
         }
         let steps = cache.key_pool_strides;
-        store_key(place.x * steps.x + head * steps.y + place.y * steps.z + first, &numbers);
+        store_key(place.x * steps.x + head * steps.y + place.y * steps.z + unit * KEY_UNIT, &numbers);
     }
 }
 

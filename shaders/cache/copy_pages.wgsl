@@ -1,6 +1,6 @@
 // Defines: main: copies pages within a pool. One thread per word.
 // Expects: cache/params.wgsl; page_pairs (from, to), pool (read_write).
-// See: src/cache.rs (copy_slots).
+// See: src/cache/host.rs (copy_slots).
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -20,7 +20,7 @@ mod tile;
 mod unit;
 mod visible;
 
-pub use merge::{Merged, Part, merge};
+pub use merge::{Merged, Part, RowSums, merge};
 pub use peak::multiply_add_gflops;
 
 #[cfg(test)]

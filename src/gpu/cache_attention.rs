@@ -1,6 +1,9 @@
 //! Attention over the sequences of a cache on a device.
 
-use super::{Attention, Bindings, DeviceCache, Dispatches, Gpu};
+use std::ops::Range;
+
+use super::{Attention, Bindings, DeviceCache, Dispatches};
+use crate::cache::{LayerShape, Queries};
 use crate::error::{Error, Result};
 use crate::plan::{CacheWords, Plan};
 use crate::problem::{Algorithm, BroadcastShape, Layout, Operand, Problem};
@@ -8,6 +11,7 @@ use crate::problem::{Algorithm, BroadcastShape, Layout, Operand, Problem};
 /// Attention over the sequences of a [`DeviceCache`], prepared: one [`Attention`] per bank of heads.
 #[derive(Debug)]
 pub struct CacheAttention {
+    shape: LayerShape,
     banks: Vec<Attention>,
 }
 
@@ -36,16 +40,23 @@ impl<'a> QueryBindings<'a> {
     }
 }
 
-impl CacheAttention {
-    pub(super) fn new(
-        gpu: &Gpu,
-        problem: &Problem,
-        algorithm: Algorithm,
-        state: &wgpu::Buffer,
-        [kv_lengths, page_table]: [u32; 2],
-        banks: usize,
-    ) -> Result<Self> {
+impl DeviceCache {
+    /// Prepares attention over the sequences in `slots`, for a [`Self::problem`]. Bind it once for each layer of this
+    /// layer's shape.
+    ///
+    /// Errors: those of [`super::Attention::new`]; a problem of another batch, keys or values; with several banks, an
+    /// lse or a mask or bias that differs between heads.
+    pub fn attention(&self, layer: usize, problem: &Problem, slots: Range<usize>, algorithm: Algorithm) -> Result<CacheAttention> {
+        let d = &problem.dims;
+        self.check_slots(&slots)?;
+        let queries = Queries { num_heads: d.num_heads, seq_len: d.seq_len_q };
+        let own = self.problem(layer, slots.clone(), queries)?;
+        let of = |p: &Problem| (p.dims, p.paged, p.visibility.kv_lengths, p.key, p.value);
+        if of(&own) != of(problem) {
+            return Err(Error::invalid("problem", "its keys and values are not this cache's: begin with DeviceCache::problem"));
+        }
         problem.check()?;
+        let (shape, banks) = (*self.shape().layer(layer)?, self.pools(layer)?.len());
         let by_head = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([_, heads, ..])| heads > 1);
         if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias)) {
             return Err(Error::unsupported(
@@ -53,6 +64,8 @@ impl CacheAttention {
                 "make the cache smaller, or ask for an adapter's own limits",
             ));
         }
+        let (gpu, size) = (&self.gpu, self.size());
+        let page_table = (4 * size.slots + slots.start * size.pages_per_slot) as u32;
         let of_bank = |bank: usize| {
             let mut part = problem.clone();
             part.dims.num_heads /= banks;
@@ -65,23 +78,27 @@ impl CacheAttention {
                     spec.layout = Layout::Strided(strides);
                 }
             }
-            let words = CacheWords { kv_lengths, page_table, num_heads: problem.dims.num_heads, first_head };
+            let words = CacheWords { kv_lengths: slots.start as u32, page_table, num_heads: problem.dims.num_heads, first_head };
             let plan = Plan::on_cache(&part, gpu.caps(), algorithm, gpu.fastest(&part), words)?;
-            Attention::of_plan(gpu, &part, plan, Some(state.clone()))
+            Attention::of_plan(gpu, &part, plan, Some(self.state.clone()))
         };
-        Ok(Self { banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
+        Ok(CacheAttention { shape, banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
     }
+}
 
+impl CacheAttention {
     /// Plan of one bank of heads; all banks are alike.
     pub fn plan(&self) -> &Plan {
         self.banks[0].plan()
     }
 
-    /// Binds buffers, and a layer of the cache that this attention was created for.
+    /// Binds buffers, and a layer of the cache that this attention was created for. Errors: those of
+    /// [`Attention::bind`]; a layer of another shape.
     pub fn bind(&self, cache: &DeviceCache, layer: usize, buffers: &QueryBindings<'_>) -> Result<Dispatches> {
         let pools = cache.pools(layer)?;
-        if pools.len() != self.banks.len() {
-            return Err(Error::invalid("cache", "is not the one that this attention was made for"));
+        if (cache.shape().layer(layer)?, pools.len()) != (&self.shape, self.banks.len()) {
+            let why = format!("{layer} has not the shape that this attention was made for, {:?}: make another for it", self.shape);
+            return Err(Error::invalid("layer", why));
         }
         let mut bound = Dispatches { steps: Vec::new() };
         for (bank, [key, value]) in self.banks.iter().zip(pools) {

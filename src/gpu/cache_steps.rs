@@ -45,20 +45,31 @@ fn grid(gpu: &Gpu, threads: usize) -> Result<[u32; 2]> {
     Ok([workgroups.div_ceil(lines.max(1)) as u32, lines as u32])
 }
 
-/// Strides along item, head and token of [batch, heads, seq, dim], and its offset. The binding must hold it whole.
-pub(super) fn strides(
-    gpu: &Gpu,
-    argument: &'static str,
-    binding: &wgpu::BufferBinding<'_>,
-    spec: &TensorSpec,
-    shape: [usize; 4],
-) -> Result<[u32; 4]> {
-    let len = spec.required_len(shape).filter(|&len| u32::try_from(len).is_ok());
-    let len = len.ok_or_else(|| Error::invalid(argument, format!("{shape:?} with its strides is more than a shader can count")))?;
-    let strides = spec.strides(shape);
-    if strides.dim != 1 || len == 0 {
-        return Err(Error::invalid(argument, format!("{shape:?} with strides {strides:?}: there must be rows, each contiguous")));
+/// Rows [batch, heads, seq_len, dim] in a device buffer, each contiguous.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    /// Buffer with `BufferUsages::STORAGE`.
+    pub binding: wgpu::BufferBinding<'a>,
+    /// Storage in the buffer.
+    pub spec: TensorSpec,
+}
+
+impl<'a> Rows<'a> {
+    /// Binds a whole buffer.
+    pub fn new(buffer: &'a wgpu::Buffer, spec: TensorSpec) -> Self {
+        Self { binding: buffer.as_entire_buffer_binding(), spec }
     }
-    check_binding(gpu, argument, binding, spec.dtype.bytes(len) as u64)?;
-    Ok([strides.batch, strides.head, strides.seq, spec.offset].map(|step| step as u32))
+
+    /// Strides along item, head and token of [batch, heads, seq, dim], and its offset. The binding must hold it whole.
+    pub(super) fn strides(&self, gpu: &Gpu, argument: &'static str, shape: [usize; 4]) -> Result<[u32; 4]> {
+        let Self { binding, spec } = self;
+        let len = spec.required_len(shape).filter(|&len| u32::try_from(len).is_ok());
+        let len = len.ok_or_else(|| Error::invalid(argument, format!("{shape:?} with its strides is more than a shader can count")))?;
+        let strides = spec.strides(shape);
+        if strides.dim != 1 || len == 0 {
+            return Err(Error::invalid(argument, format!("{shape:?} with strides {strides:?}: there must be rows, each contiguous")));
+        }
+        check_binding(gpu, argument, binding, spec.dtype.bytes(len) as u64)?;
+        Ok([strides.batch, strides.head, strides.seq, spec.offset].map(|step| step as u32))
+    }
 }

@@ -1,108 +1,73 @@
-//! Multi-head layer on a device: its weights stay there, and a run is one upload and one recording.
+//! Multi-head layer on a device: one upload and one recording.
 
 use super::buffers::ReadBack;
 use super::host::Prepared;
-use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer};
+use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer, uploaded};
 use super::{Dispatches, Gpu, Waiting};
 use crate::error::Result;
 use crate::plan::BufferRef;
 use crate::problem::{Algorithm, Inputs, Outputs, Problem};
 use crate::progress::Progress;
 
-/// Parts of a layer, as plain data that has been checked.
+/// Parts of a layer and its inputs, as plain data that has been checked.
 pub(crate) struct LayerParts<'a> {
+    /// X_q, X_k, X_v, none of them empty.
+    pub(crate) x: [&'a [f32]; 3],
     /// W_Q, W_K, W_V, W_O.
     pub(crate) projections: [Projection<'a>; 4],
-    /// Rows appended to every item of K and of V: whole rows, equally many of each.
+    /// Rows of Q, and of K and V.
+    pub(crate) rows: [RowMap; 2],
+    /// Rows appended to every item of K and of V.
     pub(crate) appended: [Vec<f32>; 2],
-    /// Number of rows appended to an item.
-    pub(crate) appended_rows: usize,
 }
 
-/// Layer prepared for one problem.
-pub(crate) struct Layer {
-    gpu: Gpu,
-    prepared: Prepared,
-    bound: Dispatches,
-    /// X_q, X_k, X_v; only X_q in self-attention.
-    x: Vec<wgpu::Buffer>,
-    /// Results that are read back after the attention's own: Y, and with `steps` Q, K, V.
-    results: ReadBack,
-}
-
-impl Layer {
-    /// Uploads the weights and compiles the pipelines that are missing. With `self_attention`, X_k and X_v are X_q;
-    /// with `steps`, Q, K and V are read back too.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        problem: &Problem,
-        algorithm: Algorithm,
-        parts: &LayerParts<'_>,
-        self_attention: bool,
-        steps: bool,
-    ) -> Result<Self> {
-        let prepared = Prepared::forward(gpu, problem, algorithm)?;
-        let [to_query, to_key, to_value, context] =
-            [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output].map(|place| prepared.buffer(place).clone());
-        let d = &problem.dims;
-        let own_keys = d.seq_len_kv - parts.appended_rows;
-        let (rows_q, rows_kv) = match problem.varlen {
-            Some(varlen) => (varlen.tokens_q, varlen.tokens_kv),
-            None => (d.batch * d.seq_len_q, d.batch * own_keys),
+/// Computes a layer. Returns the attention's outputs, then Y, and with `steps` Q, K, V. `inputs` has the options' data.
+pub(crate) async fn layer(
+    gpu: &Gpu,
+    problem: &Problem,
+    algorithm: Algorithm,
+    inputs: &Inputs<'_>,
+    parts: &LayerParts<'_>,
+    steps: bool,
+) -> Result<(Outputs, Vec<Vec<f32>>)> {
+    let mut prepared = Prepared::forward(gpu, problem, algorithm)?;
+    let [to_query, to_key, to_value, context] =
+        [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output].map(|place| prepared.buffer(place).clone());
+    let ([rows_q, rows_kv], output) = (parts.rows, parts.projections[3]);
+    let mut bound = Dispatches { steps: Vec::new() };
+    let mut last: Option<(&[f32], wgpu::Buffer)> = None;
+    for (([name, weight], rows, to), (&projection, x)) in
+        [(["query", "w_q"], rows_q, &to_query), (["key", "w_k"], rows_kv, &to_key), (["value", "w_v"], rows_kv, &to_value)]
+            .into_iter()
+            .zip(parts.projections.iter().zip(parts.x))
+    {
+        // In self-attention the three are one slice.
+        let from = match last.take() {
+            Some((same, buffer)) if std::ptr::eq(same, x) => buffer,
+            _ => uploaded(gpu, name, x)?,
         };
-        let plain = |rows| RowMap { rows, item_rows: rows, item_stride: rows };
-        let keys = match problem.varlen {
-            Some(_) => plain(rows_kv),
-            None => RowMap { rows: rows_kv, item_rows: own_keys, item_stride: d.seq_len_kv },
-        };
-        let [query, key, value, output] = parts.projections;
-        let mut x = vec![storage_buffer(gpu, "query", rows_q * query.in_features, wgpu::BufferUsages::COPY_DST)?];
-        if !self_attention {
-            x.push(storage_buffer(gpu, "key", rows_kv * key.in_features, wgpu::BufferUsages::COPY_DST)?);
-            x.push(storage_buffer(gpu, "value", rows_kv * value.in_features, wgpu::BufferUsages::COPY_DST)?);
-        }
-        let columns = output.weight.len() / output.in_features;
-        let y = storage_buffer(gpu, "output", rows_q * columns, wgpu::BufferUsages::COPY_SRC)?;
-
-        let mut bound = Dispatches { steps: Vec::new() };
-        for (index, (name, projection, rows, to)) in
-            [("w_q", query, plain(rows_q), &to_query), ("w_k", key, keys, &to_key), ("w_v", value, keys, &to_value)].into_iter().enumerate()
-        {
-            let from = if self_attention { &x[0] } else { &x[index] };
-            bound.steps.extend(DeviceLinear::new(gpu, name, projection)?.bind(gpu, rows, from, to)?);
-        }
-        for (buffer, rows) in [(&to_key, &parts.appended[0]), (&to_value, &parts.appended[1])] {
-            let width = rows.len() / parts.appended_rows.max(1);
-            for item in 0..if rows.is_empty() { 0 } else { d.batch } {
-                let at = 4 * ((item * d.seq_len_kv + own_keys) * width) as u64;
-                gpu.guarded(|| gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows)))?;
-            }
-        }
-        let mut prepared = prepared;
-        bound.steps.append(&mut prepared.bound.steps);
-        bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, plain(rows_q), &context, &y)?);
-
-        let numbers = |buffer: &wgpu::Buffer, len: usize| (buffer.clone(), 4 * len as u64);
-        let mut results = vec![numbers(&y, rows_q * columns)];
-        if steps {
-            results.push(numbers(&to_query, problem.query_len()));
-            results.push(numbers(&to_key, problem.key_len()));
-            results.push(numbers(&to_value, problem.value_len()));
-        }
-        Ok(Self { gpu: gpu.clone(), prepared, bound, x, results: ReadBack::new(gpu, results)? })
+        bound.steps.extend(DeviceLinear::new(gpu, weight, projection)?.bind(gpu, rows, &from, to)?);
+        last = Some((x, from));
     }
-
-    /// Returns the attention's outputs, then Y, and with `steps` Q, K, V. `inputs` has been checked.
-    pub(crate) async fn run(&self, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<(Outputs, Vec<Vec<f32>>)> {
-        self.gpu.guarded(|| {
-            for (buffer, x) in self.x.iter().zip([inputs.query, inputs.key, inputs.value]) {
-                self.gpu.queue().write_buffer(buffer, 0, x.bytes());
-            }
-            self.prepared.upload_options(inputs);
-        })?;
-        let copy = |encoder: &mut wgpu::CommandEncoder| self.results.copy(encoder);
-        let attention = self.prepared.outputs(&self.bound, control, Waiting::Blocking, copy).await?;
-        let results = self.results.read(&self.gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
-        Ok((attention, results.await?))
+    for (buffer, rows) in [&to_key, &to_value].into_iter().zip(&parts.appended).filter(|(_, rows)| !rows.is_empty()) {
+        let width = rows.len() / rows_kv.appended;
+        for item in 0..rows_kv.items {
+            let at = 4 * ((item * (rows_kv.own + rows_kv.appended) + rows_kv.own) * width) as u64;
+            gpu.guarded(|| gpu.queue().write_buffer(buffer, at, bytemuck::cast_slice(rows)))?;
+        }
     }
+    let columns = output.weight.len() / output.in_features;
+    let y = storage_buffer(gpu, "output", rows_q.all() * columns, wgpu::BufferUsages::COPY_SRC)?;
+    bound.steps.append(&mut prepared.bound.steps);
+    bound.steps.extend(DeviceLinear::new(gpu, "w_o", output)?.bind(gpu, RowMap::plain(rows_q.all()), &context, &y)?);
+
+    let wanted =
+        [(&y, rows_q.all() * columns), (&to_query, problem.query_len()), (&to_key, problem.key_len()), (&to_value, problem.value_len())];
+    let wanted = wanted.into_iter().take(if steps { 4 } else { 1 });
+    let results = ReadBack::new(gpu, wanted.map(|(buffer, len)| (buffer.clone(), 4 * len as u64)))?;
+    gpu.guarded(|| prepared.upload_options(inputs))?;
+    let copy = |encoder: &mut wgpu::CommandEncoder| results.copy(encoder);
+    let attention = prepared.outputs(&bound, &mut Progress::default(), Waiting::Blocking, copy).await?;
+    let results = results.read(gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
+    Ok((attention, results.await?))
 }

@@ -1,5 +1,7 @@
 //! Gradients of a multi-head layer on a device: projections, attention and projections backwards, in one recording.
 
+use std::borrow::Cow;
+
 use super::buffers::ReadBack;
 use super::host::{Arguments, Prepared, for_stats, submit};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
@@ -9,14 +11,15 @@ use crate::plan::BufferRef;
 use crate::problem::{Algorithm, Inputs, Problem, WantGradients};
 use crate::progress::Progress;
 
-/// Projection Y = X·Wᵀ in the form that its gradients need.
-pub(crate) struct ProjectionBackward {
-    /// Xᵀ [in_features, rows].
-    pub(crate) x_t: Vec<f32>,
-    /// Wᵀ [in_features, out_features].
-    pub(crate) weight_t: Vec<f32>,
+/// Projection Y = X·Wᵀ whose gradients are wanted.
+pub(crate) struct ProjectionBackward<'a> {
+    /// X [rows, in_features].
+    pub(crate) x: Cow<'a, [f32]>,
+    /// W [out_features, in_features].
+    pub(crate) weight: &'a [f32],
     /// Selectors [sums, rows]: 1 for each row of dY that a sum includes.
     pub(crate) selectors: Vec<f32>,
+    pub(crate) sums: usize,
     pub(crate) rows: usize,
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
@@ -25,8 +28,8 @@ pub(crate) struct ProjectionBackward {
 /// Data from which the gradients of a layer are computed, checked.
 pub(crate) struct LayerBackwardParts<'a> {
     /// Projections to Q, K and V.
-    pub(crate) sides: [ProjectionBackward; 3],
-    pub(crate) output: ProjectionBackward,
+    pub(crate) sides: [ProjectionBackward<'a>; 3],
+    pub(crate) output: ProjectionBackward<'a>,
     pub(crate) d_output: &'a [f32],
     /// Q, K, V and context.
     pub(crate) steps: [&'a [f32]; 4],
@@ -36,7 +39,7 @@ pub(crate) struct LayerBackwardParts<'a> {
 /// Gradients of a layer.
 pub(crate) struct LayerBackwardResults {
     /// dX, dW and the sums of selected rows of dY, for the projections to Q, K, V and the output.
-    pub(crate) projections: Vec<[Vec<f32>; 3]>,
+    pub(crate) projections: [[Vec<f32>; 3]; 4],
     /// Gradients of bias, relative biases and sinks.
     pub(crate) attention: [Option<Vec<f32>>; 3],
 }
@@ -59,20 +62,26 @@ impl Recording<'_> {
     /// Records y [rows, columns] = x [rows, depth] · weightᵀ, with weight [columns, depth].
     fn multiply(&mut self, [rows, columns, depth]: [usize; 3], x: &wgpu::Buffer, weight: wgpu::Buffer, y: &wgpu::Buffer) -> Result<()> {
         let linear = DeviceLinear::from_buffer(weight, depth, columns);
-        self.bound.steps.extend(linear.bind(self.gpu, RowMap { rows, item_rows: rows, item_stride: rows }, x, y)?);
+        self.bound.steps.extend(linear.bind(self.gpu, RowMap::plain(rows), x, y)?);
         Ok(())
     }
 
+    /// Records the transpose of x [rows, columns].
+    fn transpose(&mut self, name: &str, [rows, columns]: [usize; 2], x: &wgpu::Buffer) -> Result<wgpu::Buffer> {
+        let to = storage_buffer(self.gpu, name, rows * columns, wgpu::BufferUsages::empty())?;
+        self.bound.steps.extend(transpose(self.gpu, rows, columns, x, &to)?);
+        Ok(to)
+    }
+
     /// Records dX, dW and the selected sums of a projection's dY, which are read back in this order. Returns dX.
-    fn project_back(&mut self, side: &ProjectionBackward, d_y: &wgpu::Buffer) -> Result<wgpu::Buffer> {
-        let &ProjectionBackward { rows, in_features, out_features, .. } = side;
-        let sums = side.selectors.len() / rows;
-        let d_y_t = storage_buffer(self.gpu, "dYᵀ", rows * out_features, wgpu::BufferUsages::empty())?;
-        self.bound.steps.extend(transpose(self.gpu, rows, out_features, d_y, &d_y_t)?);
+    fn project_back(&mut self, side: &ProjectionBackward<'_>, d_y: &wgpu::Buffer) -> Result<wgpu::Buffer> {
+        let &ProjectionBackward { sums, rows, in_features, out_features, .. } = side;
+        let d_y_t = self.transpose("dYᵀ", [rows, out_features], d_y)?;
+        let x_t = self.transpose("Xᵀ", [rows, in_features], &uploaded(self.gpu, "X", &side.x)?)?;
+        let weight_t = self.transpose("Wᵀ", [out_features, in_features], &uploaded(self.gpu, "W", side.weight)?)?;
         let d_x = self.result("dX", rows * in_features)?;
         let d_weight = self.result("dW", out_features * in_features)?;
         let summed = self.result("db", sums * out_features)?;
-        let (weight_t, x_t) = (uploaded(self.gpu, "Wᵀ", &side.weight_t)?, uploaded(self.gpu, "Xᵀ", &side.x_t)?);
         let selectors = uploaded(self.gpu, "selectors", &side.selectors)?;
         self.multiply([rows, in_features, out_features], d_y, weight_t, &d_x)?;
         self.multiply([out_features, in_features, rows], &d_y_t, x_t, &d_weight)?;
@@ -109,9 +118,8 @@ pub(crate) async fn layer_backward(
     let mut next = || results.next().unwrap_or_default();
     let output = [next(), next(), next()];
     let attention = extras.map(|wanted| wanted.then(&mut next));
-    let mut projections: Vec<[Vec<f32>; 3]> = (0..3).map(|_| [next(), next(), next()]).collect();
-    projections.push(output);
-    Ok(LayerBackwardResults { projections, attention })
+    let [query, key, value] = [(); 3].map(|()| [next(), next(), next()]);
+    Ok(LayerBackwardResults { projections: [query, key, value, output], attention })
 }
 
 /// Records the backward pass of the attention. Returns dQ, dK, dV, and which other gradients are read back.

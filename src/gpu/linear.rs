@@ -26,12 +26,28 @@ pub(super) struct DeviceLinear {
     out_features: usize,
 }
 
-/// Mapping of rows: row r of X goes to row `r / item_rows * item_stride + r % item_rows` of Y.
-#[derive(Clone, Copy)]
-pub(super) struct RowMap {
-    pub(super) rows: usize,
-    pub(super) item_rows: usize,
-    pub(super) item_stride: usize,
+/// Rows of Y: of each item its own rows, one for each row of X, then appended ones, which a projection leaves alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMap {
+    pub(crate) items: usize,
+    pub(crate) own: usize,
+    pub(crate) appended: usize,
+}
+
+impl RowMap {
+    pub(crate) const fn plain(rows: usize) -> Self {
+        Self { items: 1, own: rows, appended: 0 }
+    }
+
+    /// Number of rows of X.
+    pub(crate) const fn own(self) -> usize {
+        self.items * self.own
+    }
+
+    /// Number of rows of Y.
+    pub(crate) const fn all(self) -> usize {
+        self.items * (self.own + self.appended)
+    }
 }
 
 impl DeviceLinear {
@@ -52,20 +68,20 @@ impl DeviceLinear {
 
     /// Dispatches that compute Y from X. The layer that creates the buffers makes them large enough.
     pub(super) fn bind(&self, gpu: &Gpu, rows: RowMap, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
-        self.bind_tiles(gpu, LinearTile::choose(rows.rows, gpu.caps()), rows, x, y)
+        self.bind_tiles(gpu, LinearTile::choose(rows.own(), gpu.caps()), rows, x, y)
     }
 
     fn bind_tiles(&self, gpu: &Gpu, tile: LinearTile, rows: RowMap, x: &wgpu::Buffer, y: &wgpu::Buffer) -> Result<Vec<BoundDispatch>> {
         let vectors = self.in_features.is_multiple_of(4);
         let pipeline = gpu.pipeline(PipelineKey::Linear(LinearKey { tile, bias: self.bias.is_some(), vectors }))?;
-        let workgroups = grid(rows.rows.div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
-        let flops = 2.0 * rows.rows as f64 * self.out_features as f64 * self.in_features as f64;
+        let workgroups = grid(rows.own().div_ceil(tile.tile_m as usize) * self.out_features.div_ceil(tile.tile_n as usize))?;
+        let flops = 2.0 * rows.own() as f64 * self.out_features as f64 * self.in_features as f64;
         let params = LinearParams {
-            rows: rows.rows as u32,
+            rows: rows.own() as u32,
             columns: self.out_features as u32,
             depth: self.in_features as u32,
-            item_rows: rows.item_rows as u32,
-            item_stride: rows.item_stride as u32,
+            item_rows: rows.own as u32,
+            item_stride: (rows.own + rows.appended) as u32,
             ..Default::default()
         };
         let buffers: Vec<&wgpu::Buffer> = [x, &self.weight, y].into_iter().chain(&self.bias).collect();
@@ -140,27 +156,26 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wait::map;
+    use super::super::buffers::ReadBack;
+    use super::super::wait::Waiting;
     use super::super::{Dispatches, choose_every};
     use super::*;
 
-    /// Computes Y on the device, with `item_stride` rows per item.
+    /// Computes Y on the device.
     fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: RowMap, x: &[f32]) -> Vec<f32> {
-        let len = rows.rows.div_ceil(rows.item_rows) * rows.item_stride * linear.out_features;
+        let len = rows.all() * linear.out_features;
         let from = storage_buffer(gpu, "x", x.len(), wgpu::BufferUsages::COPY_DST).expect("it fits");
         let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
         gpu.queue().write_buffer(&from, 0, bytemuck::cast_slice(x));
         let bound = Dispatches { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
-        let size = to.size();
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let results = ReadBack::new(gpu, [(to, 4 * len as u64)]).expect("it fits");
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         bound.record(&mut encoder);
-        encoder.copy_buffer_to_buffer(&to, 0, &staging, 0, size);
+        results.copy(&mut encoder);
         let submission = gpu.queue().submit([encoder.finish()]);
-        pollster::block_on(map(gpu, &staging, Some(submission), super::super::Waiting::Blocking)).expect("the device is there");
-        let view = staging.get_mapped_range(..).expect("it is mapped");
-        bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
+        let read = results
+            .read(gpu, Some(submission), Waiting::Blocking, |parts| parts.flat_map(bytemuck::pod_collect_to_vec::<u8, f32>).collect());
+        pollster::block_on(read).expect("the device is there")
     }
 
     /// Tests every kernel with tails on every adapter: whole vec4s with bias and gaps after items, or none of these.
@@ -171,20 +186,19 @@ mod tests {
         let number = |at: usize| (at * 7 % 23) as f32 / 16.0 - 0.6875; // products and sums of these are exact in f32
         for chosen in &adapters {
             let gpu = pollster::block_on(Gpu::open(chosen, crate::gpu::ShaderOptions::default())).expect("it opens");
-            for (m, n, k, biased) in [(17, 33, 5, false), (67, 131, 36, true)] {
+            for (m, n, k, biased) in [(17, 33, 5, false), (68, 131, 36, true)] {
                 let weight: Vec<f32> = (0..n * k).map(number).collect();
                 let bias: Vec<f32> = (0..n).map(number).collect();
                 let x: Vec<f32> = (0..m * k).map(|at| number(at + 5)).collect();
-                let item_rows = if biased { m.div_ceil(2) } else { m };
+                let rows = if biased { RowMap { items: 2, own: m / 2, appended: 1 } } else { RowMap::plain(m) };
                 for tile in LinearTile::ALL {
                     let projection = Projection { weight: &weight, bias: biased.then_some(&bias), in_features: k };
                     let linear = DeviceLinear::new(&gpu, "w", projection).expect("it fits");
-                    let rows = RowMap { rows: m, item_rows, item_stride: item_rows + usize::from(biased) };
                     let y = run(&gpu, tile, &linear, rows, &x);
                     for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
                         let products = (0..k).map(|i| x[row * k + i] * weight[column * k + i]);
                         let expected = products.sum::<f32>() + if biased { bias[column] } else { 0.0 };
-                        let got = y[(row / item_rows * rows.item_stride + row % item_rows) * n + column];
+                        let got = y[(row + row / rows.own * rows.appended) * n + column];
                         assert_eq!(got, expected, "{tile:?} {m}x{n}x{k} at {row}, {column} on {}", gpu.name());
                     }
                 }

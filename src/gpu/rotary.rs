@@ -1,7 +1,7 @@
-//! Rotary embedding on a device: alone here, fused with an append in `cache.rs`.
+//! Rotary embedding on a device: alone here, fused with an append in `cache_append.rs`.
 
 use super::buffers::filled;
-use super::cache_steps::{bound, strides};
+use super::cache_steps::{Rows, bound};
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
 use crate::error::{Error, Result};
@@ -10,42 +10,46 @@ use crate::problem::{Layout, Strides, TensorSpec};
 use crate::rotary::{Pairing, Rotary};
 use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
+/// Sizes of rows [tokens, num_heads, head_dim].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenSizes {
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of heads of a token.
+    pub num_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
 /// Angles of a [`Rotary`] in a device buffer: 8 bytes per position and pair.
 #[derive(Clone, Debug)]
 pub struct DeviceRotary {
-    pairing: Pairing,
-    pairs: usize,
+    pub(super) pairing: Pairing,
+    pub(super) pairs: usize,
     positions: usize,
-    angles: wgpu::Buffer,
+    pub(super) angles: wgpu::Buffer,
 }
 
 impl DeviceRotary {
     /// Uploads the angles.
     pub fn new(gpu: &Gpu, rotary: &Rotary) -> Result<Self> {
-        let angles = rotary.angles();
-        let bytes: &[u8] = bytemuck::cast_slice(&angles);
+        let bytes: &[u8] = bytemuck::cast_slice(rotary.angles());
         check_bytes("rotary", bytes.len() as u64, gpu.caps())?;
         let angles = filled(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
         Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })
     }
 
     /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] in f32,
-    /// f16 or bf16, heads contiguous. `positions` has a u32 per token, trusted to be below [`Rotary::positions`].
+    /// f16 or bf16. `positions` has a u32 per token, trusted to be below [`Rotary::positions`].
     ///
     /// Errors: a head too narrow, buffers too small, an odd number of pairs or an odd head_dim in 16 bits.
-    pub fn rotate(
-        &self,
-        gpu: &Gpu,
-        rows: &wgpu::BufferBinding<'_>,
-        spec: &TensorSpec,
-        [tokens, num_heads, head_dim]: [usize; 3],
-        positions: &wgpu::BufferBinding<'_>,
-    ) -> Result<Dispatches> {
+    pub fn rotate(&self, gpu: &Gpu, rows: &Rows<'_>, sizes: TokenSizes, positions: &wgpu::BufferBinding<'_>) -> Result<Dispatches> {
+        let TokenSizes { tokens, num_heads, head_dim } = sizes;
         self.check(head_dim, 0)?;
         let shape = [1, num_heads, tokens, head_dim];
-        let query_strides = strides(gpu, "rows", rows, spec, shape)?;
+        let query_strides = rows.strides(gpu, "rows", shape)?;
         check_binding(gpu, "positions", positions, 4 * tokens as u64)?;
-        let threads = tokens * num_heads * self.query_units(spec, shape)?;
+        let threads = tokens * num_heads * self.query_units(&rows.spec, shape)?;
         let params = CacheParams {
             query_strides,
             seq_len: tokens as u32,
@@ -55,22 +59,10 @@ impl DeviceRotary {
         };
         let bindings = [
             (CacheSlot::State, positions.clone()),
-            (CacheSlot::Query, rows.clone()),
+            (CacheSlot::Query, rows.binding.clone()),
             (CacheSlot::Angles, self.angles.as_entire_buffer_binding()),
         ];
-        bound(gpu, CacheKey::Rotate { rows: spec.dtype, pairing: self.pairing }, params, threads, &bindings)
-    }
-
-    pub(super) fn pairing(&self) -> Pairing {
-        self.pairing
-    }
-
-    pub(super) fn pairs(&self) -> usize {
-        self.pairs
-    }
-
-    pub(super) fn angles(&self) -> &wgpu::Buffer {
-        &self.angles
+        bound(gpu, CacheKey::Rotate { rows: rows.spec.dtype, pairing: self.pairing }, params, threads, &bindings)
     }
 
     /// Checks that there are angles for heads of this width and for so many positions.
@@ -86,7 +78,7 @@ impl DeviceRotary {
 
     /// Number of threads that rotate a row in place. 16-bit elements are written in pairs, which must not share words.
     pub(super) fn query_units(&self, spec: &TensorSpec, shape: [usize; 4]) -> Result<usize> {
-        let unit = CacheKey::query_pairs(spec.dtype);
+        let unit = CacheKey::unit(spec.dtype);
         let Strides { batch, head, seq, .. } = spec.strides(shape);
         let whole = [spec.offset, batch, head, seq, self.pairs].iter().all(|step| step.is_multiple_of(unit));
         if spec.dtype.is_quantised() || !whole || matches!(spec.layout, Layout::Strided(steps) if steps.dim != 1) {

@@ -50,21 +50,22 @@ pub fn merge_torch_masks(
         let full = [batch, heads, rows, own_keys];
         parts.push(("attn_mask", mask, if elements(full) == Some(mask.len()) { full } else { [1, 1, rows, own_keys] }));
     }
-    for (argument, mask, shape) in &parts {
-        if elements(*shape) != Some(mask.len()) {
+    let (mut hidden, mut added) = (Vec::new(), Vec::new());
+    for (argument, mask, shape) in parts {
+        if elements(shape) != Some(mask.len()) {
             return Err(Error::invalid(argument, format!("has {} elements, must have {shape:?} (or one per head)", mask.len())));
+        }
+        match mask {
+            TorchMask::Bool(mask) => hidden.push((mask, shape)),
+            TorchMask::Float(bias) => added.push((bias, shape)),
         }
     }
     let mut merged = MergedMasks::default();
-    let hidden: Vec<_> =
-        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Bool(m) = mask { Some((m, shape)) } else { None }).collect();
-    let added: Vec<_> =
-        parts.iter().filter_map(|&(_, mask, shape)| if let TorchMask::Float(m) = mask { Some((m, shape)) } else { None }).collect();
     if !hidden.is_empty() {
-        merged.mask = Some(merge(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
+        merged.mask = Some(fold_broadcast(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
     }
     if !added.is_empty() {
-        merged.bias = Some(merge(&added, keys, 0.0, |sum, bias| sum + bias)?);
+        merged.bias = Some(fold_broadcast(&added, keys, 0.0, |sum, bias| sum + bias)?);
     }
     Ok(merged)
 }
@@ -74,7 +75,12 @@ fn elements(shape: [usize; 4]) -> Option<usize> {
 }
 
 /// Folds tensors of broadcasting shapes into one over `keys` keys. Keys that a tensor lacks keep `start`.
-fn merge<T: Copy>(parts: &[(&[T], [usize; 4])], keys: usize, start: T, fold: impl Fn(T, T) -> T) -> Result<(BroadcastShape, Vec<T>)> {
+pub(crate) fn fold_broadcast<T: Copy>(
+    parts: &[(&[T], [usize; 4])],
+    keys: usize,
+    start: T,
+    fold: impl Fn(T, T) -> T,
+) -> Result<(BroadcastShape, Vec<T>)> {
     let mut shape = [1, 1, 1, keys];
     for (_, part) in parts {
         for axis in 0..3 {

@@ -169,6 +169,23 @@ fn multiply<const ROWS: usize>(
     *sums = registers;
 }
 
+/// Transposes [rows, columns] to [columns, rows].
+pub(super) fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut to = vec![0.0; rows * columns];
+    // Square tiles stay in cache.
+    const SIDE: usize = 32;
+    for first_row in (0..rows).step_by(SIDE) {
+        for first_column in (0..columns).step_by(SIDE) {
+            for row in first_row..rows.min(first_row + SIDE) {
+                for column in first_column..columns.min(first_column + SIDE) {
+                    to[column * rows + row] = data[row * columns + column];
+                }
+            }
+        }
+    }
+    to
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,16 +10,16 @@ mod weights;
 
 pub use backward::{LayerGradients, LinearGradients};
 pub use linear::Linear;
+pub(crate) use masks::fold_broadcast;
 pub use masks::{MergedMasks, TorchMask, average_heads, merge_torch_masks};
 #[cfg(feature = "safetensors")]
-pub use weights::{Naming, WeightFile};
+pub use weights::{Naming, WeightFile, WeightTensor};
 
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, LayerParts, RowMap};
 use crate::numbers::{DType, HostSlice};
-use crate::problem::{Algorithm, Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
-use crate::progress::Progress;
+use crate::problem::{Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
 
 /// Multi-head attention layer:
 ///
@@ -105,6 +105,9 @@ pub struct Steps {
     /// Outputs of the heads, side by side: [batch, seq_len_q, num_heads, head_dim_v].
     pub context: Vec<f32>,
 }
+
+/// Results of the attention, Y, and Q, K and V if they are there.
+type Computed = (Outputs, Vec<f32>, Option<[Vec<f32>; 3]>);
 
 impl MultiHead {
     /// Creates a layer from its four projections. `num_kv_heads` is `num_heads` unless heads are grouped. Head widths
@@ -212,16 +215,28 @@ impl MultiHead {
 
     fn compute(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, steps: bool) -> Result<LayerOutputs> {
         let x = self.check(problem, inputs)?;
-        match engine.gpu() {
+        let (attention, output, projected) = match engine.gpu() {
             // Empty buffers cannot be bound.
             Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check(gpu, problem, engine.algorithm()))? => {
-                self.on_gpu(gpu, engine.algorithm(), problem, inputs, x, steps)
+                let parts = LayerParts {
+                    x,
+                    projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
+                    rows: self.rows(problem),
+                    appended: self.appended_rows(),
+                };
+                let (attention, results) = pollster::block_on(gpu::layer(gpu, problem, engine.algorithm(), inputs, &parts, steps))?;
+                let mut results = results.into_iter();
+                (attention, results.next().unwrap_or_default(), results.collect::<Vec<_>>().try_into().ok())
             }
-            _ => self.on_host(engine, problem, inputs, x, steps),
-        }
+            _ => self.on_host(engine, problem, inputs, x)?,
+        };
+        let Outputs { output: context, lse, stats, scores, weights } = attention;
+        let projected = projected.filter(|_| steps);
+        let steps = projected.map(|[query, key, value]| Steps { query, key, value, context: context.into_f32() });
+        Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
-    fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3], steps: bool) -> Result<LayerOutputs> {
+    fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3]) -> Result<Computed> {
         let [x_q, x_k, x_v] = x;
         let [extra_k, extra_v] = self.appended_rows();
         let query = self.query.forward(x_q)?;
@@ -231,41 +246,19 @@ impl MultiHead {
         let attention = engine.attention(problem, &projected)?;
         let context = attention.output.into_f32();
         let output = self.output.forward(&context)?;
-        Ok(LayerOutputs {
-            output,
-            lse: attention.lse,
-            stats: attention.stats,
-            scores: attention.scores,
-            weights: attention.weights,
-            steps: steps.then_some(Steps { query, key, value, context }),
-        })
+        Ok((Outputs { output: context.into(), ..attention }, output, Some([query, key, value])))
     }
 
-    fn on_gpu(
-        &self,
-        gpu: &Gpu,
-        algorithm: Algorithm,
-        problem: &Problem,
-        inputs: &Inputs<'_>,
-        [x_q, x_k, x_v]: [&[f32]; 3],
-        steps: bool,
-    ) -> Result<LayerOutputs> {
-        let self_attention = std::ptr::eq(x_q, x_k) && std::ptr::eq(x_q, x_v);
-        let parts = gpu::LayerParts {
-            projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
-            appended: self.appended_rows(),
-            appended_rows: self.appended.count(),
-        };
-        let layer = gpu::Layer::new(gpu, problem, algorithm, &parts, self_attention, steps)?;
-        let (attention, results) = pollster::block_on(layer.run(inputs, &mut Progress::default()))?;
-        let mut results = results.into_iter();
-        let output = results.next().unwrap_or_default();
-        let steps = match (results.next(), results.next(), results.next()) {
-            (Some(query), Some(key), Some(value)) => Some(Steps { query, key, value, context: attention.output.into_f32() }),
-            _ => None,
-        };
-        let Outputs { lse, stats, scores, weights, .. } = attention;
-        Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
+    /// Rows of Q, and of K and V.
+    fn rows(&self, problem: &Problem) -> [RowMap; 2] {
+        let (d, appended) = (&problem.dims, self.appended.count());
+        match problem.varlen {
+            Some(varlen) => [varlen.tokens_q, varlen.tokens_kv].map(RowMap::plain),
+            None => {
+                let own_keys = d.seq_len_kv - appended;
+                [RowMap { items: d.batch, own: d.seq_len_q, appended: 0 }, RowMap { items: d.batch, own: own_keys, appended }]
+            }
+        }
     }
 
     /// Rows appended to those of every item of K and of V.
@@ -309,10 +302,7 @@ impl MultiHead {
                 "give the lengths as a boolean mask that leaves the appended keys visible",
             ));
         }
-        let (rows_q, rows_kv) = match problem.varlen {
-            Some(varlen) => (varlen.tokens_q, varlen.tokens_kv),
-            None => (d.batch * d.seq_len_q, d.batch * (d.seq_len_kv - appended)),
-        };
+        let [rows_q, rows_kv] = self.rows(problem).map(RowMap::own);
         let slices = [
             ("query", inputs.query, &self.query, rows_q),
             ("key", inputs.key, &self.key, rows_kv),
@@ -339,10 +329,5 @@ fn append(rows: Vec<f32>, batch: usize, extra: &[f32]) -> Vec<f32> {
         return rows;
     }
     let item = rows.len() / batch;
-    let mut out = Vec::with_capacity(rows.len() + batch * extra.len());
-    for b in 0..batch {
-        out.extend_from_slice(&rows[b * item..][..item]);
-        out.extend_from_slice(extra);
-    }
-    out
+    (0..batch).flat_map(|b| rows[b * item..][..item].iter().chain(extra)).copied().collect()
 }

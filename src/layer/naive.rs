@@ -54,15 +54,9 @@ pub fn forward(layer: &MultiHead, problem: &Problem, inputs: &Inputs<'_>) -> Res
     }
     let attention = oracle::attention(problem, &Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs })?;
     let mut context = vec![0.0; attention.output.len()];
-    for b in 0..d.batch {
-        for h in 0..d.num_heads {
-            for i in 0..d.seq_len_q {
-                for e in 0..d.head_dim_v {
-                    context[((b * d.seq_len_q + i) * d.num_heads + h) * d.head_dim_v + e] =
-                        attention.output[((b * d.num_heads + h) * d.seq_len_q + i) * d.head_dim_v + e];
-                }
-            }
-        }
+    for (row, x) in attention.output.chunks(d.head_dim_v).enumerate() {
+        let (b, h, i) = (row / d.seq_len_q / d.num_heads, row / d.seq_len_q % d.num_heads, row % d.seq_len_q);
+        context[((b * d.seq_len_q + i) * d.num_heads + h) * d.head_dim_v..][..d.head_dim_v].copy_from_slice(x);
     }
     let output = linear_f64(layer.output(), &context);
     Ok(LayerReference { output, query, key, value, context, attention })

@@ -1,7 +1,9 @@
 //! Operator `Attention` of ONNX.
 
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
 use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, ScoreStage, TensorSpec, Visibility};
 
@@ -13,7 +15,7 @@ use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layou
 ///
 /// Row i has the position i + past_sequence_length, or with `nonpad_kv_seqlen` and no past
 /// i + nonpad_kv_seqlen\[batch\] - q_sequence_length. `is_causal` and the windows count from it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attention {
     /// True if keys after a row's position are masked.
     pub is_causal: bool,
@@ -33,23 +35,6 @@ pub struct Attention {
     pub left_window_size: Option<u32>,
     /// Distance after the position beyond which keys are masked; `None` (ONNX: -1) is open.
     pub right_window_size: Option<u32>,
-}
-
-impl Default for Attention {
-    /// Defaults of ONNX.
-    fn default() -> Self {
-        Self {
-            is_causal: false,
-            q_num_heads: None,
-            kv_num_heads: None,
-            scale: None,
-            softcap: 0.0,
-            qk_matmul_output_mode: 0,
-            softmax_precision: None,
-            left_window_size: None,
-            right_window_size: None,
-        }
-    }
 }
 
 /// Attention mask (`attn_mask`): 1 to 4 axes that broadcast from the right to
@@ -116,18 +101,23 @@ pub struct AttentionOutputs {
 }
 
 impl Attention {
-    /// Computes the node with `attend`.
-    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node.
+    pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, wanted, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         self.check()?;
         let (q, q_layout) = inputs.query.heads("Q", self.q_num_heads)?;
         let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
         let (v, v_layout) = inputs.value.heads("V", self.kv_num_heads)?;
         check_alike(q, k, v)?;
-        let past = inputs.past_key.map_or(0, |past| past.shape.get(2).copied().unwrap_or(0));
+        let past = inputs.past_key.map_or(0, past_len);
+        let total = past + k[2];
         let together = wanted.present || inputs.past_key.is_some() || inputs.past_value.is_some();
         let present_key = together.then(|| join("past_key", inputs.past_key, inputs.key, k, k_layout)).transpose()?;
         let present_value = together.then(|| join("past_value", inputs.past_value, inputs.value, v, v_layout)).transpose()?;
-        let total = past + k[2];
         if present_value.as_ref().is_some_and(|value| value.shape[2] != total) {
             return Err(Error::invalid("past_value", "must be as long as past_key"));
         }
@@ -164,12 +154,12 @@ impl Attention {
             None => {}
             Some(Mask::Bool { shape, data }) => {
                 check_shape("attn_mask", shape, data.len())?;
-                let padded = pad_last("attn_mask", shape, data, total, false)?;
+                let padded = pad_last(four_axes("attn_mask", shape)?, data, total, false)?;
                 (problem.visibility.mask, mask) = (Some(padded.0), padded.1);
             }
             Some(Mask::Float(tensor)) => {
                 tensor.check("attn_mask")?;
-                let padded = pad_last("attn_mask", tensor.shape, &tensor.to_f32(), total, f32::NEG_INFINITY)?;
+                let padded = pad_last(four_axes("attn_mask", tensor.shape)?, &tensor.to_f32(), total, f32::NEG_INFINITY)?;
                 (problem.bias, bias) = (Some(padded.0), padded.1);
             }
         }
@@ -184,8 +174,12 @@ impl Attention {
         };
         let outputs = attend(&problem, &lent)?;
         let qk = outputs.scores.or(outputs.weights).filter(|_| wanted.qk_matmul_output);
+        let shape = match q_layout {
+            Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
+            _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
+        };
         Ok(AttentionOutputs {
-            output: OwnedTensor { shape: output_shape(&dims, q_layout), data: outputs.output },
+            output: OwnedTensor { shape, data: outputs.output },
             present_key: present_key.filter(|_| wanted.present),
             present_value: present_value.filter(|_| wanted.present),
             qk_matmul_output: qk
@@ -218,16 +212,13 @@ pub(super) fn check_alike(q: [usize; 4], k: [usize; 4], v: [usize; 4]) -> Result
     Ok(())
 }
 
-pub(super) fn offset(past: usize) -> Result<Alignment> {
+fn offset(past: usize) -> Result<Alignment> {
     i32::try_from(past).map(Alignment::Offset).map_err(|_| Error::invalid("past_key", format!("a past of {past} keys is too long")))
 }
 
-/// Shape of an output in the query's layout.
-pub(super) fn output_shape(dims: &Dims, layout: Layout) -> Vec<usize> {
-    match layout {
-        Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],
-        _ => vec![dims.batch, dims.num_heads, dims.seq_len_q, dims.head_dim_v],
-    }
+/// Number of past keys in [batch, heads, past_sequence_length, dim].
+pub(super) fn past_len(past: Tensor<'_>) -> usize {
+    past.shape.get(2).copied().unwrap_or(0)
 }
 
 /// Joins `past` and `new` as [batch, heads, seq, dim]; `shape` and `layout` are those of `new`.
@@ -248,15 +239,9 @@ pub(super) fn join(
                 return Err(Error::invalid(argument, format!("has shape {:?}; 4 axes are needed", past.shape)));
             };
             if [b, h, d] != [batch, heads, dim] || past.data.dtype() != new.data.dtype() {
-                return Err(Error::invalid(
-                    argument,
-                    format!(
-                        "{} {:?} does not fit [batch, heads, seq, dim] = {shape:?} in {}",
-                        past.data.dtype(),
-                        past.shape,
-                        new.data.dtype()
-                    ),
-                ));
+                let (found, stored) = (past.data.dtype(), new.data.dtype());
+                let why = format!("{found} {:?} does not fit [batch, heads, seq, dim] = {shape:?} in {stored}", past.shape);
+                return Err(Error::invalid(argument, why));
             }
             (past_len, past.to_f32())
         }
@@ -280,14 +265,9 @@ fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
 }
 
 /// Pads the last axis of a mask to `total` with `hidden`.
-fn pad_last<T: Copy>(argument: &'static str, shape: &[usize], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
-    let mut full = four_axes(argument, shape)?;
-    let last = full[3];
-    if last >= total {
-        return Ok((BroadcastShape(full), data.to_vec()));
+fn pad_last<T: Copy>(shape: [usize; 4], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
+    if shape[3] >= total {
+        return Ok((BroadcastShape(shape), data.to_vec()));
     }
-    full[3] = total;
-    let rows = data.len().checked_div(last).unwrap_or_else(|| full[..3].iter().product());
-    let row = |at: usize| data[at * last..(at + 1) * last].iter().copied().chain(std::iter::repeat_n(hidden, total - last));
-    Ok((BroadcastShape(full), (0..rows).flat_map(row).collect()))
+    fold_broadcast(&[(data, shape)], total, hidden, |_, given| given)
 }

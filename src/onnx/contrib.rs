@@ -1,10 +1,12 @@
 //! Operators `MultiHeadAttention` and `GroupQueryAttention` of com.microsoft (ONNX Runtime).
 
-use super::attention::{AttentionOutputs, check_alike, join, offset, output_shape};
+use super::attention::{Attention, AttentionInputs, AttentionOutputs, Mask, Wanted, check_alike, join, past_len};
 use super::{OwnedTensor, Tensor, four_axes};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
-use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, TensorSpec};
+use crate::problem::{AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem};
 use crate::rotary::{Pairing, Rotary};
 
 /// Attributes of com.microsoft `MultiHeadAttention`.
@@ -56,58 +58,59 @@ impl<'a> MultiHeadAttentionInputs<'a> {
 }
 
 impl MultiHeadAttention {
-    /// Computes the node with `attend`. Always returns present key and value.
-    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node. Always returns present key and value.
+    pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
-        let (q, k, v) = (heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?);
-        check_alike(q, k, v)?;
-        let width = |shape: [usize; 4]| shape[1] * shape[3];
+        let shapes = [heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?];
+        let widths = shapes.map(|[_, heads, _, dim]| heads * dim);
         let bias = match inputs.bias {
             None => vec![],
             Some(bias) => {
                 bias.check("bias")?;
-                if bias.data.len() != width(q) + width(k) + width(v) {
+                if bias.data.len() != widths.iter().sum::<usize>() {
                     return Err(Error::invalid("bias", format!("has {} numbers for query, key and value", bias.data.len())));
                 }
                 bias.to_f32()
             }
         };
         let part = |from: usize, len: usize| if bias.is_empty() { &[][..] } else { &bias[from..from + len] };
-        let query = add_to_rows(inputs.query, part(0, width(q)));
-        let key = add_to_rows(inputs.key, part(width(q), width(k)));
-        let value = add_to_rows(inputs.value, part(width(q) + width(k), width(v)));
-        let present_key = join("past_key", inputs.past_key, key.view(), k, Layout::Bshd)?;
-        let present_value = join("past_value", inputs.past_value, value.view(), v, Layout::Bshd)?;
-        let (total, past) = (present_key.shape[2], present_key.shape[2] - k[2]);
-        if present_value.shape[2] != total {
-            return Err(Error::invalid("past_value", "must be as long as past_key"));
-        }
-        let dims = dims(q, k[1], total, v[3]);
-        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]);
-        if self.unidirectional {
-            problem = problem.aligned(offset(past)?).causal();
-        }
-        let mut added = attention_bias(&mut problem, inputs.attention_bias)?;
+        let query = add_to_rows(inputs.query, part(0, widths[0]));
+        let key = add_to_rows(inputs.key, part(widths[0], widths[1]));
+        let value = add_to_rows(inputs.value, part(widths[0] + widths[1], widths[2]));
+        let ([batch, _, seq_len, _], total) = (shapes[0], shapes[1][2] + inputs.past_key.map_or(0, past_len));
+        let mut added = attention_bias(inputs.attention_bias, [batch, self.num_heads, seq_len, total])?;
         if let Some(mask) = inputs.key_padding_mask {
-            if mask.len() != dims.batch * total {
+            if mask.len() != batch * total {
                 return Err(Error::unsupported(
-                    format!("a key_padding_mask of {} numbers for {} items of {total} keys", mask.len(), dims.batch),
+                    format!("a key_padding_mask of {} numbers for {batch} items of {total} keys", mask.len()),
                     "give one of shape [batch, total_sequence_length]",
                 ));
             }
-            let from = problem.bias.unwrap_or(BroadcastShape([1; 4])).0;
-            let to = [dims.batch, from[1], from[2], total];
-            added = expand(&added, from, to);
-            for (at, sum) in added.iter_mut().enumerate() {
-                let (item, key) = (at / (to[1] * to[2] * total), at % total);
-                *sum += if mask[item * total + key] == 0 { self.mask_filter_value } else { 0.0 };
-            }
-            problem.bias = Some(BroadcastShape(to));
+            let padding: Vec<f32> = mask.iter().map(|&real| if real == 0 { self.mask_filter_value } else { 0.0 }).collect();
+            let bias = added.as_ref().map(|(shape, bias)| (&bias[..], *shape));
+            let parts: Vec<_> = bias.into_iter().chain([(&padding[..], [batch, 1, 1, total])]).collect();
+            let (shape, sums) = fold_broadcast(&parts, total, 0.0, |sum, bias| sum + bias)?;
+            added = Some((shape.0, sums));
         }
-        let lent =
-            Inputs { bias: &added, ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice()) };
-        let output = attend(&problem, &lent)?.output;
-        Ok(outputs(&dims, output, present_key, present_value))
+        let node = Attention {
+            is_causal: self.unidirectional,
+            q_num_heads: Some(self.num_heads),
+            kv_num_heads: Some(self.num_heads),
+            scale: self.scale.filter(|&scale| scale != 0.0),
+            ..Attention::default()
+        };
+        let given = AttentionInputs {
+            attn_mask: added.as_ref().map(|(shape, bias)| Mask::Float(Tensor { shape, data: bias.into() })),
+            past_key: inputs.past_key,
+            past_value: inputs.past_value,
+            ..AttentionInputs::new(query.view(), key.view(), value.view())
+        };
+        node.run_with(&given, Wanted { present: true, ..Wanted::default() }, attend)
     }
 }
 
@@ -174,8 +177,13 @@ pub struct GroupQueryAttentionInputs<'a> {
 }
 
 impl GroupQueryAttention {
-    /// Computes the node with `attend`. Always returns present key and value, as long as the longest item.
-    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    /// Computes the node. Always returns present key and value, as long as the longest item.
+    pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+    }
+
+    /// [`Self::run`] with any function that computes attention.
+    pub(crate) fn run_with(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
         let q = three_axes("query", inputs.query, self.num_heads)?;
         let k = three_axes("key", inputs.key, self.kv_num_heads)?;
         let v = three_axes("value", inputs.value, self.kv_num_heads)?;
@@ -197,26 +205,31 @@ impl GroupQueryAttention {
         let (query, key) = (rotate(inputs.query, q[1])?, rotate(inputs.key, k[1])?);
         let present_key = join_ragged("past_key", inputs.past_key, key.view(), k, &lengths)?;
         let present_value = join_ragged("past_value", inputs.past_value, inputs.value, v, &lengths)?;
-        let dims = dims(q, k[1], present_key.shape[2], v[3]);
-        let mut problem = plain(dims, self.scale, [&query, &present_key, &present_value]).aligned(Alignment::BottomRight).causal();
-        problem.visibility.kv_lengths = true;
-        problem.visibility.window_left = self.local_window_size.map(|size| size.saturating_sub(1));
-        problem.softcap = (self.softcap != 0.0).then_some(self.softcap);
         let sinks = match inputs.head_sink {
             Some(sinks) => sinks.to_f32(),
             None if self.smooth_softmax => vec![0.0; self.num_heads],
             None => vec![],
         };
-        problem.sinks = !sinks.is_empty();
-        let bias = attention_bias(&mut problem, inputs.attention_bias)?;
-        let lent = Inputs {
-            bias: &bias,
-            sinks: &sinks,
-            kv_lengths: &lengths,
-            ..Inputs::new(query.data.as_slice(), present_key.data.as_slice(), present_value.data.as_slice())
+        let node = Attention {
+            is_causal: true,
+            q_num_heads: Some(self.num_heads),
+            scale: self.scale.filter(|&scale| scale != 0.0),
+            softcap: self.softcap,
+            left_window_size: self.local_window_size.map(|size| size.saturating_sub(1)),
+            ..Attention::default()
         };
-        let output = attend(&problem, &lent)?.output;
-        Ok(outputs(&dims, output, present_key, present_value))
+        let bias = attention_bias(inputs.attention_bias, [batch, self.num_heads, seq, present_key.shape[2]])?;
+        let lengths: Vec<i64> = lengths.into_iter().map(i64::from).collect();
+        let given = AttentionInputs {
+            attn_mask: bias.as_ref().map(|(shape, bias)| Mask::Float(Tensor { shape, data: bias.into() })),
+            nonpad_kv_seqlen: Some(&lengths),
+            ..AttentionInputs::new(query.view(), present_key.view(), present_value.view())
+        };
+        let with_sinks = |problem: &Problem, inputs: &Inputs<'_>| {
+            attend(&Problem { sinks: !sinks.is_empty(), ..*problem }, &Inputs { sinks: &sinks, ..*inputs })
+        };
+        let outputs = node.run_with(&given, Wanted::default(), &with_sinks)?;
+        Ok(AttentionOutputs { present_key: Some(present_key), present_value: Some(present_value), ..outputs })
     }
 
     /// Total number of keys of each item.
@@ -262,33 +275,6 @@ fn three_axes(argument: &'static str, tensor: Tensor<'_>, heads: usize) -> Resul
     tensor.heads(argument, Some(heads)).map(|(shape, _)| shape)
 }
 
-fn dims([batch, num_heads, seq_len_q, head_dim]: [usize; 4], num_kv_heads: usize, seq_len_kv: usize, head_dim_v: usize) -> Dims {
-    Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v }
-}
-
-/// Problem of query and output [batch, seq, heads, dim], key and value [batch, heads, seq, dim].
-fn plain(dims: Dims, scale: Option<f32>, [query, key, value]: [&OwnedTensor; 3]) -> Problem {
-    let spec = |tensor: &OwnedTensor, layout| TensorSpec::new(tensor.data.as_slice().dtype(), layout);
-    let query = spec(query, Layout::Bshd);
-    Problem {
-        scale: scale.filter(|&scale| scale != 0.0),
-        query,
-        key: spec(key, Layout::Bhsd),
-        value: spec(value, Layout::Bhsd),
-        output: query,
-        ..Problem::new(dims)
-    }
-}
-
-fn outputs(dims: &Dims, output: HostVec, present_key: OwnedTensor, present_value: OwnedTensor) -> AttentionOutputs {
-    AttentionOutputs {
-        output: OwnedTensor { shape: output_shape(dims, Layout::Bshd), data: output },
-        present_key: Some(present_key),
-        present_value: Some(present_value),
-        qk_matmul_output: None,
-    }
-}
-
 /// Adds `bias` to every row of the last axis, or nothing if it is empty.
 fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
     let mut data = tensor.to_f32();
@@ -298,21 +284,19 @@ fn add_to_rows(tensor: Tensor<'_>, bias: &[f32]) -> OwnedTensor {
     OwnedTensor { shape: tensor.shape.to_vec(), data: HostVec::from_f32(tensor.data.dtype(), &data) }
 }
 
-/// Sets the bias of the problem and returns its data.
-fn attention_bias(problem: &mut Problem, bias: Option<Tensor<'_>>) -> Result<Vec<f32>> {
-    let Some(bias) = bias else { return Ok(vec![]) };
+/// Bias on scores of this shape, to which it broadcasts, with its last axis whole.
+fn attention_bias(bias: Option<Tensor<'_>>, scores: [usize; 4]) -> Result<Option<([usize; 4], Vec<f32>)>> {
+    let Some(bias) = bias else { return Ok(None) };
     bias.check("attention_bias")?;
-    problem.bias = Some(BroadcastShape(four_axes("attention_bias", bias.shape)?));
-    problem.check()?;
-    Ok(bias.to_f32())
-}
-
-/// Repeats axes of extent 1; empty data is all zeros.
-fn expand(data: &[f32], from: [usize; 4], to: [usize; 4]) -> Vec<f32> {
-    let steps = BroadcastShape(from).strides();
-    let index = |at: usize| [at / (to[1] * to[2] * to[3]), at / (to[2] * to[3]) % to[1], at / to[3] % to[2], at % to[3]];
-    let place = |at: usize| index(at).iter().zip(steps).map(|(at, step)| at * step).sum::<usize>();
-    (0..to.iter().product()).map(|at| data.get(place(at)).copied().unwrap_or(0.0)).collect()
+    let (mut shape, mut data) = (four_axes("attention_bias", bias.shape)?, bias.to_f32());
+    let [batch, num_heads, seq_len, total] = scores;
+    let dims = Dims { seq_len_kv: total, ..Dims::self_attention(batch, num_heads, seq_len, 0) };
+    BroadcastShape(shape).check("attention_bias", &dims)?;
+    if shape[3] == 1 {
+        data = data.into_iter().flat_map(|x| std::iter::repeat_n(x, total)).collect();
+        shape[3] = total;
+    }
+    Ok(Some((shape, data)))
 }
 
 /// Joins the used part of `past`, `new`, and zeros up to the longest item, per item: [batch, heads, longest, dim].

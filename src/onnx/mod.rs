@@ -9,7 +9,7 @@
 //! let ones = [1.0f32; 12];
 //! let tensor = Tensor { shape: &[1, 2, 3, 2], data: ones[..].into() }; // [batch, heads, seq, dim]
 //! let node = Attention { is_causal: true, ..Default::default() };
-//! let given = node.run(&AttentionInputs::new(tensor, tensor, tensor), Wanted::default(), &|problem, inputs| engine.attention(problem, inputs))?;
+//! let given = node.run(&AttentionInputs::new(tensor, tensor, tensor), Wanted::default(), &engine)?;
 //! assert_eq!(given.output.shape, [1, 2, 3, 2]);
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```

@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Source;
 use super::caps::{DeviceCaps, DeviceClass};
+use super::files::File;
 
 /// A variant of the projection kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,13 +89,11 @@ pub(crate) struct LinearParams {
 
 /// Composes a projection kernel with bindings 0 params, 1 X, 2 W, 3 Y, and 4 b if there is a bias.
 pub(crate) fn compose_linear(key: LinearKey) -> Source {
-    let prelude = prelude(key);
-    let params = ("shaders/linear/params.wgsl", include_str!("../../shaders/linear/params.wgsl"));
-    let main = match key.tile.tile_k {
-        0 => ("shaders/linear/columns.wgsl", include_str!("../../shaders/linear/columns.wgsl")),
-        _ => ("shaders/linear/tiles.wgsl", include_str!("../../shaders/linear/tiles.wgsl")),
+    let files: &[File] = match key.tile.tile_k {
+        0 => files!("linear/params.wgsl", "linear/columns.wgsl"),
+        _ => files!("linear/params.wgsl", "linear/tiles.wgsl"),
     };
-    Source::of(prelude, [params, main])
+    Source::of(prelude(key), files.iter().copied())
 }
 
 /// Composes the transposition kernel with bindings 0 params, 1 X, 2 Y.
@@ -104,11 +103,7 @@ pub(crate) fn compose_transpose() -> Source {
                    @group(0) @binding(1) var<storage, read> x: array<f32>;\n\
                    @group(0) @binding(2) var<storage, read_write> y: array<f32>;\n\
                    fn bias_at(column: u32) -> f32 { return 0.0; }\n";
-    let files = [
-        ("shaders/linear/params.wgsl", include_str!("../../shaders/linear/params.wgsl")),
-        ("shaders/linear/transpose.wgsl", include_str!("../../shaders/linear/transpose.wgsl")),
-    ];
-    Source::of(prelude.into(), files)
+    Source::of(prelude.into(), files!("linear/params.wgsl", "linear/transpose.wgsl").iter().copied())
 }
 
 fn prelude(key: LinearKey) -> String {

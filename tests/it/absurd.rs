@@ -1,7 +1,7 @@
 //! Absurd sizes give errors and empty problems give empty answers: never a panic, an abort or a hang.
 
 use crate::common::open;
-use wgpu_attention::cache::{CacheShape, KvCache};
+use wgpu_attention::cache::{CacheShape, KvCache, LayerShape};
 use wgpu_attention::gpu::{TableVector, Tables};
 use wgpu_attention::plan::{DeviceCaps, Plan};
 use wgpu_attention::rotary::{Pairing, Rotary, Scaling};
@@ -88,17 +88,19 @@ fn tables_and_caches_of_absurd_sizes_are_errors() {
     let rotary = Rotary::new(Pairing::Interleaved, 1e4, 4, 4).expect("small");
     assert!(rotary.apply_tokens(&mut [1.0; 8], MAX, MAX, &[0]).is_err());
     assert!(Rotary::from_tables(Pairing::HalfSplit, MAX, vec![], vec![]).is_ok_and(|table| table.apply(&mut [1.0; 4], 0).is_err()));
-    let shape = CacheShape { page_size: 4, num_kv_heads: 1, head_dim: 4, head_dim_v: 4, dtype: DType::F32, layout: Layout::Bhsd };
-    for (shape, pages) in [
-        (shape, MAX),
-        (shape, 1 << 40),
-        (CacheShape { page_size: MAX, ..shape }, 2),
-        (CacheShape { num_kv_heads: MAX, ..shape }, 2),
-        (CacheShape { head_dim: MAX, ..shape }, 2),
-        (CacheShape { page_size: 1 << 40, ..shape }, 1 << 10),
+    let shape = CacheShape::uniform(2, LayerShape::new(1, 4)).page_size(4).pages(2);
+    for shape in [
+        shape.clone().pages(MAX),
+        shape.clone().pages(1 << 40),
+        shape.clone().page_size(MAX),
+        CacheShape::uniform(2, LayerShape::new(MAX, 4)).pages(2),
+        CacheShape::uniform(2, LayerShape::new(1, MAX)).pages(2),
+        CacheShape::uniform(2, LayerShape::new(1, 4).head_dim_v(MAX)).pages(2),
+        CacheShape::uniform(MAX, LayerShape::new(1, 4)),
+        shape.page_size(1 << 40).pages(1 << 10),
     ] {
-        assert!(KvCache::new(shape, pages).is_err(), "{shape:?} {pages}");
         assert!(shape.page_bytes() > 0);
+        assert!(KvCache::new(shape.clone()).is_err(), "{shape:?}");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::common::agree;
 use crate::common::buffers::{devices, draw, empty, read, upload};
-use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
+use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
@@ -117,11 +117,13 @@ fn caches_in_several_banks() {
         for dtype in [DType::F32, DType::Q4] {
             // A head is 64 KiB as f32 and 50 KiB as q4: one per bank.
             let pages = if dtype == DType::F32 { 32 } else { 160 };
-            let shape = CacheShape { page_size: 16, num_kv_heads: 4, head_dim: 32, head_dim_v: 32, dtype, layout: Layout::Bshd };
-            let mut cache = DeviceCache::new(&gpu, shape, CacheSize { layers: 1, slots: 2, pages_per_slot: 4, pages }).expect("a cache");
+            let shape = CacheShape::uniform(1, LayerShape::new(4, 32).stored(dtype, dtype)).pages(pages).layout(Layout::Bshd);
+            let size = CacheSize { slots: 2, pages_per_slot: 4 };
+            let mut cache = DeviceCache::new(&gpu, shape.clone(), size).expect("a cache");
             let banks = cache.pools(0).expect("a layer").len();
             assert_eq!(banks, 4);
-            let mut problem = cache.problem(2, 8, 5).aligned(Alignment::BottomRight).causal();
+            let queries = Queries { num_heads: 8, seq_len: 5 };
+            let mut problem = cache.problem(0, 0..2, queries).expect("a layer").aligned(Alignment::BottomRight).causal();
             (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
             (problem.sinks, problem.alibi) = (true, Some(Alibi::Signed));
             let tables = [draw(7, 8), draw(8, 8)];
@@ -131,20 +133,13 @@ fn caches_in_several_banks() {
             let output = empty(gpu.device(), 2 * 5 * 8 * 32);
             assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
             let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-            let new = NewTokens {
-                key: key.as_entire_buffer_binding(),
-                key_spec: spec,
-                value: value.as_entire_buffer_binding(),
-                value_spec: spec,
-                rotary: None,
-                query: None,
-            };
-            let append = cache.append(0, 0..2, 5, &new).expect("bound");
+            let new = NewTokens { slots: 0..2, seq_len: 5, key: Rows::new(&key, spec), value: Rows::new(&value, spec), rotation: None };
+            let append = cache.append(0, &new).expect("bound");
             assert_eq!(append.dispatches(), banks);
             let buffers = QueryBindings { tables: Some(on_device.as_entire_buffer_binding()), ..QueryBindings::new(&query, &output) };
-            let attention = cache.attention(&problem, 0, Algorithm::Auto).expect("planned").bind(&cache, 0, &buffers).expect("bound");
+            let attention = cache.attention(0, &problem, 0..2, Algorithm::Auto).expect("planned").bind(&cache, 0, &buffers).expect("bound");
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            cache.extend(&[5, 3], 1, &mut encoder).expect("room");
+            cache.extend(Growth { tokens: &[5, 3], steps: 1 }, &mut encoder).expect("room");
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 cache.advance().record_in(&mut pass);
@@ -169,11 +164,11 @@ fn caches_in_several_banks() {
                 let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
                 agree(&format!("{dtype}, item {item}, {}", gpu.name()), &logical, &expected);
             }
-            let with_lse = cache.attention(&problem.with_lse(), 0, Algorithm::Auto);
+            let with_lse = cache.attention(0, &problem.with_lse(), 0..2, Algorithm::Auto);
             assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));
             // A single head exceeds the limit.
-            let size = CacheSize { layers: 1, slots: 1, pages_per_slot: 100, pages: 10_000 };
-            assert!(matches!(DeviceCache::new(&gpu, shape, size).err(), Some(Error::Limit { .. })));
+            let size = CacheSize { slots: 1, pages_per_slot: 100 };
+            assert!(matches!(DeviceCache::new(&gpu, shape.pages(10_000), size).err(), Some(Error::Limit { .. })));
         }
     }
 }

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 
 use crate::common::{STORAGE, Tested, agree, cpu, gpus};
 use fastrand::Rng;
-use wgpu_attention::cache::{CacheShape, KvCache, PagePool, SequenceId};
+use wgpu_attention::cache::{CacheShape, KvCache, LayerShape, PagePool, Queries, SequenceId};
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Expected, oracle};
 use wgpu_attention::{
-    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Part, Problem, TensorSpec, merge,
+    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, Outputs, PageTable, Paged, Part, Problem, RowSums, TensorSpec,
+    merge,
 };
 
-/// Expected keys and values of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
-type Naive = BTreeMap<SequenceId, [Vec<f32>; 2]>;
+/// Expected keys and values of each layer of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
+type Naive = BTreeMap<SequenceId, [[Vec<f32>; 2]; 2]>;
 
-/// Paged cache and a naive copy, driven by random operations.
+/// Paged cache of two different layers and a naive copy, driven by random operations.
 struct Schedule {
     rng: Rng,
-    shape: CacheShape,
     cache: KvCache,
     naive: Naive,
 }
@@ -25,21 +25,21 @@ struct Schedule {
 impl Schedule {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let dtype = STORAGE[rng.usize(..5)];
-        let [head_dim, head_dim_v] =
-            if dtype.is_quantised() { [[32, 64][rng.usize(..2)], 32] } else { [[4, 5, 16][rng.usize(..3)], [3, 8][rng.usize(..2)]] };
-        let shape = CacheShape {
-            page_size: [1, 2, 4, 7, 16][rng.usize(..5)],
-            num_kv_heads: rng.usize(1..=2),
-            head_dim,
-            head_dim_v,
-            dtype,
-            layout: [Layout::Bshd, Layout::Bhsd][rng.usize(..2)],
+        let mut layer = || {
+            let mut side = |plain: &[usize]| {
+                let dtype = STORAGE[rng.usize(..5)];
+                (dtype, if dtype.is_quantised() { [32, 64][rng.usize(..2)] } else { plain[rng.usize(..plain.len())] })
+            };
+            let ((key, head_dim), (value, head_dim_v)) = (side(&[4, 5, 16]), side(&[3, 8]));
+            LayerShape::new(rng.usize(1..=2), head_dim).head_dim_v(head_dim_v).stored(key, value)
         };
-        let pages = rng.usize(0..12);
-        let mut cache = KvCache::new(shape, pages).expect("a valid shape");
-        poison(&mut cache, shape, 0..pages as u32);
-        Self { rng, shape, cache, naive: Naive::new() }
+        let layers = vec![layer(), layer()];
+        let (page_size, pages) = ([1, 2, 4, 7, 16][rng.usize(..5)], rng.usize(0..12));
+        let layout = [Layout::Bshd, Layout::Bhsd][rng.usize(..2)];
+        let shape = CacheShape::new(layers).page_size(page_size).pages(pages).layout(layout);
+        let mut cache = KvCache::new(shape).expect("a valid shape");
+        poison(&mut cache, 0..pages as u32);
+        Self { rng, cache, naive: Naive::new() }
     }
 
     fn any(&mut self) -> Option<SequenceId> {
@@ -57,22 +57,24 @@ impl Schedule {
             (8 | 9, Some(id)) => {
                 let prefix = self.rng.usize(0..=self.cache.pool().length(id).expect("it is there"));
                 let fork = self.cache.pool_mut().fork(id, prefix).expect("the prefix is there");
-                let row = |dim: usize| prefix * self.shape.num_kv_heads * dim;
-                let [key, value] = &self.naive[&id];
-                let prefix = [key[..row(self.shape.head_dim)].to_vec(), value[..row(self.shape.head_dim_v)].to_vec()];
-                self.naive.insert(fork, prefix);
+                let mut data = self.naive[&id].clone();
+                for (layer, [key, value]) in self.cache.shape().layers.iter().zip(&mut data) {
+                    key.truncate(prefix * layer.num_kv_heads * layer.head_dim);
+                    value.truncate(prefix * layer.num_kv_heads * layer.head_dim_v);
+                }
+                self.naive.insert(fork, data);
             }
             (10 | 11, Some(id)) => {
                 let freed = self.cache.pool_mut().free(id).expect("it is there");
                 self.naive.remove(&id);
-                poison(&mut self.cache, self.shape, freed);
+                poison(&mut self.cache, freed);
                 assert!(self.cache.pool().length(id).is_err() && self.cache.pool_mut().free(id).is_err());
             }
             (12, Some(_)) => {
                 let pages = self.cache.pool().pages() as u32;
                 let more = self.rng.u32(0..4);
                 self.cache.grow(more as usize).expect("a few more");
-                poison(&mut self.cache, self.shape, pages..pages + more);
+                poison(&mut self.cache, pages..pages + more);
             }
             (_, Some(_)) => self.attend(attend),
         }
@@ -80,23 +82,26 @@ impl Schedule {
 
     fn append(&mut self, id: SequenceId) {
         let tokens = [0, 1, 1, self.rng.usize(0..20)][self.rng.usize(..4)];
-        let mut some = |dim: usize| {
-            let data: Vec<f32> = (0..tokens * self.shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
-            HostVec::from_f32(self.shape.dtype, &data)
-        };
-        let (key, value) = (some(self.shape.head_dim), some(self.shape.head_dim_v));
         let free = self.cache.pool().free_pages();
-        match self.cache.append(id, key.as_slice(), value.as_slice()) {
-            Ok(()) => {
-                let [all_keys, all_values] = self.naive.get_mut(&id).expect("it is there");
-                all_keys.extend(key.to_f32());
-                all_values.extend(value.to_f32());
-            }
+        match self.cache.extend(id, tokens) {
+            Ok(()) => {}
             Err(Error::Limit { needed, available, .. }) => {
                 assert!(available == free as u64 && needed > available);
                 assert_eq!(self.cache.pool().free_pages(), free);
+                return;
             }
             Err(other) => panic!("{other}"),
+        }
+        for (layer, [all_keys, all_values]) in self.naive.get_mut(&id).expect("it is there").iter_mut().enumerate() {
+            let shape = self.cache.shape().layers[layer];
+            let mut some = |dim: usize, dtype: DType| {
+                let numbers: Vec<f32> = (0..tokens * shape.num_kv_heads * dim).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
+                HostVec::from_f32(dtype, &numbers)
+            };
+            let (key, value) = (some(shape.head_dim, shape.key), some(shape.head_dim_v, shape.value));
+            self.cache.append(layer, id, key.as_slice(), value.as_slice()).expect("there is room");
+            all_keys.extend(key.to_f32());
+            all_values.extend(value.to_f32());
         }
     }
 
@@ -104,25 +109,27 @@ impl Schedule {
     fn attend(&mut self, attend: &AttentionFn<'_>) {
         let batch: Vec<SequenceId> = (0..self.rng.usize(1..4)).filter_map(|_| self.any()).collect();
         let table = self.cache.pool().table(&batch).expect("they are there");
-        let (group, rows) = (self.rng.usize(1..3), self.rng.usize(1..4));
-        let heads = group * self.shape.num_kv_heads;
-        let problem = self.cache.problem(&table, heads, rows).aligned(Alignment::BottomRight).causal().with_lse();
+        let (layer, group, rows) = (self.rng.usize(..2), self.rng.usize(1..3), self.rng.usize(1..4));
+        let shape = self.cache.shape().layers[layer];
+        let heads = group * shape.num_kv_heads;
+        let problem = self.cache.problem(layer, &table, Queries { num_heads: heads, seq_len: rows }).expect("a layer");
+        let problem = problem.aligned(Alignment::BottomRight).causal().with_lse();
         let query: Vec<f32> = (0..problem.query_len()).map(|_| self.rng.f32() * 2.0 - 1.0).collect();
         let inputs = Inputs {
             kv_lengths: &table.kv_lengths,
             page_table: &table.entries,
-            ..Inputs::new(&query[..], self.cache.key(), self.cache.value())
+            ..Inputs::new(&query, self.cache.key(layer).expect("a layer"), self.cache.value(layer).expect("a layer"))
         };
         let got = attend(&problem, &inputs).expect("a valid problem");
         let (output, lse) = (got.output.to_f32(), got.lse.expect("asked for"));
         for (b, id) in batch.iter().enumerate() {
-            let [key, value] = &self.naive[id];
-            let length = key.len() / (self.shape.num_kv_heads * self.shape.head_dim);
+            let [key, value] = &self.naive[id][layer];
+            let length = key.len() / (shape.num_kv_heads * shape.head_dim);
             assert_eq!(length, self.cache.pool().length(*id).expect("it is there"));
             let dims = Dims { batch: 1, seq_len_kv: length, ..problem.dims };
             let mut dense = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
             (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
-            let item = heads * rows * self.shape.head_dim;
+            let item = heads * rows * shape.head_dim;
             let expected = Expected::of(&dense, &Inputs::new(&query[b * item..][..item], &key[..], &value[..])).expect("a valid problem");
             let of = |all: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
                 let got = &all[b * expected.values.len()..][..expected.values.len()];
@@ -135,19 +142,21 @@ impl Schedule {
 }
 
 /// Fills pages with NaN, so that a read of a page that belongs to no sequence shows.
-fn poison(cache: &mut KvCache, shape: CacheShape, pages: impl IntoIterator<Item = u32>) {
-    let (key, value) = cache.data_mut();
-    for page in pages {
-        for (data, dim) in [(&mut *key, shape.head_dim), (&mut *value, shape.head_dim_v)] {
-            let len = shape.page_size * shape.num_kv_heads * dim;
-            let range = page as usize * len..(page as usize + 1) * len;
-            match data {
-                HostVec::F32(data) => data[range].fill(f32::NAN),
-                HostVec::F16(data) => data[range].fill(wgpu_attention::f16::NAN),
-                HostVec::BF16(data) => data[range].fill(wgpu_attention::bf16::NAN),
-                // A block with all bits set has the scale NaN.
-                HostVec::Q8(words) => words[range.start / 32 * 9..range.end / 32 * 9].fill(u32::MAX),
-                HostVec::Q4(words) => words[range.start / 32 * 5..range.end / 32 * 5].fill(u32::MAX),
+fn poison(cache: &mut KvCache, pages: impl IntoIterator<Item = u32> + Clone) {
+    for (number, layer) in cache.shape().layers.clone().into_iter().enumerate() {
+        let page_size = cache.shape().page_size;
+        for (data, dim) in cache.data_mut(number).expect("a layer").iter_mut().zip([layer.head_dim, layer.head_dim_v]) {
+            for page in pages.clone() {
+                let len = page_size * layer.num_kv_heads * dim;
+                let range = page as usize * len..(page as usize + 1) * len;
+                match data {
+                    HostVec::F32(data) => data[range].fill(f32::NAN),
+                    HostVec::F16(data) => data[range].fill(wgpu_attention::f16::NAN),
+                    HostVec::BF16(data) => data[range].fill(wgpu_attention::bf16::NAN),
+                    // A block with all bits set has the scale NaN.
+                    HostVec::Q8(words) => words[range.start / 32 * 9..range.end / 32 * 9].fill(u32::MAX),
+                    HostVec::Q4(words) => words[range.start / 32 * 5..range.end / 32 * 5].fill(u32::MAX),
+                }
             }
         }
     }
@@ -240,27 +249,33 @@ fn bad_tables_are_refused() {
     assert_eq!(changed(|p| p.visibility.kv_lengths = false), "kv_lengths");
     assert_eq!(changed(|p| p.paged = Some(Paged { page_size: 0, pages: 1, pages_per_item: 9 })), "page_size");
     assert_eq!(changed(|p| p.varlen = Some(wgpu_attention::Varlen { tokens_q: 2, tokens_kv: 6 })), "tokens_kv");
-    assert!(KvCache::new(shape_of(Layout::Strided(TensorSpec::default().strides([1; 4]))), 1).is_err());
-    let mut cache = KvCache::new(shape_of(Layout::Bshd), 1).expect("valid");
+    let shape = CacheShape::uniform(1, LayerShape::new(1, 4)).page_size(2).pages(3);
+    assert!(KvCache::new(shape.clone().layout(Layout::Strided(TensorSpec::default().strides([1; 4])))).is_err());
+    let mut cache = KvCache::new(shape).expect("valid");
     let id = cache.pool_mut().start();
     let (three, four) = ([0.0f32; 3], [0.0f32; 4]);
-    assert_eq!(argument(cache.append(id, (&three[..]).into(), (&four[..]).into())), "key");
-    assert_eq!(argument(cache.append(id, (&four[..]).into(), (&three[..]).into())), "value");
-    assert_eq!(cache.pool().length(id), Ok(0));
+    assert_eq!(argument(cache.append(0, id, (&four).into(), (&four).into())), "key", "it has no token yet");
+    cache.extend(id, 3).expect("room");
+    assert_eq!(argument(cache.append(0, id, (&three).into(), (&four).into())), "key");
+    assert_eq!(argument(cache.append(0, id, (&four).into(), (&three).into())), "value");
+    assert_eq!(argument(cache.append(1, id, (&four).into(), (&four).into())), "layer");
+    // The fork copies the second page, and shares the first.
+    let fork = cache.pool_mut().fork(id, 3).expect("a prefix");
+    cache.extend(fork, 1).expect("room");
+    cache.append(0, fork, (&[1.0; 8]).into(), (&[1.0; 8]).into()).expect("a page of its own");
+    assert_eq!(argument(cache.append(0, fork, (&[1.0; 12]).into(), (&[1.0; 12]).into())), "key");
+    assert_eq!(cache.key(0).map(|key| key.get(8)), Ok(0.0), "the first sequence is unchanged");
 }
 
-fn shape_of(layout: Layout) -> CacheShape {
-    CacheShape { page_size: 2, num_kv_heads: 1, head_dim: 4, head_dim_v: 4, dtype: DType::F32, layout }
-}
-
-/// Merges parts into the whole for any split of the keys, with scores in the hundreds and with empty parts.
+/// Merges parts into the whole for any split of the keys, with scores in the hundreds and with empty parts, by lse or by
+/// statistics.
 #[test]
 fn merged_parts_are_the_whole() {
     let mut rng = Rng::with_seed(7);
     for round in 0..200 {
         let keys = rng.usize(1..40);
         let dims = Dims { seq_len_q: 3, ..Dims::self_attention(1, 2, keys, 4) };
-        let problem = Problem::new(dims).with_lse();
+        let problem = Problem::new(dims).with_lse().with_stats();
         let spread = [1.0, 30.0, 1000.0][round % 3];
         let mut some = |len: usize, spread: f32| (0..len).map(|_| (rng.f32() * 2.0 - 1.0) * spread).collect::<Vec<f32>>();
         let (query, key, value) = (some(24, 1.0), some(8 * keys, spread), some(8 * keys, 1.0));
@@ -268,21 +283,27 @@ fn merged_parts_are_the_whole() {
         // Each key goes to a random part; some parts may be empty.
         let parts = rng.usize(1..7);
         let part_of: Vec<usize> = (0..keys).map(|_| rng.usize(..parts)).collect();
-        let mut outputs: Vec<(Vec<f32>, Vec<f32>)> = (0..parts)
+        let mut outputs: Vec<Outputs> = (0..parts)
             .map(|part| {
                 let mask: Vec<bool> = part_of.iter().map(|&of| of == part).collect();
                 let mut masked = problem.clone();
                 masked.visibility.mask = Some(wgpu_attention::BroadcastShape([1, 1, 1, keys]));
-                let got = oracle(&masked, &Inputs { mask: &mask, ..Inputs::new(&query, &key, &value) }).expect("valid");
-                let lse = got.lse.expect("asked for");
-                // The output of an empty part is unspecified.
-                let empty = lse[0] == f32::NEG_INFINITY;
-                (got.output.to_f32().into_iter().map(|x| if empty { f32::NAN } else { x }).collect(), lse)
+                let mut got = oracle(&masked, &Inputs { mask: &mask, ..Inputs::new(&query, &key, &value) }).expect("valid");
+                if !part_of.contains(&part) {
+                    got.output = vec![f32::NAN; problem.output_len()].into(); // the output of an empty part is unspecified
+                }
+                got
             })
             .collect();
         rng.shuffle(&mut outputs);
-        let parts: Vec<Part<'_>> = outputs.iter().map(|(output, lse)| Part { output, lse }).collect();
-        let merged = merge(&parts).expect("equal sizes");
+        let rows: Vec<Vec<f32>> = outputs.iter().map(|part| part.output.to_f32()).collect();
+        let parts = outputs.iter().zip(&rows).map(|(part, output)| {
+            let by_lse = RowSums::Lse(part.lse.as_deref().expect("asked for"));
+            let by_stats = RowSums::Stats(part.stats.as_deref().expect("asked for"));
+            Part { output, sums: [by_lse, by_stats][if round % 4 < 2 { round % 4 } else { rng.usize(..2) }] }
+        });
+        let merged = merge(&parts.collect::<Vec<_>>()).expect("equal sizes");
+        assert!(merged.stats.iter().zip(&merged.lse).all(|([m, l], lse)| (m + l.ln() - lse).abs() <= 1e-6 * lse.abs().max(1.0)));
         for (got, expected) in [(merged.output, expected.output), (merged.lse, expected.lse.expect("asked for"))] {
             agree(&format!("round {round}"), &got, &expected);
         }
@@ -291,21 +312,38 @@ fn merged_parts_are_the_whole() {
 
 #[test]
 fn merging_edges() {
-    let empty = Part { output: &[f32::NAN; 2], lse: &[f32::NEG_INFINITY] };
-    let merged = merge(&[empty, empty]).expect("equal sizes");
-    assert_eq!((merged.output, merged.lse), (vec![0.0, 0.0], vec![f32::NEG_INFINITY]));
-    let one = Part { output: &[1.0, -2.0], lse: &[700.0] };
-    let merged = merge(&[empty, one]).expect("equal sizes");
-    assert_eq!((merged.output, merged.lse), (vec![1.0, -2.0], vec![700.0]));
-    // A sink with an equal lse halves the output.
-    let sink = Part { output: &[0.0, 0.0], lse: &[700.0] };
-    assert_eq!(merge(&[one, sink]).expect("equal sizes").output, [0.5, -1.0]);
-    for lse in [f32::NAN, f32::INFINITY] {
-        let spoilt = Part { output: &[1.0, 1.0], lse: &[lse] };
-        let merged = merge(&[one, spoilt]).expect("equal sizes");
-        assert!(merged.output.iter().chain(&merged.lse).all(|x| x.is_nan()), "{merged:?}");
+    fn part<'a>(output: &'a [f32], lse: &'a [f32]) -> Part<'a> {
+        Part { output, sums: RowSums::Lse(lse) }
     }
-    assert!(merge(&[]).is_err() && merge(&[one, Part { output: &[1.0], lse: &[0.0] }]).is_err());
-    assert!(merge(&[Part { output: &[1.0; 3], lse: &[0.0; 2] }]).is_err());
-    assert!(merge(&[Part { output: &[], lse: &[] }]).expect("no rows").output.is_empty());
+    let nothing = part(&[f32::NAN; 2], &[f32::NEG_INFINITY]);
+    let no_stats = Part { sums: RowSums::Stats(&[[f32::MIN, 0.0]]), ..nothing };
+    let merged = merge(&[nothing, no_stats]).expect("equal sizes");
+    assert_eq!((merged.output, merged.lse, merged.stats), (vec![0.0, 0.0], vec![f32::NEG_INFINITY], vec![[f32::MIN, 0.0]]));
+    let one = part(&[1.0, -2.0], &[700.0]);
+    let merged = merge(&[nothing, one, no_stats]).expect("equal sizes");
+    assert_eq!((merged.output, merged.lse, merged.stats), (vec![1.0, -2.0], vec![700.0], vec![[700.0, 1.0]]));
+    // A sink with an equal lse halves the output.
+    let sink = part(&[0.0, 0.0], &[700.0]);
+    assert_eq!(merge(&[one, sink]).expect("equal sizes").output, [0.5, -1.0]);
+    for spoilt in [
+        part(&[1.0, 1.0], &[f32::NAN]),
+        part(&[1.0, 1.0], &[f32::INFINITY]),
+        Part { output: &[1.0, 1.0], sums: RowSums::Stats(&[[f32::NAN, f32::NAN]]) },
+        Part { output: &[1.0, 1.0], sums: RowSums::Stats(&[[3.0, f32::NAN]]) },
+    ] {
+        let merged = merge(&[one, spoilt]).expect("equal sizes");
+        assert!(merged.output.iter().chain(&merged.lse).all(|x| x.is_nan()) && merged.stats[0][1].is_nan(), "{merged:?}");
+    }
+    // Around 2^25 an lse has no digits left for an l of 3, so its part counts as much as one with an l of 1.
+    let large = 33_554_432.0f32;
+    let (of_three, of_one) = ([large + 3.0f32.ln()], [large]);
+    let by_lse = [part(&[1.0], &of_three), part(&[5.0], &of_one)];
+    assert_eq!(merge(&by_lse).expect("equal sizes").output, [3.0]);
+    let (three, one_l) = ([[large, 3.0]], [[large, 1.0]]);
+    let by_stats = [Part { output: &[1.0], sums: RowSums::Stats(&three) }, Part { output: &[5.0], sums: RowSums::Stats(&one_l) }];
+    let merged = merge(&by_stats).expect("equal sizes");
+    assert_eq!((merged.output, merged.stats), (vec![2.0], vec![[large, 4.0]]));
+    assert!(merge(&[]).is_err() && merge(&[one, part(&[1.0], &[0.0])]).is_err());
+    assert!(merge(&[part(&[1.0; 3], &[0.0; 2])]).is_err());
+    assert!(merge(&[part(&[], &[])]).expect("no rows").output.is_empty());
 }

@@ -10,7 +10,9 @@ use wgpu_attention::gpu::{Attention, Bindings, Gpu, MATRIX_FEATURES, Merge, Merg
 use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, TensorSpec, merge, oracle};
+use wgpu_attention::{
+    Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, RowSums, TensorSpec, merge, oracle,
+};
 
 /// Records the app's own work between two attentions: multiplies every element by -2.
 fn app_dispatch(device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, from: &wgpu::Buffer, to: &wgpu::Buffer, len: usize) {
@@ -232,8 +234,8 @@ fn parts_are_merged_on_the_device() {
         assert!(close(&output, &expected.output.to_f32()) && close(&lse, expected.lse.as_deref().expect("asked for")));
         // Merging on the host gives the same result.
         let (parts, lse_parts) = (read(&device, &queue, &partial_output), read(&device, &queue, &partial_lse));
-        let parts: Vec<_> = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, lse }).collect();
-        let merged = merge(&parts).expect("equal sizes");
+        let parts = parts.chunks(output_len).zip(lse_parts.chunks(rows)).map(|(output, lse)| Part { output, sums: RowSums::Lse(lse) });
+        let merged = merge(&parts.collect::<Vec<_>>()).expect("equal sizes");
         assert!(close(&output, &merged.output) && close(&lse, &merged.lse));
     }
 }
@@ -324,6 +326,8 @@ fn scratch_has_a_budget() {
         };
         let needed = with_budget(u64::MAX).expect("no limit");
         assert_eq!(with_budget(needed), Ok(needed));
+        let half = with_budget(needed / 2).expect("in parts");
+        assert!(0 < half && half <= needed / 2, "{half} of {needed}");
         assert!(matches!(with_budget(64), Err(Error::Limit { limit: "scratch_budget", .. })));
     }
 }

@@ -4,9 +4,10 @@ use crate::common::buffers::{devices, draw, empty, read, upload};
 use crate::common::stack::{Stack, gpus};
 use crate::common::{STORAGE, agree};
 use fastrand::Rng;
-use wgpu_attention::cache::CacheShape;
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{
-    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, IndexBindings, NewTokens, ShaderOptions, Tables,
+    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, IndexBindings, NewTokens, QueryBindings, Rotation,
+    Rows, ShaderOptions, Tables, TokenSizes,
 };
 use wgpu_attention::plan::Specialise;
 use wgpu_attention::rotary::{Pairing, Rotary};
@@ -19,12 +20,11 @@ fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
     bytemuck::cast_slice(&read(gpu.device(), gpu.queue(), buffer)).to_vec()
 }
 
-/// Reads a layer's keys or values as host data.
-fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, dim: usize) -> HostVec {
-    let shape = cache.shape();
-    let len = cache.size().pages * shape.page_size * shape.num_kv_heads * dim;
-    let bytes = bytes(gpu, buffer)[..shape.dtype.bytes(len)].to_vec();
-    match shape.dtype {
+/// Reads pages of `heads` heads as host data.
+fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, heads: usize, dim: usize, dtype: DType) -> HostVec {
+    let len = cache.shape().pages * cache.shape().page_size * heads * dim;
+    let bytes = bytes(gpu, buffer)[..dtype.bytes(len)].to_vec();
+    match dtype {
         DType::F32 => HostVec::F32(bytemuck::pod_collect_to_vec(&bytes)),
         DType::F16 => HostVec::F16(bytemuck::pod_collect_to_vec(&bytes)),
         DType::BF16 => HostVec::BF16(bytemuck::pod_collect_to_vec(&bytes)),
@@ -40,6 +40,7 @@ fn table(cache: &DeviceCache, pages: &[Vec<u32>], lengths: &[usize]) -> PageTabl
 
 /// Replays steps of one or more tokens in several sequences, recorded once. After each, the output equals the oracle's
 /// for the device's keys and values and that of a call on host arrays; these keys and values equal the appended ones.
+/// The second layer has other heads, widths and storage types than the first.
 fn replayed(
     gpu: &Gpu,
     dtype: DType,
@@ -49,23 +50,29 @@ fn replayed(
     seq_len_q: usize,
     change: fn(&mut Problem),
 ) {
-    let (head_dim, head_dim_v) = (64, 32);
-    let shape = CacheShape { page_size, num_kv_heads: 2, head_dim, head_dim_v, dtype, layout };
+    let other = STORAGE[(STORAGE.iter().position(|&d| d == dtype).expect("one") + 2) % STORAGE.len()];
+    let layers =
+        vec![LayerShape::new(2, 64).head_dim_v(32).stored(dtype, dtype), LayerShape::new(1, 32).head_dim_v(64).stored(dtype, other)];
     let capacity = 48usize;
     let pages_per_slot = capacity.div_ceil(page_size);
-    let size = CacheSize { layers: 2, slots: 3, pages_per_slot, pages: 3 * pages_per_slot };
-    let mut cache = DeviceCache::new(gpu, shape, size).expect("a cache");
+    let shape = CacheShape::new(layers).page_size(page_size).pages(3 * pages_per_slot).layout(layout);
+    let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: 3, pages_per_slot }).expect("a cache");
     let rotary = pairing.map(|pairing| Rotary::new(pairing, 10000.0, 32, pages_per_slot * page_size).expect("valid"));
     let on_device = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
-    let mut problem = cache.problem(3, 4, seq_len_q).aligned(Alignment::BottomRight).causal();
-    change(&mut problem);
+    let look = |problem: Problem| {
+        let mut problem = problem.aligned(Alignment::BottomRight).causal();
+        change(&mut problem);
+        problem
+    };
+    let queries = Queries { num_heads: 4, seq_len: seq_len_q };
+    let problem = look(cache.problem(0, 0..3, queries).expect("a layer"));
     let (slopes, sinks) = (draw(5, 4), draw(6, 4));
     let table_words: Vec<f32> = [(problem.alibi.is_some(), &slopes), (problem.sinks, &sinks)]
         .into_iter()
         .flat_map(|(there, words)| if there { words.clone() } else { vec![] })
         .collect();
     let tables = (!table_words.is_empty()).then(|| upload(gpu.device(), gpu.queue(), &table_words));
-    let stack = Stack::new(gpu, &cache, problem, on_device.as_ref(), tables.as_ref());
+    let stack = Stack::new(gpu, &cache, queries, look, on_device.as_ref(), tables.as_ref());
     assert_eq!((cache.start(), cache.start(), cache.start()), (Ok(0), Ok(1), Ok(2)));
     let mut rng = Rng::with_seed(9);
     let engine = wgpu_attention::Engine::on_gpu(gpu.clone());
@@ -85,7 +92,7 @@ fn replayed(
             })
             .collect();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        cache.extend(&tokens, 1, &mut encoder).expect("room");
+        cache.extend(Growth { tokens: &tokens, steps: 1 }, &mut encoder).expect("room");
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             stack.record(&cache, &mut pass);
@@ -100,9 +107,12 @@ fn replayed(
         for (number, (layer, [query, key, value])) in stack.layers.iter().zip(&inputs).enumerate() {
             let what = format!("{}, {dtype}, pages of {page_size}, step {step}, layer {number}", gpu.name());
             let [keys, values] = &cache.pools(number).expect("a layer")[0];
-            let pools = [pool(gpu, &cache, keys, head_dim), pool(gpu, &cache, values, head_dim_v)];
-            let mut problem = stack.problem.clone();
-            problem.paged = Some(table.paged(size.pages));
+            let shape = cache.shape().layers[number];
+            let (kv_heads, head_dim, head_dim_v) = (shape.num_kv_heads, shape.head_dim, shape.head_dim_v);
+            let pools =
+                [pool(gpu, &cache, keys, kv_heads, head_dim, shape.key), pool(gpu, &cache, values, kv_heads, head_dim_v, shape.value)];
+            let mut problem = layer.problem.clone();
+            problem.paged = Some(table.paged(cache.shape().pages));
             problem.dims.seq_len_kv = table.longest();
             let mut query = query.clone();
             if let Some(rotary) = &rotary {
@@ -128,9 +138,10 @@ fn replayed(
             // The appended elements, one by one.
             let near =
                 if pairing.is_none() { 0.0 } else { [1e-5, 1e-2, 1e-2, 2e-2, 0.3][STORAGE.iter().position(|&d| d == dtype).expect("one")] };
-            for (data, new, dim, rotary) in [(&pools[0], key, head_dim, rotary.as_ref()), (&pools[1], value, head_dim_v, None)] {
+            let sides = [(shape.key, &pools[0], key, head_dim, rotary.as_ref()), (shape.value, &pools[1], value, head_dim_v, None)];
+            for (dtype, data, new, dim, rotary) in sides {
                 for (row, new) in new.chunks(dim).enumerate() {
-                    let (item, t, head) = (row / 2 / seq_len_q, row / 2 % seq_len_q, row % 2);
+                    let (item, t, head) = (row / kv_heads / seq_len_q, row / kv_heads % seq_len_q, row % kv_heads);
                     if t + tokens[item] < seq_len_q {
                         continue;
                     }
@@ -141,8 +152,8 @@ fn replayed(
                     }
                     let stored = HostVec::from_f32(dtype, &new).to_f32();
                     let (page, slot) = (pages[item][position / page_size] as usize, position % page_size);
-                    let at =
-                        if layout == Layout::Bshd { (page * page_size + slot) * 2 + head } else { (page * 2 + head) * page_size + slot };
+                    let in_page = if layout == Layout::Bshd { slot * kv_heads + head } else { head * page_size + slot };
+                    let at = page * page_size * kv_heads + in_page;
                     for (i, &x) in stored.iter().enumerate() {
                         let got = data.as_slice().get(at * dim + i);
                         assert!((got - x).abs() <= near, "{what}: {got} instead of {x} at {position}, head {head}, {i}");
@@ -267,10 +278,9 @@ fn tables_from_indices_on_the_device() {
 #[test]
 fn many_steps_in_one_submit() {
     for gpu in gpus() {
-        let shape = CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 16, head_dim_v: 16, dtype: DType::F32, layout: Layout::Bshd };
-        let size = CacheSize { layers: 1, slots: 2, pages_per_slot: 5, pages: 10 };
-        let mut cache = DeviceCache::new(&gpu, shape, size).expect("a cache");
-        let stack = Stack::new(&gpu, &cache, cache.problem(2, 2, 1), None, None);
+        let shape = CacheShape::uniform(1, LayerShape::new(2, 16)).page_size(4).pages(10).layout(Layout::Bshd);
+        let mut cache = DeviceCache::new(&gpu, shape, CacheSize { slots: 2, pages_per_slot: 5 }).expect("a cache");
+        let stack = Stack::new(&gpu, &cache, Queries { num_heads: 2, seq_len: 1 }, |problem| problem, None, None);
         assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
         let layer = &stack.layers[0];
         let (query, key, value) = (draw(1, 64), draw(2, 64), draw(3, 64));
@@ -278,7 +288,7 @@ fn many_steps_in_one_submit() {
             gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(data));
         }
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        cache.extend(&[1, 1], 17, &mut encoder).expect("room");
+        cache.extend(Growth { tokens: &[1, 1], steps: 17 }, &mut encoder).expect("room");
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             (0..17).for_each(|_| stack.record(&cache, &mut pass));
@@ -292,8 +302,11 @@ fn many_steps_in_one_submit() {
         }
         // A step without reserved room changes nothing.
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert!(matches!(cache.extend(&[1, 4], 1, &mut encoder), Err(Error::Limit { limit: "tokens of a slot", .. })));
-        assert!(matches!(cache.extend(&[3, 3], 1, &mut encoder), Ok(())));
+        assert!(matches!(
+            cache.extend(Growth { tokens: &[1, 4], steps: 1 }, &mut encoder),
+            Err(Error::Limit { limit: "tokens of a slot", .. })
+        ));
+        assert!(matches!(cache.extend(Growth { tokens: &[3, 3], steps: 1 }, &mut encoder), Ok(())));
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             (0..2).for_each(|_| cache.advance().record_in(&mut pass));
@@ -326,8 +339,9 @@ fn rows_are_rotated_in_place() {
             let at = upload(gpu.device(), gpu.queue(), bytemuck::cast_slice(&positions));
             let spec = TensorSpec::new(dtype, Layout::Bshd);
             let on_device = DeviceRotary::new(&gpu, &rotary).expect("uploaded");
-            let (rows, at) = (buffer.as_entire_buffer_binding(), at.as_entire_buffer_binding());
-            let bound = on_device.rotate(&gpu, &rows, &spec, [3, 2, 16], &at).expect("bound");
+            let (rows, at) = (Rows::new(&buffer, spec), at.as_entire_buffer_binding());
+            let sizes = TokenSizes { tokens: 3, num_heads: 2, head_dim: 16 };
+            let bound = on_device.rotate(&gpu, &rows, sizes, &at).expect("bound");
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             bound.record(&mut encoder);
             gpu.queue().submit([encoder.finish()]);
@@ -342,8 +356,10 @@ fn rows_are_rotated_in_place() {
                 assert!((x - y).abs() < near, "{dtype} {pairing:?} {i}: {x} instead of {y}");
             }
             let odd = TensorSpec { offset: 1, ..TensorSpec::new(DType::F16, Layout::Bshd) };
-            assert!(matches!(on_device.rotate(&gpu, &rows, &odd, [1, 2, 16], &at), Err(Error::Unsupported { .. })));
-            assert!(on_device.rotate(&gpu, &rows, &spec, [3, 2, 8], &at).is_err(), "a head narrower than the pairs");
+            let odd = on_device.rotate(&gpu, &Rows { spec: odd, ..rows.clone() }, TokenSizes { tokens: 1, ..sizes }, &at);
+            assert!(matches!(odd, Err(Error::Unsupported { .. })));
+            let narrow = on_device.rotate(&gpu, &rows, TokenSizes { head_dim: 8, ..sizes }, &at);
+            assert!(narrow.is_err(), "a head narrower than the pairs");
         }
     }
 }
@@ -351,64 +367,82 @@ fn rows_are_rotated_in_place() {
 #[test]
 fn invalid_requests_are_refused() {
     for gpu in gpus() {
-        let shape = CacheShape { page_size: 4, num_kv_heads: 2, head_dim: 32, head_dim_v: 32, dtype: DType::F16, layout: Layout::Bshd };
-        let size = CacheSize { layers: 1, slots: 2, pages_per_slot: 3, pages: 4 };
+        let halves = |num_kv_heads, head_dim| LayerShape::new(num_kv_heads, head_dim).stored(DType::F16, DType::F16);
+        let shape = CacheShape::uniform(1, halves(2, 32)).page_size(4).pages(4).layout(Layout::Bshd);
+        let size = CacheSize { slots: 2, pages_per_slot: 3 };
         let refused = |shape: CacheShape, size: CacheSize| DeviceCache::new(&gpu, shape, size).expect_err("refused");
-        assert!(matches!(refused(CacheShape { head_dim: 33, ..shape }, size), Error::Unsupported { .. }));
-        assert!(matches!(refused(CacheShape { head_dim: 16, dtype: DType::Q8, ..shape }, size), Error::Invalid { .. }));
-        assert!(matches!(refused(CacheShape { page_size: 0, ..shape }, size), Error::Invalid { .. }));
-        assert!(matches!(refused(shape, CacheSize { slots: 0, ..size }), Error::Invalid { .. }));
+        assert!(matches!(refused(CacheShape::uniform(2, halves(2, 33)), size), Error::Unsupported { .. }));
+        let half_block = LayerShape::new(2, 32).head_dim_v(16).stored(DType::F32, DType::Q8);
+        assert!(matches!(refused(CacheShape::new(vec![halves(2, 32), half_block]), size), Error::Invalid { .. }));
+        assert!(matches!(refused(shape.clone().page_size(0), size), Error::Invalid { .. }));
+        assert!(matches!(refused(shape.clone(), CacheSize { slots: 0, ..size }), Error::Invalid { .. }));
         let most = usize::MAX;
-        for absurd in [
-            CacheSize { layers: most, ..size },
-            CacheSize { slots: most, ..size },
-            CacheSize { pages_per_slot: most, ..size },
-            CacheSize { pages: 1 << 40, ..size },
-            CacheSize { layers: most, slots: most, pages_per_slot: most, pages: most },
+        for (shape, size) in [
+            (CacheShape::uniform(0, halves(2, 32)), size),
+            (CacheShape::uniform(most, halves(2, 32)), size),
+            (shape.clone(), CacheSize { slots: most, ..size }),
+            (shape.clone(), CacheSize { pages_per_slot: most, ..size }),
+            (shape.clone().pages(1 << 40), size),
+            (shape.clone().pages(most / 2), size),
+            (shape.clone().page_size(most), size),
+            (CacheShape::uniform(most, halves(2, 32)).pages(most), CacheSize { slots: most, pages_per_slot: most }),
         ] {
-            assert!(
-                matches!(refused(shape, absurd), Error::Limit { .. } | Error::Invalid { .. }),
-                "{absurd:?}: {:?}",
-                refused(shape, absurd)
-            );
+            let error = refused(shape.clone(), size);
+            assert!(matches!(error, Error::Limit { .. } | Error::Invalid { .. }), "{size:?}: {error:?}");
         }
-        assert!(matches!(refused(shape, CacheSize { pages: usize::MAX / 2, ..size }), Error::Limit { .. } | Error::Invalid { .. }));
         let mut cache = DeviceCache::new(&gpu, shape, size).expect("a cache");
         let slot = cache.start().expect("a slot");
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert!(cache.extend(&[1], 1, &mut encoder).is_err() && cache.extend(&[0, 1], 1, &mut encoder).is_err());
-        cache.extend(&[8, 0], 1, &mut encoder).expect("room");
+        assert!(cache.extend(Growth { tokens: &[1], steps: 1 }, &mut encoder).is_err());
+        assert!(cache.extend(Growth { tokens: &[0, 1], steps: 1 }, &mut encoder).is_err());
+        cache.extend(Growth { tokens: &[8, 0], steps: 1 }, &mut encoder).expect("room");
         let other = cache.fork(slot, 6).expect("a slot");
         // Two pages are left and three are needed: the fork copies one and adds one, the first sequence adds one.
-        assert!(matches!(cache.extend(&[1, 3], 1, &mut encoder), Err(Error::Limit { limit: "pages of the pool", .. })));
+        assert!(matches!(
+            cache.extend(Growth { tokens: &[1, 3], steps: 1 }, &mut encoder),
+            Err(Error::Limit { limit: "pages of the pool", .. })
+        ));
         assert_eq!((cache.length(slot), cache.length(other), cache.pool().free_pages()), (Ok(8), Ok(6), 2));
         assert!(cache.fork(slot, 1).is_err(), "no slot is left");
         assert!(cache.truncate(slot, 9).is_err() && cache.free(7).is_err());
-        let problem = cache.problem(2, 4, 1);
-        assert!(cache.attention(&problem, 1, Algorithm::Auto).is_err(), "past the last slot");
+        let problem = cache.problem(0, 0..2, Queries { num_heads: 4, seq_len: 1 }).expect("a layer");
+        let attend = |problem: &Problem, slots| cache.attention(0, problem, slots, Algorithm::Auto).map(|_| ());
+        assert_eq!(attend(&problem, 0..2), Ok(()));
+        assert!(attend(&problem, 1..3).is_err() && attend(&problem, 0..1).is_err(), "past the last slot, another batch");
         let mut wrong = problem;
         wrong.key.dtype = DType::F32;
-        assert!(cache.attention(&wrong, 0, Algorithm::Auto).is_err());
+        assert!(attend(&wrong, 0..2).is_err());
+        assert!(cache.problem(1, 0..2, Queries { num_heads: 4, seq_len: 1 }).is_err(), "no such layer");
         let [new, too_short] = [2 * 2 * 32, 32].map(|len| empty(gpu.device(), len));
         let spec = TensorSpec::new(DType::F32, Layout::Bshd);
         let tokens = |key: &wgpu::Buffer, spec: TensorSpec| {
-            let key = key.as_entire_buffer_binding();
-            let new = NewTokens { key: key.clone(), key_spec: spec, value: key, value_spec: spec, rotary: None, query: None };
-            cache.append(0, 0..2, 1, &new).map(|_| ())
+            let new = NewTokens { slots: 0..2, seq_len: 1, key: Rows::new(key, spec), value: Rows::new(key, spec), rotation: None };
+            cache.append(0, &new).map(|_| ())
         };
         assert_eq!(tokens(&new, spec), Ok(()));
         assert!(tokens(&too_short, spec).is_err() && tokens(&new, TensorSpec::new(DType::Q8, Layout::Bshd)).is_err());
-        let new = NewTokens {
-            key: new.as_entire_buffer_binding(),
-            key_spec: spec,
-            value: new.as_entire_buffer_binding(),
-            value_spec: spec,
-            rotary: None,
-            query: None,
-        };
-        assert!(cache.append(1, 0..2, 1, &new).is_err() && cache.append(0, 1..3, 1, &new).is_err());
+        let new = NewTokens { slots: 0..2, seq_len: 1, key: Rows::new(&new, spec), value: Rows::new(&new, spec), rotation: None };
+        assert!(cache.append(1, &new).is_err() && cache.append(0, &NewTokens { slots: 1..3, ..new.clone() }).is_err());
         let short = Rotary::new(Pairing::HalfSplit, 10000.0, 32, 11).expect("valid");
         let short = DeviceRotary::new(&gpu, &short).expect("uploaded");
-        assert!(cache.append(0, 0..2, 1, &NewTokens { rotary: Some(&short), ..new }).is_err(), "positions without angles");
+        let rotation = Some(Rotation { rotary: &short, query: None });
+        assert!(cache.append(0, &NewTokens { rotation, ..new }).is_err(), "positions without angles");
+    }
+}
+
+/// Layers of equal shape share an attention; another layer needs its own.
+#[test]
+fn an_attention_is_for_layers_of_its_shape() {
+    for gpu in gpus() {
+        let (one, other) = (LayerShape::new(1, 32), LayerShape::new(1, 32).stored(DType::F32, DType::Q8));
+        let shape = CacheShape::new(vec![one, other, one]).pages(2);
+        let cache = DeviceCache::new(&gpu, shape, CacheSize { slots: 1, pages_per_slot: 2 }).expect("a cache");
+        let problem = cache.problem(0, 0..1, Queries { num_heads: 1, seq_len: 1 }).expect("a layer");
+        let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto).expect("planned");
+        let (query, output) = (empty(gpu.device(), 32), empty(gpu.device(), 32));
+        let bound = |layer| attention.bind(&cache, layer, &QueryBindings::new(&query, &output)).map(|_| ());
+        assert_eq!((bound(0), bound(2)), (Ok(()), Ok(())));
+        assert!(matches!(bound(1), Err(Error::Invalid { argument: "layer", .. })) && bound(3).is_err());
+        assert!(cache.attention(1, &problem, 0..1, Algorithm::Auto).is_err());
     }
 }

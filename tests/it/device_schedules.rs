@@ -4,8 +4,8 @@ use crate::common::buffers::read;
 use crate::common::stack::{Stack, gpus};
 use crate::common::{STORAGE, agree};
 use fastrand::Rng;
-use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu};
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu, Growth};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{Alignment, Dims, Error, HostVec, Inputs, Layout, Problem};
 
@@ -23,11 +23,13 @@ impl<'a> Schedule<'a> {
         let dtype = STORAGE[seed as usize % 5];
         let page_size = [1, 2, 4, 7, 16][rng.usize(..5)];
         let layout = [Layout::Bshd, Layout::Bhsd][rng.usize(..2)];
-        let shape = CacheShape { page_size, num_kv_heads: rng.usize(1..=2), head_dim: 32, head_dim_v: 32, dtype, layout };
-        let size = CacheSize { layers: 1, slots: rng.usize(2..5), pages_per_slot: 24usize.div_ceil(page_size), pages: rng.usize(1..20) };
+        let layer = LayerShape::new(rng.usize(1..=2), 32).stored(dtype, dtype);
+        let size = CacheSize { slots: rng.usize(2..5), pages_per_slot: 24usize.div_ceil(page_size) };
+        let pages = rng.usize(1..20);
+        let shape = CacheShape::uniform(1, layer).page_size(page_size).pages(pages).layout(layout);
         let cache = DeviceCache::new(gpu, shape, size).expect("a cache");
         let schedule = Self { rng, gpu, naive: vec![None; size.slots], cache };
-        schedule.poison(0..size.pages as u32);
+        schedule.poison(0..pages as u32);
         schedule
     }
 
@@ -48,7 +50,7 @@ impl<'a> Schedule<'a> {
     }
 
     fn row(&self) -> usize {
-        self.cache.shape().num_kv_heads * 32
+        self.cache.shape().layers[0].num_kv_heads * 32
     }
 
     fn step(&mut self) {
@@ -98,18 +100,19 @@ impl<'a> Schedule<'a> {
             .iter()
             .map(|data| if data.is_some() { [0, seq_len, self.rng.usize(0..=seq_len)][self.rng.usize(..3)] } else { 0 })
             .collect();
-        let (slots, row) = (tokens.len(), self.row());
+        let row = self.row();
         let free = self.cache.pool().free_pages();
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        if let Err(error) = self.cache.extend(&tokens, 1, &mut encoder) {
+        if let Err(error) = self.cache.extend(Growth { tokens: &tokens, steps: 1 }, &mut encoder) {
             assert!(matches!(error, Error::Limit { .. }), "{error}");
             assert_eq!(self.cache.pool().free_pages(), free);
             return;
         }
-        let heads = 2 * self.cache.shape().num_kv_heads;
-        let problem = self.cache.problem(slots, heads, seq_len).aligned(Alignment::BottomRight).causal();
-        let stack = Stack::new(self.gpu, &self.cache, problem.clone(), None, None);
+        let heads = 2 * self.cache.shape().layers[0].num_kv_heads;
+        let look = |problem: Problem| problem.aligned(Alignment::BottomRight).causal();
+        let stack = Stack::new(self.gpu, &self.cache, Queries { num_heads: heads, seq_len }, look, None, None);
         let layer = &stack.layers[0];
+        let problem = layer.problem.clone();
         let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
             let data: Vec<f32> = (0..buffer.size() / 4).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
             self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&data));
@@ -124,7 +127,7 @@ impl<'a> Schedule<'a> {
         for (slot, naive) in self.naive.iter_mut().enumerate().filter_map(|(slot, naive)| naive.as_mut().map(|naive| (slot, naive))) {
             for (naive, new) in naive.iter_mut().zip(&data[1..]) {
                 let new = &new[slot * seq_len * row..][(seq_len - tokens[slot]) * row..seq_len * row];
-                naive.extend(HostVec::from_f32(self.cache.shape().dtype, new).to_f32());
+                naive.extend(HostVec::from_f32(self.cache.shape().layers[0].key, new).to_f32());
             }
             let length = naive[0].len() / row;
             assert_eq!(length, self.cache.length(slot).expect("there"));

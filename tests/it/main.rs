@@ -23,6 +23,7 @@ mod gradients;
 mod harness;
 mod layer;
 mod layer_gradients;
+mod layer_weights;
 mod long_contexts;
 mod onnx;
 mod properties;

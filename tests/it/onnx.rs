@@ -4,8 +4,11 @@ use wgpu_attention::onnx::{
     Attention, AttentionInputs, GroupQueryAttention, GroupQueryAttentionInputs, Mask, MultiHeadAttention, MultiHeadAttentionInputs,
     OwnedTensor, RotaryEmbedding, Tensor, Wanted,
 };
-use wgpu_attention::verify::oracle;
-use wgpu_attention::{Error, HostVec};
+use wgpu_attention::{Backend, Engine, EngineOptions, Error, HostVec};
+
+fn oracle() -> Engine {
+    Engine::new(EngineOptions { backend: Backend::Oracle, ..Default::default() }).expect("the oracle is always there")
+}
 
 fn tensor(shape: &[usize]) -> OwnedTensor {
     let data = (0..shape.iter().product()).map(|at: usize| (at as f32 * 0.7).sin()).collect();
@@ -24,7 +27,7 @@ fn invalid<T>(result: Result<T, Error>) -> &'static str {
 fn contradictions_are_refused() {
     let (q, kv) = (tensor(&[2, 4, 3, 8]), tensor(&[2, 2, 5, 8]));
     let inputs = AttentionInputs::new(q.view(), kv.view(), kv.view());
-    let run = |node: Attention, inputs: &AttentionInputs<'_>| node.run(inputs, Wanted::default(), &oracle);
+    let run = |node: Attention, inputs: &AttentionInputs<'_>| node.run(inputs, Wanted::default(), &oracle());
     let plain = Attention::default();
     assert!(run(plain, &inputs).is_ok());
     assert_eq!(invalid(run(Attention { softcap: -1.0, ..plain }, &inputs)), "softcap");
@@ -72,7 +75,7 @@ fn three_axes_and_four_axes_agree() {
     let four = OwnedTensor { shape: vec![1, heads, seq, dim], data: HostVec::F32(transpose(&flat)) };
     let node = Attention { is_causal: true, q_num_heads: Some(heads), kv_num_heads: Some(heads), ..Default::default() };
     let run = |x: &OwnedTensor| {
-        node.run(&AttentionInputs::new(x.view(), x.view(), x.view()), Wanted { present: true, qk_matmul_output: true }, &oracle)
+        node.run(&AttentionInputs::new(x.view(), x.view(), x.view()), Wanted { present: true, qk_matmul_output: true }, &oracle())
             .unwrap_or_else(|error| panic!("{error}"))
     };
     let (from_three, from_four) = (run(&three), run(&four));
@@ -102,13 +105,13 @@ fn contrib_operators_refuse_unsupported_inputs() {
     let (q, kv) = (tensor(&[2, 3, 16]), tensor(&[2, 3, 8]));
     let node = MultiHeadAttention::new(2);
     let inputs = MultiHeadAttentionInputs::new(q.view(), q.view(), q.view());
-    assert!(node.run(&inputs, &oracle).is_ok());
+    assert!(node.run(&inputs, &oracle()).is_ok());
     let lengths = MultiHeadAttentionInputs { key_padding_mask: Some(&[3, 3]), ..inputs };
-    assert!(matches!(node.run(&lengths, &oracle), Err(Error::Unsupported { .. })));
+    assert!(matches!(node.run(&lengths, &oracle()), Err(Error::Unsupported { .. })));
     let bias = tensor(&[40]);
-    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { bias: Some(bias.view()), ..inputs }, &oracle)), "bias");
+    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { bias: Some(bias.view()), ..inputs }, &oracle())), "bias");
     let wrong = tensor(&[3, 1, 3, 3]);
-    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { attention_bias: Some(wrong.view()), ..inputs }, &oracle)), "bias");
+    assert_eq!(invalid(node.run(&MultiHeadAttentionInputs { attention_bias: Some(wrong.view()), ..inputs }, &oracle())), "attention_bias");
 
     let node = GroupQueryAttention::new(4, 2);
     let inputs = |seqlens_k| GroupQueryAttentionInputs {
@@ -123,10 +126,10 @@ fn contrib_operators_refuse_unsupported_inputs() {
         attention_bias: None,
         head_sink: None,
     };
-    assert!(node.run(&inputs(&[2, 2]), &oracle).is_ok());
-    assert!(matches!(node.run(&inputs(&[2, 1]), &oracle), Err(Error::Unsupported { .. })));
-    assert_eq!(invalid(node.run(&inputs(&[2]), &oracle)), "seqlens_k");
-    assert_eq!(invalid(node.run(&inputs(&[2, -2]), &oracle)), "seqlens_k");
-    assert_eq!(invalid(node.run(&inputs(&[2, 5]), &oracle)), "past_key");
-    assert_eq!(invalid(GroupQueryAttention { do_rotary: true, ..node }.run(&inputs(&[2, 2]), &oracle)), "cos_cache");
+    assert!(node.run(&inputs(&[2, 2]), &oracle()).is_ok());
+    assert!(matches!(node.run(&inputs(&[2, 1]), &oracle()), Err(Error::Unsupported { .. })));
+    assert_eq!(invalid(node.run(&inputs(&[2]), &oracle())), "seqlens_k");
+    assert_eq!(invalid(node.run(&inputs(&[2, -2]), &oracle())), "seqlens_k");
+    assert_eq!(invalid(node.run(&inputs(&[2, 5]), &oracle())), "past_key");
+    assert_eq!(invalid(GroupQueryAttention { do_rotary: true, ..node }.run(&inputs(&[2, 2]), &oracle())), "cos_cache");
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wgpu_attention::cache::CacheShape;
+use wgpu_attention::cache::LayerShape;
 use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, PageTable, Problem};
 
 use super::check::{Deviation, draw, stored};
@@ -55,7 +55,7 @@ fn heads(text: &str) -> Result<[usize; 2], String> {
 
 /// Data of one step: a full cache whose last token is the new one, and the query of that token.
 pub(super) struct Full {
-    pub(super) shape: CacheShape,
+    pub(super) shape: LayerShape,
     pub(super) num_heads: usize,
     pub(super) keys: usize,
     pub(super) window: Option<u32>,
@@ -70,7 +70,7 @@ pub(super) struct Full {
 impl Full {
     fn new(args: &Args, keys: usize, dtype: DType) -> Result<Self, Failure> {
         let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
-        let shape = CacheShape { page_size: PAGE_SIZE, num_kv_heads, head_dim: dim, head_dim_v: dim, dtype, layout: Layout::Bshd };
+        let shape = LayerShape::new(num_kv_heads, dim).stored(dtype, dtype);
         let row = num_kv_heads * dim;
         let mut random = fastrand::Rng::with_seed(3);
         let mut some = |len: usize| draw(&mut random, len, format!("--context {keys}"));
@@ -100,7 +100,7 @@ impl Full {
     }
 
     fn dims(&self) -> Dims {
-        let CacheShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
+        let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
         Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: 1, seq_len_kv: self.keys, head_dim, head_dim_v }
     }
 
@@ -177,7 +177,7 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
 }
 
 fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let dtype = full.shape.dtype;
+    let dtype = full.shape.key;
     let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
     let mut progress = ProgressBar::new(format!("{name}: checking"));
     progress.report(0.0);
@@ -236,7 +236,7 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
 /// Sets up a step on the CPU path; returns it with the bytes of its cache.
 fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(Step<'a>, u64), Error> {
     let mut problem = full.look(Problem::new(full.dims()));
-    (problem.key.dtype, problem.value.dtype) = (full.shape.dtype, full.shape.dtype);
+    (problem.key.dtype, problem.value.dtype) = (full.shape.key, full.shape.value);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
     let mut table = PageTable::default();
     if is_paged {

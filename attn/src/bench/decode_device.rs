@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use wgpu_attention::cache::CacheShape;
-use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, Growth, NewTokens, QueryBindings, Rows};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, TensorSpec};
 
@@ -14,29 +14,29 @@ use crate::failure::Failure;
 /// bytes of the cache.
 pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, page_size: usize) -> Result<(Step<'a>, u64), Error> {
     // Bhsd keeps the keys of a head contiguous; other layouts jump between memory pages of the machine.
-    let shape = CacheShape { page_size, layout: Layout::Bhsd, ..full.shape };
     let pages = full.keys.div_ceil(page_size);
-    let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: 1, slots: 1, pages_per_slot: pages, pages })?;
+    let shape = CacheShape::uniform(1, full.shape).page_size(page_size).pages(pages).layout(Layout::Bhsd);
+    let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: 1, pages_per_slot: pages })?;
     let slot = cache.start()?;
     debug_assert_eq!(slot, 0);
     // Pages are allocated in order, so the pool holds the sequence contiguously.
     for (bank, pools) in cache.pools(0)?.iter().enumerate() {
-        let heads = shape.num_kv_heads / cache.pools(0)?.len();
+        let heads = full.shape.num_kv_heads / cache.pools(0)?.len();
         for (pool, data) in pools.iter().zip([&full.key, &full.value]) {
-            write_heads(gpu, pool, data, &shape, bank * heads..(bank + 1) * heads);
+            write_heads(gpu, pool, data, (&full.shape, page_size), bank * heads..(bank + 1) * heads);
         }
     }
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     if full.keys > 1 {
-        cache.extend(&[full.keys - 1], 1, &mut encoder)?;
+        cache.extend(Growth { tokens: &[full.keys - 1], steps: 1 }, &mut encoder)?;
         cache.advance().record(&mut encoder);
     }
     gpu.queue().submit([encoder.finish()]);
     let [query, key, value] = [&full.query, &full.new[0], &full.new[1]].map(|data| upload(gpu, data));
     let output = upload(gpu, &vec![0.0; full.query.len()]);
-    let append = cache.append(0, 0..1, 1, &new_tokens(&key, &value))?;
-    let problem = full.look(cache.problem(1, full.num_heads, 1));
-    let attention = cache.attention(&problem, 0, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(&query, &output))?;
+    let append = cache.append(0, &new_tokens(&key, &value))?;
+    let problem = full.look(cache.problem(0, 0..1, Queries { num_heads: full.num_heads, seq_len: 1 })?);
+    let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(&query, &output))?;
     let bytes = cache.bytes();
     // A step goes from the host's bookkeeping to the answer on the device; then the token is removed again.
     let step = move |wanted| {
@@ -48,7 +48,7 @@ pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, page_size: usize) -> Result
 }
 
 fn record_step(cache: &mut DeviceCache, encoder: &mut wgpu::CommandEncoder, layers: &[&Dispatches]) -> Result<(), Error> {
-    cache.extend(&[1], 1, encoder)?;
+    cache.extend(Growth { tokens: &[1], steps: 1 }, encoder)?;
     let mut pass = encoder.begin_compute_pass(&Default::default());
     cache.advance().record_in(&mut pass);
     layers.iter().for_each(|dispatches| dispatches.record_in(&mut pass));
@@ -89,22 +89,22 @@ pub(super) fn shortest(
 /// Keys and values of one new token, as they are.
 fn new_tokens<'a>(key: &'a wgpu::Buffer, value: &'a wgpu::Buffer) -> NewTokens<'a> {
     let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-    let (key, value) = (key.as_entire_buffer_binding(), value.as_entire_buffer_binding());
-    NewTokens { key, key_spec: spec, value, value_spec: spec, rotary: None, query: None }
+    NewTokens { slots: 0..1, seq_len: 1, key: Rows::new(key, spec), value: Rows::new(value, spec), rotation: None }
 }
 
 /// Measures the CPU time, in us, to record and submit a layer's append and attention, in 32 layers with a short cache.
 pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     const LAYERS: usize = 32;
-    let shape = CacheShape { page_size: 16, num_kv_heads: 8, head_dim: 32, head_dim_v: 32, dtype: DType::F32, layout: Layout::Bshd };
-    let mut cache = DeviceCache::new(gpu, shape, CacheSize { layers: LAYERS, slots: 1, pages_per_slot: 4, pages: 4 })?;
+    let shape = CacheShape::uniform(LAYERS, LayerShape::new(8, 32)).pages(4).layout(Layout::Bshd);
+    let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: 1, pages_per_slot: 4 })?;
     cache.start()?;
     let [query, output] = [(); 2].map(|()| upload(gpu, &[0.1; 8 * 32]));
     let new = upload(gpu, &[0.5; 8 * 32]);
     let tokens = new_tokens(&new, &new);
-    let attention = cache.attention(&cache.problem(1, 8, 1).aligned(Alignment::BottomRight).causal(), 0, Algorithm::Auto)?;
-    let bound = (0..LAYERS)
-        .map(|layer| Ok([cache.append(layer, 0..1, 1, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
+    let problem = cache.problem(0, 0..1, Queries { num_heads: 8, seq_len: 1 })?.aligned(Alignment::BottomRight).causal();
+    let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto)?;
+    let bound =
+        (0..LAYERS).map(|layer| Ok([cache.append(layer, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
     let bound: Vec<[Dispatches; 2]> = bound.collect::<Result<_, Error>>()?;
     let layers: Vec<&Dispatches> = bound.iter().flatten().collect();
     let seconds = shortest(gpu, 40, Until::Submitted, |encoder| record_step(&mut cache, encoder, &layers))?;
@@ -123,14 +123,14 @@ pub(super) fn copy_gb_s(gpu: &Gpu) -> Result<f64, Failure> {
 }
 
 /// Writes the heads `some` of `data`, `[tokens, heads, dim]`, as pages that hold only these heads.
-fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, shape: &CacheShape, some: std::ops::Range<usize>) {
+fn write_heads(gpu: &Gpu, pool: &wgpu::Buffer, data: &HostVec, (shape, page_size): (&LayerShape, usize), some: std::ops::Range<usize>) {
     const PIECE: usize = 8 << 20;
     let bytes = data.as_slice().bytes();
     let row = data.as_slice().dtype().bytes(shape.head_dim);
-    let pages = (bytes.len() / row / shape.num_kv_heads).div_ceil(shape.page_size);
+    let pages = (bytes.len() / row / shape.num_kv_heads).div_ceil(page_size);
     let (mut piece, mut written) = (Vec::new(), 0);
     for (page, head) in (0..pages).flat_map(|page| some.clone().map(move |head| (page, head))) {
-        for token in page * shape.page_size..(page + 1) * shape.page_size {
+        for token in page * page_size..(page + 1) * page_size {
             let from = (token * shape.num_kv_heads + head) * row;
             match bytes.get(from..from + row) {
                 Some(numbers) => piece.extend_from_slice(numbers),

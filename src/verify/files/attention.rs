@@ -2,7 +2,7 @@
 
 use super::case_file::{CaseFile, FileData, Given, given};
 use crate::cache;
-use crate::cpu::{Part, merge};
+use crate::cpu::{Part, RowSums, merge};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::numbers::{DType, HostVec};
@@ -135,7 +135,7 @@ fn append(file: &CaseFile, problem: &Problem, data: &mut Data) -> Result<Vec<Giv
         if tokens * shape[1] * shape[3] != new.len() || slots.iter().any(|slots| slots.page as usize >= pages) {
             return Err(file.error("its new tokens do not fit its page table"));
         }
-        cache::write_slots(to, &problem.spec(operand).strides(shape), shape, &slots, new);
+        cache::write_slots(to, problem.spec(operand).layout, shape, &slots, new);
         all.push(given(name, &file.input(name)?.shape, to.to_f32()));
     }
     Ok(all)
@@ -266,7 +266,7 @@ pub(super) fn merge_states(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec<Giv
     }
     let (outputs, lse) = (file.f32s("o_parts")?, file.f32s("lse_parts")?);
     let rows = tokens * heads;
-    let part = |p: usize| Part { output: &outputs[p * rows * dim..][..rows * dim], lse: &lse[p * rows..][..rows] };
+    let part = |p: usize| Part { output: &outputs[p * rows * dim..][..rows * dim], sums: RowSums::Lse(&lse[p * rows..][..rows]) };
     let merged = merge(&(0..parts).map(part).collect::<Vec<_>>())?;
     Ok(vec![given("o", &[tokens, heads, dim], merged.output), given("lse", &[tokens, heads], merged.lse)])
 }

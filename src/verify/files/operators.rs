@@ -46,7 +46,7 @@ pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Ve
         ..AttentionInputs::new(file.tensor("Q")?, file.tensor("K")?, file.tensor("V")?)
     };
     let wanted = Wanted { present: file.expects("present_key"), qk_matmul_output: file.expects("qk_matmul_output") };
-    Ok(give_all("Y", node.run(&inputs, wanted, candidate.attend)?))
+    Ok(give_all("Y", node.run_with(&inputs, wanted, candidate.attend)?))
 }
 
 pub(super) fn rotary_embedding(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec<Given>> {
@@ -101,7 +101,7 @@ pub(super) fn multi_head_attention(file: &CaseFile, candidate: &Candidate<'_>) -
         past_key: file.optional("past_key", CaseFile::tensor)?,
         past_value: file.optional("past_value", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run(&inputs, candidate.attend)?))
+    Ok(give_all("output", node.run_with(&inputs, candidate.attend)?))
 }
 
 pub(super) fn group_query_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
@@ -127,5 +127,5 @@ pub(super) fn group_query_attention(file: &CaseFile, candidate: &Candidate<'_>) 
         attention_bias: file.optional("attention_bias", CaseFile::tensor)?,
         head_sink: file.optional("head_sink", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run(&inputs, candidate.attend)?))
+    Ok(give_all("output", node.run_with(&inputs, candidate.attend)?))
 }

@@ -1,6 +1,7 @@
 //! Stack of layers that decodes with a device cache, bound once.
 
-use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings};
+use wgpu_attention::cache::Queries;
+use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
 use super::buffers::{devices, empty};
@@ -12,6 +13,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
 
 /// Layer of a stack: its buffers, and the dispatches that are recorded for it.
 pub(crate) struct Layer {
+    pub(crate) problem: Problem,
     pub(crate) query: wgpu::Buffer,
     pub(crate) key: wgpu::Buffer,
     pub(crate) value: wgpu::Buffer,
@@ -22,41 +24,45 @@ pub(crate) struct Layer {
 
 /// All dispatches of a step, bound once.
 pub(crate) struct Stack {
-    pub(crate) problem: Problem,
     pub(crate) layers: Vec<Layer>,
 }
 
 impl Stack {
+    /// Binds a step of every slot. `change` sets the options of each layer's problem.
     pub(crate) fn new(
         gpu: &Gpu,
         cache: &DeviceCache,
-        problem: Problem,
+        queries: Queries,
+        change: impl Fn(Problem) -> Problem,
         rotary: Option<&DeviceRotary>,
         tables: Option<&wgpu::Buffer>,
     ) -> Self {
-        let d = problem.dims;
-        let attention = cache.attention(&problem, 0, Algorithm::Auto).expect("planned");
+        let slots = 0..cache.size().slots;
         let layer = |layer: usize| {
+            let problem = change(cache.problem(layer, slots.clone(), queries).expect("a layer"));
+            let d = problem.dims;
+            let attention = cache.attention(layer, &problem, slots.clone(), Algorithm::Auto).expect("planned");
             let new = |heads: usize, dim: usize| empty(gpu.device(), d.batch * heads * d.seq_len_q * dim);
             let (query, key, value) = (new(d.num_heads, d.head_dim), new(d.num_kv_heads, d.head_dim), new(d.num_kv_heads, d.head_dim_v));
             let output = new(d.num_heads, d.head_dim_v);
-            let tokens = TensorSpec::new(DType::F32, Layout::Bshd);
+            let spec = TensorSpec::new(DType::F32, Layout::Bshd);
             let tokens = NewTokens {
-                key: key.as_entire_buffer_binding(),
-                key_spec: tokens,
-                value: value.as_entire_buffer_binding(),
-                value_spec: tokens,
-                rotary,
-                query: rotary.map(|_| (query.as_entire_buffer_binding(), problem.query, d.num_heads)),
+                slots: slots.clone(),
+                seq_len: d.seq_len_q,
+                key: Rows::new(&key, spec),
+                value: Rows::new(&value, spec),
+                rotation: rotary.map(|rotary| Rotation {
+                    rotary,
+                    query: Some(RotatedQuery { rows: Rows::new(&query, problem.query), num_heads: d.num_heads }),
+                }),
             };
-            let append = cache.append(layer, 0..d.batch, d.seq_len_q, &tokens).expect("bound");
+            let append = cache.append(layer, &tokens).expect("bound");
             let tables = tables.map(wgpu::Buffer::as_entire_buffer_binding);
             let buffers = QueryBindings { tables, ..QueryBindings::new(&query, &output) };
             let attention = attention.bind(cache, layer, &buffers).expect("bound");
-            Layer { query, key, value, output, append, attention }
+            Layer { problem, query, key, value, output, append, attention }
         };
-        let layers = (0..cache.size().layers).map(layer).collect();
-        Self { problem, layers }
+        Self { layers: (0..cache.shape().layers.len()).map(layer).collect() }
     }
 
     pub(crate) fn record(&self, cache: &DeviceCache, pass: &mut wgpu::ComputePass<'_>) {

@@ -198,8 +198,9 @@ impl KernelCase<'_> {
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
     fn append(&self) -> Answer {
         let name = &self.shader.name;
-        let (new, cache) = (self.dtype("append")?, self.dtype("to")?);
-        let is_turned = self.export.text.contains("const ROTATED: bool = true");
+        let (new, cache_key) = (self.dtype("append")?, self.dtype("to")?);
+        let cache_value = self.dtype("and").unwrap_or(cache_key);
+        let is_turned = self.export.text.contains("const INTERLEAVED");
         let has_query = self.export.text.contains("const HAS_QUERY: bool = true");
         let (heads, queries, dim, dim_v, page) = (2u32, 4u32, 64u32, 32u32, 4u32);
         let (tokens, items) = (3u32, 2u32);
@@ -216,9 +217,9 @@ impl KernelCase<'_> {
         let value = HostVec::from_f32(new, &numbers);
         let of_rows = |rows: u32, dim: u32| [rows * tokens * dim, tokens * dim, dim, 0];
         let pool = |dim: u32| [heads * page * dim, page * dim, dim, 0];
-        let unit = self.constant("UNIT");
-        let query_units = if has_query { items * tokens * queries * 24 / self.constant("QUERY_PAIRS") } else { 0 };
-        let threads = items * tokens * heads * (dim / unit + dim_v / unit) + query_units;
+        let units = dim / self.constant("KEY_UNIT") + dim_v / self.constant("VALUE_UNIT");
+        let query_units = if has_query { items * tokens * queries * 24 / self.constant("QUERY_UNIT") } else { 0 };
+        let threads = items * tokens * heads * units + query_units;
         let workgroups = threads.div_ceil(64);
         let fields: Fields<'_> = &[
             ("key_strides", &of_rows(heads, dim)),
@@ -240,18 +241,19 @@ impl KernelCase<'_> {
             ("workgroups", &[workgroups]),
             ("grid_width", &[2]),
         ];
-        let room = |dim: u32| Buffer::unwritten(cache.bytes((8 * heads * page * dim) as usize), 0);
+        let room = |dtype: DType, dim: u32| Buffer::unwritten(dtype.bytes((8 * heads * page * dim) as usize), 0);
         let mut buffers = vec![
             (1, words(&state)),
             (2, Buffer::filled(key.as_slice().bytes())),
             (3, Buffer::filled(value.as_slice().bytes())),
-            (4, room(dim)),
-            (5, room(dim_v)),
+            (4, room(cache_key, dim)),
+            (5, room(cache_value, dim_v)),
         ];
         buffers.extend(has_query.then(|| (6, Buffer::filled(query.as_slice().bytes()))));
         buffers.extend(is_turned.then(|| (7, filled(&angles(&rotary)))));
         let got = self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?;
-        let pools = [(4, dim), (5, dim_v)].map(|(at, dim)| stored(cache, &got[&at], (8 * heads * page * dim) as usize).to_f32());
+        let pools = [(4, cache_key, dim), (5, cache_value, dim_v)];
+        let pools = pools.map(|(at, dtype, dim)| stored(dtype, &got[&at], (8 * heads * page * dim) as usize).to_f32());
         let turned = |row: &[f32], position: u32| -> Answer<Vec<f32>> {
             let mut row = row.to_vec();
             if is_turned {
@@ -270,12 +272,12 @@ impl KernelCase<'_> {
                 let entry = state[(12 + 3 * (1 + item) + position / page) as usize];
                 let to = |dim: u32| (((entry * heads + head) * page + position % page) * dim) as usize;
                 let row = turned(&key.to_f32()[at(dim)..][..dim as usize], position)?;
-                near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache))?;
+                near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache_key))?;
                 near(
                     "the value pool",
                     &pools[1][to(dim_v)..][..dim_v as usize],
                     &value.to_f32()[at(dim_v)..][..dim_v as usize],
-                    epsilon(cache),
+                    epsilon(cache_value),
                 )?;
             }
             for head in (0..queries).filter(|_| has_query) {
