@@ -238,35 +238,38 @@ impl Engine {
         waiting: Waiting,
         control: &mut Progress<'_>,
     ) -> Result<Gradients> {
-        problem.check()?;
-        inputs.check(problem)?;
-        want.check(problem)?;
-        backward.check(problem)?;
-        match &self.place {
-            Runner::Gpu(calls)
-                if !is_empty(problem)
-                    && (calls.is_prepared(problem, self.algorithm, Some(want))
-                        || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) =>
-            {
-                calls.backward(problem, inputs, backward, want, waiting, control).await
+        if let Runner::Gpu(calls) = &self.place {
+            problem.check()?;
+            inputs.check(problem)?;
+            want.check(problem)?;
+            backward.check(problem)?;
+            let is_tried = || calls.is_prepared(problem, self.algorithm, Some(want));
+            if !is_empty(problem) && (is_tried() || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) {
+                return calls.backward(problem, inputs, backward, want, waiting, control).await;
             }
-            Runner::Oracle => oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want)),
+        }
+        match &self.place {
+            Runner::Oracle => {
+                problem.check()?;
+                want.check(problem)?;
+                backward.check(problem)?;
+                oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+            }
             Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
         }
     }
 
     async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Outputs> {
-        problem.check()?;
-        inputs.check(problem)?;
+        if let Runner::Gpu(calls) = &self.place {
+            problem.check()?;
+            inputs.check(problem)?;
+            let is_tried = || calls.is_prepared(problem, self.algorithm, None);
+            if !is_empty(problem) && (is_tried() || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) {
+                return calls.attention(problem, inputs, self.algorithm, waiting, control).await;
+            }
+        }
         match &self.place {
             Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
-            Runner::Gpu(calls)
-                if !is_empty(problem)
-                    && (calls.is_prepared(problem, self.algorithm, None)
-                        || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) =>
-            {
-                calls.attention(problem, inputs, self.algorithm, waiting, control).await
-            }
             Runner::Cpu | Runner::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
         }
     }

@@ -40,9 +40,13 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     text.push_str("    return result;\n}\n");
 
     let scores: Vec<_> = pairs.iter().filter(|(_, term)| term.defines("score")).collect();
+    // A sum of scaled product and biases that is -inf masks, even if a later term makes it finite.
+    let first_bias = TERMS.iter().position(|term| term.defines("score") && !term.defines("slope"));
     text.push_str("fn score_of(x: f32, at: Pair) -> Scored {\n    var scored = Scored(x, true);\n");
     for (bit, term) in &scores {
-        let _ = writeln!(text, "    if ({}) {{ scored = next_score(scored, {}_score(scored.score, at)); }}", condition(*bit), term.name);
+        let sum = if term.defines("slope") && Some(*bit) > first_bias { "scored = next_score(scored, scored.score); " } else { "" };
+        let _ =
+            writeln!(text, "    if ({}) {{ {sum}scored = next_score(scored, {}_score(scored.score, at)); }}", condition(*bit), term.name);
     }
     text.push_str("    return scored;\n}\n");
 
