@@ -18,10 +18,10 @@ fn main() {
         let exact = |part: &String| problems.iter().any(|(name, _)| name == part);
         wanted.is_empty() || wanted.iter().any(|part| if exact(part) { name == part } else { name.contains(part.as_str()) })
     };
-    for &(name, problem) in problems.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, problem) in problems.iter().filter(|(name, _)| is_wanted(name)) {
         for threads in if all > 1 { vec![1, all] } else { vec![1] } {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
-            let (time, check) = pool.install(|| measure(&problem));
+            let (time, check) = pool.install(|| measure(problem));
             let share = if problem.visibility.causal { 0.5 } else { 1.0 };
             let rate = share * problem.dims.flops() / time.as_secs_f64() / 1e9;
             println!("{name:<34} {threads:>7} {:>10.3} {rate:>9.1} {check:>8.4}", time.as_secs_f64() * 1e3);
@@ -34,14 +34,14 @@ fn problems() -> Vec<(&'static str, Problem)> {
     let decode = Dims { num_kv_heads: 8, seq_len_q: 1, ..Dims::self_attention(1, 32, 4096, 128) };
     let long = square(1, 8, 2048, 64);
     vec![
-        ("1x8x2048x64", long),
-        ("1x8x2048x64 causal", long.aligned(Alignment::TopLeft).causal()),
-        ("1x8x2048x64 f16", long.stored(DType::F16, Layout::Bhsd)),
-        ("1x8x2048x64 bf16", long.stored(DType::BF16, Layout::Bhsd)),
-        ("1x8x2048x64 [b,s,h,d]", long.stored(DType::F32, Layout::Bshd)),
+        ("1x8x2048x64", long.clone()),
+        ("1x8x2048x64 causal", long.clone().aligned(Alignment::TopLeft).causal()),
+        ("1x8x2048x64 f16", long.clone().stored(DType::F16, Layout::Bhsd)),
+        ("1x8x2048x64 bf16", long.clone().stored(DType::BF16, Layout::Bhsd)),
+        ("1x8x2048x64 [b,s,h,d]", long.clone().stored(DType::F32, Layout::Bshd)),
         ("1x8x2048x64 softcap", Problem { softcap: Some(30.0), ..long }),
-        ("1x8x2048x64 window 256", long.aligned(Alignment::TopLeft).window(Some(255), Some(0))),
-        ("1x8x2048x64 alibi", Problem { alibi: Some(Alibi::Signed), ..long.aligned(Alignment::TopLeft).causal() }),
+        ("1x8x2048x64 window 256", long.clone().aligned(Alignment::TopLeft).window(Some(255), Some(0))),
+        ("1x8x2048x64 alibi", Problem { alibi: Some(Alibi::Signed), ..long.clone().aligned(Alignment::TopLeft).causal() }),
         ("1x8x2048x64 bias", Problem { bias: Some(BroadcastShape([1, 8, 2048, 2048])), ..long }),
         ("1x4x4096x128", square(1, 4, 4096, 128)),
         ("1x4x4096x128 causal", square(1, 4, 4096, 128).aligned(Alignment::TopLeft).causal()),

@@ -34,10 +34,10 @@ fn from_the_second_call_on() {
     let decode = Problem::new(Dims { num_kv_heads: 1, seq_len_q: 1, ..Dims::self_attention(1, 4, 5000, 64) });
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads can be started");
     for problem in [
-        square.aligned(Alignment::TopLeft).causal(),
+        square.clone().aligned(Alignment::TopLeft).causal(),
         Problem { want: Returns { lse: true, ..Returns::default() }, softcap: Some(5.0), ..square },
         square.stored(DType::F16, wgpu_attention::Layout::Bshd),
-        decode,
+        decode.clone(),
         decode.stored(DType::BF16, wgpu_attention::Layout::Bhsd),
     ] {
         let data = |len: usize, dtype| HostVec::from_f32(dtype, &(0..len).map(|i| (i % 17) as f32 / 17.0).collect::<Vec<_>>());

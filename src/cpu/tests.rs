@@ -51,7 +51,7 @@ fn lengths() {
     for seq_len_q in [0, 1, 2, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257] {
         for seq_len_kv in [0, 1, 3, 13, 63, 64, 65, 127, 128, 129, 257] {
             let problem = Problem::new(Dims { seq_len_q, seq_len_kv, ..Dims::self_attention(1, 2, 0, 16) }).with_lse().with_stats();
-            [problem, problem.aligned(Alignment::BottomRight).causal()].into_iter().for_each(check);
+            [problem.clone(), problem.aligned(Alignment::BottomRight).causal()].into_iter().for_each(check);
         }
     }
 }
@@ -85,11 +85,11 @@ fn threads() {
     let compare_in_pools = |case: &Case| pools.iter().for_each(|pool| pool.install(|| compare(case)));
     for dims in [decode, few, Dims::self_attention(2, 3, 300, 64)] {
         let problem = Problem::new(dims).sinks().with_lse().with_stats();
-        compare_in_pools(&case(problem, PLAIN));
+        compare_in_pools(&case(problem.clone(), PLAIN));
         let problem = problem.aligned(Alignment::BottomRight).causal().window(Some(7000), None);
         // Keys outside the window are poisoned. In the first problem, one NaN is in a visible value, key or query.
         for (nan, seed) in [(false, 7), (true, 5), (true, 9), (true, 12)] {
-            compare_in_pools(&case(problem, Fill { nan, ..Fill::seed(seed) }));
+            compare_in_pools(&case(problem.clone(), Fill { nan, ..Fill::seed(seed) }));
         }
     }
 }
@@ -100,16 +100,16 @@ fn biases_and_caps() {
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         for softcap in [None, Some(0.7), Some(50.0)] {
             let problem = Problem { softcap, score_order, ..plain };
-            check(problem);
+            check(problem.clone());
             for shape in [[2, 4, 70, 150], [1, 4, 1, 150], [2, 1, 70, 1], [1, 1, 1, 1]] {
-                check(problem.bias(BroadcastShape(shape)));
+                check(problem.clone().bias(BroadcastShape(shape)));
             }
             let placed = problem.aligned(Alignment::BottomRight);
-            check(placed.alibi(Alibi::Signed));
+            check(placed.clone().alibi(Alibi::Signed));
             check(placed.alibi(Alibi::Symmetric).relative_bias(9).sinks());
         }
     }
-    check(plain.scale(-3.0));
+    check(plain.clone().scale(-3.0));
     check(plain.scale(0.0));
 }
 
@@ -117,16 +117,16 @@ fn biases_and_caps() {
 fn hidden_pairs() {
     for alignment in [Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(-40), Alignment::Offset(200)] {
         let plain = Problem::new(WIDE).with_lse().aligned(alignment);
-        let padded = plain.causal().prefix_lengths().kv_lengths();
-        let problem = padded.segments().mask(BroadcastShape([2, 1, 70, 150]));
-        [plain.causal(), plain.causal().prefix_lengths(), padded, problem].into_iter().for_each(check);
+        let padded = plain.clone().causal().prefix_lengths().kv_lengths();
+        let problem = padded.clone().segments().mask(BroadcastShape([2, 1, 70, 150]));
+        [plain.clone().causal(), plain.clone().causal().prefix_lengths(), padded, problem.clone()].into_iter().for_each(check);
         // Segments in any order, as no layout of sequences has them.
         let (mut unordered, mut random) = (case(problem, PLAIN), Random::new(7));
         let Data { segment_ids_q, segment_ids_kv, .. } = &mut unordered.data;
         segment_ids_q.iter_mut().chain(segment_ids_kv).for_each(|id| *id = random.below(3) as i32);
         compare(&unordered);
         for (left, right) in [(Some(0), Some(0)), (Some(10), None), (None, Some(3)), (Some(33), Some(20))] {
-            check(plain.window(left, right));
+            check(plain.clone().window(left, right));
         }
     }
 }
@@ -136,7 +136,7 @@ fn storage_and_layout() {
     for dtype in DType::FLOATS {
         for layout in [Layout::Bhsd, Layout::Bshd, Layout::Strided(Strides { batch: 40_000, head: 65, seq: 260, dim: 3 })] {
             let mut problem = Problem::new(Dims { num_kv_heads: 4, head_dim_v: 20, ..WIDE }).with_lse().stored(dtype, layout);
-            check(problem);
+            check(problem.clone());
             (problem.query.offset, problem.key.offset, problem.output.offset) = (3, 5, 7);
             (problem.key.dtype, problem.output.dtype) = (DType::F16, DType::BF16);
             check(problem);
@@ -149,7 +149,7 @@ fn scores_and_weights() {
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked] {
         for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
             let problem = Problem { score_order, ..Problem::new(WIDE).softcap(1.5).sinks().with_scores(stage).with_weights() };
-            check(problem.bias(BroadcastShape([1, 4, 70, 150])));
+            check(problem.clone().bias(BroadcastShape([1, 4, 70, 150])));
             check(problem.aligned(Alignment::BottomRight).causal());
         }
     }

@@ -232,9 +232,9 @@ mod tests {
                 softcap: Some(5.0),
                 sinks: true,
                 relative_bias_max_distance: Some(9),
-                ..plain.aligned(Alignment::TopLeft).causal()
+                ..plain.clone().aligned(Alignment::TopLeft).causal()
             };
-            let stored = [biased.stored(DType::F16, Layout::Bshd), plain.stored(DType::BF16, Layout::Bhsd)];
+            let stored = [biased.clone().stored(DType::F16, Layout::Bshd), plain.clone().stored(DType::BF16, Layout::Bhsd)];
             for problem in [plain, decode, biased].into_iter().chain(stored) {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     check(&gpu, &problem, algorithm).unwrap_or_else(|error| panic!("{problem:?}: {error}"));

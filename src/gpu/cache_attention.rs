@@ -67,7 +67,7 @@ impl DeviceCache {
         let (gpu, size) = (&self.gpu, self.size());
         let page_table = (4 * size.slots + slots.start * size.pages_per_slot) as u32;
         let of_bank = |bank: usize| {
-            let mut part = *problem;
+            let mut part = problem.clone();
             part.dims.num_heads /= banks;
             part.dims.num_kv_heads /= banks;
             let first_head = bank * part.dims.num_heads;

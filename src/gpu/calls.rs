@@ -30,8 +30,8 @@ impl CallKey {
     /// Key of attention, or of the wanted gradients.
     fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Self {
         match want {
-            None => Self { problem: *problem, want: None, algorithm, kernel: gpu.fastest(problem) },
-            Some(want) => Self { problem: *problem, want: Some(*want), algorithm: Algorithm::Auto, kernel: None },
+            None => Self { problem: problem.clone(), want: None, algorithm, kernel: gpu.fastest(problem) },
+            Some(want) => Self { problem: problem.clone(), want: Some(*want), algorithm: Algorithm::Auto, kernel: None },
         }
     }
 }

@@ -130,7 +130,7 @@ impl Prepared {
         let bound = ready.bind(&all().zip(&bindings).map(|((place, ..), binding)| (*place, Some(binding))).collect::<Vec<_>>())?;
         let read_back = ReadBack::new(&gpu, results.0.iter().map(|(_, buffer, bytes)| (buffer.clone(), *bytes)))?;
         let scratch_bytes = ready.plan.scratch_bytes();
-        Ok(Self { gpu, problem: ready.problem, want: ready.want, bound, inputs, results, read_back, scratch_bytes })
+        Ok(Self { gpu, problem: ready.problem.clone(), want: ready.want, bound, inputs, results, read_back, scratch_bytes })
     }
 
     /// Buffer of an argument that every problem has.

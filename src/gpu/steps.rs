@@ -74,7 +74,7 @@ impl Ready {
         let spare = own("attention spare", 0)?;
         let writes_lse = want.is_none() && !problem.want.lse;
         let spare_lse = if writes_lse { own("attention lse", 4 * problem.lse_len() as u64)? } else { spare.clone() };
-        let (gpu, problem, want) = (gpu.clone(), *problem, want.copied());
+        let (gpu, problem, want) = (gpu.clone(), problem.clone(), want.copied());
         Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, spare, spare_lse, cache })
     }
 

@@ -98,9 +98,9 @@ impl<'a> Planner<'a> {
             let larger = dtype.bytes(problem.operand_len(operand)).max(problem.spec(operand).dtype.bytes(problem.operand_len(operand)));
             check_bytes(operand.name(), larger as u64, caps)?;
         }
-        let row_words = ROW_STATS as u64 * problem.lse_len() as u64;
-        steps.scratch("statistics of rows", 4 * (row_words + u64::from(steps.table_words)))?;
-        let first_table = grid(row_words as usize)?;
+        let row_stats = ROW_STATS as u64 * problem.lse_len() as u64;
+        steps.scratch("statistics of rows", 4 * (row_stats + u64::from(steps.table_words)))?;
+        let first_table = grid(row_stats as usize)?;
         let params = Params::new(problem, steps.tables.shifted(first_table));
         let params = Params { table_words: steps.table_words, first_table, ..params };
         Ok(Self { problem, want, caps, specialised: caps.specialises(2.5 * problem.flops()), params, steps })

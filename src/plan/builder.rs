@@ -36,7 +36,7 @@ pub(crate) struct CacheWords {
 impl CacheWords {
     /// Places of the vectors of `problem`, and the size of the tables buffer, which has neither lengths nor page table.
     fn tables(&self, problem: &Problem) -> Result<(TableLayout, u32)> {
-        let mut others = *problem;
+        let mut others = problem.clone();
         (others.paged, others.visibility.kv_lengths) = (None, false);
         others.dims.num_heads = self.num_heads;
         let (mut layout, words) = place_tables(&others)?;

@@ -99,8 +99,9 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
     let room = SCRATCH_BYTES.min(caps.scratch_budget).min(caps.binding_bytes).min(caps.buffer_bytes);
     let row_bytes = 4 * d.seq_len_kv.max(1) as u64;
     if row_bytes > room {
+        let limit = if room == caps.scratch_budget { "scratch_budget" } else { "max_storage_buffer_binding_size" };
         return Err(Error::Limit {
-            limit: "max_storage_buffer_binding_size",
+            limit,
             needed: row_bytes,
             available: room,
             remedy: "one row of scores does not fit: use Algorithm::Fused".into(),

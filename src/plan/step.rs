@@ -1,4 +1,4 @@
-//! What a plan consists of.
+//! Steps and buffers of a plan.
 
 use super::ranges::BindingRange;
 use crate::wgsl::{Kernel, KernelKey, Params, Slot};

@@ -45,7 +45,7 @@ use crate::numbers::DType;
 /// by selection: NaN or infinity in it changes nothing.
 ///
 /// The data is separate: see [`crate::Inputs`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// Sizes.
     pub dims: Dims,

@@ -226,7 +226,7 @@ mod tests {
             assert_eq!(read, drawn);
 
             for (bit, term) in TermSet::of(&drawn).iter() {
-                let mut without = drawn;
+                let mut without = drawn.clone();
                 (term.remove)(&mut without);
                 assert_eq!(TermSet::of(&without).0 >> bit & 1, 0, "{}", term.name);
             }

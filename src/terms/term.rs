@@ -1,4 +1,4 @@
-//! What a term is.
+//! The form of a term: one option that masks pairs or changes scores.
 
 use std::ops::Range;
 

@@ -204,7 +204,7 @@ pub(super) fn dropout_factor(problem: &Problem) -> f64 {
 
 /// `|scale| * sum_d |q_d| |k_d| + |biases|` for each pair: the oracle's score of the problem without signs and softcap.
 fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
-    let mut unsigned = *problem;
+    let mut unsigned = problem.clone();
     unsigned.scale = Some(problem.effective_scale().abs());
     unsigned.softcap = None;
     unsigned.score_order = ScoreOrder::SoftcapThenBias;

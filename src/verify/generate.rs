@@ -166,10 +166,10 @@ pub(crate) const fn packed_qkv([_, heads, seq, dim]: [usize; 4]) -> Layout {
 
 /// Returns cases simpler by one step, the largest steps first: an option less, a smaller size, a plainer layout.
 pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
-    let (name, fill, p) = (case.name.clone(), case.fill, case.problem);
+    let (name, fill, p) = (case.name.clone(), case.fill, case.problem.clone());
     let mut simpler: Vec<(Problem, Fill)> = Vec::new();
     for change in TERMS.iter().map(|term| term.remove).chain(PLAINER) {
-        let mut q = p;
+        let mut q = p.clone();
         change(&mut q);
         if !q.uses_position() {
             q.visibility.alignment = None;
@@ -180,22 +180,23 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
         let now = *set(&mut { p.dims });
         // Not to 0: an empty problem is no smaller case of a failure.
         for next in [1, now / 2, now.saturating_sub(1)].into_iter().filter(|next| (1..now).contains(next)) {
-            let mut q = p;
+            let mut q = p.clone();
             *set(&mut q.dims) = next;
             // Other sizes have other elements, whose luck should not keep the case large.
-            simpler.extend([(q, fill), (q, Fill { seed: fill.seed.wrapping_add(1), ..fill })]);
+            simpler.extend([(q.clone(), fill), (q, Fill { seed: fill.seed.wrapping_add(1), ..fill })]);
         }
     }
     let same_group = Dims { num_heads: p.dims.group(), num_kv_heads: 1, ..p.dims };
     simpler.extend([
-        (Problem { dims: same_group, ..p }, fill),
-        (p, Fill { poison: false, ..fill }),
-        (p, Fill { nan: false, ..fill }),
-        (p, Fill { extreme: Extreme::Nothing, ..fill }),
-        (p, Fill { amplitude: 1.0, ..fill }),
+        (Problem { dims: same_group, ..p.clone() }, fill),
+        (p.clone(), Fill { poison: false, ..fill }),
+        (p.clone(), Fill { nan: false, ..fill }),
+        (p.clone(), Fill { extreme: Extreme::Nothing, ..fill }),
+        (p.clone(), Fill { amplitude: 1.0, ..fill }),
     ]);
     // Cases that contradict themselves after the step are dropped: Case::new checks them.
-    let simpler = simpler.into_iter().filter(move |step| *step != (p, fill));
+    let before = (p.clone(), fill);
+    let simpler = simpler.into_iter().filter(move |step| *step != before);
     simpler.filter_map(move |(q, fill)| Case::new(name.clone(), fit(q, &p), fill).ok())
 }
 

@@ -71,9 +71,9 @@ fn lengths(rows: &mut Rows) {
     }
     let no_keys = of(Dims { seq_len_kv: 0, ..BASE });
     rows.add_all([
-        ("no-keys", no_keys),
+        ("no-keys", no_keys.clone()),
         ("no-queries", of(Dims { seq_len_q: 0, ..BASE })),
-        ("no-keys-but-sinks", no_keys.sinks()),
+        ("no-keys-but-sinks", no_keys.clone().sinks()),
         ("long-keys", of(Dims { seq_len_q: 3, ..Dims::self_attention(1, 2, 1031, 8) })),
         ("long-causal", of(Dims::self_attention(1, 1, 257, 8)).aligned(TopLeft).causal()),
     ]);
@@ -84,24 +84,24 @@ fn visibility(rows: &mut Rows) {
     for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right"), (Offset(3), "offset-3"), (Offset(-4), "offset-minus-4")]
     {
         let aligned = base().aligned(alignment);
-        rows.add(format!("causal-{name}"), aligned.causal());
-        rows.add(format!("causal-{name}-tall"), tall.aligned(alignment).causal());
+        rows.add(format!("causal-{name}"), aligned.clone().causal());
+        rows.add(format!("causal-{name}-tall"), tall.clone().aligned(alignment).causal());
         for (left, right) in [(Some(3), Some(2)), (Some(0), Some(0)), (Some(5), None), (None, Some(1)), (Some(40), Some(40))] {
             let text = |side: Option<u32>| side.map_or("open".into(), |n| n.to_string());
-            rows.add(format!("window-{}-{}-{name}", text(left), text(right)), aligned.window(left, right));
+            rows.add(format!("window-{}-{}-{name}", text(left), text(right)), aligned.clone().window(left, right));
         }
-        rows.add(format!("causal-window-{name}"), aligned.window(Some(4), None).causal());
+        rows.add(format!("causal-window-{name}"), aligned.clone().window(Some(4), None).causal());
         for size in [1, 4, 5, 100] {
-            rows.add(format!("chunk-{size}-{name}"), aligned.chunk(size));
-            rows.add(format!("block-causal-{size}-{name}"), aligned.block_causal(size));
+            rows.add(format!("chunk-{size}-{name}"), aligned.clone().chunk(size));
+            rows.add(format!("block-causal-{size}-{name}"), aligned.clone().block_causal(size));
         }
-        rows.add(format!("causal-lengths-{name}"), aligned.causal().kv_lengths());
-        rows.add(format!("causal-prefix-{name}"), aligned.causal().prefix_lengths());
+        rows.add(format!("causal-lengths-{name}"), aligned.clone().causal().kv_lengths());
+        rows.add(format!("causal-prefix-{name}"), aligned.clone().causal().prefix_lengths());
     }
     let nothing_visible = base().aligned(Offset(-100)).causal();
     rows.add_all([
-        ("nothing-visible", nothing_visible),
-        ("nothing-visible-but-sinks", nothing_visible.sinks()),
+        ("nothing-visible", nothing_visible.clone()),
+        ("nothing-visible-but-sinks", nothing_visible.clone().sinks()),
         ("lengths", base().kv_lengths()),
         ("lengths-of-6-items", of(Dims { batch: 6, ..BASE }).kv_lengths()),
         ("segments", base().segments()),
@@ -112,9 +112,9 @@ fn visibility(rows: &mut Rows) {
     }
     for (alignment, name) in [(TopLeft, "top-left"), (BottomRight, "bottom-right")] {
         let varlen = of(Dims { batch: 4, ..BASE }).varlen(Varlen { tokens_q: 31, tokens_kv: 50 }).aligned(alignment);
-        rows.add(format!("varlen-causal-{name}"), varlen.causal());
-        rows.add(format!("varlen-window-{name}"), varlen.window(Some(3), Some(1)));
-        rows.add(format!("varlen-tokens-first-{name}"), varlen.stored(DType::F32, Layout::Bshd).causal());
+        rows.add(format!("varlen-causal-{name}"), varlen.clone().causal());
+        rows.add(format!("varlen-window-{name}"), varlen.clone().window(Some(3), Some(1)));
+        rows.add(format!("varlen-tokens-first-{name}"), varlen.clone().stored(DType::F32, Layout::Bshd).causal());
     }
     rows.add("varlen", base().varlen(Varlen { tokens_q: 20, tokens_kv: 36 }).stored(DType::F32, Layout::Bshd));
 }
@@ -140,11 +140,11 @@ fn scores(rows: &mut Rows) {
     }
     for (score_order, name) in [(ScoreOrder::SoftcapThenBias, "softcap-then-bias"), (ScoreOrder::BiasThenSoftcap, "bias-then-softcap")] {
         let both = Problem { score_order, ..base().softcap(1.5).bias(BroadcastShape(BASE.scores_shape())) };
-        let aligned = both.alibi(Alibi::Signed).aligned(BottomRight);
-        rows.add(name, both);
-        rows.add(format!("{name}-alibi"), aligned);
+        let aligned = both.clone().alibi(Alibi::Signed).aligned(BottomRight);
+        rows.add(name, both.clone());
+        rows.add(format!("{name}-alibi"), aligned.clone());
         for stage in STAGES {
-            rows.add(format!("{name}-hand-out-{stage:?}"), aligned.causal().with_scores(stage).with_weights());
+            rows.add(format!("{name}-hand-out-{stage:?}"), aligned.clone().causal().with_scores(stage).with_weights());
         }
     }
     for alignment in [TopLeft, BottomRight, Offset(5)] {
@@ -158,7 +158,7 @@ fn scores(rows: &mut Rows) {
         ("relative-bias-0", base().relative_bias(0).aligned(TopLeft)),
         ("relative-bias-wide", base().relative_bias(64).aligned(TopLeft)),
         ("sinks", base().sinks()),
-        ("sinks-softcap-causal", causal.sinks().softcap(2.0)),
+        ("sinks-softcap-causal", causal.clone().sinks().softcap(2.0)),
     ]);
     for stage in STAGES {
         rows.add(format!("hand-out-{stage:?}"), base().softcap(3.0).with_scores(stage));
@@ -171,7 +171,7 @@ fn scores(rows: &mut Rows) {
     // Scores in the hundreds and thousands, where exp without subtracting the max would overflow.
     for (name, problem, amplitude) in [
         ("large-logits", base(), 12.0),
-        ("very-large-logits-causal", causal, 60.0),
+        ("very-large-logits-causal", causal.clone(), 60.0),
         ("large-logits-softcap", base().softcap(20.0), 12.0),
         ("small-logits", base(), 1e-3),
     ] {
@@ -180,7 +180,7 @@ fn scores(rows: &mut Rows) {
     // One NaN in query, key or value reaches the rows that it is visible to and no others.
     let window = base().aligned(TopLeft).window(Some(2), Some(2)).sinks();
     for number in 0..6 {
-        for (name, problem) in [("nan", base()), ("nan-causal", causal), ("nan-window-sinks", window)] {
+        for (name, problem) in [("nan", base()), ("nan-causal", causal.clone()), ("nan-window-sinks", window.clone())] {
             rows.0.push((format!("{name}-{number}"), problem, Fill { nan: true, ..Fill::seed(0) }));
         }
     }
@@ -231,14 +231,14 @@ fn together(rows: &mut Rows) {
     let serving = of(Dims { batch: 3, num_heads: 8, num_kv_heads: 2, seq_len_q: 1, seq_len_kv: 70, head_dim: 32, head_dim_v: 32 });
     let serving = serving.stored(DType::F16, Layout::Bshd).aligned(BottomRight).window(Some(31), None).causal();
     let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::BF16, Layout::Bshd);
-    let varlen = varlen.aligned(BottomRight).window(Some(6), None).causal();
+    let varlen = varlen.clone().aligned(BottomRight).window(Some(6), None).causal();
     rows.add_all([
         ("all-biases", base().bias(full).alibi(Alibi::Symmetric).relative_bias(3).aligned(BottomRight)),
         ("mask-and-bias", base().mask(per_item).bias(full)),
         ("mask-and-causal", base().aligned(TopLeft).causal().mask(per_item)),
         ("all-that-hides", hidden.mask(full)),
         ("decoder-of-a-serving-engine", serving.kv_lengths().sinks()),
-        ("varlen-everything", varlen.softcap(8.0).sinks().alibi(Alibi::Symmetric)),
+        ("varlen-everything", varlen.clone().softcap(8.0).sinks().alibi(Alibi::Symmetric)),
     ]);
 }
 
@@ -251,7 +251,7 @@ fn dropout(rows: &mut Rows) {
         ("dropout-causal-sinks-softcap", base().aligned(BottomRight).causal().sinks().softcap(3.0).dropout(0.25)),
         ("dropout-of-one-row", of(Dims { seq_len_q: 1, seq_len_kv: 300, ..BASE }).dropout(0.25)),
         ("dropout-of-long-keys", of(Dims { seq_len_kv: 300, ..BASE }).dropout(0.25)),
-        ("dropout-varlen", varlen.aligned(TopLeft).causal().dropout(0.25)),
+        ("dropout-varlen", varlen.clone().aligned(TopLeft).causal().dropout(0.25)),
         ("dropout-weights-handed-out", base().with_weights().dropout(0.25)),
     ]);
 }
@@ -271,13 +271,13 @@ fn paged(rows: &mut Rows) {
         rows.add(format!("paged-{page_size}-decode-f16"), decode.stored(DType::F16, Layout::Bshd));
     }
     let varlen = pool(8, dims).varlen(Varlen { tokens_q: 20, tokens_kv: 0 }).aligned(BottomRight);
-    let window = varlen.stored(DType::BF16, Layout::Bshd).window(Some(20), Some(0)).sinks().softcap(4.0);
+    let window = varlen.clone().stored(DType::BF16, Layout::Bshd).window(Some(20), Some(0)).sinks().softcap(4.0);
     // Each page holds keys, then values.
     let (seq, half) = (BASE.num_kv_heads * BASE.head_dim, 8 * BASE.num_kv_heads * BASE.head_dim);
     let key = TensorSpec::new(DType::F32, Layout::Strided(Strides { batch: 2 * half, head: BASE.head_dim, seq, dim: 1 }));
     rows.add_all([
-        ("paged-varlen-queries", varlen.causal()),
-        ("paged-varlen-window-sinks", window),
+        ("paged-varlen-queries", varlen.clone().causal()),
+        ("paged-varlen-window-sinks", window.clone()),
         ("paged-long", pool(16, Dims { seq_len_q: 2, seq_len_kv: 1500, ..dims }).aligned(BottomRight).causal()),
         ("paged-hand-out", pool(8, dims).with_scores(ScoreStage::Masked).with_weights()),
         ("paged-segments", pool(8, dims).segments()),
@@ -297,7 +297,7 @@ fn extremes(rows: &mut Rows) {
     }
     // The largest scores are 4183² * 16 / 4 = 7e7.
     for number in [30.0, 3000.0, 4183.0] {
-        for (name, problem) in [("", base()), ("-causal", causal), ("-decode", of(decode(1000)))] {
+        for (name, problem) in [("", base()), ("-causal", causal.clone()), ("-decode", of(decode(1000)))] {
             rows.extreme(format!("all-queries-and-keys-{number}{name}"), problem, Extreme::Scores(number));
         }
     }
@@ -307,20 +307,20 @@ fn extremes(rows: &mut Rows) {
         }
     }
     let long = of(Dims::self_attention(1, 1, 130, 64));
-    for (name, problem) in [("", base()), ("-causal", causal), ("-decode", of(decode(1000))), ("-long", long)] {
+    for (name, problem) in [("", base()), ("-causal", causal.clone()), ("-decode", of(decode(1000))), ("-long", long)] {
         rows.extreme(format!("scores-overflow{name}"), problem, Extreme::Overflow);
     }
     // The farthest positions that a shader can count to; beyond them only the CPU path computes.
     for number in [1 << 29, -(1 << 29)] {
         let aligned = base().aligned(Offset(number));
-        rows.add(format!("alibi-offset-{number}"), aligned.alibi(Alibi::Symmetric));
-        rows.add(format!("window-all-offset-{number}"), aligned.window(Some(u32::MAX), Some(u32::MAX)));
+        rows.add(format!("alibi-offset-{number}"), aligned.clone().alibi(Alibi::Symmetric));
+        rows.add(format!("window-all-offset-{number}"), aligned.clone().window(Some(u32::MAX), Some(u32::MAX)));
     }
     rows.add("one-key-huge-scale", of(Dims { seq_len_kv: 1, ..BASE }).scale(1e6));
     let long = decode(32_768);
     rows.extreme("equal-values-long", of(Dims { seq_len_q: 2, ..long }), Extreme::All(0.1));
     rows.extreme("equal-values-long-decode", of(Dims { num_heads: 1, num_kv_heads: 1, ..long }), Extreme::All(0.1));
     rows.add("statistics", base().with_stats());
-    rows.add("statistics-with-sinks", causal.sinks().with_stats());
+    rows.add("statistics-with-sinks", causal.clone().sinks().with_stats());
     rows.extreme("statistics-all-biases-f32-min", base().bias(BroadcastShape([1; 4])).with_stats(), Extreme::Bias(f32::MIN));
 }

@@ -23,18 +23,18 @@ fn problems() -> Vec<Problem> {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_q: 40, head_dim_v: 24, ..Dims::self_attention(2, 4, 2000, 32) };
     let plain = Problem::new(dims);
     for dtype in DType::FLOATS {
-        problems.push(plain.stored(dtype, Layout::Bshd));
+        problems.push(plain.clone().stored(dtype, Layout::Bshd));
         let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
         problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
     }
     for dtype in DType::QUANTISED {
         let blocks = TensorSpec::new(dtype, Layout::Bshd);
         let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain };
-        problems.push(few);
+        problems.push(few.clone());
         problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
     }
     let full = BroadcastShape(dims.scores_shape());
-    let mut visibility = plain.aligned(Alignment::BottomRight).causal().visibility;
+    let mut visibility = plain.clone().aligned(Alignment::BottomRight).causal().visibility;
     visibility.mask = Some(full);
     visibility.segments = true;
     problems.push(Problem { visibility, ..plain });

@@ -113,10 +113,10 @@ fn named_layouts_have_exactly_their_elements() {
     for engine in engines() {
         let long = engine.attention(&problem, &Inputs::new(&longer, &key, &value));
         assert!(matches!(long, Err(Error::Invalid { argument: "query", .. })), "{long:?}");
-        let mut view = problem;
+        let mut view = problem.clone();
         view.query.layout = Layout::Strided(Strides { batch: 24, head: 12, seq: 4, dim: 1 });
         assert!(engine.attention(&view, &Inputs::new(&longer, &key, &value)).is_ok());
-        let mut later = problem;
+        let mut later = problem.clone();
         later.query.offset = 2;
         assert!(engine.attention(&later, &Inputs::new(&longer, &key, &value)).is_ok());
     }

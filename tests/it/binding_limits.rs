@@ -22,10 +22,10 @@ fn problems() -> Vec<(&'static str, Problem, bool)> {
     let plain = Problem::new(dims);
     let mut all = Vec::new();
     // A head is 125 KiB, so its keys are split into ranges.
-    all.push(("plain", plain, true));
-    all.push(("rows of heads", plain.stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal().with_lse(), true));
+    all.push(("plain", plain.clone(), true));
+    all.push(("rows of heads", plain.clone().stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal().with_lse(), true));
     // One head fits as f16 and two do not: no ranges.
-    all.push(("heads apart", plain.stored(DType::F16, Layout::Bhsd), false));
+    all.push(("heads apart", plain.clone().stored(DType::F16, Layout::Bhsd), false));
     // All items and heads of a key are stored together.
     let steps = Strides { batch: 32, head: 64, seq: 160, dim: 1 };
     let mixed = TensorSpec { layout: Layout::Strided(steps), ..TensorSpec::default() };

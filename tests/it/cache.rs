@@ -241,7 +241,7 @@ fn bad_tables_are_refused() {
     assert_eq!(argument(with(&problem, &[6, 2], &[2, 0, 1])), "page_table");
     assert_eq!(argument(with(&problem, &[7, 2], &[2, 0, 1, 1])), "kv_lengths");
     let changed = |change: fn(&mut Problem)| {
-        let mut problem = problem;
+        let mut problem = problem.clone();
         change(&mut problem);
         argument(problem.check())
     };
@@ -286,7 +286,7 @@ fn merged_parts_are_the_whole() {
         let mut outputs: Vec<Outputs> = (0..parts)
             .map(|part| {
                 let mask: Vec<bool> = part_of.iter().map(|&of| of == part).collect();
-                let mut masked = problem;
+                let mut masked = problem.clone();
                 masked.visibility.mask = Some(wgpu_attention::BroadcastShape([1, 1, 1, keys]));
                 let mut got = oracle(&masked, &Inputs { mask: &mask, ..Inputs::new(&query, &key, &value) }).expect("valid");
                 if !part_of.contains(&part) {

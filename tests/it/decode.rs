@@ -144,7 +144,7 @@ fn quantisation_errors_are_as_documented() {
 fn quantised_types_are_refused_where_unsupported() {
     let problem = Problem::new(Dims::self_attention(1, 1, 4, 32));
     let with = |change: fn(&mut Problem)| {
-        let mut problem = problem;
+        let mut problem = problem.clone();
         change(&mut problem);
         problem.check().is_err()
     };

@@ -203,7 +203,7 @@ fn parts_are_merged_on_the_device() {
         let partial_lse = upload(&device, &queue, &vec![f32::NEG_INFINITY; 3 * rows]);
         let mut encoder = device.create_command_encoder(&Default::default());
         for (part, keys) in [(0, 0..20), (2, 20..48)] {
-            let mut problem = whole;
+            let mut problem = whole.clone();
             problem.dims.seq_len_kv = keys.len();
             // A view of some of the keys.
             problem.key.layout = Layout::Strided(whole.key.strides([2, 1, 48, 16]));
@@ -277,7 +277,7 @@ fn an_app_says_which_matrices_its_device_has() {
             assert_eq!(attention.plan().summary().contains("matrix"), by_matrices, "{}", attention.plan().summary());
             let case = Case {
                 name: "an app's matrices".into(),
-                problem,
+                problem: problem.clone(),
                 fill: Fill::seed(0),
                 data: Data::new(query.clone(), key.clone(), value.clone()),
             };
@@ -326,6 +326,8 @@ fn scratch_has_a_budget() {
         };
         let needed = with_budget(u64::MAX).expect("no limit");
         assert_eq!(with_budget(needed), Ok(needed));
+        let half = with_budget(needed / 2).expect("in parts");
+        assert!(0 < half && half <= needed / 2, "{half} of {needed}");
         assert!(matches!(with_budget(64), Err(Error::Limit { limit: "scratch_budget", .. })));
     }
 }

@@ -111,7 +111,7 @@ fn replayed(
             let (kv_heads, head_dim, head_dim_v) = (shape.num_kv_heads, shape.head_dim, shape.head_dim_v);
             let pools =
                 [pool(gpu, &cache, keys, kv_heads, head_dim, shape.key), pool(gpu, &cache, values, kv_heads, head_dim_v, shape.value)];
-            let mut problem = layer.problem;
+            let mut problem = layer.problem.clone();
             problem.paged = Some(table.paged(cache.shape().pages));
             problem.dims.seq_len_kv = table.longest();
             let mut query = query.clone();

@@ -112,7 +112,7 @@ impl<'a> Schedule<'a> {
         let look = |problem: Problem| problem.aligned(Alignment::BottomRight).causal();
         let stack = Stack::new(self.gpu, &self.cache, Queries { num_heads: heads, seq_len }, look, None, None);
         let layer = &stack.layers[0];
-        let problem = layer.problem;
+        let problem = layer.problem.clone();
         let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {
             let data: Vec<f32> = (0..buffer.size() / 4).map(|_| self.rng.f32() * 4.0 - 2.0).collect();
             self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&data));

@@ -174,7 +174,7 @@ fn circle(imports: &BTreeMap<&str, BTreeSet<String>>) -> Option<Vec<String>> {
             break;
         }
     }
-    // What is left imports something that is left: follow it until a file comes back.
+    // Every file that is left imports one that is left: follow them until one comes back.
     let mut way: Vec<&str> = vec![left.keys().next()?];
     loop {
         let next = left[way[way.len() - 1]].iter().find(|file| left.contains_key(*file))?;

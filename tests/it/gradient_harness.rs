@@ -49,7 +49,7 @@ fn random_cases_catch_every_mistake_too() {
 fn unnoticed(spoil: impl Fn(&ExpectedGradients, &mut Vec<f32>) -> bool) -> Vec<String> {
     let (mut unnoticed, mut tried) = (Vec::new(), 0);
     for (case, expected) in cases() {
-        let p = case.problem;
+        let p = &case.problem;
         if p.key.layout != Layout::Bhsd || p.key.offset != 0 || p.paged.is_some() {
             continue;
         }

@@ -33,14 +33,14 @@ struct Case {
 impl Case {
     fn new(name: &'static str, problem: Problem) -> Self {
         let d = problem.dims;
-        let v = &problem.visibility;
+        let v = &problem.visibility.clone();
         let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
         let when = |wanted: bool, len: usize| if wanted { len } else { 0 };
         let table = problem.relative_bias_max_distance.map_or(0, |max| d.num_heads * (2 * max as usize + 1));
         let segments = |len: usize| (0..when(v.segments, d.batch * len)).map(|at| (at % len / 2) as i32).collect::<Vec<_>>();
         Self {
             name,
-            problem,
+            problem: problem.clone(),
             query: draw(1, problem.query_len()),
             key: draw(2, problem.key_len()),
             value: draw(3, problem.value_len()),
@@ -144,15 +144,15 @@ const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 4,
 fn cases() -> Vec<Case> {
     let plain = Problem::new(DIMS);
     let mut cases = vec![
-        Case::new("plain", plain),
+        Case::new("plain", plain.clone()),
         Case::new("scale", Problem { scale: Some(-1.5), ..plain }),
-        Case::new("causal, with empty rows", plain.aligned(Alignment::Offset(-2)).causal()),
-        Case::new("causal bottom-right", plain.aligned(Alignment::BottomRight).causal()),
-        Case::new("window", plain.aligned(Alignment::BottomRight).window(Some(1), Some(0))),
+        Case::new("causal, with empty rows", plain.clone().aligned(Alignment::Offset(-2)).causal()),
+        Case::new("causal bottom-right", plain.clone().aligned(Alignment::BottomRight).causal()),
+        Case::new("window", plain.clone().aligned(Alignment::BottomRight).window(Some(1), Some(0))),
         Case::new("softcap", Problem { softcap: Some(0.7), ..plain }),
-        Case::new("sinks", Problem { sinks: true, ..plain.aligned(Alignment::Offset(-2)).causal() }),
-        Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.aligned(Alignment::BottomRight).causal() }),
-        Case::new("layout", plain.stored(DType::F32, Layout::Bshd)),
+        Case::new("sinks", Problem { sinks: true, ..plain.clone().aligned(Alignment::Offset(-2)).causal() }),
+        Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.clone().aligned(Alignment::BottomRight).causal() }),
+        Case::new("layout", plain.clone().stored(DType::F32, Layout::Bshd)),
     ];
     for shape in [[2, 4, 4, 6], [1, 4, 1, 6], [2, 1, 4, 1], [1, 1, 1, 1]] {
         cases.push(Case::new("bias", Problem { bias: Some(BroadcastShape(shape)), ..plain }));
@@ -181,8 +181,8 @@ fn cases() -> Vec<Case> {
     }
     let varlen_dims = Dims { batch: 3, seq_len_kv: 5, ..DIMS };
     let varlen =
-        Problem { varlen: Some(Varlen { tokens_q: 5, tokens_kv: 9 }), dims: varlen_dims, ..plain.stored(DType::F32, Layout::Bshd) };
-    cases.push(Case::new("varlen", varlen));
+        Problem { varlen: Some(Varlen { tokens_q: 5, tokens_kv: 9 }), dims: varlen_dims, ..plain.clone().stored(DType::F32, Layout::Bshd) };
+    cases.push(Case::new("varlen", varlen.clone()));
     cases.push(Case::new(
         "varlen causal",
         Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.aligned(Alignment::BottomRight).causal() },

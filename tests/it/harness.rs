@@ -46,18 +46,18 @@ fn unnoticed(spoil: impl Fn(&Case, &Expected, &mut [f32]) -> bool) -> Vec<String
     let mut unnoticed = Vec::new();
     let (mut tried, mut free) = (0, 0);
     for case in cases() {
-        let p = case.problem;
+        let p = &case.problem;
         if p.output.layout != Layout::Bhsd || p.output.offset != 0 {
             continue;
         }
-        let expected = Expected::of(&p, &case.data.inputs()).expect("the table is valid");
+        let expected = Expected::of(p, &case.data.inputs()).expect("the table is valid");
         // If scores overflow f32 or values are too small for it, any output may be right.
         let (right, allowed) = (&expected.output.values, &expected.output.allowed);
         if !right.is_empty() && right.iter().zip(allowed).all(|(right, &allowed)| right.abs() <= allowed) {
             free += 1;
             continue;
         }
-        let mut outputs = oracle(&p, &case.data.inputs()).expect("the table is valid");
+        let mut outputs = oracle(p, &case.data.inputs()).expect("the table is valid");
         let mut output = outputs.output.to_f32();
         if !spoil(&case, &expected, &mut output) {
             continue;
@@ -133,13 +133,13 @@ fn zeros_and_dropped_rows_are_noticed() {
 #[test]
 fn missing_and_surplus_parts_are_noticed() {
     let plain = Case::new("plain", Problem::new(Dims::self_attention(1, 2, 5, 8)), Fill::seed(1)).expect("valid");
-    let with_lse = Case::new("lse", plain.problem.with_lse(), Fill::seed(1)).expect("valid");
+    let with_lse = Case::new("lse", plain.problem.clone().with_lse(), Fill::seed(1)).expect("valid");
     let without = |p: &Problem, x: &Inputs<'_>| {
         let mut outputs = oracle(p, x)?;
         outputs.lse = None;
         Ok(outputs)
     };
-    let always = |p: &Problem, x: &Inputs<'_>| oracle(&p.with_lse(), x);
+    let always = |p: &Problem, x: &Inputs<'_>| oracle(&p.clone().with_lse(), x);
     assert!(fails(&check(&with_lse, &without)));
     assert!(fails(&check(&plain, &always)));
     let short = |p: &Problem, x: &Inputs<'_>| {

@@ -223,12 +223,15 @@ fn agrees_with_its_reference() {
     let mask: Vec<bool> = (0..9 * 20).map(|at| at % 7 != 0 && at / 20 != 4).collect();
     let engines = every_engine();
     let plain = layer.problem(2, 9, 20);
-    let mut masked = plain.aligned(Alignment::BottomRight).causal();
+    let mut masked = plain.clone().aligned(Alignment::BottomRight).causal();
     masked.visibility.mask = Some(BroadcastShape([1, 1, 9, 20]));
     masked.softcap = Some(2.0);
-    for mut problem in
-        [plain, plain.aligned(Alignment::TopLeft).causal(), plain.aligned(Alignment::BottomRight).window(Some(3), Some(1)), masked]
-    {
+    for mut problem in [
+        plain.clone(),
+        plain.clone().aligned(Alignment::TopLeft).causal(),
+        plain.aligned(Alignment::BottomRight).window(Some(3), Some(1)),
+        masked,
+    ] {
         problem.want.scores = Some(ScoreStage::Raw);
         let mut inputs = Inputs::new(&x_q, &x_k, &x_v);
         if problem.visibility.mask.is_some() {
@@ -237,7 +240,7 @@ fn agrees_with_its_reference() {
         let expected = naive::forward(&layer, &problem, &inputs).expect("a valid problem");
         let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
         for engine in &engines {
-            let outputs = layer.forward_with_steps(engine, &problem.with_lse(), &inputs).expect("a valid problem");
+            let outputs = layer.forward_with_steps(engine, &problem.clone().with_lse(), &inputs).expect("a valid problem");
             assert_eq!(outputs.output.len(), 2 * 9 * 13);
             let steps = outputs.steps.expect("asked for");
             for (name, got, expected) in [
@@ -330,8 +333,8 @@ fn bad_arguments_are_named_errors() {
     let x = draw(1, 3 * 4);
     let problem = layer.problem(1, 3, 3);
     let run = |problem, query: &[f32], key: &[f32]| layer.forward(&cpu(), &problem, &Inputs::new(query, key, &x[..]));
-    invalid("query", run(problem, &x[1..], &x));
-    invalid("key", run(problem, &x, &x[..8]));
+    invalid("query", run(problem.clone(), &x[1..], &x));
+    invalid("key", run(problem.clone(), &x, &x[..8]));
     invalid("value", run(layer.problem(1, 3, 2), &x, &x[..8]));
     invalid("query", run(layer.problem(0, 3, 3), &x, &x));
     invalid("problem", run(wgpu_attention::Problem { dims: wgpu_attention::Dims { num_heads: 4, ..problem.dims }, ..problem }, &x, &x));

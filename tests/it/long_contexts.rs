@@ -30,8 +30,8 @@ fn every_key_counts() {
         ("causal", Problem::new(dims(1, 1, 8192, 8192, 128)).aligned(Alignment::TopLeft).causal()),
     ];
     for backend in engines().iter().filter(|backend| !backend.name.contains("staged")) {
-        for (what, problem) in problems {
-            let problem = problem.with_lse();
+        for (what, problem) in &problems {
+            let problem = problem.clone().with_lse();
             let filled = |len: usize, x: f32| HostVec::from_f32(problem.query.dtype, &vec![x; len]);
             let (query, key, value) = (filled(problem.query_len(), 0.0), filled(problem.key_len(), 0.1), filled(problem.value_len(), 0.1));
             let outputs = (backend.attend)(&problem, &Inputs::new(query.as_slice(), key.as_slice(), value.as_slice()))

@@ -69,7 +69,7 @@ fn cooperative_matrices() {
         let by_matrices =
             |problem: &Problem| Plan::new(problem, device.caps(), Algorithm::Fused).is_ok_and(|plan| plan.summary().contains("matrix"));
         let random = (seed..seed + 20 * random_cases).map(|seed| random(seed).expect("valid"));
-        let random = random.filter(|case| by_matrices(&as_f16(case.problem))).take(random_cases as usize);
+        let random = random.filter(|case| by_matrices(&as_f16(case.problem.clone()))).take(random_cases as usize);
         let cases = table().expect("valid").into_iter().step_by(part.max(1)).chain(random);
         let mut rows = Vec::new();
         for (number, case) in cases.enumerate() {

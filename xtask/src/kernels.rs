@@ -117,24 +117,24 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             let mut add = |what: &str, problem, algorithm, specialise| {
                 cases.push((format!("{dtype} D={dim} {what}"), problem, Some(algorithm), specialise));
             };
-            add("prefill", prefill, Algorithm::Fused, Specialise::Always);
-            add("prefill, everything", everything(prefill), Algorithm::Fused, Specialise::Always);
-            add("decode", decode, Algorithm::Fused, Specialise::Always);
-            add("decode, everything", everything(decode), Algorithm::Fused, Specialise::Always);
+            add("prefill", prefill.clone(), Algorithm::Fused, Specialise::Always);
+            add("prefill, everything", everything(prefill.clone()), Algorithm::Fused, Specialise::Always);
+            add("decode", decode.clone(), Algorithm::Fused, Specialise::Always);
+            add("decode, everything", everything(decode.clone()), Algorithm::Fused, Specialise::Always);
             if dtype == DType::F32 {
                 add("8 rows", stored(sizes.eight_rows), Algorithm::Fused, Specialise::Always);
                 add("16 rows", stored(sizes.sixteen_rows), Algorithm::Fused, Specialise::Always);
-                add("staged, everything", everything(prefill), Algorithm::Staged, Specialise::Always);
+                add("staged, everything", everything(prefill.clone()), Algorithm::Staged, Specialise::Always);
             }
-            add("staged", prefill, Algorithm::Staged, Specialise::Always);
-            add("general", prefill, Algorithm::Fused, Specialise::Never);
+            add("staged", prefill.clone(), Algorithm::Staged, Specialise::Always);
+            add("general", prefill.clone(), Algorithm::Fused, Specialise::Never);
             add("general decode", decode, Algorithm::Fused, Specialise::Never);
-            add("general staged", prefill, Algorithm::Staged, Specialise::Never);
+            add("general staged", prefill.clone(), Algorithm::Staged, Specialise::Never);
             let mut backward = |what: &str, problem, specialise| {
                 cases.push((format!("{dtype} D={dim} {what}"), problem, None, specialise));
             };
-            backward("backward", prefill, Specialise::Always);
-            backward("backward, everything", everything(prefill), Specialise::Always);
+            backward("backward", prefill.clone(), Specialise::Always);
+            backward("backward, everything", everything(prefill.clone()), Specialise::Always);
             if dtype == DType::F32 {
                 backward("backward of 16 rows", stored(sizes.sixteen_rows), Specialise::Always);
             }
@@ -148,14 +148,14 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
                 cases.push((format!("{cache} cache D={dim} {what}"), problem, Some(Algorithm::Fused), specialise));
             };
             let decode = cached(problem(sizes.decode, dim), query, cache);
-            add("paged decode", paged(decode), Specialise::Always);
+            add("paged decode", paged(decode.clone()), Specialise::Always);
             if cache.is_quantised() {
                 let prefill = cached(problem(sizes.prefill, dim), query, cache);
-                add("decode", decode, Specialise::Always);
+                add("decode", decode.clone(), Specialise::Always);
                 add("prefill", prefill.aligned(Alignment::BottomRight).causal(), Specialise::Always);
                 add("general decode", decode, Specialise::Never);
             } else {
-                let mut lengths = decode;
+                let mut lengths = decode.clone();
                 lengths.visibility.kv_lengths = true;
                 add("decode with lengths", lengths, Specialise::Always);
                 add("paged decode, sinks", Problem { sinks: true, ..paged(decode) }, Specialise::Always);
@@ -165,7 +165,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
         }
     }
     let odd = problem(sizes.prefill, 67);
-    cases.push(("f32 D=67 prefill".into(), odd, Some(Algorithm::Fused), Specialise::Always));
+    cases.push(("f32 D=67 prefill".into(), odd.clone(), Some(Algorithm::Fused), Specialise::Always));
     cases.push(("f32 D=67 staged".into(), odd, Some(Algorithm::Staged), Specialise::Always));
     cases
 }
@@ -179,7 +179,7 @@ fn odd_cases() -> Vec<Case> {
             for (way, algorithm) in ways {
                 // Quantised keys have no gradients and no staged path.
                 if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_quantised() {
-                    cases.push((format!("{what}{general}{way}"), problem, algorithm, specialise));
+                    cases.push((format!("{what}{general}{way}"), problem.clone(), algorithm, specialise));
                 }
             }
         }
@@ -191,22 +191,22 @@ fn odd_cases() -> Vec<Case> {
     }
     let plain = problem(lengths(4, 2, 40, 2000), 32);
     for dtype in DType::FLOATS {
-        add(&format!("{dtype} D=32"), plain.stored(dtype, Layout::Bshd));
+        add(&format!("{dtype} D=32"), plain.clone().stored(dtype, Layout::Bshd));
         let strided =
             |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 900_000, head: 200_000, seq: 77, dim }), offset: 1 };
         add(&format!("{dtype} strided"), Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
     }
     for dtype in DType::QUANTISED {
-        add(&format!("{dtype} keys"), cached(plain, DType::F32, dtype));
+        add(&format!("{dtype} keys"), cached(plain.clone(), DType::F32, dtype));
     }
     add("dropout", Problem { dropout: Some(0.5), ..plain });
-    add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain, &LONG) });
-    let everything = everything(plain, &LONG);
+    add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain.clone(), &LONG) });
+    let everything = everything(plain.clone(), &LONG);
     add(
         "softcap last, symmetric slopes",
         Problem { score_order: ScoreOrder::BiasThenSoftcap, alibi: Some(Alibi::Symmetric), ..everything },
     );
-    let mut masked = plain;
+    let mut masked = plain.clone();
     masked.visibility.mask = everything.visibility.mask;
     add("mask", masked);
     add("bias", Problem { bias: everything.bias, ..plain });

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, Problem, WantGradients};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
 
 use super::check::{Deviation, Tensors, check_gradients, deviation};
 use super::machine;
@@ -69,7 +69,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
 
 /// Computes the forward pass and the gradients of query, key and value.
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
-    let problem = Problem::clone(&task.problem).with_stats();
+    let problem = task.problem.clone().with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward =
         BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: tensors.d_output.as_slice() };

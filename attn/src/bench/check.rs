@@ -104,7 +104,7 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
         let (head, i) = (row / d.seq_len_q, row % d.seq_len_q);
         let kv_head = head / d.num_heads * d.num_kv_heads + head % d.num_heads / d.group();
         let dims = Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d };
-        let mut one = Problem { dims, ..Problem::clone(problem) }.stored(DType::F32, Layout::Bhsd);
+        let mut one = Problem { dims, ..problem.clone() }.stored(DType::F32, Layout::Bhsd);
         one.output.dtype = problem.output.dtype;
         let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
         let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| Failure::input(error.to_string()))?);

@@ -245,11 +245,11 @@ pub(super) fn sdpa_layers(file: &CaseFile, candidate: &Candidate<'_>) -> Result<
     let mut all = Vec::new();
     for layer in (0..64).filter(|layer| file.has(&format!("q{layer}"))) {
         let name = |tensor: &str| format!("{tensor}{layer}");
-        let (mut problem, mut data) = dense(file, [&name("q"), &name("k"), &name("v")], DType::F32)?;
-        problem = problem.with_lse().with_weights();
+        let (problem, mut data) = dense(file, [&name("q"), &name("k"), &name("v")], DType::F32)?;
+        let mut problem = problem.with_lse().with_weights();
         if let Some(keep) = file.optional("key_keep", CaseFile::input)? {
             let FileData::Bool(keep) = &keep.data else { return Err(file.error("tensor `in.key_keep` is not boolean")) };
-            problem = problem.mask(BroadcastShape([problem.dims.batch, 1, 1, problem.dims.seq_len_kv]));
+            problem.visibility.mask = Some(BroadcastShape([problem.dims.batch, 1, 1, problem.dims.seq_len_kv]));
             data.mask = keep.clone();
         }
         let outputs = (candidate.attend)(&problem, &data.inputs())?;

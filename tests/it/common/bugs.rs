@@ -120,7 +120,7 @@ pub(crate) const BUGS: &[Bug] = &[
 ];
 
 fn changed(p: &Problem, x: &Inputs<'_>, change: impl FnOnce(&mut Problem)) -> Result<Outputs> {
-    let mut problem = *p;
+    let mut problem = p.clone();
     change(&mut problem);
     oracle(&problem, x)
 }
@@ -169,7 +169,7 @@ fn first_row_window(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let (v, d) = (&p.visibility, p.dims);
     let Some(left) = v.window_left.filter(|_| p.varlen.is_none() && !v.kv_lengths && v.mask.is_none()) else { return oracle(p, x) };
     let first = v.alignment.map_or(0, |alignment| alignment.offset(d.seq_len_q, d.seq_len_kv)) - i64::from(left);
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.visibility.window_left = None;
     problem.visibility.mask = Some(BroadcastShape([1, 1, 1, d.seq_len_kv]));
     let mask: Vec<bool> = (0..d.seq_len_kv).map(|j| j as i64 >= first).collect();
@@ -182,7 +182,7 @@ fn longer(p: &Problem, x: &Inputs<'_>, by: u32) -> Result<Outputs> {
 }
 
 fn padded_alignment(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let mut problem = *p;
+    let mut problem = p.clone();
     if p.visibility.kv_lengths && p.visibility.alignment == Some(Alignment::BottomRight) {
         problem.visibility.alignment = Some(Alignment::Offset(p.dims.seq_len_kv as i32 - p.dims.seq_len_q as i32));
     }
@@ -190,19 +190,19 @@ fn padded_alignment(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 fn prefix_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.visibility.prefix_lengths = false;
     oracle(&problem, &Inputs { prefix_lengths: &[], ..*x })
 }
 
 fn segments_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.visibility.segments = false;
     oracle(&problem, &Inputs { segment_ids_q: &[], segment_ids_kv: &[], ..*x })
 }
 
 fn mask_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.visibility.mask = None;
     oracle(&problem, &Inputs { mask: &[], ..*x })
 }
@@ -237,7 +237,7 @@ fn heads_tiled(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
         (0..items).flat_map(|item| (0..d.num_heads).flat_map(move |h| head(item, h).iter().copied())).collect::<Vec<f32>>()
     };
     let (key, value) = (tile(x.key, &p.key, d.head_dim), tile(x.value, &p.value, d.head_dim_v));
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.dims.num_kv_heads = d.num_heads;
     problem.key = TensorSpec::new(DType::F32, Layout::Bhsd);
     problem.value = problem.key;
@@ -256,7 +256,7 @@ fn masked(p: &Problem, x: &Inputs<'_>, visible: impl Fn(usize) -> bool) -> Resul
             own && visible(index[3])
         })
         .collect();
-    let mut problem = *p;
+    let mut problem = p.clone();
     problem.visibility.mask = Some(BroadcastShape(shape));
     oracle(&problem, &Inputs { mask: &mask, ..*x })
 }
@@ -275,7 +275,7 @@ fn edited_at(p: &Problem, x: &Inputs<'_>, mut edit: impl FnMut(usize, usize, usi
     if p.varlen.is_some() || p.paged.is_some() {
         return oracle(p, x);
     }
-    let mut outputs = oracle(&p.with_lse(), x)?;
+    let mut outputs = oracle(&p.clone().with_lse(), x)?;
     let d = p.dims;
     let strides = p.output.strides([d.batch, d.num_heads, d.seq_len_q, d.head_dim_v]);
     let mut output = outputs.output.to_f32();
@@ -379,7 +379,7 @@ fn rounded_to_f16(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
         HostVec::from_f32(DType::F16, &wide)
     };
     let (query, key) = (round(x.query), round(x.key));
-    let mut problem = *p;
+    let mut problem = p.clone();
     (problem.query.dtype, problem.key.dtype) = (DType::F16, DType::F16);
     oracle(&problem, &Inputs { query: query.as_slice(), key: key.as_slice(), ..*x })
 }
@@ -400,7 +400,7 @@ fn varlen_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     else {
         return oracle(p, x);
     };
-    let mut problem = *p;
+    let mut problem = p.clone();
     (problem.dims.batch, problem.dims.seq_len_q, problem.dims.seq_len_kv) = (1, varlen.tokens_q, varlen.tokens_kv);
     let (q, kv) = ([0, varlen.tokens_q as u32], [0, varlen.tokens_kv as u32]);
     problem.want.scores = None;

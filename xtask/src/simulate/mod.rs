@@ -90,7 +90,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
             // Kernels have a slow path for a visible NaN.
             for nan in [false, true] {
                 let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
-                let case = Case::new(name.clone(), problem, fill)?;
+                let case = Case::new(name.clone(), problem.clone(), fill)?;
                 // The cases ask for specialised variants of gradients alone.
                 if algorithm.is_none() && problem.dims.head_dim < 80 {
                     tasks.push(Task { case: case.clone(), algorithm, specialise: Specialise::Never });

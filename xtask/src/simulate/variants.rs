@@ -30,7 +30,7 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     padded.visibility.mask = Some(BroadcastShape([3, 1, d.seq_len_q, d.seq_len_kv]));
     (padded.softcap, padded.sinks, padded.alibi, padded.relative_bias_max_distance) = (Some(5.0), true, Some(Alibi::Signed), Some(16));
 
-    let mut dropped = problem.aligned(Alignment::TopLeft).causal().with_lse();
+    let mut dropped = problem.clone().aligned(Alignment::TopLeft).causal().with_lse();
     (dropped.dropout, dropped.bias, dropped.softcap) = (Some(0.3), Some(full), Some(5.0));
     dropped.visibility.chunk = Some(d.seq_len_kv as u32 / 2 + 3);
     let mut masked = Problem { bias: Some(full_of(3, problem)), dropout: None, alibi: None, ..varlen };
@@ -46,12 +46,18 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     let mut capped = Problem { softcap: Some(5.0), ..*problem };
     capped.want.scores = Some(ScoreStage::Capped);
     let ragged = sized(d.head_dim + 8, d.head_dim_v - 4, BroadcastShape([1, 1, d.seq_len_q, 1]));
-    let mut variants =
-        vec![("varlen", varlen), ("varlen, masked", masked), ("padded", padded), ("dropped", dropped), ("odd", odd), ("ragged", ragged)];
+    let mut variants = vec![
+        ("varlen", varlen),
+        ("varlen, masked", masked),
+        ("padded", padded),
+        ("dropped", dropped),
+        ("odd", odd.clone()),
+        ("ragged", ragged),
+    ];
     match algorithm {
         Some(Algorithm::Staged) => variants.push(("capped", capped)),
         None => {
-            let mut odd_masked = odd;
+            let mut odd_masked = odd.clone();
             odd_masked.visibility.mask = odd.bias;
             variants.extend([("heads", heads), ("odd, masked", odd_masked)]);
         }
