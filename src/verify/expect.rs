@@ -65,7 +65,7 @@ impl ExpectedTensor {
     pub(super) fn stored(problem: &Problem, operand: Operand, values: Vec<f64>, mut errors: Vec<f64>, relative: f64) -> Self {
         let dtype = problem.spec(operand).dtype;
         errors.iter_mut().for_each(|error| *error += storage_floor(dtype));
-        let largest = if dtype == DType::F16 { crate::f16::MAX.into() } else { f32::MAX.into() };
+        let largest = if dtype == DType::F16 { half::f16::MAX.into() } else { f32::MAX.into() };
         Self { largest, ..Self::new(problem.shape(operand), values, errors, dtype.epsilon() + relative) }
     }
 }
