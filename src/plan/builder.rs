@@ -1,12 +1,12 @@
 //! A plan under construction.
 
 use super::limits::{Piece, check_addressing, check_bytes, check_kernel, pieces, place_tables};
+use super::loops;
 use super::ranges::BindingRange;
 use super::step::{BufferRef, Plan, Step};
-use super::{DeviceCaps, loops};
 use crate::error::{Error, Result};
 use crate::problem::{Problem, TableLayout};
-use crate::wgsl::{Kernel, KernelKey, Params, Slot};
+use crate::wgsl::{DeviceCaps, Kernel, KernelKey, Params, Slot};
 
 /// A checked problem on a device, and the steps and scratch buffers so far.
 pub(super) struct Builder<'a> {
