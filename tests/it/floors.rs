@@ -45,7 +45,7 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
 
 /// Returns the code without comments, unit tests and line ends.
 fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ")
 }
 
@@ -59,13 +59,15 @@ fn uses(code: &str, re_exported: bool) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the paths `crate::..` and `super::..` in the code outside its `use` items.
+/// Returns the paths in the code outside its `use` items that start with `crate`, `super` or a module that it declares.
 fn inline_paths(code: &str) -> Vec<Vec<String>> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let declared = code.match_indices("mod ").filter_map(|(at, _)| code[at + 4..].split_once(';').map(|(name, _)| name));
     let mut found = Vec::new();
-    for start in ["crate::", "super::"] {
-        for (at, _) in code.match_indices(start) {
-            let is_word = |c: char| c.is_alphanumeric() || c == '_';
-            if !code[..at].ends_with(|c| is_word(c) || c == ':' || c == '(') || code[..at].ends_with('(') {
+    for start in declared.filter(|name| name.chars().all(is_word)).chain(["crate", "super"]) {
+        for (at, _) in code.match_indices(&format!("{start}::")) {
+            let before = code[..at].trim_end();
+            if !code[..at].ends_with(|c| is_word(c) || c == ':') && !before.ends_with("use") {
                 let path: String = code[at..].chars().take_while(|&c| is_word(c) || c == ':').collect();
                 found.push(path.trim_end_matches(':').split("::").map(str::to_string).collect());
             }
@@ -239,6 +241,8 @@ fn broken_rules_are_found() {
     let circular = ("middle/mod.rs", "mod part;\npub use part::Y;\npub struct Z(Y);\nuse part::f;");
     let back = ("middle/part.rs", "use crate::low::X;\nuse super::Z;\npub struct Y;");
     assert_eq!(find(&[low, circular, back]), "a circle: middle/mod.rs -> middle/part.rs");
+    let inline = [("middle/mod.rs", "mod part;\nfn f() { part::g() }"), ("middle/part.rs", "fn g() { super::f() }")];
+    assert_eq!(find(&inline), "a circle: middle/mod.rs -> middle/part.rs");
     let by_re_export = [
         ("middle/mod.rs", "mod a;\nmod b;\npub use a::A;\npub use b::B;"),
         ("middle/a.rs", "use super::B;"),
