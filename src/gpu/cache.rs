@@ -47,7 +47,7 @@ pub struct Growth<'a> {
 ///
 /// A decoding step consists of
 /// 1. [`Self::extend`], which takes pages if the next tokens need some: bookkeeping on the host, a few words written;
-/// 2. one pass: [`Self::advance`], then for each layer the results of [`Self::append`] and [`CacheAttention::bind`].
+/// 2. one pass: [`Self::advance`], then for each layer the results of [`Self::append`] and [`super::CacheAttention::bind`].
 ///    Kernels read the lengths on the device, so these are bound once and recorded again for every step.
 ///
 /// `extend` can take pages for many steps at once; then the pass is repeated that often without the host.
