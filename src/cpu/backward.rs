@@ -115,7 +115,7 @@ pub(super) fn attention_on(
     Ok(gradients)
 }
 
-/// Lists of units, each of which adds to one dK and dV in this order: as many as returned for each head of each item.
+/// Number of lists of units per head of each item, and the lists. Each adds to one dK and dV, in this order.
 fn tasks(problem: &Problem, items: &[Item], threads: usize) -> (usize, Vec<Vec<Unit>>) {
     let d = &problem.dims;
     let heads = items.len() * d.num_kv_heads;

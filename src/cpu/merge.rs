@@ -70,7 +70,7 @@ pub struct Merged {
 ///
 /// Errors: no parts, parts of different sizes, outputs that are not whole rows.
 pub fn merge(parts: &[Part<'_>]) -> Result<Merged> {
-    let first = parts.first().ok_or_else(|| Error::invalid("parts", "there is none; the size of the result is theirs"))?;
+    let first = parts.first().ok_or_else(|| Error::invalid("parts", "are none; they say the size of the result"))?;
     let (rows, numbers) = (first.sums.rows(), first.output.len());
     let width = numbers.checked_div(rows).unwrap_or(0);
     if width * rows != numbers {

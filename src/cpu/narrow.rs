@@ -80,8 +80,8 @@ fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: 
 fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>, tile: &mut Tile) {
     let (count, step, output_step) = (keys.len(), keys.len().next_multiple_of(LINE), value.width.next_multiple_of(LINE));
     let scores = tile.scores.take(unit.rows * step);
-    let hidden = scores.iter().fold(false, |any, &score| any | (score == f32::NEG_INFINITY));
-    let finite = job.output.is_none() || !hidden || value.is_finite();
+    let any_masked = scores.iter().fold(false, |any, &score| any | (score == f32::NEG_INFINITY));
+    let finite = job.output.is_none() || !any_masked || value.is_finite();
     if !finite {
         tile.keep_scores(unit.rows * step);
     }

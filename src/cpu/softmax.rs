@@ -24,7 +24,7 @@ impl SimdKernel for Modify<'_> {
         assert!(self.bounds.is_none_or(|(first, end)| first.len() >= self.panel && end.len() >= self.panel));
         // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
         unsafe {
-            let hidden = V::splat(f32::NEG_INFINITY);
+            let masked = V::splat(f32::NEG_INFINITY);
             let lowest = V::splat(f32::MIN);
             for at in (0..len).step_by(V::LANES) {
                 let place = self.scores.as_mut_ptr().add(at);
@@ -42,19 +42,19 @@ impl SimdKernel for Modify<'_> {
                     score = score.add(additive_mask);
                 }
                 if let Some(additive_mask) = additive_mask {
-                    score = additive_mask.select_less(lowest, hidden, score);
+                    score = additive_mask.select_less(lowest, masked, score);
                     if self.bias_first {
-                        score = sum.select_less(lowest, hidden, score);
+                        score = sum.select_less(lowest, masked, score);
                     }
                 }
                 if self.bias_first {
-                    score = sum.select_less(lowest, hidden, score);
+                    score = sum.select_less(lowest, masked, score);
                 }
                 if let Some((first, end)) = self.bounds {
                     let lane = at % self.panel;
                     let key = V::splat((at / self.panel) as f32);
-                    score = key.select_less(V::load(first.as_ptr().add(lane)), hidden, score);
-                    score = key.select_less(V::load(end.as_ptr().add(lane)), score, hidden);
+                    score = key.select_less(V::load(first.as_ptr().add(lane)), masked, score);
+                    score = key.select_less(V::load(end.as_ptr().add(lane)), score, masked);
                 }
                 score.store(place);
             }

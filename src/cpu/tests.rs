@@ -114,7 +114,7 @@ fn biases_and_caps() {
 }
 
 #[test]
-fn hidden_pairs() {
+fn masked_pairs() {
     for alignment in [Alignment::TopLeft, Alignment::BottomRight, Alignment::Offset(-40), Alignment::Offset(200)] {
         let plain = Problem::new(WIDE).with_lse().aligned(alignment);
         let padded = plain.clone().causal().prefix_lengths().kv_lengths();
@@ -185,7 +185,7 @@ fn infinite_scores() {
     }
 }
 
-/// Fixed table and random problems, of which those that fail are reduced to small ones.
+/// Fixed table and random problems; a failing one is shrunk.
 #[test]
 fn table_and_random_problems() {
     let all: Vec<_> = Isa::available().map(|isa| (format!("{isa:?}"), on(isa))).collect();

@@ -220,7 +220,7 @@ fn check_sharing(pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> R
                 (false, false) => continue,
                 (true, true) if !overlap => continue,
                 (true, true) => "overlap, and both are written",
-                _ => "share a buffer, of which a dispatch writes one and reads the other: wgpu has none of that, even without an overlap",
+                _ => "share a buffer that one dispatch both writes and reads: wgpu refuses it, even without an overlap",
             };
             return Err(Error::invalid("bindings", format!("{name} and {other} {why}; give one of them a buffer of its own")));
         }

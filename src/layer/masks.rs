@@ -50,19 +50,19 @@ pub fn merge_torch_masks(
         let full = [batch, heads, rows, own_keys];
         parts.push(("attn_mask", mask, if elements(full) == Some(mask.len()) { full } else { [1, 1, rows, own_keys] }));
     }
-    let (mut hidden, mut added) = (Vec::new(), Vec::new());
+    let (mut masked, mut added) = (Vec::new(), Vec::new());
     for (argument, mask, shape) in parts {
         if elements(shape) != Some(mask.len()) {
             return Err(Error::invalid(argument, format!("has {} elements, must have {shape:?} (or one per head)", mask.len())));
         }
         match mask {
-            TorchMask::Bool(mask) => hidden.push((mask, shape)),
+            TorchMask::Bool(mask) => masked.push((mask, shape)),
             TorchMask::Float(bias) => added.push((bias, shape)),
         }
     }
     let mut merged = MergedMasks::default();
-    if !hidden.is_empty() {
-        merged.mask = Some(fold_broadcast(&hidden, keys, true, |visible, hidden| visible && !hidden)?);
+    if !masked.is_empty() {
+        merged.mask = Some(fold_broadcast(&masked, keys, true, |visible, masked| visible && !masked)?);
     }
     if !added.is_empty() {
         merged.bias = Some(fold_broadcast(&added, keys, 0.0, |sum, bias| sum + bias)?);

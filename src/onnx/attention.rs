@@ -264,10 +264,10 @@ fn lengths(nonpad: Option<&[i64]>, batch: usize) -> Result<Option<Vec<u32>>> {
     lengths.iter().map(narrow).collect::<Result<_>>().map(Some)
 }
 
-/// Pads the last axis of a mask to `total` with `hidden`.
-fn pad_last<T: Copy>(shape: [usize; 4], data: &[T], total: usize, hidden: T) -> Result<(BroadcastShape, Vec<T>)> {
+/// Pads the last axis of a mask to `total` with `masked`.
+fn pad_last<T: Copy>(shape: [usize; 4], data: &[T], total: usize, masked: T) -> Result<(BroadcastShape, Vec<T>)> {
     if shape[3] >= total {
         return Ok((BroadcastShape(shape), data.to_vec()));
     }
-    fold_broadcast(&[(data, shape)], total, hidden, |_, given| given)
+    fold_broadcast(&[(data, shape)], total, masked, |_, given| given)
 }

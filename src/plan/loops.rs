@@ -14,9 +14,9 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
         Kernel::Tiles(shape) => {
             let turns = |vecs: u32| (shape.block_keys() * vecs).div_ceil(shape.threads);
             let pairs = shape.rows * shape.keys;
-            let shown = (shape.block_rows() * shape.block_keys()).div_ceil(shape.threads);
+            let skip_test = (shape.block_rows() * shape.block_keys()).div_ceil(shape.threads);
             let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
-            let once = head + turns(head) + turns(value) + shown + shape.rows + 2 * pairs + dropout;
+            let once = head + turns(head) + turns(value) + skip_test + shape.rows + 2 * pairs + dropout;
             (shape.block_keys(), once + shape.block_keys() * (1 + shape.rows))
         }
         Kernel::Lanes(shape) => {
@@ -25,8 +25,8 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
         }
         Kernel::Decode(shape) => {
             let slices = head.div_ceil(shape.lanes) + value.div_ceil(shape.lanes);
-            let shown = 4 * shape.rows;
-            (shape.block_keys(), shown + 4 * (1 + shape.lanes * (2 + shape.rows + slices * (1 + shape.rows))))
+            let skip_test = 4 * shape.rows;
+            (shape.block_keys(), skip_test + 4 * (1 + shape.lanes * (2 + shape.rows + slices * (1 + shape.rows))))
         }
         Kernel::Matrix(shape) => (shape.keys, 64 * shape.keys),
         _ => return usize::MAX,
@@ -41,10 +41,10 @@ pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &Devic
     let iterations = match shape {
         GradientShape::Tiles { threads, own, cols, stream: of_thread } => {
             let pairs = own * of_thread;
-            let shown = (shape.block_own() * stream).div_ceil(threads);
+            let skip_test = (shape.block_own() * stream).div_ceil(threads);
             let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
             let sums = stream * own * (2 + 2 * vecs.div_ceil(cols));
-            vecs + (stream * vecs).div_ceil(threads) + shown + 3 * pairs + dropout + sums
+            vecs + (stream * vecs).div_ceil(threads) + skip_test + 3 * pairs + dropout + sums
         }
         GradientShape::Vectors { lanes, own, stream: of_thread, .. } => {
             let slices = 2 * (vecs.div_ceil(lanes) + 2);

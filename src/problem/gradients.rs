@@ -66,7 +66,7 @@ impl WantGradients {
             let shape = problem.shape(operand);
             if wanted && problem.spec(operand).check_no_overlap(operand.name(), shape).is_err() {
                 return Err(Error::unsupported(
-                    format!("the gradient of a {} of which two elements share a place", operand.name()),
+                    format!("the gradient of a {} whose elements share places", operand.name()),
                     "give every element a place of its own, and sum the gradients of those that are the same",
                 ));
             }

@@ -171,8 +171,8 @@ fn make_extreme(extreme: Extreme, problem: &Problem, bias: &mut [f32], [query, k
             key.iter_mut().for_each(|x| *x *= 1e-30);
             for (elements, operand, x) in [(key, Operand::Key, -1e30), (value, Operand::Value, f32::INFINITY)] {
                 let [.., seq, dim] = problem.shape(operand);
-                let hidden = elements.chunks_exact_mut(dim).enumerate().filter(|(row, _)| row % seq % 3 == 1);
-                hidden.for_each(|(_, row)| row.fill(x));
+                let masked = elements.chunks_exact_mut(dim).enumerate().filter(|(row, _)| row % seq % 3 == 1);
+                masked.for_each(|(_, row)| row.fill(x));
             }
         }
     }
@@ -313,7 +313,7 @@ pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<QueryRow> {
 /// Overwrites keys and values visible to no row and queries without visible keys, both found by the oracle beforehand.
 fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, value]: &mut [Vec<f32>; 3]) -> Result<()> {
     let d = problem.dims;
-    // All scores are 0, because a key that is hidden by the overflow of its score has to keep it.
+    // All scores are 0, because a key that is masked by the overflow of its score has to keep it.
     let query_of_zeros = HostVec::zeros(problem.query.dtype, data.query.as_slice().len());
     let inputs = Inputs { query: query_of_zeros.as_slice(), ..data.inputs() };
     let masked = oracle::attention(problem, &inputs)?.masked;

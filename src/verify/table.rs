@@ -227,7 +227,7 @@ fn storage(rows: &mut Rows) {
 fn together(rows: &mut Rows) {
     let full = BroadcastShape(BASE.scores_shape());
     let per_item = BroadcastShape([BASE.batch, 1, 1, BASE.seq_len_kv]);
-    let hidden = base().aligned(BottomRight).window(Some(9), Some(3)).causal().kv_lengths().prefix_lengths().segments();
+    let masked = base().aligned(BottomRight).window(Some(9), Some(3)).causal().kv_lengths().prefix_lengths().segments();
     let serving = of(Dims { batch: 3, num_heads: 8, num_kv_heads: 2, seq_len_q: 1, seq_len_kv: 70, head_dim: 32, head_dim_v: 32 });
     let serving = serving.stored(DType::F16, Layout::Bshd).aligned(BottomRight).window(Some(31), None).causal();
     let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::BF16, Layout::Bshd);
@@ -236,7 +236,7 @@ fn together(rows: &mut Rows) {
         ("all-biases", base().bias(full).alibi(Alibi::Symmetric).relative_bias(3).aligned(BottomRight)),
         ("mask-and-bias", base().mask(per_item).bias(full)),
         ("mask-and-causal", base().aligned(TopLeft).causal().mask(per_item)),
-        ("all-that-hides", hidden.mask(full)),
+        ("everything-that-masks", masked.mask(full)),
         ("decoder-of-a-serving-engine", serving.kv_lengths().sinks()),
         ("varlen-everything", varlen.clone().softcap(8.0).sinks().alibi(Alibi::Symmetric)),
     ]);

@@ -36,7 +36,7 @@ impl TileShape {
     }
 }
 
-/// Shape of a workgroup of the rows kernel, one subgroup: `lanes * rows` query rows by `keys` keys, `step` at a time.
+/// Shape of a workgroup of the prefill kernel, one subgroup: `lanes * rows` query rows by `keys` keys, `step` at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LaneShape {
     /// Threads of the subgroup, which load the keys and broadcast them to each other.
@@ -53,7 +53,7 @@ impl LaneShape {
     }
 }
 
-/// Shape of a workgroup of the few kernel: one subgroup of `lanes` threads, `rows` rows by `lanes` keys at a time.
+/// Shape of a workgroup of the decode kernel: one subgroup of `lanes` threads, `rows` rows by `lanes` keys at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct DecodeShape {
     pub(crate) lanes: u32,

@@ -63,7 +63,7 @@ pub(super) fn rotary_embedding(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec
 /// Preview operator FlexAttention, with the score function that the file names.
 pub(super) fn flex_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
     if file.attr::<String>("prob_mod_kind")?.is_some_and(|kind| kind != "none") {
-        return Err(Error::unsupported("prob_mod: a function of the softmax weights", "compute it on weights that are handed out"));
+        return Err(Error::unsupported("prob_mod: a function of the softmax weights", "compute it on weights that are returned"));
     }
     let (mut problem, mut data) = dense(file, ["Q", "K", "V"], file.output_dtype("Y")?)?;
     match file.required_attr::<String>("score_mod_kind")?.as_str() {
