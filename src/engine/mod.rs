@@ -142,6 +142,7 @@ impl Engine {
     /// problems, the last 32 or 1 GiB. Uploads may need the inputs' bytes once more while they run. 0 without a GPU.
     pub fn device_bytes(&self, problem: &Problem, gradients: Option<&WantGradients>) -> Result<u64> {
         problem.check()?;
+        gradients.map_or(Ok(()), |want| want.check(problem))?;
         match &self.place {
             Runner::Gpu(calls) if !is_empty(problem) => calls.bytes(problem, self.algorithm, gradients),
             _ => Ok(0),

@@ -122,6 +122,18 @@ fn named_layouts_have_exactly_their_elements() {
     }
 }
 
+/// The memory of gradients that a problem does not have cannot be asked for.
+#[test]
+fn memory_is_told_for_what_can_be_computed() {
+    let problem = Problem::new(SMALL);
+    let want = WantGradients { bias: true, ..WantGradients::default() };
+    for engine in Engine::every(Default::default()).0 {
+        assert!(engine.device_bytes(&problem, Some(&WantGradients::default())).is_ok());
+        let refused = engine.device_bytes(&problem, Some(&want));
+        assert!(matches!(refused, Err(Error::Invalid { argument: "bias", .. })), "{}: {refused:?}", engine.chosen());
+    }
+}
+
 /// Distances are integers that are rounded once, so the CPU path and the oracle agree however far rows are from keys.
 #[test]
 fn alibi_of_distant_rows_is_equal_on_cpu_and_oracle() {
