@@ -29,8 +29,9 @@ pub struct ShaderOptions {
     /// Opens the device with cooperative matrices if the adapter has them, for [`crate::Engine::tune`] to try (each
     /// answer is checked) and [`crate::Engine::load_tuned`] to use. `prefer_matrices` does so too.
     pub tune_matrices: bool,
-    /// Maximum size of the scratch buffers of a plan together, in bytes; `None` for no maximum. A plan that needs more is
-    /// refused as [`Error::Limit`]. [`Plan::scratch_bytes`] says what a plan needs.
+    /// Maximum size of the scratch buffers of a plan together, in bytes; `None` for no maximum. Plans take fewer splits
+    /// and smaller parts to obey it; what still needs more is refused as [`Error::Limit`]. [`Plan::scratch_bytes`] says
+    /// what a plan needs.
     pub scratch_budget: Option<u64>,
     /// Skips the tiny problem that each kernel computes before its first use: see [`crate::Engine::check_kernels`]. The
     /// environment variable `WGPU_ATTENTION_CANARY=off` does so too.

@@ -229,7 +229,8 @@ impl<'a> Planner<'a> {
         let own: usize = along(true).map(|(&squares, _)| squares).product();
         let terms: usize = along(false).map(|(&squares, _)| squares).product();
         let elements = shape.elements().unwrap_or(0);
-        let that_fit = (self.caps.binding_bytes.min(SCRATCH_BYTES).min(self.caps.scratch_budget / 2) as usize / 4 / elements.max(1)).max(1);
+        let room = self.caps.binding_bytes.min(SCRATCH_BYTES).min(self.steps.scratch_left());
+        let that_fit = (room as usize / 4 / elements.max(1)).max(1);
         let splits = terms.div_ceil(TERMS).max(self.caps.full_grid().div_ceil(own.max(1))).min(terms).min(that_fit).max(1);
         let params = Params { splits: splits as u32, output_split_stride: grid(elements)?, ..self.params };
         if splits == 1 {

@@ -19,7 +19,7 @@ pub(super) struct Builder<'a> {
     cached: bool,
     steps: Vec<Step>,
     /// Sizes of the scratch buffers in bytes.
-    pub(super) scratch: Vec<u64>,
+    scratch: Vec<u64>,
 }
 
 /// Places in a cache's state and tables that attention on the cache reads.
@@ -52,8 +52,9 @@ impl CacheWords {
 impl<'a> Builder<'a> {
     /// Starts a plan for a problem that has been checked.
     pub(super) fn new(problem: &'a Problem, caps: &'a DeviceCaps, cache: Option<CacheWords>) -> Result<Self> {
-        check_addressing(problem, caps)?;
-        let (tables, table_words) = cache.map_or_else(|| place_tables(problem), |words| words.tables(problem))?;
+        let own = place_tables(problem)?;
+        check_addressing(problem, own.1, caps)?;
+        let (tables, table_words) = cache.map_or(Ok(own), |words| words.tables(problem))?;
         Ok(Self { problem, caps, tables, table_words, cached: cache.is_some(), steps: Vec::new(), scratch: Vec::new() })
     }
 
@@ -71,8 +72,8 @@ impl<'a> Builder<'a> {
     /// Adds a scratch buffer.
     pub(super) fn scratch(&mut self, name: &str, bytes: u64) -> Result<BufferRef> {
         check_bytes(name, bytes, self.caps)?;
-        let (needed, available) = (self.scratch_bytes() + bytes, self.caps.scratch_budget);
-        if needed > available {
+        if bytes > self.scratch_left() {
+            let (needed, available) = (self.scratch_bytes() + bytes, self.caps.scratch_budget);
             let remedy = "raise ShaderOptions::scratch_budget, or split the batch or the heads".into();
             return Err(Error::Limit { limit: "scratch_budget", needed, available, remedy });
         }
@@ -109,7 +110,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Names of the steps' kernels, each as often as it was added.
+    /// Names of the kernels that have any workgroups, each as often as it was added.
     pub(super) fn kernels(&self) -> Vec<String> {
         let added = self.steps.iter().filter(|step| step.params.first_workgroup == 0);
         added.map(|step| step.key.kernel.to_string()).collect()
@@ -118,6 +119,11 @@ impl<'a> Builder<'a> {
     /// Bytes of scratch so far.
     pub(super) fn scratch_bytes(&self) -> u64 {
         self.scratch.iter().sum()
+    }
+
+    /// Bytes that the budget leaves for more scratch.
+    pub(super) fn scratch_left(&self) -> u64 {
+        self.caps.scratch_budget - self.scratch_bytes()
     }
 
     /// Finishes the plan.

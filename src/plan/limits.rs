@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::problem::{Alignment, BroadcastShape, Operand, Problem, TableLayout};
 use crate::wgsl::KernelKey;
 
-/// Checks that shaders can address `problem`: they count elements in u32, positions in i32, and bind whole tensors.
-pub(super) fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<()> {
+/// Checks that shaders can address `problem`, with `table_words` words of tables: they count elements in u32, positions
+/// in i32, and bind whole tensors.
+pub(super) fn check_addressing(problem: &Problem, table_words: u32, caps: &DeviceCaps) -> Result<()> {
     let mut buffers: Vec<(&'static str, u64, u64)> = Operand::ALL
         .map(|operand| {
             let len = problem.operand_len(operand);
@@ -14,7 +15,6 @@ pub(super) fn check_addressing(problem: &Problem, caps: &DeviceCaps) -> Result<(
         })
         .to_vec();
     buffers.push(("lse", problem.lse_len() as u64, 4 * problem.lse_len() as u64));
-    let (_, table_words) = place_tables(problem)?;
     buffers.push(("tables", table_words.into(), 4 * u64::from(table_words)));
     let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0) as u64;
     buffers.push(("mask", elements(problem.visibility.mask), elements(problem.visibility.mask)));

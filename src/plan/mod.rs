@@ -61,16 +61,21 @@ impl Plan {
     fn build(plan: Builder<'_>, algorithm: Algorithm, kernel: Option<Kernel>) -> Result<Self> {
         let (problem, caps) = (plan.problem, plan.caps);
         let wants_matrix = problem.want.scores.is_some() || problem.want.weights;
-        match (algorithm, fused::choose(&plan, kernel)) {
-            (Algorithm::Staged, _) => staged::plan(plan, "asked for"),
-            (Algorithm::Auto, _) if wants_matrix => staged::plan(plan, "scores or weights are wanted"),
-            (Algorithm::Auto, None) => staged::plan(plan, "the head is too wide for the fused kernel's workgroup memory"),
-            (Algorithm::Fused, _) if wants_matrix => Err(Error::unsupported(
-                "scores or weights from the fused algorithm, which never has them in memory",
-                "ask for Algorithm::Staged or Auto",
-            )),
-            (Algorithm::Fused, None) => Err(fused::too_wide(problem, caps)),
-            (Algorithm::Auto | Algorithm::Fused, Some(key)) => fused::plan(plan, key),
+        match algorithm {
+            Algorithm::Staged => return staged::plan(plan, "asked for"),
+            Algorithm::Auto if wants_matrix => return staged::plan(plan, "scores or weights are wanted"),
+            Algorithm::Fused if wants_matrix => {
+                return Err(Error::unsupported(
+                    "scores or weights from the fused algorithm, which never has them in memory",
+                    "ask for Algorithm::Staged or Auto",
+                ));
+            }
+            Algorithm::Auto | Algorithm::Fused => {}
+        }
+        match fused::choose(&plan, kernel) {
+            Some(key) => fused::plan(plan, key),
+            None if algorithm == Algorithm::Auto => staged::plan(plan, "the head is too wide for the fused kernel's workgroup memory"),
+            None => Err(fused::too_wide(problem, caps)),
         }
     }
 
