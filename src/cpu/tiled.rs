@@ -25,7 +25,7 @@ use super::unit::{self, Scratch};
 use super::visible::Item;
 use crate::error::{Error, Result};
 use crate::numbers::HostVec;
-use crate::problem::{Inputs, Outputs, Problem, Returns};
+use crate::problem::{Inputs, Outputs, Problem};
 use crate::progress::Progress;
 
 /// Multiply-adds below which a call stays on its own thread: 10 to 20 microseconds of work.
@@ -91,7 +91,7 @@ pub(super) fn attention_on(
 
 /// Computes only the softmax statistics, without products with values. The caller has checked all arguments.
 pub(super) fn stats_on(isa: Isa, problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<[f32; 2]>> {
-    let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
+    let problem = &problem.for_stats();
     let mut outputs = Outputs { stats: Some(vec![NOTHING_SEEN; problem.lse_len()]), ..Outputs::default() };
     run(isa, problem, inputs, &mut outputs, &mut Progress::default())?;
     Ok(outputs.stats.unwrap_or_default())

@@ -1,8 +1,7 @@
 //! Dispatches of a cache, bound to buffers.
 
-use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
-use super::steps::{BoundDispatch, bind_group, check_binding};
+use super::steps::{check_binding, dispatches};
 use super::{Dispatches, Gpu};
 use crate::error::{Error, Result};
 use crate::problem::TensorSpec;
@@ -18,15 +17,9 @@ pub(super) fn bound(
 ) -> Result<Dispatches> {
     let grid = grid(gpu, threads)?;
     let params = CacheParams { grid_width: grid[0], workgroups: threads.div_ceil(CacheKey::THREADS as usize) as u32, ..params };
-    let (buffer, _) = params_buffer(gpu, "cache params", std::iter::once(params))?;
     let pipeline = gpu.pipeline(PipelineKey::Cache(key))?;
-    let params = (CacheSlot::Params, params_binding::<CacheParams>(&buffer));
-    let entries: Vec<_> = std::iter::once(&params)
-        .chain(bindings)
-        .map(|(slot, binding)| wgpu::BindGroupEntry { binding: *slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) })
-        .collect();
-    let bind_group = bind_group(gpu, &pipeline, &entries)?;
-    Ok(Dispatches { steps: vec![BoundDispatch { pipeline, bind_group, params_offset: 0, grid, flops: threads as f64 }] })
+    let buffers: Vec<_> = bindings.iter().map(|(slot, binding)| (*slot as u32, binding.clone())).collect();
+    Ok(Dispatches { steps: dispatches(gpu, &pipeline, &buffers, &[(params, grid, threads as f64)])? })
 }
 
 /// Number of workgroups along x and y.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::host::{Prepared, call_bytes, for_stats};
+use super::host::{Prepared, call_bytes};
 use super::{Gpu, Waiting};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -85,7 +85,7 @@ impl Calls {
     ) -> Result<Gradients> {
         let mut computed = None;
         if backward.stats.is_none() {
-            let forward = for_stats(problem);
+            let forward = problem.for_stats();
             computed = self.attention(&forward, inputs, Algorithm::Auto, waiting, &mut Progress::default()).await?.stats;
         }
         let stats = backward.stats.or(computed.as_deref()).unwrap_or_default();

@@ -10,7 +10,7 @@ use super::{Backward, Dispatches, Gpu};
 use crate::error::Result;
 use crate::numbers::HostVec;
 use crate::plan::{BufferRef, Plan};
-use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients, table_bytes};
+use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, WantGradients, table_bytes};
 use crate::progress::Progress;
 
 /// Arguments besides a problem's tensors.
@@ -243,11 +243,6 @@ impl Results<'_> {
     fn elements<T: bytemuck::Pod>(&self, place: BufferRef) -> Option<Vec<T>> {
         self.bytes(place).map(bytemuck::pod_collect_to_vec)
     }
-}
-
-/// Problem whose outputs are the softmax statistics over all keys, which gradients need.
-pub(super) fn for_stats(problem: &Problem) -> Problem {
-    Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem }
 }
 
 /// Submits `bound`, followed by the copies that `copy` records. Returns the last submission.

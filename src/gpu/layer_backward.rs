@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::buffers::ReadBack;
-use super::host::{Arguments, Prepared, for_stats, submit};
+use super::host::{Arguments, Prepared, submit};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
 use super::{Backward, BackwardBindings, Dispatches, Gpu, Waiting};
 use crate::error::Result;
@@ -105,7 +105,7 @@ pub(crate) async fn layer_backward(
     let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
     let mut computed = None;
     if parts.stats.is_none() {
-        let forward = Prepared::forward(gpu, &for_stats(problem), Algorithm::Auto)?;
+        let forward = Prepared::forward(gpu, &problem.for_stats(), Algorithm::Auto)?;
         forward.upload(&projected)?;
         computed = forward.outputs(&forward.bound, &mut Progress::default(), Waiting::Blocking, |_| {}).await?.stats;
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::buffers::{filled, params_binding, params_buffer, storage};
+use super::buffers::{filled, storage};
 use super::pipeline::{Pipeline, PipelineKey};
-use super::steps::{BoundDispatch, bind_group};
+use super::steps::{BoundDispatch, dispatches};
 use crate::error::{Error, Result};
 use crate::plan::{Piece, check_bytes, grid, pieces};
 use crate::wgsl::{LinearKey, LinearParams, LinearTile};
@@ -85,7 +85,7 @@ impl DeviceLinear {
             ..Default::default()
         };
         let buffers: Vec<&wgpu::Buffer> = [x, &self.weight, y].into_iter().chain(&self.bias).collect();
-        dispatches(gpu, &pipeline, params, (workgroups, flops), &buffers)
+        in_pieces(gpu, &pipeline, params, (workgroups, flops), &buffers)
     }
 }
 
@@ -94,38 +94,24 @@ pub(super) fn transpose(gpu: &Gpu, rows: usize, columns: usize, x: &wgpu::Buffer
     let pipeline = gpu.pipeline(PipelineKey::Transpose)?;
     let workgroups = grid(rows.div_ceil(16) * columns.div_ceil(16))?;
     let params = LinearParams { rows: rows as u32, columns: columns as u32, ..Default::default() };
-    dispatches(gpu, &pipeline, params, (workgroups, (rows * columns) as f64), &[x, y])
+    in_pieces(gpu, &pipeline, params, (workgroups, (rows * columns) as f64), &[x, y])
 }
 
 /// Dispatches of a kernel, cut to be short. `flops` is the work of all workgroups; buffers begin at binding 1.
-fn dispatches(
+fn in_pieces(
     gpu: &Gpu,
     pipeline: &Arc<Pipeline>,
     base: LinearParams,
     (workgroups, flops): (u32, f64),
     buffers: &[&wgpu::Buffer],
 ) -> Result<Vec<BoundDispatch>> {
-    let parts = pieces(workgroups, flops, gpu.caps());
-    let params = parts.iter().map(|&Piece { first, end, width }| LinearParams {
-        first_workgroup: first,
-        end_workgroup: end,
-        grid_width: width,
-        ..base
-    });
-    let (params, stride) = params_buffer(gpu, "linear params", params)?;
-    let uniform = wgpu::BindingResource::Buffer(params_binding::<LinearParams>(&params));
-    let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
-    let resources = std::iter::once(uniform).chain(buffers.iter().map(|buffer| buffer.as_entire_binding()));
-    let entries: Vec<_> = resources.enumerate().map(entry).collect();
-    let bind_group = bind_group(gpu, pipeline, &entries)?;
-    let step = |(index, piece): (usize, &Piece)| BoundDispatch {
-        pipeline: pipeline.clone(),
-        bind_group: bind_group.clone(),
-        params_offset: index as u32 * stride,
-        grid: piece.grid(),
-        flops: flops * f64::from(piece.end - piece.first) / f64::from(workgroups),
+    let piece = |piece: Piece| {
+        let params = LinearParams { first_workgroup: piece.first, end_workgroup: piece.end, grid_width: piece.width, ..base };
+        (params, piece.grid(), flops * f64::from(piece.end - piece.first) / f64::from(workgroups))
     };
-    Ok(parts.iter().enumerate().map(step).collect())
+    let each: Vec<_> = pieces(workgroups, flops, gpu.caps()).into_iter().map(piece).collect();
+    let buffers: Vec<_> = (1..).zip(buffers.iter().map(|buffer| buffer.as_entire_buffer_binding())).collect();
+    dispatches(gpu, pipeline, &buffers, &each)
 }
 
 /// Creates a buffer of `len` elements that kernels bind whole.

@@ -1,14 +1,11 @@
 //! Partial results in device buffers, merged on the device.
 
-use std::sync::Arc;
-
-use super::buffers::{params_binding, params_buffer};
 use super::pipeline::PipelineKey;
-use super::steps::{BoundDispatch, bind_group, check_binding};
+use super::steps::{check_binding, dispatches};
 use super::{Dispatches, Gpu};
 use crate::error::Result;
 use crate::plan::merge_steps;
-use crate::wgsl::{Params, Slot};
+use crate::wgsl::Slot;
 
 /// Buffers of a merge, all f32 with `BufferUsages::STORAGE`.
 ///
@@ -53,28 +50,15 @@ impl Merge {
         ] {
             check_binding(gpu, argument, binding, needed)?;
         }
-        let (params, params_stride) = params_buffer(gpu, "merge params", steps.iter().map(|step| step.params))?;
-        let params = params_binding::<Params>(&params);
-        let slots = [
-            (Slot::Params, &params),
-            (Slot::Output, &bindings.output),
-            (Slot::Lse, &bindings.lse),
-            (Slot::PartialOutput, &bindings.partial_output),
-            (Slot::PartialStats, &bindings.partial_lse),
-        ];
-        let entries = slots
-            .map(|(slot, binding)| wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(binding.clone()) });
-        let mut bound = Dispatches { steps: Vec::new() };
-        let Some(first) = steps.first() else { return Ok(bound) };
+        let Some(first) = steps.first() else { return Ok(Dispatches { steps: Vec::new() }) };
         let pipeline = gpu.pipeline(PipelineKey::Attention(first.key.clone()))?;
-        let bind_group = bind_group(gpu, &pipeline, &entries)?;
-        bound.steps.extend(steps.iter().enumerate().map(|(index, step)| BoundDispatch {
-            pipeline: Arc::clone(&pipeline),
-            bind_group: bind_group.clone(),
-            params_offset: index as u32 * params_stride,
-            grid: step.grid(),
-            flops: step.flops,
-        }));
-        Ok(bound)
+        let buffers = [
+            (Slot::Output as u32, bindings.output.clone()),
+            (Slot::Lse as u32, bindings.lse.clone()),
+            (Slot::PartialOutput as u32, bindings.partial_output.clone()),
+            (Slot::PartialStats as u32, bindings.partial_lse.clone()),
+        ];
+        let each: Vec<_> = steps.iter().map(|step| (step.params, step.grid(), step.flops)).collect();
+        Ok(Dispatches { steps: dispatches(gpu, &pipeline, &buffers, &each)? })
     }
 }

@@ -192,6 +192,31 @@ pub(super) fn check_binding(gpu: &Gpu, argument: &'static str, binding: &wgpu::B
     Ok(())
 }
 
+/// Binds dispatches of one pipeline: buffers by binding number besides the params at 0, then params, workgroups along x
+/// and y, and floating-point operations of each dispatch.
+pub(super) fn dispatches<T: bytemuck::NoUninit>(
+    gpu: &Gpu,
+    pipeline: &Arc<Pipeline>,
+    buffers: &[(u32, wgpu::BufferBinding<'_>)],
+    each: &[(T, [u32; 2], f64)],
+) -> Result<Vec<BoundDispatch>> {
+    let (params, stride) = params_buffer(gpu, &format!("{} params", pipeline.name), each.iter().map(|&(params, ..)| params))?;
+    let params = (0, params_binding::<T>(&params));
+    let all = std::iter::once(&params).chain(buffers);
+    let entries: Vec<_> = all
+        .map(|(binding, buffer)| wgpu::BindGroupEntry { binding: *binding, resource: wgpu::BindingResource::Buffer(buffer.clone()) })
+        .collect();
+    let bind_group = bind_group(gpu, pipeline, &entries)?;
+    let bound = each.iter().enumerate().map(|(index, &(_, grid, flops))| BoundDispatch {
+        pipeline: Arc::clone(pipeline),
+        bind_group: bind_group.clone(),
+        params_offset: index as u32 * stride,
+        grid,
+        flops,
+    });
+    Ok(bound.collect())
+}
+
 /// Creates a bind group for a pipeline.
 pub(super) fn bind_group(gpu: &Gpu, pipeline: &Pipeline, entries: &[wgpu::BindGroupEntry<'_>]) -> Result<wgpu::BindGroup> {
     check_sharing(pipeline, entries)?;

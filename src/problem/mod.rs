@@ -147,6 +147,11 @@ impl Problem {
         self.scale.unwrap_or_else(|| (1.0 / (self.dims.head_dim as f64).sqrt()) as f32)
     }
 
+    /// Problem whose result is the softmax statistics over all keys, which gradients need.
+    pub(crate) fn for_stats(&self) -> Self {
+        Self { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..self.clone() }
+    }
+
     /// Rule of dropout; `None` if nothing drops.
     pub(crate) fn dropout_rule(&self) -> Option<DropoutRule> {
         self.dropout.filter(|&probability| probability > 0.0).map(DropoutRule::new)

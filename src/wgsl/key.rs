@@ -224,18 +224,14 @@ impl KernelKey {
             stats: false,
         };
         match kernel {
-            Kernel::Tiles(_) | Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Matrix(_) => Self {
-                head_dim,
-                head_dim_v,
-                query: storage(Operand::Query),
-                key: storage(Operand::Key),
-                value: storage(Operand::Value),
-                output: storage(Operand::Output),
-                terms,
-                dropout,
-                ..unused
-            },
-            Kernel::QueryGradient(_) | Kernel::KeyGradient(..) | Kernel::BiasGradient | Kernel::Diagonals => Self {
+            Kernel::Tiles(_)
+            | Kernel::Lanes(_)
+            | Kernel::Decode(_)
+            | Kernel::Matrix(_)
+            | Kernel::QueryGradient(_)
+            | Kernel::KeyGradient(..)
+            | Kernel::BiasGradient
+            | Kernel::Diagonals => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
