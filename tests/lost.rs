@@ -59,7 +59,7 @@ fn host_calls(engine: &Engine, layer: &MultiHead, x: &[f32], forward: &LayerOutp
     let problem = Problem::new(PROBLEM);
     let data = draw(1, problem.query_len());
     let inputs = Inputs::new(&data, &data, &data);
-    let given = BackwardInputs { output: (&data).into(), stats: None, d_output: (&data).into() };
+    let given = BackwardInputs::new(&data, &data);
     let want = WantGradients::default();
     says_lost("attention", || engine.attention(&problem, &inputs));
     let other = Problem { scale: Some(0.3), ..problem };
@@ -95,24 +95,8 @@ struct App {
 
 /// Returns bindings of dQ and dK to two buffers other than the input's.
 fn gradients<'a>(input: &'a wgpu::Buffer, results: &[&'a wgpu::Buffer; 2]) -> BackwardBindings<'a> {
-    let [input, first, second] = [input, results[0], results[1]].map(wgpu::Buffer::as_entire_buffer_binding);
-    BackwardBindings {
-        query: input.clone(),
-        key: input.clone(),
-        value: input.clone(),
-        output: input.clone(),
-        stats: input.clone(),
-        d_output: input,
-        tables: None,
-        bias: None,
-        mask: None,
-        d_query: Some(first),
-        d_key: Some(second),
-        d_value: None,
-        d_bias: None,
-        d_relative_bias: None,
-        d_sinks: None,
-    }
+    let [d_query, d_key] = results.map(|buffer| Some(buffer.as_entire_buffer_binding()));
+    BackwardBindings { d_query, d_key, ..BackwardBindings::new([input; 6]) }
 }
 
 fn want() -> WantGradients {

@@ -40,7 +40,7 @@ fn forward(engine: &Engine, problem: &Problem, data: &[f32]) {
 fn backward(engine: &Engine, problem: &Problem, data: &[f32]) {
     let [query, key, value, output] =
         [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()].map(|len| &data[..len]);
-    let given = BackwardInputs { output: output.into(), stats: None, d_output: output.into() };
+    let given = BackwardInputs::new(output, output);
     engine.backward(problem, &Inputs::new(query, key, value), &given, &WantGradients::default()).expect("valid");
 }
 

@@ -270,6 +270,8 @@ fn every_option_of_a_problem() {
     (problem.want.stats, problem.want.scores) = (true, Some(ScoreStage::Masked));
     let d_output = numbers(2 * 4 * 5 * 6, 14);
     let gradient = floats("d_output.npy", &[2, 4, 5, 6], &d_output);
+    let d_lse = numbers(2 * 4 * 5, 15);
+    let lse_gradient = floats("d_lse.npy", &[2, 4, 5], &d_lse);
     let (scores, stats, gradients) = (files.path("scores.npy"), files.path("stats.npy"), files.path("gradients"));
     let options = [
         &["--causal", "bottom-right", "--prefix-lengths", &prefix, "--kv-lengths", &lengths, "--segment-ids", &segments][..],
@@ -277,7 +279,7 @@ fn every_option_of_a_problem() {
         &["--sinks", &sinks, "--dropout", "0.25", "--dropout-seed", "5", "--dropout-offset", "2", "--softcap-after-biases", "1.5"],
     ]
     .concat();
-    let results = ["--scores", &scores, "--stats", &stats, "--d-output", &gradient, "--gradients", &gradients];
+    let results = ["--scores", &scores, "--stats", &stats, "--d-output", &gradient, "--d-lse", &lse_gradient, "--gradients", &gradients];
     files.run(&[&options[..], &results].concat()).ok();
 
     let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from).collect::<Vec<f64>>();
@@ -288,8 +290,9 @@ fn every_option_of_a_problem() {
     assert_eq!(shape, [2, 4, 5, 2]);
     assert_close(&got, &wide(expected.stats.clone().expect("wanted").into_flattened()), 1e-5);
 
-    let backward = BackwardInputs { output: expected.output.as_slice(), stats: None, d_output: (&d_output).into() };
-    let expected = backward_oracle(&problem, &data.inputs(), &backward, &WantGradients::all(&problem)).expect("a valid problem");
+    let backward = BackwardInputs { d_lse: Some(&d_lse), ..BackwardInputs::new(&expected.output, &d_output) };
+    let want = WantGradients { through_lse: true, ..WantGradients::all(&problem) };
+    let expected = backward_oracle(&problem, &data.inputs(), &backward, &want).expect("a valid problem");
     let read = |name: &str| read_npy(&Path::new(&gradients).join(name));
     for (name, shape, expected) in [
         ("d_query.npy", &[2, 4, 5, 8][..], expected.query),

@@ -59,7 +59,7 @@ pub(super) fn attention_on(
     problem.check()?;
     inputs.check(problem)?;
     want.check(problem)?;
-    backward.check(problem)?;
+    backward.check(problem, want)?;
     let d = &problem.dims;
     let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
     let columns = problem.relative_bias_columns();
@@ -86,6 +86,7 @@ pub(super) fn attention_on(
         output: backward.output,
         stats: backward.stats.unwrap_or(&made),
         d_output: backward.d_output,
+        d_lse: backward.d_lse,
         want,
         query: query.as_mut().map(SharedOutput::new),
     };

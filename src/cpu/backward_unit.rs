@@ -18,6 +18,7 @@ pub(super) struct Work<'a> {
     pub(super) output: HostSlice<'a>,
     pub(super) stats: &'a [[f32; 2]],
     pub(super) d_output: HostSlice<'a>,
+    pub(super) d_lse: Option<&'a [f32]>,
     pub(super) want: &'a WantGradients,
     pub(super) query: Option<SharedOutput<'a>>,
 }
@@ -109,9 +110,11 @@ impl Side {
             // A row without visible keys has output 0, and its output gradient may be anything.
             delta[r] = output.iter().zip(&*d_output).map(|(&o, &d)| if o == 0.0 { 0.0 } else { o * d }).sum();
             let (head, i) = unit.row(job.problem, first + r);
-            let [m, l] = work.stats[job.items[unit.item].lse_place(job.problem, head, i)];
+            let of_lse = job.items[unit.item].lse_place(job.problem, head, i);
+            let [m, l] = work.stats[of_lse];
             if l != 0.0 {
                 (max[r], factor[r]) = (m, 1.0 / l);
+                delta[r] -= work.d_lse.map_or(0.0, |d_lse| d_lse[of_lse]);
             }
             if let Some(sink) = sinks.get_mut(head % d.group()) {
                 *sink -= (job.inputs.sinks[head] - max[r]).exp() * factor[r] * delta[r];

@@ -141,7 +141,8 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
     let forward = cpu::tiled::attention(&forward, &inputs, &mut Progress::default())?;
     let (output, d_output) = (forward.output.as_slice(), data.d_output.as_slice());
-    let backward = BackwardInputs { output, stats: forward.stats.as_deref(), d_output };
+    let d_lse = want.through_lse.then(|| vec![0.5; problem.lse_len()]);
+    let backward = BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(output, d_output) };
     let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Progress::default())?;
     let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
     // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
@@ -283,7 +284,7 @@ mod tests {
             let data = Data::new(&problem);
             let inputs = data.inputs();
             let output = cpu::tiled::attention(&problem, &inputs, &mut Progress::default()).expect("computed").output;
-            let backward = BackwardInputs { output: output.as_slice(), stats: None, d_output: data.d_output.as_slice() };
+            let backward = BackwardInputs::new(&output, &data.d_output);
             let strict = Engine::on_gpu(gpu.clone());
             assert!(matches!(strict.backward(&problem, &inputs, &backward, &want), Err(Error::Miscomputed { .. })));
             let got = Engine::on_gpu(gpu).falling_back().backward(&problem, &inputs, &backward, &want).expect("the CPU's");

@@ -243,7 +243,7 @@ impl Engine {
             problem.check()?;
             inputs.check(problem)?;
             want.check(problem)?;
-            backward.check(problem)?;
+            backward.check(problem, want)?;
             let is_tried = || calls.is_prepared(problem, self.algorithm, Some(want));
             if !is_empty(problem) && (is_tried() || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) {
                 return calls.backward(problem, inputs, backward, want, waiting, control).await;
@@ -253,8 +253,8 @@ impl Engine {
             Runner::Oracle => {
                 problem.check()?;
                 want.check(problem)?;
-                backward.check(problem)?;
-                oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+                backward.check(problem, want)?;
+                oracle::gradients(problem, inputs, backward.d_output, backward.d_lse).map(|oracle| oracle.into_gradients(problem, want))
             }
             Runner::Cpu | Runner::Gpu(_) => cpu::backward::attention(problem, inputs, backward, want, control),
         }

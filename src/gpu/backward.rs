@@ -29,6 +29,8 @@ pub struct BackwardBindings<'a> {
     pub stats: wgpu::BufferBinding<'a>,
     /// Gradient of the output, stored as the output is.
     pub d_output: wgpu::BufferBinding<'a>,
+    /// Gradient of the lse, [`Problem::lse_len`] f32, if [`WantGradients::through_lse`] is set.
+    pub d_lse: Option<wgpu::BufferBinding<'a>>,
     /// Small vectors, as [`super::Tables`] describes, if the problem has any.
     pub tables: Option<wgpu::BufferBinding<'a>>,
     /// Additive bias, f32, if the problem has one.
@@ -47,6 +49,31 @@ pub struct BackwardBindings<'a> {
     pub d_relative_bias: Option<wgpu::BufferBinding<'a>>,
     /// Gradient of the sinks, f32 `[num_heads]`, if wanted.
     pub d_sinks: Option<wgpu::BufferBinding<'a>>,
+}
+
+impl<'a> BackwardBindings<'a> {
+    /// Binds whole buffers for what every backward pass reads; add at least one gradient.
+    pub fn new([query, key, value, output, stats, d_output]: [&'a wgpu::Buffer; 6]) -> Self {
+        let whole = |buffer: &'a wgpu::Buffer| buffer.as_entire_buffer_binding();
+        Self {
+            query: whole(query),
+            key: whole(key),
+            value: whole(value),
+            output: whole(output),
+            stats: whole(stats),
+            d_output: whole(d_output),
+            d_lse: None,
+            tables: None,
+            bias: None,
+            mask: None,
+            d_query: None,
+            d_key: None,
+            d_value: None,
+            d_bias: None,
+            d_relative_bias: None,
+            d_sinks: None,
+        }
+    }
 }
 
 impl Backward {
@@ -76,6 +103,7 @@ impl Backward {
             (BufferRef::Output, Some(&bindings.output)),
             (BufferRef::Stats, Some(&bindings.stats)),
             (BufferRef::DOutput, Some(&bindings.d_output)),
+            (BufferRef::DLse, bindings.d_lse.as_ref()),
             (BufferRef::Tables, bindings.tables.as_ref()),
             (BufferRef::Bias, bindings.bias.as_ref()),
             (BufferRef::Mask, bindings.mask.as_ref()),

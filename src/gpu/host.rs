@@ -28,6 +28,7 @@ const BACKWARD: [&[BufferRef]; 2] = [
         BufferRef::Value,
         BufferRef::Output,
         BufferRef::DOutput,
+        BufferRef::DLse,
         BufferRef::Stats,
         BufferRef::Tables,
         BufferRef::Bias,
@@ -154,6 +155,7 @@ impl Prepared {
         self.upload_with(inputs, |place| match place {
             BufferRef::Output => Some(backward.output.bytes()),
             BufferRef::DOutput => Some(backward.d_output.bytes()),
+            BufferRef::DLse => backward.d_lse.map(bytemuck::cast_slice),
             BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
             _ => None,
         })

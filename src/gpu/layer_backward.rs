@@ -148,12 +148,6 @@ fn attention(
     let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;
     let d_sinks = extra(want.sinks, "d_sinks", inputs.sinks.len())?;
     let bound = backward.bind(&BackwardBindings {
-        query: operands[0].as_entire_buffer_binding(),
-        key: operands[1].as_entire_buffer_binding(),
-        value: operands[2].as_entire_buffer_binding(),
-        output: operands[3].as_entire_buffer_binding(),
-        stats: stats.as_entire_buffer_binding(),
-        d_output: d_context.as_entire_buffer_binding(),
         tables: options.binding(BufferRef::Tables),
         bias: options.binding(BufferRef::Bias),
         mask: options.binding(BufferRef::Mask),
@@ -163,6 +157,7 @@ fn attention(
         d_bias: d_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
         d_relative_bias: d_relative_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
         d_sinks: d_sinks.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
+        ..BackwardBindings::new([&operands[0], &operands[1], &operands[2], &operands[3], &stats, d_context])
     })?;
     recording.bound.steps.extend(bound.steps);
     Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))

@@ -161,6 +161,7 @@ pub(super) fn argument(p: &Problem, d: Option<&WantGradients>, plan: &Plan, plac
         BufferRef::Scores => ("scores", words(p.want.scores.is_some(), p.scores_len())),
         BufferRef::Weights => ("weights", words(p.want.weights, p.scores_len())),
         BufferRef::DOutput => ("d_output", operand(Operand::Output)),
+        BufferRef::DLse => ("d_lse", d_words(|want| want.through_lse, p.lse_len())),
         BufferRef::DQuery => ("d_query", gradient(|want| want.query, Operand::Query)),
         BufferRef::DKey => ("d_key", gradient(|want| want.key, Operand::Key)),
         BufferRef::DValue => ("d_value", gradient(|want| want.value, Operand::Value)),

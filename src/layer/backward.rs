@@ -144,7 +144,7 @@ fn on_host(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, parts: &Laye
     let output = project_back(&parts.output, parts.d_output);
     let [query, key, value, context] = parts.steps;
     let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
-    let backward = BackwardInputs { output: context.into(), stats: parts.stats, d_output: (&output[0]).into() };
+    let backward = BackwardInputs { stats: parts.stats, ..BackwardInputs::new(context, &output[0]) };
     let gradients = engine.backward(problem, &projected, &backward, &WantGradients::all(problem))?;
     let [query, key, value] = &parts.sides;
     let back = |side, d_y: Option<HostVec>| project_back(side, &d_y.map(HostVec::into_f32).unwrap_or_default());

@@ -151,6 +151,12 @@ impl<'a, T: Element, const N: usize> From<&'a [T; N]> for HostSlice<'a> {
     }
 }
 
+impl<'a> From<&'a HostVec> for HostSlice<'a> {
+    fn from(data: &'a HostVec) -> Self {
+        data.as_slice()
+    }
+}
+
 impl<T: Element> From<Vec<T>> for HostVec {
     fn from(data: Vec<T>) -> Self {
         T::vec(data)

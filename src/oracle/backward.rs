@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::numbers::{HostSlice, HostVec};
 use crate::problem::{Inputs, Operand, Problem, ScoreOrder, WantGradients, gather};
 
-/// Gradients of `sum(output * output_gradient)`, dense, in f64.
+/// Gradients of `sum(output * d_output) + sum(lse * d_lse)`, dense, in f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceGradients {
     /// [batch, num_heads, seq_len_q, head_dim]; varlen: [1, num_heads, tokens_q, head_dim].
@@ -35,7 +35,7 @@ pub(crate) struct Pairs {
     pub(crate) d_bias: Vec<f64>,
     /// Gradients of `scale * q.k`.
     pub(crate) d_score: Vec<f64>,
-    /// [batch, num_heads, seq_len_q]: gradients of the sink's score; 0 for a row without visible keys.
+    /// [batch, num_heads, seq_len_q]: gradients of the sink's score.
     pub(crate) d_sink: Vec<f64>,
 }
 
@@ -47,11 +47,12 @@ pub(crate) struct Operands {
     pub(crate) d_output: Vec<f32>,
 }
 
-/// Computes the gradients of a problem. For a row i with weights p, output o and output gradient do:
+/// Computes the gradients of a problem. For a row i with weights p, output o, and gradients do of the output and dlse of
+/// the lse, which is 0 if it is not given:
 ///
 /// ```text
 /// dp_j       = m_j * dot(do, value_j)                          m_j from dropout: 0 or 1 / (1 - probability); 1 without
-/// delta      = sum_j p_j * dp_j
+/// delta      = sum_j p_j * dp_j - dlse
 /// dbiased_j  = p_j * (dp_j - delta)
 /// dsink      = -p_sink * delta                       p_sink = exp(sink - m) / l
 /// dscore_j   = dbiased_j * (1 - tanh²)               with a softcap; dbias_j is taken before or after, by the order
@@ -60,16 +61,19 @@ pub(crate) struct Operands {
 /// dvalue_j  += m_j * p_j * do
 /// ```
 ///
-/// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys has gradient 0.
-/// `output_gradient` is stored as [`Problem::output`] describes.
-pub fn gradients(problem: &Problem, inputs: &Inputs<'_>, output_gradient: HostSlice<'_>) -> Result<ReferenceGradients> {
+/// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys adds only dlse to
+/// the gradient of its sink. The data is as [`crate::BackwardInputs`] describes.
+pub fn gradients(problem: &Problem, inputs: &Inputs<'_>, d_output: HostSlice<'_>, d_lse: Option<&[f32]>) -> Result<ReferenceGradients> {
     let forward = attention(problem, inputs)?;
-    if output_gradient.len() < problem.output_len() {
-        let why = format!("has {} elements, the problem's output {}", output_gradient.len(), problem.output_len());
-        return Err(Error::invalid("output_gradient", why));
+    if d_output.len() < problem.output_len() {
+        let why = format!("has {} elements, the problem's output {}", d_output.len(), problem.output_len());
+        return Err(Error::invalid("d_output", why));
     }
-    let operands = Operands::gather(problem, inputs, output_gradient);
-    let pairs = pairs(problem, inputs, &forward, &operands);
+    if let Some(d_lse) = d_lse.filter(|d_lse| d_lse.len() != problem.lse_len()) {
+        return Err(Error::invalid("d_lse", format!("has {} numbers, the problem needs {}", d_lse.len(), problem.lse_len())));
+    }
+    let operands = Operands::gather(problem, inputs, d_output);
+    let pairs = pairs(problem, inputs, &forward, &operands, d_lse);
     Ok(sums(problem, inputs, &pairs, &operands))
 }
 
@@ -85,7 +89,7 @@ impl Operands {
 }
 
 /// Computes the weights and the score gradients of all pairs.
-pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference, operands: &Operands) -> Pairs {
+pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference, operands: &Operands, d_lse: Option<&[f32]>) -> Pairs {
     let d = problem.dims;
     let tokens_q = problem.shape(Operand::Query)[2];
     let all = problem.scores_len();
@@ -113,8 +117,10 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                     let product: f64 = d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
                     scale_of(j) * product
                 };
-                let delta: f64 = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum();
-                if problem.sinks && !seen.is_empty() {
+                let of_lse = if problem.varlen.is_some() { (item.first_q + i) * d.num_heads + h } else { row };
+                let d_lse = d_lse.map_or(0.0, |d_lse| f64::from(d_lse[of_lse]));
+                let delta = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum::<f64>() - d_lse;
+                if problem.sinks {
                     let [max, sum] = forward.stats[row];
                     out.d_sink[row] = -(f64::from(inputs.sinks[h]) - max).exp() / sum * delta;
                 }

@@ -36,7 +36,8 @@ const TERMS: usize = 128;
 const SCRATCH_BYTES: u64 = 64 << 20;
 
 impl Plan {
-    /// Plans the wanted gradients of `problem` from query, key, value, output, (m, l) and the gradient of the output.
+    /// Plans the wanted gradients of `problem` from query, key, value, output, (m, l) and the gradients of
+    /// output and, if wanted, lse.
     ///
     /// Nothing of size seq_len_q x seq_len_kv is stored: scores are recomputed, once for dQ and once for dK and dV.
     /// Errors: those of [`Plan::new`], and [`Error::Unsupported`] for paged keys and operands whose elements overlap.
@@ -126,7 +127,13 @@ impl<'a> Planner<'a> {
         let rows = self.problem.lse_len();
         let params = every_row(self.problem, Operand::Query, self.params).with_tables(self.problem, self.steps.tables);
         let flops = 2.0 * (rows * self.problem.dims.head_dim_v) as f64;
-        self.push(Kernel::Preprocess, params, rows.max(self.steps.table_words as usize).div_ceil(64), flops, [None; 2])
+        self.push(
+            Kernel::Preprocess { through_lse: self.want.through_lse },
+            params,
+            rows.max(self.steps.table_words as usize).div_ceil(64),
+            flops,
+            [None; 2],
+        )
     }
 
     fn query(&mut self) -> Result<()> {

@@ -139,6 +139,7 @@ const fn buffer(place: BufferRef) -> BufferExport {
         BufferRef::Weights => "weights",
         BufferRef::Cache => "cache",
         BufferRef::DOutput => "d_output",
+        BufferRef::DLse => "d_lse",
         BufferRef::DQuery => "d_query",
         BufferRef::DKey => "d_key",
         BufferRef::DValue => "d_value",

@@ -84,7 +84,7 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
         Kernel::Softmax => 3 * keys.div_ceil(64) + 16,
         // Measured on Mesa 22.3: 58 iterations for 32 keys.
         Kernel::WeightedValues => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
-        Kernel::Preprocess => value,
+        Kernel::Preprocess { .. } => value,
         Kernel::BiasGradient => {
             let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];
             let summed = extents.into_iter().zip(params.values_of("bias")).filter(|&(_, stride)| stride == 0);

@@ -24,6 +24,8 @@ pub(crate) enum BufferRef {
     Cache,
     /// Gradient of the output, an input of the backward pass.
     DOutput,
+    /// Gradient of the lse, an input of the backward pass.
+    DLse,
     DQuery,
     DKey,
     DValue,
@@ -49,6 +51,7 @@ impl BufferRef {
             Slot::Mask => Some(Self::Mask),
             Slot::Cache => Some(Self::Cache),
             Slot::DOutput => Some(Self::DOutput),
+            Slot::DLse => Some(Self::DLse),
             Slot::DQuery => Some(Self::DQuery),
             Slot::DKey => Some(Self::DKey),
             Slot::DValue => Some(Self::DValue),

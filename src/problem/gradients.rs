@@ -19,18 +19,21 @@ pub struct WantGradients {
     pub relative_bias: bool,
     /// Gradient of the sinks. The problem must have them.
     pub sinks: bool,
+    /// The loss also depends on the lse, and its gradient is an input ([`BackwardInputs::d_lse`]): gates and merges of
+    /// partial results are differentiated through it.
+    pub through_lse: bool,
     /// Storage type of dQ, dK and dV; `None` is their operand's type. The other gradients are always f32.
     pub dtype: Option<DType>,
 }
 
 impl Default for WantGradients {
     fn default() -> Self {
-        Self { query: true, key: true, value: true, bias: false, relative_bias: false, sinks: false, dtype: None }
+        Self { query: true, key: true, value: true, bias: false, relative_bias: false, sinks: false, through_lse: false, dtype: None }
     }
 }
 
 impl WantGradients {
-    /// Selects every gradient that the problem has.
+    /// Selects every gradient that the problem has, of a loss that does not depend on the lse.
     pub fn all(problem: &Problem) -> Self {
         Self {
             bias: problem.bias.is_some(),
@@ -87,11 +90,19 @@ pub struct BackwardInputs<'a> {
     pub stats: Option<&'a [[f32; 2]]>,
     /// Gradient of the loss with respect to the output, stored as the output is.
     pub d_output: HostSlice<'a>,
+    /// Gradient of the loss with respect to the lse, in the order of [`crate::Outputs::lse`], if
+    /// [`WantGradients::through_lse`] is set. What it holds for a row with neither a visible key nor a sink is ignored.
+    pub d_lse: Option<&'a [f32]>,
 }
 
-impl BackwardInputs<'_> {
-    /// Checks the data against the problem, which has been checked.
-    pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
+impl<'a> BackwardInputs<'a> {
+    /// Creates inputs with the output and its gradient only.
+    pub fn new(output: impl Into<HostSlice<'a>>, d_output: impl Into<HostSlice<'a>>) -> Self {
+        Self { output: output.into(), stats: None, d_output: d_output.into(), d_lse: None }
+    }
+
+    /// Checks the data against the problem and the wanted gradients, which have been checked.
+    pub(crate) fn check(&self, problem: &Problem, want: &WantGradients) -> Result<()> {
         let TensorSpec { dtype, .. } = problem.output;
         for (argument, slice) in [("output", self.output), ("d_output", self.d_output)] {
             if slice.dtype() != dtype {
@@ -99,10 +110,16 @@ impl BackwardInputs<'_> {
             }
             problem.output.check_len(argument, problem.shape(Operand::Output), slice.len())?;
         }
-        match self.stats {
-            Some(stats) if stats.len() != problem.lse_len() => {
-                Err(Error::invalid("stats", format!("has {} pairs, the problem needs {}", stats.len(), problem.lse_len())))
+        let rows = problem.lse_len();
+        if let Some(stats) = self.stats.filter(|stats| stats.len() != rows) {
+            return Err(Error::invalid("stats", format!("has {} pairs, the problem needs {rows}", stats.len())));
+        }
+        match self.d_lse {
+            Some(d_lse) if d_lse.len() != rows => {
+                Err(Error::invalid("d_lse", format!("has {} numbers, the problem needs {rows}", d_lse.len())))
             }
+            Some(_) if !want.through_lse => Err(Error::invalid("d_lse", "is given; set `WantGradients::through_lse` too")),
+            None if want.through_lse => Err(Error::invalid("d_lse", "is missing; `WantGradients::through_lse` is set")),
             _ => Ok(()),
         }
     }
@@ -110,12 +127,13 @@ impl BackwardInputs<'_> {
 
 /// Gradients of a loss, in host memory. Gradients that were not wanted are `None`.
 ///
-/// For a row with weights p, output o, gradient do of the output, and dropout factors r (0 or 1 / (1 - probability); 1
-/// without dropout), where m and l are the row's statistics ([`crate::Outputs::stats`]):
+/// For a row with weights p, output o, gradients do of the output and dlse of the lse (0 if it is not given), and
+/// dropout factors r (0 or 1 / (1 - probability); 1 without dropout), where m and l are the row's statistics
+/// ([`crate::Outputs::stats`]):
 ///
 /// ```text
 /// dp_j       = r_j * dot(do, value_j)
-/// delta      = dot(do, o)                                     = sum_j p_j * dp_j
+/// delta      = dot(do, o) - dlse                              = sum_j p_j * dp_j - dlse
 /// dbiased_j  = p_j * (dp_j - delta)                           p_j = exp(biased_j - m) / l
 /// dsink      = -exp(sink - m) / l * delta
 /// dscore_j   = dbiased_j * (1 - tanh²)                        with a softcap; dbias_j is before or after, by the score order
@@ -124,8 +142,8 @@ impl BackwardInputs<'_> {
 /// dvalue_j  += r_j * p_j * do
 /// ```
 ///
-/// A masked pair contributes nothing and is never read; a row with no visible key has gradient 0. NaN or infinity in
-/// the gradient of a row's output reaches what is visible to the row, and only that.
+/// A masked pair contributes nothing and is never read; a row with no visible key adds only dlse to the gradient of its
+/// sink. NaN or infinity in the gradient of a row's output or lse reaches what is visible to the row, and only that.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Gradients {

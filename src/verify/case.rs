@@ -293,6 +293,8 @@ pub(super) struct QueryRow {
     pub(super) head: usize,
     /// Index in [batch, num_heads, seq_len_q] or, of varlen sequences, in [num_heads, tokens].
     pub(super) place: usize,
+    /// Index of its lse.
+    pub(super) of_lse: usize,
 }
 
 /// Returns the rows that exist, in the oracle's order.
@@ -305,7 +307,11 @@ pub(super) fn rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<QueryRow> {
             (Some(varlen), borders) => (head * varlen.tokens_q + borders[item] as usize, borders[item + 1] - borders[item]),
             (None, _) => (start, d.seq_len_q as u32),
         };
-        rows.extend((0..count as usize).map(|i| QueryRow { index: start + i, item, head, place: place + i }));
+        rows.extend((0..count as usize).map(|i| {
+            let place = place + i;
+            let of_lse = problem.varlen.map_or(place, |varlen| place % varlen.tokens_q * d.num_heads + head);
+            QueryRow { index: start + i, item, head, place, of_lse }
+        }));
     }
     rows
 }
@@ -321,7 +327,7 @@ fn poison(problem: &Problem, data: &Data, random: &mut Random, [query, key, valu
     // Raw and capped scores are returned for masked pairs too.
     let keep_raw = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
     let mut seen = vec![false; problem.shape(Operand::Key)[..3].iter().product()];
-    for QueryRow { index, item, head, place } in rows(problem, &inputs) {
+    for QueryRow { index, item, head, place, .. } in rows(problem, &inputs) {
         let sees = || (0..d.seq_len_kv).filter(|j| masked[index * d.seq_len_kv + j] != f64::NEG_INFINITY);
         sees().for_each(|j| seen[oracle::key_row(problem, &inputs, item, head / d.group(), j)] = true);
         if sees().next().is_none() && !keep_raw {

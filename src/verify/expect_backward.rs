@@ -45,6 +45,8 @@ pub struct ExpectedGradients {
     pub forward: Outputs,
     /// Gradient of the output.
     pub d_output: HostVec,
+    /// Gradient of the lse, in half of the cases.
+    pub d_lse: Option<Vec<f32>>,
 }
 
 /// Function that computes gradients: an engine, the oracle, or a kernel under test.
@@ -53,21 +55,22 @@ pub type AttendBackward<'a> = dyn Fn(&Problem, &Inputs<'_>, &BackwardInputs<'_>,
 /// Runs the oracle's backward pass like an engine's.
 pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, want: &WantGradients) -> Result<Gradients> {
     want.check(problem)?;
-    oracle::gradients(problem, inputs, backward.d_output).map(|oracle| oracle.into_gradients(problem, want))
+    oracle::gradients(problem, inputs, backward.d_output, backward.d_lse).map(|oracle| oracle.into_gradients(problem, want))
 }
 
 impl ExpectedGradients {
-    /// Draws a gradient of the output, and runs the oracle for the gradients and for the sums of their errors.
+    /// Draws gradients of output and lse, and runs the oracle for the gradients and for the sums of their errors.
     pub fn of(case: &Case) -> Result<Self> {
         let problem = &Problem { want: Returns::default(), ..case.problem };
         let inputs = &case.data.inputs();
         let forward = oracle::attention(problem, inputs)?;
         let stored = draw_d_output(problem, inputs, &forward, case.fill);
         let d_output = stored.as_slice();
+        let d_lse = (case.fill.seed / 2).is_multiple_of(2).then(|| draw_d_lse(problem, inputs, &forward, case.fill));
         let operands = Operands::gather(problem, inputs, d_output);
-        let pairs = oracle::pairs(problem, inputs, &forward, &operands);
+        let pairs = oracle::pairs(problem, inputs, &forward, &operands, d_lse.as_deref());
         let reference = oracle::sums(problem, inputs, &pairs, &operands);
-        let errors = errors(problem, inputs, &forward, d_output, &pairs)?;
+        let errors = errors(problem, inputs, &forward, d_output, d_lse.as_deref(), &pairs)?;
         let heads = problem.dims.num_heads;
         let unit = SAFETY * DType::F32.epsilon();
         let operand = |operand, values, errors| ExpectedTensor::stored(problem, operand, values, errors, unit);
@@ -85,12 +88,13 @@ impl ExpectedGradients {
             sinks: problem.sinks.then(|| vector(&[heads], reference.sinks, errors.sinks)),
             forward: forward.into_outputs(problem, inputs),
             d_output: stored,
+            d_lse,
         })
     }
 
     /// Inputs of a backward pass, without statistics: scores in the thousands need statistics of its own arithmetic.
     pub fn inputs(&self) -> BackwardInputs<'_> {
-        BackwardInputs { output: self.forward.output.as_slice(), stats: None, d_output: self.d_output.as_slice() }
+        BackwardInputs { d_lse: self.d_lse.as_deref(), ..BackwardInputs::new(&self.forward.output, &self.d_output) }
     }
 }
 
@@ -100,6 +104,7 @@ fn errors(
     inputs: &Inputs<'_>,
     forward: &oracle::Reference,
     d_output: HostSlice<'_>,
+    d_lse: Option<&[f32]>,
     pairs: &Pairs,
 ) -> Result<Reference> {
     let d = &problem.dims;
@@ -113,10 +118,11 @@ fn errors(
 
     let mut errors = pairs.clone();
     let width = d.head_dim_v;
-    for QueryRow { index: row, item, head, place } in rows(problem, inputs) {
+    for QueryRow { index: row, item, head, place, of_lse } in rows(problem, inputs) {
         let weight_error = bounds.weight[row];
         let d_output = &operands.d_output[place * width..][..width];
-        let (mut delta, mut delta_error) = (0.0, 0.0);
+        let d_lse = d_lse.map_or(0.0, |d_lse| f64::from(d_lse[of_lse]).abs());
+        let (mut delta, mut delta_error) = (d_lse, unit * d_lse);
         for (at, &d_output) in (row * width..).zip(d_output) {
             let (output, dtype) = (forward.output[at].abs(), problem.output.dtype);
             let output_error = bounds.output_error(problem, at) + dtype.epsilon() * output + storage_floor(dtype);
@@ -136,7 +142,7 @@ fn errors(
             // A tiny weight may be flushed to 0.
             let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
             // Weights are at most 1, however wrong they are.
-            let d_biased = at_most(d_biased, 2.0 * (product + largest) + unit * wide * product + delta_error);
+            let d_biased = at_most(d_biased, 2.0 * (product + largest + d_lse) + unit * wide * product + delta_error);
             let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
             let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
                 let t = capped / f64::from(softcap);
@@ -147,15 +153,25 @@ fn errors(
             errors.d_bias[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased + summed } else { errors.d_score[at] };
             errors.weights[at] = at_most(pairs.weights[at] * (weight_error + summing) + TINY * kept, kept * (1.0 + summing));
         }
-        if problem.sinks && !seen.is_empty() {
+        if problem.sinks {
             let [max, sum] = forward.stats[row];
             let weight = (f64::from(inputs.sinks[head]) - max).exp() / sum;
             errors.d_sink[row] =
-                at_most(weight * ((weight_error + summing) * delta + delta_error) + TINY * delta, 2.0 * largest + delta_error);
+                at_most(weight * ((weight_error + summing) * delta + delta_error) + TINY * delta, 2.0 * (largest + d_lse) + delta_error);
         }
     }
     let scale = Some(problem.effective_scale().abs());
     Ok(oracle::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
+}
+
+/// Draws a gradient of the lse. With poison, it is NaN for rows with neither visible keys nor a sink.
+fn draw_d_lse(problem: &Problem, inputs: &Inputs<'_>, forward: &oracle::Reference, fill: Fill) -> Vec<f32> {
+    let mut random = Random::new(fill.seed ^ 0x6c73_6500);
+    let mut d_lse: Vec<f32> = (0..problem.lse_len()).map(|_| random.normal()).collect();
+    for row in rows(problem, inputs).iter().filter(|row| fill.poison && forward.lse[row.index] == f64::NEG_INFINITY) {
+        d_lse[row.of_lse] = f32::NAN;
+    }
+    d_lse
 }
 
 /// Draws a gradient of the output, stored like the output. With poison, rows without visible keys and gaps hold NaN.

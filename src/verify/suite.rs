@@ -120,7 +120,8 @@ pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
 
 /// Computes all gradients of `case` and compares them with `expected`, which several candidates can share.
 pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
-    let gradients = backward(&case.problem, &case.data.inputs(), &expected.inputs(), &WantGradients::all(&case.problem));
+    let want = WantGradients { through_lse: expected.d_lse.is_some(), ..WantGradients::all(&case.problem) };
+    let gradients = backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want);
     Verdict::of(gradients, |gradients| gradient_errors(&case.problem, expected, &gradients))
 }
 

@@ -43,7 +43,7 @@ impl KernelKey {
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
             Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
             Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
-            Kernel::Preprocess => [&[], &[], files!("backward/rows.wgsl")],
+            Kernel::Preprocess { .. } => [&[], &[], files!("backward/rows.wgsl")],
             Kernel::QueryGradient(shape) => {
                 [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
             }

@@ -59,7 +59,7 @@ pub(crate) enum Kernel {
     /// Staged, third: weights x V.
     WeightedValues,
     /// Backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
-    Preprocess,
+    Preprocess { through_lse: bool },
     /// Backward: dQ.
     QueryGradient(GradientShape),
     /// Backward: dK and dV, or one of them.
@@ -120,7 +120,8 @@ impl std::fmt::Display for Kernel {
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
             Self::WeightedValues => f.write_str("weighted values"),
-            Self::Preprocess => f.write_str("preprocess"),
+            Self::Preprocess { through_lse: false } => f.write_str("preprocess"),
+            Self::Preprocess { through_lse: true } => f.write_str("preprocess with dlse"),
             Self::QueryGradient(shape) => write!(f, "dQ by {shape}"),
             Self::KeyGradient(shape, KeySide::Both) => write!(f, "dK and dV by {shape}"),
             Self::KeyGradient(shape, KeySide::Key) => write!(f, "dK by {shape}"),
@@ -180,6 +181,8 @@ pub(crate) enum Slot {
     /// (m, l) of the forward pass, read by the backward preprocess.
     ForwardStats,
     DOutput,
+    /// Gradient of the lse, read by the backward preprocess.
+    DLse,
     /// m, 1 / l and delta of each row, followed by the tables.
     RowStats,
     DQuery,
@@ -242,7 +245,7 @@ impl KernelKey {
                 dropout,
                 ..unused
             },
-            Kernel::Preprocess => Self { head_dim_v, output: storage(Operand::Output), ..unused },
+            Kernel::Preprocess { .. } => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
             Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, ..unused },
             Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
@@ -318,10 +321,12 @@ impl KernelKey {
         add(kernel == Kernel::Merge, Slot::PartialStats, Access::Read);
         add(self.stats, Slot::Stats, Access::ReadWrite);
         add(self.cached, Slot::Cache, Access::Read);
-        add(kernel == Kernel::Preprocess, Slot::Result, Access::Read);
-        add(kernel == Kernel::Preprocess, Slot::ForwardStats, Access::Read);
-        add(backward || kernel == Kernel::Preprocess, Slot::DOutput, Access::Read);
-        add(kernel == Kernel::Preprocess, Slot::RowStats, Access::ReadWrite);
+        let preprocess = matches!(kernel, Kernel::Preprocess { .. });
+        add(preprocess, Slot::Result, Access::Read);
+        add(preprocess, Slot::ForwardStats, Access::Read);
+        add(backward || preprocess, Slot::DOutput, Access::Read);
+        add(kernel == Kernel::Preprocess { through_lse: true }, Slot::DLse, Access::Read);
+        add(preprocess, Slot::RowStats, Access::ReadWrite);
         add(kernel.reads_row_stats(), Slot::RowStats, Access::Read);
         add(d_query, Slot::DQuery, Access::ReadWrite);
         add(d_key, Slot::DKey, Access::ReadWrite);
@@ -342,7 +347,7 @@ impl KernelKey {
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
-            Kernel::Preprocess | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
+            Kernel::Preprocess { .. } | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,
             Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),

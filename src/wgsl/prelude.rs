@@ -162,6 +162,10 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         }
         Slot::Result => reader(text, number, ["result", "output"], key.output, "value_dim"),
         Slot::DOutput => reader(text, number, ["d_output", "output"], key.output, "value_dim"),
+        Slot::DLse => {
+            declare("d_lse", "array<f32>");
+            text.push_str("fn d_lse_at(at: u32) -> f32 { return d_lse[at]; }\n");
+        }
         Slot::DQuery => writer(text, number, ["d_query", "query"], gradient_of(key.query), "head_dim", true),
         Slot::DKey => writer(text, number, ["d_key", "key"], gradient_of(key.key), "head_dim", true),
         Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim", true),
@@ -337,6 +341,9 @@ fn missing(text: &mut String, key: &KernelKey) {
     }
     if has(Slot::Output) && !key.partial {
         text.push_str("fn prior_output(at: u32, dim: u32) -> vec4<f32> { return vec4<f32>(0.0); }\n");
+    }
+    if key.kernel == (Kernel::Preprocess { through_lse: false }) {
+        text.push_str("fn d_lse_at(at: u32) -> f32 { return 0.0; }\n");
     }
     if let Kernel::NarrowGradient(operand) = key.kernel {
         let (name, at) = (operand.name(), operand as usize);

@@ -40,7 +40,7 @@ fn empty_problems_have_empty_answers() {
             let outputs = engine.attention(&problem, &inputs).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(outputs.output.to_f32().is_empty(), "{name}");
             assert_eq!((outputs.lse, outputs.stats), (Some(vec![]), Some(vec![])), "{name}");
-            let backward = BackwardInputs { output: (&[][..] as &[f32]).into(), stats: None, d_output: (&[][..] as &[f32]).into() };
+            let backward = BackwardInputs::new(&[][..] as &[f32], &[][..] as &[f32]);
             let got = engine.backward(&problem, &inputs, &backward, &WantGradients::all(&problem)).expect("nothing is wrong with it");
             assert_eq!(got.key, Some(HostVec::F32(vec![0.0; key.len()])), "{name}");
             assert_eq!((got.bias, got.sinks), (Some(vec![0.0]), Some(vec![0.0; sinks.len()])), "{name}");

@@ -25,7 +25,7 @@ fn forward_and_backward_in_one_encoder() {
     let cpu = open(Backend::Cpu);
     let inputs = Inputs { sinks: &sinks, ..Inputs::new(&query, &key, &value) };
     let forward = cpu.attention(&problem, &inputs).expect("valid");
-    let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&d_output).into() };
+    let backward = BackwardInputs::new(&forward.output, &d_output);
     let expected = cpu.backward(&problem, &inputs, &backward, &want).expect("valid");
 
     for (device, queue) in devices(wgpu::Adapter::limits) {
@@ -42,21 +42,12 @@ fn forward_and_backward_in_one_encoder() {
         let forward = attention.bind(&bindings).expect("bound");
         let backward = Backward::new(&gpu, &problem, &want).expect("planned");
         let bindings = BackwardBindings {
-            query: whole(&query),
-            key: whole(&key),
-            value: whole(&value),
-            output: whole(&output),
-            stats: whole(&stats),
-            d_output: whole(&d_output),
             tables: some_tables,
-            bias: None,
-            mask: None,
             d_query: Some(whole(&d_query)),
             d_key: Some(whole(&d_key)),
             d_value: Some(whole(&d_value)),
-            d_bias: None,
-            d_relative_bias: None,
             d_sinks: Some(whole(&d_sinks)),
+            ..BackwardBindings::new([&query, &key, &value, &output, &stats, &d_output])
         };
         let bound = backward.bind(&bindings).expect("bound");
         let missing = backward.bind(&BackwardBindings { d_sinks: None, ..bindings.clone() });
@@ -96,7 +87,7 @@ fn backward_is_followed_stopped_and_awaited() {
     let inputs = Inputs::new(&data, &data, &data);
     for engine in cpu_and_adapters() {
         let forward = engine.attention(&problem, &inputs).expect("valid");
-        let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: (&data).into() };
+        let backward = BackwardInputs::new(&forward.output, &data);
         let want = WantGradients::default();
         let expected = engine.backward(&problem, &inputs, &backward, &want).expect("valid");
         let mut last = 0.0;

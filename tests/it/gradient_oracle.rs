@@ -28,6 +28,7 @@ struct Case {
     segment_ids_kv: Vec<i32>,
     cu_seqlens: [Vec<u32>; 2],
     output_gradient: Vec<f32>,
+    d_lse: Vec<f32>,
 }
 
 impl Case {
@@ -55,6 +56,7 @@ impl Case {
             segment_ids_kv: segments(d.seq_len_kv),
             cu_seqlens: if problem.varlen.is_some() { [vec![0, 1, 1, 5], vec![0, 3, 4, 9]] } else { Default::default() },
             output_gradient: draw(8, problem.output_len()),
+            d_lse: draw(9, problem.lse_len()),
         }
     }
 
@@ -75,10 +77,10 @@ impl Case {
         }
     }
 
-    /// Returns sum(output * output_gradient), in f64.
+    /// Returns sum(output * output_gradient) + sum(lse * d_lse), in f64. An lse of -inf counts as 0.
     fn loss(&self) -> f64 {
         let d = self.problem.dims;
-        let output = oracle::attention(&self.problem, &self.inputs()).expect("a valid problem").output;
+        let oracle::Reference { output, lse, .. } = oracle::attention(&self.problem, &self.inputs()).expect("a valid problem");
         let (items, tokens) = self.problem.varlen.map_or((d.batch, d.seq_len_q), |varlen| (1, varlen.tokens_q));
         let gradient = gather((&self.output_gradient).into(), &self.problem.output, [items, d.num_heads, tokens, d.head_dim_v]);
         let mut loss = 0.0;
@@ -86,6 +88,11 @@ impl Case {
             let cu = &self.cu_seqlens[0];
             let (item, first, rows) = if cu.is_empty() { (b, 0, d.seq_len_q) } else { (0, cu[b] as usize, (cu[b + 1] - cu[b]) as usize) };
             for h in 0..d.num_heads {
+                for i in 0..rows {
+                    let row = (b * d.num_heads + h) * d.seq_len_q + i;
+                    let of_lse = if cu.is_empty() { row } else { (first + i) * d.num_heads + h };
+                    loss += if lse[row].is_finite() { lse[row] * f64::from(self.d_lse[of_lse]) } else { 0.0 };
+                }
                 for at in 0..rows * d.head_dim_v {
                     let place = ((item * d.num_heads + h) * tokens + first) * d.head_dim_v + at;
                     loss += output[(b * d.num_heads + h) * d.seq_len_q * d.head_dim_v + at] * f64::from(gradient[place]);
@@ -121,7 +128,8 @@ impl Case {
     }
 
     fn check(&self) {
-        let gradients = oracle::gradients(&self.problem, &self.inputs(), (&self.output_gradient).into()).expect("a valid problem");
+        let gradients =
+            oracle::gradients(&self.problem, &self.inputs(), (&self.output_gradient).into(), Some(&self.d_lse)).expect("a valid problem");
         let d = self.problem.dims;
         let (items, tokens_q, tokens_kv) =
             self.problem.varlen.map_or((d.batch, d.seq_len_q, d.seq_len_kv), |varlen| (1, varlen.tokens_q, varlen.tokens_kv));
@@ -200,7 +208,8 @@ fn gradients_are_central_differences() {
     cases().iter().filter(|case| case.name != "bias that masks").for_each(Case::check);
     // -inf has no differences: its gradient must be 0.
     let mut case = cases().pop().expect("the last case");
-    let gradients = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let gradients =
+        oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into(), Some(&case.d_lse)).expect("a valid problem");
     for (at, bias) in case.bias.clone().into_iter().enumerate() {
         if bias == f32::NEG_INFINITY {
             assert_eq!(gradients.bias[at], 0.0, "{at}");
@@ -226,7 +235,8 @@ fn masked_elements_are_never_read() {
     problem.bias = Some(BroadcastShape([1, 1, 1, 6]));
     let mut case = Case::new("poison", problem);
     case.mask = vec![false, true, true, true, true, false];
-    let clean = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let clean =
+        oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into(), Some(&case.d_lse)).expect("a valid problem");
     for key in [0, 4, 5] {
         case.bias[key] = f32::NAN;
         for head in 0..4 {
@@ -234,7 +244,8 @@ fn masked_elements_are_never_read() {
             case.value[(head * 6 + key) * 2..][..2].fill(f32::INFINITY);
         }
     }
-    let poisoned = oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into()).expect("a valid problem");
+    let poisoned =
+        oracle::gradients(&case.problem, &case.inputs(), (&case.output_gradient).into(), Some(&case.d_lse)).expect("a valid problem");
     assert_eq!(clean, poisoned);
     assert!(clean.query.chunks(3).step_by(4).all(|row| row == [0.0; 3]), "row 0 has no visible keys");
 }
@@ -246,7 +257,7 @@ fn the_differences_notice_what_is_wrong() {
     let uncapped = Case { problem: Problem { softcap: None, ..case.problem }, ..case.clone() };
     let scaled_twice = Case { problem: Problem { scale: Some(4.0), ..case.problem }, ..case.clone() };
     for wrong in [uncapped, scaled_twice] {
-        let gradients = oracle::gradients(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into()).expect("a valid problem");
+        let gradients = oracle::gradients(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into(), None).expect("a valid problem");
         let off = |at: usize| (gradients.query[at] - case.difference(at, |case| &mut case.query)).abs() > 2e-4;
         assert!((0..10).any(off), "a wrong gradient passed");
     }

@@ -132,7 +132,7 @@ fn ten_runs_give_the_same_bits() {
     let expected = ExpectedGradients::of(&case).expect("a valid problem");
     for engine in cpu_and_adapters() {
         let run = || {
-            let want = WantGradients::all(&case.problem);
+            let want = WantGradients { through_lse: expected.d_lse.is_some(), ..WantGradients::all(&case.problem) };
             engine.backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want).expect("a valid problem")
         };
         let first = run();
@@ -149,7 +149,8 @@ fn refusals() {
     let data = vec![0.5f32; 64];
     let inputs = Inputs::new(&data, &data, &data);
     let stats = [[0.0f32, 1.0]; 8];
-    let good = BackwardInputs { output: (&data).into(), stats: Some(&stats), d_output: (&data).into() };
+    let lse = [0.5f32; 8];
+    let good = BackwardInputs { stats: Some(&stats), ..BackwardInputs::new(&data, &data) };
     for engine in cpu_and_adapters() {
         let refused = |problem: &Problem, backward: &BackwardInputs<'_>, want: &WantGradients| {
             engine.backward(problem, &inputs, backward, want).expect_err("it must be refused").to_string()
@@ -158,6 +159,10 @@ fn refusals() {
         assert!(engine.backward(&problem, &inputs, &good, &want).is_ok());
         assert!(refused(&problem, &BackwardInputs { stats: Some(&stats[1..]), ..good }, &want).contains("invalid `stats`"));
         assert!(refused(&problem, &BackwardInputs { d_output: (&data[1..]).into(), ..good }, &want).contains("invalid `d_output`"));
+        assert!(refused(&problem, &BackwardInputs { d_lse: Some(&lse), ..good }, &want).contains("`WantGradients::through_lse`"));
+        let through = WantGradients { through_lse: true, ..want };
+        assert!(refused(&problem, &good, &through).contains("invalid `d_lse`: is missing"));
+        assert!(refused(&problem, &BackwardInputs { d_lse: Some(&lse[1..]), ..good }, &through).contains("invalid `d_lse`: has"));
         assert!(refused(&problem, &BackwardInputs { output: (&data[1..]).into(), ..good }, &want).contains("invalid `output`"));
         assert!(refused(&problem, &good, &WantGradients { bias: true, ..want }).contains("invalid `bias`"));
         assert!(refused(&Problem { dropout: Some(1.0), ..problem }, &good, &want).contains("invalid `dropout`"));

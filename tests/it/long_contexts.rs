@@ -64,7 +64,7 @@ fn gradients_of_rows(rows: usize, dtype: DType) {
     let (query, key, value) = (filled(problem.query_len(), 0.0), filled(problem.key_len(), 0.1), filled(problem.value_len(), 0.1));
     let output = filled(problem.output_len(), 0.1);
     let inputs = Inputs::new(query.as_slice(), key.as_slice(), value.as_slice());
-    let backward = BackwardInputs { output: output.as_slice(), stats: None, d_output: output.as_slice() };
+    let backward = BackwardInputs::new(&output, &output);
     for backend in engines() {
         let Some(engine) = &backend.engine else { continue };
         let gradients = engine.backward(&problem, &inputs, &backward, &WantGradients::default());

@@ -71,8 +71,7 @@ pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, 
 fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
     let problem = task.problem.clone().with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
-    let backward =
-        BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: tensors.d_output.as_slice() };
+    let backward = BackwardInputs { stats: outputs.stats.as_deref(), ..BackwardInputs::new(&outputs.output, &tensors.d_output) };
     engine.backward(&problem, &tensors.inputs(), &backward, &WantGradients::default())
 }
 

@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn wrong_gradients_are_not_timed() {
         let (problem, tensors) = case();
-        let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice());
+        let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice(), None);
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
         assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
         let scaled =

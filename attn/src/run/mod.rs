@@ -159,8 +159,8 @@ fn read(args: &Args) -> Result<Arrays, Failure> {
     let mut unread = file.names.clone();
     for (name, ..) in ARRAYS {
         let tensor = name.replace('-', "_");
-        // A gradient that nobody asked for.
-        if name == "d-output" && args.gradients.is_none() {
+        // Gradients that nobody asked for.
+        if name.starts_with("d-") && args.gradients.is_none() {
             continue;
         }
         match (file.tensor(&tensor)?, arrays.get(name)) {
@@ -207,7 +207,7 @@ fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, Path
 
 /// Computes the results, by name.
 fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Option<HostVec>)>, Failure> {
-    let Request { problem, data, d_output, .. } = request;
+    let Request { problem, data, d_output, d_lse, .. } = request;
     let inputs = data.inputs();
     let mut progress = ProgressBar::new(format!("attention on {}", engine.chosen()));
     let mut report = |done| {
@@ -217,8 +217,9 @@ fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Opti
     let outputs = engine.attention_controlled(problem, &inputs, &mut Progress::new(&mut report)).map_err(by_option)?;
     let mut results = Vec::new();
     if let Some(d_output) = d_output {
-        let backward = BackwardInputs { output: outputs.output.as_slice(), stats: outputs.stats.as_deref(), d_output: d_output.as_slice() };
-        let want = WantGradients::all(problem);
+        let (stats, d_lse) = (outputs.stats.as_deref(), d_lse.as_deref());
+        let backward = BackwardInputs { stats, d_lse, ..BackwardInputs::new(&outputs.output, d_output) };
+        let want = WantGradients { through_lse: d_lse.is_some(), ..WantGradients::all(problem) };
         let gradients = engine.backward_controlled(problem, &inputs, &backward, &want, &mut Progress::new(&mut report))?;
         results.extend([("d_query", gradients.query), ("d_key", gradients.key), ("d_value", gradients.value)]);
         let others = [("d_bias", gradients.bias), ("d_relative_bias", gradients.relative_bias), ("d_sinks", gradients.sinks)];

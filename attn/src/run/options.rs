@@ -9,7 +9,7 @@ use wgpu_attention::{Error, Problem, TermWord, term_words};
 use crate::failure::Failure;
 
 /// Arrays of a problem: option, value and help. In `--input` they are tensors, with `_` for `-`.
-pub(super) const ARRAYS: [(&str, &str, &str); 16] = [
+pub(super) const ARRAYS: [(&str, &str, &str); 17] = [
     ("query", "Q.npy", "Query [batch, num_heads, seq_len_q, head_dim], float32 or float16"),
     ("key", "K.npy", "Key [batch, num_kv_heads, seq_len_kv, head_dim]"),
     ("value", "V.npy", "Value [batch, num_kv_heads, seq_len_kv, head_dim_v]"),
@@ -36,6 +36,7 @@ pub(super) const ARRAYS: [(&str, &str, &str); 16] = [
          [pages, num_kv_heads, page_size, dim]. Needs --kv-lengths",
     ),
     ("d-output", "DO.npy", "Gradient of the output, in its shape, for --gradients"),
+    ("d-lse", "DL.npy", "Gradient of the lse, in its shape, for --gradients [default: the loss does not depend on it]"),
 ];
 
 /// Terms with an option of their own. Terms that need data are options above.
@@ -86,7 +87,7 @@ impl clap::Args for Options {
             match name {
                 "query" => arg.required_unless_present("input").conflicts_with("input").requires_all(["key", "value"]),
                 "key" | "value" => arg.requires("query"),
-                "d-output" => arg.requires("gradients"),
+                "d-output" | "d-lse" => arg.requires("gradients"),
                 _ => arg,
             }
         };

@@ -18,6 +18,7 @@ pub(super) struct Request {
     pub(super) problem: Problem,
     pub(super) data: Data,
     pub(super) d_output: Option<HostVec>,
+    pub(super) d_lse: Option<Vec<f32>>,
     /// Shape of each result, by name.
     pub(super) shapes: BTreeMap<&'static str, Vec<usize>>,
 }
@@ -44,9 +45,10 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
         dtype if dtype == problem.output.dtype => gradient,
         _ => HostVec::from_f32(problem.output.dtype, &gradient.into_f32()),
     });
+    let d_lse = shaped(&mut arrays, "d-lse", "the lse's shape", &shapes["lse"])?.map(|array| floats(Some(array))).transpose()?;
     problem.check().map_err(by_option)?;
     data.inputs().check(&problem).map_err(by_option)?;
-    Ok(Request { problem, data, d_output, shapes })
+    Ok(Request { problem, data, d_output, d_lse, shapes })
 }
 
 /// Adds the options that come as arrays, all but query, key, value and the gradient of the output.

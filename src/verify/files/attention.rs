@@ -223,7 +223,7 @@ fn gradients(file: &CaseFile, engine: &Engine, problem: Problem, data: &Data) ->
     let (problem, inputs) = (Problem { want: Returns::default(), ..problem }, data.inputs());
     let forward = engine.attention(&problem, &inputs)?;
     let d_output = HostVec::from_f32(problem.output.dtype, &file.f32s("dout")?);
-    let backward = BackwardInputs { output: forward.output.as_slice(), stats: None, d_output: d_output.as_slice() };
+    let backward = BackwardInputs::new(&forward.output, &d_output);
     let want = WantGradients { dtype: Some(DType::F32), ..WantGradients::all(&problem) };
     let got = engine.backward(&problem, &inputs, &backward, &want)?;
     let wide = |gradient: Option<HostVec>| gradient.map(HostVec::into_f32);

@@ -30,6 +30,13 @@ pub(crate) const GRADIENT_BUGS: &[GradientBug] = &[
     GradientBug { name: "scale left out", backward: |p, x, b, w| scaled(p, x, b, w, 1.0 / p.effective_scale()) },
     GradientBug { name: "weights from one f32 lse", backward: weights_from_lse },
     GradientBug {
+        name: "dlse ignored",
+        backward: |p, x, b, w| {
+            let zeros = vec![0.0; p.lse_len()];
+            backward_oracle(p, x, &BackwardInputs { d_lse: b.d_lse.map(|_| &zeros[..]), ..*b }, w)
+        },
+    },
+    GradientBug {
         name: "sinks ignored in backward",
         backward: |p, x, b, w| {
             let without = Problem { sinks: false, ..*p };

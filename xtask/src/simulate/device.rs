@@ -94,6 +94,7 @@ impl Device<'_> {
         buffers.filled("output", backward.output.bytes());
         buffers.filled("stats", &bytes_of(stats.as_flattened()));
         buffers.filled("d_output", backward.d_output.bytes());
+        buffers.filled("d_lse", &bytes_of(backward.d_lse.unwrap_or_default()));
         let stored = [
             ("d_query", want.query, problem.query, problem.query_len()),
             ("d_key", want.key, problem.key, problem.key_len()),
