@@ -15,14 +15,14 @@ trap 'rm -rf "$scratch"' EXIT
 # Dependencies are built once for all that follows.
 export CARGO_TARGET_DIR=$root/target/package-check
 
-# The default members are what is published. Tests, benchmarks and examples stay in the repository, and cargo says so for each; any other
+# Of the workspace, all but xtask is published. Tests, benchmarks and examples stay in the repository, and cargo says so for each; any other
 # warning fails.
-cargo package --no-verify --allow-dirty 2>&1 | tee "$scratch/log"
+cargo package --workspace --no-verify --allow-dirty 2>&1 | tee "$scratch/log"
 if grep '^warning' "$scratch/log" | grep -vE 'ignoring (test|example|benchmark) '; then
     echo "cargo package warns" >&2
     exit 1
 fi
-for crate in wgpu-attention wgpu-attention-cli; do
+for crate in wgpu-attention wgpu-attention-cli wgpu-attention-simulator; do
     mkdir "$scratch/$crate"
     tar -xzf "$CARGO_TARGET_DIR/package/$crate"-[0-9]*.crate -C "$scratch/$crate" --strip-components 1
 done
@@ -32,7 +32,7 @@ cd "$scratch"
 mkdir -p readme/src
 cat >Cargo.toml <<EOF
 [workspace]
-members = ["wgpu-attention", "wgpu-attention-cli", "readme"]
+members = ["wgpu-attention", "wgpu-attention-cli", "wgpu-attention-simulator", "readme"]
 resolver = "3"
 
 [patch.crates-io]
@@ -54,7 +54,7 @@ for features in "" vulkan metal dx12 gles webgpu safetensors verify; do
 done
 cargo test --release -p readme --doc | tee log
 grep -q 'test result: ok. [1-9]' log # some did run
-cargo build --release -p wgpu-attention-cli
+cargo build --release -p wgpu-attention-cli -p wgpu-attention-simulator
 PATH=$CARGO_TARGET_DIR/release:$PATH
 attn --version
 if python3 -c 'import numpy' 2>/dev/null; then
