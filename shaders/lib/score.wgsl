@@ -1,4 +1,4 @@
-// Defines: Pair, pair_of; broadcast_at; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
+// Defines: Pair, pair_of; broadcast_at, add_bias; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
 //          next_slopes;
 //          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight, dropped_out, exact_weight.
 // Expects: params, Item; has_pair_terms, score_of, is_visible, which src/wgsl/terms.rs makes of the terms.
@@ -35,6 +35,11 @@ fn next_score(before: Scored, score: f32) -> Scored {
 
 fn next_slopes(before: Slopes, slope: f32) -> Slopes {
     return Slopes(before.scaled * slope, before.biased * slope);
+}
+
+// A bias added to a score. A bias of -inf masks the pair, whatever the score is.
+fn add_bias(x: f32, bias: f32) -> f32 {
+    return bitcast<f32>(select(bitcast<u32>(x + bias), NEGATIVE_INFINITY, is_negative_infinity(bias)));
 }
 
 // Index of an element of a bias or mask that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv].

@@ -1,57 +1,14 @@
-//! Methods that add one option to a problem.
+//! Methods that add one option to a problem. Those of terms are beside the term.
 
-use super::{Alibi, Problem, ScoreOrder, ScoreStage, Varlen};
+use super::{Problem, ScoreStage, Varlen};
 use crate::numbers::DType;
-use crate::problem::{Alignment, BroadcastShape, Layout, Paged, TensorSpec};
+use crate::problem::{Alignment, Layout, Paged, TensorSpec};
 
 impl Problem {
-    /// Sets the position of row 0, which causality, windows, chunks, blocks, ALiBi and relative biases count from.
+    /// Sets the position of row 0, from which every term that knows positions counts.
     #[must_use]
     pub const fn aligned(mut self, alignment: Alignment) -> Self {
         self.visibility.alignment = Some(alignment);
-        self
-    }
-
-    /// Masks the keys after each row's position.
-    #[must_use]
-    pub const fn causal(mut self) -> Self {
-        self.visibility.causal = true;
-        self
-    }
-
-    /// Masks the keys outside `position - left ..= position + right`; a side that is `None` is open.
-    #[must_use]
-    pub const fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
-        self.visibility.window_left = left;
-        self.visibility.window_right = right;
-        self
-    }
-
-    /// Masks the keys outside the row's own chunk of `size` positions.
-    #[must_use]
-    pub const fn chunk(mut self, size: u32) -> Self {
-        self.visibility.chunk = Some(size);
-        self
-    }
-
-    /// Masks the keys after the row's own block of `size` positions.
-    #[must_use]
-    pub const fn block_causal(mut self, size: u32) -> Self {
-        self.visibility.block_causal = Some(size);
-        self
-    }
-
-    /// Masks the keys of other segments: see [`crate::Inputs::segment_ids_q`].
-    #[must_use]
-    pub const fn segments(mut self) -> Self {
-        self.visibility.segments = true;
-        self
-    }
-
-    /// Adds a boolean mask of this shape.
-    #[must_use]
-    pub const fn mask(mut self, shape: BroadcastShape) -> Self {
-        self.visibility.mask = Some(shape);
         self
     }
 
@@ -73,43 +30,6 @@ impl Problem {
     #[must_use]
     pub const fn scale(mut self, scale: f32) -> Self {
         self.scale = Some(scale);
-        self
-    }
-
-    /// Caps the scores before the biases.
-    #[must_use]
-    pub const fn softcap(mut self, softcap: f32) -> Self {
-        self.softcap = Some(softcap);
-        self.score_order = ScoreOrder::SoftcapThenBias;
-        self
-    }
-
-    /// Caps the scores after the biases.
-    #[must_use]
-    pub const fn softcap_after_biases(mut self, softcap: f32) -> Self {
-        self.softcap = Some(softcap);
-        self.score_order = ScoreOrder::BiasThenSoftcap;
-        self
-    }
-
-    /// Adds an additive bias of this shape.
-    #[must_use]
-    pub const fn bias(mut self, shape: BroadcastShape) -> Self {
-        self.bias = Some(shape);
-        self
-    }
-
-    /// Adds ALiBi.
-    #[must_use]
-    pub const fn alibi(mut self, alibi: Alibi) -> Self {
-        self.alibi = Some(alibi);
-        self
-    }
-
-    /// Adds a learned bias by distance.
-    #[must_use]
-    pub const fn relative_bias(mut self, max_distance: u32) -> Self {
-        self.relative_bias_max_distance = Some(max_distance);
         self
     }
 

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::numbers::Random;
 use crate::problem::Dims;
 
-/// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which causality,
-/// windows, chunks, blocks, ALiBi and relative biases count.
+/// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which every
+/// term that knows positions counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alignment {
     /// Offset 0, as in PyTorch's `is_causal`.
@@ -136,6 +136,22 @@ pub struct Visibility {
     pub segments: bool,
     /// Boolean mask: true = may attend.
     pub mask: Option<BroadcastShape>,
+}
+
+impl Visibility {
+    /// Every key is visible.
+    pub const ALL: Self = Self {
+        alignment: None,
+        causal: false,
+        window_left: None,
+        window_right: None,
+        chunk: None,
+        block_causal: None,
+        kv_lengths: false,
+        prefix_lengths: false,
+        segments: false,
+        mask: None,
+    };
 }
 
 #[cfg(test)]

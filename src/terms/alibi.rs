@@ -1,7 +1,7 @@
 //! ALiBi: a bias linear in the distance, with a slope per query head.
 
 use super::term::{Term, TermText};
-use crate::problem::Alibi;
+use crate::problem::{Alibi, Problem};
 
 pub(super) const TERM: Term = Term {
     name: "alibi",
@@ -40,3 +40,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Adds ALiBi.
+    #[must_use]
+    pub const fn alibi(mut self, alibi: Alibi) -> Self {
+        self.alibi = Some(alibi);
+        self
+    }
+}

@@ -1,8 +1,7 @@
 //! Additive bias: an f32 tensor added to the scores; -inf masks.
 
 use super::term::{Term, TermTensor, TermText, extents};
-use crate::problem::BroadcastShape;
-use crate::problem::along_keys;
+use crate::problem::{BroadcastShape, Problem, along_keys};
 
 pub(super) const TERM: Term = Term {
     name: "bias",
@@ -27,3 +26,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Adds an additive bias of this shape.
+    #[must_use]
+    pub const fn bias(mut self, shape: BroadcastShape) -> Self {
+        self.bias = Some(shape);
+        self
+    }
+}

@@ -3,6 +3,7 @@
 use super::chunk::WHOLE;
 use super::term::{Term, TermText, size};
 use crate::error::Error;
+use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "block_causal",
@@ -34,3 +35,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Masks the keys after the row's own block of `size` positions.
+    #[must_use]
+    pub const fn block_causal(mut self, size: u32) -> Self {
+        self.visibility.block_causal = Some(size);
+        self
+    }
+}

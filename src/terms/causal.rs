@@ -1,7 +1,7 @@
 //! Causal: keys after the row's position are masked, except those of the item's prefix.
 
 use super::term::{Term, TermText, align};
-use crate::problem::Alignment;
+use crate::problem::{Alignment, Problem};
 
 pub(super) const TERM: Term = Term {
     name: "causal",
@@ -29,3 +29,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Masks the keys after each row's position.
+    #[must_use]
+    pub const fn causal(mut self) -> Self {
+        self.visibility.causal = true;
+        self
+    }
+}

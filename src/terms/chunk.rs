@@ -2,6 +2,7 @@
 
 use super::term::{Term, TermText, size};
 use crate::error::Error;
+use crate::problem::Problem;
 
 /// Larger than any distance between positions in a shader.
 pub(super) const WHOLE: u32 = 1 << 30;
@@ -37,3 +38,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Masks the keys outside the row's own chunk of `size` positions.
+    #[must_use]
+    pub const fn chunk(mut self, size: u32) -> Self {
+        self.visibility.chunk = Some(size);
+        self
+    }
+}

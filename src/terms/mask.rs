@@ -1,8 +1,7 @@
 //! Mask: a boolean tensor; true = may attend.
 
 use super::term::{Term, TermTensor, TermText, extents};
-use crate::problem::BroadcastShape;
-use crate::problem::along_keys;
+use crate::problem::{BroadcastShape, Problem, along_keys};
 
 pub(super) const TERM: Term = Term {
     name: "mask",
@@ -32,3 +31,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Adds a boolean mask of this shape.
+    #[must_use]
+    pub const fn mask(mut self, shape: BroadcastShape) -> Self {
+        self.visibility.mask = Some(shape);
+        self
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::term::{Term, TermText};
 use crate::error::Error;
+use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "relative_bias",
@@ -40,3 +41,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Adds a learned bias by distance.
+    #[must_use]
+    pub const fn relative_bias(mut self, max_distance: u32) -> Self {
+        self.relative_bias_max_distance = Some(max_distance);
+        self
+    }
+}

@@ -1,6 +1,7 @@
 //! Segments: rows see only keys of their own segment, `segment_ids_q[batch, row] == segment_ids_kv[batch, key]`.
 
 use super::term::{Term, TermText};
+use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "segments",
@@ -27,3 +28,12 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Masks the keys of other segments: see [`crate::Inputs::segment_ids_q`].
+    #[must_use]
+    pub const fn segments(mut self) -> Self {
+        self.visibility.segments = true;
+        self
+    }
+}

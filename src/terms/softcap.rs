@@ -2,7 +2,7 @@
 
 use super::term::{Term, TermText};
 use crate::error::Error;
-use crate::problem::ScoreOrder;
+use crate::problem::{Problem, ScoreOrder};
 
 pub(super) const TERM: Term = Term {
     name: "softcap",
@@ -52,3 +52,21 @@ pub(super) const AFTER_BIASES: Term = Term {
     },
     ..TERM
 };
+
+impl Problem {
+    /// Caps the scores before the biases.
+    #[must_use]
+    pub const fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self.score_order = ScoreOrder::SoftcapThenBias;
+        self
+    }
+
+    /// Caps the scores after the biases.
+    #[must_use]
+    pub const fn softcap_after_biases(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self.score_order = ScoreOrder::BiasThenSoftcap;
+        self
+    }
+}

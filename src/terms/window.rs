@@ -1,6 +1,7 @@
 //! Window: keys from `position - left` to `position + right` are visible, both inclusive.
 
 use super::term::{Term, TermText};
+use crate::problem::Problem;
 
 /// At least the largest distance between two positions in a shader.
 const OPEN: u32 = (1 << 30) - 1;
@@ -50,3 +51,13 @@ pub(super) const TERM: Term = Term {
     },
     ..Term::NOTHING
 };
+
+impl Problem {
+    /// Masks the keys outside `position - left ..= position + right`; a side that is `None` is open.
+    #[must_use]
+    pub const fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+        self.visibility.window_left = left;
+        self.visibility.window_right = right;
+        self
+    }
+}

@@ -210,9 +210,10 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
     unsigned.score_order = ScoreOrder::SoftcapThenBias;
     unsigned.alibi = problem.alibi.map(|_| Alibi::Symmetric);
     let (query, key) = (absolute(inputs.query), absolute(inputs.key));
-    let bias: Vec<f32> = inputs.bias.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect();
+    let unsigned_biases =
+        |biases: &[f32]| -> Vec<f32> { biases.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect() };
+    let (bias, relative) = (unsigned_biases(inputs.bias), unsigned_biases(inputs.relative_bias));
     let slopes: Vec<f32> = inputs.alibi_slopes.iter().map(|x| -x.abs()).collect();
-    let relative: Vec<f32> = inputs.relative_bias.iter().map(|x| x.abs()).collect();
     let unsigned_inputs =
         Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
     let answer = oracle::attention(&unsigned, &unsigned_inputs)?;
