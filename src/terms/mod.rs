@@ -1,6 +1,6 @@
 //! Terms: everything that masks a (row, key) pair or changes its score.
 //!
-//! A term is one WGSL file, one Rust file and one row of [`TERMS`]. The variant key, the params, the WGSL that joins
+//! A term is one WGSL file, one Rust file and one row of [`TERMS`], beside a field of the problem. The variant key, the params, the WGSL that joins
 //! the terms, the CPU path, tuning classes, the generator of test problems, its shrinker, and the words of the command
 //! line and of benchmarks follow from the list. The oracle never sees it. See docs/guide.md, "Adding a term".
 

@@ -20,6 +20,7 @@ mod generate;
 mod gradient_harness;
 mod gradient_oracle;
 mod gradients;
+mod guide;
 mod harness;
 mod layer;
 mod layer_gradients;
