@@ -127,7 +127,7 @@ fn computes(gpu: &Gpu, problem: &Problem, plan: Plan) -> Result<bool> {
     let data = Data::new(problem);
     let inputs = data.inputs();
     inputs.check(problem)?;
-    let got = Trial::of_plan(gpu, problem, &inputs, plan)?.answer()?;
+    let got = Trial::new(gpu, problem, &inputs, plan)?.answer()?;
     let plain = Problem { want: Returns::default(), ..*problem };
     let expected = cpu::tiled::attention(&plain, &inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))

@@ -44,20 +44,8 @@ pub struct Bindings<'a> {
 impl<'a> Bindings<'a> {
     /// Binds whole buffers for query, key, value and output only.
     pub fn new(query: &'a wgpu::Buffer, key: &'a wgpu::Buffer, value: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
-        let whole = |buffer: &'a wgpu::Buffer| buffer.as_entire_buffer_binding();
-        Self {
-            query: whole(query),
-            key: whole(key),
-            value: whole(value),
-            output: whole(output),
-            lse: None,
-            stats: None,
-            tables: None,
-            bias: None,
-            mask: None,
-            scores: None,
-            weights: None,
-        }
+        let [query, key, value, output] = [query, key, value, output].map(wgpu::Buffer::as_entire_buffer_binding);
+        Self { query, key, value, output, lse: None, stats: None, tables: None, bias: None, mask: None, scores: None, weights: None }
     }
 }
 
@@ -65,12 +53,8 @@ impl Attention {
     /// Plans `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         problem.check()?;
-        Self::of_plan(gpu, problem, gpu.plan_for_replays(problem, algorithm)?, None)
-    }
-
-    /// Prepares `plan`, which may read a `cache`.
-    pub(super) fn of_plan(gpu: &Gpu, problem: &Problem, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
-        Ready::new(gpu, problem, None, plan, cache).map(Self)
+        let plan = Plan::of(problem, &gpu.caps().for_replays(problem.flops()), algorithm, gpu.fastest(problem))?;
+        Ready::new(gpu, problem, None, plan, None).map(Self)
     }
 
     /// Plan of the problem.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::steps::Ready;
 use super::{Attention, Bindings, DeviceCache, Dispatches};
 use crate::cache::{LayerShape, Queries};
 use crate::error::{Error, Result};
@@ -80,7 +81,7 @@ impl DeviceCache {
             }
             let words = CacheWords { kv_lengths: slots.start as u32, page_table, num_heads: problem.dims.num_heads, first_head };
             let plan = Plan::on_cache(&part, gpu.caps(), algorithm, gpu.fastest(&part), words)?;
-            Attention::of_plan(gpu, &part, plan, Some(self.state.clone()))
+            Ready::new(gpu, &part, None, plan, Some(self.state.clone())).map(Attention)
         };
         Ok(CacheAttention { shape, banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
     }

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::buffers::ReadBack;
-use super::host::{Arguments, Prepared, submit};
+use super::buffers::{ReadBack, refilled};
+use super::host::{Arguments, Prepared, arguments, submit};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
-use super::{Backward, BackwardBindings, Dispatches, Gpu, Waiting};
+use super::{Backward, Dispatches, Gpu, Waiting};
 use crate::error::Result;
 use crate::plan::BufferRef;
 use crate::problem::{Algorithm, Inputs, Problem, WantGradients};
@@ -101,7 +101,7 @@ pub(crate) async fn layer_backward(
     let mut recording = Recording { gpu, bound: Dispatches { steps: Vec::new() }, results: Vec::new() };
     let d_output = uploaded(gpu, "dY", parts.d_output)?;
     let d_context = recording.project_back(&parts.output, &d_output)?;
-    let [query, key, value, _] = parts.steps;
+    let [query, key, value, context] = parts.steps;
     let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
     let mut computed = None;
     if parts.stats.is_none() {
@@ -110,7 +110,7 @@ pub(crate) async fn layer_backward(
         computed = forward.outputs(&forward.bound, &mut Progress::default(), Waiting::Blocking, |_| {}).await?.stats;
     }
     let stats = parts.stats.or(computed.as_deref()).unwrap_or_default();
-    let (d_operands, extras) = attention(&mut recording, problem, inputs, (parts.steps, stats), &want, &d_context)?;
+    let (d_operands, extras) = attention(&mut recording, problem, &projected, (context, stats), &want, d_context)?;
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
         recording.project_back(side, d_y)?;
     }
@@ -127,39 +127,27 @@ fn attention(
     recording: &mut Recording<'_>,
     problem: &Problem,
     inputs: &Inputs<'_>,
-    ([query, key, value, context], stats): ([&[f32]; 4], &[[f32; 2]]),
+    (context, stats): (&[f32], &[[f32; 2]]),
     want: &WantGradients,
-    d_context: &wgpu::Buffer,
+    d_context: wgpu::Buffer,
 ) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
     let gpu = recording.gpu;
-    let backward = Backward::of(gpu, problem, want)?;
-    let operands =
-        [uploaded(gpu, "query", query)?, uploaded(gpu, "key", key)?, uploaded(gpu, "value", value)?, uploaded(gpu, "context", context)?];
-    let stats = uploaded(gpu, "stats", bytemuck::cast_slice(stats))?;
-    let spare = wgpu::BufferUsages::empty();
-    let d_operands = [
-        storage_buffer(gpu, "d_query", query.len(), spare)?,
-        storage_buffer(gpu, "d_key", key.len(), spare)?,
-        storage_buffer(gpu, "d_value", value.len(), spare)?,
-    ];
-    let options = Arguments::options(&backward.0, inputs)?;
-    let mut extra = |wanted: bool, name: &str, len: usize| wanted.then(|| recording.result(name, len)).transpose();
-    let d_bias = extra(want.bias, "d_bias", inputs.bias.len())?;
-    let d_relative_bias = extra(want.relative_bias, "d_relative_bias", inputs.relative_bias.len())?;
-    let d_sinks = extra(want.sinks, "d_sinks", inputs.sinks.len())?;
-    let bound = backward.bind(&BackwardBindings {
-        tables: options.binding(BufferRef::Tables),
-        bias: options.binding(BufferRef::Bias),
-        mask: options.binding(BufferRef::Mask),
-        d_query: Some(d_operands[0].as_entire_buffer_binding()),
-        d_key: Some(d_operands[1].as_entire_buffer_binding()),
-        d_value: Some(d_operands[2].as_entire_buffer_binding()),
-        d_bias: d_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-        d_relative_bias: d_relative_bias.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-        d_sinks: d_sinks.as_ref().map(wgpu::Buffer::as_entire_buffer_binding),
-        ..BackwardBindings::new([&operands[0], &operands[1], &operands[2], &operands[3], &stats, d_context])
+    let ready = Backward::of(gpu, problem, want)?.0;
+    let [read, written] = arguments(true);
+    let uploaded: Vec<BufferRef> = read.iter().copied().filter(|&place| place != BufferRef::DOutput).collect();
+    let mut read = Arguments::new(&ready, &uploaded, refilled(gpu))?;
+    read.upload(gpu, problem, inputs, |place| match place {
+        BufferRef::Output => Some(bytemuck::cast_slice(context)),
+        BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
+        _ => None,
     })?;
-    recording.bound.steps.extend(bound.steps);
+    let bytes = d_context.size();
+    read.0.push((BufferRef::DOutput, d_context, bytes));
+    let written = Arguments::new(&ready, written, wgpu::BufferUsages::COPY_SRC)?;
+    recording.bound.steps.extend(read.bind(&ready, &written)?.steps);
+    let mut gradients = written.0.into_iter().map(|(_, buffer, bytes)| (buffer, bytes));
+    let d_operands = [gradients.next(), gradients.next(), gradients.next()].map(|gradient| gradient.expect("all are wanted").0);
+    recording.results.extend(gradients);
     Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
 }
 
