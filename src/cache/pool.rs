@@ -52,9 +52,7 @@ struct Sequence {
 impl PagePool {
     /// Creates a pool of free pages. Errors: a page_size of 0, more pages than u32 can index, no memory.
     pub fn new(page_size: usize, pages: usize) -> Result<Self> {
-        if page_size == 0 {
-            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
-        }
+        Error::check_sizes([("page_size", page_size)])?;
         let mut pool = Self { page_size, references: Vec::new(), free: Vec::new(), sequences: BTreeMap::new(), started: 0 };
         pool.grow(pages)?;
         Ok(pool)
@@ -188,12 +186,7 @@ impl PagePool {
     pub(crate) fn take(&mut self, id: SequenceId, tokens: usize) -> Result<Option<(Slots, u32)>> {
         let needed = self.pages_needed(id, tokens)?;
         if needed > self.free.len() {
-            return Err(Error::Limit {
-                limit: "pages of the pool",
-                needed: needed as u64,
-                available: self.free.len() as u64,
-                remedy: "free a sequence, or let the pool grow".into(),
-            });
+            return Err(Error::limit("pages of the pool", needed, self.free.len(), "free a sequence, or let the pool grow"));
         }
         let Sequence { pages, length } = self.sequence(id)?;
         let (filled, shared) = (length % self.page_size, self.shared_last(pages, *length, tokens));

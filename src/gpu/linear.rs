@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::buffers::{filled, storage};
+use super::buffers::{filled, storage, whole_vec4s};
 use super::pipeline::{Pipeline, PipelineKey};
 use super::steps::{BoundDispatch, dispatches};
 use crate::error::{Error, Result};
@@ -127,15 +127,11 @@ pub(super) fn uploaded(gpu: &Gpu, name: &str, numbers: &[f32]) -> Result<wgpu::B
 
 /// Bytes of a buffer of `len` elements, if a device can bind it whole and a shader can count the elements.
 fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
-    let bytes = (4 * len as u64).next_multiple_of(16).max(16);
+    let bytes = whole_vec4s(4 * len as u64);
     check_bytes(name, bytes, gpu.caps())?;
     if u32::try_from(len).is_err() {
-        return Err(Error::Limit {
-            limit: "elements that a shader can count",
-            needed: len as u64,
-            available: u32::MAX.into(),
-            remedy: format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu"),
-        });
+        let remedy = format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu");
+        return Err(Error::limit("elements that a shader can count", len, u32::MAX as usize, remedy));
     }
     Ok(bytes)
 }
