@@ -37,7 +37,7 @@ pub struct Append {
 pub struct PagePool {
     page_size: usize,
     /// Number of sequences that have each page.
-    references: Vec<u32>,
+    pub(super) references: Vec<u32>,
     free: Vec<u32>,
     sequences: BTreeMap<SequenceId, Sequence>,
     started: u64,
@@ -163,11 +163,6 @@ impl PagePool {
         let Sequence { pages, length } = self.sequence(id)?;
         let end = length.checked_add(tokens).ok_or_else(|| Error::invalid("tokens", format!("{tokens} more overflow")))?;
         Ok(end.div_ceil(self.page_size) - pages.len() + usize::from(self.shared_last(pages, *length, tokens).is_some()))
-    }
-
-    /// True if more than one sequence has one of these slots.
-    pub(super) fn is_shared(&self, slots: &[Slots]) -> bool {
-        slots.iter().any(|slots| self.references[slots.page as usize] > 1)
     }
 
     /// Last page of a sequence, if another sequence shares it and the append would write to it.

@@ -267,6 +267,17 @@ pub(super) async fn submit(
     Ok(submitted.pop())
 }
 
+/// Runs `bound` and reads back the given number of bytes of each buffer, in order.
+pub(super) async fn read_back(
+    gpu: &Gpu,
+    bound: &Dispatches,
+    parts: impl IntoIterator<Item = (wgpu::Buffer, u64)>,
+) -> Result<Vec<Vec<f32>>> {
+    let results = ReadBack::new(gpu, parts)?;
+    let submission = submit(gpu, bound, &mut Progress::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
+    results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
+}
+
 /// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
 fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();

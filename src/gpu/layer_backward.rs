@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::buffers::{ReadBack, refilled};
-use super::host::{Arguments, Prepared, arguments, submit};
+use super::buffers::refilled;
+use super::host::{Arguments, Prepared, arguments, read_back};
 use super::linear::{DeviceLinear, RowMap, storage_buffer, transpose, uploaded};
 use super::{Backward, Dispatches, Gpu, Waiting};
 use crate::error::Result;
@@ -114,7 +114,7 @@ pub(crate) async fn layer_backward(
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
         recording.project_back(side, d_y)?;
     }
-    let mut results = read_back(recording).await?.into_iter();
+    let mut results = read_back(gpu, &recording.bound, recording.results).await?.into_iter();
     let mut next = || results.next().unwrap_or_default();
     let output = [next(), next(), next()];
     let attention = extras.map(|wanted| wanted.then(&mut next));
@@ -149,12 +149,4 @@ fn attention(
     let d_operands = [gradients.next(), gradients.next(), gradients.next()].map(|gradient| gradient.expect("all are wanted").0);
     recording.results.extend(gradients);
     Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
-}
-
-/// Runs what was recorded and reads the results back, in the order in which they were requested.
-async fn read_back(recording: Recording<'_>) -> Result<Vec<Vec<f32>>> {
-    let Recording { gpu, bound, results } = recording;
-    let results = ReadBack::new(gpu, results)?;
-    let submission = submit(gpu, &bound, &mut Progress::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
-    results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }

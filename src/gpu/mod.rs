@@ -74,7 +74,7 @@ pub use timestamps::{DispatchTime, Timestamps};
 pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};
-pub(crate) use calls::Calls;
+pub(crate) use calls::{Asked, Calls};
 pub(crate) use layer::{LayerParts, layer};
 pub(crate) use layer_backward::{LayerBackwardParts, LayerBackwardResults, ProjectionBackward, layer_backward};
 pub(crate) use linear::{Projection, RowMap};

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::host::Prepared;
 use super::steps::Ready;
-use super::{Gpu, Waiting, loss};
+use super::{Asked, Gpu, Waiting, loss};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::problem::{BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
+use crate::problem::{Gradients, Inputs, Outputs, Problem};
 use crate::progress::Progress;
 
 /// Problem with its data on the device, to be computed by one kernel.
@@ -40,15 +40,9 @@ impl Trial {
     }
 }
 
-/// Gradients of `problem` by `plan`. Everything has been checked, and `backward` has statistics.
-pub(crate) fn gradients_of_plan(
-    gpu: &Gpu,
-    problem: &Problem,
-    inputs: &Inputs<'_>,
-    backward: &BackwardInputs<'_>,
-    want: &WantGradients,
-    plan: Plan,
-) -> Result<Gradients> {
+/// Gradients of `problem` by `plan`. Everything has been checked, and the request has statistics.
+pub(crate) fn gradients_of_plan(gpu: &Gpu, asked: Asked<'_>, plan: Plan) -> Result<Gradients> {
+    let Asked { problem, inputs, backward, want } = asked;
     let prepared = Prepared::new(&Ready::new(gpu, problem, Some(want), plan, None)?)?;
     prepared.upload_backward(inputs, backward, backward.stats.unwrap_or_default())?;
     pollster::block_on(prepared.gradients(&mut Progress::default(), Waiting::Blocking))
