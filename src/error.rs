@@ -140,6 +140,18 @@ impl Error {
         Self::Invalid { argument, why: why.into() }
     }
 
+    pub(crate) fn limit(limit: &'static str, needed: usize, available: usize, remedy: impl Into<String>) -> Self {
+        Self::Limit { limit, needed: needed as u64, available: available as u64, remedy: remedy.into() }
+    }
+
+    /// Refuses sizes of 0.
+    pub(crate) fn check_sizes<const N: usize>(sizes: [(&'static str, usize); N]) -> Result<()> {
+        match sizes.into_iter().find(|&(_, size)| size == 0) {
+            Some((argument, _)) => Err(Self::invalid(argument, "is 0; it must be at least 1")),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn unsupported(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Unsupported { what: what.into(), remedy: remedy.into() }
     }

@@ -1,7 +1,9 @@
 //! Engines, and options that several subcommands share.
 
+use std::str::FromStr;
+
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions, Error};
+use wgpu_attention::{Algorithm, Backend, Engine, EngineOptions};
 
 use crate::failure::Failure;
 
@@ -10,7 +12,7 @@ use crate::failure::Failure;
 pub(crate) struct BackendArg {
     /// Where to compute: auto, cpu, oracle, vulkan, gl, metal, dx12 or part of an adapter's name.
     /// auto is a real GPU if there is one, else the CPU
-    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = parse)]
+    #[arg(long, value_name = "BACKEND", default_value = "auto", value_parser = Backend::from_str)]
     pub(crate) backend: Backend,
 }
 
@@ -19,7 +21,7 @@ pub(crate) struct BackendArg {
 pub(crate) struct BackendsArg {
     /// Where to compute, as for `attn run`; may be repeated [default: bench auto and cpu, verify the CPU path and
     /// every adapter]
-    #[arg(long, value_name = "BACKEND", value_parser = parse)]
+    #[arg(long, value_name = "BACKEND", value_parser = Backend::from_str)]
     pub(crate) backend: Vec<Backend>,
 }
 
@@ -29,19 +31,14 @@ pub(crate) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Stri
     words.iter().find(|word| word.0 == text).map(|word| word.1).ok_or_else(|| format!("say {}", known.join(" or ")))
 }
 
-/// Parses a [`Backend`]; the `value_parser` of clap.
-pub(crate) fn parse(text: &str) -> Result<Backend, Error> {
-    text.parse()
-}
-
 /// Opens an engine that chooses its kernels itself.
 pub(crate) fn open(backend: &Backend) -> Result<Engine, Failure> {
     open_with(backend, Algorithm::Auto, ShaderOptions::default())
 }
 
-/// Opens an engine whose fused kernels can be tuned or loaded from tuning results.
-pub(crate) fn open_tunable(backend: &Backend) -> Result<Engine, Failure> {
-    open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: true, ..Default::default() })
+/// Opens an engine of fused kernels, which can be tuned or loaded from tuning results if it is `tunable`.
+pub(crate) fn open_fused(backend: &Backend, tunable: bool) -> Result<Engine, Failure> {
+    open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: tunable, ..Default::default() })
 }
 
 pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) -> Result<Engine, Failure> {
@@ -56,7 +53,7 @@ pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: Shader
 pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<Engine>, Failure> {
     let mut engines: Vec<Engine> = Vec::new();
     for backend in backends {
-        let engine = open_with(backend, Algorithm::Fused, ShaderOptions { tune_matrices: tuned, ..Default::default() })?;
+        let engine = open_fused(backend, tuned)?;
         if engines.iter().all(|known| known.chosen() != engine.chosen()) {
             engines.push(engine);
         }

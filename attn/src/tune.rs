@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     check_output(&args.out, &[])?;
     let old = read(&args.out, false)?;
     let tasks = args.shapes.tasks(&["1,8,8,1024,1024,64", "1,32,8,1,4096,128"])?;
-    let engine = backend::open_tunable(&args.backend.backend)?;
+    let engine = backend::open_fused(&args.backend.backend, true)?;
     engine.load_tuned(&old)?;
     for task in tasks {
         let tensors = tensors(&task.problem)?;

@@ -108,7 +108,7 @@ impl KvCache {
             return Err(Error::invalid("key", format!("has {tokens} tokens, but the sequence has {length}: extend it first")));
         };
         let slots = slots(self.pool.pages_of(id)?, self.shape.page_size, start..length);
-        if self.pool.is_shared(&slots) {
+        if slots.iter().any(|slots| self.pool.references[slots.page as usize] > 1) {
             return Err(Error::invalid("key", format!("has {tokens} tokens, some on pages that another sequence shares")));
         }
         for ((to, from), (dim, _)) in self.layers[layer].iter_mut().zip([key, value]).zip(shape.sides()) {

@@ -37,7 +37,7 @@ pub struct Append {
 pub struct PagePool {
     page_size: usize,
     /// Number of sequences that have each page.
-    references: Vec<u32>,
+    pub(super) references: Vec<u32>,
     free: Vec<u32>,
     sequences: BTreeMap<SequenceId, Sequence>,
     started: u64,
@@ -52,9 +52,7 @@ struct Sequence {
 impl PagePool {
     /// Creates a pool of free pages. Errors: a page_size of 0, more pages than u32 can index, no memory.
     pub fn new(page_size: usize, pages: usize) -> Result<Self> {
-        if page_size == 0 {
-            return Err(Error::invalid("page_size", "is 0; it must be at least 1"));
-        }
+        Error::check_sizes([("page_size", page_size)])?;
         let mut pool = Self { page_size, references: Vec::new(), free: Vec::new(), sequences: BTreeMap::new(), started: 0 };
         pool.grow(pages)?;
         Ok(pool)
@@ -167,11 +165,6 @@ impl PagePool {
         Ok(end.div_ceil(self.page_size) - pages.len() + usize::from(self.shared_last(pages, *length, tokens).is_some()))
     }
 
-    /// True if more than one sequence has one of these slots.
-    pub(super) fn is_shared(&self, slots: &[Slots]) -> bool {
-        slots.iter().any(|slots| self.references[slots.page as usize] > 1)
-    }
-
     /// Last page of a sequence, if another sequence shares it and the append would write to it.
     fn shared_last(&self, pages: &[u32], length: usize, tokens: usize) -> Option<u32> {
         pages.last().copied().filter(|&last| tokens > 0 && !length.is_multiple_of(self.page_size) && self.references[last as usize] > 1)
@@ -188,12 +181,7 @@ impl PagePool {
     pub(crate) fn take(&mut self, id: SequenceId, tokens: usize) -> Result<Option<(Slots, u32)>> {
         let needed = self.pages_needed(id, tokens)?;
         if needed > self.free.len() {
-            return Err(Error::Limit {
-                limit: "pages of the pool",
-                needed: needed as u64,
-                available: self.free.len() as u64,
-                remedy: "free a sequence, or let the pool grow".into(),
-            });
+            return Err(Error::limit("pages of the pool", needed, self.free.len(), "free a sequence, or let the pool grow"));
         }
         let Sequence { pages, length } = self.sequence(id)?;
         let (filled, shared) = (length % self.page_size, self.shared_last(pages, *length, tokens));

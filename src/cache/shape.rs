@@ -111,10 +111,8 @@ impl CacheShape {
             return Err(Error::invalid("layout", "a cache of its own is contiguous: Bshd or Bhsd"));
         }
         for layer in &self.layers {
-            let sizes = [("num_kv_heads", layer.num_kv_heads), ("head_dim", layer.head_dim), ("head_dim_v", layer.head_dim_v)];
-            if let Some((argument, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
-                return Err(Error::invalid(argument, "is 0; it must be at least 1"));
-            }
+            let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = *layer;
+            Error::check_sizes([("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("head_dim_v", head_dim_v)])?;
             for ((dim, dtype), argument) in layer.sides().into_iter().zip(["head_dim", "head_dim_v"]) {
                 TensorSpec::new(dtype, self.layout).check_blocks(argument, [1, 1, 1, dim])?;
             }

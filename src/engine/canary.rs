@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::agreement::{agrees, agrees_at};
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Trial, gradients_of_plan};
+use crate::gpu::{Asked, Gpu, Trial, gradients_of_plan};
 use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
@@ -40,7 +40,8 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
     let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
     let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
-    check_plan(gpu, &plan, |caps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel)), |plan| computes(gpu, &tiny, plan))
+    let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
+    check_plan(gpu, &plan, &tiny, plan_tiny, |plan, inputs, _| computes(gpu, &tiny, inputs, plan))
 }
 
 /// Tries the kernels of the gradients of `problem`, as [`check`] does.
@@ -50,15 +51,17 @@ pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients)
     }
     let plan = Plan::of_backward(problem, want, gpu.caps())?;
     let tiny = tiny(problem, KEYS, KEYS);
-    check_plan(gpu, &plan, |caps| Plan::backward(&tiny, want, caps), |plan| differentiates(gpu, &tiny, want, plan))
+    let is_right = |plan, inputs: &Inputs<'_>, d_output: &HostVec| differentiates(gpu, &tiny, (inputs, d_output), want, plan);
+    check_plan(gpu, &plan, &tiny, |caps| Plan::backward(&tiny, want, caps), is_right)
 }
 
-/// Tries the new kernels of `plan`: `tiny` plans a tiny problem that uses them, `is_right` computes and checks it.
+/// Tries the new kernels of `plan`: `plan_tiny` plans a `tiny` problem that uses them, `is_right` computes and checks it.
 fn check_plan(
     gpu: &Gpu,
     plan: &Plan,
-    tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
-    is_right: impl FnOnce(Plan) -> Result<bool>,
+    tiny: &Problem,
+    plan_tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
+    is_right: impl FnOnce(Plan, &Inputs<'_>, &HostVec) -> Result<bool>,
 ) -> Result<()> {
     let device = format!("{}{}", gpu.name(), if gpu.is_checked() { ", checked" } else { "" });
     let new: HashSet<KernelKey> = {
@@ -71,10 +74,10 @@ fn check_plan(
     }
     // Force the variant of `plan`, because a problem this small would get the other one.
     let specialise = if plan.steps[0].key.generic { Specialise::Never } else { Specialise::Always };
-    match tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
-        Ok(tiny) if tiny.steps.iter().any(|step| new.contains(&step.key)) => {
-            let kernel = tiny.summary().to_string();
-            if !is_right(tiny)? {
+    match plan_tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
+        Ok(tried) if tried.steps.iter().any(|step| new.contains(&step.key)) => {
+            let kernel = tried.summary().to_string();
+            if !with_data(tiny, |inputs, d_output| is_right(tried, inputs, d_output))? {
                 return Err(Error::Miscomputed { kernel, device });
             }
         }
@@ -123,28 +126,28 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
 }
 
 /// True if the device's answer agrees with the CPU's.
-fn computes(gpu: &Gpu, problem: &Problem, plan: Plan) -> Result<bool> {
-    let data = Data::new(problem);
-    let inputs = data.inputs();
-    inputs.check(problem)?;
-    let got = Trial::of_plan(gpu, problem, &inputs, plan)?.answer()?;
+fn computes(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<bool> {
+    let got = Trial::new(gpu, problem, inputs, plan)?.answer()?;
     let plain = Problem { want: Returns::default(), ..*problem };
-    let expected = cpu::tiled::attention(&plain, &inputs, &mut Progress::default())?;
+    let expected = cpu::tiled::attention(&plain, inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))
 }
 
 /// True if the device's gradients agree with the CPU's.
-fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan) -> Result<bool> {
-    let data = Data::new(problem);
-    let inputs = data.inputs();
-    inputs.check(problem)?;
+fn differentiates(
+    gpu: &Gpu,
+    problem: &Problem,
+    (inputs, d_output): (&Inputs<'_>, &HostVec),
+    want: &WantGradients,
+    plan: Plan,
+) -> Result<bool> {
     let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
-    let forward = cpu::tiled::attention(&forward, &inputs, &mut Progress::default())?;
-    let (output, d_output) = (forward.output.as_slice(), data.d_output.as_slice());
+    let forward = cpu::tiled::attention(&forward, inputs, &mut Progress::default())?;
     let d_lse = want.through_lse.then(|| vec![0.5; problem.lse_len()]);
-    let backward = BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(output, d_output) };
-    let expected = cpu::backward::attention(problem, &inputs, &backward, want, &mut Progress::default())?;
-    let got = gradients_of_plan(gpu, problem, &inputs, &backward, want, plan)?;
+    let backward =
+        BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(&forward.output, d_output) };
+    let expected = cpu::backward::attention(problem, inputs, &backward, want, &mut Progress::default())?;
+    let got = gradients_of_plan(gpu, Asked { problem, inputs, backward: &backward, want }, plan)?;
     // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
     let least = problem.effective_scale().abs().max(1.0);
     let all = |of: Gradients| {
@@ -157,56 +160,30 @@ fn differentiates(gpu: &Gpu, problem: &Problem, want: &WantGradients, plan: Plan
     }))
 }
 
-/// Data of a tiny problem.
-struct Data {
-    query: HostVec,
-    key: HostVec,
-    value: HostVec,
-    d_output: HostVec,
-    bias: Vec<f32>,
-    mask: Vec<bool>,
-    alibi_slopes: Vec<f32>,
-    sinks: Vec<f32>,
-    relative_bias: Vec<f32>,
-}
-
-impl Data {
-    fn new(problem: &Problem) -> Self {
-        let mut state = 1u32;
-        let mut numbers = |len: usize| -> Vec<f32> {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            };
-            (0..len).map(|_| next()).collect()
+/// Passes data of a tiny problem, and a gradient of its output, to `run`.
+fn with_data<T>(problem: &Problem, run: impl FnOnce(&Inputs<'_>, &HostVec) -> Result<T>) -> Result<T> {
+    let mut state = 1u32;
+    let mut numbers = |len: usize| -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
         };
-        let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
-        let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
-        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
-        let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
-        Self {
-            query,
-            key,
-            value,
-            d_output,
-            bias: numbers(elements(problem.bias)),
-            mask: (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect(),
-            alibi_slopes: numbers(heads(problem.alibi.is_some())),
-            sinks: numbers(heads(problem.sinks)),
-            relative_bias: numbers(problem.relative_bias_len()),
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            bias: &self.bias,
-            mask: &self.mask,
-            alibi_slopes: &self.alibi_slopes,
-            sinks: &self.sinks,
-            relative_bias: &self.relative_bias,
-            ..Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
-        }
-    }
+        (0..len).map(|_| next()).collect()
+    };
+    let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
+    let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
+    let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
+    let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
+    let inputs = Inputs {
+        bias: &numbers(elements(problem.bias)),
+        mask: &(0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect::<Vec<_>>(),
+        alibi_slopes: &numbers(heads(problem.alibi.is_some())),
+        sinks: &numbers(heads(problem.sinks)),
+        relative_bias: &numbers(problem.relative_bias_len()),
+        ..Inputs::new(&query, &key, &value)
+    };
+    inputs.check(problem)?;
+    run(&inputs, &d_output)
 }
 
 #[cfg(test)]
@@ -281,15 +258,16 @@ mod tests {
             gpu.compile_changed(key.expect("one").clone(), a_tenth_more).expect("valid");
             assert!(matches!(check_backward(&gpu, &problem, &want), Err(Error::Miscomputed { .. })), "{}", gpu.name());
 
-            let data = Data::new(&problem);
-            let inputs = data.inputs();
-            let output = cpu::tiled::attention(&problem, &inputs, &mut Progress::default()).expect("computed").output;
-            let backward = BackwardInputs::new(&output, &data.d_output);
-            let strict = Engine::on_gpu(gpu.clone());
-            assert!(matches!(strict.backward(&problem, &inputs, &backward, &want), Err(Error::Miscomputed { .. })));
-            let got = Engine::on_gpu(gpu).falling_back().backward(&problem, &inputs, &backward, &want).expect("the CPU's");
-            let right = cpu::backward::attention(&problem, &inputs, &backward, &want, &mut Progress::default()).expect("computed");
-            assert_eq!(got, right);
+            let checked = with_data(&problem, |inputs, d_output| {
+                let output = cpu::tiled::attention(&problem, inputs, &mut Progress::default())?.output;
+                let backward = BackwardInputs::new(&output, d_output);
+                let strict = Engine::on_gpu(gpu.clone());
+                assert!(matches!(strict.backward(&problem, inputs, &backward, &want), Err(Error::Miscomputed { .. })));
+                let got = Engine::on_gpu(gpu).falling_back().backward(&problem, inputs, &backward, &want)?;
+                assert_eq!(got, cpu::backward::attention(&problem, inputs, &backward, &want, &mut Progress::default())?);
+                Ok(())
+            });
+            checked.expect("the CPU's");
         }
     }
 

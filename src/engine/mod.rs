@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{self, Calls, Gpu, ShaderOptions, Waiting};
+use crate::gpu::{self, Asked, Calls, Gpu, ShaderOptions, Waiting};
 use crate::oracle;
 use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
@@ -69,13 +69,7 @@ impl Engine {
 
     /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
-        let cpu = Self {
-            place: Runner::Cpu,
-            algorithm: Algorithm::Auto,
-            chosen: "cpu".into(),
-            why: "every backend was asked for".into(),
-            falls_back: false,
-        };
+        let cpu = Self::of(Runner::Cpu, "cpu".into(), "every backend was asked for".into());
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
         for chosen in pollster::block_on(gpu::choose_every()) {
             match pollster::block_on(Gpu::open(&chosen, shaders)) {
@@ -88,13 +82,12 @@ impl Engine {
 
     /// Creates an engine on an app's own device, without a fallback to the CPU path.
     pub fn on_gpu(gpu: Gpu) -> Self {
-        Self {
-            chosen: gpu.name().to_string(),
-            why: "the app's own device".into(),
-            algorithm: Algorithm::Auto,
-            place: Runner::Gpu(Arc::new(Calls::new(gpu))),
-            falls_back: false,
-        }
+        let name = gpu.name().to_string();
+        Self::of(Runner::Gpu(Arc::new(Calls::new(gpu))), name, "the app's own device".into())
+    }
+
+    fn of(place: Runner, chosen: String, why: String) -> Self {
+        Self { place, algorithm: Algorithm::Auto, chosen, why, falls_back: false }
     }
 
     /// Name of the backend: `cpu`, `oracle (f64)`, or the adapter's name, backend and driver.
@@ -209,7 +202,7 @@ impl Engine {
         want: &WantGradients,
         control: &mut Progress<'_>,
     ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(problem, inputs, backward, want, Waiting::Blocking, control))
+        pollster::block_on(self.run_backward(Asked { problem, inputs, backward, want }, Waiting::Blocking, control))
     }
 
     /// [`Self::backward_controlled`] without blocking; see [`Self::attention_async`].
@@ -221,7 +214,7 @@ impl Engine {
         want: &WantGradients,
         control: &mut Progress<'_>,
     ) -> Result<Gradients> {
-        self.run_backward(problem, inputs, backward, want, Waiting::Async, control).await
+        self.run_backward(Asked { problem, inputs, backward, want }, Waiting::Async, control).await
     }
 
     /// Lets the CPU path replace wrong kernels, as [`Backend::Auto`] does.
@@ -230,15 +223,8 @@ impl Engine {
         Self { falls_back: true, ..self }
     }
 
-    async fn run_backward(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_>,
-        backward: &BackwardInputs<'_>,
-        want: &WantGradients,
-        waiting: Waiting,
-        control: &mut Progress<'_>,
-    ) -> Result<Gradients> {
+    async fn run_backward(&self, asked: Asked<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
+        let Asked { problem, inputs, backward, want } = asked;
         if let Runner::Gpu(calls) = &self.place {
             problem.check()?;
             inputs.check(problem)?;
@@ -246,7 +232,7 @@ impl Engine {
             backward.check(problem, want)?;
             let is_tried = || calls.is_prepared(problem, self.algorithm, Some(want));
             if !is_empty(problem) && (is_tried() || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) {
-                return calls.backward(problem, inputs, backward, want, waiting, control).await;
+                return calls.backward(asked, waiting, control).await;
             }
         }
         match &self.place {

@@ -68,7 +68,8 @@ impl Engine {
             if !trials.is_empty() && started.elapsed() > budget / 2 {
                 break;
             }
-            let trial = Trial::new(gpu, problem, inputs, kernel).and_then(|trial| {
+            let plan = Plan::of(problem, gpu.caps(), Algorithm::Fused, Some(kernel));
+            let trial = plan.and_then(|plan| Trial::new(gpu, problem, inputs, plan)).and_then(|trial| {
                 let right = agrees(&trial.answer()?.output, &expected);
                 Ok(right.then_some(trial))
             });

@@ -107,7 +107,7 @@ fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at
 pub(super) struct ReadBack {
     /// Buffers, each with its range of bytes in `staging`.
     parts: Vec<(wgpu::Buffer, Range<u64>)>,
-    staging: wgpu::Buffer,
+    pub(super) staging: wgpu::Buffer,
 }
 
 impl ReadBack {
@@ -146,10 +146,5 @@ impl ReadBack {
             taken
         })?
         .map_err(|error| gpu.failure(Cause::new(error)))
-    }
-
-    /// Bytes of the staging buffer.
-    pub(super) fn staging_bytes(&self) -> u64 {
-        self.staging.size()
     }
 }

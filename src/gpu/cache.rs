@@ -84,17 +84,11 @@ impl DeviceCache {
     /// single head's pool that exceeds one buffer or binding.
     pub fn new(gpu: &Gpu, shape: CacheShape, size: CacheSize) -> Result<Self> {
         shape.check()?;
-        for (argument, count) in [("slots", size.slots), ("pages_per_slot", size.pages_per_slot)] {
-            if count == 0 {
-                return Err(Error::invalid(argument, "is 0; it must be at least 1"));
-            }
-        }
+        Error::check_sizes([("slots", size.slots), ("pages_per_slot", size.pages_per_slot)])?;
         for (dim, dtype) in shape.layers.iter().flat_map(LayerShape::sides) {
             if !dim.is_multiple_of(CacheKey::unit(dtype)) {
-                return Err(Error::unsupported(
-                    format!("heads of {dim} in {dtype} in a cache on a device: rows must be whole words"),
-                    "store them as f32, or use cache::KvCache",
-                ));
+                let what = format!("heads of {dim} in {dtype} in a cache on a device: rows must be whole words");
+                return Err(Error::unsupported(what, "store them as f32, or use cache::KvCache"));
             }
         }
         let state_bytes = (size.pages_per_slot as u64).saturating_add(4).saturating_mul(size.slots as u64).saturating_mul(4);
@@ -215,12 +209,7 @@ impl DeviceCache {
             let more = count.saturating_mul(steps);
             let end = self.pool.length(id)?.saturating_add(more);
             if end > capacity || u32::try_from(count).is_err() {
-                return Err(Error::Limit {
-                    limit: "tokens of a slot",
-                    needed: end as u64,
-                    available: capacity as u64,
-                    remedy: "make the cache with more pages_per_slot".into(),
-                });
+                return Err(Error::limit("tokens of a slot", end, capacity, "make the cache with more pages_per_slot"));
             }
             needed += self.pool.pages_needed(id, more)?;
         }
@@ -290,12 +279,8 @@ impl DeviceCache {
     }
 
     fn free_slot(&self) -> Result<usize> {
-        self.slots.iter().position(Option::is_none).ok_or_else(|| Error::Limit {
-            limit: "slots of the cache",
-            needed: self.size.slots as u64 + 1,
-            available: self.size.slots as u64,
-            remedy: "free a sequence, or make the cache with more slots".into(),
-        })
+        let (slots, remedy) = (self.size.slots, "free a sequence, or make the cache with more slots");
+        self.slots.iter().position(Option::is_none).ok_or_else(|| Error::limit("slots of the cache", slots + 1, slots, remedy))
     }
 
     /// Writes the state of a slot's sequence to the device.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::steps::Ready;
 use super::{Attention, Bindings, DeviceCache, Dispatches};
 use crate::cache::{LayerShape, Queries};
 use crate::error::{Error, Result};
@@ -59,10 +60,8 @@ impl DeviceCache {
         let (shape, banks) = (*self.shape().layer(layer)?, self.pools(layer)?.len());
         let by_head = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([_, heads, ..])| heads > 1);
         if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias)) {
-            return Err(Error::unsupported(
-                format!("lse, or mask or bias by head, of a cache in {banks} banks"),
-                "make the cache smaller, or ask for an adapter's own limits",
-            ));
+            let what = format!("lse, or mask or bias by head, of a cache in {banks} banks");
+            return Err(Error::unsupported(what, "make the cache smaller, or ask for an adapter's own limits"));
         }
         let (gpu, size) = (&self.gpu, self.size());
         let page_table = (4 * size.slots + slots.start * size.pages_per_slot) as u32;
@@ -80,7 +79,7 @@ impl DeviceCache {
             }
             let words = CacheWords { kv_lengths: slots.start as u32, page_table, num_heads: problem.dims.num_heads, first_head };
             let plan = Plan::on_cache(&part, gpu.caps(), algorithm, gpu.fastest(&part), words)?;
-            Attention::of_plan(gpu, &part, plan, Some(self.state.clone()))
+            Ready::new(gpu, &part, None, plan, Some(self.state.clone())).map(Attention)
         };
         Ok(CacheAttention { shape, banks: (0..banks).map(of_bank).collect::<Result<_>>()? })
     }

@@ -28,12 +28,7 @@ fn grid(gpu: &Gpu, threads: usize) -> Result<[u32; 2]> {
     let workgroups = threads.div_ceil(CacheKey::THREADS as usize);
     let lines = workgroups.div_ceil(width);
     if lines > width || u32::try_from(threads).is_err() {
-        return Err(Error::Limit {
-            limit: "threads that a shader can count",
-            needed: threads as u64,
-            available: u64::from(u32::MAX),
-            remedy: "append fewer tokens at a time".into(),
-        });
+        return Err(Error::limit("threads that a shader can count", threads, u32::MAX as usize, "append fewer tokens at a time"));
     }
     Ok([workgroups.div_ceil(lines.max(1)) as u32, lines as u32])
 }

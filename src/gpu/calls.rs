@@ -36,6 +36,15 @@ impl CallKey {
     }
 }
 
+/// Gradients that are asked for, and what they are computed from.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) inputs: &'a Inputs<'a>,
+    pub(crate) backward: &'a BackwardInputs<'a>,
+    pub(crate) want: &'a WantGradients,
+}
+
 /// Device with the prepared calls of an engine, least recently used first.
 pub(crate) struct Calls {
     gpu: Gpu,
@@ -74,15 +83,8 @@ impl Calls {
     }
 
     /// Computes the wanted gradients of `problem` on host data. Everything has been checked.
-    pub(crate) async fn backward(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_>,
-        backward: &BackwardInputs<'_>,
-        want: &WantGradients,
-        waiting: Waiting,
-        control: &mut Progress<'_>,
-    ) -> Result<Gradients> {
+    pub(crate) async fn backward(&self, asked: Asked<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
+        let Asked { problem, inputs, backward, want } = asked;
         let mut computed = None;
         if backward.stats.is_none() {
             let forward = problem.for_stats();

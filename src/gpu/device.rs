@@ -154,11 +154,6 @@ impl Gpu {
         Plan::of(problem, self.caps(), algorithm, self.fastest(problem))
     }
 
-    /// [`Self::plan`] for work that is recorded again and again.
-    pub(super) fn plan_for_replays(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::of(problem, &self.caps().for_replays(problem.flops()), algorithm, self.fastest(problem))
-    }
-
     /// Fastest kernel that tuning has found for this class of problems.
     pub(super) fn fastest(&self, problem: &Problem) -> Option<Kernel> {
         let tuned = self.tuned();

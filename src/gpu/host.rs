@@ -13,44 +13,31 @@ use crate::plan::{BufferRef, Plan};
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, WantGradients, table_bytes};
 use crate::progress::Progress;
 
-/// Arguments besides a problem's tensors.
-const OPTIONS: [BufferRef; 3] = [BufferRef::Tables, BufferRef::Bias, BufferRef::Mask];
-/// Arguments that a forward pass reads and writes.
-const FORWARD: [&[BufferRef]; 2] = [
-    &[BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Tables, BufferRef::Bias, BufferRef::Mask],
-    &[BufferRef::Output, BufferRef::Lse, BufferRef::Stats, BufferRef::Scores, BufferRef::Weights],
-];
-/// Arguments that a backward pass reads and writes.
-const BACKWARD: [&[BufferRef]; 2] = [
-    &[
-        BufferRef::Query,
-        BufferRef::Key,
-        BufferRef::Value,
-        BufferRef::Output,
-        BufferRef::DOutput,
-        BufferRef::DLse,
-        BufferRef::Stats,
-        BufferRef::Tables,
-        BufferRef::Bias,
-        BufferRef::Mask,
-    ],
-    &[BufferRef::DQuery, BufferRef::DKey, BufferRef::DValue, BufferRef::DBias, BufferRef::DRelativeBias, BufferRef::DSinks],
-];
+/// Arguments that a forward or a backward pass reads, and those that it writes.
+pub(super) fn arguments(is_backward: bool) -> [&'static [BufferRef]; 2] {
+    use BufferRef::*;
+    if is_backward {
+        let read = &[Query, Key, Value, Output, DOutput, DLse, Stats, Tables, Bias, Mask];
+        [read, &[DQuery, DKey, DValue, DBias, DRelativeBias, DSinks]]
+    } else {
+        [&[Query, Key, Value, Tables, Bias, Mask], &[Output, Lse, Stats, Scores, Weights]]
+    }
+}
 
 /// Bytes of all buffers of a call from host memory, before there are any.
 pub(super) fn call_bytes(problem: &Problem, want: Option<&WantGradients>, plan: &Plan) -> u64 {
-    let [inputs, results] = if want.is_some() { BACKWARD } else { FORWARD };
+    let [inputs, results] = arguments(want.is_some());
     let padded =
         |places: &[BufferRef]| -> u64 { places.iter().filter_map(|&place| argument(problem, want, plan, place).1).map(whole_vec4s).sum() };
     plan.scratch_bytes() + padded(inputs) + 2 * padded(results)
 }
 
 /// Buffers of a problem's arguments, each with the bytes of it that are used.
-pub(super) struct Arguments(Vec<(BufferRef, wgpu::Buffer, u64)>);
+pub(super) struct Arguments(pub(super) Vec<(BufferRef, wgpu::Buffer, u64)>);
 
 impl Arguments {
     /// Creates buffers for those of `places` that the problem has.
-    fn new(ready: &Ready, places: &[BufferRef], usage: wgpu::BufferUsages) -> Result<Self> {
+    pub(super) fn new(ready: &Ready, places: &[BufferRef], usage: wgpu::BufferUsages) -> Result<Self> {
         let make = |&place: &BufferRef| {
             let (name, bytes) = ready.argument(place);
             bytes.map(|bytes| Ok((place, storage(&ready.gpu, name, bytes, usage)?, bytes)))
@@ -58,16 +45,29 @@ impl Arguments {
         places.iter().filter_map(make).collect::<Result<_>>().map(Self)
     }
 
-    /// Creates and fills buffers for tables, bias and mask.
-    pub(super) fn options(ready: &Ready, inputs: &Inputs<'_>) -> Result<Self> {
-        let options = Self::new(ready, &OPTIONS, refilled(&ready.gpu))?;
-        ready.gpu.guarded(|| options.write(&ready.gpu, |place| option_bytes(&ready.problem, inputs, place)))?;
-        Ok(options)
+    /// Binds a plan to the buffers of what it reads and writes.
+    pub(super) fn bind(&self, ready: &Ready, written: &Self) -> Result<Dispatches> {
+        let all = || self.0.iter().chain(&written.0);
+        let bindings: Vec<_> = all().map(|(_, buffer, _)| buffer.as_entire_buffer_binding()).collect();
+        ready.bind(&all().zip(&bindings).map(|((place, ..), binding)| (*place, Some(binding))).collect::<Vec<_>>())
     }
 
-    /// Binding of an argument's buffer, if the problem has it.
-    pub(super) fn binding(&self, place: BufferRef) -> Option<wgpu::BufferBinding<'_>> {
-        self.0.iter().find(|&&(other, ..)| other == place).map(|(_, buffer, _)| buffer.as_entire_buffer_binding())
+    /// Uploads the data of `inputs` and, where a pass reads more, of `others`.
+    pub(super) fn upload<'a>(
+        &self,
+        gpu: &Gpu,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        others: impl Fn(BufferRef) -> Option<&'a [u8]>,
+    ) -> Result<()> {
+        gpu.guarded(|| {
+            self.write(gpu, |place| match place {
+                BufferRef::Query => Some(inputs.query.bytes().into()),
+                BufferRef::Key => Some(inputs.key.bytes().into()),
+                BufferRef::Value => Some(inputs.value.bytes().into()),
+                place => others(place).map(Cow::from).or_else(|| option_bytes(problem, inputs, place)),
+            });
+        })
     }
 
     /// Writes the arguments for which `bytes_of` has bytes, which may be longer than what is used of them. Call it
@@ -97,7 +97,7 @@ fn option_bytes<'a>(problem: &Problem, inputs: &Inputs<'a>, place: BufferRef) ->
 
 /// Forward or backward pass of a problem with buffers of its own.
 pub(super) struct Prepared {
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
     problem: Problem,
     /// Storage of the gradients, if it is a backward pass.
     want: Option<WantGradients>,
@@ -121,14 +121,12 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
-        let [inputs, results] = if ready.want.is_some() { BACKWARD } else { FORWARD };
+        let [inputs, results] = arguments(ready.want.is_some());
         let gpu = ready.gpu.clone();
         // A layer also reads back its queries, keys and values.
         let inputs = Arguments::new(ready, inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
         let results = Arguments::new(ready, results, wgpu::BufferUsages::COPY_SRC)?;
-        let all = || inputs.0.iter().chain(&results.0);
-        let bindings: Vec<_> = all().map(|(_, buffer, _)| buffer.as_entire_buffer_binding()).collect();
-        let bound = ready.bind(&all().zip(&bindings).map(|((place, ..), binding)| (*place, Some(binding))).collect::<Vec<_>>())?;
+        let bound = inputs.bind(ready, &results)?;
         let read_back = ReadBack::new(&gpu, results.0.iter().map(|(_, buffer, bytes)| (buffer.clone(), *bytes)))?;
         let scratch_bytes = ready.plan.scratch_bytes();
         Ok(Self { gpu, problem: ready.problem.clone(), want: ready.want, bound, inputs, results, read_back, scratch_bytes })
@@ -142,33 +140,22 @@ impl Prepared {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> u64 {
-        self.scratch_bytes + self.inputs.bytes() + self.results.bytes() + self.read_back.staging_bytes()
+        self.scratch_bytes + self.inputs.bytes() + self.results.bytes() + self.read_back.staging.size()
     }
 
     /// Uploads the data of a forward pass.
     pub(super) fn upload(&self, inputs: &Inputs<'_>) -> Result<()> {
-        self.upload_with(inputs, |_| None)
+        self.inputs.upload(&self.gpu, &self.problem, inputs, |_| None)
     }
 
     /// Uploads the data of a backward pass.
     pub(super) fn upload_backward(&self, inputs: &Inputs<'_>, backward: &BackwardInputs<'_>, stats: &[[f32; 2]]) -> Result<()> {
-        self.upload_with(inputs, |place| match place {
+        self.inputs.upload(&self.gpu, &self.problem, inputs, |place| match place {
             BufferRef::Output => Some(backward.output.bytes()),
             BufferRef::DOutput => Some(backward.d_output.bytes()),
             BufferRef::DLse => backward.d_lse.map(bytemuck::cast_slice),
             BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
             _ => None,
-        })
-    }
-
-    fn upload_with<'a>(&self, inputs: &Inputs<'_>, others: impl Fn(BufferRef) -> Option<&'a [u8]>) -> Result<()> {
-        self.gpu.guarded(|| {
-            self.inputs.write(&self.gpu, |place| match place {
-                BufferRef::Query => Some(inputs.query.bytes().into()),
-                BufferRef::Key => Some(inputs.key.bytes().into()),
-                BufferRef::Value => Some(inputs.value.bytes().into()),
-                place => others(place).map(Cow::from).or_else(|| option_bytes(&self.problem, inputs, place)),
-            });
         })
     }
 
@@ -280,17 +267,28 @@ pub(super) async fn submit(
     Ok(submitted.pop())
 }
 
+/// Runs `bound` and reads back the given number of bytes of each buffer, in order.
+pub(super) async fn read_back(
+    gpu: &Gpu,
+    bound: &Dispatches,
+    parts: impl IntoIterator<Item = (wgpu::Buffer, u64)>,
+) -> Result<Vec<Vec<f32>>> {
+    let results = ReadBack::new(gpu, parts)?;
+    let submission = submit(gpu, bound, &mut Progress::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
+    results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
+}
+
 /// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
 fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
     let mut pieces = Vec::new();
     let (mut first, mut flops) = (0, 0.0);
-    for step in 0..bound.dispatches() {
-        if step > first && flops + bound.flops(step) > budget {
-            pieces.push(first..step);
-            (first, flops) = (step, 0.0);
+    for (index, step) in bound.steps.iter().enumerate() {
+        if index > first && flops + step.flops > budget {
+            pieces.push(first..index);
+            (first, flops) = (index, 0.0);
         }
-        flops += bound.flops(step);
+        flops += step.flops;
     }
     pieces.push(first..bound.dispatches());
     pieces

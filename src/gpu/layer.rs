@@ -1,12 +1,14 @@
-//! Multi-head layer on a device: one upload and one recording.
+//! Multi-head layer on a device, and its gradients: projections and attention in one recording each.
 
-use super::buffers::ReadBack;
-use super::host::Prepared;
-use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer, uploaded};
-use super::{Dispatches, Gpu, Waiting};
+use std::borrow::Cow;
+
+use super::buffers::{ReadBack, refilled};
+use super::host::{Arguments, Prepared, arguments, read_back};
+use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer, transpose, uploaded};
+use super::{Backward, Dispatches, Gpu, Waiting};
 use crate::error::Result;
 use crate::plan::BufferRef;
-use crate::problem::{Algorithm, Inputs, Outputs, Problem};
+use crate::problem::{Algorithm, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
 
 /// Parts of a layer and its inputs, as plain data that has been checked.
@@ -70,4 +72,144 @@ pub(crate) async fn layer(
     let attention = prepared.outputs(&bound, &mut Progress::default(), Waiting::Blocking, copy).await?;
     let results = results.read(gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
     Ok((attention, results.await?))
+}
+
+/// Projection Y = X·Wᵀ whose gradients are wanted.
+pub(crate) struct ProjectionBackward<'a> {
+    /// X [rows, in_features].
+    pub(crate) x: Cow<'a, [f32]>,
+    /// W [out_features, in_features].
+    pub(crate) weight: &'a [f32],
+    /// Selectors [sums, rows]: 1 for each row of dY that a sum includes.
+    pub(crate) selectors: Vec<f32>,
+    pub(crate) sums: usize,
+    pub(crate) rows: usize,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+}
+
+/// Data from which the gradients of a layer are computed, checked.
+pub(crate) struct LayerBackwardParts<'a> {
+    /// Projections to Q, K and V.
+    pub(crate) sides: [ProjectionBackward<'a>; 3],
+    pub(crate) output: ProjectionBackward<'a>,
+    pub(crate) d_output: &'a [f32],
+    /// Q, K, V and context.
+    pub(crate) steps: [&'a [f32]; 4],
+    pub(crate) stats: Option<&'a [[f32; 2]]>,
+}
+
+/// Gradients of a layer.
+pub(crate) struct LayerBackwardResults {
+    /// dX, dW and the sums of selected rows of dY, for the projections to Q, K, V and the output.
+    pub(crate) projections: [[Vec<f32>; 3]; 4],
+    /// Gradients of bias, relative biases and sinks.
+    pub(crate) attention: [Option<Vec<f32>>; 3],
+}
+
+/// Recording in progress: its dispatches, and the buffers to read back.
+struct Recording<'a> {
+    gpu: &'a Gpu,
+    bound: Dispatches,
+    results: Vec<(wgpu::Buffer, u64)>,
+}
+
+impl Recording<'_> {
+    /// Creates a buffer that is read back.
+    fn result(&mut self, name: &str, len: usize) -> Result<wgpu::Buffer> {
+        let buffer = storage_buffer(self.gpu, name, len, wgpu::BufferUsages::COPY_SRC)?;
+        self.results.push((buffer.clone(), 4 * len as u64));
+        Ok(buffer)
+    }
+
+    /// Records y [rows, columns] = x [rows, depth] · weightᵀ, with weight [columns, depth].
+    fn multiply(&mut self, [rows, columns, depth]: [usize; 3], x: &wgpu::Buffer, weight: wgpu::Buffer, y: &wgpu::Buffer) -> Result<()> {
+        let linear = DeviceLinear::from_buffer(weight, depth, columns);
+        self.bound.steps.extend(linear.bind(self.gpu, RowMap::plain(rows), x, y)?);
+        Ok(())
+    }
+
+    /// Records the transpose of x [rows, columns].
+    fn transpose(&mut self, name: &str, [rows, columns]: [usize; 2], x: &wgpu::Buffer) -> Result<wgpu::Buffer> {
+        let to = storage_buffer(self.gpu, name, rows * columns, wgpu::BufferUsages::empty())?;
+        self.bound.steps.extend(transpose(self.gpu, rows, columns, x, &to)?);
+        Ok(to)
+    }
+
+    /// Records dX, dW and the selected sums of a projection's dY, which are read back in this order. Returns dX.
+    fn project_back(&mut self, side: &ProjectionBackward<'_>, d_y: &wgpu::Buffer) -> Result<wgpu::Buffer> {
+        let &ProjectionBackward { sums, rows, in_features, out_features, .. } = side;
+        let d_y_t = self.transpose("dYᵀ", [rows, out_features], d_y)?;
+        let x_t = self.transpose("Xᵀ", [rows, in_features], &uploaded(self.gpu, "X", &side.x)?)?;
+        let weight_t = self.transpose("Wᵀ", [out_features, in_features], &uploaded(self.gpu, "W", side.weight)?)?;
+        let d_x = self.result("dX", rows * in_features)?;
+        let d_weight = self.result("dW", out_features * in_features)?;
+        let summed = self.result("db", sums * out_features)?;
+        let selectors = uploaded(self.gpu, "selectors", &side.selectors)?;
+        self.multiply([rows, in_features, out_features], d_y, weight_t, &d_x)?;
+        self.multiply([out_features, in_features, rows], &d_y_t, x_t, &d_weight)?;
+        self.multiply([sums, out_features, rows], &selectors, d_y_t, &summed)?;
+        Ok(d_x)
+    }
+}
+
+/// Computes the gradients of a layer.
+pub(crate) async fn layer_backward(
+    gpu: &Gpu,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    parts: &LayerBackwardParts<'_>,
+) -> Result<LayerBackwardResults> {
+    let want = WantGradients::all(problem);
+    let mut recording = Recording { gpu, bound: Dispatches { steps: Vec::new() }, results: Vec::new() };
+    let d_output = uploaded(gpu, "dY", parts.d_output)?;
+    let d_context = recording.project_back(&parts.output, &d_output)?;
+    let [query, key, value, context] = parts.steps;
+    let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
+    let mut computed = None;
+    if parts.stats.is_none() {
+        let forward = Prepared::forward(gpu, &problem.for_stats(), Algorithm::Auto)?;
+        forward.upload(&projected)?;
+        computed = forward.outputs(&forward.bound, &mut Progress::default(), Waiting::Blocking, |_| {}).await?.stats;
+    }
+    let stats = parts.stats.or(computed.as_deref()).unwrap_or_default();
+    let (d_operands, extras) = attention(&mut recording, problem, &projected, (context, stats), &want, d_context)?;
+    for (side, d_y) in parts.sides.iter().zip(&d_operands) {
+        recording.project_back(side, d_y)?;
+    }
+    let mut results = read_back(gpu, &recording.bound, recording.results).await?.into_iter();
+    let mut next = || results.next().unwrap_or_default();
+    let output = [next(), next(), next()];
+    let attention = extras.map(|wanted| wanted.then(&mut next));
+    let [query, key, value] = [(); 3].map(|()| [next(), next(), next()]);
+    Ok(LayerBackwardResults { projections: [query, key, value, output], attention })
+}
+
+/// Records the backward pass of the attention. Returns dQ, dK, dV, and which other gradients are read back.
+fn attention(
+    recording: &mut Recording<'_>,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    (context, stats): (&[f32], &[[f32; 2]]),
+    want: &WantGradients,
+    d_context: wgpu::Buffer,
+) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
+    let gpu = recording.gpu;
+    let ready = Backward::of(gpu, problem, want)?.0;
+    let [read, written] = arguments(true);
+    let uploaded: Vec<BufferRef> = read.iter().copied().filter(|&place| place != BufferRef::DOutput).collect();
+    let mut read = Arguments::new(&ready, &uploaded, refilled(gpu))?;
+    read.upload(gpu, problem, inputs, |place| match place {
+        BufferRef::Output => Some(bytemuck::cast_slice(context)),
+        BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
+        _ => None,
+    })?;
+    let bytes = d_context.size();
+    read.0.push((BufferRef::DOutput, d_context, bytes));
+    let written = Arguments::new(&ready, written, wgpu::BufferUsages::COPY_SRC)?;
+    recording.bound.steps.extend(read.bind(&ready, &written)?.steps);
+    let mut gradients = written.0.into_iter().map(|(_, buffer, bytes)| (buffer, bytes));
+    let d_operands = [gradients.next(), gradients.next(), gradients.next()].map(|gradient| gradient.expect("all are wanted").0);
+    recording.results.extend(gradients);
+    Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Gpu;
-use super::buffers::{filled, storage};
+use super::buffers::{filled, storage, whole_vec4s};
 use super::pipeline::{Pipeline, PipelineKey};
 use super::steps::{BoundDispatch, dispatches};
 use crate::error::{Error, Result};
@@ -127,41 +127,28 @@ pub(super) fn uploaded(gpu: &Gpu, name: &str, numbers: &[f32]) -> Result<wgpu::B
 
 /// Bytes of a buffer of `len` elements, if a device can bind it whole and a shader can count the elements.
 fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
-    let bytes = (4 * len as u64).next_multiple_of(16).max(16);
+    let bytes = whole_vec4s(4 * len as u64);
     check_bytes(name, bytes, gpu.caps())?;
     if u32::try_from(len).is_err() {
-        return Err(Error::Limit {
-            limit: "elements that a shader can count",
-            needed: len as u64,
-            available: u32::MAX.into(),
-            remedy: format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu"),
-        });
+        let remedy = format!("split the batch so that `{name}` gets smaller, or use Backend::Cpu");
+        return Err(Error::limit("elements that a shader can count", len, u32::MAX as usize, remedy));
     }
     Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::buffers::ReadBack;
-    use super::super::wait::Waiting;
+    use super::super::host::read_back;
     use super::super::{Dispatches, choose_every};
     use super::*;
 
     /// Computes Y on the device.
     fn run(gpu: &Gpu, tile: LinearTile, linear: &DeviceLinear, rows: RowMap, x: &[f32]) -> Vec<f32> {
         let len = rows.all() * linear.out_features;
-        let from = storage_buffer(gpu, "x", x.len(), wgpu::BufferUsages::COPY_DST).expect("it fits");
+        let from = uploaded(gpu, "x", x).expect("it fits");
         let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
-        gpu.queue().write_buffer(&from, 0, bytemuck::cast_slice(x));
         let bound = Dispatches { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
-        let results = ReadBack::new(gpu, [(to, 4 * len as u64)]).expect("it fits");
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        bound.record(&mut encoder);
-        results.copy(&mut encoder);
-        let submission = gpu.queue().submit([encoder.finish()]);
-        let read = results
-            .read(gpu, Some(submission), Waiting::Blocking, |parts| parts.flat_map(bytemuck::pod_collect_to_vec::<u8, f32>).collect());
-        pollster::block_on(read).expect("the device is there")
+        pollster::block_on(read_back(gpu, &bound, [(to, 4 * len as u64)])).expect("the device is there").remove(0)
     }
 
     /// Tests every kernel with tails on every adapter: whole vec4s with bias and gaps after items, or none of these.

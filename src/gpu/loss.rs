@@ -6,23 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Error scopes of every kind on this thread, which keep errors from the app's handler. The last opened drops first.
-pub(super) struct Scopes {
-    internal: wgpu::ErrorScopeGuard,
-    validation: wgpu::ErrorScopeGuard,
-    memory: wgpu::ErrorScopeGuard,
-}
+pub(super) struct Scopes([wgpu::ErrorScopeGuard; 3]);
 
 impl Scopes {
     pub(super) fn open(device: &wgpu::Device) -> Self {
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        Self { internal, validation, memory }
+        let kinds = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal];
+        let [memory, validation, internal] = kinds.map(|kind| device.push_error_scope(kind));
+        Self([internal, validation, memory])
     }
 
     /// Closes the scopes. Returns the first error of the most telling kind.
     pub(super) fn close(self) -> Option<wgpu::Error> {
-        let [internal, validation, memory] = [self.internal, self.validation, self.memory].map(|scope| pollster::block_on(scope.pop()));
+        let [internal, validation, memory] = self.0.map(|scope| pollster::block_on(scope.pop()));
         internal.or(validation).or(memory)
     }
 }

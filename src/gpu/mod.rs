@@ -32,7 +32,6 @@
 
 mod adapter;
 mod attention;
-mod backward;
 mod buffers;
 mod cache;
 mod cache_append;
@@ -43,7 +42,6 @@ mod device;
 mod findings;
 mod host;
 mod layer;
-mod layer_backward;
 mod linear;
 mod loss;
 mod merge;
@@ -57,8 +55,7 @@ mod trial;
 mod wait;
 
 pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
-pub use attention::{Attention, Bindings};
-pub use backward::{Backward, BackwardBindings};
+pub use attention::{Attention, Backward, BackwardBindings, Bindings};
 pub use cache::{CacheSize, DeviceCache, Growth};
 pub use cache_append::{NewTokens, RotatedQuery, Rotation};
 pub use cache_attention::{CacheAttention, QueryBindings};
@@ -74,9 +71,8 @@ pub use timestamps::{DispatchTime, Timestamps};
 pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};
-pub(crate) use calls::Calls;
-pub(crate) use layer::{LayerParts, layer};
-pub(crate) use layer_backward::{LayerBackwardParts, LayerBackwardResults, ProjectionBackward, layer_backward};
+pub(crate) use calls::{Asked, Calls};
+pub(crate) use layer::{LayerBackwardParts, LayerBackwardResults, LayerParts, ProjectionBackward, layer, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
 pub(crate) use trial::{Trial, gradients_of_plan};
 pub(crate) use wait::Waiting;

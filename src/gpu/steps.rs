@@ -286,9 +286,4 @@ impl Dispatches {
             pass.pop_debug_group();
         }
     }
-
-    /// Floating-point operations of one dispatch.
-    pub(super) fn flops(&self, step: usize) -> f64 {
-        self.steps[step].flops
-    }
 }

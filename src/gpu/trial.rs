@@ -4,61 +4,45 @@ use std::time::Instant;
 
 use super::host::Prepared;
 use super::steps::Ready;
-use super::{Gpu, Waiting, loss};
+use super::{Asked, Gpu, Waiting, loss};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
+use crate::problem::{Gradients, Inputs, Outputs, Problem};
 use crate::progress::Progress;
-use crate::wgsl::Kernel;
 
 /// Problem with its data on the device, to be computed by one kernel.
-pub(crate) struct Trial {
-    gpu: Gpu,
-    prepared: Prepared,
-}
+pub(crate) struct Trial(Prepared);
 
 impl Trial {
-    /// Compiles the kernel and uploads the data. Both problem and data have been checked.
-    pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, kernel: Kernel) -> Result<Self> {
-        let plan = Plan::of(problem, gpu.caps(), Algorithm::Fused, Some(kernel))?;
-        Self::of_plan(gpu, problem, inputs, plan)
-    }
-
-    /// [`Self::new`] for a given plan.
-    pub(crate) fn of_plan(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<Self> {
+    /// Compiles the plan's kernels and uploads the data. Both problem and data have been checked.
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<Self> {
         let prepared = Prepared::new(&Ready::new(gpu, problem, None, plan, None)?)?;
         prepared.upload(inputs)?;
-        Ok(Self { gpu: gpu.clone(), prepared })
+        Ok(Self(prepared))
     }
 
     /// Computes the answer.
     pub(crate) fn answer(&self) -> Result<Outputs> {
-        pollster::block_on(self.prepared.outputs(&self.prepared.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
+        pollster::block_on(self.0.outputs(&self.0.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
     }
 
     /// Seconds per recording, of `times` recordings in one submit, copies excluded.
     pub(crate) fn seconds(&self, times: u32) -> Result<f64> {
-        let device = self.gpu.device();
+        let Prepared { gpu, bound, .. } = &self.0;
         let started = Instant::now();
-        self.gpu.guarded(|| {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
-            (0..times).for_each(|_| self.prepared.bound.record(&mut encoder));
-            self.gpu.queue().submit([encoder.finish()]);
+        gpu.guarded(|| {
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
+            (0..times).for_each(|_| bound.record(&mut encoder));
+            gpu.queue().submit([encoder.finish()]);
         })?;
-        loss::poll(device, wgpu::PollType::wait_indefinitely()).map_err(|why| self.gpu.failure(why))?;
+        loss::poll(gpu.device(), wgpu::PollType::wait_indefinitely()).map_err(|why| gpu.failure(why))?;
         Ok(started.elapsed().as_secs_f64() / f64::from(times))
     }
 }
 
-/// Gradients of `problem` by `plan`. Everything has been checked, and `backward` has statistics.
-pub(crate) fn gradients_of_plan(
-    gpu: &Gpu,
-    problem: &Problem,
-    inputs: &Inputs<'_>,
-    backward: &BackwardInputs<'_>,
-    want: &WantGradients,
-    plan: Plan,
-) -> Result<Gradients> {
+/// Gradients of `problem` by `plan`. Everything has been checked, and the request has statistics.
+pub(crate) fn gradients_of_plan(gpu: &Gpu, asked: Asked<'_>, plan: Plan) -> Result<Gradients> {
+    let Asked { problem, inputs, backward, want } = asked;
     let prepared = Prepared::new(&Ready::new(gpu, problem, Some(want), plan, None)?)?;
     prepared.upload_backward(inputs, backward, backward.stats.unwrap_or_default())?;
     pollster::block_on(prepared.gradients(&mut Progress::default(), Waiting::Blocking))

@@ -60,14 +60,9 @@ pub fn merge_torch_masks(
             TorchMask::Float(bias) => added.push((bias, shape)),
         }
     }
-    let mut merged = MergedMasks::default();
-    if !masked.is_empty() {
-        merged.mask = Some(fold_broadcast(&masked, keys, true, |visible, masked| visible && !masked)?);
-    }
-    if !added.is_empty() {
-        merged.bias = Some(fold_broadcast(&added, keys, 0.0, |sum, bias| sum + bias)?);
-    }
-    Ok(merged)
+    let mask = || fold_broadcast(&masked, keys, true, |visible, masked| visible && !masked);
+    let bias = || fold_broadcast(&added, keys, 0.0, |sum, bias| sum + bias);
+    Ok(MergedMasks { mask: (!masked.is_empty()).then(mask).transpose()?, bias: (!added.is_empty()).then(bias).transpose()? })
 }
 
 fn elements(shape: [usize; 4]) -> Option<usize> {

@@ -114,16 +114,10 @@ impl MultiHead {
     /// follow from the shapes: W_Q [num_heads * head_dim, _], W_K [num_kv_heads * head_dim, _], W_V
     /// [num_kv_heads * head_dim_v, _], W_O [_, num_heads * head_dim_v]. Any other shape is an error.
     pub fn new(query: Linear, key: Linear, value: Linear, output: Linear, num_heads: usize, num_kv_heads: usize) -> Result<Self> {
-        for (argument, heads) in [("num_heads", num_heads), ("num_kv_heads", num_kv_heads)] {
-            if heads == 0 {
-                return Err(Error::invalid(argument, "is 0; it must be at least 1"));
-            }
-        }
+        Error::check_sizes([("num_heads", num_heads), ("num_kv_heads", num_kv_heads)])?;
         if !num_heads.is_multiple_of(num_kv_heads) {
-            return Err(Error::invalid(
-                "num_kv_heads",
-                format!("num_heads = {num_heads} is not a multiple of num_kv_heads = {num_kv_heads}"),
-            ));
+            let why = format!("num_heads = {num_heads} is not a multiple of num_kv_heads = {num_kv_heads}");
+            return Err(Error::invalid("num_kv_heads", why));
         }
         for (argument, linear, heads) in [("w_q", &query, num_heads), ("w_v", &value, num_kv_heads)] {
             if !linear.out_features().is_multiple_of(heads) {
@@ -278,12 +272,8 @@ impl MultiHead {
         let d = &problem.dims;
         let expected = [self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim_v];
         if [d.num_heads, d.num_kv_heads, d.head_dim, d.head_dim_v] != expected {
-            return Err(Error::invalid(
-                "problem",
-                format!(
-                    "its heads are not the layer's: num_heads, num_kv_heads, head_dim, head_dim_v must be {expected:?}; start from MultiHead::problem"
-                ),
-            ));
+            let why = format!("num_heads, num_kv_heads, head_dim, head_dim_v must be {expected:?}; start from MultiHead::problem");
+            return Err(Error::invalid("problem", format!("its heads are not the layer's: {why}")));
         }
         let side_by_side = TensorSpec::new(DType::F32, Layout::Bshd);
         if [problem.query, problem.key, problem.value, problem.output] != [side_by_side; 4] {
@@ -297,10 +287,8 @@ impl MultiHead {
             return Err(Error::unsupported("paged keys in a layer, which makes its keys itself", "run the attention alone"));
         }
         if appended > 0 && (problem.varlen.is_some() || problem.visibility.kv_lengths) {
-            return Err(Error::unsupported(
-                "appended keys with varlen sequences or kv_lengths",
-                "give the lengths as a boolean mask that leaves the appended keys visible",
-            ));
+            let remedy = "give the lengths as a boolean mask that leaves the appended keys visible";
+            return Err(Error::unsupported("appended keys with varlen sequences or kv_lengths", remedy));
         }
         let [rows_q, rows_kv] = self.rows(problem).map(RowMap::own);
         let slices = [
@@ -313,8 +301,8 @@ impl MultiHead {
             let HostSlice::F32(data) = slice else {
                 return Err(Error::invalid(argument, format!("the data is {}, the layer takes f32", slice.dtype())));
             };
-            if rows.checked_mul(linear.in_features()) != Some(data.len()) {
-                let columns = linear.in_features();
+            let columns = linear.in_features();
+            if rows.checked_mul(columns) != Some(data.len()) {
                 return Err(Error::invalid(argument, format!("has {} numbers, must have {rows} rows of {columns}", data.len())));
             }
             *x = data;

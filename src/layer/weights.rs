@@ -192,10 +192,9 @@ impl Source<'_> {
 
     fn llama(&self, stem: &str) -> Result<[Linear; 4]> {
         if let Some(norm) = ["q_norm", "k_norm"].iter().find(|norm| self.has(&format!("{stem}{norm}.weight"))) {
-            return Err(Error::unsupported(
-                format!("`{stem}{norm}.weight`: heads that are normalised between projection and attention"),
-                "read the tensors with WeightFile::tensor, project with Linear, normalise, and run the attention alone",
-            ));
+            let what = format!("`{stem}{norm}.weight`: heads that are normalised between projection and attention");
+            let remedy = "read the tensors with WeightFile::tensor, project with Linear, normalise, and run the attention alone";
+            return Err(Error::unsupported(what, remedy));
         }
         let parts = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|part| format!("{stem}{part}"));
         let has_bias = |part: &String| self.has(&format!("{part}.bias"));

@@ -40,19 +40,16 @@ pub(crate) fn get(dtype: DType, words: &[u32], index: usize) -> f32 {
 /// Dequantises whole blocks.
 #[inline(always)]
 pub(crate) fn widen(dtype: DType, words: &[u32], to: &mut [f32]) {
-    if dtype == DType::Q4 {
-        for (block, to) in words.as_chunks::<5>().0.iter().zip(to.as_chunks_mut::<BLOCK>().0) {
-            let scale = f32::from_bits(block[0]);
-            for (word, to) in block[1..].iter().zip(to.as_chunks_mut::<8>().0) {
-                *to = std::array::from_fn(|i| scale * ((*word as i32) << (28 - 4 * i) >> 28) as f32);
-            }
-        }
-    } else {
-        for (block, to) in words.as_chunks::<9>().0.iter().zip(to.as_chunks_mut::<BLOCK>().0) {
-            let scale = f32::from_bits(block[0]);
-            for (word, to) in block[1..].iter().zip(to.as_chunks_mut::<4>().0) {
-                *to = std::array::from_fn(|i| scale * ((*word as i32) << (24 - 8 * i) >> 24) as f32);
-            }
+    if dtype == DType::Q4 { widen_blocks::<5, 8, 4>(words, to) } else { widen_blocks::<9, 4, 8>(words, to) }
+}
+
+/// Dequantises blocks of `WORDS` words, a scale and words of `COUNT` values of `BITS` bits.
+#[inline(always)]
+fn widen_blocks<const WORDS: usize, const COUNT: usize, const BITS: usize>(words: &[u32], to: &mut [f32]) {
+    for (block, to) in words.as_chunks::<WORDS>().0.iter().zip(to.as_chunks_mut::<BLOCK>().0) {
+        let scale = f32::from_bits(block[0]);
+        for (word, to) in block[1..].iter().zip(to.as_chunks_mut::<COUNT>().0) {
+            *to = std::array::from_fn(|i| scale * ((*word as i32) << (32 - BITS - BITS * i) >> (32 - BITS)) as f32);
         }
     }
 }

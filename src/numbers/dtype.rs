@@ -23,6 +23,10 @@ pub enum DType {
     Q4,
 }
 
+/// Name and epsilon of each type, in the order of [`DType`].
+const NAMES_AND_EPSILONS: [(&str, f64); 5] =
+    [("f32", 1.1920928955078125e-7), ("f16", 9.765625e-4), ("bf16", 7.8125e-3), ("q8", 1.0 / 127.0), ("q4", 0.125)];
+
 impl DType {
     /// Floating-point types, whose elements are stored one by one.
     pub const FLOATS: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
@@ -46,24 +50,12 @@ impl DType {
 
     /// Spacing of values just above 1: 2^-23, 2^-10, 2^-7; for blocks whose largest element is 1: 1/127, 1/8.
     pub const fn epsilon(self) -> f64 {
-        match self {
-            Self::F32 => 1.1920928955078125e-7,
-            Self::F16 => 9.765625e-4,
-            Self::BF16 => 7.8125e-3,
-            Self::Q8 => 1.0 / 127.0,
-            Self::Q4 => 0.125,
-        }
+        NAMES_AND_EPSILONS[self as usize].1
     }
 
     /// Name: `f32`, `f16`, `bf16`, `q8` or `q4`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::Q8 => "q8",
-            Self::Q4 => "q4",
-        }
+        NAMES_AND_EPSILONS[self as usize].0
     }
 }
 

@@ -246,17 +246,15 @@ impl HostVec {
 
     /// Writes `from` at index `at`, rounded to nearest even or quantised (whole blocks only). Panics past the end.
     pub(crate) fn write(&mut self, at: usize, from: HostSlice<'_>) {
-        let range = at..at + from.len();
+        let (dtype, range) = (self.as_slice().dtype(), at..at + from.len());
         match (self, from) {
             (Self::F32(to), HostSlice::F32(from)) => to[range].copy_from_slice(from),
             (Self::F16(to), HostSlice::F16(from)) => to[range].copy_from_slice(from),
             (Self::BF16(to), HostSlice::BF16(from)) => to[range].copy_from_slice(from),
             (Self::F16(to), HostSlice::F32(from)) => to[range].convert_from_f32_slice(from),
             (Self::BF16(to), HostSlice::F32(from)) => to[range].convert_from_f32_slice(from),
-            (Self::Q8(to), HostSlice::Q8(from)) => to[word_range(DType::Q8, range)].copy_from_slice(from),
-            (Self::Q4(to), HostSlice::Q4(from)) => to[word_range(DType::Q4, range)].copy_from_slice(from),
-            (Self::Q8(to), HostSlice::F32(from)) => blocks::narrow(DType::Q8, from, &mut to[word_range(DType::Q8, range)]),
-            (Self::Q4(to), HostSlice::F32(from)) => blocks::narrow(DType::Q4, from, &mut to[word_range(DType::Q4, range)]),
+            (Self::Q8(to), HostSlice::Q8(from)) | (Self::Q4(to), HostSlice::Q4(from)) => to[word_range(dtype, range)].copy_from_slice(from),
+            (Self::Q8(to) | Self::Q4(to), HostSlice::F32(from)) => blocks::narrow(dtype, from, &mut to[word_range(dtype, range)]),
             (to @ (Self::Q8(_) | Self::Q4(_)), from) => {
                 let numbers: Vec<f32> = (0..from.len()).map(|i| from.get(i)).collect();
                 to.write(at, numbers[..].into());

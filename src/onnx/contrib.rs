@@ -86,10 +86,8 @@ impl MultiHeadAttention {
         let mut added = attention_bias(inputs.attention_bias, [batch, self.num_heads, seq_len, total])?;
         if let Some(mask) = inputs.key_padding_mask {
             if mask.len() != batch * total {
-                return Err(Error::unsupported(
-                    format!("a key_padding_mask of {} numbers for {batch} items of {total} keys", mask.len()),
-                    "give one of shape [batch, total_sequence_length]",
-                ));
+                let what = format!("a key_padding_mask of {} numbers for {batch} items of {total} keys", mask.len());
+                return Err(Error::unsupported(what, "give one of shape [batch, total_sequence_length]"));
             }
             let padding: Vec<f32> = mask.iter().map(|&real| if real == 0 { self.mask_filter_value } else { 0.0 }).collect();
             let bias = added.as_ref().map(|(shape, bias)| (&bias[..], *shape));
@@ -267,10 +265,8 @@ impl GroupQueryAttention {
 /// Sizes of [batch, seq, heads * dim] as [batch, heads, seq, dim].
 fn three_axes(argument: &'static str, tensor: Tensor<'_>, heads: usize) -> Result<[usize; 4]> {
     if tensor.shape.len() != 3 {
-        return Err(Error::unsupported(
-            format!("`{argument}` of shape {:?}", tensor.shape),
-            "give query, key and value as [batch, sequence, hidden] each",
-        ));
+        let what = format!("`{argument}` of shape {:?}", tensor.shape);
+        return Err(Error::unsupported(what, "give query, key and value as [batch, sequence, hidden] each"));
     }
     tensor.heads(argument, Some(heads)).map(|(shape, _)| shape)
 }

@@ -3,7 +3,7 @@
 use super::{OwnedTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::numbers::HostVec;
-use crate::problem::Layout;
+use crate::problem::TensorSpec;
 use crate::rotary::{Pairing, Rotary};
 
 /// Attributes of ONNX `RotaryEmbedding`, opset 23. [`crate::rotary`] has the formula.
@@ -39,14 +39,11 @@ impl RotaryEmbedding {
         let positions = positions(position_ids, batch * seq)?;
 
         let mut data = x.to_f32();
-        let row = |b: usize, h: usize, i: usize| match layout {
-            Layout::Bshd => ((b * seq + i) * heads + h) * dim,
-            _ => ((b * heads + h) * seq + i) * dim,
-        };
+        let steps = TensorSpec::new(x.data.dtype(), layout).strides(shape);
         for (token, position) in positions.into_iter().enumerate() {
             let (b, i) = (token / seq, token % seq);
             for h in 0..heads {
-                rotary.apply(&mut data[row(b, h, i)..][..dim], position)?;
+                rotary.apply(&mut data[b * steps.batch + h * steps.head + i * steps.seq..][..dim], position)?;
             }
         }
         Ok(OwnedTensor { shape: x.shape.to_vec(), data: HostVec::from_f32(x.data.dtype(), &data) })

@@ -92,14 +92,9 @@ impl Expected {
         let bounds = Bounds::new(problem, inputs, &answer)?;
         let (d, want) = (problem.dims, problem.want);
         let rows = rows(problem, inputs);
-        let arrange_output = |from: &[f64]| arrange(&rows, from, d.head_dim_v, |place| place);
-        // The lse of varlen sequences is [tokens, num_heads].
-        let (lse_shape, tokens) = match problem.varlen {
-            Some(varlen) => (vec![varlen.tokens_q, d.num_heads], varlen.tokens_q),
-            None => (d.scores_shape()[..3].to_vec(), 0),
-        };
-        let lse_place = |place: usize| if tokens > 0 { place % tokens * d.num_heads + place / tokens } else { place };
-        let arrange_lse = |from: &[f64], width: usize| arrange(&rows, from, width, lse_place);
+        let arrange_output = |from: &[f64]| arrange(&rows, from, d.head_dim_v, |row| row.place);
+        let lse_shape = problem.varlen.map_or_else(|| d.scores_shape()[..3].to_vec(), |varlen| vec![varlen.tokens_q, d.num_heads]);
+        let arrange_lse = |from: &[f64], width: usize| arrange(&rows, from, width, |row| row.of_lse);
 
         let output_errors: Vec<f64> = (0..answer.output.len()).map(|at| bounds.output_error(problem, at)).collect();
         let lse = || {
@@ -141,11 +136,11 @@ pub fn oracle(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs))
 }
 
-/// Rearranges rows of `width` elements from the oracle's order to their places, or to where `place` moves those.
-fn arrange(rows: &[QueryRow], from: &[f64], width: usize, place: impl Fn(usize) -> usize) -> Vec<f64> {
+/// Rearranges rows of `width` elements from the oracle's order to the places that `place` names.
+fn arrange(rows: &[QueryRow], from: &[f64], width: usize, place: impl Fn(&QueryRow) -> usize) -> Vec<f64> {
     let mut to = vec![0.0; rows.len() * width];
     for row in rows {
-        to[place(row.place) * width..][..width].copy_from_slice(&from[row.index * width..][..width]);
+        to[place(row) * width..][..width].copy_from_slice(&from[row.index * width..][..width]);
     }
     to
 }

@@ -187,9 +187,4 @@ impl Candidate {
             }
         }
     }
-
-    /// Returns the minimum, median and maximum of `times`, in ms.
-    pub(super) fn spread(&self) -> Option<[f64; 3]> {
-        machine::spread(&self.times)
-    }
 }

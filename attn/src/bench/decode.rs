@@ -94,11 +94,6 @@ impl Full {
         (self.seen() * self.shape.token_bytes()) as f64
     }
 
-    /// Returns the operation count, 4 * H * visible keys * D.
-    fn flops(&self) -> f64 {
-        4.0 * (self.num_heads * self.seen() * self.shape.head_dim) as f64
-    }
-
     fn dims(&self) -> Dims {
         let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
         Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: 1, seq_len_kv: self.keys, head_dim, head_dim_v }
@@ -212,7 +207,8 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
     let mut rows = vec!["cache\tmedian ms\tmin\tGFLOP/s\tGB/s\tof a copy\ton".to_string()];
     for Candidate { adapter, op, copy_gb_s, cache_bytes, times, .. } in &candidates {
         let Some([min, median, _]) = machine::spread(times) else { continue };
-        let (gflops, gb_s) = (full.flops() / median / 1e6, full.bytes() / median / 1e6);
+        let flops = 4.0 * (full.num_heads * full.seen() * full.shape.head_dim) as f64;
+        let (gflops, gb_s) = (flops / median / 1e6, full.bytes() / median / 1e6);
         let of_copy = gb_s / copy_gb_s;
         if json {
             let line = json!({

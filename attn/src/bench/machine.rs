@@ -8,14 +8,11 @@ use serde_json::{Value, json};
 /// Returns the first line of a record; `copy_gb_s` is the result of [`copy_gb_s`].
 pub(super) fn line(copy_gb_s: f64) -> Value {
     json!({
-        "machine": cpu_name(), "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        "machine": proc_entry("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string()),
+        "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
         "version": env!("CARGO_PKG_VERSION"), "copy_gb_s": copy_gb_s, "multiply_add_gflops": wgpu_attention::cpu::multiply_add_gflops(),
         "program_bytes": std::env::current_exe().and_then(std::fs::metadata).map(|file| file.len()).ok(),
     })
-}
-
-fn cpu_name() -> String {
-    proc_entry("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string())
 }
 
 /// Reads the entry `name: value` of a file of Linux.

@@ -151,12 +151,12 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
     }
     drop(progress);
     // Ratios are relative to the fastest peer.
-    let medians = warm.iter().filter(|candidate| candidate.is_peer()).filter_map(|candidate| candidate.spread());
+    let medians = warm.iter().filter(|candidate| candidate.is_peer()).filter_map(|candidate| machine::spread(&candidate.times));
     let best_peer = medians.map(|[_, median, _]| median).reduce(f64::min);
     let ratio = |candidate: &Candidate, median: f64| best_peer.filter(|_| !candidate.is_peer()).map(|peer| peer / median);
     if json {
         for candidate in &warm {
-            let Some(spread) = candidate.spread() else { continue };
+            let Some(spread) = machine::spread(&candidate.times) else { continue };
             terminal.json(&as_json(task, candidate, spread, ratio(candidate, spread[1])), false)?;
         }
         return Ok(());
@@ -164,7 +164,7 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
     writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
     let mut rows = vec!["op\tmedian ms\tmin..max ms\tn\tGFLOP/s\ton".to_string()];
     for candidate in &warm {
-        let Some([min, median, max]) = candidate.spread() else { continue };
+        let Some([min, median, max]) = machine::spread(&candidate.times) else { continue };
         let faster = ratio(candidate, median).map(|ratio| format!("{ratio:.2} times as fast as the fastest peer"));
         let notes: Vec<String> = [Some(candidate.adapter.clone()), faster, candidate.exactness(task)].into_iter().flatten().collect();
         let (op, n, gflops, notes) = (&candidate.op, candidate.times.len(), task.flops() / (median * 1e6), notes.join(", "));

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde_json::json;
-use wgpu_attention::gpu::{Attention, Bindings, Gpu, ShaderOptions};
+use wgpu_attention::gpu::{Attention, Bindings, Gpu};
 use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
@@ -25,7 +25,7 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
     let tensors = check::tensors(&problem)?;
     for backend in backends {
         let started = Instant::now();
-        let engine = backend::open_with(backend, Algorithm::Fused, ShaderOptions::default())?;
+        let engine = backend::open_fused(backend, false)?;
         let open_ms = milliseconds(started);
         let mut calls = Vec::new();
         for _ in 0..20 {

@@ -106,11 +106,10 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let engine = backend::open(&args.backend.backend)?;
     let steps = compute(&engine, &example)?;
     write_picture(args, || picture(&example, &steps, &engine))?;
-    if args.json {
-        terminal.json(&as_json(&example, &steps, &engine, focus), true)?;
-        return Ok(());
+    match args.json {
+        true => Ok(terminal.json(&as_json(&example, &steps, &engine, focus), true)?),
+        false => tell(terminal, &example, &steps, &engine, focus),
     }
-    tell(terminal, &example, &steps, &engine, focus)
 }
 
 fn write_picture(args: &Args, picture: impl FnOnce() -> String) -> Result<(), Failure> {

@@ -38,11 +38,10 @@ pub(super) fn run(args: &Args, path: &Path, terminal: &mut Terminal) -> Result<(
     let model = compute(args, path, &engine)?;
     let focus = position(&model.tokens, args.focus.as_deref())?;
     write_picture(args, || picture(&model, &engine))?;
-    if args.json {
-        terminal.json(&as_json(&model, &engine, focus), true)?;
-        return Ok(());
+    match args.json {
+        true => Ok(terminal.json(&as_json(&model, &engine, focus), true)?),
+        false => tell(terminal, &model, &engine, focus),
     }
-    tell(terminal, &model, &engine, focus)
 }
 
 fn compute(args: &Args, path: &Path, engine: &Engine) -> Result<Model, Failure> {

@@ -85,13 +85,10 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
     problem.want.weights = file.expects("attn_weights");
     let padding = file.optional("key_padding_mask", torch_mask)?;
     let masks = merge_torch_masks(&problem.dims, count, padding, file.optional("attn_mask", torch_mask)?)?;
-    let (mut mask, mut bias) = (vec![], vec![]);
-    if let Some((shape, data)) = masks.mask {
-        (problem.visibility.mask, mask) = (Some(shape), data);
-    }
-    if let Some((shape, data)) = masks.bias {
-        (problem.bias, bias) = (Some(shape), data);
-    }
+    let (mask, bias);
+    (problem.visibility.mask, mask) = masks.mask.unzip();
+    (problem.bias, bias) = masks.bias.unzip();
+    let (mask, bias) = (mask.unwrap_or_default(), bias.unwrap_or_default());
     let inputs = Inputs { mask: &mask, bias: &bias, ..Inputs::new(&query, &key, &value) };
     let outputs = forward(&layer, candidate, &problem, &inputs)?;
 
