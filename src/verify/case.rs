@@ -199,8 +199,8 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     data.bias = (0..elements(problem.bias)).map(|_| if random.one_in(12) { f32::NEG_INFINITY } else { random.normal() }).collect();
     let slope = |h: usize| 2f32.powf(-8.0 * (h + 1) as f32 / d.num_heads as f32);
     data.alibi_slopes = (0..when(problem.alibi.is_some(), d.num_heads)).map(slope).collect();
-    data.relative_bias =
-        (0..problem.relative_bias_len()).map(|_| if random.one_in(24) { f32::NEG_INFINITY } else { random.normal() }).collect();
+    let mut relative = || Some(random.normal()).filter(|&x| x < 2.0).unwrap_or(f32::NEG_INFINITY);
+    data.relative_bias = (0..problem.relative_bias_len()).map(|_| relative()).collect();
     data.sinks = (0..when(problem.sinks, d.num_heads)).map(|_| random.normal()).collect();
     // 0, 1 and the full length are drawn often.
     let most = d.seq_len_kv;
