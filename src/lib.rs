@@ -22,6 +22,7 @@
 
 pub mod cache;
 pub mod cpu;
+mod custom;
 mod engine;
 mod error;
 pub mod gpu;
@@ -41,13 +42,14 @@ pub mod verify;
 mod wgsl;
 
 pub use cpu::{Merged, Part, RowSums, merge};
+pub use custom::{Table, TableType, Term};
 pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
 pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
 pub use numbers::{DType, Element, HostSlice, HostVec};
 pub use problem::{
     Algorithm, Alibi, Alignment, AttentionFn, Backend, BackwardInputs, BroadcastShape, Dims, Dropout, Gradients, Inputs, Layout, Outputs,
-    PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen, Visibility, WantGradients, gather,
+    PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TableData, TensorSpec, Varlen, Visibility, WantGradients, gather,
 };
 pub use progress::Progress;
 pub use terms::{TermWord, term_words};

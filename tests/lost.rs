@@ -62,7 +62,7 @@ fn host_calls(engine: &Engine, layer: &MultiHead, x: &[f32], forward: &LayerOutp
     let given = BackwardInputs::new(&data, &data);
     let want = WantGradients::default();
     says_lost("attention", || engine.attention(&problem, &inputs));
-    let other = Problem { scale: Some(0.3), ..problem };
+    let other = Problem { scale: Some(0.3), ..problem.clone() };
     says_lost("attention of a new problem", || engine.attention(&other, &inputs));
     let staged = engine.clone().with_algorithm(Algorithm::Staged);
     says_lost("staged attention", || staged.attention(&problem, &inputs));

@@ -35,7 +35,7 @@ fn from_the_second_call_on() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads can be started");
     for problem in [
         square.clone().aligned(Alignment::TopLeft).causal(),
-        Problem { want: Returns { lse: true, ..Returns::default() }, softcap: Some(5.0), ..square },
+        Problem { want: Returns { lse: true, ..Returns::default() }, softcap: Some(5.0), ..square.clone() },
         square.stored(DType::F16, wgpu_attention::Layout::Bshd),
         decode.clone(),
         decode.stored(DType::BF16, wgpu_attention::Layout::Bhsd),

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 pub(crate) enum Data {
     Floats(HostVec),
     Integers(Vec<i64>),
+    Unsigned(Vec<u32>),
     Bools(Vec<bool>),
 }
 
@@ -34,7 +35,7 @@ impl Array {
     fn needs<T>(&self, what: &str) -> Result<T, Failure> {
         let has = match &self.data {
             Data::Floats(floats) => floats.as_slice().dtype().name(),
-            Data::Integers(_) => "integer",
+            Data::Integers(_) | Data::Unsigned(_) => "integer",
             Data::Bools(_) => "bool",
         };
         Err(Failure::at(&self.source, format!("is {has}; {what} is needed")))
@@ -49,7 +50,11 @@ impl Array {
     }
 
     pub(crate) fn integers<T: TryFrom<i64>>(self) -> Result<Vec<T>, Failure> {
-        let Data::Integers(integers) = self.data else { return self.needs("int64 or int32") };
+        let integers = match self.data {
+            Data::Integers(integers) => integers,
+            Data::Unsigned(integers) => integers.into_iter().map(i64::from).collect(),
+            _ => return self.needs("int64 or int32"),
+        };
         let narrow = |integer| T::try_from(integer).map_err(|_| Failure::at(&self.source, format!("{integer} is out of range")));
         integers.into_iter().map(narrow).collect()
     }
@@ -63,7 +68,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Data> {
         Dtype::BF16 => Data::Floats(HostVec::BF16(pod_collect_to_vec(bytes))),
         Dtype::I64 => Data::Integers(pod_collect_to_vec(bytes)),
         Dtype::I32 => Data::Integers(pod_collect_to_vec::<_, i32>(bytes).into_iter().map(i64::from).collect()),
-        Dtype::U32 => Data::Integers(pod_collect_to_vec::<_, u32>(bytes).into_iter().map(i64::from).collect()),
+        Dtype::U32 => Data::Unsigned(pod_collect_to_vec(bytes)),
         Dtype::BOOL => Data::Bools(bytes.iter().map(|&byte| byte != 0).collect()),
         _ => return None,
     })

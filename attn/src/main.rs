@@ -11,9 +11,11 @@ mod explain;
 mod failure;
 mod report;
 mod run;
+mod shader;
 mod terminal;
 mod tour;
 mod tune;
+mod user_terms;
 mod verify;
 
 use std::process::ExitCode;
@@ -59,6 +61,8 @@ enum Command {
     Bench(bench::Args),
     /// Find the fastest kernels of a GPU by trying them
     Tune(tune::Args),
+    /// Print the WGSL that computes a problem, without a GPU
+    Shader(shader::Args),
     /// Render the output of `attn bench --json` as a page of tables and charts
     Report(report::Args),
 }
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Some(Command::Verify(args)) => verify::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
         Some(Command::Tune(args)) => tune::run(args, &mut terminal),
+        Some(Command::Shader(args)) => shader::run(args, &mut terminal),
         Some(Command::Report(args)) => report::run(args, &mut terminal),
     };
     match outcome {

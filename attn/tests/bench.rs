@@ -41,6 +41,33 @@ fn a_table_for_people() {
 }
 
 #[test]
+fn terms_in_wgsl_are_checked_and_timed() {
+    // Masks and scores that depend on everything that a checked row could lose: its item, its heads, its place.
+    let visible = "fn visible(at: Pair) -> bool { return at.key <= at.position && (at.key + at.row + at.kv_head) % 5 != at.batch; }";
+    let score = "x * (1.0 + 0.25 * f32(at.head)) + rates[at.len_q % 3] * f32(at.row - at.key) // no slope";
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    let rates = folder.path().join("rates.npy");
+    std::fs::write(&rates, common::npy_f32(&[3], &[0.01, 0.02, 0.03])).expect("written");
+    let table = format!("rates={}", text(&rates));
+    let peer = peer(
+        &folder,
+        "peer",
+        r#"read -r line; case $line in *'visible in WGSL'*) echo '{"ok": false, "why": "no WGSL"}';; esac; read -r line"#,
+    );
+    let arguments = ["bench", "--backend", "cpu", "--shape", "2,4,2,61,67,8", "--seconds", "0", "--json", "--compare", &peer];
+    let terms = ["--visible", visible, "--score", score, "--table", &table];
+    for more in [&[][..], &["--backward"]] {
+        let told = attn(&[&arguments[..], &terms, more].concat()).ok();
+        let line: Value = serde_json::from_str(told.out.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(line["terms"], json!(["score in WGSL", "visible in WGSL"]));
+        assert_eq!(line["checked"], json!(true));
+        assert!(told.err.contains("left out: no WGSL"), "{}", told.err);
+    }
+    attn(&["bench", "--suite", "llama", "--visible", "true"]).refused(&["--visible", "--shape"]);
+    attn(&["bench", "--visible", "at.key <"]).refused(&["--visible", "line"]);
+}
+
+#[test]
 fn bad_shapes() {
     for (shape, culprit) in [
         ("", "not a whole number"),

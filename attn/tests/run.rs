@@ -354,6 +354,91 @@ fn varlen_sequences_and_pages() {
     files.run(&["--page-table", &table]).refused(&["--kv-lengths"]);
 }
 
+#[test]
+fn terms_in_wgsl() {
+    let files = files("wgsl");
+    let output = |arguments: &[&str]| {
+        files.run(arguments).ok();
+        files.out().2
+    };
+    let wide = |numbers: &[f32]| numbers.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    // A body, a function, a file of a function, and a file of a body.
+    let causal = output(&["--causal", "bottom-right"]);
+    let function = "fn visible(at: Pair) -> bool { return at.key <= at.position; }";
+    let whole = write(&files, "causal.wgsl", format!("// A fn of a pair.\n{function}\n").into_bytes());
+    let body = write(&files, "body.wgsl", b"at.key <= at.position // no `fn` here, and no return\n".to_vec());
+    for text in ["at.key <= at.position", "if (at.key > at.position) { return false; } return true;", function, &whole, &body] {
+        assert_close(&output(&["--visible", text, "--align", "bottom-right"]), &wide(&causal), 1e-6);
+    }
+    // ALiBi, its slopes as a table; and with a mask in the same file, which is one term.
+    let slopes = write(&files, "slopes.npy", npy_f32(&[4], &[0.5, 0.25, 0.125, 0.0625]));
+    let table = format!("slopes={slopes}");
+    let score = "x - slopes[at.head] * f32(abs(at.position - at.key))";
+    let alibi = output(&["--alibi", &slopes, "--align", "0"]);
+    assert_close(&output(&["--score", score, "--table", &table, "--align", "0"]), &wide(&alibi), 1e-6);
+    let both = format!("{function}\nfn score(x: f32, at: Pair) -> f32 {{ return {score}; }}");
+    let both = write(&files, "both.wgsl", both.into_bytes());
+    let expected = output(&["--alibi", &slopes, "--causal", "1"]);
+    assert_close(&output(&["--score", &both, "--visible", &both, "--table", &table, "--align", "1"]), &wide(&expected), 1e-6);
+    assert_close(&output(&["--score", score, "--visible", function, "--table", &table, "--align", "1"]), &wide(&expected), 1e-6);
+    // int64 is i32, uint32 is u32, each checked by the compiler; a table of both functions.
+    let ids = write(&files, "ids.npy", npy_i64(&[7], &[0, 0, 0, 1, 1, 1, -1]));
+    let bits = write(&files, "bits.npy", npy("<u4", false, "(1,)", &0b101_1101u32.to_le_bytes()));
+    let mask: Vec<bool> =
+        (0..5 * 7).map(|at| [0, 0, 0, 1, 1][at / 7] == [0, 0, 0, 1, 1, 1, -1][at % 7] && 0b101_1101 >> (at % 7) & 1 == 1).collect();
+    let mask = write(&files, "mask.npy", npy("|b1", false, "(5, 7)", &mask.iter().map(|&seen| u8::from(seen)).collect::<Vec<u8>>()));
+    let visible = "ids[at.row] == ids[at.key] && ((bits[0] >> u32(at.key)) & 1u) == 1u";
+    let (ids, bits) = (format!("ids={ids}"), format!("bits={bits}"));
+    let expected = output(&["--mask", &mask]);
+    assert_close(&output(&["--visible", visible, "--table", &ids, "--table", &bits]), &wide(&expected), 1e-6);
+    let score = "x + 0.0 * f32(ids[at.key])";
+    assert_close(&output(&["--visible", visible, "--score", score, "--table", &ids, "--table", &bits]), &wide(&expected), 1e-6);
+    // Gradients, against those of the built-in softcap.
+    let gradient = write(&files, "do.npy", npy_f32(&[2, 4, 5, 6], &numbers(2 * 4 * 5 * 6, 4)));
+    let [own, expected] = [["--score", "0.5 * tanh(2.0 * x)"], ["--softcap", "0.5"]].map(|option| {
+        let folder = files.path("gradients");
+        files.run(&[&option[..], &["--d-output", &gradient, "--gradients", &folder]].concat()).ok();
+        read_npy(&Path::new(&folder).join("d_query.npy")).2
+    });
+    assert_close(&own, &wide(&expected), 1e-5);
+}
+
+#[test]
+fn bad_terms_in_wgsl() {
+    let files = files("bad_wgsl");
+    let refused = |arguments: &[&str], culprits: &[&str]| files.run(arguments).refused(culprits);
+    refused(&["--visible", "at.key <= at.nothing"], &["--visible", "line 1, column 14", "nothing"]);
+    refused(&["--visible", "fn visible(at: Pair) -> bool {\n  return at.key; }"], &["--visible", "line 2"]);
+    let broken = write(&files, "broken.wgsl", b"\n\nat.key <".to_vec());
+    refused(&["--visible", &broken], &["--visible", "broken.wgsl", "line 4"]);
+    refused(&["--visible", "no_such.wgsl"], &["--visible no_such.wgsl"]);
+    refused(
+        &["--score", "fn visible(at: Pair) -> bool { return true; }"],
+        &["--score", "does not define", "fn score(x: f32, at: Pair) -> f32"],
+    );
+    refused(&["--visible", "at.key <= at.position"], &["--visible", "5 queries and 7 keys", "--align"]);
+    refused(&["--visible", "at.key <= 2", "--align", "0"], &["--align"]);
+    let floats = write(&files, "floats.npy", npy_f32(&[2], &[1.0, 2.0]));
+    let table = format!("t={floats}");
+    refused(&["--visible", "at.key <= t[0]", "--table", &table], &["--visible", "line 1, column"]);
+    refused(&["--visible", "at.key <= 2", "--table", &table], &["--table t", "neither"]);
+    refused(&["--table", &table], &["--table t", "neither"]);
+    refused(&["--score", "x + t[0]"], &["--score", "line 1, column 5", "t"]);
+    refused(&["--score", "x + t[0]", "--table", &table, "--table", &table], &["--table t", "twice"]);
+    refused(&["--score", "x + t[0]", "--table", "t"], &["--table t", "NAME=T.npy"]);
+    refused(&["--score", "x + t[0]", "--table", "t=8:f32"], &["8:f32"]);
+    let empty = format!("t={}", write(&files, "empty.npy", npy_f32(&[0], &[])));
+    refused(&["--score", "x + t[0]", "--table", &empty], &["--score", "`t`", "0 elements"]);
+    let large = format!("t={}", write(&files, "large.npy", npy_i64(&[1], &[1 << 31])));
+    refused(&["--score", "x + f32(t[0])", "--table", &large], &["large.npy", "out of range"]);
+    let bools = format!("t={}", write(&files, "bools.npy", npy("|b1", false, "(1,)", &[1])));
+    refused(&["--score", "x + f32(t[0])", "--table", &bools], &["bools.npy", "int32"]);
+    let gradient = write(&files, "do.npy", npy_f32(&[2, 4, 5, 6], &numbers(2 * 4 * 5 * 6, 4)));
+    let folder = files.path("gradients");
+    let arguments = ["--score", "bitcast<f32>(bitcast<u32>(x) ^ 1u)", "--d-output", &gradient, "--gradients", &folder];
+    refused(&arguments, &["--score", "cannot be derived", "line 1, column", "slope"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn symbolic_links_are_followed() {

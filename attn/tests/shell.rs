@@ -8,7 +8,7 @@ use std::process::Stdio;
 use common::{attn, command, folder, npy_f32, npy_i64, ran};
 use safetensors::tensor::{Dtype, TensorView};
 
-const COMMANDS: [&str; 8] = ["", "explain", "devices", "run", "verify", "bench", "tune", "report"];
+const COMMANDS: [&str; 9] = ["", "explain", "devices", "run", "shader", "verify", "bench", "tune", "report"];
 
 fn help(command: &str) -> String {
     let arguments = [command, "--help"];
@@ -37,6 +37,8 @@ fn the_examples_of_the_help_run() {
     }
     write("h.npy", npy_f32(&[3, 4], &[0.5; 12]));
     write("lengths.npy", npy_i64(&[1], &[2]));
+    write("s.npy", npy_f32(&[2], &[0.5, 0.25]));
+    write("alibi.wgsl", include_bytes!("../../examples/terms/alibi.wgsl").to_vec());
     write("labels.txt", b"one\ntwo\nthree\n".to_vec());
     let data = [0u8; 96];
     let view = |shape: &[usize]| TensorView::new(Dtype::F32, shape.to_vec(), &data[..4 * shape.iter().product::<usize>()]).expect("whole");
@@ -51,7 +53,7 @@ fn the_examples_of_the_help_run() {
     write("record.jsonl", record.into_bytes());
 
     let mut count = 0;
-    for command in ["explain", "devices", "run", "report"] {
+    for command in ["explain", "devices", "run", "shader", "report"] {
         let help = help(command);
         for line in help.lines().filter(|line| line.starts_with(&format!("  attn {command} ")) && !line.contains('|')) {
             // An explanation may follow after several spaces.
@@ -65,7 +67,7 @@ fn the_examples_of_the_help_run() {
             count += 1;
         }
     }
-    assert!(count >= 14, "{count}");
+    assert!(count >= 20, "{count}");
 }
 
 #[test]

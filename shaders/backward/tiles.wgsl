@@ -96,14 +96,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let own_end = min(work.first + BLOCK_OWN, owned(item));
     for (var pass_index = 0u; pass_index < passes(); pass_index++) {
         let head = pass_head(work, pass_index);
-        for (var first = range.start; first < range.end; first += BLOCK_STREAM) {
+        for (
+            var first = next_stream(item, work, head, range.start, range.end, own_end, thread);
+            first < range.end;
+            first = next_stream(item, work, head, first + BLOCK_STREAM, range.end, own_end, thread)
+        ) {
             let first_row = row_of_pair(work.first, first);
             let first_key = key_of_pair(work.first, first);
             let end_row = row_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
             let end_key = key_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
-            if (!tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, end_key, thread)) {
-                continue;
-            }
             workgroupBarrier(); // between the last tile being read and this one being written
             var infinite = false;
             for (var n = 0u; n < (BLOCK_STREAM * head_vecs() + THREADS - 1u) / THREADS; n++) {

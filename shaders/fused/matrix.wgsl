@@ -139,10 +139,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
 
     var turn = 0u;
     let range = key_range(item, block);
-    for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
-        if (!tile_shows_any(item, block, first, range.end, thread)) {
-            continue;
-        }
+    for (
+        var first = next_shown(item, block, range.start, range.end, thread);
+        first < range.end;
+        first = next_shown(item, block, first + BLOCK_KEYS, range.end, thread)
+    ) {
         turn++;
         for (var n = 0u; n < (KEY_VECS + THREADS - 1u) / THREADS; n++) {
             let i = n * THREADS + thread;

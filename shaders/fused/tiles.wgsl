@@ -144,10 +144,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             next_keys[n] = fetch_keys(n, item, kv_head, range.start, range.end, thread);
         }
     }
-    for (var first = range.start; first < range.end; first += BLOCK_KEYS) {
-        if (!tile_shows_any(item, block, first, range.end, thread)) {
-            continue;
-        }
+    for (
+        var first = next_shown(item, block, range.start, range.end, thread);
+        first < range.end;
+        first = next_shown(item, block, first + BLOCK_KEYS, range.end, thread)
+    ) {
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
         if (KEYS_AHEAD) {
             for (var n = 0u; n < KEY_TURNS; n++) {

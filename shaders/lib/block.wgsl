@@ -1,7 +1,8 @@
 // Defines: FusedWork, fused_work: what a fused kernel's workgroup computes; Block, locate; Row, row_of; KeyRange,
 //          key_range;
-//          tile_shows_any: false if a tile is skipped; steps_at_once: unroll factor of a loop over vec4s.
-// Expects: params, Item, Interval, is_visible, has_visible_terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
+//          tile_shows_any: false if a tile is skipped; next_shown; steps_at_once: unroll factor of a loop over vec4s.
+// Expects: params, Item, Interval, is_visible, has_visible_terms, has_visible_built_ins, user_status (0: the user's terms
+//          show none, 1: some, 2: all of a tile), test_users; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
 
 // Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
@@ -88,6 +89,11 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     if (!has_visible_terms()) {
         return true;
     }
+    let status = user_status(item, block, first_key, end_key);
+    test_users(status != 2u);
+    if (status == 0u || (status == 2u && !has_visible_built_ins())) {
+        return status != 0u;
+    }
     if (thread == 0u) {
         atomicStore(&pairs_seen, 0u);
     }
@@ -106,4 +112,19 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
         shows_any = atomicLoad(&pairs_seen);
     }
     return workgroupUniformLoad(&shows_any) != 0u;
+}
+
+// First key from `first` on whose tile is not skipped; past the end if there is none. A loop of its own, because
+// processors that run lanes as vectors execute what a branch skips. To be called like tile_shows_any.
+fn next_shown(item: Item, block: Block, first: u32, end: u32, thread: u32) -> u32 {
+    var at = first;
+    if (has_visible_terms()) {
+        while (at < end) {
+            if (tile_shows_any(item, block, at, end, thread)) {
+                break;
+            }
+            at += BLOCK_KEYS;
+        }
+    }
+    return at;
 }

@@ -48,3 +48,12 @@ fn dot_add(sum: f32, x: vec4<f32>, y: vec4<f32>) -> f32 {
 fn lse_bits(top: f32, sum: f32, is_nan: bool) -> u32 {
     return select(select(bitcast<u32>(top + log(sum)), NEGATIVE_INFINITY, sum == 0.0), NOT_A_NUMBER, is_nan);
 }
+
+// tanh without overflow for any argument and without cancellation near 0.
+fn tanh_exact(x: f32) -> f32 {
+    let t = exp(-2.0 * abs(x));
+    let far = (1.0 - t) / (1.0 + t);
+    let square = x * x;
+    let near = x + x * square * (-0.33333334 + square * (0.13333334 + square * (-0.053968254 + square * 0.021869488)));
+    return select(select(far, -far, x < 0.0), near, abs(x) < 0.3);
+}

@@ -22,6 +22,8 @@ struct Params {
     offsets: vec4<u32>,
     // Runtime values of each term, which reads them as NAME_values().
     term_values: array<vec4<u32>, TERMS>,
+    // Start in the tables of the user's terms and number of elements, of two tables each.
+    user_tables: array<vec4<u32>, 4>,
 
     // Offset of each vector in `tables`, in words.
     table_kv_lengths: u32,
@@ -34,6 +36,7 @@ struct Params {
     table_relative_bias: u32,
     table_sinks: u32,
     table_page_table: u32,
+    table_term_tables: u32,
     // Seed (low word, high word), offset.
     table_dropout: u32,
 

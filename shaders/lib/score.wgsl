@@ -8,13 +8,19 @@
 struct Pair {
     batch: i32,
     head: i32,
+    kv_head: i32,
     row: i32,
     key: i32,
     position: i32, // of the row among the keys
+    key_position: i32,
+    len_q: i32, // of the item
+    len_kv: i32,
 }
 
 fn pair_of(item: Item, head: u32, row: u32, key: u32) -> Pair {
-    return Pair(i32(item.batch), i32(head), i32(row), i32(key), i32(row) + item.offset);
+    let kv_head = i32(head / params.group);
+    let position = i32(row) + item.offset;
+    return Pair(i32(item.batch), i32(head), kv_head, i32(row), i32(key), position, i32(key), i32(item.rows), i32(item.keys));
 }
 
 struct Scored {
@@ -31,6 +37,21 @@ struct Slopes {
 // A score that becomes -inf masks its pair, whatever follows.
 fn next_score(before: Scored, score: f32) -> Scored {
     return Scored(score, before.visible && !is_negative_infinity(score));
+}
+
+// A score that is NaN stays NaN, whatever a user's function makes of it.
+fn next_user_score(before: Scored, score: f32) -> Scored {
+    let is_nan = magnitude_bits(before.score) > INFINITE;
+    return next_score(before, bitcast<f32>(select(bitcast<u32>(score), bitcast<u32>(before.score), is_nan)));
+}
+
+// A derivative of 0 makes 0, even of what is infinite.
+fn next_slope(before: f32, slope: f32) -> f32 {
+    return select(before * slope, 0.0, (slope == 0.0) | (before == 0.0));
+}
+
+fn next_user_slopes(before: Slopes, slope: f32) -> Slopes {
+    return Slopes(next_slope(before.scaled, slope), next_slope(before.biased, slope));
 }
 
 fn next_slopes(before: Slopes, slope: f32) -> Slopes {

@@ -72,14 +72,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
 
     let range = key_range(item, block);
-    var shown = true; // false in a tile of KEYS keys that is skipped
-    for (var first = range.start; first < range.end; first += LANES) {
-        if ((first - range.start) % KEYS == 0u) {
-            shown = tile_shows_any(item, block, first, range.end, lane);
-        }
-        if (!shown) {
-            continue;
-        }
+    var first = next_shown(item, block, range.start, range.end, lane);
+    while (first < range.end) {
         let key = first + lane;
         let own_key_row = key_row(item, kv_head, min(key, range.end - 1u)); // repeated keys are masked
         let own_value_row = value_row(item, kv_head, min(key, range.end - 1u));
@@ -151,6 +145,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     }
                 }
             }
+        }
+        first += LANES;
+        if (has_visible_terms() && (first - range.start) % KEYS == 0u) {
+            first = next_shown(item, block, first, range.end, lane);
         }
     }
 

@@ -61,18 +61,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     let own_end = min(work.first + BLOCK_OWN, owned(item));
     for (var pass_index = 0u; pass_index < passes(); pass_index++) {
         let head = pass_head(work, pass_index);
-        var shown = true; // false in a tile of BLOCK_STREAM vectors that is skipped
-        for (var first = range.start; first < range.end; first += STREAM) {
+        var first = next_stream(item, work, head, range.start, range.end, own_end, lane);
+        while (first < range.end) {
             let end = min(first + STREAM, range.end);
             let first_row = row_of_pair(work.first, first);
             let first_key = key_of_pair(work.first, first);
-            if ((first - range.start) % BLOCK_STREAM == 0u) {
-                let tile_end = key_of_pair(own_end, min(first + BLOCK_STREAM, range.end));
-                shown = tile_shows_any(item, Block(item.batch, head, first_row, 0u), first_key, tile_end, lane);
-            }
-            if (!shown) {
-                continue;
-            }
             var weight: array<array<f32, STREAM>, OWN>; // products of a, later the weights
             var d_score: array<array<f32, STREAM>, OWN>; // products of b, later the gradients of the scores
             for (var o = 0u; o < OWN; o++) {
@@ -201,6 +194,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                         }
                     }
                 }
+            }
+            first += STREAM;
+            if (has_visible_terms() && (first - range.start) % BLOCK_STREAM == 0u) {
+                first = next_stream(item, work, head, first, range.end, own_end, lane);
             }
         }
     }

@@ -54,14 +54,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     }
 
     let range = key_range(item, block);
-    var shown = true; // false in a tile of KEYS keys that is skipped
-    for (var first = range.start; first < range.end; first += STEP) {
-        if ((first - range.start) % KEYS == 0u) {
-            shown = tile_shows_any(item, block, first, range.end, lane);
-        }
-        if (!shown) {
-            continue;
-        }
+    var first = next_shown(item, block, range.start, range.end, lane);
+    while (first < range.end) {
         var score: array<array<f32, STEP>, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < STEP; c++) {
@@ -169,6 +163,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                     }
                 }
             }
+        }
+        first += STEP;
+        if (has_visible_terms() && (first - range.start) % KEYS == 0u) {
+            first = next_shown(item, block, first, range.end, lane);
         }
     }
 

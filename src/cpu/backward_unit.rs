@@ -9,6 +9,7 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
+use super::user_terms::Step;
 use crate::numbers::HostSlice;
 use crate::problem::{Operand, WantGradients};
 
@@ -168,6 +169,11 @@ impl Work<'_> {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
         tile.modify(job, width, count, masking, problem.softcap.filter(|_| before_biases.is_none()));
+        let has_users = !problem.user_terms.is_empty();
+        if has_users && before_biases.is_none() && problem.softcap.is_some() {
+            tile.capped.take(len).copy_from_slice(tile.scores.take(len));
+        }
+        tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), true);
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
@@ -177,6 +183,7 @@ impl Work<'_> {
         if drops {
             tile.drop(job, unit, panel, &keys);
         }
+        let slopes: &mut [f32] = tile.slopes.take(len);
         job.isa.run(Gradient {
             panel: width,
             scores: tile.scores.take(len),
@@ -186,7 +193,8 @@ impl Work<'_> {
             delta: side.delta.take(width),
             dropout_mask: drops.then_some(tile.dropout_mask.take(len)),
             softcap: problem.softcap,
-            capped: before_biases.map(|_| tile.capped.take(len)),
+            capped: problem.softcap.filter(|_| has_users || before_biases.is_some()).map(|_| tile.capped.take(len)),
+            slopes: has_users.then_some(slopes),
         });
         Some((keys, key))
     }

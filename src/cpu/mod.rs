@@ -18,6 +18,7 @@ mod simd_x86;
 mod softmax;
 mod tile;
 mod unit;
+mod user_terms;
 mod visible;
 
 pub use merge::{Merged, Part, RowSums, merge};

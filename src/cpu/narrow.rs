@@ -11,6 +11,7 @@ use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
 use super::tile::{AdditiveMask, Masking, Panel, Tile};
+use super::user_terms::Step;
 use super::visible::Item;
 use crate::numbers::DType;
 use crate::problem::Operand;
@@ -59,6 +60,9 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
 /// Computes the scores of some keys, -inf where masked.
 fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: Rows<'_>, tile: &mut Tile) {
     let step = keys.len().next_multiple_of(LINE);
+    if !tile.may_see(job, unit, 0..unit.rows, keys) {
+        return tile.scores.take(unit.rows * step).fill(f32::NEG_INFINITY);
+    }
     let scores = tile.scores.take(unit.rows * step);
     job.isa.run(Dots { query, key, ahead: ahead(job, Operand::Key), scores, scores_step: step });
     let mut kind = Masking::Nothing;
@@ -68,6 +72,7 @@ fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: 
         kind = Masking::Additive;
     }
     tile.modify(job, step, unit.rows, kind, job.problem.softcap);
+    tile.apply_user_terms(job, unit, 0..unit.rows, keys, Step::Rows(step), false);
     for (r, row) in tile.scores.take(unit.rows * step).chunks_exact_mut(step).enumerate() {
         let seen = job.items[unit.item].interval(job.problem, unit.row(job.problem, r).1);
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;

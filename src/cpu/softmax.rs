@@ -207,8 +207,10 @@ pub(super) struct Gradient<'a> {
     /// Dropout factors of the weights.
     pub(super) dropout_mask: Option<&'a [f32]>,
     pub(super) softcap: Option<f32>,
-    /// Capped scores, if biases come after the softcap. Replaced by the biases' gradients, which bypass the softcap.
+    /// Capped scores, if biases or the user's terms come after the softcap. Replaced by gradients that bypass the softcap.
     pub(super) capped: Option<&'a mut [f32]>,
+    /// Derivatives of the scores by what they were before the user's terms.
+    pub(super) slopes: Option<&'a [f32]>,
 }
 
 impl SimdKernel for Gradient<'_> {
@@ -218,6 +220,7 @@ impl SimdKernel for Gradient<'_> {
         assert!(len.is_multiple_of(self.panel) && self.panel.is_multiple_of(V::LANES) && self.products.len() >= len);
         assert!(self.max.len() >= self.panel && self.factor.len() >= self.panel && self.delta.len() >= self.panel);
         assert!(self.dropout_mask.is_none_or(|dropout_mask| dropout_mask.len() >= len));
+        assert!(self.slopes.is_none_or(|slopes| slopes.len() >= len));
         let Self { softcap, mut capped, .. } = self;
         assert!(capped.as_ref().is_none_or(|capped| capped.len() >= len));
         // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
@@ -237,6 +240,9 @@ impl SimdKernel for Gradient<'_> {
                     product = product.mul(dropout_mask);
                 }
                 let mut gradient = plain.mul(product.sub(V::load(self.delta.as_ptr().add(lane))));
+                if let Some(slopes) = self.slopes {
+                    gradient = gradient.mul(V::load(slopes.as_ptr().add(at)));
+                }
                 if let Some(softcap) = softcap {
                     // The derivative of softcap * tanh(x / softcap) is 1 - tanh².
                     let tanh = capped.as_ref().map_or(score, |capped| V::load(capped.as_ptr().add(at)));

@@ -9,7 +9,9 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
+use super::user_terms::{self, Step, UserScratch, UserTerms};
 use super::visible::Item;
+use crate::custom::interval::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
 /// Rows of a unit that are computed side by side, one per lane.
@@ -38,6 +40,11 @@ pub(super) struct Panel {
 }
 
 impl Panel {
+    /// Rows of the panel, counted from the unit's first.
+    pub(super) const fn range(&self) -> Range<usize> {
+        self.first..self.first + self.rows
+    }
+
     /// Loads rows of the unit from `first` on, as many as fit: their intervals and scaled queries.
     pub(super) fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, scratch: &mut Buffer) {
         let (item, head_dim) = (&job.items[unit.item], job.problem.dims.head_dim);
@@ -106,6 +113,11 @@ pub(super) struct Tile {
     pub(super) clean: Buffer,
     /// Scratch memory, [lane][any].
     pub(super) rows: Buffer,
+    /// Derivatives of the scores by what they were before the user's terms.
+    pub(super) slopes: Buffer,
+    users: UserScratch,
+    /// True if the masks of the user's terms may hide some of the pairs.
+    tests_users: bool,
 }
 
 /// Kind of masking that a tile needs.
@@ -125,12 +137,14 @@ impl Tile {
     /// Determines how a panel and these keys are masked, and prepares the additive mask.
     pub(super) fn masking(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Masking {
         let (width, step) = (panel.width, keys.len());
+        if !self.may_see(job, unit, panel.range(), keys) {
+            return Masking::Everything;
+        }
         if Item::has_additive_mask(job.problem) {
             let to = self.rows.take(width * step);
             to[panel.rows * step..].fill(0.0);
             let mut kind = Masking::Additive;
-            let rows = panel.first..panel.first + panel.rows;
-            job.isa.run(AdditiveMask { job, unit, rows, keys: keys.clone(), to, step, kind: &mut kind });
+            job.isa.run(AdditiveMask { job, unit, rows: panel.range(), keys: keys.clone(), to, step, kind: &mut kind });
             if kind == Masking::Additive {
                 let (from, to) = (self.rows.take(width * step), self.additive_mask.take(width * step));
                 job.isa.run(Transpose { rows: width, columns: step, from, from_step: step, to });
@@ -148,6 +162,13 @@ impl Tile {
             end[r] = (seen.end.clamp(keys.start, keys.end) - keys.start) as f32;
         }
         Masking::Bounds
+    }
+
+    /// False if the user's terms hide all of some rows and keys.
+    pub(super) fn may_see(&mut self, job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> bool {
+        let status = user_terms::status(job, unit, rows, keys);
+        self.tests_users = status != Status::All;
+        status != Status::None
     }
 
     /// Computes scores before softcap and biases.
@@ -171,6 +192,29 @@ impl Tile {
                 bounds: (masking == Masking::Bounds).then_some(self.bounds.take(2 * width).split_at(width)),
             }),
         }
+    }
+
+    /// Applies the user's terms to modified scores, the last that changes them.
+    pub(super) fn apply_user_terms(
+        &mut self,
+        job: &Job<'_>,
+        unit: &Unit,
+        rows: Range<usize>,
+        keys: &Range<usize>,
+        step: Step,
+        derives: bool,
+    ) {
+        if job.problem.user_terms.is_empty() {
+            return;
+        }
+        let len = match step {
+            Step::Keys(step) => step * keys.len(),
+            Step::Rows(step) => step * rows.len(),
+        };
+        let (slopes, tests) = (derives.then_some(self.slopes.take(len)), self.tests_users);
+        let (scores, scratch) = (self.scores.take(len), &mut self.users);
+        let (first_row, first_key) = (rows.start, keys.start);
+        job.isa.run(UserTerms { job, unit, scratch, first_row, rows: rows.len(), first_key, scores, step, tests, slopes });
     }
 
     /// Computes the dropout factors of a panel and these keys.

@@ -6,6 +6,7 @@ use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
 use super::softmax::{Softmax, Weights};
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
+use super::user_terms::Step;
 use crate::problem::{Operand, ScoreStage};
 
 /// Scratch memory of one thread.
@@ -57,6 +58,7 @@ fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>, 
     let (width, len) = (panel.width, panel.width * keys.len());
     tile.score(job, panel, key);
     tile.modify(job, width, keys.len(), masking, job.problem.softcap);
+    tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), false);
     let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `masking` says
     if !finite {
         tile.keep_scores(len);
@@ -122,6 +124,7 @@ fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, 
         tile.score(job, panel, key);
         let masking = tile.masking(job, unit, panel, &keys);
         tile.modify(job, width, keys.len(), masking, job.problem.softcap);
+        tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), false);
         if let Some((ScoreStage::Masked, scores)) = &job.scores {
             write_rows(job, unit, panel, tile, start, keys.len(), scores);
         }

@@ -17,7 +17,7 @@ pub(super) struct Item {
     /// Stored keys, padding included.
     pub(super) keys: usize,
     /// Keys that are not padding.
-    length: usize,
+    pub(super) length: usize,
     /// Position of row 0.
     pub(super) offset: i64,
     prefix: usize,

@@ -67,7 +67,7 @@ fn check_plan(
     let new: HashSet<KernelKey> = {
         let mut tried = tried();
         let known = tried.get_or_insert_default().entry(device.clone()).or_default();
-        plan.steps.iter().map(|step| &step.key).filter(|key| !known.contains(*key)).cloned().collect()
+        plan.steps.iter().map(|step| step.key.without_user_terms()).filter(|key| !known.contains(key)).collect()
     };
     if new.is_empty() {
         return Ok(());
@@ -109,6 +109,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
     Problem {
+        user_terms: Vec::new(),
         dims,
         query: spec(problem.query),
         key: spec(problem.key),
@@ -121,14 +122,14 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         dropout: None,
         varlen: None,
         paged: None,
-        ..*problem
+        ..problem.clone()
     }
 }
 
 /// True if the device's answer agrees with the CPU's.
 fn computes(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<bool> {
     let got = Trial::new(gpu, problem, inputs, plan)?.answer()?;
-    let plain = Problem { want: Returns::default(), ..*problem };
+    let plain = Problem { want: Returns::default(), ..problem.clone() };
     let expected = cpu::tiled::attention(&plain, inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))
 }
@@ -141,7 +142,7 @@ fn differentiates(
     want: &WantGradients,
     plan: Plan,
 ) -> Result<bool> {
-    let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+    let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
     let forward = cpu::tiled::attention(&forward, inputs, &mut Progress::default())?;
     let d_lse = want.through_lse.then(|| vec![0.5; problem.lse_len()]);
     let backward =
@@ -204,7 +205,7 @@ mod tests {
     fn right_kernels_are_let_through() {
         for gpu in gpus(ShaderOptions::default()) {
             let plain = Problem::new(Dims { head_dim_v: 20, ..Dims::self_attention(1, 2, 40, 44) });
-            let decode = Problem { dims: Dims { seq_len_q: 1, seq_len_kv: 3000, ..plain.dims }, ..plain };
+            let decode = Problem { dims: Dims { seq_len_q: 1, seq_len_kv: 3000, ..plain.dims }, ..plain.clone() };
             let biased = Problem {
                 bias: Some(BroadcastShape([1, 2, 40, 40])),
                 softcap: Some(5.0),

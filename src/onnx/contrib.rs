@@ -224,7 +224,7 @@ impl GroupQueryAttention {
             ..AttentionInputs::new(query.view(), present_key.view(), present_value.view())
         };
         let with_sinks = |problem: &Problem, inputs: &Inputs<'_>| {
-            attend(&Problem { sinks: !sinks.is_empty(), ..*problem }, &Inputs { sinks: &sinks, ..*inputs })
+            attend(&Problem { sinks: !sinks.is_empty(), ..problem.clone() }, &Inputs { sinks: &sinks, ..*inputs })
         };
         let outputs = node.run_with(&given, Wanted::default(), &with_sinks)?;
         Ok(AttentionOutputs { present_key: Some(present_key), present_value: Some(present_value), ..outputs })

@@ -125,11 +125,11 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                     out.d_sink[row] = -(f64::from(inputs.sinks[h]) - max).exp() / sum * delta;
                 }
                 for j in seen {
-                    let d_biased = forward.weights[at(j)] * (d_weight(j) - delta);
+                    let d_biased = forward.weights[at(j)] * (d_weight(j) - delta) * forward.slopes[at(j)];
                     // The derivative of softcap * tanh(x / softcap) is 1 - tanh²; tanh is the capped score / softcap.
                     let slope = problem.softcap.map_or(1.0, |softcap| {
-                        let capped =
-                            if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at(j)] } else { forward.masked[at(j)] };
+                        let before_biases = problem.score_order == ScoreOrder::SoftcapThenBias;
+                        let capped = if before_biases { forward.capped[at(j)] } else { forward.before_terms[at(j)] };
                         1.0 - (capped / f64::from(softcap)).powi(2)
                     });
                     out.seen[at(j)] = true;

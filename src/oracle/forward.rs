@@ -3,6 +3,8 @@
 //! Written to be checked by reading. It shares no visibility arithmetic, tiling or tables with the fast paths, but it
 //! shares the decoding of operands and the random words of dropout.
 
+use super::walk;
+use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::HostVec;
 use crate::problem::{Alibi, Alignment, BroadcastShape, Inputs, Operand, Outputs, Problem, ScoreOrder, ScoreStage, gather};
@@ -22,8 +24,12 @@ pub struct Reference {
     pub raw: Vec<f64>,
     /// `raw` after softcap, if that comes before the biases; else `raw`.
     pub capped: Vec<f64>,
-    /// Scores after softcap and biases; -inf where masked.
+    /// Scores after softcap, biases and the user's terms; -inf where masked.
     pub masked: Vec<f64>,
+    /// Scores before the user's terms; -inf where masked.
+    pub before_terms: Vec<f64>,
+    /// Derivative of `masked` by `before_terms`.
+    pub slopes: Vec<f64>,
     /// Softmax weights, before dropout.
     pub weights: Vec<f64>,
 }
@@ -65,6 +71,13 @@ impl Item {
         };
         Self { stored, first_q, rows, keys, length, offset }
     }
+
+    /// The pair [b, h, i, j] as users' terms see it: batch, head, kv_head, row, key, position, key_position, len_q, len_kv.
+    fn pair(&self, problem: &Problem, [b, h, i, j]: [usize; 4]) -> [i32; 9] {
+        let kv_head = h / (problem.dims.num_heads / problem.dims.num_kv_heads);
+        let position = (i as i64 + self.offset) as i32;
+        [b as i32, h as i32, kv_head as i32, i as i32, j as i32, position, j as i32, self.rows as i32, self.length as i32]
+    }
 }
 
 /// Computes `problem` as written. Time and memory grow with batch x num_heads x seq_len_q x seq_len_kv.
@@ -89,6 +102,8 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
         raw: vec![f64::NEG_INFINITY; pairs],
         capped: vec![f64::NEG_INFINITY; pairs],
         masked: vec![f64::NEG_INFINITY; pairs],
+        before_terms: vec![f64::NEG_INFINITY; pairs],
+        slopes: vec![0.0; pairs],
         weights: vec![0.0; pairs],
     };
     for b in 0..d.batch {
@@ -110,8 +125,11 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                 let sum = held(biases.iter().fold(out.capped[at], |sum, &bias| f64::from(sum as f32 + bias)));
                 // A bias of -inf masks the pair, whatever it is added to, and so does a sum that overflows to -inf.
                 let is_masked = biases.contains(&f32::NEG_INFINITY) || sum == f64::NEG_INFINITY;
-                if is_visible(problem, inputs, &item, [b, h, i, j]) && !is_masked {
-                    out.masked[at] = if cap_first { sum } else { cap(sum) };
+                let visible = is_visible(problem, inputs, &item, [b, h, i, j]) && !is_masked;
+                let before = if cap_first { sum } else { cap(sum) };
+                let score = visible.then(|| user_score(problem, inputs, before, item.pair(problem, [b, h, i, j])));
+                if let Some((score, slope)) = score.filter(|&(score, _)| score != f64::NEG_INFINITY) {
+                    (out.before_terms[at], out.masked[at], out.slopes[at]) = (before, score, slope);
                     seen.push(j);
                 }
             }
@@ -138,6 +156,35 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
         }
     }
     Ok(out)
+}
+
+/// Index of each stored pair in [batch, num_heads, seq_len_q, seq_len_kv], and the pair as users' terms see it.
+#[cfg(feature = "verify")]
+pub(crate) fn pairs_of<'a>(problem: &'a Problem, inputs: &'a Inputs<'_>) -> impl Iterator<Item = (usize, [i32; 9])> + 'a {
+    let d = problem.dims;
+    let all = (0..d.batch).flat_map(move |b| (0..d.num_heads).map(move |h| (b, h)));
+    all.flat_map(move |(b, h)| {
+        let item = Item::new(problem, inputs, b);
+        (0..item.rows * item.keys).map(move |at| {
+            let (i, j) = (at / item.keys, at % item.keys);
+            (((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j, item.pair(problem, [b, h, i, j]))
+        })
+    })
+}
+
+/// Score after the user's terms, rounded to f32 where it overflows, and its derivative by the score before them.
+fn user_score(problem: &Problem, inputs: &Inputs<'_>, x: f64, pair: [i32; 9]) -> (f64, f64) {
+    let mut scored = (x, 1.0);
+    for (index, term) in problem.user_terms.iter().enumerate() {
+        let (y, slope) = walk::score(term.functions(), &problem.tables_of(index, inputs.term_tables), scored.0, pair);
+        let held = if (y as f32).is_infinite() { f64::from(y as f32) } else { y };
+        if held == f64::NEG_INFINITY {
+            return (held, 0.0);
+        }
+        // A derivative of 0 makes 0, even of what is infinite.
+        scored = (held, if slope == 0.0 || scored.1 == 0.0 { 0.0 } else { scored.1 * slope });
+    }
+    scored
 }
 
 /// Biases of the pair [b, h, i, j], in the order in which they are added.
@@ -185,7 +232,9 @@ fn is_visible(problem: &Problem, inputs: &Inputs<'_>, item: &Item, [b, h, i, j]:
     if let Some(shape) = v.mask {
         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
     }
-    visible
+    let pair = item.pair(problem, [b, h, i, j]);
+    let shows = |(index, term): (usize, &Term)| walk::visible(term.functions(), &problem.tables_of(index, inputs.term_tables), pair);
+    visible && problem.user_terms.iter().enumerate().all(shows)
 }
 
 impl Reference {

@@ -2,10 +2,13 @@
 
 mod backward;
 mod forward;
+pub(crate) mod walk;
+mod walk_math;
+mod walk_value;
 
 #[cfg(feature = "verify")]
 pub(crate) use backward::{Operands, Pairs, pairs, sums};
 pub use backward::{ReferenceGradients, gradients};
-#[cfg(feature = "verify")]
-pub(crate) use forward::key_row;
 pub use forward::{Reference, attention};
+#[cfg(feature = "verify")]
+pub(crate) use forward::{key_row, pairs_of};

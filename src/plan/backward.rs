@@ -49,7 +49,7 @@ impl Plan {
 
     /// [`Self::backward`] for what has been checked.
     pub(crate) fn of_backward(problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Self> {
-        let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+        let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
         let mut plan = Planner::new(problem, want, caps)?;
         plan.preprocess()?;
         if want.query {

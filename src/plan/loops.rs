@@ -149,7 +149,7 @@ mod tests {
         let old = caps(DeviceClass::Software, Some(65_535));
         let plan = |problem: &Problem, algorithm| Plan::new(problem, &old, algorithm);
         let short = Problem::new(Dims { seq_len_q: 3, ..Dims::self_attention(1, 1, 30_000, 8) });
-        let long = Problem { dims: Dims { seq_len_kv: 40_000, ..short.dims }, ..short };
+        let long = Problem { dims: Dims { seq_len_kv: 40_000, ..short.dims }, ..short.clone() };
         plan(&short, Algorithm::Staged).expect("it ends");
         assert!(matches!(plan(&long, Algorithm::Staged), Err(Error::Limit { limit: "loop iterations of an invocation", .. })));
         plan(&long, Algorithm::Auto).expect("fused");

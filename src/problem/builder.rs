@@ -1,6 +1,7 @@
 //! Methods that add one option to a problem. Those of terms are beside the term.
 
 use super::{Problem, ScoreStage, Varlen};
+use crate::custom::Term;
 use crate::numbers::DType;
 use crate::problem::{Alignment, Layout, Paged, TensorSpec};
 
@@ -70,6 +71,13 @@ impl Problem {
         self.key = spec;
         self.value = spec;
         self.output = spec;
+        self
+    }
+
+    /// Adds a term that the user wrote.
+    #[must_use]
+    pub fn with_term(mut self, term: Term) -> Self {
+        self.user_terms.push(term);
         self
     }
 

@@ -65,6 +65,7 @@ impl WantGradients {
         if Operand::ALL.iter().any(|&operand| problem.spec(operand).dtype.is_quantised()) || self.dtype.is_some_and(DType::is_quantised) {
             return Err(Error::unsupported("gradients in or of quantised storage", "train on f32, f16 or bf16"));
         }
+        problem.user_terms.iter().try_for_each(|term| term.check_slope())?;
         for (operand, wanted) in [(Operand::Query, self.query), (Operand::Key, self.key), (Operand::Value, self.value)] {
             let shape = problem.shape(operand);
             if wanted && problem.spec(operand).check_no_overlap(operand.name(), shape).is_err() {

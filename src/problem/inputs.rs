@@ -39,6 +39,8 @@ pub struct Inputs<'a> {
     pub cu_seqlens_kv: &'a [u32],
     /// Page table, [batch, pages_per_item], as [`crate::Paged`] describes.
     pub page_table: &'a [u32],
+    /// Tables of the user's terms, as [`Problem::term_tables`] joins them.
+    pub term_tables: &'a [u32],
     /// Seed and offset of dropout, if the problem has it.
     pub dropout: Dropout,
 }
@@ -62,6 +64,7 @@ impl<'a> Inputs<'a> {
             cu_seqlens_q: &[],
             cu_seqlens_kv: &[],
             page_table: &[],
+            term_tables: &[],
             dropout: Dropout::default(),
         }
     }
@@ -99,6 +102,7 @@ impl<'a> Inputs<'a> {
             ("relative_bias", bytemuck::cast_slice(self.relative_bias)),
             ("sinks", bytemuck::cast_slice(self.sinks)),
             ("page_table", bytemuck::cast_slice(self.page_table)),
+            ("term_tables", bytemuck::cast_slice(self.term_tables)),
         ]
     }
 

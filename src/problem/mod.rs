@@ -11,6 +11,7 @@ mod sizes;
 mod table_layout;
 mod tables;
 mod tensor;
+mod user_terms;
 mod visibility;
 
 pub use choice::{Algorithm, Backend};
@@ -25,9 +26,12 @@ pub use table_layout::TableVector;
 pub use tables::Tables;
 pub(crate) use tables::table_bytes;
 pub use tensor::{Layout, Strides, TensorSpec, gather};
+pub(crate) use user_terms::MOST_TABLES;
+pub use user_terms::TableData;
 pub(crate) use visibility::along_keys;
 pub use visibility::{Alignment, BroadcastShape, Visibility};
 
+use crate::custom::Term;
 use crate::numbers::DType;
 
 /// Scaled dot-product attention with all of its options:
@@ -35,7 +39,7 @@ use crate::numbers::DType;
 /// ```text
 /// score(i,j)  = scale * dot(query_i, key_j)
 /// capped      = softcap * tanh(score / softcap)                if there is a softcap
-/// biased      = capped + bias(i,j) + alibi(i,j) + relative(i,j)
+/// biased      = capped + bias(i,j) + alibi(i,j) + relative(i,j), then what the user's terms make of it
 /// weight      = softmax of biased over the visible keys; a sink joins the denominator only
 /// output_i    = sum_j weight(i,j) * value_j                    with dropout: weight becomes 0 or weight / (1 - probability)
 /// lse_i       = ln(sum over visible keys of exp(biased))       with the sink, if there is one
@@ -63,6 +67,8 @@ pub struct Problem {
     pub alibi: Option<Alibi>,
     /// Maximum distance of a learned bias `table[h, clamp(p - j, -max, max) + max]`, f32 [num_heads, 2 * max + 1].
     pub relative_bias_max_distance: Option<u32>,
+    /// Terms that the user wrote; they apply after all others, in this order. At most 8 tables in all.
+    pub user_terms: Vec<Term>,
     /// Sinks: one more logit per head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
     /// Dropout probability in training, at least 0 and below 1. In the output, a dropped weight is 0, the others are
@@ -119,6 +125,7 @@ impl Problem {
             bias: None,
             alibi: None,
             relative_bias_max_distance: None,
+            user_terms: Vec::new(),
             sinks: false,
             dropout: None,
             varlen: None,

@@ -88,6 +88,12 @@ impl<'a> Tables<'a> {
         self
     }
 
+    /// Sets [`Inputs::term_tables`].
+    pub fn term_tables(mut self, term_tables: &'a [u32]) -> Self {
+        self.inputs.term_tables = term_tables;
+        self
+    }
+
     /// Sets [`Inputs::dropout`].
     pub fn dropout(mut self, dropout: Dropout) -> Self {
         self.inputs.dropout = dropout;

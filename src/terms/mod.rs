@@ -82,7 +82,7 @@ impl Problem {
 
     /// True if an option depends on the position of a row.
     pub fn uses_position(&self) -> bool {
-        self.terms().any(|term| term.uses_position)
+        self.terms().any(|term| term.uses_position) || self.user_terms.iter().any(|term| term.uses_position())
     }
 
     /// Checks the problem for contradictions. Every computation calls it first.
@@ -94,12 +94,14 @@ impl Problem {
     /// Checks the parameters of every term.
     fn check_terms(&self) -> Result<()> {
         if self.uses_position() && self.visibility.alignment.is_none() {
-            let counting: Vec<&str> = self.terms().filter(|term| term.uses_position).map(|term| term.text.word).collect();
+            let users = self.user_terms.iter().filter(|term| term.uses_position()).map(|_| "a user's term");
+            let counting: Vec<&str> = self.terms().filter(|term| term.uses_position).map(|term| term.text.word).chain(users).collect();
             return Err(Error::invalid(
                 "alignment",
                 format!("{} counts from the row's position: say TopLeft, BottomRight or Offset", counting.join(", ")),
             ));
         }
+        self.check_user_terms()?;
         self.terms().try_for_each(|term| (term.check)(self))
     }
 

@@ -65,6 +65,7 @@ pub struct Data {
     pub cu_seqlens_q: Vec<u32>,
     pub cu_seqlens_kv: Vec<u32>,
     pub page_table: Vec<u32>,
+    pub term_tables: Vec<u32>,
     pub dropout: Dropout,
 }
 
@@ -87,6 +88,7 @@ impl Data {
             cu_seqlens_q: vec![],
             cu_seqlens_kv: vec![],
             page_table: vec![],
+            term_tables: vec![],
             dropout: Dropout::default(),
         }
     }
@@ -109,6 +111,7 @@ impl Data {
             cu_seqlens_q: &self.cu_seqlens_q,
             cu_seqlens_kv: &self.cu_seqlens_kv,
             page_table: &self.page_table,
+            term_tables: &self.term_tables,
             dropout: self.dropout,
         }
     }
@@ -227,6 +230,7 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
             data.cu_seqlens_kv = cu_seqlens(d.batch, d.seq_len_kv, varlen.tokens_kv, random);
         }
     }
+    data.term_tables = super::user_terms::tables(problem, random);
     if let Some(paged) = problem.paged {
         data.page_table = page_table(&paged, &mut data.kv_lengths, random);
     }

@@ -27,9 +27,8 @@ use crate::numbers::{DType, HostSlice, HostVec};
 use crate::oracle::{self, Reference};
 use crate::problem::{Alibi, Inputs, Operand, Outputs, Problem, ScoreOrder, ScoreStage};
 use crate::verify::case::{QueryRow, rows};
+use crate::verify::rounding::{self, SAFETY, at_most};
 
-/// Safety factor on every bound.
-pub(super) const SAFETY: f64 = 2.0;
 /// Smallest normal number. Anything below it may be flushed to 0.
 pub(super) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
@@ -113,12 +112,12 @@ impl Expected {
             ExpectedTensor::new(d.scores_shape(), values.to_vec(), (0..values.len()).map(error).collect(), 0.0)
         };
         let scores = |stage| {
-            let values = match stage {
-                ScoreStage::Raw => &answer.raw,
-                ScoreStage::Capped => &answer.capped,
-                ScoreStage::Masked => &answer.masked,
+            let (values, errors) = match stage {
+                ScoreStage::Raw => (&answer.raw, &bounds.before_terms),
+                ScoreStage::Capped => (&answer.capped, &bounds.before_terms),
+                ScoreStage::Masked => (&answer.masked, &bounds.scores),
             };
-            pairs(values, &|at| score_error(problem, bounds.magnitudes[at]) + TINY)
+            pairs(values, &|at| errors[at] + TINY)
         };
         let weight_error = |at: usize| at_most(bounds.weight[at / d.seq_len_kv] * answer.weights[at] + TINY, 1.0);
         Ok(Self {
@@ -147,8 +146,11 @@ fn arrange(rows: &[QueryRow], from: &[f64], width: usize, place: impl Fn(&QueryR
 
 /// Error bounds of a forward pass, before its outputs are stored.
 pub(super) struct Bounds {
-    /// Magnitude of each pair's score.
-    pub(super) magnitudes: Vec<f64>,
+    /// Error of each pair's score before the user's terms, and after them.
+    pub(super) before_terms: Vec<f64>,
+    pub(super) scores: Vec<f64>,
+    /// Error of the derivative of each pair's score by what it was before the user's terms.
+    pub(super) slopes: Vec<f64>,
     /// Largest score error among the visible keys of each row of [batch, num_heads, seq_len_q].
     pub(super) score: Vec<f64>,
     /// Relative error of each row's weights.
@@ -163,12 +165,14 @@ impl Bounds {
     pub(super) fn new(problem: &Problem, inputs: &Inputs<'_>, answer: &Reference) -> Result<Self> {
         let d = &problem.dims;
         let magnitudes = magnitudes(problem, inputs)?;
+        let before_terms: Vec<f64> = magnitudes.into_iter().map(|magnitude| score_error(problem, magnitude)).collect();
+        let (scores, slopes) = after_terms(problem, inputs, answer, &before_terms);
         let (mut score, mut weight) = (Vec::new(), Vec::new());
         for row in 0..d.batch * d.num_heads * d.seq_len_q {
             // Infinite and NaN scores are not a matter of tolerance.
             let keys = row * d.seq_len_kv..(row + 1) * d.seq_len_kv;
             let seen: Vec<usize> = keys.filter(|&at| answer.masked[at].is_finite()).collect();
-            let error = seen.iter().map(|&at| score_error(problem, magnitudes[at])).fold(0.0, f64::max);
+            let error = seen.iter().map(|&at| scores[at]).fold(0.0, f64::max);
             score.push(error);
             weight.push(match is_even(problem, answer, &seen) {
                 true if seen.len() <= 8192 => 1e-5,
@@ -179,7 +183,7 @@ impl Bounds {
         let value = absolute(inputs.value);
         let weighted_values = oracle::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
         let largest_value = value.to_f32().into_iter().filter(|x| x.is_finite()).fold(0.0, f32::max).into();
-        Ok(Self { magnitudes, score, weight, weighted_values, largest_value })
+        Ok(Self { before_terms, scores, slopes, score, weight, weighted_values, largest_value })
     }
 
     /// Error bound of an element of the oracle's output.
@@ -192,6 +196,19 @@ impl Bounds {
     }
 }
 
+/// Errors of the scores and of their derivatives after the user's terms; infinite where rounding may turn a branch.
+fn after_terms(problem: &Problem, inputs: &Inputs<'_>, answer: &Reference, before: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let mut errors = (before.to_vec(), vec![0.0; before.len()]);
+    if problem.user_terms.is_empty() {
+        return errors;
+    }
+    for (at, pair) in oracle::pairs_of(problem, inputs).filter(|&(at, _)| answer.masked[at] != f64::NEG_INFINITY) {
+        let after = rounding::of_terms(problem, inputs, (answer.before_terms[at], before[at]), pair);
+        (errors.0[at], errors.1[at]) = after.map_or((f64::INFINITY, f64::INFINITY), |after| (after.score.1, after.slope.1));
+    }
+    errors
+}
+
 /// Factor on the weights that dropout keeps.
 pub(super) fn dropout_factor(problem: &Problem) -> f64 {
     problem.dropout.map_or(1.0, |probability| 1.0 / (1.0 - f64::from(probability)))
@@ -200,6 +217,7 @@ pub(super) fn dropout_factor(problem: &Problem) -> f64 {
 /// `|scale| * sum_d |q_d| |k_d| + |biases|` for each pair: the oracle's score of the problem without signs and softcap.
 fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
     let mut unsigned = problem.clone();
+    unsigned.user_terms.clear();
     unsigned.scale = Some(problem.effective_scale().abs());
     unsigned.softcap = None;
     unsigned.score_order = ScoreOrder::SoftcapThenBias;
@@ -209,8 +227,15 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
         |biases: &[f32]| -> Vec<f32> { biases.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect() };
     let (bias, relative) = (unsigned_biases(inputs.bias), unsigned_biases(inputs.relative_bias));
     let slopes: Vec<f32> = inputs.alibi_slopes.iter().map(|x| -x.abs()).collect();
-    let unsigned_inputs =
-        Inputs { query: query.as_slice(), key: key.as_slice(), bias: &bias, alibi_slopes: &slopes, relative_bias: &relative, ..*inputs };
+    let unsigned_inputs = Inputs {
+        query: query.as_slice(),
+        key: key.as_slice(),
+        bias: &bias,
+        alibi_slopes: &slopes,
+        relative_bias: &relative,
+        term_tables: &[],
+        ..*inputs
+    };
     let answer = oracle::attention(&unsigned, &unsigned_inputs)?;
     // A masked pair has no biased score, but its raw score is returned all the same. An infinite element makes an infinite
     // score, which has no rounding error, nor has its cap.
@@ -225,11 +250,6 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
 pub(super) fn absolute(data: HostSlice<'_>) -> HostVec {
     let unsigned: Vec<f32> = (0..data.len()).map(|at| data.get(at).abs()).collect();
     HostVec::from_f32(data.dtype(), &unsigned)
-}
-
-/// Smaller of `error` and `most`; `most` if `error` is NaN.
-pub(super) fn at_most(error: f64, most: f64) -> f64 {
-    if error < most { error } else { most }
 }
 
 /// Error bound of a pair's score, from its magnitude.
@@ -252,7 +272,12 @@ pub(super) fn summing(problem: &Problem) -> f64 {
 fn is_even(problem: &Problem, answer: &Reference, seen: &[usize]) -> bool {
     let Some(&first) = seen.first() else { return false };
     let same = |of: &[f64]| seen.iter().all(|&at| of[at] == of[first]);
-    if problem.sinks || problem.alibi.is_some() || problem.relative_bias_max_distance.is_some() || !same(&answer.masked) {
+    if !problem.user_terms.is_empty()
+        || problem.sinks
+        || problem.alibi.is_some()
+        || problem.relative_bias_max_distance.is_some()
+        || !same(&answer.masked)
+    {
         return false;
     }
     if problem.bias.is_none() {

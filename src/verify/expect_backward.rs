@@ -22,9 +22,8 @@ use crate::numbers::{DType, HostSlice, HostVec, Random};
 use crate::oracle::{self, Operands, Pairs, ReferenceGradients as Reference};
 use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, ScoreOrder, WantGradients};
 use crate::verify::case::{Case, Fill, QueryRow, rows, scatter};
-use crate::verify::expect::{
-    Bounds, ExpectedTensor, SAFETY, TINY, absolute, at_most, chain, dropout_factor, score_error, storage_floor, summing,
-};
+use crate::verify::expect::{Bounds, ExpectedTensor, TINY, absolute, chain, dropout_factor, storage_floor, summing};
+use crate::verify::rounding::{SAFETY, at_most};
 
 /// Expected gradients, with what they are computed from.
 #[derive(Clone, Debug)]
@@ -61,7 +60,7 @@ pub fn backward_oracle(problem: &Problem, inputs: &Inputs<'_>, backward: &Backwa
 impl ExpectedGradients {
     /// Draws gradients of output and lse, and runs the oracle for the gradients and for the sums of their errors.
     pub fn of(case: &Case) -> Result<Self> {
-        let problem = &Problem { want: Returns::default(), ..case.problem };
+        let problem = &Problem { want: Returns::default(), ..case.problem.clone() };
         let inputs = &case.data.inputs();
         let forward = oracle::attention(problem, inputs)?;
         let stored = draw_d_output(problem, inputs, &forward, case.fill);
@@ -142,12 +141,16 @@ fn errors(
             // A tiny weight may be flushed to 0.
             let d_biased = TINY * (product + delta) + weight_error * size + weight * (unit * wide * product + delta_error) + unit * size;
             // Weights are at most 1, however wrong they are.
-            let d_biased = at_most(d_biased, 2.0 * (product + largest + d_lse) + unit * wide * product + delta_error);
-            let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.masked[at] };
+            let d_masked = at_most(d_biased, 2.0 * (product + largest + d_lse) + unit * wide * product + delta_error);
+            let capped = if problem.score_order == ScoreOrder::SoftcapThenBias { forward.capped[at] } else { forward.before_terms[at] };
             let (slope, slope_error) = problem.softcap.map_or((1.0, 0.0), |softcap| {
                 let t = capped / f64::from(softcap);
-                (1.0 - t * t, 2.0 * t.abs() * (score_error(problem, bounds.magnitudes[at]) / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
+                (1.0 - t * t, 2.0 * t.abs() * (bounds.before_terms[at] / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
             });
+            // The user's terms multiply by their slope.
+            let (user, user_error) = (forward.slopes[at].abs(), bounds.slopes[at]);
+            let d_biased = d_masked * (user + user_error) + size * user_error;
+            let size = size * user;
             let summed = summing * size;
             errors.d_score[at] = (d_biased + summed) * slope + size * slope_error;
             errors.d_bias[at] = if problem.score_order == ScoreOrder::SoftcapThenBias { d_biased + summed } else { errors.d_score[at] };
@@ -161,7 +164,7 @@ fn errors(
         }
     }
     let scale = Some(problem.effective_scale().abs());
-    Ok(oracle::sums(&Problem { scale, ..*problem }, &unsigned, &errors, &operands))
+    Ok(oracle::sums(&Problem { scale, ..problem.clone() }, &unsigned, &errors, &operands))
 }
 
 /// Draws a gradient of the lse. With poison, it is NaN for rows with neither visible keys nor a sink.

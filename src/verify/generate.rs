@@ -5,6 +5,7 @@ use crate::numbers::{DType, Random};
 use crate::problem::{Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
+use crate::verify::user_terms;
 
 /// Draws a case small enough for the oracle. Equal seeds return equal cases.
 pub fn random(seed: u64) -> Result<Case> {
@@ -26,7 +27,7 @@ pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
     let dims = large_dims(kind_source, rest);
     let (problem, fill) = options(seed, dims, kind_source, rest);
     let spec = TensorSpec::new(kind_source.pick(&DType::QUANTISED), kind_source.pick(&[Layout::Bhsd, Layout::Bshd]));
-    let blocks = Problem { key: spec, value: spec, ..problem };
+    let blocks = Problem { key: spec, value: spec, ..problem.clone() };
     let problem = if kind_source.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
     Case::new(format!("large-{kind}-{seed}"), problem, fill)
 }
@@ -105,6 +106,9 @@ fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Prob
         let offset = if !kind.one_in(4) { 0 } else { 4 * rest.below(3) + kind.below(4) };
         TensorSpec { dtype, layout, offset }
     });
+    if kind.one_in(6) {
+        user_terms::draw(&mut p, kind);
+    }
     p.want = Returns {
         lse: kind.one_in(2),
         stats: kind.one_in(8),
@@ -200,7 +204,8 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     simpler.filter_map(move |(q, fill)| Case::new(name.clone(), fit(q, &p), fill).ok())
 }
 
-const PLAINER: [fn(&mut Problem); 13] = [
+const PLAINER: [fn(&mut Problem); 14] = [
+    |p| p.user_terms.clear(),
     |p| p.dropout = None,
     |p| p.paged = None,
     |p| p.varlen = None,

@@ -36,8 +36,12 @@ mod expect;
 mod expect_backward;
 mod files;
 mod generate;
+mod random_templates;
+pub(crate) mod random_text;
+pub(crate) mod rounding;
 mod suite;
 mod table;
+mod user_terms;
 
 pub use case::{Case, Data, Extreme, Fill};
 pub use compare::{Element, Mismatch};

@@ -168,7 +168,7 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
 
 /// Statistics of the engine's own forward pass, if it supports them.
 fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
-    let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..*problem };
+    let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
     match engine.attention(&problem, inputs) {
         Err(Error::Unsupported { .. }) => Ok(None),
         outputs => outputs.map(|outputs| outputs.stats),

@@ -45,10 +45,10 @@ impl KernelKey {
             Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
             Kernel::Preprocess { .. } => [&[], &[], files!("backward/rows.wgsl")],
             Kernel::QueryGradient(shape) => {
-                [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
+                [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
             }
             Kernel::KeyGradient(shape, _) => {
-                [files!("lib/block.wgsl", "backward/pair.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
+                [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
             }
             Kernel::BiasGradient => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")],
             Kernel::Diagonals => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/diagonals.wgsl")],
@@ -64,6 +64,9 @@ impl KernelKey {
             if !files.contains(&term.wgsl) {
                 files.push(term.wgsl);
             }
+        }
+        if self.kernel.has_blocks() && self.user_terms.iter().any(|functions| functions.visible.is_some()) {
+            files.extend(files!("lib/interval.wgsl"));
         }
         files.into_iter().chain(own.into_iter().flatten().copied())
     }

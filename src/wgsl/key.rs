@@ -1,6 +1,9 @@
 //! Kernel keys: everything that distinguishes one kernel from another, and the key of the pipeline cache.
 
+use std::sync::Arc;
+
 use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
+use crate::custom::Functions;
 use crate::numbers::DType;
 use crate::problem::{Operand, Problem};
 use crate::terms::{TermSet, TermTensor};
@@ -24,6 +27,8 @@ pub(crate) struct KernelKey {
     pub(crate) output: Storage,
     /// Terms that look at pairs. A specialised variant has exactly these, a generic one reads switches from the params.
     pub(crate) terms: TermSet,
+    /// Terms that the user wrote, in both kinds of variants.
+    pub(crate) user_terms: Vec<Arc<Functions>>,
     /// True if the kernel reads `tables`.
     pub(crate) tables: bool,
     /// True if keys and values are addressed through a page table.
@@ -80,13 +85,18 @@ pub(crate) enum Kernel {
 
 impl Kernel {
     /// True if the kernel computes gradients of (row, key) pairs.
-    const fn visits_pairs_backward(self) -> bool {
+    pub(super) const fn visits_pairs_backward(self) -> bool {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
     }
 
     /// True if the kernel reads the output of [`Self::Preprocess`].
     pub(super) const fn reads_row_stats(self) -> bool {
         self.visits_pairs_backward() || matches!(self, Self::RelativeGradient | Self::SinkGradient)
+    }
+
+    /// True if the kernel works on tiles of rows and keys, which it may skip.
+    pub(super) const fn has_blocks(self) -> bool {
+        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..)) || self.block_rows() > 0
     }
 
     /// Query rows of a fused kernel's workgroup; 0 for other kernels.
@@ -206,6 +216,7 @@ impl KernelKey {
         let dropout = problem.dropout_rule().is_some();
         let tables = problem.has_tables();
         let terms = TermSet::of(problem).and(TermSet::pairs());
+        let user_terms = problem.user_terms.iter().map(|term| Arc::clone(term.functions())).collect();
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {
@@ -218,6 +229,7 @@ impl KernelKey {
             value: Storage::default(),
             output: Storage::default(),
             terms: TermSet::default(),
+            user_terms: Vec::new(),
             tables,
             paged: problem.paged.is_some(),
             cached: false,
@@ -242,12 +254,13 @@ impl KernelKey {
                 value: storage(Operand::Value),
                 output: storage(Operand::Output),
                 terms,
+                user_terms,
                 dropout,
                 ..unused
             },
             Kernel::Preprocess { .. } => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
-            Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, ..unused },
+            Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
             Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
             Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum => Self { tables: false, ..unused },
@@ -285,6 +298,11 @@ impl KernelKey {
             dropout: false,
             ..specialised
         }
+    }
+
+    /// Returns the variant without the user's terms, whose functions a tiny problem cannot judge.
+    pub(crate) fn without_user_terms(&self) -> Self {
+        Self { user_terms: Vec::new(), ..self.clone() }
     }
 
     /// Returns the bindings in the order of their numbers.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::problem::{Alignment, DropoutRule, Operand, Problem, TableLayout};
+use crate::problem::{Alignment, DropoutRule, MOST_TABLES, Operand, Problem, TableLayout};
 use crate::terms::{TERMS, TermSet};
 
 /// Bits of `Params::flags`.
@@ -33,6 +33,8 @@ pub(crate) struct Params {
     pub(crate) offsets: [u32; 4],
     /// Runtime values of each term.
     pub(crate) term_values: [[u32; 4]; TERMS.len()],
+    /// Start in the tables of the user's terms and number of elements, of two tables each.
+    pub(crate) user_tables: [[u32; 4]; MOST_TABLES / 2],
     pub(crate) tables: TableLayout,
     pub(crate) flags: u32,
     /// Terms of the problem, a bit each.
@@ -70,7 +72,7 @@ pub(crate) struct Params {
     pub(crate) stats_to: u32,
     pub(crate) stats_from: u32,
     /// Padding: the size of a uniform is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 3],
+    pub(crate) padding: [u32; 2],
 }
 
 impl Params {
@@ -99,6 +101,7 @@ impl Params {
                 | flag(problem.sinks, Flags::SINKS)
                 | flag(problem.want.stats, Flags::STATS)
                 | flag(drop.is_some(), Flags::DROPOUT),
+            user_tables: user_tables(problem),
             terms: TermSet::of(problem).0,
             batch: problem.dims.batch as u32,
             num_heads: problem.dims.num_heads as u32,
@@ -130,4 +133,13 @@ impl Params {
     pub(crate) fn values_of(&self, name: &str) -> [u32; 4] {
         TERMS.iter().zip(self.term_values).find(|(term, _)| term.name == name).map_or([0; 4], |(_, words)| words)
     }
+}
+
+/// Start and length of each table of the user's terms.
+fn user_tables(problem: &Problem) -> [[u32; 4]; MOST_TABLES / 2] {
+    let mut all = [[0; 4]; MOST_TABLES / 2];
+    for (at, range) in problem.user_table_ranges().enumerate() {
+        all[at / 2][at % 2 * 2..][..2].copy_from_slice(&[range.start as u32, range.len() as u32]);
+    }
+    all
 }

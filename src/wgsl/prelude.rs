@@ -80,6 +80,7 @@ fn constants(text: &mut String, key: &KernelKey) {
     sizes(text, key);
     switches(text, key);
     terms::chains(text, key);
+    terms::user_functions(text, key);
 }
 
 /// Writes the shape of a gradient kernel, and which of its sums are wanted.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::KernelKey;
+use crate::custom::{Functions, emit};
 use crate::terms::{TERMS, Term, TermSet};
 
 /// Writes `interval_of_terms`, `is_visible`, `score_of`, `slopes_of` and the values of the terms. A specialised variant has
@@ -24,18 +25,26 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
 
     let pairs: Vec<_> = key.terms.iter().collect();
     let condition = |bit: usize| if key.generic { switch(bit) } else { "true".into() };
+    let users: Vec<User<'_>> = users(key);
+    let any_user = |wanted: &dyn Fn(&Functions) -> bool| users.iter().any(|user| wanted(user.functions));
     let any = |wanted: &dyn Fn(&Term) -> bool| {
         let bits: u32 = pairs.iter().filter(|(_, term)| wanted(term)).map(|(bit, _)| 1 << bit).sum();
         if key.generic { format!("(params.terms & {bits}u) != 0u") } else { (bits != 0).to_string() }
     };
-    let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", any(&|_| true));
-    let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", any(&|term| term.defines("visible")));
-    let skips = pairs.iter().any(|(_, term)| term.defines("visible"));
+    let shows = any_user(&|functions| functions.visible.is_some());
+    let has = |built_in: String, user: bool| if user { "true".to_string() } else { built_in };
+    let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", has(any(&|_| true), !users.is_empty()));
+    let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
+    tile_status(text, key, &users, &any(&|term| term.defines("visible")));
+    let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
     let _ = writeln!(text, "const SKIPS_TILES: bool = {skips};");
 
     text.push_str("fn is_visible(at: Pair) -> bool {\n    var result = true;\n");
     for (bit, term) in pairs.iter().filter(|(_, term)| term.defines("visible")) {
         let _ = writeln!(text, "    if ({}) {{ result = result && {}_visible(at); }}", condition(*bit), term.name);
+    }
+    for user in users.iter().filter(|user| user.functions.visible.is_some()) {
+        let _ = writeln!(text, "    if (tests_users) {{ result = result && {}_visible(at); }}", user.name);
     }
     text.push_str("    return result;\n}\n");
 
@@ -48,6 +57,9 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         let _ =
             writeln!(text, "    if ({}) {{ {sum}scored = next_score(scored, {}_score(scored.score, at)); }}", condition(*bit), term.name);
     }
+    for user in users.iter().filter(|user| user.functions.score.is_some()) {
+        let _ = writeln!(text, "    scored = next_user_score(scored, {}_score(scored.score, at));", user.name);
+    }
     text.push_str("    return scored;\n}\n");
 
     // The scores before the first term that adds to them.
@@ -58,7 +70,8 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     text.push_str("    return score;\n}\n");
 
     // Scores are computed again only as far as a later slope needs them.
-    let last = scores.iter().rposition(|(_, term)| term.defines("slope"));
+    let last_user = users.iter().rposition(|user| user.functions.slope().is_some() && key.kernel.visits_pairs_backward());
+    let last = if last_user.is_some() { Some(scores.len()) } else { scores.iter().rposition(|(_, term)| term.defines("slope")) };
     text.push_str("fn slopes_of(x: f32, at: Pair) -> Slopes {\n    var score = x;\n    var slopes = Slopes(1.0, 1.0);\n");
     for (place, (bit, term)) in scores.iter().enumerate() {
         let (condition, name) = (condition(*bit), term.name);
@@ -69,7 +82,68 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         let score = if Some(place) < last { format!("score = {name}_score(score, at);") } else { String::new() };
         let _ = writeln!(text, "    if ({condition}) {{ {change} {score} }}");
     }
+    for (_, user) in users.iter().enumerate().filter(|&(place, _)| Some(place) <= last_user) {
+        let User { name, functions } = user;
+        if functions.score.is_some() {
+            let _ = writeln!(text, "    let {name}_before = score;\n    score = {name}_score({name}_before, at);");
+        }
+        if functions.slope().is_some() {
+            let _ = writeln!(text, "    slopes = next_user_slopes(slopes, {name}_slope({name}_before, score, at));");
+        }
+    }
     text.push_str("    return slopes;\n}\n");
+}
+
+/// Term that the user wrote, with the prefix of its functions.
+struct User<'a> {
+    name: String,
+    functions: &'a Functions,
+}
+
+fn users(key: &KernelKey) -> Vec<User<'_>> {
+    key.user_terms.iter().enumerate().map(|(at, functions)| User { name: format!("user{at}"), functions }).collect()
+}
+
+/// Writes what the user's terms show of a tile, and the switch of their tests: tiles that they show whole need none.
+fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], built_in: &str) {
+    let showing: Vec<_> = users.iter().filter(|user| user.functions.visible.is_some()).collect();
+    if !showing.is_empty() {
+        text.push_str("var<private> tests_users: bool = true;\n");
+    }
+    if !key.kernel.has_blocks() {
+        return;
+    }
+    let _ = writeln!(text, "fn has_visible_built_ins() -> bool {{ return {built_in}; }}");
+    text.push_str("fn user_status(item: Item, block: Block, first_key: u32, end_key: u32) -> u32 {\n");
+    if showing.is_empty() {
+        text.push_str("    return 1u;\n}\nfn test_users(wanted: bool) {}\n");
+        return;
+    }
+    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n");
+    let all: Vec<String> = showing.iter().map(|user| format!("{}_status(tile)", user.name)).collect();
+    // The least of all: none, some, all.
+    let least = all.into_iter().reduce(|a, b| format!("min({a}, {b})")).unwrap_or_default();
+    let _ = writeln!(text, "    return {least};\n}}\nfn test_users(wanted: bool) {{ tests_users = wanted; }}");
+}
+
+/// Writes the functions of the user's terms.
+pub(super) fn user_functions(text: &mut String, key: &KernelKey) {
+    let mut first_table = 0;
+    for User { name, functions } in users(key) {
+        for (hook, arguments, program) in [
+            ("visible", "at: Pair", functions.visible.as_ref()),
+            ("score", "x: f32, at: Pair", functions.score.as_ref()),
+            ("slope", "x: f32, y: f32, at: Pair", functions.slope().filter(|_| key.kernel.visits_pairs_backward())),
+        ] {
+            if let Some(program) = program {
+                emit::function(text, &format!("{name}_{hook}"), arguments, program, first_table);
+            }
+        }
+        if let Some(intervals) = functions.intervals.as_ref().filter(|_| key.kernel.has_blocks()) {
+            intervals.emit(text, &format!("{name}_status"));
+        }
+        first_table += functions.tables.len() as u32;
+    }
 }
 
 /// WGSL that tells at run time whether the problem has a term.

@@ -6,6 +6,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 
 use super::{Access, KernelKey, Params, compose};
+use crate::custom::{Table, Term};
 use crate::numbers::DType;
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
 use crate::problem::{
@@ -25,11 +26,11 @@ fn problems() -> Vec<Problem> {
     for dtype in DType::FLOATS {
         problems.push(plain.clone().stored(dtype, Layout::Bshd));
         let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
-        problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
+        problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain.clone() });
     }
     for dtype in DType::QUANTISED {
         let blocks = TensorSpec::new(dtype, Layout::Bshd);
-        let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain };
+        let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain.clone() };
         problems.push(few.clone());
         problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
     }
@@ -37,18 +38,23 @@ fn problems() -> Vec<Problem> {
     let mut visibility = plain.clone().aligned(Alignment::BottomRight).causal().visibility;
     visibility.mask = Some(full);
     visibility.segments = true;
-    problems.push(Problem { visibility, ..plain });
+    problems.push(Problem { visibility, ..plain.clone() });
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         for alibi in [Alibi::Signed, Alibi::Symmetric] {
-            let all = Problem { score_order, alibi: Some(alibi), softcap: Some(5.0), bias: Some(full), visibility, ..plain };
+            let all = Problem { score_order, alibi: Some(alibi), softcap: Some(5.0), bias: Some(full), visibility, ..plain.clone() };
             problems.push(Problem { relative_bias_max_distance: Some(4), sinks: true, ..all });
         }
     }
-    problems.push(Problem { dropout: Some(0.5), ..plain });
+    let functions = "fn visible(at: Pair) -> bool { return at.key / 3 <= at.position % 100 && bits[at.row] != u32(at.head); }
+        fn score(x: f32, at: Pair) -> f32 { return 2.0 * tanh(x) + rates[at.kv_head] * f32(offsets[at.key - 5]); }";
+    let tables = [Table::u32("bits", 40), Table::f32("rates", 2), Table::i32("offsets", 9)];
+    let users = Term::with_tables(functions, &tables).expect("valid");
+    problems.push(plain.clone().aligned(Alignment::TopLeft).with_term(users));
+    problems.push(Problem { dropout: Some(0.5), ..plain.clone() });
     problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::self_attention(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
     problems.push(Problem {
         want: Returns { lse: true, stats: true, scores: Some(crate::problem::ScoreStage::Masked), weights: true },
-        ..plain
+        ..plain.clone()
     });
     problems
 }

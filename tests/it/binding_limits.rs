@@ -29,7 +29,7 @@ fn problems() -> Vec<(&'static str, Problem, bool)> {
     // All items and heads of a key are stored together.
     let steps = Strides { batch: 32, head: 64, seq: 160, dim: 1 };
     let mixed = TensorSpec { layout: Layout::Strided(steps), ..TensorSpec::default() };
-    all.push(("items side by side", Problem { key: mixed, value: mixed, ..plain }, true));
+    all.push(("items side by side", Problem { key: mixed, value: mixed, ..plain.clone() }, true));
     let mut options = plain.aligned(Alignment::BottomRight).causal().window(Some(700), None).with_lse();
     (options.sinks, options.alibi, options.softcap) = (true, Some(Alibi::Symmetric), Some(5.0));
     (options.visibility.kv_lengths, options.visibility.prefix_lengths) = (true, true);

@@ -46,7 +46,7 @@ fn two_attentions_and_a_dispatch_of_the_app_in_one_encoder() {
     let mut first = Problem::new(dims).aligned(Alignment::BottomRight).causal();
     // Key and value are in one buffer: the value at an aligned offset, the start of the key at an odd one.
     first.key = TensorSpec { offset: 3, ..TensorSpec::new(DType::F32, Layout::Bshd) };
-    let second = Problem { scale: Some(0.7), ..first };
+    let second = Problem { scale: Some(0.7), ..first.clone() };
     let (query, shared) = (draw(1, first.query_len()), draw(2, 4096 + first.value_len()));
     let oracle = |problem: &Problem, query: &[f32]| {
         let inputs = Inputs::new(query, &shared[..2048], &shared[4096..]);

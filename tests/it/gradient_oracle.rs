@@ -153,17 +153,17 @@ fn cases() -> Vec<Case> {
     let plain = Problem::new(DIMS);
     let mut cases = vec![
         Case::new("plain", plain.clone()),
-        Case::new("scale", Problem { scale: Some(-1.5), ..plain }),
+        Case::new("scale", Problem { scale: Some(-1.5), ..plain.clone() }),
         Case::new("causal, with empty rows", plain.clone().aligned(Alignment::Offset(-2)).causal()),
         Case::new("causal bottom-right", plain.clone().aligned(Alignment::BottomRight).causal()),
         Case::new("window", plain.clone().aligned(Alignment::BottomRight).window(Some(1), Some(0))),
-        Case::new("softcap", Problem { softcap: Some(0.7), ..plain }),
+        Case::new("softcap", Problem { softcap: Some(0.7), ..plain.clone() }),
         Case::new("sinks", Problem { sinks: true, ..plain.clone().aligned(Alignment::Offset(-2)).causal() }),
         Case::new("symmetric alibi", Problem { alibi: Some(Alibi::Symmetric), ..plain.clone().aligned(Alignment::BottomRight).causal() }),
         Case::new("layout", plain.clone().stored(DType::F32, Layout::Bshd)),
     ];
     for shape in [[2, 4, 4, 6], [1, 4, 1, 6], [2, 1, 4, 1], [1, 1, 1, 1]] {
-        cases.push(Case::new("bias", Problem { bias: Some(BroadcastShape(shape)), ..plain }));
+        cases.push(Case::new("bias", Problem { bias: Some(BroadcastShape(shape)), ..plain.clone() }));
     }
     for score_order in [ScoreOrder::SoftcapThenBias, ScoreOrder::BiasThenSoftcap] {
         let position = Visibility { alignment: Some(Alignment::BottomRight), ..Default::default() };
@@ -182,9 +182,12 @@ fn cases() -> Vec<Case> {
                 mask: Some(BroadcastShape([2, 1, 1, 6])),
                 ..position
             },
-            ..plain
+            ..plain.clone()
         };
-        cases.push(Case::new("relative bias", Problem { relative_bias_max_distance: Some(1), visibility: position, score_order, ..plain }));
+        cases.push(Case::new(
+            "relative bias",
+            Problem { relative_bias_max_distance: Some(1), visibility: position, score_order, ..plain.clone() },
+        ));
         cases.push(Case::new("everything", everything));
     }
     let varlen_dims = Dims { batch: 3, seq_len_kv: 5, ..DIMS };
@@ -196,8 +199,8 @@ fn cases() -> Vec<Case> {
         Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.aligned(Alignment::BottomRight).causal() },
     ));
     let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
-    cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain }));
-    let mut masked = Case::new("bias that masks", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain });
+    cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain.clone() }));
+    let mut masked = Case::new("bias that masks", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain.clone() });
     masked.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
     cases.push(masked);
     cases
@@ -254,8 +257,8 @@ fn masked_elements_are_never_read() {
 #[test]
 fn the_differences_notice_what_is_wrong() {
     let case = Case::new("softcap", Problem { softcap: Some(0.7), scale: Some(2.0), ..Problem::new(DIMS) });
-    let uncapped = Case { problem: Problem { softcap: None, ..case.problem }, ..case.clone() };
-    let scaled_twice = Case { problem: Problem { scale: Some(4.0), ..case.problem }, ..case.clone() };
+    let uncapped = Case { problem: Problem { softcap: None, ..case.problem.clone() }, ..case.clone() };
+    let scaled_twice = Case { problem: Problem { scale: Some(4.0), ..case.problem.clone() }, ..case.clone() };
     for wrong in [uncapped, scaled_twice] {
         let gradients = oracle::gradients(&wrong.problem, &wrong.inputs(), (&wrong.output_gradient).into(), None).expect("a valid problem");
         let off = |at: usize| (gradients.query[at] - case.difference(at, |case| &mut case.query)).abs() > 2e-4;

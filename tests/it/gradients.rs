@@ -165,12 +165,12 @@ fn refusals() {
         assert!(refused(&problem, &BackwardInputs { d_lse: Some(&lse[1..]), ..good }, &through).contains("invalid `d_lse`: has"));
         assert!(refused(&problem, &BackwardInputs { output: (&data[1..]).into(), ..good }, &want).contains("invalid `output`"));
         assert!(refused(&problem, &good, &WantGradients { bias: true, ..want }).contains("invalid `bias`"));
-        assert!(refused(&Problem { dropout: Some(1.0), ..problem }, &good, &want).contains("invalid `dropout`"));
+        assert!(refused(&Problem { dropout: Some(1.0), ..problem.clone() }, &good, &want).contains("invalid `dropout`"));
         let mut shared = problem.clone();
         shared.key.layout = Layout::Strided(wgpu_attention::Strides { batch: 0, head: 0, seq: 8, dim: 1 });
         assert!(refused(&shared, &good, &want).contains("not supported"));
         assert!(engine.backward(&shared, &inputs, &good, &WantGradients { key: false, ..want }).is_ok());
         let f16 = problem.clone().stored(DType::F16, Layout::Bhsd);
-        assert!(refused(&Problem { output: f16.output, ..problem }, &good, &want).contains("invalid `output`"));
+        assert!(refused(&Problem { output: f16.output, ..problem.clone() }, &good, &want).contains("invalid `output`"));
     }
 }

@@ -337,8 +337,11 @@ fn bad_arguments_are_named_errors() {
     invalid("key", run(problem.clone(), &x, &x[..8]));
     invalid("value", run(layer.problem(1, 3, 2), &x, &x[..8]));
     invalid("query", run(layer.problem(0, 3, 3), &x, &x));
-    invalid("problem", run(wgpu_attention::Problem { dims: wgpu_attention::Dims { num_heads: 4, ..problem.dims }, ..problem }, &x, &x));
-    invalid("problem", run(wgpu_attention::Problem { query: TensorSpec::default(), ..problem }, &x, &x));
+    invalid(
+        "problem",
+        run(wgpu_attention::Problem { dims: wgpu_attention::Dims { num_heads: 4, ..problem.dims }, ..problem.clone() }, &x, &x),
+    );
+    invalid("problem", run(wgpu_attention::Problem { query: TensorSpec::default(), ..problem.clone() }, &x, &x));
     assert!(run(layer.problem(usize::MAX, 3, usize::MAX), &x, &x).is_err());
     let halves = [wgpu_attention::f16::ONE; 12];
     invalid("query", layer.forward(&cpu(), &problem, &Inputs::new(&halves[..], &x, &x)));

@@ -194,23 +194,27 @@ fn odd_cases() -> Vec<Case> {
         add(&format!("{dtype} D=32"), plain.clone().stored(dtype, Layout::Bshd));
         let strided =
             |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 900_000, head: 200_000, seq: 77, dim }), offset: 1 };
-        add(&format!("{dtype} strided"), Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain });
+        add(
+            &format!("{dtype} strided"),
+            Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain.clone() },
+        );
     }
     for dtype in DType::QUANTISED {
         add(&format!("{dtype} keys"), cached(plain.clone(), DType::F32, dtype));
     }
-    add("dropout", Problem { dropout: Some(0.5), ..plain });
+    add("user terms", crate::simulate::with_user_terms(plain.clone()));
+    add("dropout", Problem { dropout: Some(0.5), ..plain.clone() });
     add("dropout, everything", Problem { dropout: Some(0.5), ..everything(plain.clone(), &LONG) });
     let everything = everything(plain.clone(), &LONG);
     add(
         "softcap last, symmetric slopes",
-        Problem { score_order: ScoreOrder::BiasThenSoftcap, alibi: Some(Alibi::Symmetric), ..everything },
+        Problem { score_order: ScoreOrder::BiasThenSoftcap, alibi: Some(Alibi::Symmetric), ..everything.clone() },
     );
     let mut masked = plain.clone();
     masked.visibility.mask = everything.visibility.mask;
     add("mask", masked);
-    add("bias", Problem { bias: everything.bias, ..plain });
-    let matrix = Problem { want: Returns { lse: true, scores: Some(ScoreStage::Masked), ..Returns::default() }, ..plain };
+    add("bias", Problem { bias: everything.bias, ..plain.clone() });
+    let matrix = Problem { want: Returns { lse: true, scores: Some(ScoreStage::Masked), ..Returns::default() }, ..plain.clone() };
     cases.push(("scores and weights".into(), matrix, Some(Algorithm::Staged), Specialise::Always));
     cases
 }

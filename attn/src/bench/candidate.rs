@@ -125,7 +125,7 @@ impl Candidate {
                     let gradients = both(engine, task, tensors, &mut self.outputs)?;
                     self.first = started.elapsed().as_secs_f64();
                     self.peak_bytes = machine::peak_bytes();
-                    check_gradients(&task.problem, tensors, &gradients).map_err(|why| wrong(&why))?;
+                    check_gradients(&task.problem, tensors, &outputs.output, &gradients).map_err(|why| wrong(&why))?;
                 }
                 self.kernel = engine.explain(&task.problem)?;
             }

@@ -8,6 +8,7 @@ use super::machine;
 use super::task::{bytes, shape_text};
 use crate::failure::Failure;
 use crate::terminal::ProgressBar;
+use crate::user_terms;
 
 /// Inputs of a problem, and the gradient of its output.
 pub(crate) struct Tensors {
@@ -16,11 +17,14 @@ pub(crate) struct Tensors {
     pub(super) value: HostVec,
     /// Gradient of the output.
     pub(super) d_output: HostVec,
+    /// Tables of terms in WGSL.
+    pub(super) term_tables: Vec<u32>,
 }
 
 impl Tensors {
     pub(crate) fn inputs(&self) -> Inputs<'_> {
-        Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice())
+        let inputs = Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice());
+        Inputs { term_tables: &self.term_tables, ..inputs }
     }
 }
 
@@ -59,6 +63,7 @@ pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
         key: tensor(problem.key_len())?,
         value: tensor(problem.value_len())?,
         d_output: tensor(problem.output_len())?,
+        term_tables: Vec::new(),
     })
 }
 
@@ -76,8 +81,8 @@ pub(super) struct Deviation {
 
 impl Deviation {
     /// Compares an answer with the oracle's.
-    pub(super) fn of(problem: &Problem, [query, key, value]: [&[f32]; 3], got: &[f32]) -> Result<Self, Failure> {
-        let expected = Expected::of(problem, &Inputs::new(query, key, value))?.output;
+    pub(super) fn of(problem: &Problem, inputs: &Inputs<'_>, got: &[f32]) -> Result<Self, Failure> {
+        let expected = Expected::of(problem, inputs)?.output;
         match expected.compare(got) {
             Ok(_) => Ok(Self::default()),
             Err(mismatch) => {
@@ -109,11 +114,14 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
         let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
         let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| Failure::input(error.to_string()))?);
         one.visibility.alignment = problem.visibility.alignment.map(|_| aligned);
+        let place = [head / d.num_heads, head % d.num_heads, head % d.num_heads / d.group(), i, d.seq_len_q];
+        one.user_terms = problem.user_terms.iter().map(|term| user_terms::of_row(term, place)).collect::<Result<_, _>>()?;
         let part = |tensor: &HostVec, at: usize, len: usize| (at..at + len).map(|at| tensor.as_slice().get(at)).collect::<Vec<f32>>();
         let keys = d.seq_len_kv * d.head_dim;
         let query = part(&tensors.query, row * d.head_dim, d.head_dim);
         let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
-        let found = Deviation::of(&one, [&query, &key, &value], &part(output, row * d.head_dim, d.head_dim))?;
+        let inputs = Inputs { term_tables: &tensors.term_tables, ..Inputs::new(&query, &key, &value) };
+        let found = Deviation::of(&one, &inputs, &part(output, row * d.head_dim, d.head_dim))?;
         if found.of_bound > worst.of_bound {
             worst = Deviation { why: format!("query {i} of head {head}, counted over the batch: {}", found.why), ..found };
         }
@@ -123,7 +131,7 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
 
 /// Checks identities that gradients satisfy in every head, whatever the shape. The rows of dV add up to those of the
 /// output's gradient, because weights add up to 1. Both sum(query * dQ) and sum(key * dK) equal sum(score * dscore).
-pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &Gradients) -> Result<(), String> {
+pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, output: &HostVec, gradients: &Gradients) -> Result<(), String> {
     let d = &problem.dims;
     let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
     let (query, key, value) = (wide(&gradients.query, "dQ")?, wide(&gradients.key, "dK")?, wide(&gradients.value, "dV")?);
@@ -133,7 +141,10 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
     fn sum(terms: impl Iterator<Item = f64>) -> (f64, f64) {
         terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
     }
-    let sees: Vec<bool> = problem.interval_lengths().map(|keys| keys > 0).collect();
+    let intervals: Vec<bool> = problem.interval_lengths().map(|keys| keys > 0).collect();
+    // A row that a term in WGSL leaves without a key has the answer 0, which has been checked.
+    let is_answered = |row: usize| (row * d.head_dim_v..(row + 1) * d.head_dim_v).any(|at| output.as_slice().get(at) != 0.0);
+    let sees = |row: usize| intervals[row % d.seq_len_q] && (problem.user_terms.is_empty() || is_answered(row));
     for kv_head in 0..d.batch * d.num_kv_heads {
         let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
         let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
@@ -147,7 +158,7 @@ pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, gradients: &
         }
         for e in 0..d.head_dim_v {
             // Rows without a visible key have no weights.
-            let seeing = rows.clone().filter(|&row| sees[row % d.seq_len_q]);
+            let seeing = rows.clone().filter(|&row| sees(row));
             let outputs = sum(seeing.map(|row| f64::from(tensors.d_output.as_slice().get(row * d.head_dim_v + e))));
             let values = sum(keys.clone().map(|key| f64::from(value[key * d.head_dim_v + e])));
             if !is_close(outputs, values) {
@@ -174,7 +185,8 @@ mod tests {
         let (problem, tensors) = case();
         let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice(), None);
         let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
-        assert_eq!(check_gradients(&problem, &tensors, &right), Ok(()));
+        let output = HostVec::F32(Vec::new());
+        assert_eq!(check_gradients(&problem, &tensors, &output, &right), Ok(()));
         let scaled =
             |gradient: &Option<HostVec>, by: f32| gradient.as_ref().map(|g| HostVec::F32(g.to_f32().iter().map(|x| x * by).collect()));
         let spoils: [&dyn Fn(&mut Gradients); 5] = [
@@ -187,7 +199,7 @@ mod tests {
         for spoil in spoils {
             let mut wrong = right.clone();
             spoil(&mut wrong);
-            assert!(check_gradients(&problem, &tensors, &wrong).is_err());
+            assert!(check_gradients(&problem, &tensors, &output, &wrong).is_err());
         }
     }
 

@@ -21,7 +21,7 @@ const PAGE_SIZE: usize = 16;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Time decoding steps instead: one token against caches on a device or the host, contiguous and in pages of 16
-    #[arg(long, conflicts_with_all = ["shape", "causal", "suite", "dtype", "compare", "tuned", "backward", "fused"])]
+    #[arg(long, conflicts_with_all = ["shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused"])]
     pub(super) decode: bool,
     /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated
     #[arg(long, value_name = "KEYS", requires = "decode", value_parser = context, default_values = ["1k", "4k", "16k"])]
@@ -118,7 +118,7 @@ impl Full {
             };
             let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
             let got = output.get(head * dim..(head + 1) * dim).unwrap_or_default();
-            let found = Deviation::of(&one, [&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)], got)?;
+            let found = Deviation::of(&one, &Inputs::new(&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)), got)?;
             if found.of_bound > 1.0 {
                 return Err(Failure::Check(format!("{who} is wrong: head {head}: {}", found.why)));
             }

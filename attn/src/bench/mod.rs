@@ -19,6 +19,7 @@ use wgpu_attention::{Backend, DType};
 use crate::backend::BackendsArg;
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
+use crate::user_terms::TermArgs;
 use candidate::Candidate;
 use task::{Task, bytes};
 
@@ -30,6 +31,7 @@ Examples:
   attn bench                                   a prefill and a step of decoding
   attn bench --shape 1,32,8,1024,1024,128 --causal
   attn bench --shape 1,8,8,512,512,64 --shape 1,8,8,1,4096,64 --dtype f16
+  attn bench --shape 1,8,8,2048,2048,64 --visible 'at.key <= at.position'
   attn bench --backend vulkan --backend cpu --json >> results.jsonl
   attn bench --suite llama --suite bert        shapes of attn/suite.txt
   attn bench --decode --context 4k --context 128k --cache q8
@@ -50,6 +52,8 @@ GFLOP/s belong to the median and count 4 * D operations for each pair of a row a
 pub(crate) struct Args {
     #[command(flatten)]
     shapes: ShapeArgs,
+    #[command(flatten)]
+    terms: TermArgs,
     /// Time the shapes of attn/suite.txt whose names begin with NAME; may be repeated
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
@@ -65,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
-    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "suite", "dtype", "compare", "tuned", "backward", "fused", "seconds"])]
+    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused", "seconds"])]
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
@@ -97,7 +101,12 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if is_suite_alone && *causal {
         return Err(Failure::at("--causal", "is for --shape; the shapes of --suite have their own terms"));
     }
+    let terms = args.terms.read(true)?;
+    if let Some(option) = terms.options().first().filter(|_| is_suite_alone) {
+        return Err(Failure::at(option, "is for --shape; the shapes of --suite have their own terms"));
+    }
     let mut tasks = if is_suite_alone { Vec::new() } else { args.shapes.tasks(&["1,8,8,512,512,64", "1,8,8,1,4096,64"])? };
+    tasks.iter_mut().try_for_each(|task| task.add(&terms))?;
     tasks.extend(Task::suite(&args.suite, *dtype).map_err(|why| Failure::at("--suite", why))?);
     tasks.iter_mut().for_each(|task| task.backward = args.backward);
     let backends = if args.backends.backend.is_empty() { &vec![Backend::Auto, Backend::Cpu] } else { &args.backends.backend };
@@ -125,7 +134,8 @@ pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(),
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let tensors = check::tensors(&task.problem)?;
+    let mut tensors = check::tensors(&task.problem)?;
+    tensors.term_tables.clone_from(&task.term_tables);
     let mut warm = Vec::new();
     for candidate in candidates {
         if candidate.warm_up(task, &tensors)? {

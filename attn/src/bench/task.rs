@@ -7,6 +7,7 @@ use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
 
 use crate::backend::one_of;
 use crate::failure::Failure;
+use crate::user_terms::UserTerms;
 
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../suite.txt");
@@ -63,6 +64,9 @@ pub(crate) struct Task {
     pub(crate) problem: Problem,
     /// True if the gradients of query, key and value are computed too.
     pub(super) backward: bool,
+    /// Terms in WGSL, by the option that they came from, and their tables.
+    pub(super) own_terms: Vec<&'static str>,
+    pub(super) term_tables: Vec<u32>,
 }
 
 impl Task {
@@ -71,7 +75,23 @@ impl Task {
         if causal {
             problem = problem.aligned(Alignment::BottomRight).causal();
         }
-        Self { name: shape_text(&dims), problem, backward: false }
+        Self { name: shape_text(&dims), problem, backward: false, own_terms: Vec::new(), term_tables: Vec::new() }
+    }
+
+    /// Adds terms in WGSL. The last row stands at the last key, if nothing says otherwise.
+    pub(crate) fn add(&mut self, terms: &UserTerms) -> Result<(), Failure> {
+        terms.add_to(&mut self.problem);
+        if self.problem.uses_position() {
+            self.problem.visibility.alignment.get_or_insert(Alignment::BottomRight);
+        }
+        (self.own_terms, self.term_tables) = (terms.options(), terms.table_words(&self.problem)?);
+        Ok(self.problem.check()?)
+    }
+
+    /// Names of all terms: those of the library, then those in WGSL.
+    fn terms(&self) -> Vec<String> {
+        let own = self.own_terms.iter().map(|option| format!("{} in WGSL", option.trim_start_matches('-')));
+        self.problem.terms_text().into_iter().chain(own).collect()
     }
 
     /// Parses a line of the suite: a name, a shape, and terms that need no data.
@@ -113,7 +133,7 @@ impl Task {
         let Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, .. } = self.problem.dims;
         json!({
             "shape": [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim], "causal": self.problem.visibility.causal,
-            "window": self.window(), "terms": self.problem.terms_text(), "dtype": self.problem.query.dtype.name(),
+            "window": self.window(), "terms": self.terms(), "dtype": self.problem.query.dtype.name(),
             "backward": self.backward, "threads": rayon::current_num_threads(),
         })
     }
@@ -138,7 +158,7 @@ impl fmt::Display for Task {
         if self.backward {
             f.write_str(", forward and backward")?;
         }
-        for term in self.problem.terms_text() {
+        for term in self.terms() {
             write!(f, ", {term}")?;
         }
         write!(f, ", {}", self.problem.query.dtype)

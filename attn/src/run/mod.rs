@@ -16,6 +16,7 @@ use crate::arrays::{TensorFile, check_output, keep_apart, read_npy, write_tensor
 use crate::backend::{self, BackendArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal, note};
+use crate::user_terms::TermArgs;
 use options::{ARRAYS, Options, by_option};
 use request::{Arrays, Request};
 
@@ -26,6 +27,9 @@ Examples:
   attn run --query q.npy --key k.npy --value v.npy --kv-lengths lengths.npy --out o.npy
   attn run --input qkv.safetensors --layout bshd --causal bottom-right --window 128,0 --out o.npy
   attn run --input qkv.safetensors --out o.npy --lse lse.npy --weights w.npy
+  attn run --input qkv.safetensors --visible 'at.key <= at.position' --out o.npy
+  attn run --input qkv.safetensors --score 'x - 0.1 * f32(abs(at.row - at.key))' --out o.npy
+  attn run --input qkv.safetensors --score alibi.wgsl --table slopes=s.npy --out o.npy
   attn run --input qkv.safetensors --out o.npy --d-output do.npy --gradients gradients
 
 PyTorch's is_causal is --causal top-left; FlashAttention and decoding are --causal bottom-right.
@@ -40,6 +44,8 @@ output has the query's rank and type.";
 pub(crate) struct Args {
     #[command(flatten)]
     options: Options,
+    #[command(flatten, next_help_heading = "Terms in WGSL")]
+    terms: TermArgs,
     /// Positions of the rows for terms that count from them, without --causal; needed if the lengths differ
     #[arg(long, value_name = "top-left|bottom-right|OFFSET", value_parser = Alignment::from_str, allow_negative_numbers = true, conflicts_with = "causal")]
     align: Option<Alignment>,
@@ -220,7 +226,8 @@ fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Opti
         let (stats, d_lse) = (outputs.stats.as_deref(), d_lse.as_deref());
         let backward = BackwardInputs { stats, d_lse, ..BackwardInputs::new(&outputs.output, d_output) };
         let want = WantGradients { through_lse: d_lse.is_some(), ..WantGradients::all(problem) };
-        let gradients = engine.backward_controlled(problem, &inputs, &backward, &want, &mut Progress::new(&mut report))?;
+        let gradients = engine.backward_controlled(problem, &inputs, &backward, &want, &mut Progress::new(&mut report));
+        let gradients = gradients.map_err(|error| request.terms.explain(error))?;
         results.extend([("d_query", gradients.query), ("d_key", gradients.key), ("d_value", gradients.value)]);
         let others = [("d_bias", gradients.bias), ("d_relative_bias", gradients.relative_bias), ("d_sinks", gradients.sinks)];
         results.extend(others.map(|(name, values)| (name, values.map(HostVec::F32))));

@@ -9,6 +9,7 @@ use super::Args;
 use super::options::by_option;
 use crate::arrays::Array;
 use crate::failure::Failure;
+use crate::user_terms::UserTerms;
 
 /// Arrays by the name of their option.
 pub(super) type Arrays = BTreeMap<&'static str, Array>;
@@ -17,6 +18,8 @@ pub(super) type Arrays = BTreeMap<&'static str, Array>;
 pub(super) struct Request {
     pub(super) problem: Problem,
     pub(super) data: Data,
+    /// Terms in WGSL.
+    pub(super) terms: UserTerms,
     pub(super) d_output: Option<HostVec>,
     pub(super) d_lse: Option<Vec<f32>>,
     /// Shape of each result, by name.
@@ -38,7 +41,10 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     problem.output = problem.query;
     args.options.add_terms(&mut problem)?;
     add_arrays(args, &mut arrays, &mut problem, &mut data)?;
-    align(args, &mut problem)?;
+    let terms = args.terms.read(false)?;
+    terms.add_to(&mut problem);
+    align(args, &mut problem, &terms)?;
+    data.term_tables = terms.table_words(&problem)?;
 
     let d_output = shaped(&mut arrays, "d-output", "the output's shape", &shapes["output"])?.map(Array::floats).transpose()?;
     let d_output = d_output.map(|gradient| match gradient.as_slice().dtype() {
@@ -48,7 +54,7 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     let d_lse = shaped(&mut arrays, "d-lse", "the lse's shape", &shapes["lse"])?.map(|array| floats(Some(array))).transpose()?;
     problem.check().map_err(by_option)?;
     data.inputs().check(&problem).map_err(by_option)?;
-    Ok(Request { problem, data, d_output, d_lse, shapes })
+    Ok(Request { problem, data, terms, d_output, d_lse, shapes })
 }
 
 /// Adds the options that come as arrays, all but query, key, value and the gradient of the output.
@@ -103,13 +109,14 @@ fn integers<T: TryFrom<i64>>(array: Option<Array>) -> Result<Vec<T>, Failure> {
 }
 
 /// Decides where the rows stand, if anything counts from their positions.
-fn align(args: &Args, problem: &mut Problem) -> Result<(), Failure> {
+fn align(args: &Args, problem: &mut Problem, terms: &UserTerms) -> Result<(), Failure> {
     let d = problem.dims;
     problem.visibility.alignment = problem.visibility.alignment.or(args.align);
     match (problem.uses_position(), problem.visibility.alignment) {
         (true, None) if d.seq_len_q == d.seq_len_kv => problem.visibility.alignment = Some(Alignment::TopLeft),
         (true, None) => {
-            let term = problem.terms_text().join(" --").replace('=', " ");
+            let own = terms.options().into_iter().map(|option| option.trim_start_matches('-').to_string());
+            let term = problem.terms_text().into_iter().chain(own).collect::<Vec<_>>().join(" --").replace('=', " ");
             let lengths = format!("{} queries and {} keys", d.seq_len_q, d.seq_len_kv);
             return Err(Failure::at(format!("--{term}"), format!("{lengths}; say with --causal or --align where the rows stand")));
         }

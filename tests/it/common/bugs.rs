@@ -61,13 +61,13 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug { name: "softcap ignored", attend: |p, x| changed(p, x, |p| p.softcap = None) },
     Bug { name: "softcap and biases in the other order", attend: |p, x| changed(p, x, flip_order) },
     Bug { name: "ALiBi of the other kind", attend: |p, x| changed(p, x, flip_alibi) },
-    Bug { name: "ALiBi ignored", attend: |p, x| oracle(&Problem { alibi: None, ..*p }, &Inputs { alibi_slopes: &[], ..*x }) },
+    Bug { name: "ALiBi ignored", attend: |p, x| oracle(&Problem { alibi: None, ..p.clone() }, &Inputs { alibi_slopes: &[], ..*x }) },
     Bug {
         name: "relative bias ignored",
-        attend: |p, x| oracle(&Problem { relative_bias_max_distance: None, ..*p }, &Inputs { relative_bias: &[], ..*x }),
+        attend: |p, x| oracle(&Problem { relative_bias_max_distance: None, ..p.clone() }, &Inputs { relative_bias: &[], ..*x }),
     },
     Bug { name: "relative bias mirrored", attend: mirrored_relative_bias },
-    Bug { name: "sinks ignored", attend: |p, x| oracle(&Problem { sinks: false, ..*p }, &Inputs { sinks: &[], ..*x }) },
+    Bug { name: "sinks ignored", attend: |p, x| oracle(&Problem { sinks: false, ..p.clone() }, &Inputs { sinks: &[], ..*x }) },
     Bug { name: "sink not in the lse", attend: sink_not_in_lse },
     Bug { name: "heads tiled instead of grouped", attend: heads_tiled },
     Bug { name: "last key of a tail dropped", attend: tail_dropped },
@@ -208,7 +208,7 @@ fn mask_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 fn bias_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    oracle(&Problem { bias: None, ..*p }, &Inputs { bias: &[], ..*x })
+    oracle(&Problem { bias: None, ..p.clone() }, &Inputs { bias: &[], ..*x })
 }
 
 fn mirrored_relative_bias(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
@@ -218,7 +218,7 @@ fn mirrored_relative_bias(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
 }
 
 fn sink_not_in_lse(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
-    let without = oracle(&Problem { sinks: false, ..*p }, &Inputs { sinks: &[], ..*x })?;
+    let without = oracle(&Problem { sinks: false, ..p.clone() }, &Inputs { sinks: &[], ..*x })?;
     let mut outputs = oracle(p, x)?;
     outputs.lse = without.lse;
     Ok(outputs)

@@ -25,7 +25,10 @@ pub(crate) const GRADIENT_BUGS: &[GradientBug] = &[
             backward_oracle(p, &Inputs { dropout, ..*x }, b, w)
         },
     },
-    GradientBug { name: "dropout ignored in backward", backward: |p, x, b, w| backward_oracle(&Problem { dropout: None, ..*p }, x, b, w) },
+    GradientBug {
+        name: "dropout ignored in backward",
+        backward: |p, x, b, w| backward_oracle(&Problem { dropout: None, ..p.clone() }, x, b, w),
+    },
     GradientBug { name: "scale applied twice", backward: |p, x, b, w| scaled(p, x, b, w, p.effective_scale()) },
     GradientBug { name: "scale left out", backward: |p, x, b, w| scaled(p, x, b, w, 1.0 / p.effective_scale()) },
     GradientBug { name: "weights from one f32 lse", backward: weights_from_lse },
@@ -39,7 +42,7 @@ pub(crate) const GRADIENT_BUGS: &[GradientBug] = &[
     GradientBug {
         name: "sinks ignored in backward",
         backward: |p, x, b, w| {
-            let without = Problem { sinks: false, ..*p };
+            let without = Problem { sinks: false, ..p.clone() };
             let mut got = backward_oracle(&without, &Inputs { sinks: &[], ..*x }, b, &WantGradients { sinks: false, ..*w })?;
             got.sinks = w.sinks.then(|| vec![0.0; x.sinks.len()]);
             Ok(got)
@@ -65,7 +68,7 @@ fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradien
         return Ok(got);
     }
     let d = p.dims;
-    let every_pair = Problem { bias: Some(BroadcastShape(d.scores_shape())), score_order: ScoreOrder::SoftcapThenBias, ..*p };
+    let every_pair = Problem { bias: Some(BroadcastShape(d.scores_shape())), score_order: ScoreOrder::SoftcapThenBias, ..p.clone() };
     let zeros = vec![0.0; p.scores_len()];
     let wanted = WantGradients { bias: true, ..*w };
     let mut pairs = backward_oracle(&every_pair, &Inputs { bias: &zeros, ..*x }, b, &wanted)?.bias.unwrap_or_default();

@@ -87,7 +87,7 @@ fn algorithms(engine: Engine) -> [Tested; 2] {
     // The fused algorithm has no score matrix: scores and weights come from the staged one.
     let fused = move |problem: &Problem, inputs: &Inputs<'_>| {
         let mut outputs =
-            fused.attention(&Problem { want: Returns { scores: None, weights: false, ..problem.want }, ..*problem }, inputs)?;
+            fused.attention(&Problem { want: Returns { scores: None, weights: false, ..problem.want }, ..problem.clone() }, inputs)?;
         if problem.want.scores.is_none() && !problem.want.weights {
             return Ok(outputs);
         }

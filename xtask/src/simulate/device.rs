@@ -87,7 +87,7 @@ impl Device<'_> {
     ) -> Result<Gradients> {
         let plan = Plan::backward(problem, want, &self.caps)?;
         // Like the engine: without statistics of a forward pass, they are computed first.
-        let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..*problem };
+        let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..problem.clone() };
         let made = if backward.stats.is_some() { None } else { self.attention(&forward, inputs, Algorithm::Auto)?.stats };
         let stats = backward.stats.or(made.as_deref()).unwrap_or_default();
         let mut buffers = Buffers::of_inputs(problem, inputs)?;

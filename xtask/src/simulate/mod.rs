@@ -18,6 +18,7 @@ use crate::kernels::{self, SHORT};
 use device::{Device, Shaders};
 use log::Log;
 use variants::variants;
+pub(crate) use variants::with_user_terms;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {

@@ -1,0 +1,128 @@
+// Defines: Tile, tile_of: a tile of rows and keys, each field an interval; ANY; interval_add, .. interval_select:
+//          arithmetic of intervals, ANY where it may overflow; status_of: what a mask shows, from a boolean's interval.
+// Expects: params, Item, Block; consts BLOCK_ROWS, BLOCK_KEYS.
+// See: src/custom/interval.rs, which emits the calls.
+
+const SHOWS_NONE: u32 = 0u;
+const SHOWS_SOME: u32 = 1u;
+const SHOWS_ALL: u32 = 2u;
+
+// Least and greatest value of an i32; of a u32 if it is below 2^31 - 1, else ANY; of a bool as 0 and 1.
+const ANY: vec2<i32> = vec2<i32>(-2147483647 - 1, 2147483647);
+
+struct Tile {
+    batch: vec2<i32>,
+    head: vec2<i32>,
+    kv_head: vec2<i32>,
+    row: vec2<i32>,
+    key: vec2<i32>,
+    position: vec2<i32>,
+    key_position: vec2<i32>,
+    len_q: vec2<i32>,
+    len_kv: vec2<i32>,
+}
+
+// Rows of a block that exist, and its keys from first_key on, before end_key.
+fn tile_of(item: Item, block: Block, first_key: u32, end_key: u32) -> Tile {
+    let last_row = min((block.first_row + BLOCK_ROWS - 1u) / params.pack, max(item.rows, 1u) - 1u);
+    let rows = vec2<i32>(i32(block.first_row / params.pack), i32(last_row));
+    let heads = vec2<i32>(i32(block.first_head), i32(block.first_head + params.pack - 1u));
+    let end = min(end_key, first_key + BLOCK_KEYS);
+    let keys = vec2<i32>(i32(first_key), i32(max(end, first_key + 1u) - 1u));
+    return Tile(vec2<i32>(i32(item.batch)), heads, vec2<i32>(i32(block.first_head / params.group)), rows, keys,
+        rows + item.offset, keys, vec2<i32>(i32(item.rows)), vec2<i32>(i32(item.keys)));
+}
+
+fn interval_add(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    let sum = a + b;
+    let overflows = (a ^ sum) & (b ^ sum);
+    return select(sum, ANY, any(overflows < vec2<i32>(0)));
+}
+
+fn interval_sub(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    let difference = a - b.yx;
+    let overflows = (a ^ b.yx) & (a ^ difference);
+    return select(difference, ANY, any(overflows < vec2<i32>(0)));
+}
+
+fn interval_mul(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    let largest_a = max(abs(f32(a.x)), abs(f32(a.y)));
+    let largest_b = max(abs(f32(b.x)), abs(f32(b.y)));
+    let products = vec4<i32>(a.x * b.x, a.x * b.y, a.y * b.x, a.y * b.y);
+    return select(hull(products), ANY, largest_a * largest_b > 2.147483e9);
+}
+
+fn hull(all: vec4<i32>) -> vec2<i32> {
+    return vec2<i32>(min(min(all.x, all.y), min(all.z, all.w)), max(max(all.x, all.y), max(all.z, all.w)));
+}
+
+fn interval_div(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    if ((b.x <= 0 && b.y >= 0) || a.x == ANY.x) {
+        return ANY;
+    }
+    return hull(vec4<i32>(a.x / b.x, a.x / b.y, a.y / b.x, a.y / b.y));
+}
+
+fn interval_rem(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    if (b.x != b.y || b.x <= 0) {
+        return ANY;
+    }
+    let most = b.x - 1;
+    let one_block = a.x / b.x == a.y / b.x && (a.x >= 0 || a.y <= 0);
+    let whole = vec2<i32>(select(0, -most, a.x < 0), select(0, most, a.y > 0));
+    // Taken of the distance from 0, because GL leaves the remainder of a negative number open.
+    let rest = vec2<i32>(a.x - a.x / b.x * b.x, a.y - a.y / b.x * b.x);
+    return select(whole, rest, one_block);
+}
+
+fn interval_min(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return min(a, b);
+}
+
+fn interval_max(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return max(a, b);
+}
+
+fn interval_neg(a: vec2<i32>) -> vec2<i32> {
+    return select(-a.yx, ANY, a.x == ANY.x);
+}
+
+fn interval_abs(a: vec2<i32>) -> vec2<i32> {
+    if (a.x == ANY.x) {
+        return ANY;
+    }
+    return vec2<i32>(max(max(a.x, -a.y), 0), max(a.y, -a.x));
+}
+
+fn interval_less(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return vec2<i32>(i32(a.y < b.x), i32(a.x < b.y));
+}
+
+fn interval_less_equal(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return vec2<i32>(i32(a.y <= b.x), i32(a.x <= b.y));
+}
+
+fn interval_equal(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return vec2<i32>(i32(a.x == a.y && a.x == b.x && a.y == b.y), i32(a.x <= b.y && b.x <= a.y));
+}
+
+fn interval_not(a: vec2<i32>) -> vec2<i32> {
+    return vec2<i32>(1) - a.yx;
+}
+
+fn interval_select(c: vec2<i32>, a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    let either = vec2<i32>(min(a.x, b.x), max(a.y, b.y));
+    return select(select(either, b, c.y == 0), a, c.x == 1);
+}
+
+fn interval_low_bits(a: vec2<i32>, mask: i32) -> vec2<i32> {
+    return select(vec2<i32>(0, mask), a & vec2<i32>(mask), (a.x & ~mask) == (a.y & ~mask));
+}
+
+fn interval_natural(a: vec2<i32>) -> vec2<i32> {
+    return select(a, ANY, a.x < 0 || a.y == ANY.y);
+}
+
+fn status_of(shown: vec2<i32>) -> u32 {
+    return select(select(SHOWS_SOME, SHOWS_ALL, shown.x == 1), SHOWS_NONE, shown.y == 0);
+}

@@ -1,0 +1,138 @@
+//! Programs on the CPU, for many pairs at once.
+
+use super::program::{Binary, Field, Op, Program, Scalar, Unary};
+use super::scalar;
+
+/// Pairs that are evaluated at once.
+pub(crate) const LANES: usize = 64;
+
+/// One value of each pair, by its bits.
+pub(crate) type Lanes = [u32; LANES];
+
+/// Inputs of a program, for each pair.
+#[derive(Clone, Debug)]
+pub(crate) struct Pairs {
+    pub(crate) score: Lanes,
+    pub(crate) after: Lanes,
+    /// By [`Field`], as i32.
+    pub(crate) fields: [Lanes; Field::ALL.len()],
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self { score: [0; LANES], after: [0; LANES], fields: [[0; LANES]; Field::ALL.len()] }
+    }
+}
+
+impl Pairs {
+    /// Sets a field of every pair.
+    pub(crate) fn fill(&mut self, field: Field, value: usize) {
+        self.fields[field as usize] = [value as u32; LANES];
+    }
+}
+
+/// Evaluates the program for all lanes. Each operation is a loop over the lanes, which the compiler turns into vectors of
+/// the instruction set that the caller is compiled for.
+#[inline(always)]
+pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], registers: &'a mut Vec<Lanes>) -> &'a Lanes {
+    if registers.len() < program.nodes.len() {
+        registers.resize(program.nodes.len(), [0; LANES]);
+    }
+    for (id, node) in program.nodes.iter().enumerate() {
+        let (below, rest) = registers.split_at_mut(id);
+        let to = &mut rest[0];
+        let from = |id: u32| &below[id as usize];
+        let ty = |id: u32| program.nodes[id as usize].ty;
+        match node.op {
+            Op::Score => *to = pairs.score,
+            Op::ScoreAfter => *to = pairs.after,
+            Op::Pair(field) => *to = pairs.fields[field as usize],
+            Op::Constant(bits) => *to = [bits; LANES],
+            Op::Length(table) => *to = [tables[table as usize].len() as u32; LANES],
+            Op::Load(table, index) => load(tables[table as usize], ty(index) == Scalar::I32, from(index), to),
+            Op::Unary(op, a) => unary(op, ty(a), from(a), to),
+            Op::Binary(op, a, b) => binary(op, ty(a), from(a), from(b), to),
+            Op::Select(c, a, b) => {
+                let (c, a, b) = (from(c), from(a), from(b));
+                for lane in 0..LANES {
+                    to[lane] = if c[lane] != 0 { a[lane] } else { b[lane] };
+                }
+            }
+            Op::Convert(a) => {
+                let (was, is) = (ty(a), node.ty);
+                match (was, is) {
+                    (Scalar::I32, Scalar::F32) => map(from(a), to, |a| (a as i32 as f32).to_bits()),
+                    _ => map(from(a), to, |a| scalar::convert(was, is, a)),
+                }
+            }
+            Op::Bitcast(a) => *to = *from(a),
+        }
+    }
+    &registers[program.nodes.len() - 1]
+}
+
+#[inline(always)]
+fn map(from: &Lanes, to: &mut Lanes, f: impl Fn(u32) -> u32) {
+    for lane in 0..LANES {
+        to[lane] = f(from[lane]);
+    }
+}
+
+#[inline(always)]
+fn zip(a: &Lanes, b: &Lanes, to: &mut Lanes, f: impl Fn(u32, u32) -> u32) {
+    for lane in 0..LANES {
+        to[lane] = f(a[lane], b[lane]);
+    }
+}
+
+/// Reads a table, at the nearest element where an index is outside.
+#[inline(always)]
+fn load(table: &[u32], signed: bool, index: &Lanes, to: &mut Lanes) {
+    let last = table.len() - 1;
+    for lane in 0..LANES {
+        let index = if signed { (index[lane] as i32).max(0) as u32 } else { index[lane] };
+        to[lane] = table[last.min(index as usize)];
+    }
+}
+
+#[inline(always)]
+fn unary(op: Unary, ty: Scalar, a: &Lanes, to: &mut Lanes) {
+    let of_f32 = |f: fn(f32) -> f32| move |a: u32| f(f32::from_bits(a)).to_bits();
+    match (op, ty) {
+        (Unary::Neg, Scalar::F32) => map(a, to, |a| a ^ 1 << 31),
+        (Unary::Abs, Scalar::F32) => map(a, to, |a| a & !(1 << 31)),
+        (Unary::Floor, _) => map(a, to, of_f32(f32::floor)),
+        (Unary::Sqrt, _) => map(a, to, of_f32(f32::sqrt)),
+        (Unary::Not, Scalar::Bool) => map(a, to, |a| a ^ 1),
+        (op, ty) => map(a, to, |a| scalar::apply(Op::Unary(op, 0), ty, ty, [a, 0, 0])),
+    }
+}
+
+#[inline(always)]
+fn binary(op: Binary, ty: Scalar, a: &Lanes, b: &Lanes, to: &mut Lanes) {
+    // Constant operations, so that each arm is a loop of its own.
+    match (ty, op) {
+        (Scalar::F32, Binary::Add) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Add, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Sub) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Sub, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Mul) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Mul, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Div) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Div, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Min) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Min, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Max) => zip(a, b, to, |a, b| scalar::binary_f32(Binary::Max, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::F32, Binary::Less) => zip(a, b, to, |a, b| (f32::from_bits(a) < f32::from_bits(b)).into()),
+        (Scalar::F32, Binary::LessEqual) => zip(a, b, to, |a, b| (f32::from_bits(a) <= f32::from_bits(b)).into()),
+        (Scalar::F32, op) => zip(a, b, to, |a, b| scalar::binary_f32(op, f32::from_bits(a), f32::from_bits(b))),
+        (Scalar::I32, Binary::Less) => zip(a, b, to, |a, b| ((a as i32) < b as i32).into()),
+        (Scalar::I32, Binary::LessEqual) => zip(a, b, to, |a, b| (a as i32 <= b as i32).into()),
+        (Scalar::I32, Binary::Min) => zip(a, b, to, |a, b| (a as i32).min(b as i32) as u32),
+        (Scalar::I32, Binary::Max) => zip(a, b, to, |a, b| (a as i32).max(b as i32) as u32),
+        (_, Binary::Add) => zip(a, b, to, u32::wrapping_add),
+        (_, Binary::Sub) => zip(a, b, to, u32::wrapping_sub),
+        (_, Binary::Mul) => zip(a, b, to, u32::wrapping_mul),
+        (_, Binary::And) => zip(a, b, to, |a, b| a & b),
+        (_, Binary::Or) => zip(a, b, to, |a, b| a | b),
+        (_, Binary::Equal) => zip(a, b, to, |a, b| (a == b).into()),
+        (_, Binary::NotEqual) => zip(a, b, to, |a, b| (a != b).into()),
+        (Scalar::I32, op) => zip(a, b, to, |a, b| scalar::binary_i32(op, a as i32, b)),
+        (_, op) => zip(a, b, to, |a, b| scalar::binary_u32(op, a, b)),
+    }
+}

@@ -1,0 +1,58 @@
+//! Functions of a term: as naga has them, and as programs.
+
+use std::hash::{Hash, Hasher};
+
+use super::interval::Intervals;
+use super::program::Program;
+
+/// Type of a table's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TableType {
+    /// `array<f32>`.
+    F32,
+    /// `array<i32>`.
+    I32,
+    /// `array<u32>`.
+    U32,
+}
+
+/// Functions of a term, which two terms with the same text and tables share as far as kernels are concerned.
+#[derive(Debug)]
+pub(crate) struct Functions {
+    pub(super) text: String,
+    pub(crate) tables: Vec<(String, TableType)>,
+    pub(crate) module: naga::Module,
+    pub(crate) visible: Option<Program>,
+    /// `visible` on intervals.
+    pub(crate) intervals: Option<Intervals>,
+    pub(crate) score: Option<Program>,
+    /// The user's `slope`, or the derivative of `score`, or the reason why there is none.
+    pub(super) slope: Option<std::result::Result<Program, String>>,
+}
+
+impl PartialEq for Functions {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.text, &self.tables) == (&other.text, &other.tables)
+    }
+}
+
+impl Eq for Functions {}
+
+impl Hash for Functions {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.text, &self.tables).hash(state);
+    }
+}
+
+impl Functions {
+    /// Program of the derivative of the score, if it is not 1 everywhere.
+    pub(crate) fn slope(&self) -> Option<&Program> {
+        let slope = self.slope.as_ref()?.as_ref().ok()?;
+        (slope.constant() != Some(1f32.to_bits())).then_some(slope)
+    }
+
+    /// A function of the text.
+    pub(crate) fn function(&self, name: &str) -> Option<&naga::Function> {
+        self.module.functions.iter().map(|(_, function)| function).find(|function| function.name.as_deref() == Some(name))
+    }
+}

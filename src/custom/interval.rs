@@ -1,0 +1,248 @@
+//! Visibility of whole tiles of rows and keys, by interval arithmetic over the program of a mask.
+//!
+//! Integers and booleans have a least and a greatest value; what is not known is any value. Floats and tables are not
+//! followed. So `none` and `all` are certain, and `some` is the answer wherever the arithmetic cannot tell.
+
+use std::fmt::Write;
+
+use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary};
+
+/// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
+pub(crate) type Interval = [i64; 2];
+
+/// Visibility of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Status {
+    None,
+    Some,
+    All,
+}
+
+/// Any value of an i32 or a u32.
+const ANY: Interval = [i32::MIN as i64, i32::MAX as i64];
+
+/// A mask's program on intervals.
+#[derive(Debug)]
+pub(crate) struct Intervals(Vec<Step>);
+
+/// Operation on intervals: a function of shaders/lib/interval.wgsl and its operands.
+#[derive(Debug)]
+struct Step {
+    function: Function,
+    operands: [Id; 3],
+    count: usize,
+    /// Type of the operation that it stands for.
+    ty: Scalar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Function {
+    Constant(Interval),
+    Field(Field),
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Rem,
+    Min,
+    Max,
+    Neg,
+    Abs,
+    Less,
+    LessEqual,
+    Equal,
+    /// For booleans, like the two that follow.
+    Not,
+    And,
+    Or,
+    Select,
+    /// The low bits below a power of two, by their mask.
+    LowBits(u32),
+    ShiftRight(u32),
+    /// A u32, or any if it may be negative.
+    Natural,
+    /// The operand itself.
+    Same,
+}
+
+impl Intervals {
+    /// Turns each operation of a program into one on intervals. Floats become any value, which nothing reads.
+    pub(crate) fn new(program: &Program) -> Self {
+        let nodes = &program.nodes;
+        let constant = |id: Id| match nodes[id as usize].op {
+            Op::Constant(bits) => Some(bits),
+            _ => None,
+        };
+        let ty = |id: Id| nodes[id as usize].ty;
+        let any = |ty| Function::Constant(if ty == Scalar::Bool { [0, 1] } else { ANY });
+        let steps = nodes.iter().map(|node| {
+            let unsigned = node.op.operands().any(|id| ty(id) == Scalar::U32);
+            let float = node.op.operands().any(|id| ty(id) == Scalar::F32) || node.ty == Scalar::F32;
+            let function = match node.op {
+                _ if float => any(node.ty),
+                Op::Constant(bits) if node.ty == Scalar::U32 => Function::Constant(natural(bits)),
+                Op::Constant(bits) => Function::Constant([i64::from(bits as i32); 2]),
+                Op::Pair(field) => Function::Field(field),
+                Op::Select(..) => Function::Select,
+                Op::Convert(a) | Op::Bitcast(a) => match (ty(a), node.ty) {
+                    (_, Scalar::U32) => Function::Natural,
+                    (Scalar::Bool, _) | (_, Scalar::I32) => Function::Same,
+                    _ => any(node.ty),
+                },
+                Op::Unary(Unary::Neg, _) if !unsigned => Function::Neg,
+                Op::Unary(Unary::Abs, _) if !unsigned => Function::Abs,
+                Op::Unary(Unary::Abs, _) => Function::Same,
+                Op::Unary(Unary::Not, _) if node.ty == Scalar::Bool => Function::Not,
+                Op::Binary(Binary::And, ..) if node.ty == Scalar::Bool => Function::And,
+                Op::Binary(Binary::Or, ..) if node.ty == Scalar::Bool => Function::Or,
+                Op::Binary(Binary::And, a, b) => {
+                    let mask = constant(b).or_else(|| constant(a)).filter(|mask| (mask + 1).is_power_of_two() && mask >> 31 == 0);
+                    mask.map_or(any(node.ty), Function::LowBits)
+                }
+                Op::Binary(Binary::ShiftRight, _, b) => constant(b).map_or(any(node.ty), |bits| Function::ShiftRight(bits & 31)),
+                Op::Binary(Binary::Equal, ..) => Function::Equal,
+                // Unsigned operands above 2^31 are unknown: the larger of one and a known one may be either.
+                Op::Binary(Binary::Max, ..) if unsigned => any(node.ty),
+                Op::Binary(Binary::Add, ..) => Function::Add,
+                Op::Binary(Binary::Sub, ..) => Function::Sub,
+                Op::Binary(Binary::Mul, ..) => Function::Mul,
+                Op::Binary(Binary::Div, ..) => Function::Div,
+                Op::Binary(Binary::Rem, ..) => Function::Rem,
+                Op::Binary(Binary::Min, ..) => Function::Min,
+                Op::Binary(Binary::Max, ..) => Function::Max,
+                Op::Binary(Binary::Less, ..) => Function::Less,
+                Op::Binary(Binary::LessEqual, ..) => Function::LessEqual,
+                _ => any(node.ty),
+            };
+            let most = match function {
+                Function::Constant(_) | Function::Field(_) => 0,
+                Function::LowBits(_) | Function::ShiftRight(_) => 1,
+                _ => 3,
+            };
+            // The mask of low bits may stand on either side.
+            let reads = |&id: &Id| !matches!(function, Function::LowBits(_)) || constant(id).is_none();
+            let (mut operands, mut count) = ([0; 3], 0);
+            for id in node.op.operands().filter(reads).take(most) {
+                operands[count] = id;
+                count += 1;
+            }
+            Step { function, operands, count, ty: node.ty }
+        });
+        Self(steps.collect())
+    }
+
+    /// Evaluates the mask for all pairs whose fields are in these intervals.
+    pub(crate) fn status(&self, fields: &[Interval; Field::ALL.len()]) -> Status {
+        let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());
+        for step in &self.0 {
+            let at = |n: usize| if n < step.count { values[step.operands[n] as usize] } else { ANY };
+            let value = evaluate(step.function, [at(0), at(1), at(2)], fields);
+            let fits = match step.ty {
+                Scalar::U32 => value[0] >= 0 && value[1] < ANY[1],
+                _ => value[0] >= ANY[0] && value[1] <= ANY[1],
+            };
+            values.push(if fits { value } else { ANY });
+        }
+        match values.last() {
+            Some([_, 0]) => Status::None,
+            Some([1, _]) => Status::All,
+            _ => Status::Some,
+        }
+    }
+
+    /// Writes `fn NAME(tile: Tile) -> u32`, which returns 0 for none, 1 for some and 2 for all. Expects lib/interval.wgsl.
+    pub(crate) fn emit(&self, text: &mut String, name: &str) {
+        let steps = &self.0;
+        let mut needed = vec![false; steps.len()];
+        if let Some(last) = needed.last_mut() {
+            *last = true;
+        }
+        for id in (0..steps.len()).rev() {
+            if needed[id] {
+                steps[id].operands[..steps[id].count].iter().for_each(|&operand| needed[operand as usize] = true);
+            }
+        }
+        let _ = writeln!(text, "fn {name}(tile: Tile) -> u32 {{");
+        for (id, step) in steps.iter().enumerate().filter(|&(id, _)| needed[id]) {
+            let operands: Vec<String> = step.operands[..step.count].iter().map(|operand| format!("v{operand}")).collect();
+            let call = |function: &str| format!("interval_{function}({})", operands.join(", "));
+            let value = match step.function {
+                Function::Constant(ANY) => "ANY".into(),
+                Function::Constant([least, most]) => format!("vec2<i32>({least}, {most})"),
+                Function::Field(field) => format!("tile.{}", field.name()),
+                Function::LowBits(mask) => format!("interval_low_bits({}, {mask})", operands.join(", ")),
+                Function::ShiftRight(bits) => format!("{} >> vec2<u32>({bits}u)", operands.join(", ")),
+                Function::Same => operands.join(", "),
+                Function::Add => call("add"),
+                Function::Sub => call("sub"),
+                Function::Mul => call("mul"),
+                Function::Div => call("div"),
+                Function::Rem => call("rem"),
+                Function::Min | Function::And => call("min"),
+                Function::Max | Function::Or => call("max"),
+                Function::Neg => call("neg"),
+                Function::Abs => call("abs"),
+                Function::Less => call("less"),
+                Function::LessEqual => call("less_equal"),
+                Function::Equal => call("equal"),
+                Function::Not => call("not"),
+                Function::Select => call("select"),
+                Function::Natural => call("natural"),
+            };
+            let value =
+                if step.ty == Scalar::U32 && step.function != Function::Natural { format!("interval_natural({value})") } else { value };
+            let _ = writeln!(text, "    let v{id} = {value};");
+        }
+        let _ = writeln!(text, "    return status_of(v{});\n}}", steps.len().saturating_sub(1));
+    }
+}
+
+const fn natural(x: u32) -> Interval {
+    if x < i32::MAX as u32 { [x as i64; 2] } else { ANY }
+}
+
+fn evaluate(function: Function, [a, b, c]: [Interval; 3], fields: &[Interval; Field::ALL.len()]) -> Interval {
+    let hull = |all: [i64; 4]| [all.into_iter().min().unwrap_or(ANY[0]), all.into_iter().max().unwrap_or(ANY[1])];
+    let truth = |least: bool, most: bool| [i64::from(least), i64::from(most)];
+    match function {
+        Function::Constant(interval) => interval,
+        Function::Field(field) => fields[field as usize],
+        Function::Add => [a[0] + b[0], a[1] + b[1]],
+        Function::Sub => [a[0] - b[1], a[1] - b[0]],
+        Function::Mul => hull([a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1]]),
+        Function::Div if b[0] <= 0 && b[1] >= 0 => ANY,
+        Function::Div => hull([a[0] / b[0], a[0] / b[1], a[1] / b[0], a[1] / b[1]]),
+        Function::Rem if b[0] != b[1] || b[0] <= 0 => ANY,
+        Function::Rem => {
+            let one_block = a[0] / b[0] == a[1] / b[0] && (a[0] >= 0 || a[1] <= 0);
+            let most = b[0] - 1;
+            match one_block {
+                true => [a[0] % b[0], a[1] % b[0]],
+                false => [if a[0] < 0 { -most } else { 0 }, if a[1] > 0 { most } else { 0 }],
+            }
+        }
+        Function::Min => [a[0].min(b[0]), a[1].min(b[1])],
+        Function::Max => [a[0].max(b[0]), a[1].max(b[1])],
+        Function::Neg => [-a[1], -a[0]],
+        Function::Abs if a[0] >= 0 => a,
+        Function::Abs if a[1] <= 0 => [-a[1], -a[0]],
+        Function::Abs => [0, a[1].max(-a[0])],
+        Function::Less => truth(a[1] < b[0], a[0] < b[1]),
+        Function::LessEqual => truth(a[1] <= b[0], a[0] <= b[1]),
+        Function::Equal => truth(a[0] == a[1] && a == b, a[0] <= b[1] && b[0] <= a[1]),
+        Function::Not => [1 - a[1], 1 - a[0]],
+        Function::And => [a[0].min(b[0]), a[1].min(b[1])],
+        Function::Or => [a[0].max(b[0]), a[1].max(b[1])],
+        Function::Select => match a {
+            [1, _] => b,
+            [_, 0] => c,
+            _ => [b[0].min(c[0]), b[1].max(c[1])],
+        },
+        Function::LowBits(mask) => {
+            let mask = i64::from(mask);
+            if a[0] & !mask == a[1] & !mask { [a[0] & mask, a[1] & mask] } else { [0, mask] }
+        }
+        Function::ShiftRight(bits) => [a[0] >> bits, a[1] >> bits],
+        Function::Natural | Function::Same => a,
+    }
+}

@@ -1,0 +1,160 @@
+//! From text to functions: naga parses and validates it; what a function of a pair may not have is refused by its place.
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{Function, Module, ScalarKind, Span, Type, TypeInner};
+
+use super::functions::{Functions, TableType};
+use super::interval::Intervals;
+use super::program::{Field, Op, Program};
+use super::{derive, lower, sizes};
+use crate::error::{Error, Result};
+
+/// Most bytes of a text.
+const MOST_BYTES: usize = 64 << 10;
+/// Stack of the thread that parses: nested statements and expressions recurse.
+const STACK: usize = 512 << 20;
+
+/// Reads the functions of a term.
+pub(super) fn functions(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
+    if text.len() > MOST_BYTES {
+        return Err(refused(format!("has {} bytes; at most {MOST_BYTES} are read", text.len())));
+    }
+    let read = || read(text, tables);
+    #[cfg(target_arch = "wasm32")]
+    return read();
+    #[cfg(not(target_arch = "wasm32"))]
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, read);
+        let thread = thread.map_err(|error| refused(format!("cannot be parsed: {error}")))?;
+        thread.join().unwrap_or_else(|_| Err(refused("cannot be parsed".into())))
+    })
+}
+
+fn refused(why: String) -> Error {
+    Error::invalid("term", why)
+}
+
+/// Error at a place of the text.
+fn refused_at(text: &str, span: Span, why: &str) -> Error {
+    match span.to_range().filter(|range| range.start < text.len()) {
+        Some(_) => {
+            let at = span.location(text);
+            refused(format!("line {}, column {}: {why}", at.line_number, at.line_position))
+        }
+        None => refused(why.into()),
+    }
+}
+
+fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
+    if let Some((at, why)) = sizes::refused(text) {
+        return Err(refused_at(text, Span::new(at as u32, at as u32 + 1), &why));
+    }
+    let source = format!("{text}\n{}", declarations(&tables)?);
+    let module = naga::front::wgsl::parse_str(&source).map_err(|error| {
+        let place = error.labels().next().map_or(Span::UNDEFINED, |(span, _)| span);
+        let labels: Vec<&str> = error.labels().map(|(_, label)| label).filter(|label| !error.message().contains(label)).collect();
+        refused_at(text, place, &[&[error.message()], &labels[..]].concat().join(": "))
+    })?;
+    check_module(text, &module, tables.len())?;
+    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).map_err(|error| {
+        // The smallest part of the text: others are those around it.
+        let places = error.spans().map(|&(span, _)| span).filter(|place| place.is_defined());
+        let place = places.min_by_key(|place| place.to_range().map(|range| range.len())).unwrap_or_default();
+        let mut why = error.as_inner().to_string();
+        let mut source = std::error::Error::source(error.as_inner());
+        while let Some(inner) = source {
+            why = format!("{why}: {inner}");
+            source = inner.source();
+        }
+        refused_at(text, place, &why)
+    })?;
+
+    let program = |name: &str, floats: usize, result: ScalarKind| -> Result<Option<Program>> {
+        let Some((handle, function)) = module.functions.iter().find(|(_, function)| function.name.as_deref() == Some(name)) else {
+            return Ok(None);
+        };
+        if !has_form(&module, function, floats, result) {
+            let form = form(name);
+            return Err(refused_at(text, module.functions.get_span(handle), &format!("`{name}` must be `{form}`")));
+        }
+        let program = lower::lower(&module, function);
+        program.map(Some).map_err(|(span, why)| refused_at(text, span, &format!("`{name}` {why}")))
+    };
+    let (visible, score) = (program("visible", 0, ScalarKind::Bool)?, program("score", 1, ScalarKind::Float)?);
+    let own = program("slope", 2, ScalarKind::Float)?;
+    if visible.is_none() && score.is_none() {
+        return Err(refused(format!("defines neither `{}` nor `{}`", form("visible"), form("score"))));
+    }
+    if own.is_some() && score.is_none() {
+        return Err(refused(format!("defines `slope` without `{}`", form("score"))));
+    }
+    let slope = match (own, &score) {
+        (Some(own), _) => Some(Ok(own)),
+        (None, Some(score)) => Some(derive::derive(score).map_err(|(place, why)| {
+            let place = Span::new(place, place + 1).location(text);
+            format!("cannot be derived: line {}, column {}: {why}", place.line_number, place.line_position)
+        })),
+        (None, None) => None,
+    };
+    // A score that stays as it is needs no function.
+    let score = score.filter(|score| score.nodes.last().is_none_or(|last| last.op != Op::Score));
+    let intervals = visible.as_ref().map(Intervals::new);
+    Ok(Functions { text: text.into(), tables, module, visible, intervals, score, slope })
+}
+
+const fn form(name: &str) -> &'static str {
+    match name.as_bytes() {
+        b"visible" => "fn visible(at: Pair) -> bool",
+        b"score" => "fn score(x: f32, at: Pair) -> f32",
+        _ => "fn slope(x: f32, y: f32, at: Pair) -> f32",
+    }
+}
+
+/// WGSL of what a text may use: `Pair`, and its tables.
+fn declarations(tables: &[(String, TableType)]) -> Result<String> {
+    let fields: Vec<String> = Field::ALL.iter().map(|field| format!("{}: i32", field.name())).collect();
+    let mut text = format!("struct Pair {{ {} }}\n", fields.join(", "));
+    for (at, (name, ty)) in tables.iter().enumerate() {
+        let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_name || tables[..at].iter().any(|(other, _)| other == name) {
+            return Err(refused(format!("`{name}` is no name of a table, or the name of two: letters, digits and _ are allowed")));
+        }
+        let element = match ty {
+            TableType::F32 => "f32",
+            TableType::I32 => "i32",
+            TableType::U32 => "u32",
+        };
+        text += &format!("@group(0) @binding({at}) var<storage, read> {name}: array<{element}>;\n");
+    }
+    Ok(text)
+}
+
+/// Refuses what only whole shaders have.
+fn check_module(text: &str, module: &Module, tables: usize) -> Result<()> {
+    if let Some(entry) = module.entry_points.first() {
+        return Err(refused(format!("has an entry point, `{}`", entry.name)));
+    }
+    if let Some((handle, _)) = module.overrides.iter().next() {
+        return Err(refused_at(text, module.overrides.get_span(handle), "has an override; use `const`"));
+    }
+    let foreign = module.global_variables.iter().find(|&(handle, _)| {
+        let place = module.global_variables.get_span(handle).to_range();
+        place.is_none_or(|range| range.start < text.len())
+    });
+    if let Some((handle, _)) = foreign {
+        let why = "declares a variable outside of functions; tables are declared beside the text";
+        return Err(refused_at(text, module.global_variables.get_span(handle), why));
+    }
+    debug_assert_eq!(module.global_variables.len(), tables);
+    Ok(())
+}
+
+/// True if a function takes some floats and a pair, and returns a number of this kind.
+fn has_form(module: &Module, function: &Function, floats: usize, result: ScalarKind) -> bool {
+    let is = |ty: naga::Handle<Type>, kind| matches!(module.types[ty].inner, TypeInner::Scalar(scalar) if scalar.kind == kind);
+    let arguments = &function.arguments;
+    arguments.len() == floats + 1
+        && arguments[..floats].iter().all(|argument| is(argument.ty, ScalarKind::Float))
+        && module.types[arguments[floats].ty].name.as_deref() == Some("Pair")
+        && function.result.as_ref().is_some_and(|returned| is(returned.ty, result))
+}

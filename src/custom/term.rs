@@ -1,0 +1,149 @@
+//! The public form of users' terms.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use super::functions::{Functions, TableType};
+use super::parse;
+use super::program::Program;
+use crate::error::{Error, Result};
+
+/// Term that a user writes in WGSL.
+///
+/// The text defines one or both of
+///
+/// ```wgsl
+/// fn visible(at: Pair) -> bool            // false masks the pair
+/// fn score(x: f32, at: Pair) -> f32       // the score after this term; -inf masks the pair
+/// ```
+///
+/// and, if the derivative of `score` is not to be derived from it, `fn slope(x: f32, y: f32, at: Pair) -> f32`: d y / d x,
+/// where y = `score(x, at)`. `at` has `batch`, `head`, `kv_head`, `row`, `key`, `position` (of the row among the keys),
+/// `key_position`, `len_q` and `len_kv` (of the item), all i32. In caches and pages all of them are logical.
+///
+/// Helper functions, `const`, `let`, `var`, branches, and loops whose trips are known from constants are allowed. Every
+/// function is pure. Tables are read by their names, like arrays; an index outside reads the nearest element. An integer
+/// divided by 0 is itself, without a rest; a float out of an integer's range becomes the nearest one, NaN 0. A score that
+/// is NaN stays NaN.
+///
+/// ```
+/// use wgpu_attention::{Alignment, Dims, Problem, Table, Term};
+///
+/// let tail = Term::wgsl("fn visible(at: Pair) -> bool { return at.key <= at.position && at.position - at.key < 128; }")?;
+/// let decay = Term::with_tables(
+///     "fn score(x: f32, at: Pair) -> f32 { return x - rates[at.head] * abs(f32(at.position - at.key)); }",
+///     &[Table::f32("rates", 8)],
+/// )?;
+/// let problem = Problem::new(Dims::self_attention(1, 8, 1024, 64)).aligned(Alignment::TopLeft).with_term(tail).with_term(decay);
+/// # problem.check()
+/// # ?;
+/// # Ok::<(), wgpu_attention::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Term {
+    functions: Arc<Functions>,
+    /// Number of elements of each table.
+    lengths: Vec<u32>,
+}
+
+/// Table that a user's term reads: its name in the text, its type and its number of elements. The data comes with
+/// [`crate::Inputs::term_tables`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Table<'a> {
+    /// Name in the text.
+    pub name: &'a str,
+    /// Type of its elements.
+    pub ty: TableType,
+    /// Number of elements, at least 1.
+    pub len: usize,
+}
+
+impl<'a> Table<'a> {
+    /// Table of f32.
+    pub const fn f32(name: &'a str, len: usize) -> Self {
+        Self { name, ty: TableType::F32, len }
+    }
+
+    /// Table of i32.
+    pub const fn i32(name: &'a str, len: usize) -> Self {
+        Self { name, ty: TableType::I32, len }
+    }
+
+    /// Table of u32.
+    pub const fn u32(name: &'a str, len: usize) -> Self {
+        Self { name, ty: TableType::U32, len }
+    }
+}
+
+impl PartialEq for Term {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.functions, &self.lengths) == (&other.functions, &other.lengths)
+    }
+}
+
+impl Eq for Term {}
+
+impl Hash for Term {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.functions, &self.lengths).hash(state);
+    }
+}
+
+impl Term {
+    /// Reads a term that needs no tables.
+    pub fn wgsl(text: &str) -> Result<Self> {
+        Self::with_tables(text, &[])
+    }
+
+    /// Reads a term that reads `tables`. Errors name the line and column of the text.
+    pub fn with_tables(text: &str, tables: &[Table<'_>]) -> Result<Self> {
+        for table in tables {
+            if table.len == 0 || u32::try_from(table.len).is_err() {
+                let why = format!("table `{}` has {} elements; it needs at least 1 and fewer than 2^32", table.name, table.len);
+                return Err(Error::invalid("term", why));
+            }
+        }
+        let named = tables.iter().map(|table| (table.name.to_string(), table.ty)).collect();
+        let functions = Arc::new(parse::functions(text, named)?);
+        Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect() })
+    }
+
+    /// The text that the term was read from.
+    pub fn text(&self) -> &str {
+        &self.functions.text
+    }
+
+    /// Tables of the term.
+    pub fn tables(&self) -> impl Iterator<Item = Table<'_>> {
+        let all = self.functions.tables.iter().zip(&self.lengths);
+        all.map(|((name, ty), &len)| Table { name, ty: *ty, len: len as usize })
+    }
+
+    /// True if the text defines `score`.
+    pub fn has_score(&self) -> bool {
+        self.functions.score.is_some()
+    }
+
+    /// True if the text defines `visible`.
+    pub fn has_visible(&self) -> bool {
+        self.functions.visible.is_some()
+    }
+
+    pub(crate) fn functions(&self) -> &Arc<Functions> {
+        &self.functions
+    }
+
+    /// True if a function reads the position of the row.
+    pub(crate) fn uses_position(&self) -> bool {
+        let Functions { visible, score, .. } = &*self.functions;
+        visible.iter().chain(score).any(Program::uses_position)
+    }
+
+    /// Refuses a term whose score has no derivative.
+    pub(crate) fn check_slope(&self) -> Result<()> {
+        match &self.functions.slope {
+            Some(Err(why)) => Err(Error::unsupported(format!("gradients through a score function that {why}"), "define `slope`")),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Users' terms for test problems.
+
+use crate::custom::{Table, Term};
+use crate::numbers::Random;
+use crate::problem::{Alignment, Problem};
+use crate::verify::random_text;
+
+type MakeTable = fn(&'static str, usize) -> Table<'static>;
+
+/// A text, and its tables: name, type and what its length is.
+struct Sample {
+    text: &'static str,
+    tables: &'static [(&'static str, MakeTable, Len)],
+}
+
+#[derive(Clone, Copy)]
+enum Len {
+    Heads,
+    Keys,
+    Fixed(usize),
+}
+
+/// Texts that people write, and those that are hard for a compiler: loops, branches, early returns, integers.
+const SAMPLES: &[Sample] = &[
+    Sample { text: "fn visible(at: Pair) -> bool { return at.key <= at.position; }", tables: &[] },
+    Sample { text: "fn visible(at: Pair) -> bool { return (at.position - at.key) % 3 == 0; }", tables: &[] },
+    Sample { text: "fn visible(at: Pair) -> bool { return at.key < 2 || abs(at.position - at.key) <= 4 + 3 * at.head; }", tables: &[] },
+    Sample {
+        text: "fn visible(at: Pair) -> bool { return documents[at.key] == documents[at.row] && at.batch + at.kv_head >= 0; }",
+        tables: &[("documents", Table::i32, Len::Keys)],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 { return x - 0.1 * rates[at.head] * rates[at.head] * abs(f32(at.position - at.key)); }",
+        tables: &[("rates", Table::f32, Len::Heads)],
+    },
+    Sample { text: "fn score(x: f32, at: Pair) -> f32 { return 3.0 * tanh(x / 3.0); }", tables: &[] },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 { if (at.key == at.len_kv - 1) { return x; } return 0.5 * x * x - x; }",
+        tables: &[],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 { return x * (1.0 + exp(-abs(gates[at.key_position]))); }",
+        tables: &[("gates", Table::f32, Len::Keys)],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 {\n    \
+                   return select(x + 0.25, bitcast<f32>(0xff800000u), (at.key & 3) == 1);\n\
+               }",
+        tables: &[],
+    },
+    Sample {
+        text: "fn bucket(distance: i32) -> i32 {\n    \
+                   var at = 0;\n    \
+                   for (var size = 1; size < 64; size *= 2) { if (distance >= size) { at++; } else { break; } }\n    \
+                   return at;\n\
+               }\n\
+               fn score(x: f32, at: Pair) -> f32 { return x + values[bucket(abs(at.position - at.key))]; }\n\
+               fn slope(x: f32, y: f32, at: Pair) -> f32 { return 1.0; }",
+        tables: &[("values", Table::f32, Len::Fixed(5))],
+    },
+    Sample {
+        text: "fn visible(at: Pair) -> bool {\n    \
+                   let word = bits[(at.row * 3 + at.key / 32) % 7];\n    \
+                   return ((word >> u32(at.key % 32)) & 1u) != 0u || at.key == 0;\n\
+               }\n\
+               fn score(x: f32, at: Pair) -> f32 { return x + f32(countOneBits(bits[at.row])) * 0.05; }",
+        tables: &[("bits", Table::u32, Len::Fixed(7))],
+    },
+];
+
+/// Adds a user's term to a problem: the text from the first source, because kernels depend on it.
+pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
+    let term = if kind.one_in(10) { random_term(kind) } else { sample_term(problem, kind) };
+    if term.uses_position() && problem.visibility.alignment.is_none() {
+        problem.visibility.alignment = Some(Alignment::BottomRight);
+    }
+    problem.user_terms.push(term);
+}
+
+/// A random text, small, because every kernel that has it is compiled for it alone.
+fn random_term(kind: &mut Random) -> Term {
+    let has_tables = kind.one_in(2);
+    let tables = [Table::f32("rates", 5), Table::i32("ids", 4), Table::u32("words", 7)];
+    loop {
+        let text = random_text::draw(kind, 20, has_tables);
+        // A few are too long with their loops unrolled.
+        if let Ok(term) = Term::with_tables(&text, if has_tables { &tables } else { &[] }) {
+            return term;
+        }
+    }
+}
+
+fn sample_term(problem: &Problem, kind: &mut Random) -> Term {
+    let index = kind.below(SAMPLES.len());
+    let sample = &SAMPLES[index];
+    let len = |len| match len {
+        Len::Heads => problem.dims.num_heads,
+        Len::Keys => problem.dims.seq_len_kv,
+        Len::Fixed(len) => len,
+    };
+    let tables: Vec<Table<'_>> = sample.tables.iter().map(|&(name, table, of)| table(name, len(of).max(1))).collect();
+    Term::with_tables(sample.text, &tables).expect("the samples are valid")
+}
+
+/// Draws the tables of a problem's terms.
+pub(super) fn tables(problem: &Problem, random: &mut Random) -> Vec<u32> {
+    let tables: Vec<Table<'_>> = problem.user_tables().collect();
+    let mut words = Vec::new();
+    for Table { ty, len, .. } in tables {
+        words.extend((0..len).map(|_| match ty {
+            crate::custom::TableType::F32 => random.normal().to_bits(),
+            crate::custom::TableType::I32 => random.below(3) as u32,
+            crate::custom::TableType::U32 => random.below(1 << 32) as u32,
+        }));
+    }
+    words
+}
