@@ -117,9 +117,12 @@ fn binary(op: Binary, a: Id, b: Id, ty: Scalar) -> String {
         Binary::Div | Binary::Rem if ty != Scalar::F32 => {
             let overflows =
                 if ty == Scalar::I32 { format!(" | ((v{b} == -1i) & (v{a} == {}))", constant(ty, 1 << 31)) } else { String::new() };
-            let (zero, one) = (constant(ty, 0), constant(ty, 1));
-            let sign = if op == Binary::Div { "/" } else { "%" };
-            return format!("v{a} {sign} select(v{b}, {one}, (v{b} == {zero}){overflows})");
+            let divisor = format!("select(v{b}, {}, (v{b} == {}){overflows})", constant(ty, 1), constant(ty, 0));
+            return match op {
+                Binary::Div => format!("v{a} / {divisor}"),
+                // GL leaves the remainder of a negative number open.
+                _ => format!("v{a} - v{a} / {divisor} * {divisor}"),
+            };
         }
         Binary::Add => "+",
         Binary::Sub => "-",
