@@ -21,7 +21,7 @@ pub(crate) struct TermArgs {
     /// Mask function in WGSL, likewise: `fn visible(at: Pair) -> bool`, or its body, 'at.key <= at.position'
     #[arg(long, value_name = "FILE|WGSL", allow_hyphen_values = true)]
     visible: Option<String>,
-    /// Table that --score or --visible reads by its name, array<f32>, array<i32> or array<u32> by the type in the file;
+    /// Table that --score or --visible reads by its name, an array of f32, i32 or u32 by the type in the file;
     /// may be repeated. Where values do not matter, in `attn shader` and `attn bench`, also NAME=LENGTH:TYPE, as in
     /// slopes=8:f32, which has zeros
     #[arg(long, value_name = "NAME=T.npy")]

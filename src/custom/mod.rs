@@ -25,5 +25,4 @@ mod tests;
 
 pub(crate) use functions::Functions;
 pub use functions::TableType;
-pub(crate) use program::Program;
 pub use term::{Table, Term};

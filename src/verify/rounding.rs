@@ -2,7 +2,7 @@
 //!
 //! Bounds of built-in functions are those of the WGSL specification, section "Floating Point Accuracy", doubled.
 
-use crate::custom::Program;
+use crate::custom::program::Program;
 use crate::custom::program::{Binary, Op, Scalar, Unary};
 use crate::custom::scalar;
 use crate::problem::{Inputs, Problem};
