@@ -57,22 +57,19 @@ fn hull(all: vec4<i32>) -> vec2<i32> {
 }
 
 fn interval_div(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
-    if ((b.x <= 0 && b.y >= 0) || a.x == ANY.x) {
-        return ANY;
-    }
-    return hull(vec4<i32>(a.x / b.x, a.x / b.y, a.y / b.x, a.y / b.y));
+    let unknown = (b.x <= 0 && b.y >= 0) || a.x == ANY.x;
+    let by = select(b, vec2<i32>(1), unknown);
+    return select(hull(vec4<i32>(a.x / by.x, a.x / by.y, a.y / by.x, a.y / by.y)), ANY, unknown);
 }
 
 fn interval_rem(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
-    if (b.x != b.y || b.x <= 0) {
-        return ANY;
-    }
-    let most = b.x - 1;
-    let one_block = a.x / b.x == a.y / b.x && (a.x >= 0 || a.y <= 0);
-    let whole = vec2<i32>(select(0, -most, a.x < 0), select(0, most, a.y > 0));
-    // Taken of the distance from 0, because GL leaves the remainder of a negative number open.
-    let rest = vec2<i32>(a.x - a.x / b.x * b.x, a.y - a.y / b.x * b.x);
-    return select(whole, rest, one_block);
+    let unknown = b.x != b.y || b.x <= 0;
+    let by = select(b.x, 1, unknown);
+    let one_block = a.x / by == a.y / by && (a.x >= 0 || a.y <= 0);
+    let whole = vec2<i32>(select(0, 1 - by, a.x < 0), select(0, by - 1, a.y > 0));
+    // By division, because GL leaves the remainder of a negative number open.
+    let rest = a - a / vec2<i32>(by) * by;
+    return select(select(whole, rest, one_block), ANY, unknown);
 }
 
 fn interval_min(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
@@ -88,10 +85,8 @@ fn interval_neg(a: vec2<i32>) -> vec2<i32> {
 }
 
 fn interval_abs(a: vec2<i32>) -> vec2<i32> {
-    if (a.x == ANY.x) {
-        return ANY;
-    }
-    return vec2<i32>(max(max(a.x, -a.y), 0), max(a.y, -a.x));
+    let positive = vec2<i32>(max(max(a.x, -a.y), 0), max(a.y, -a.x));
+    return select(positive, ANY, a.x == ANY.x);
 }
 
 fn interval_less(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {

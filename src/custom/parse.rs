@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 /// Most bytes of a text.
 const MOST_BYTES: usize = 64 << 10;
 /// Stack of the thread that parses: nested statements and expressions recurse.
+#[cfg(not(target_arch = "wasm32"))]
 const STACK: usize = 512 << 20;
 
 /// Reads the functions of a term.
