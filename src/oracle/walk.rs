@@ -213,18 +213,7 @@ impl Walker<'_> {
             Expression::Select { condition, accept, reject } => {
                 let condition = self.expression(frame, condition);
                 let (accept, reject) = (self.expression(frame, accept), self.expression(frame, reject));
-                match (condition, accept, reject) {
-                    (Parts(conditions), Parts(accept), Parts(reject)) => Parts(
-                        conditions.into_iter().zip(accept).zip(reject).map(|((c, a), b)| if c == Bool(true) { a } else { b }).collect(),
-                    ),
-                    (condition, accept, reject) => {
-                        if condition == Bool(true) {
-                            accept
-                        } else {
-                            reject
-                        }
-                    }
-                }
+                selected(condition, accept, reject)
             }
             Expression::Relational { fun, argument } => {
                 let parts = match self.expression(frame, argument) {
@@ -318,6 +307,17 @@ impl Walker<'_> {
         let base = variable.map(|ty| &self.module.types[ty].inner);
         let Some(TypeInner::Array { base, .. }) = base else { unreachable!("tables are arrays") };
         recast(U32(word), self.module.types[*base].inner.scalar_kind().expect("tables are of numbers"))
+    }
+}
+
+/// Selects a whole value, or each part of vectors by its own condition.
+fn selected(condition: Value, accept: Value, reject: Value) -> Value {
+    match (condition, accept, reject) {
+        (Parts(conditions), Parts(accept), Parts(reject)) => {
+            Parts(conditions.into_iter().zip(accept).zip(reject).map(|((c, a), b)| selected(c, a, b)).collect())
+        }
+        (Bool(true), accept, _) => accept,
+        (.., reject) => reject,
     }
 }
 

@@ -82,15 +82,7 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         let score = if Some(place) < last { format!("score = {name}_score(score, at);") } else { String::new() };
         let _ = writeln!(text, "    if ({condition}) {{ {change} {score} }}");
     }
-    for (_, user) in users.iter().enumerate().filter(|&(place, _)| Some(place) <= last_user) {
-        let User { name, functions } = user;
-        if functions.score.is_some() {
-            let _ = writeln!(text, "    let {name}_before = score;\n    score = {name}_score({name}_before, at);");
-        }
-        if functions.slope().is_some() {
-            let _ = writeln!(text, "    slopes = next_user_slopes(slopes, {name}_slope({name}_before, score, at));");
-        }
-    }
+    user_slopes(text, &users[..last_user.map_or(0, |last| last + 1)]);
     text.push_str("    return slopes;\n}\n");
 }
 
@@ -102,6 +94,18 @@ struct User<'a> {
 
 fn users(key: &KernelKey) -> Vec<User<'_>> {
     key.user_terms.iter().enumerate().map(|(at, functions)| User { name: format!("user{at}"), functions }).collect()
+}
+
+/// Writes the scores and slopes of the user's terms up to the last that has a slope.
+fn user_slopes(text: &mut String, users: &[User<'_>]) {
+    for User { name, functions } in users {
+        if functions.score.is_some() {
+            let _ = writeln!(text, "    let {name}_before = score;\n    score = {name}_score({name}_before, at);");
+        }
+        if functions.slope().is_some() {
+            let _ = writeln!(text, "    slopes = next_user_slopes(slopes, {name}_slope({name}_before, score, at));");
+        }
+    }
 }
 
 /// Writes what the user's terms show of a tile, and the switch of their tests: tiles that they show whole need none.
