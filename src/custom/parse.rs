@@ -89,6 +89,8 @@ fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
     if own.is_some() && score.is_none() {
         return Err(refused(format!("defines `slope` without `{}`", form("score"))));
     }
+    // A score that stays as it is needs no function, unless its derivative is said to be another.
+    let is_identity = own.is_none() && score.iter().any(|score| score.nodes.last().is_some_and(|last| last.op == Op::Score));
     let slope = match (own, &score) {
         (Some(own), _) => Some(Ok(own)),
         (None, Some(score)) => Some(derive::derive(score).map_err(|(place, why)| {
@@ -97,8 +99,7 @@ fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
         })),
         (None, None) => None,
     };
-    // A score that stays as it is needs no function.
-    let score = score.filter(|score| score.nodes.last().is_none_or(|last| last.op != Op::Score));
+    let score = score.filter(|_| !is_identity);
     let intervals = visible.as_ref().map(Intervals::new);
     Ok(Functions { text: text.into(), tables, module, visible, intervals, score, slope })
 }

@@ -121,12 +121,12 @@ impl Term {
 
     /// True if the text defines `score`.
     pub fn has_score(&self) -> bool {
-        self.functions.score.is_some()
+        self.functions.function("score").is_some()
     }
 
     /// True if the text defines `visible`.
     pub fn has_visible(&self) -> bool {
-        self.functions.visible.is_some()
+        self.functions.function("visible").is_some()
     }
 
     pub(crate) fn functions(&self) -> &Arc<Functions> {

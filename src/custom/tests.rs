@@ -3,9 +3,12 @@
 use super::evaluate::{LANES, Lanes, Pairs, evaluate};
 use super::program::{Field, Op, Program, Scalar};
 use super::{Functions, Table, Term, emit, scalar};
+use crate::cpu;
 use crate::numbers::Random;
 use crate::oracle::walk;
-use crate::verify::{random_text, rounding};
+use crate::problem::{Dims, Problem};
+use crate::progress::Progress;
+use crate::verify::{Case, Fill, Verdict, check_backward, random_text, rounding};
 
 /// Texts that are drawn.
 const TEXTS: u64 = 2500;
@@ -230,4 +233,22 @@ fn programs_agree_with_the_walk() {
     assert!(counts.refused * 20 <= counts.texts, "{counts:?}");
     assert!(counts.unsure * 20 <= all, "{counts:?}");
     assert!(counts.kinks * 20 <= counts.slopes, "{counts:?}");
+}
+
+/// A score that stays as it is costs nothing, unless its derivative is said to be another.
+#[test]
+fn identities() {
+    let same = "fn score(x: f32, at: Pair) -> f32 { return x; }";
+    let plain = Term::wgsl(same).expect("valid");
+    assert!(plain.has_score() && plain.functions().score.is_none() && plain.functions().slope().is_none());
+
+    let steep = Term::wgsl(&format!("{same} fn slope(x: f32, y: f32, at: Pair) -> f32 {{ return 3.0; }}")).expect("valid");
+    let problem = Problem::new(Dims::self_attention(1, 2, 9, 8));
+    for term in [plain, steep] {
+        let case = Case::new("identity", problem.clone().with_term(term), Fill::seed(3)).expect("valid");
+        let verdict = check_backward(&case, &|problem, inputs, backward, want| {
+            cpu::backward::attention(problem, inputs, backward, want, &mut Progress::default())
+        });
+        assert!(matches!(verdict, Verdict::Passed), "{verdict}");
+    }
 }
