@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::program::{Binary, Id, Node, Op, Program, Scalar, Unary};
+use super::program::{Binary, Id, Node, Op, Program, Scalar, Unary, needed};
 use super::scalar;
 
 /// Program under construction. Equal operations are one; operations of constants are constants.
@@ -143,13 +143,7 @@ impl Builder {
 
     /// Returns the program that ends in `result`, without operations that it does not need; `None` if it is too long.
     pub(crate) fn finish(&self, result: Id) -> Option<Program> {
-        let mut needed = vec![false; result as usize + 1];
-        needed[result as usize] = true;
-        for id in (0..=result).rev() {
-            if needed[id as usize] {
-                self.node(id).op.operands().for_each(|operand| needed[operand as usize] = true);
-            }
-        }
+        let needed = needed(result as usize + 1, |id| self.nodes[id].op.operands());
         let mut places = vec![0; needed.len()];
         let mut nodes = Vec::new();
         for id in (0..=result).filter(|&id| needed[id as usize]) {

@@ -49,7 +49,10 @@ pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], 
             Op::Pair(field) => *to = pairs.fields[field as usize],
             Op::Constant(bits) => *to = [bits; LANES],
             Op::Length(table) => *to = [tables[table as usize].len() as u32; LANES],
-            Op::Load(table, index) => load(tables[table as usize], ty(index) == Scalar::I32, from(index), to),
+            Op::Load(table, index) => {
+                let (table, signed) = (tables[table as usize], ty(index) == Scalar::I32);
+                map(from(index), to, |index| scalar::element(table, signed, index));
+            }
             Op::Unary(op, a) => unary(op, ty(a), from(a), to),
             Op::Binary(op, a, b) => binary(op, ty(a), from(a), from(b), to),
             Op::Select(c, a, b) => {
@@ -82,16 +85,6 @@ fn map(from: &Lanes, to: &mut Lanes, f: impl Fn(u32) -> u32) {
 fn zip(a: &Lanes, b: &Lanes, to: &mut Lanes, f: impl Fn(u32, u32) -> u32) {
     for lane in 0..LANES {
         to[lane] = f(a[lane], b[lane]);
-    }
-}
-
-/// Reads a table, at the nearest element where an index is outside.
-#[inline(always)]
-fn load(table: &[u32], signed: bool, index: &Lanes, to: &mut Lanes) {
-    let last = table.len() - 1;
-    for lane in 0..LANES {
-        let index = if signed { (index[lane] as i32).max(0) as u32 } else { index[lane] };
-        to[lane] = table[last.min(index as usize)];
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary};
+use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary, needed};
 
 /// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
 pub(crate) type Interval = [i64; 2];
@@ -153,15 +153,7 @@ impl Intervals {
     /// Writes `fn NAME(tile: Tile) -> u32`, which returns 0 for none, 1 for some and 2 for all. Expects lib/interval.wgsl.
     pub(crate) fn emit(&self, text: &mut String, name: &str) {
         let steps = &self.0;
-        let mut needed = vec![false; steps.len()];
-        if let Some(last) = needed.last_mut() {
-            *last = true;
-        }
-        for id in (0..steps.len()).rev() {
-            if needed[id] {
-                steps[id].operands[..steps[id].count].iter().for_each(|&operand| needed[operand as usize] = true);
-            }
-        }
+        let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
         let _ = writeln!(text, "fn {name}(tile: Tile) -> u32 {{");
         for (id, step) in steps.iter().enumerate().filter(|&(id, _)| needed[id]) {
             let operands: Vec<String> = step.operands[..step.count].iter().map(|operand| format!("v{operand}")).collect();

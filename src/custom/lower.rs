@@ -218,15 +218,12 @@ impl<'a> Lowering<'a> {
             Statement::Loop { body, continuing, break_if } => self.run_loop(frame, body, continuing, *break_if)?,
             Statement::Break | Statement::Continue => {
                 let continues = matches!(statement, Statement::Continue);
-                let path = (frame.active, self.copied(frame));
+                let path = (frame.active, self.copied(&frame.locals));
                 let Some(target) = frame.targets.iter_mut().rev().find(|target| target.is_loop || !continues) else {
                     return self.refuse("leaves a loop outside of one");
                 };
                 let to = if continues { &mut target.continued } else { &mut target.left };
-                *to = match to.take() {
-                    None => Some(path),
-                    before => Some(self.join(path, before)),
-                };
+                self.add(to, path);
                 frame.active = self.builder.bool(false);
             }
             Statement::Return { value } => {
@@ -266,9 +263,14 @@ impl<'a> Lowering<'a> {
     }
 
     /// A copy of the variables.
-    fn copied(&mut self, frame: &Frame<'a>) -> Locals {
-        self.work += frame.locals.values().map(|value| VISIT + value.len()).sum::<usize>();
-        frame.locals.clone()
+    fn copied(&mut self, locals: &Locals) -> Locals {
+        self.work += locals.values().map(|value| VISIT + value.len()).sum::<usize>();
+        locals.clone()
+    }
+
+    /// Adds a path to those that meet in one place.
+    fn add(&mut self, to: &mut Path, path: (Id, Locals)) {
+        *to = Some(self.join(path, to.take()));
     }
 
     /// Joins a path with others.
@@ -296,7 +298,7 @@ impl<'a> Lowering<'a> {
 
     /// Runs both branches, each with variables of its own.
     fn branch(&mut self, frame: &mut Frame<'a>, condition: Id, accept: &'a naga::Block, reject: &'a naga::Block) -> Result<()> {
-        let (entry, locals) = (frame.active, self.copied(frame));
+        let (entry, locals) = (frame.active, self.copied(&frame.locals));
         let not = self.builder.not(condition);
         let (accepts, rejects) = (self.builder.and(entry, condition), self.builder.and(entry, not));
         frame.active = accepts;
@@ -320,7 +322,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn switch(&mut self, frame: &mut Frame<'a>, selector: Handle<Expression>, cases: &'a [naga::SwitchCase]) -> Result<()> {
-        let (entry, locals, selector) = (frame.active, self.copied(frame), self.value(frame, selector)?[0]);
+        let (entry, locals, selector) = (frame.active, self.copied(&frame.locals), self.value(frame, selector)?[0]);
         let is = |lowering: &mut Self, value: u32| {
             let value = lowering.builder.constant(lowering.builder.ty(selector), value);
             lowering.builder.binary(Binary::Equal, selector, value)
@@ -335,7 +337,7 @@ impl<'a> Lowering<'a> {
         let mut falling: Path = None;
         for case in cases {
             let is = case_value(case.value).map_or(default, |value| is(self, value));
-            let enters = (self.builder.and(entry, is), locals.clone());
+            let enters = (self.builder.and(entry, is), self.copied(&locals));
             let path = match self.builder.constant_of(enters.0) {
                 Some(0) => falling.take(),
                 _ => Some(self.join(enters, falling.take())),
@@ -343,10 +345,8 @@ impl<'a> Lowering<'a> {
             self.resume(frame, path);
             self.block(frame, &case.body)?;
             falling = self.path(frame);
-            if let Some(path) = falling.take_if(|_| !case.fall_through) {
-                let target = frame.targets.len() - 1;
-                let before = frame.targets[target].left.take();
-                frame.targets[target].left = Some(self.join(path, before));
+            if let (Some(path), Some(target)) = (falling.take_if(|_| !case.fall_through), frame.targets.last_mut()) {
+                self.add(&mut target.left, path);
             }
         }
         let left = frame.targets.pop().and_then(|target| target.left);
@@ -382,9 +382,8 @@ impl<'a> Lowering<'a> {
             self.block(frame, continuing)?;
             if let Some(condition) = break_if.filter(|_| self.builder.constant_of(frame.active) != Some(0)) {
                 let condition = self.value(frame, condition)?[0];
-                let leaves = (self.builder.and(frame.active, condition), self.copied(frame));
-                let before = frame.targets[target].left.take();
-                frame.targets[target].left = Some(self.join(leaves, before));
+                let leaves = (self.builder.and(frame.active, condition), self.copied(&frame.locals));
+                self.add(&mut frame.targets[target].left, leaves);
                 let stays = self.builder.not(condition);
                 frame.active = self.builder.and(frame.active, stays);
             }

@@ -134,7 +134,7 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// Operands; unused places repeat the first one.
+    /// Operands, in order.
     pub(crate) fn operands(self) -> impl Iterator<Item = Id> {
         let (all, count) = match self {
             Self::Score | Self::ScoreAfter | Self::Pair(_) | Self::Constant(_) | Self::Length(_) => ([0; 3], 0),
@@ -144,6 +144,18 @@ impl Op {
         };
         all.into_iter().take(count)
     }
+}
+
+/// Marks the last of `len` operations and all that it depends on.
+pub(super) fn needed<I: Iterator<Item = Id>>(len: usize, operands: impl Fn(usize) -> I) -> Vec<bool> {
+    let mut needed = vec![false; len];
+    needed.iter_mut().rev().take(1).for_each(|last| *last = true);
+    for id in (0..len).rev() {
+        if needed[id] {
+            operands(id).for_each(|operand| needed[operand as usize] = true);
+        }
+    }
+    needed
 }
 
 /// Operation with the type of its result.

@@ -24,6 +24,13 @@ pub(crate) fn apply(op: Op, from: Scalar, to: Scalar, [a, b, c]: [u32; 3]) -> u3
     }
 }
 
+/// Reads a table at an index by its bits; at the nearest element where it is outside.
+#[inline(always)]
+pub(crate) fn element(table: &[u32], signed: bool, index: u32) -> u32 {
+    let index = if signed { (index as i32).max(0) as u32 } else { index };
+    table[(index as usize).min(table.len() - 1)]
+}
+
 /// Largest f32 that an i32 and a u32 can hold.
 const LARGEST_I32: f32 = 2_147_483_520.0;
 const LARGEST_U32: f32 = 4_294_967_040.0;

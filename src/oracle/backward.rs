@@ -117,8 +117,7 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                     let product: f64 = d_output.iter().zip(value).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
                     scale_of(j) * product
                 };
-                let of_lse = if problem.varlen.is_some() { (item.first_q + i) * d.num_heads + h } else { row };
-                let d_lse = d_lse.map_or(0.0, |d_lse| f64::from(d_lse[of_lse]));
+                let d_lse = d_lse.map_or(0.0, |d_lse| f64::from(d_lse[item.lse_place(problem, [b, h, i])]));
                 let delta = seen.iter().map(|&j| forward.weights[at(j)] * d_weight(j)).sum::<f64>() - d_lse;
                 if problem.sinks {
                     let [max, sum] = forward.stats[row];

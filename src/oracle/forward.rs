@@ -72,6 +72,15 @@ impl Item {
         Self { stored, first_q, rows, keys, length, offset }
     }
 
+    /// Index of the lse of row i of head h, of item b.
+    pub(super) fn lse_place(&self, problem: &Problem, [b, h, i]: [usize; 3]) -> usize {
+        let d = &problem.dims;
+        match problem.varlen {
+            Some(_) => (self.first_q + i) * d.num_heads + h,
+            None => (b * d.num_heads + h) * d.seq_len_q + i,
+        }
+    }
+
     /// The pair [b, h, i, j] as users' terms see it: batch, head, kv_head, row, key, position, key_position, len_q, len_kv.
     fn pair(&self, problem: &Problem, [b, h, i, j]: [usize; 4]) -> [i32; 9] {
         let kv_head = h / (problem.dims.num_heads / problem.dims.num_kv_heads);
@@ -254,7 +263,7 @@ impl Reference {
                 for e in 0..d.head_dim_v {
                     output[at + e * strides.dim] = self.output[row * d.head_dim_v + e] as f32;
                 }
-                let place = if problem.varlen.is_some() { token * d.num_heads + h } else { row };
+                let place = item.lse_place(problem, [b, h, i]);
                 lse[place] = self.lse[row] as f32;
                 // l is rescaled to the rounded m.
                 let [max, sum] = self.stats[row];

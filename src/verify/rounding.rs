@@ -70,9 +70,7 @@ pub(crate) fn of_program(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], 
             Op::Constant(bits) => Value::Bits(bits),
             Op::Length(table) => Value::Bits(tables[table as usize].len() as u32),
             Op::Load(table, index) => {
-                let (table, index) = (tables[table as usize], bits(index)?);
-                let index = if ty(index_of(node.op)) == Scalar::I32 { (index as i32).max(0) as u32 } else { index };
-                let word = table[(index as usize).min(table.len() - 1)];
+                let word = scalar::element(tables[table as usize], ty(index) == Scalar::I32, bits(index)?);
                 if node.ty == Scalar::F32 { Value::Float((f32::from_bits(word).into(), 0.0)) } else { Value::Bits(word) }
             }
             Op::Select(c, a, b) => values[if bits(c)? != 0 { a } else { b } as usize],
@@ -85,7 +83,10 @@ pub(crate) fn of_program(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], 
             Op::Convert(a) if ty(a) == Scalar::F32 => {
                 let (value, error) = float(a);
                 let [low, high] = [value - error, value + error].map(|x| scalar::convert(Scalar::F32, node.ty, (x as f32).to_bits()));
-                Value::Bits(low).only_if(low == high)?
+                if low != high {
+                    return None;
+                }
+                Value::Bits(low)
             }
             Op::Convert(a) if node.ty == Scalar::F32 => {
                 Value::Float((f32::from_bits(scalar::convert(ty(a), node.ty, bits(a)?)).into(), 0.0))
@@ -104,19 +105,6 @@ pub(crate) fn of_program(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], 
     match values.last()? {
         Value::Float(rough) => Some(*rough),
         Value::Bits(bits) => Some((f32::from_bits(*bits).into(), 0.0)),
-    }
-}
-
-const fn index_of(op: Op) -> u32 {
-    match op {
-        Op::Load(_, index) => index,
-        _ => 0,
-    }
-}
-
-impl Value {
-    fn only_if(self, is_sure: bool) -> Option<Self> {
-        is_sure.then_some(self)
     }
 }
 
