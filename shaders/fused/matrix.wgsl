@@ -312,7 +312,15 @@ fn special_values(item: Item, kv_head: u32, row: Row, keys: KeyRange, dim: u32) 
     var sum = vec4<f32>(0.0);
     for (var key = max(keys.start, row.keys.start); key < min(keys.end, row.keys.end); key++) {
         let v = load_value(value_row(item, kv_head, key), dim);
-        if (is_finite(v) || !score_pair(0.0, pair_of(item, row.head, row.row, key), true).visible) {
+        if (is_finite(v)) {
+            continue;
+        }
+        var scaled = 0.0; // visibility may depend on the score
+        for (var d = 0u; d < HEAD_DIM; d += 4u) {
+            let q = load_query(query_row(item, row.head, row.row), d) * params.scale;
+            scaled = dot_add(scaled, q, load_key(key_row(item, kv_head, key), d));
+        }
+        if (!score_pair(scaled, pair_of(item, row.head, row.row, key), true).visible) {
             continue;
         }
         sum += special_part(v) * dropout_scale(pair_of(item, row.head, row.row, key));

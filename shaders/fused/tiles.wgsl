@@ -198,7 +198,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             largest_bits = max(largest_bits, bitcast<u32>(score[i]));
         }
         let is_clear = first >= range.clear_start && first + BLOCK_KEYS <= min(range.clear_end, range.end);
-        let all_seen = is_clear && !has_pair_terms() && all_finite && largest_bits < NEGATIVE_INFINITY;
+        let all_seen = is_clear && !tests_pairs() && all_finite && largest_bits < NEGATIVE_INFINITY;
         var hidden = 0u; // one bit per pair
         if (!all_seen) {
             // Scores pass through this thread's weight tile to keep the loop over rows rolled: its body can be long.

@@ -87,39 +87,47 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 bits = max(bits, bitcast<u32>(score[r][c]));
             }
         }
-        let overflows = !has_pair_terms() && bits >= NEGATIVE_INFINITY;
+        let overflows = !tests_pairs() && bits >= NEGATIVE_INFINITY;
         let clear = first >= range.clear_start && first + STEP <= min(range.clear_end, range.end) && !overflows;
-        var shrink: array<f32, ROWS>;
+        var visible: array<array<bool, STEP>, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
-            let old_m = m[r];
-            var visible: array<bool, STEP>;
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
                 // rows past the last have no bias and no mask
-                var inside = !has_pair_terms() || rows[r].row < item.rows;
+                visible[r][c] = !has_pair_terms() || rows[r].row < item.rows;
                 if (!clear) {
-                    inside = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end)
+                    visible[r][c] = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end)
                         && !is_negative_infinity(score[r][c]);
                 }
-                var scored = Scored(score[r][c], inside);
-                var is_number = inside;
-                if (has_pair_terms()) { // otherwise a score of NaN or +inf shows in the row's sum
-                    scored = score_pair(score[r][c], pair_of(item, rows[r].head, rows[r].row, key), inside);
+            }
+        }
+        // Otherwise a score of NaN or +inf shows in the row's sum. A loop, as in next_shown.
+        for (var turn = 0u; turn < select(0u, 1u, tests_pairs()); turn++) {
+            for (var r = 0u; r < ROWS; r++) {
+                for (var c = 0u; c < STEP; c++) {
+                    let pair = pair_of(item, rows[r].head, rows[r].row, first + c);
+                    let scored = score_pair(score[r][c], pair, visible[r][c]);
                     nan_rows |= select(0u, 1u << r, is_nan_score(scored));
-                    is_number = scored.visible && !is_nan_score(scored);
+                    visible[r][c] = scored.visible;
+                    score[r][c] = select(scored.score, LOWEST, is_nan_score(scored));
                 }
-                score[r][c] = select(LOWEST, scored.score, is_number);
-                visible[c] = scored.visible;
+            }
+        }
+        var shrink: array<f32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            let old_m = m[r];
+            for (var c = 0u; c < STEP; c++) {
+                score[r][c] = select(LOWEST, score[r][c], visible[r][c]);
                 m[r] = max(m[r], score[r][c]);
             }
             shrink[r] = exp(old_m - m[r]);
             l[r] *= shrink[r];
             for (var c = 0u; c < STEP; c++) {
-                score[r][c] = visible_weight(exp(score[r][c] - m[r]), visible[c]);
+                score[r][c] = visible_weight(exp(score[r][c] - m[r]), visible[r][c]);
                 l[r] += score[r][c];
                 if (is_dropping()) {
                     let factor = dropout_scale(pair_of(item, rows[r].head, rows[r].row, first + c));
-                    score[r][c] = visible_weight(dropped_out(score[r][c], factor), visible[c]);
+                    score[r][c] = visible_weight(dropped_out(score[r][c], factor), visible[r][c]);
                 }
             }
         }

@@ -36,6 +36,9 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", has(any(&|_| true), !users.is_empty()));
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
     tile_status(text, key, &users, &any(&|term| term.defines("visible")));
+    let tested_by_tile = shows && !any_user(&|functions| functions.score.is_some());
+    let tests = if tested_by_tile { format!("tests_users || {}", any(&|_| true)) } else { "has_pair_terms()".into() };
+    let _ = writeln!(text, "fn tests_pairs() -> bool {{ return {tests}; }}");
     let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
     let _ = writeln!(text, "const SKIPS_TILES: bool = {skips};");
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Shader, Specialise, cache_shaders, linear_shaders};
 use wgpu_attention::{
     Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec,
-    WantGradients,
+    Term, WantGradients,
 };
 
 use crate::targets::TARGETS;
@@ -127,12 +127,23 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
                 add("staged, everything", everything(prefill.clone()), Algorithm::Staged, Specialise::Always);
             }
             add("staged", prefill.clone(), Algorithm::Staged, Specialise::Always);
+            if [64, 128].contains(&dim) && dtype != DType::Bf16 {
+                for (what, text) in USER_TERMS {
+                    add(&format!("prefill, user's {what}"), user_term(prefill.clone(), text), Algorithm::Fused, Specialise::Always);
+                    add(&format!("decode, user's {what}"), user_term(decode.clone(), text), Algorithm::Fused, Specialise::Always);
+                }
+            }
             add("general", prefill.clone(), Algorithm::Fused, Specialise::Never);
             add("general decode", decode, Algorithm::Fused, Specialise::Never);
             add("general staged", prefill.clone(), Algorithm::Staged, Specialise::Never);
             let mut backward = |what: &str, problem, specialise| {
                 cases.push((format!("{dtype} D={dim} {what}"), problem, None, specialise));
             };
+            if [64, 128].contains(&dim) && dtype != DType::Bf16 {
+                for (what, text) in USER_TERMS {
+                    backward(&format!("backward, user's {what}"), user_term(prefill.clone(), text), Specialise::Always);
+                }
+            }
             backward("backward", prefill.clone(), Specialise::Always);
             backward("backward, everything", everything(prefill.clone()), Specialise::Always);
             if dtype == DType::F32 {
@@ -278,6 +289,16 @@ fn paged(mut problem: Problem) -> Problem {
     problem.paged = Some(Paged { page_size: 16, pages, pages_per_item: pages });
     problem.visibility.kv_lengths = true;
     problem
+}
+
+/// Users' terms that must cost no more spills than none.
+const USER_TERMS: [(&str, &str); 2] = [
+    ("causal", "fn visible(at: Pair) -> bool { return at.key <= at.position; }"),
+    ("decay", "fn score(x: f32, at: Pair) -> f32 { return x - 0.05 * abs(f32(at.position - at.key)); }"),
+];
+
+fn user_term(problem: Problem, text: &str) -> Problem {
+    problem.aligned(Alignment::BottomRight).with_term(Term::wgsl(text).expect("a valid text"))
 }
 
 /// Adds every option that can be combined.

@@ -17,26 +17,29 @@ use crate::terminal::{ProgressBar, Terminal, note};
 /// Page size of paged caches, in keys.
 const PAGE_SIZE: usize = 16;
 
+/// Options that `--decode` and its own options exclude. Where one of them is given, `requires` alone refuses nothing.
+const OF_PREFILL: [&str; 11] = ["shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused"];
+
 /// Options of `--decode`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Time decoding steps instead: one token against caches on a device or the host, contiguous and in pages of 16
-    #[arg(long, conflicts_with_all = ["shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused"])]
+    #[arg(long, conflicts_with_all = OF_PREFILL)]
     pub(super) decode: bool,
     /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated
-    #[arg(long, value_name = "KEYS", requires = "decode", value_parser = context, default_values = ["1k", "4k", "16k"])]
+    #[arg(long, value_name = "KEYS", requires = "decode", conflicts_with_all = OF_PREFILL, value_parser = context, default_values = ["1k", "4k", "16k"])]
     context: Vec<usize>,
     /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated
-    #[arg(long, value_name = "STORAGE", requires = "decode", default_values = ["f32", "f16", "q8", "q4"])]
+    #[arg(long, value_name = "STORAGE", requires = "decode", conflicts_with_all = OF_PREFILL, default_values = ["f32", "f16", "q8", "q4"])]
     cache: Vec<DType>,
     /// Numbers of query heads and of key/value heads
-    #[arg(long, value_name = "H:HKV", requires = "decode", default_value = "32:8", value_parser = heads)]
+    #[arg(long, value_name = "H:HKV", requires = "decode", conflicts_with_all = OF_PREFILL, default_value = "32:8", value_parser = heads)]
     heads: [usize; 2],
     /// Head dimension
-    #[arg(long, value_name = "D", requires = "decode", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "D", requires = "decode", conflicts_with_all = OF_PREFILL, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     head_dim: u16,
     /// Sliding window: only the last N keys are visible [default: all]
-    #[arg(long, value_name = "N", requires = "decode", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", requires = "decode", conflicts_with_all = OF_PREFILL, value_parser = clap::value_parser!(u32).range(1..))]
     window: Option<u32>,
 }
 
