@@ -19,6 +19,7 @@ mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;
 mod sizes;
+pub(crate) mod status;
 mod term;
 #[cfg(all(test, feature = "verify"))]
 mod tests;

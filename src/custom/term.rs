@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::functions::{Functions, TableType};
 use super::parse;
 use super::program::Program;
+use super::status::TileStatus;
 use crate::error::{Error, Result};
 
 /// Term that a user writes in WGSL.
@@ -56,22 +57,33 @@ pub struct Table<'a> {
     pub ty: TableType,
     /// Number of elements, at least 1.
     pub len: usize,
+    /// True if the elements, which are integers, never decrease; see [`Self::sorted`].
+    pub is_sorted: bool,
 }
 
 impl<'a> Table<'a> {
     /// Table of f32.
     pub const fn f32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::F32, len }
+        Self { name, ty: TableType::F32, len, is_sorted: false }
     }
 
     /// Table of i32.
     pub const fn i32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::I32, len }
+        Self { name, ty: TableType::I32, len, is_sorted: false }
     }
 
     /// Table of u32.
     pub const fn u32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::U32, len }
+        Self { name, ty: TableType::U32, len, is_sorted: false }
+    }
+
+    /// Declares that the elements never decrease, so that the values at a range of indices are between those at its ends.
+    /// Masks that compare such values, as `documents[at.row] == documents[at.key]`, then skip tiles of rows and keys
+    /// without a test of each pair. Data from host memory is checked; in a device buffer it is the caller's word, and
+    /// wrong order masks pairs wrongly. Tables of integers only.
+    #[must_use]
+    pub const fn sorted(self) -> Self {
+        Self { is_sorted: true, ..self }
     }
 }
 
@@ -103,8 +115,13 @@ impl Term {
                 return Err(Error::invalid("term", why));
             }
         }
+        if let Some(table) = tables.iter().find(|table| table.is_sorted && table.ty == TableType::F32) {
+            let why = format!("table `{}` has elements of f32; only tables of integers can be declared sorted", table.name);
+            return Err(Error::invalid("term", why));
+        }
         let named = tables.iter().map(|table| (table.name.to_string(), table.ty)).collect();
-        let functions = Arc::new(parse::functions(text, named)?);
+        let sorted = tables.iter().map(|table| table.is_sorted).collect();
+        let functions = Arc::new(parse::functions(text, named, sorted)?);
         Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect() })
     }
 
@@ -115,8 +132,8 @@ impl Term {
 
     /// Tables of the term.
     pub fn tables(&self) -> impl Iterator<Item = Table<'_>> {
-        let all = self.functions.tables.iter().zip(&self.lengths);
-        all.map(|((name, ty), &len)| Table { name, ty: *ty, len: len as usize })
+        let all = self.functions.tables.iter().zip(&self.lengths).zip(&self.functions.sorted);
+        all.map(|(((name, ty), &len), &is_sorted)| Table { name, ty: *ty, len: len as usize, is_sorted })
     }
 
     /// True if the text defines `score`.
@@ -129,14 +146,19 @@ impl Term {
         self.functions.function("visible").is_some()
     }
 
+    /// True if the text defines `status`.
+    pub fn has_status(&self) -> bool {
+        self.functions.function("status").is_some()
+    }
+
     pub(crate) fn functions(&self) -> &Arc<Functions> {
         &self.functions
     }
 
-    /// True if a function reads the position of the row.
+    /// True if a function reads the position of the row, or of those of a tile.
     pub(crate) fn uses_position(&self) -> bool {
-        let Functions { visible, score, .. } = &*self.functions;
-        visible.iter().chain(score).any(Program::uses_position)
+        let Functions { visible, score, status, .. } = &*self.functions;
+        visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileStatus::uses_position)
     }
 
     /// Refuses a term whose score has no derivative.

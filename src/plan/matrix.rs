@@ -33,7 +33,7 @@ pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl
     let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let is_f16 = [Operand::Query, Operand::Key, Operand::Value].map(|operand| problem.spec(operand).dtype == DType::F16) == [true; 3];
-    let works = size > 0 && lanes >= size && is_f16 && caps.class != DeviceClass::Software && problem.user_terms.is_empty();
+    let works = size > 0 && lanes >= size && is_f16 && caps.class != DeviceClass::Software && !problem.has_user_terms();
     let fitting = SHAPES.iter().filter(move |suited| works && suited.suits(rows, widest));
     let kernels = fitting.map(move |suited| {
         let Matrices { tiles, key_tiles } = suited.shape;
