@@ -133,18 +133,16 @@ fn interval_elements(index: vec2<i32>, start: u32, length: u32, is_sorted: bool)
     // What is not known may be a u32 beyond the greatest i32.
     let last = select(places.y, length - 1u, index.y == ANY.y);
     let ends = vec2<i32>(bitcast<i32>(table(start + first)), bitcast<i32>(table(start + last)));
-    if (is_sorted) {
-        return ends;
-    }
-    var result = vec2<i32>(min(ends.x, ends.y), max(ends.x, ends.y));
+    let reads_all = !is_sorted && last - first < MOST_READ;
+    var all = vec2<i32>(min(ends.x, ends.y), max(ends.x, ends.y));
     for (var i = 1u; i < MOST_READ - 1u; i++) {
-        if (first + i >= last) {
+        if (!reads_all || first + i >= last) {
             break;
         }
         let element = bitcast<i32>(table(start + first + i));
-        result = vec2<i32>(min(result.x, element), max(result.y, element));
+        all = vec2<i32>(min(all.x, element), max(all.y, element));
     }
-    return select(result, ANY, last - first >= MOST_READ);
+    return select(select(ANY, all, reads_all), ends, is_sorted);
 }
 
 fn status_of(shown: vec2<i32>) -> u32 {

@@ -11,7 +11,7 @@ use super::simd::Simd;
 use super::softmax::Modify;
 use super::user_terms::{self, Step, UserScratch, UserTerms};
 use super::visible::Item;
-use crate::custom::status::Status;
+use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
 /// Rows of a unit that are computed side by side, one per lane.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::visible::Item;
-use crate::custom::status::{Status, Tile, contradiction};
+use crate::custom::status::contradiction;
+use crate::custom::tile::{Status, Tile};
 use crate::error::{Error, Result};
 use crate::problem::{Inputs, Problem};
 
@@ -55,7 +56,10 @@ pub(super) fn tile_of(item: &Item, kv_head: usize, heads: Range<usize>, rows: Ra
 
 fn check_tile(problem: &Problem, inputs: &Inputs<'_>, tile: &Tile) -> Result<()> {
     for (index, term) in problem.user_terms.iter().enumerate().filter(|(_, term)| term.has_status()) {
-        let Some((status, pair)) = contradiction(term.functions(), tile, &problem.tables_of(index, inputs.term_tables)) else { continue };
+        let (functions, tables) = (term.functions(), problem.tables_of(index, inputs.term_tables));
+        let (Some(visible), Some(rule)) = (&functions.visible, &functions.status) else { continue };
+        let status = rule.of(tile, &tables);
+        let Some(pair) = contradiction(visible, status, tile, &tables) else { continue };
         let [batch, heads, _, rows, keys, positions, ..] = tile.map(|[first, last]| format!("{first}..={last}"));
         let [_, head, _, row, key, ..] = pair;
         let (says, is) = if status == Status::None { ("none", "visible") } else { ("all", "masked") };

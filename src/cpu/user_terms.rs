@@ -8,7 +8,7 @@ use super::simd::Simd;
 use super::user_status::tile_of;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
 use crate::custom::program::{Field, Op, Program};
-use crate::custom::status::Status;
+use crate::custom::tile::Status;
 
 /// Memory of the evaluation of users' terms.
 #[derive(Default)]

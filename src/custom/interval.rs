@@ -7,12 +7,9 @@
 
 use std::fmt::Write;
 
-use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary, needed};
 use super::emit;
-use super::status::{Status, Tile};
-
-/// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
-pub(crate) type Interval = [i64; 2];
+use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary, needed};
+use super::tile::{Interval, Status, Tile};
 
 /// Any value of an i32 or a u32.
 const ANY: Interval = [i32::MIN as i64, i32::MAX as i64];

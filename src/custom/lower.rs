@@ -10,7 +10,7 @@ use naga::{Expression, Function, Handle, LocalVariable, Module, Span, Statement,
 
 use super::builder::{Builder, MOST_OPERATIONS};
 use super::program::{Binary, Field, Id, Op, Program, Scalar};
-use super::status::TILE_FIELDS;
+use super::tile::TILE_FIELDS;
 
 /// Most trips of all loops of a function together.
 const MOST_TRIPS: usize = 4096;

@@ -6,7 +6,8 @@ use naga::{Function, Module, ScalarKind, Span, Type, TypeInner};
 use super::functions::{Functions, TableType};
 use super::interval::Intervals;
 use super::program::{Binary, Field, Id, Op, Program, Scalar};
-use super::status::{TILE_FIELDS, TileStatus};
+use super::status::TileStatus;
+use super::tile::TILE_FIELDS;
 use super::{builder, derive, lower, sizes};
 use crate::error::{Error, Result};
 

@@ -1,37 +1,10 @@
 //! Visibility of whole tiles of rows and keys: from the user's `status`, or else derived from `visible`.
 
 use super::emit;
-use super::functions::Functions;
-use super::interval::{Interval, Intervals};
+use super::interval::Intervals;
 use super::program::{Field, Op, Program, Scalar};
 use super::scalar;
-
-/// Visibility of a tile, in the order of the numbers that `status` returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Status {
-    None,
-    Some,
-    All,
-}
-
-/// Tile of rows and keys: the interval of each field of its pairs, by [`Field`].
-pub(crate) type Tile = [Interval; Field::ALL.len()];
-
-/// Fields of `Tile` as users read it: name, field of its pairs, and true for the greatest value of that field.
-pub(super) const TILE_FIELDS: [(&str, Field, bool); 12] = [
-    ("batch", Field::Batch, false),
-    ("kv_head", Field::KvHead, false),
-    ("first_head", Field::Head, false),
-    ("last_head", Field::Head, true),
-    ("first_row", Field::Row, false),
-    ("last_row", Field::Row, true),
-    ("first_key", Field::Key, false),
-    ("last_key", Field::Key, true),
-    ("first_position", Field::Position, false),
-    ("last_position", Field::Position, true),
-    ("len_q", Field::LenQ, false),
-    ("len_kv", Field::LenKv, false),
-];
+use super::tile::{Status, Tile};
 
 /// Rule for what a term's `visible` shows of a tile.
 #[derive(Debug)]
@@ -73,10 +46,9 @@ impl TileStatus {
     }
 }
 
-/// Finds a pair of the tile that contradicts what the term says of the tile, by the fields of the pair.
-pub(crate) fn contradiction(functions: &Functions, tile: &Tile, tables: &[&[u32]]) -> Option<(Status, [i32; Field::ALL.len()])> {
-    let (visible, rule) = (functions.visible.as_ref()?, functions.status.as_ref()?);
-    let wrong = match rule.of(tile, tables) {
+/// Finds a pair that contradicts the status of its tile, by the fields of the pair.
+pub(crate) fn contradiction(visible: &Program, status: Status, tile: &Tile, tables: &[&[u32]]) -> Option<[i32; Field::ALL.len()]> {
+    let wrong = match status {
         Status::None => 1,
         Status::Some => return None,
         Status::All => 0,
@@ -96,7 +68,7 @@ pub(crate) fn contradiction(functions: &Functions, tile: &Tile, tables: &[&[u32]
             });
             let input = |op| if let Op::Pair(field) = op { pair[field as usize] as u32 } else { 0 };
             if run(visible, input, tables, &mut values) == wrong {
-                return Some((rule.of(tile, tables), pair));
+                return Some(pair);
             }
         }
     }

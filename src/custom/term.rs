@@ -22,6 +22,14 @@ use crate::error::{Error, Result};
 /// where y = `score(x, at)`. `at` has `batch`, `head`, `kv_head`, `row`, `key`, `position` (of the row among the keys),
 /// `key_position`, `len_q` and `len_kv` (of the item), all i32. In caches and pages all of them are logical.
 ///
+/// Kernels skip tiles of rows and keys without a visible pair, and do not test tiles that are visible as a whole. Which
+/// tiles these are is derived from `visible` by interval arithmetic over its integers and their tables
+/// ([`Table::sorted`]). A text may say more, if it defines `fn status(at: Tile) -> u32`: `NONE` (0), `SOME` (1) or
+/// `ALL` (2) of the pairs of a tile are visible; any other number is `SOME`. `Tile` has `batch`, `kv_head`,
+/// `first_head`, `last_head`, `first_row`, `last_row`, `first_key`, `last_key`, `first_position`, `last_position`,
+/// `len_q` and `len_kv`, all i32; the last of a range is part of it. A wrong `status` masks pairs wrongly: checked engines
+/// ([`crate::gpu::ShaderOptions::checked`]) and `verify` report it with its tile and a pair.
+///
 /// Helper functions, `const`, `let`, `var`, branches, and loops whose trips are known from constants are allowed. Every
 /// function is pure. Tables are read by their names, like arrays; an index outside reads the nearest element. An integer
 /// divided by 0 is itself, without a rest; a float out of an integer's range becomes the nearest one, NaN 0. A score that
@@ -141,14 +149,14 @@ impl Term {
         self.functions.function("score").is_some()
     }
 
-    /// True if the text defines `visible`.
-    pub fn has_visible(&self) -> bool {
-        self.functions.function("visible").is_some()
-    }
-
     /// True if the text defines `status`.
     pub fn has_status(&self) -> bool {
         self.functions.function("status").is_some()
+    }
+
+    /// True if the text defines `visible`.
+    pub fn has_visible(&self) -> bool {
+        self.functions.function("visible").is_some()
     }
 
     pub(crate) fn functions(&self) -> &Arc<Functions> {

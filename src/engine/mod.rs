@@ -66,7 +66,14 @@ impl Engine {
             (None, _) => (Runner::Cpu, "cpu".into(), "it was asked for".into()),
         };
         log::info!("running on {chosen}: {why}");
-        Ok(Self { place, algorithm: options.algorithm, chosen, why, falls_back: options.backend == Backend::Auto, checked: options.shaders.checked })
+        Ok(Self {
+            place,
+            algorithm: options.algorithm,
+            chosen,
+            why,
+            falls_back: options.backend == Backend::Auto,
+            checked: options.shaders.checked,
+        })
     }
 
     /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.

@@ -33,7 +33,11 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     };
     let shows = any_user(&|functions| functions.visible.is_some());
     let has = |built_in: String, user: bool| if user { "true".to_string() } else { built_in };
-    let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", has(any(&|_| true), any_user(&|functions| !functions.is_identity())));
+    let _ = writeln!(
+        text,
+        "fn has_pair_terms() -> bool {{ return {}; }}",
+        has(any(&|_| true), any_user(&|functions| !functions.is_identity()))
+    );
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
     tile_status(text, key, &users, &any(&|term| term.defines("visible")));
     let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
