@@ -109,20 +109,21 @@ fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Resu
     let score = score.filter(|_| !is_identity);
     // Neither does a mask that shows every pair.
     let visible = visible.filter(|visible| visible.constant() != Some(1));
-    let status = visible.as_ref().map(|visible| match status {
-        Some(own) => TileStatus::Own(bounded(&own)),
-        None => TileStatus::Derived(Intervals::new(visible, &sorted)),
-    });
+    let status = match (&visible, status) {
+        (None, _) => None,
+        (Some(_), Some(own)) => Some(TileStatus::Own(bounded(&own).ok_or_else(|| refused("`status` has too many operations".into()))?)),
+        (Some(visible), None) => Some(TileStatus::Derived(Intervals::new(visible, &sorted))),
+    };
     Ok(Functions { text: text.into(), tables, sorted, module, visible, status, score, slope })
 }
 
-/// A `status` that returns 1 where it returns more than 2.
-fn bounded(status: &Program) -> Program {
+/// A `status` that returns 1 where it returns more than 2; `None` if it is too long for that.
+fn bounded(status: &Program) -> Option<Program> {
     let mut builder = builder::Builder::of(status);
     let (result, [some, all]) = (status.nodes.len() as Id - 1, [1, 2].map(|bits| builder.constant(Scalar::U32, bits)));
     let is_more = builder.binary(Binary::Less, all, result);
     let result = builder.select(is_more, some, result);
-    builder.finish(result).unwrap_or_else(|| status.clone())
+    builder.finish(result)
 }
 
 const fn form(name: &str) -> &'static str {

@@ -84,7 +84,7 @@ fn integer(random: &mut Random, depth: usize) -> String {
     }
     let (a, b) = (integer(random, depth - 1), integer(random, depth - 1));
     let few = random.pick(&["2", "3", "8", "-5"]);
-    match random.below(15) {
+    match random.below(18) {
         0 | 1 => format!("({a} - {b})"),
         2 => format!("({a} + {b})"),
         3 => format!("({a} * {b})"),
@@ -158,7 +158,7 @@ fn in_wgsl(mask: &Mask, rule: &TileStatus) -> Option<Term> {
         first += length;
     }
     let fields: Vec<String> = (0..Field::ALL.len()).map(|at| format!("vec2<i32>(tile[{}], tile[{}])", 2 * at, 2 * at + 1)).collect();
-    text += &format!("fn score(x: f32, at: Pair) -> f32 {{ return x + f32(user_status(Tile({}))); }}", fields.join(", "));
+    text += &format!("fn score(x: f32, at: Pair) -> f32 {{ return f32(user_status(Tile({}))); }}", fields.join(", "));
     let tables = [Table::u32("all_words", LENGTHS.iter().sum()), Table::i32("tile", 2 * Field::ALL.len())];
     match Term::with_tables(&text.replace("Tile", "Spans"), &tables) {
         Ok(term) => Some(term),
@@ -235,10 +235,11 @@ fn wrong_statuses_are_found() {
                 (tile[Field::Key as usize][0], tile[Field::Key as usize][0]);
             let wrong = mask.rule().expect("it is there").of(&other, &mask.tables());
             found[0] += usize::from(!holds(wrong, count(&mask, &tile, &mut Vec::new())));
-            mask.words[2].reverse();
+            let sorted = mask.words[2].clone();
+            mask.words[2].iter_mut().for_each(|word| *word = random.below(9) as u32);
             let wrong = mask.rule().expect("it is there").of(&tile, &mask.tables());
             found[1] += usize::from(!holds(wrong, count(&mask, &tile, &mut Vec::new())));
-            mask.words[2].reverse();
+            mask.words[2] = sorted;
         }
     }
     assert!(found.iter().all(|&found| found > 20), "{found:?}");
@@ -267,7 +268,7 @@ fn tables_are_known_by_their_ends_or_where_they_are_short() {
         ([90, 200], [90, 150], Status::All),
     ] {
         assert_eq!(status(rows, keys, true), wanted, "{rows:?} {keys:?}");
-        let is_short = rows[1] - rows[0] < 16 && keys[1] - keys[0] < 16;
+        let is_short = [rows, keys].iter().all(|[first, last]| last.min(&99) - first < 16);
         assert!(is_short || status(rows, keys, false) == Status::Some, "{rows:?} {keys:?}");
     }
     assert_eq!(status([0, 15], [14, 29], false), Status::All);
