@@ -179,9 +179,11 @@ impl Engine {
     /// [`Self::attention`] into existing `outputs`. On the CPU path, repeated calls of a problem allocate nothing, and
     /// gaps between strided elements stay as they are. After an error, `outputs` is unspecified.
     pub fn attention_into(&self, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs) -> Result<()> {
-        self.check_status(problem, inputs)?;
         match self.place {
-            Runner::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Progress::default()),
+            Runner::Cpu => {
+                self.check_status(problem, inputs)?;
+                cpu::tiled::attention_into(problem, inputs, outputs, &mut Progress::default())
+            }
             _ => self.attention(problem, inputs).map(|new| *outputs = new),
         }
     }
