@@ -59,13 +59,14 @@ impl Loaded {
         Ok(Self { name: name.into(), data })
     }
 
+    /// The table as a term reads it, declared sorted if it is.
     fn table(&self) -> Table<'_> {
-        let (ty, len) = match &self.data {
-            Elements::F32(data) => (TableType::F32, data.len()),
-            Elements::I32(data) => (TableType::I32, data.len()),
-            Elements::U32(data) => (TableType::U32, data.len()),
+        let (ty, len, is_sorted) = match &self.data {
+            Elements::F32(data) => (TableType::F32, data.len(), false),
+            Elements::I32(data) => (TableType::I32, data.len(), data.is_sorted()),
+            Elements::U32(data) => (TableType::U32, data.len(), data.is_sorted()),
         };
-        Table { name: &self.name, ty, len }
+        Table { name: &self.name, ty, len, is_sorted }
     }
 
     fn data(&self) -> TableData<'_> {
@@ -199,7 +200,7 @@ fn after_comment(text: &str) -> &str {
 /// The term of one row of a problem, which is row 0 of a problem of its own: batch, head, kv_head, row and len_q are
 /// those of `place`.
 pub(crate) fn of_row(term: &Term, place: [usize; 5]) -> Result<Term, Error> {
-    const FUNCTIONS: [&str; 3] = ["visible", "score", "slope"];
+    const FUNCTIONS: [&str; 4] = ["visible", "score", "slope", "status"];
     let text = term.text();
     let (mut own, mut end) = (String::new(), 0);
     for word in words(text) {

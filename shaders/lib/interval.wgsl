@@ -1,6 +1,6 @@
 // Defines: Tile, tile_of: a tile of rows and keys, each field an interval; ANY; interval_add, .. interval_select:
 //          arithmetic of intervals, ANY where it may overflow; status_of: what a mask shows, from a boolean's interval.
-// Expects: params, Item, Block; consts BLOCK_ROWS, BLOCK_KEYS.
+// Expects: params, Item, Block, table(index) -> u32; consts BLOCK_ROWS, BLOCK_KEYS.
 // See: src/custom/interval.rs, which emits the calls.
 
 const SHOWS_NONE: u32 = 0u;
@@ -9,6 +9,9 @@ const SHOWS_ALL: u32 = 2u;
 
 // Least and greatest value of an i32; of a u32 if it is below 2^31 - 1, else ANY; of a bool as 0 and 1.
 const ANY: vec2<i32> = vec2<i32>(-2147483647 - 1, 2147483647);
+
+// Most elements of an unsorted table that are read for one interval of indices.
+const MOST_READ: u32 = 16u;
 
 struct Tile {
     batch: vec2<i32>,
@@ -101,6 +104,10 @@ fn interval_equal(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
     return vec2<i32>(i32(a.x == a.y && a.x == b.x && a.y == b.y), i32(a.x <= b.y && b.x <= a.y));
 }
 
+fn interval_not_equal(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
+    return interval_not(interval_equal(a, b));
+}
+
 fn interval_not(a: vec2<i32>) -> vec2<i32> {
     return vec2<i32>(1) - a.yx;
 }
@@ -115,7 +122,27 @@ fn interval_low_bits(a: vec2<i32>, mask: i32) -> vec2<i32> {
 }
 
 fn interval_natural(a: vec2<i32>) -> vec2<i32> {
-    return select(a, ANY, a.x < 0 || a.y == ANY.y);
+    return select(a, ANY, min(a.x, a.y) < 0 || a.y == ANY.y);
+}
+
+// Least and greatest element of a table at an interval of indices, by their bits: those at its ends if the table is sorted,
+// else all of them, or ANY if they are more than MOST_READ.
+fn interval_elements(index: vec2<i32>, start: u32, length: u32, is_sorted: bool) -> vec2<i32> {
+    let places = min(vec2<u32>(max(index, vec2<i32>(0))), vec2<u32>(length - 1u));
+    let first = places.x;
+    // What is not known may be a u32 beyond the greatest i32.
+    let last = select(places.y, length - 1u, index.y == ANY.y);
+    let ends = vec2<i32>(bitcast<i32>(table(start + first)), bitcast<i32>(table(start + last)));
+    let reads_all = !is_sorted && last - first < MOST_READ;
+    var all = vec2<i32>(min(ends.x, ends.y), max(ends.x, ends.y));
+    for (var i = 1u; i < MOST_READ - 1u; i++) {
+        if (!reads_all || first + i >= last) {
+            break;
+        }
+        let element = bitcast<i32>(table(start + first + i));
+        all = vec2<i32>(min(all.x, element), max(all.y, element));
+    }
+    return select(select(ANY, all, reads_all), ends, is_sorted);
 }
 
 fn status_of(shown: vec2<i32>) -> u32 {

@@ -169,7 +169,7 @@ impl Work<'_> {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
         tile.modify(job, width, count, masking, problem.softcap.filter(|_| before_biases.is_none()));
-        let has_users = !problem.user_terms.is_empty();
+        let has_users = problem.has_user_terms();
         if has_users && before_biases.is_none() && problem.softcap.is_some() {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }

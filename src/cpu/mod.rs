@@ -18,11 +18,14 @@ mod simd_x86;
 mod softmax;
 mod tile;
 mod unit;
+mod user_status;
 mod user_terms;
 mod visible;
 
 pub use merge::{Merged, Part, RowSums, merge};
 pub use peak::multiply_add_gflops;
+
+pub(crate) use user_status::check_status;
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use super::simd::Simd;
 use super::softmax::Modify;
 use super::user_terms::{self, Step, UserScratch, UserTerms};
 use super::visible::Item;
-use crate::custom::interval::Status;
+use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
 /// Rows of a unit that are computed side by side, one per lane.
@@ -204,7 +204,7 @@ impl Tile {
         step: Step,
         derives: bool,
     ) {
-        if job.problem.user_terms.is_empty() {
+        if !job.problem.has_user_terms() {
             return;
         }
         let len = match step {

@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::simd::Simd;
+use super::user_status::tile_of;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
-use crate::custom::interval::Status;
 use crate::custom::program::{Field, Op, Program};
+use crate::custom::tile::Status;
 
 /// Memory of the evaluation of users' terms.
 #[derive(Default)]
@@ -21,21 +22,17 @@ pub(super) struct UserScratch {
 /// Evaluates the masks of the user's terms for whole blocks of rows and keys.
 pub(super) fn status(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
     let (problem, item) = (job.problem, &job.items[unit.item]);
-    let mut masks = problem.user_terms.iter().filter_map(|term| term.functions().intervals.as_ref()).peekable();
-    if masks.peek().is_none() || rows.is_empty() || keys.is_empty() {
+    let rules = || problem.user_terms.iter().enumerate().filter_map(|(index, term)| Some((index, term.functions().status.as_ref()?)));
+    if rules().next().is_none() || rows.is_empty() || keys.is_empty() {
         return Status::All;
     }
-    let (mut heads, mut indices) = ([i64::MAX, i64::MIN], [i64::MAX, i64::MIN]);
-    for (head, i) in rows.map(|row| unit.row(problem, row)) {
-        for (interval, x) in [(&mut heads, head as i64), (&mut indices, i as i64)] {
-            *interval = [interval[0].min(x), interval[1].max(x)];
-        }
-    }
-    let one = |x: usize| [x as i64; 2];
-    let keys = [keys.start as i64, keys.end as i64 - 1];
-    let positions = indices.map(|i| i + item.offset);
-    let fields = [one(item.batch), heads, one(unit.kv_head), indices, keys, positions, keys, one(item.rows), one(item.length)];
-    masks.map(|mask| mask.status(&fields)).min().unwrap_or(Status::All)
+    let places = |of: fn((usize, usize)) -> usize| {
+        let all = || rows.clone().map(|row| of(unit.row(problem, row)));
+        all().min().unwrap_or_default()..all().max().unwrap_or_default() + 1
+    };
+    let tile = tile_of(item, unit.kv_head, places(|(head, _)| head), places(|(_, i)| i), keys.clone());
+    let tables = |index| problem.tables_of(index, job.inputs.term_tables);
+    rules().map(|(index, rule)| rule.of(&tile, &tables(index))).min().unwrap_or(Status::All)
 }
 
 /// Applies the user's terms to scores that nothing else will change: -inf masks, and stays.

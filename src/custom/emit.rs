@@ -31,13 +31,13 @@ fn value(op: Op, ty: Scalar, operand: impl Fn(Id) -> Scalar, first_table: u32) -
         Op::Score => "x".into(),
         Op::ScoreAfter => "y".into(),
         Op::Pair(field) => format!("at.{}", field.name()),
+        Op::Tile(field, is_last) => format!("at.{}.{}", field.name(), if is_last { "y" } else { "x" }),
         Op::Constant(bits) => constant(ty, bits),
         Op::Length(table) => length(first_table + table),
         Op::Load(table, index) => {
             let table = first_table + table;
             let index = if operand(index) == Scalar::I32 { format!("u32(max(v{index}, 0))") } else { format!("v{index}") };
-            let start = format!("params.user_tables[{}].{}", table / 2, ["x", "z"][table as usize % 2]);
-            let word = format!("table(params.table_term_tables + {start} + min({index}, {} - 1u))", length(table));
+            let word = format!("table({} + min({index}, {} - 1u))", start(table), length(table));
             if ty == Scalar::U32 { word } else { format!("bitcast<{}>({word})", type_name(ty)) }
         }
         Op::Unary(op, a) => unary(op, a, ty),
@@ -55,8 +55,13 @@ fn value(op: Op, ty: Scalar, operand: impl Fn(Id) -> Scalar, first_table: u32) -
     }
 }
 
+/// Place of a table's first element.
+pub(super) fn start(table: u32) -> String {
+    format!("params.table_term_tables + params.user_tables[{}].{}", table / 2, ["x", "z"][table as usize % 2])
+}
+
 /// Number of elements of a table.
-fn length(table: u32) -> String {
+pub(super) fn length(table: u32) -> String {
     format!("params.user_tables[{}].{}", table / 2, ["y", "w"][table as usize % 2])
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], 
             Op::Score => *to = pairs.score,
             Op::ScoreAfter => *to = pairs.after,
             Op::Pair(field) => *to = pairs.fields[field as usize],
+            Op::Tile(..) => unreachable!("only `status` reads a tile"),
             Op::Constant(bits) => *to = [bits; LANES],
             Op::Length(table) => *to = [tables[table as usize].len() as u32; LANES],
             Op::Load(table, index) => {

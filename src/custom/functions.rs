@@ -2,8 +2,8 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::interval::Intervals;
 use super::program::Program;
+use super::status::TileStatus;
 
 /// Type of a table's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,10 +21,14 @@ pub enum TableType {
 pub(crate) struct Functions {
     pub(super) text: String,
     pub(crate) tables: Vec<(String, TableType)>,
+    /// True for each table that is declared sorted.
+    pub(super) sorted: Vec<bool>,
     pub(crate) module: naga::Module,
+    /// `None` if every pair is visible.
     pub(crate) visible: Option<Program>,
-    /// `visible` on intervals.
-    pub(crate) intervals: Option<Intervals>,
+    /// What `visible` shows of a tile.
+    pub(crate) status: Option<TileStatus>,
+    /// `None` if the score stays as it is.
     pub(crate) score: Option<Program>,
     /// The user's `slope`, or the derivative of `score`, or the reason why there is none.
     pub(super) slope: Option<std::result::Result<Program, String>>,
@@ -32,7 +36,7 @@ pub(crate) struct Functions {
 
 impl PartialEq for Functions {
     fn eq(&self, other: &Self) -> bool {
-        (&self.text, &self.tables) == (&other.text, &other.tables)
+        (&self.text, &self.tables, &self.sorted) == (&other.text, &other.tables, &other.sorted)
     }
 }
 
@@ -40,7 +44,7 @@ impl Eq for Functions {}
 
 impl Hash for Functions {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.text, &self.tables).hash(state);
+        (&self.text, &self.tables, &self.sorted).hash(state);
     }
 }
 
@@ -49,6 +53,11 @@ impl Functions {
     pub(crate) fn slope(&self) -> Option<&Program> {
         let slope = self.slope.as_ref()?.as_ref().ok()?;
         (slope.constant() != Some(1f32.to_bits())).then_some(slope)
+    }
+
+    /// True if the term changes nothing.
+    pub(crate) fn is_identity(&self) -> bool {
+        self.visible.is_none() && self.score.is_none() && self.slope().is_none()
     }
 
     /// A function of the text.

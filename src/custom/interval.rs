@@ -1,25 +1,21 @@
 //! Visibility of whole tiles of rows and keys, by interval arithmetic over the program of a mask.
 //!
-//! Integers and booleans have a least and a greatest value; what is not known is any value. Floats and tables are not
-//! followed. So `none` and `all` are certain, and `some` is the answer wherever the arithmetic cannot tell.
+//! Integers and booleans have a least and a greatest value; what is not known is any value. So `none` and `all` are
+//! certain, and `some` is the answer wherever the arithmetic cannot tell. Of a table of integers, the elements at an
+//! interval of indices are read: those at its ends if the table is sorted, else all of them if they are few. Floats are
+//! not followed.
 
 use std::fmt::Write;
 
+use super::emit;
 use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary, needed};
-
-/// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
-pub(crate) type Interval = [i64; 2];
-
-/// Visibility of a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Status {
-    None,
-    Some,
-    All,
-}
+use super::tile::{Interval, Status, Tile};
 
 /// Any value of an i32 or a u32.
 const ANY: Interval = [i32::MIN as i64, i32::MAX as i64];
+
+/// Most elements of an unsorted table that are read for one interval of indices; see shaders/lib/interval.wgsl.
+const MOST_READ: usize = 16;
 
 /// A mask's program on intervals.
 #[derive(Debug)]
@@ -39,6 +35,10 @@ struct Step {
 enum Function {
     Constant(Interval),
     Field(Field),
+    /// Elements of a table.
+    Load(u32, Order),
+    /// Number of elements of a table.
+    Length(u32),
     Add,
     Sub,
     Mul,
@@ -51,6 +51,7 @@ enum Function {
     Less,
     LessEqual,
     Equal,
+    NotEqual,
     /// For booleans, like the two that follow.
     Not,
     And,
@@ -65,9 +66,17 @@ enum Function {
     Same,
 }
 
+/// Order of the elements of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Sorted,
+    Any,
+}
+
 impl Intervals {
-    /// Turns each operation of a program into one on intervals. Floats become any value, which nothing reads.
-    pub(crate) fn new(program: &Program) -> Self {
+    /// Turns each operation of a program into one on intervals. Floats become any value, which nothing reads. `sorted` is
+    /// true for each table that is declared sorted.
+    pub(super) fn new(program: &Program, sorted: &[bool]) -> Self {
         let nodes = &program.nodes;
         let constant = |id: Id| match nodes[id as usize].op {
             Op::Constant(bits) => Some(bits),
@@ -83,6 +92,8 @@ impl Intervals {
                 Op::Constant(bits) if node.ty == Scalar::U32 => Function::Constant(natural(bits)),
                 Op::Constant(bits) => Function::Constant([i64::from(bits as i32); 2]),
                 Op::Pair(field) => Function::Field(field),
+                Op::Length(table) => Function::Length(table),
+                Op::Load(table, _) => Function::Load(table, if sorted[table as usize] { Order::Sorted } else { Order::Any }),
                 Op::Select(..) => Function::Select,
                 Op::Convert(a) | Op::Bitcast(a) => match (ty(a), node.ty) {
                     (_, Scalar::U32) => Function::Natural,
@@ -101,6 +112,8 @@ impl Intervals {
                 }
                 Op::Binary(Binary::ShiftRight, _, b) => constant(b).map_or(any(node.ty), |bits| Function::ShiftRight(bits & 31)),
                 Op::Binary(Binary::Equal, ..) => Function::Equal,
+                Op::Binary(Binary::NotEqual, ..) => Function::NotEqual,
+                Op::Binary(Binary::Xor, ..) if node.ty == Scalar::Bool => Function::NotEqual,
                 // Unsigned operands above 2^31 are unknown: the larger of one and a known one may be either.
                 Op::Binary(Binary::Max, ..) if unsigned => any(node.ty),
                 Op::Binary(Binary::Add, ..) => Function::Add,
@@ -115,8 +128,8 @@ impl Intervals {
                 _ => any(node.ty),
             };
             let most = match function {
-                Function::Constant(_) | Function::Field(_) => 0,
-                Function::LowBits(_) | Function::ShiftRight(_) => 1,
+                Function::Constant(_) | Function::Field(_) | Function::Length(_) => 0,
+                Function::LowBits(_) | Function::ShiftRight(_) | Function::Load(..) => 1,
                 _ => 3,
             };
             // The mask of low bits may stand on either side.
@@ -131,14 +144,19 @@ impl Intervals {
         Self(steps.collect())
     }
 
-    /// Evaluates the mask for all pairs whose fields are in these intervals.
-    pub(crate) fn status(&self, fields: &[Interval; Field::ALL.len()]) -> Status {
+    /// Evaluates the mask for all pairs of a tile.
+    pub(super) fn status(&self, tile: &Tile, tables: &[&[u32]]) -> Status {
         let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());
         for step in &self.0 {
             let at = |n: usize| if n < step.count { values[step.operands[n] as usize] } else { ANY };
-            let value = evaluate(step.function, [at(0), at(1), at(2)], fields);
+            let value = match step.function {
+                Function::Field(field) => tile[field as usize],
+                Function::Length(table) => [tables[table as usize].len() as i64; 2],
+                Function::Load(table, order) => elements(tables[table as usize], at(0), order),
+                function => evaluate(function, [at(0), at(1), at(2)]),
+            };
             let fits = match step.ty {
-                Scalar::U32 => value[0] >= 0 && value[1] < ANY[1],
+                Scalar::U32 => value[0].min(value[1]) >= 0 && value[1] < ANY[1],
                 _ => value[0] >= ANY[0] && value[1] <= ANY[1],
             };
             values.push(if fits { value } else { ANY });
@@ -150,18 +168,23 @@ impl Intervals {
         }
     }
 
-    /// Writes `fn NAME(tile: Tile) -> u32`, which returns 0 for none, 1 for some and 2 for all. Expects lib/interval.wgsl.
-    pub(crate) fn emit(&self, text: &mut String, name: &str) {
+    /// Writes `fn NAME(at: Tile) -> u32`; see [`super::status::TileStatus::emit`].
+    pub(super) fn emit(&self, text: &mut String, name: &str, first_table: u32) {
         let steps = &self.0;
         let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
-        let _ = writeln!(text, "fn {name}(tile: Tile) -> u32 {{");
+        let _ = writeln!(text, "fn {name}(at: Tile) -> u32 {{");
         for (id, step) in steps.iter().enumerate().filter(|&(id, _)| needed[id]) {
             let operands: Vec<String> = step.operands[..step.count].iter().map(|operand| format!("v{operand}")).collect();
             let call = |function: &str| format!("interval_{function}({})", operands.join(", "));
             let value = match step.function {
                 Function::Constant(ANY) => "ANY".into(),
                 Function::Constant([least, most]) => format!("vec2<i32>({least}, {most})"),
-                Function::Field(field) => format!("tile.{}", field.name()),
+                Function::Field(field) => format!("at.{}", field.name()),
+                Function::Length(table) => format!("vec2<i32>(i32({}))", emit::length(first_table + table)),
+                Function::Load(table, order) => {
+                    let (start, length) = (emit::start(first_table + table), emit::length(first_table + table));
+                    format!("interval_elements({}, {start}, {length}, {})", operands.join(", "), order == Order::Sorted)
+                }
                 Function::LowBits(mask) => format!("interval_low_bits({}, {mask})", operands.join(", ")),
                 Function::ShiftRight(bits) => format!("{} >> vec2<u32>({bits}u)", operands.join(", ")),
                 Function::Same => operands.join(", "),
@@ -177,6 +200,7 @@ impl Intervals {
                 Function::Less => call("less"),
                 Function::LessEqual => call("less_equal"),
                 Function::Equal => call("equal"),
+                Function::NotEqual => call("not_equal"),
                 Function::Not => call("not"),
                 Function::Select => call("select"),
                 Function::Natural => call("natural"),
@@ -193,12 +217,25 @@ const fn natural(x: u32) -> Interval {
     if x < i32::MAX as u32 { [x as i64; 2] } else { ANY }
 }
 
-fn evaluate(function: Function, [a, b, c]: [Interval; 3], fields: &[Interval; Field::ALL.len()]) -> Interval {
+/// Least and greatest element of a table at an interval of indices; any value if more would have to be read than is worth it.
+fn elements(table: &[u32], index: Interval, order: Order) -> Interval {
+    let last = table.len() - 1;
+    let [first, end] = index.map(|index| (index.max(0) as usize).min(last));
+    // What is not known may be a u32 beyond the greatest i32.
+    let end = if index[1] == ANY[1] { last } else { end };
+    let element = |at: usize| i64::from(table[at] as i32);
+    match order {
+        Order::Sorted => [element(first), element(end)],
+        Order::Any if end - first >= MOST_READ => ANY,
+        Order::Any => (first..=end).map(element).fold([ANY[1], ANY[0]], |[least, most], x| [least.min(x), most.max(x)]),
+    }
+}
+
+fn evaluate(function: Function, [a, b, c]: [Interval; 3]) -> Interval {
     let hull = |all: [i64; 4]| [all.into_iter().min().unwrap_or(ANY[0]), all.into_iter().max().unwrap_or(ANY[1])];
     let truth = |least: bool, most: bool| [i64::from(least), i64::from(most)];
     match function {
         Function::Constant(interval) => interval,
-        Function::Field(field) => fields[field as usize],
         Function::Add => [a[0] + b[0], a[1] + b[1]],
         Function::Sub => [a[0] - b[1], a[1] - b[0]],
         Function::Mul => hull([a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1]]),
@@ -222,6 +259,7 @@ fn evaluate(function: Function, [a, b, c]: [Interval; 3], fields: &[Interval; Fi
         Function::Less => truth(a[1] < b[0], a[0] < b[1]),
         Function::LessEqual => truth(a[1] <= b[0], a[0] <= b[1]),
         Function::Equal => truth(a[0] == a[1] && a == b, a[0] <= b[1] && b[0] <= a[1]),
+        Function::NotEqual => truth(a[1] < b[0] || b[1] < a[0], a[0] != a[1] || a != b),
         Function::Not => [1 - a[1], 1 - a[0]],
         Function::And => [a[0].min(b[0]), a[1].min(b[1])],
         Function::Or => [a[0].max(b[0]), a[1].max(b[1])],
@@ -235,6 +273,6 @@ fn evaluate(function: Function, [a, b, c]: [Interval; 3], fields: &[Interval; Fi
             if a[0] & !mask == a[1] & !mask { [a[0] & mask, a[1] & mask] } else { [0, mask] }
         }
         Function::ShiftRight(bits) => [a[0] >> bits, a[1] >> bits],
-        Function::Natural | Function::Same => a,
+        Function::Natural | Function::Same | Function::Field(_) | Function::Length(_) | Function::Load(..) => a,
     }
 }

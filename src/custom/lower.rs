@@ -10,6 +10,7 @@ use naga::{Expression, Function, Handle, LocalVariable, Module, Span, Statement,
 
 use super::builder::{Builder, MOST_OPERATIONS};
 use super::program::{Binary, Field, Id, Op, Program, Scalar};
+use super::tile::TILE_FIELDS;
 
 /// Most trips of all loops of a function together.
 const MOST_TRIPS: usize = 4096;
@@ -24,12 +25,15 @@ const MOST_ELEMENTS: usize = 256;
 pub(super) type Refused = (Span, String);
 pub(super) type Result<T> = std::result::Result<T, Refused>;
 
-/// Function with arguments: a score, a score after the term, a pair.
+/// Function with arguments: a score, a score after the term, a pair or a tile.
 pub(super) fn lower(module: &Module, function: &Function) -> Result<Program> {
     let mut lowering = Lowering { module, builder: Builder::default(), work: 0, types: HashMap::new(), trips: 0, place: Span::UNDEFINED };
     let floats = [Op::Score, Op::ScoreAfter];
     let arguments = function.arguments.iter().enumerate().map(|(at, argument)| match module.types[argument.ty].inner {
         TypeInner::Scalar(_) => vec![lowering.builder.push(floats[at], Scalar::F32)],
+        _ if module.types[argument.ty].name.as_deref() == Some("Tile") => {
+            TILE_FIELDS.map(|(_, field, is_last)| lowering.builder.push(Op::Tile(field, is_last), Scalar::I32)).to_vec()
+        }
         _ => Field::ALL.map(|field| lowering.builder.push(Op::Pair(field), Scalar::I32)).to_vec(),
     });
     let arguments = arguments.collect();

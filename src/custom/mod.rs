@@ -19,9 +19,13 @@ mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;
 mod sizes;
+pub(crate) mod status;
+#[cfg(all(test, feature = "verify"))]
+mod status_tests;
 mod term;
 #[cfg(all(test, feature = "verify"))]
 mod tests;
+pub(crate) mod tile;
 
 pub(crate) use functions::Functions;
 pub use functions::TableType;

@@ -5,8 +5,10 @@ use naga::{Function, Module, ScalarKind, Span, Type, TypeInner};
 
 use super::functions::{Functions, TableType};
 use super::interval::Intervals;
-use super::program::{Field, Op, Program};
-use super::{derive, lower, sizes};
+use super::program::{Binary, Field, Id, Op, Program, Scalar};
+use super::status::TileStatus;
+use super::tile::TILE_FIELDS;
+use super::{builder, derive, lower, sizes};
 use crate::error::{Error, Result};
 
 /// Most bytes of a text.
@@ -16,11 +18,11 @@ const MOST_BYTES: usize = 64 << 10;
 const STACK: usize = 512 << 20;
 
 /// Reads the functions of a term.
-pub(super) fn functions(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
+pub(super) fn functions(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Result<Functions> {
     if text.len() > MOST_BYTES {
         return Err(refused(format!("has {} bytes; at most {MOST_BYTES} are read", text.len())));
     }
-    let read = || read(text, tables);
+    let read = || read(text, tables, sorted);
     #[cfg(target_arch = "wasm32")]
     return read();
     #[cfg(not(target_arch = "wasm32"))]
@@ -46,11 +48,11 @@ fn refused_at(text: &str, span: Span, why: &str) -> Error {
     }
 }
 
-fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
+fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Result<Functions> {
     if let Some((at, why)) = sizes::refused(text) {
         return Err(refused_at(text, Span::new(at as u32, at as u32 + 1), &why));
     }
-    let source = format!("{text}\n{}", declarations(&tables)?);
+    let source = format!("{text}\n{}", declarations(text, &tables)?);
     let module = naga::front::wgsl::parse_str(&source).map_err(|error| {
         let place = error.labels().next().map_or(Span::UNDEFINED, |(span, _)| span);
         let labels: Vec<&str> = error.labels().map(|(_, label)| label).filter(|label| !error.message().contains(label)).collect();
@@ -74,7 +76,8 @@ fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
         let Some((handle, function)) = module.functions.iter().find(|(_, function)| function.name.as_deref() == Some(name)) else {
             return Ok(None);
         };
-        if !has_form(&module, function, floats, result) {
+        let argument = if name == "status" { "Tile" } else { "Pair" };
+        if !has_form(&module, function, floats, argument, result) {
             let form = form(name);
             return Err(refused_at(text, module.functions.get_span(handle), &format!("`{name}` must be `{form}`")));
         }
@@ -83,11 +86,15 @@ fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
     };
     let (visible, score) = (program("visible", 0, ScalarKind::Bool)?, program("score", 1, ScalarKind::Float)?);
     let own = program("slope", 2, ScalarKind::Float)?;
+    let status = program("status", 0, ScalarKind::Uint)?;
     if visible.is_none() && score.is_none() {
         return Err(refused(format!("defines neither `{}` nor `{}`", form("visible"), form("score"))));
     }
     if own.is_some() && score.is_none() {
         return Err(refused(format!("defines `slope` without `{}`", form("score"))));
+    }
+    if status.is_some() && visible.is_none() {
+        return Err(refused(format!("defines `status` without `{}`", form("visible"))));
     }
     // A score that stays as it is needs no function, unless its derivative is said to be another.
     let is_identity = own.is_none() && score.iter().any(|score| score.nodes.last().is_some_and(|last| last.op == Op::Score));
@@ -100,22 +107,43 @@ fn read(text: &str, tables: Vec<(String, TableType)>) -> Result<Functions> {
         (None, None) => None,
     };
     let score = score.filter(|_| !is_identity);
-    let intervals = visible.as_ref().map(Intervals::new);
-    Ok(Functions { text: text.into(), tables, module, visible, intervals, score, slope })
+    // Neither does a mask that shows every pair.
+    let visible = visible.filter(|visible| visible.constant() != Some(1));
+    let status = match (&visible, status) {
+        (None, _) => None,
+        (Some(_), Some(own)) => Some(TileStatus::Own(bounded(&own).ok_or_else(|| refused("`status` has too many operations".into()))?)),
+        (Some(visible), None) => Some(TileStatus::Derived(Intervals::new(visible, &sorted))),
+    };
+    Ok(Functions { text: text.into(), tables, sorted, module, visible, status, score, slope })
+}
+
+/// A `status` that returns 1 where it returns more than 2; `None` if it is too long for that.
+fn bounded(status: &Program) -> Option<Program> {
+    let mut builder = builder::Builder::of(status);
+    let (result, [some, all]) = (status.nodes.len() as Id - 1, [1, 2].map(|bits| builder.constant(Scalar::U32, bits)));
+    let is_more = builder.binary(Binary::Less, all, result);
+    let result = builder.select(is_more, some, result);
+    builder.finish(result)
 }
 
 const fn form(name: &str) -> &'static str {
     match name.as_bytes() {
         b"visible" => "fn visible(at: Pair) -> bool",
         b"score" => "fn score(x: f32, at: Pair) -> f32",
+        b"status" => "fn status(at: Tile) -> u32",
         _ => "fn slope(x: f32, y: f32, at: Pair) -> f32",
     }
 }
 
-/// WGSL of what a text may use: `Pair`, and its tables.
-fn declarations(tables: &[(String, TableType)]) -> Result<String> {
+/// WGSL of what a text may use: `Pair`, `Tile` and the results of `status` if it names a `Tile`, and its tables.
+fn declarations(text: &str, tables: &[(String, TableType)]) -> Result<String> {
+    let names_tile = text.contains("Tile");
     let fields: Vec<String> = Field::ALL.iter().map(|field| format!("{}: i32", field.name())).collect();
     let mut text = format!("struct Pair {{ {} }}\n", fields.join(", "));
+    if names_tile {
+        let fields = TILE_FIELDS.map(|(name, ..)| format!("{name}: i32"));
+        text += &format!("struct Tile {{ {} }}\nconst NONE: u32 = 0;\nconst SOME: u32 = 1;\nconst ALL: u32 = 2;\n", fields.join(", "));
+    }
     for (at, (name, ty)) in tables.iter().enumerate() {
         let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if !is_name || tables[..at].iter().any(|(other, _)| other == name) {
@@ -151,12 +179,12 @@ fn check_module(text: &str, module: &Module, tables: usize) -> Result<()> {
     Ok(())
 }
 
-/// True if a function takes some floats and a pair, and returns a number of this kind.
-fn has_form(module: &Module, function: &Function, floats: usize, result: ScalarKind) -> bool {
+/// True if a function takes some floats and a struct of this name, and returns a number of this kind.
+fn has_form(module: &Module, function: &Function, floats: usize, argument: &str, result: ScalarKind) -> bool {
     let is = |ty: naga::Handle<Type>, kind| matches!(module.types[ty].inner, TypeInner::Scalar(scalar) if scalar.kind == kind);
     let arguments = &function.arguments;
     arguments.len() == floats + 1
         && arguments[..floats].iter().all(|argument| is(argument.ty, ScalarKind::Float))
-        && module.types[arguments[floats].ty].name.as_deref() == Some("Pair")
+        && module.types[arguments[floats].ty].name.as_deref() == Some(argument)
         && function.result.as_ref().is_some_and(|returned| is(returned.ty, result))
 }

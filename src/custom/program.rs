@@ -118,6 +118,8 @@ pub(crate) enum Op {
     /// Score after the term; only slopes read it.
     ScoreAfter,
     Pair(Field),
+    /// Least value of a field in the tile, or its greatest; only `status` reads it.
+    Tile(Field, bool),
     /// Constant, by its bits; a bool is 0 or 1.
     Constant(u32),
     /// Number of elements of a table, by its index.
@@ -137,7 +139,7 @@ impl Op {
     /// Operands, in order.
     pub(crate) fn operands(self) -> impl Iterator<Item = Id> {
         let (all, count) = match self {
-            Self::Score | Self::ScoreAfter | Self::Pair(_) | Self::Constant(_) | Self::Length(_) => ([0; 3], 0),
+            Self::Score | Self::ScoreAfter | Self::Pair(_) | Self::Tile(..) | Self::Constant(_) | Self::Length(_) => ([0; 3], 0),
             Self::Load(_, a) | Self::Unary(_, a) | Self::Convert(a) | Self::Bitcast(a) => ([a; 3], 1),
             Self::Binary(_, a, b) => ([a, b, a], 2),
             Self::Select(a, b, c) => ([a, b, c], 3),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::functions::{Functions, TableType};
 use super::parse;
 use super::program::Program;
+use super::status::TileStatus;
 use crate::error::{Error, Result};
 
 /// Term that a user writes in WGSL.
@@ -20,6 +21,14 @@ use crate::error::{Error, Result};
 /// and, if the derivative of `score` is not to be derived from it, `fn slope(x: f32, y: f32, at: Pair) -> f32`: d y / d x,
 /// where y = `score(x, at)`. `at` has `batch`, `head`, `kv_head`, `row`, `key`, `position` (of the row among the keys),
 /// `key_position`, `len_q` and `len_kv` (of the item), all i32. In caches and pages all of them are logical.
+///
+/// Kernels skip tiles of rows and keys without a visible pair, and do not test tiles that are visible as a whole. Which
+/// tiles these are is derived from `visible` by interval arithmetic over its integers and their tables
+/// ([`Table::sorted`]). A text may say more, if it defines `fn status(at: Tile) -> u32`: `NONE` (0), `SOME` (1) or
+/// `ALL` (2) of the pairs of a tile are visible; any other number is `SOME`. `Tile` has `batch`, `kv_head`,
+/// `first_head`, `last_head`, `first_row`, `last_row`, `first_key`, `last_key`, `first_position`, `last_position`,
+/// `len_q` and `len_kv`, all i32; the last of a range is part of it. A wrong `status` masks pairs wrongly: checked engines
+/// ([`crate::gpu::ShaderOptions::checked`]) and `verify` report it with its tile and a pair.
 ///
 /// Helper functions, `const`, `let`, `var`, branches, and loops whose trips are known from constants are allowed. Every
 /// function is pure. Tables are read by their names, like arrays; an index outside reads the nearest element. An integer
@@ -56,22 +65,33 @@ pub struct Table<'a> {
     pub ty: TableType,
     /// Number of elements, at least 1.
     pub len: usize,
+    /// True if the elements, which are integers, never decrease; see [`Self::sorted`].
+    pub is_sorted: bool,
 }
 
 impl<'a> Table<'a> {
     /// Table of f32.
     pub const fn f32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::F32, len }
+        Self { name, ty: TableType::F32, len, is_sorted: false }
     }
 
     /// Table of i32.
     pub const fn i32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::I32, len }
+        Self { name, ty: TableType::I32, len, is_sorted: false }
     }
 
     /// Table of u32.
     pub const fn u32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::U32, len }
+        Self { name, ty: TableType::U32, len, is_sorted: false }
+    }
+
+    /// Declares that the elements never decrease, so that the values at a range of indices are between those at its ends.
+    /// Masks that compare such values, as `documents[at.row] == documents[at.key]`, then skip tiles of rows and keys
+    /// without a test of each pair. Data from host memory is checked; in a device buffer it is the caller's word, and
+    /// wrong order masks pairs wrongly. Tables of integers only.
+    #[must_use]
+    pub const fn sorted(self) -> Self {
+        Self { is_sorted: true, ..self }
     }
 }
 
@@ -103,8 +123,13 @@ impl Term {
                 return Err(Error::invalid("term", why));
             }
         }
+        if let Some(table) = tables.iter().find(|table| table.is_sorted && table.ty == TableType::F32) {
+            let why = format!("table `{}` has elements of f32; only tables of integers can be declared sorted", table.name);
+            return Err(Error::invalid("term", why));
+        }
         let named = tables.iter().map(|table| (table.name.to_string(), table.ty)).collect();
-        let functions = Arc::new(parse::functions(text, named)?);
+        let sorted = tables.iter().map(|table| table.is_sorted).collect();
+        let functions = Arc::new(parse::functions(text, named, sorted)?);
         Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect() })
     }
 
@@ -115,13 +140,18 @@ impl Term {
 
     /// Tables of the term.
     pub fn tables(&self) -> impl Iterator<Item = Table<'_>> {
-        let all = self.functions.tables.iter().zip(&self.lengths);
-        all.map(|((name, ty), &len)| Table { name, ty: *ty, len: len as usize })
+        let all = self.functions.tables.iter().zip(&self.lengths).zip(&self.functions.sorted);
+        all.map(|(((name, ty), &len), &is_sorted)| Table { name, ty: *ty, len: len as usize, is_sorted })
     }
 
     /// True if the text defines `score`.
     pub fn has_score(&self) -> bool {
         self.functions.function("score").is_some()
+    }
+
+    /// True if the text defines `status`.
+    pub fn has_status(&self) -> bool {
+        self.functions.function("status").is_some()
     }
 
     /// True if the text defines `visible`.
@@ -133,10 +163,10 @@ impl Term {
         &self.functions
     }
 
-    /// True if a function reads the position of the row.
+    /// True if a function reads the position of the row, or of those of a tile.
     pub(crate) fn uses_position(&self) -> bool {
-        let Functions { visible, score, .. } = &*self.functions;
-        visible.iter().chain(score).any(Program::uses_position)
+        let Functions { visible, score, status, .. } = &*self.functions;
+        visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileStatus::uses_position)
     }
 
     /// Refuses a term whose score has no derivative.

@@ -36,6 +36,8 @@ pub struct Engine {
     why: String,
     /// True if the CPU path may replace a device whose kernels are wrong.
     falls_back: bool,
+    /// True if `status` functions of users' terms are checked: [`ShaderOptions::checked`].
+    checked: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -64,12 +66,19 @@ impl Engine {
             (None, _) => (Runner::Cpu, "cpu".into(), "it was asked for".into()),
         };
         log::info!("running on {chosen}: {why}");
-        Ok(Self { place, algorithm: options.algorithm, chosen, why, falls_back: options.backend == Backend::Auto })
+        Ok(Self {
+            place,
+            algorithm: options.algorithm,
+            chosen,
+            why,
+            falls_back: options.backend == Backend::Auto,
+            checked: options.shaders.checked,
+        })
     }
 
     /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
-        let cpu = Self::of(Runner::Cpu, "cpu".into(), "every backend was asked for".into());
+        let cpu = Self { checked: shaders.checked, ..Self::of(Runner::Cpu, "cpu".into(), "every backend was asked for".into()) };
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
         for chosen in pollster::block_on(gpu::choose_every()) {
             match pollster::block_on(Gpu::open(&chosen, shaders)) {
@@ -83,11 +92,12 @@ impl Engine {
     /// Creates an engine on an app's own device, without a fallback to the CPU path.
     pub fn on_gpu(gpu: Gpu) -> Self {
         let name = gpu.name().to_string();
-        Self::of(Runner::Gpu(Arc::new(Calls::new(gpu))), name, "the app's own device".into())
+        let checked = gpu.is_checked();
+        Self { checked, ..Self::of(Runner::Gpu(Arc::new(Calls::new(gpu))), name, "the app's own device".into()) }
     }
 
     fn of(place: Runner, chosen: String, why: String) -> Self {
-        Self { place, algorithm: Algorithm::Auto, chosen, why, falls_back: false }
+        Self { place, algorithm: Algorithm::Auto, chosen, why, falls_back: false, checked: false }
     }
 
     /// Name of the backend: `cpu`, `oracle (f64)`, or the adapter's name, backend and driver.
@@ -170,7 +180,10 @@ impl Engine {
     /// gaps between strided elements stay as they are. After an error, `outputs` is unspecified.
     pub fn attention_into(&self, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs) -> Result<()> {
         match self.place {
-            Runner::Cpu => cpu::tiled::attention_into(problem, inputs, outputs, &mut Progress::default()),
+            Runner::Cpu => {
+                self.check_status(problem, inputs)?;
+                cpu::tiled::attention_into(problem, inputs, outputs, &mut Progress::default())
+            }
             _ => self.attention(problem, inputs).map(|new| *outputs = new),
         }
     }
@@ -225,6 +238,7 @@ impl Engine {
 
     async fn run_backward(&self, asked: Asked<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
         let Asked { problem, inputs, backward, want } = asked;
+        self.check_status(problem, inputs)?;
         if let Runner::Gpu(calls) = &self.place {
             problem.check()?;
             inputs.check(problem)?;
@@ -247,6 +261,7 @@ impl Engine {
     }
 
     async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Outputs> {
+        self.check_status(problem, inputs)?;
         if let Runner::Gpu(calls) = &self.place {
             problem.check()?;
             inputs.check(problem)?;
@@ -259,6 +274,11 @@ impl Engine {
             Runner::Oracle => oracle::attention(problem, inputs).map(|reference| reference.into_outputs(problem, inputs)),
             Runner::Cpu | Runner::Gpu(_) => cpu::tiled::attention(problem, inputs, control),
         }
+    }
+
+    /// Checks the `status` functions of users' terms, if the engine is a checked one.
+    fn check_status(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<()> {
+        if self.checked { cpu::check_status(problem, inputs) } else { Ok(()) }
     }
 
     /// True if the device may compute after the canary's verdict, false if the CPU path stands in for it.

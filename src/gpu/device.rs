@@ -16,7 +16,8 @@ use crate::wgsl::Kernel;
 /// Options of a device and its shaders. Later versions may add fields: end a literal with `..Default::default()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShaderOptions {
-    /// Enables every runtime check (bounds, loops, divisions): slow, for finding bugs.
+    /// Enables every runtime check (bounds, loops, divisions) and, in an engine, the check of users' `status` functions:
+    /// slow, for finding bugs.
     pub checked: bool,
     /// Choice between specialised and generic kernels.
     pub specialise: Specialise,

@@ -112,6 +112,7 @@ impl<'a> Inputs<'a> {
         for ((argument, bytes), expected) in self.vectors().into_iter().zip(words(problem)) {
             check_len(argument, bytes.len() / 4, expected)?;
         }
+        problem.check_sorted(self.term_tables)?;
         if let Some((item, length)) = self.kv_lengths.iter().enumerate().find(|&(_, &length)| length as usize > d.seq_len_kv) {
             return Err(Error::invalid("kv_lengths", format!("item {item} has length {length}, but seq_len_kv is {}", d.seq_len_kv)));
         }

@@ -63,7 +63,7 @@ impl Problem {
             return Err(Error::invalid("term_tables", format!("no term has a table `{name}`")));
         }
         let mut words = Vec::new();
-        for Table { name, ty, len } in self.user_tables() {
+        for Table { name, ty, len, .. } in self.user_tables() {
             let Some((_, data)) = data.iter().find(|&&(other, _)| other == name) else {
                 return Err(Error::invalid("term_tables", format!("table `{name}` is missing")));
             };
@@ -73,7 +73,28 @@ impl Problem {
             }
             words.extend_from_slice(data.words());
         }
+        self.check_sorted(&words)?;
         Ok(words)
+    }
+
+    /// Refuses the data of tables that are declared sorted and are not.
+    pub(super) fn check_sorted(&self, words: &[u32]) -> Result<()> {
+        let tables = self.user_tables().zip(self.user_table_ranges()).filter(|(table, _)| table.is_sorted);
+        for (Table { name, ty, .. }, range) in tables {
+            let number = |word: u32| if ty == TableType::U32 { i64::from(word) } else { i64::from(word as i32) };
+            let elements = &words[range];
+            if let Some(at) = elements.windows(2).position(|pair| number(pair[0]) > number(pair[1])) {
+                let (before, after) = (number(elements[at]), number(elements[at + 1]));
+                let why = format!("table `{name}` is declared sorted, but element {} is {after}, after {before}", at + 1);
+                return Err(Error::invalid("term_tables", why));
+            }
+        }
+        Ok(())
+    }
+
+    /// True if a user's term masks pairs or changes scores or their derivatives.
+    pub(crate) fn has_user_terms(&self) -> bool {
+        self.user_terms.iter().any(|term| !term.functions().is_identity())
     }
 
     /// Tables of all user's terms.

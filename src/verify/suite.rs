@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::cpu;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::numbers::DType;
@@ -106,8 +107,12 @@ pub fn check(case: &Case, attend: &AttentionFn<'_>) -> Verdict {
     judged(Expected::of(&case.problem, &case.data.inputs()), |expected| check_against(case, &expected, attend))
 }
 
-/// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share.
+/// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share. A
+/// `status` of a user's term that contradicts its `visible` is a failure.
 pub fn check_against(case: &Case, expected: &Expected, attend: &AttentionFn<'_>) -> Verdict {
+    if let Err(error) = cpu::check_status(&case.problem, &case.data.inputs()) {
+        return Verdict::Failed(error.to_string());
+    }
     Verdict::of(attend(&case.problem, &case.data.inputs()), |outputs| output_errors(&case.problem, expected, &outputs))
 }
 

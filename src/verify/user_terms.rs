@@ -20,6 +20,11 @@ enum Len {
     Fixed(usize),
 }
 
+/// A table whose elements never decrease.
+const fn sorted(name: &'static str, len: usize) -> Table<'static> {
+    Table::i32(name, len).sorted()
+}
+
 /// Texts that people write, and those that are hard for a compiler: loops, branches, early returns, integers.
 const SAMPLES: &[Sample] = &[
     Sample { text: "fn visible(at: Pair) -> bool { return at.key <= at.position; }", tables: &[] },
@@ -28,6 +33,33 @@ const SAMPLES: &[Sample] = &[
     Sample {
         text: "fn visible(at: Pair) -> bool { return documents[at.key] == documents[at.row] && at.batch + at.kv_head >= 0; }",
         tables: &[("documents", Table::i32, Len::Keys)],
+    },
+    Sample {
+        text: "fn visible(at: Pair) -> bool { return starts[at.key] == starts[at.row] || at.key == at.row; }",
+        tables: &[("starts", sorted, Len::Keys)],
+    },
+    Sample {
+        text: "fn visible(at: Pair) -> bool { return abs(at.position - at.key) <= 3 + 4 * widths[at.head]; }",
+        tables: &[("widths", Table::i32, Len::Heads)],
+    },
+    Sample {
+        text: "fn visible(at: Pair) -> bool { return at.key <= at.position; }\n\
+               fn status(at: Tile) -> u32 {\n    \
+                   if (at.first_key > at.last_position) { return NONE; }\n    \
+                   return select(SOME, ALL, at.last_key <= at.first_position);\n\
+               }",
+        tables: &[],
+    },
+    Sample {
+        text: "fn visible(at: Pair) -> bool { return starts[at.key] == starts[at.row]; }\n\
+               fn status(at: Tile) -> u32 {\n    \
+                   let rows = vec2<i32>(starts[at.first_row], starts[at.last_row]);\n    \
+                   let keys = vec2<i32>(starts[at.first_key], starts[at.last_key]);\n    \
+                   if (rows.y < keys.x || keys.y < rows.x) { return NONE; }\n    \
+                   if (rows.x == rows.y && all(rows == keys)) { return ALL; }\n    \
+                   return 7u;\n\
+               }",
+        tables: &[("starts", sorted, Len::Keys)],
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 { return x - 0.1 * rates[at.head] * rates[at.head] * abs(f32(at.position - at.key)); }",
@@ -106,12 +138,16 @@ fn sample_term(problem: &Problem, kind: &mut Random) -> Term {
 pub(super) fn tables(problem: &Problem, random: &mut Random) -> Vec<u32> {
     let tables: Vec<Table<'_>> = problem.user_tables().collect();
     let mut words = Vec::new();
-    for Table { ty, len, .. } in tables {
+    for Table { ty, len, is_sorted, .. } in tables {
+        let start = words.len();
         words.extend((0..len).map(|_| match ty {
             crate::custom::TableType::F32 => random.normal().to_bits(),
             crate::custom::TableType::I32 => random.below(3) as u32,
             crate::custom::TableType::U32 => random.below(1 << 32) as u32,
         }));
+        if is_sorted {
+            words[start..].sort_unstable();
+        }
     }
     words
 }

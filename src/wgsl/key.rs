@@ -216,7 +216,9 @@ impl KernelKey {
         let dropout = problem.dropout_rule().is_some();
         let tables = problem.has_tables();
         let terms = TermSet::of(problem).and(TermSet::pairs());
-        let user_terms = problem.user_terms.iter().map(|term| Arc::clone(term.functions())).collect();
+        // A term that changes nothing is left out, unless its tables count among those of later terms.
+        let acts = |functions: &&Arc<Functions>| !functions.is_identity() || !functions.tables.is_empty();
+        let user_terms = problem.user_terms.iter().map(|term| term.functions()).filter(acts).map(Arc::clone).collect();
         let storage = |operand| Storage::of(problem, operand);
         let (head_dim, head_dim_v) = (problem.dims.head_dim as u32, problem.dims.head_dim_v as u32);
         let unused = Self {

@@ -33,7 +33,11 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     };
     let shows = any_user(&|functions| functions.visible.is_some());
     let has = |built_in: String, user: bool| if user { "true".to_string() } else { built_in };
-    let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", has(any(&|_| true), !users.is_empty()));
+    let _ = writeln!(
+        text,
+        "fn has_pair_terms() -> bool {{ return {}; }}",
+        has(any(&|_| true), any_user(&|functions| !functions.is_identity()))
+    );
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
     tile_status(text, key, &users, &any(&|term| term.defines("visible")));
     let tested_by_tile = shows && !any_user(&|functions| functions.score.is_some());
@@ -146,8 +150,8 @@ pub(super) fn user_functions(text: &mut String, key: &KernelKey) {
                 emit::function(text, &format!("{name}_{hook}"), arguments, program, first_table);
             }
         }
-        if let Some(intervals) = functions.intervals.as_ref().filter(|_| key.kernel.has_blocks()) {
-            intervals.emit(text, &format!("{name}_status"));
+        if let Some(status) = functions.status.as_ref().filter(|_| key.kernel.has_blocks()) {
+            status.emit(text, &format!("{name}_status"), first_table);
         }
         first_table += functions.tables.len() as u32;
     }

@@ -43,9 +43,9 @@ fn prefix() -> Vec<i32> {
     vec![70, 5]
 }
 
-/// Three documents in the first item, two in the second.
+/// Three documents in the first item, two in the second; numbers ascend over both.
 fn segment_ids() -> Vec<i32> {
-    let document = |at: usize| if at < TOKENS { at / 50 } else { (at - TOKENS) / 101 };
+    let document = |at: usize| if at < TOKENS { at / 50 } else { 7 + (at - TOKENS) / 101 };
     (0..BATCH * TOKENS).map(|at| document(at) as i32).collect()
 }
 
@@ -249,6 +249,7 @@ impl Entry {
     fn term(&self) -> Term {
         let table = |(name, values): &(&'static str, Values)| match values {
             Values::F32(values) => Table::f32(name, values.len()),
+            Values::I32(values) if *name == "segment_ids" => Table::i32(name, values.len()).sorted(),
             Values::I32(values) => Table::i32(name, values.len()),
             Values::U32(values) => Table::u32(name, values.len()),
         };

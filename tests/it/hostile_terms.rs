@@ -84,6 +84,24 @@ fn loops() {
 }
 
 #[test]
+fn statuses() {
+    let with = |status: &str| format!("fn visible(at: Pair) -> bool {{ return at.key > 1; }} {status}");
+    for (status, wanted) in [
+        ("fn status(at: Tile) -> u32 { return 5u + u32(at.first_key); }", Runs),
+        ("fn status(at: Tile) -> u32 { return 1u + u32(rates[at.last_key * 1000000007] * 0.0) / u32(at.batch); }", Runs),
+        ("fn status(at: Tile) -> u32 { loop {} return 1u; }", Refused("loops whose ends are not known")),
+        ("fn status(at: Tile) -> u32 { return status(at); }", Refused("line 1, column")),
+        ("fn status(at: Tile) -> bool { return true; }", Refused("`fn status(at: Tile) -> u32`")),
+        ("fn status(at: Pair) -> u32 { return 1u; }", Refused("`fn status(at: Tile) -> u32`")),
+        ("fn status() -> u32 { return 1u; }", Refused("`fn status(at: Tile) -> u32`")),
+        ("struct Tile { a: i32 } fn status(at: Tile) -> u32 { return 1u; }", Refused("redefinition")),
+        ("const ALL = 1u; fn status(at: Tile) -> u32 { return ALL; }", Refused("redefinition")),
+    ] {
+        check(&with(status), &[Table::f32("rates", 3)], &wanted);
+    }
+}
+
+#[test]
 fn indices() {
     let table = [Table::f32("rates", 3)];
     for (body, wanted) in [

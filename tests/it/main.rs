@@ -32,3 +32,4 @@ mod onnx;
 mod properties;
 mod threads;
 mod tune;
+mod user_status;
