@@ -36,6 +36,7 @@ struct Params {
     table_relative_bias: u32,
     table_sinks: u32,
     table_page_table: u32,
+    table_block_list: u32,
     table_term_tables: u32,
     // Seed (low word, high word), offset.
     table_dropout: u32,

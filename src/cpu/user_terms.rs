@@ -1,13 +1,12 @@
 //! Terms that users wrote, applied to a tile of scores.
 
-use std::ops::Range;
-
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::simd::Simd;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
 use crate::custom::interval::Status;
 use crate::custom::program::{Field, Op, Program};
+use crate::terms::TileAt;
 
 /// Memory of the evaluation of users' terms.
 #[derive(Default)]
@@ -18,21 +17,15 @@ pub(super) struct UserScratch {
     rows: [Vec<u32>; 3],
 }
 
-/// Evaluates the masks of the user's terms for whole blocks of rows and keys.
-pub(super) fn status(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
+/// Evaluates the masks of the user's terms for a tile with rows and keys.
+pub(super) fn status(job: &Job<'_>, unit: &Unit, tile: &TileAt) -> Status {
     let (problem, item) = (job.problem, &job.items[unit.item]);
     let mut masks = problem.user_terms.iter().filter_map(|term| term.functions().intervals.as_ref()).peekable();
-    if masks.peek().is_none() || rows.is_empty() || keys.is_empty() {
+    if masks.peek().is_none() {
         return Status::All;
     }
-    let (mut heads, mut indices) = ([i64::MAX, i64::MIN], [i64::MAX, i64::MIN]);
-    for (head, i) in rows.map(|row| unit.row(problem, row)) {
-        for (interval, x) in [(&mut heads, head as i64), (&mut indices, i as i64)] {
-            *interval = [interval[0].min(x), interval[1].max(x)];
-        }
-    }
     let one = |x: usize| [x as i64; 2];
-    let keys = [keys.start as i64, keys.end as i64 - 1];
+    let [heads, indices, keys] = [&tile.heads, &tile.rows, &tile.keys].map(|range| [range.start as i64, range.end as i64 - 1]);
     let positions = indices.map(|i| i + item.offset);
     let fields = [one(item.batch), heads, one(unit.kv_head), indices, keys, positions, keys, one(item.rows), one(item.length)];
     masks.map(|mask| mask.status(&fields)).min().unwrap_or(Status::All)

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::numbers::DType;
-use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
+use crate::problem::{Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use Alignment::{BottomRight, Offset, TopLeft};
@@ -20,7 +20,7 @@ const STAGES: [ScoreStage; 3] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage
 /// Builds the whole table.
 pub fn table() -> Result<Vec<Case>> {
     let mut rows = Rows(Vec::new());
-    for part in [lengths, visibility, scores, storage, together, paged, dropout, extremes] {
+    for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes] {
         part(&mut rows);
     }
     let seeded = rows.0.into_iter().zip(1000..);
@@ -117,6 +117,31 @@ fn visibility(rows: &mut Rows) {
         rows.add(format!("varlen-tokens-first-{name}"), varlen.clone().stored(DType::F32, Layout::Bshd).causal());
     }
     rows.add("varlen", base().varlen(Varlen { tokens_q: 20, tokens_kv: 36 }).stored(DType::F32, Layout::Bshd));
+}
+
+fn block_lists(rows: &mut Rows) {
+    let two = BlockList { batch: BASE.batch, heads: BASE.num_kv_heads, ..BlockList::new(4, 5) };
+    let by_head = BlockList { heads: BASE.num_heads, ..BlockList::new(2, 3) };
+    let long = of(Dims { seq_len_q: 70, seq_len_kv: 300, ..Dims::self_attention(1, 2, 70, 32) });
+    let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::F32, Layout::Bshd);
+    let pool = of(Dims { batch: 3, seq_len_kv: 70, ..BASE }).paged(Paged { page_size: 8, pages: 27, pages_per_item: 9 });
+    let decode = of(Dims { seq_len_q: 1, seq_len_kv: 700, ..BASE }).block_list(BlockList { heads: 2, ..BlockList::new(1, 16) });
+    let masked = base().aligned(BottomRight).window(Some(9), Some(3)).causal().kv_lengths().segments();
+    rows.add_all([
+        ("block-list", base().block_list(BlockList::new(4, 4))),
+        ("block-list-of-pairs", base().block_list(BlockList::new(1, 1))),
+        ("block-list-by-item-and-group", base().block_list(two)),
+        ("block-list-by-head", base().block_list(by_head)),
+        ("block-list-of-one-tile", base().block_list(BlockList { batch: 2, heads: 4, ..BlockList::new(u32::MAX, u32::MAX) })),
+        ("block-list-long", long.clone().block_list(BlockList { heads: 2, ..BlockList::new(64, 64) })),
+        ("block-list-long-small-tiles", long.clone().block_list(BlockList::new(16, 3))),
+        ("block-list-long-causal", long.clone().aligned(BottomRight).causal().block_list(BlockList::new(32, 32))),
+        ("block-list-varlen", varlen.clone().block_list(BlockList { batch: 3, ..BlockList::new(4, 4) })),
+        ("block-list-paged", pool.clone().aligned(BottomRight).causal().block_list(BlockList { batch: 3, heads: 4, ..two })),
+        ("block-list-decode", decode.clone()),
+        ("block-list-and-masks", masked.clone().mask(BroadcastShape([1, 4, 13, 21])).block_list(two)),
+        ("block-list-softcap-bias", base().softcap(2.0).bias(BroadcastShape(BASE.scores_shape())).block_list(by_head)),
+    ]);
 }
 
 /// Every shape that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv] of `BASE`, then of `SQUARE`.

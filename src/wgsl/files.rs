@@ -17,6 +17,7 @@ const SHARED: &[File] = files!(
     "io/widen.wgsl",
     "lib/visibility.wgsl",
     "lib/score.wgsl",
+    "lib/tile_bits.wgsl",
     "lib/dropout.wgsl",
     "lib/addressing.wgsl"
 );
@@ -65,7 +66,8 @@ impl KernelKey {
                 files.push(term.wgsl);
             }
         }
-        if self.kernel.has_blocks() && self.user_terms.iter().any(|functions| functions.visible.is_some()) {
+        let tells = self.terms.iter().any(|(_, term)| term.defines("status"));
+        if self.kernel.has_blocks() && (tells || self.user_terms.iter().any(|functions| functions.visible.is_some())) {
             files.extend(files!("lib/interval.wgsl"));
         }
         files.into_iter().chain(own.into_iter().flatten().copied())

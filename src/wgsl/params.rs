@@ -72,7 +72,7 @@ pub(crate) struct Params {
     pub(crate) stats_to: u32,
     pub(crate) stats_from: u32,
     /// Padding: the size of a uniform is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 2],
+    pub(crate) padding: u32,
 }
 
 impl Params {

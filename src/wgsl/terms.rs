@@ -35,16 +35,17 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     let has = |built_in: String, user: bool| if user { "true".to_string() } else { built_in };
     let _ = writeln!(text, "fn has_pair_terms() -> bool {{ return {}; }}", has(any(&|_| true), !users.is_empty()));
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
-    tile_status(text, key, &users, &any(&|term| term.defines("visible")));
+    tile_status(text, key, &users, &any(&|term| term.defines("visible") && !term.defines("status")));
     let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
     let _ = writeln!(text, "const SKIPS_TILES: bool = {skips};");
 
     text.push_str("fn is_visible(at: Pair) -> bool {\n    var result = true;\n");
     for (bit, term) in pairs.iter().filter(|(_, term)| term.defines("visible")) {
-        let _ = writeln!(text, "    if ({}) {{ result = result && {}_visible(at); }}", condition(*bit), term.name);
+        let told = if term.defines("status") { " && tests_told" } else { "" };
+        let _ = writeln!(text, "    if ({}{told}) {{ result = result && {}_visible(at); }}", condition(*bit), term.name);
     }
     for user in users.iter().filter(|user| user.functions.visible.is_some()) {
-        let _ = writeln!(text, "    if (tests_users) {{ result = result && {}_visible(at); }}", user.name);
+        let _ = writeln!(text, "    if (tests_told) {{ result = result && {}_visible(at); }}", user.name);
     }
     text.push_str("    return result;\n}\n");
 
@@ -108,26 +109,34 @@ fn user_slopes(text: &mut String, users: &[User<'_>]) {
     }
 }
 
-/// Writes what the user's terms show of a tile, and the switch of their tests: tiles that they show whole need none.
-fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], built_in: &str) {
+/// Writes what terms tell of a tile without its pairs, and the switch of their tests: tiles that they show whole need none.
+/// `others` is the condition under which other terms mask pairs too.
+fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &str) {
+    let telling: Vec<_> = key.terms.iter().filter(|(_, term)| term.defines("status")).collect();
     let showing: Vec<_> = users.iter().filter(|user| user.functions.visible.is_some()).collect();
-    if !showing.is_empty() {
-        text.push_str("var<private> tests_users: bool = true;\n");
+    if !telling.is_empty() || !showing.is_empty() {
+        text.push_str("var<private> tests_told: bool = true;\n");
     }
     if !key.kernel.has_blocks() {
         return;
     }
-    let _ = writeln!(text, "fn has_visible_built_ins() -> bool {{ return {built_in}; }}");
-    text.push_str("fn user_status(item: Item, block: Block, first_key: u32, end_key: u32) -> u32 {\n");
-    if showing.is_empty() {
-        text.push_str("    return 1u;\n}\nfn test_users(wanted: bool) {}\n");
+    text.push_str("fn told(item: Item, block: Block, first_key: u32, end_key: u32) -> Told {\n");
+    if telling.is_empty() && showing.is_empty() {
+        let _ = writeln!(text, "    return Told(SHOWS_ALL, {others});\n}}\nfn test_told(wanted: bool) {{}}");
         return;
     }
-    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n");
-    let all: Vec<String> = showing.iter().map(|user| format!("{}_status(tile)", user.name)).collect();
-    // The least of all: none, some, all.
-    let least = all.into_iter().reduce(|a, b| format!("min({a}, {b})")).unwrap_or_default();
-    let _ = writeln!(text, "    return {least};\n}}\nfn test_users(wanted: bool) {{ tests_users = wanted; }}");
+    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n    var least = SHOWS_ALL;\n");
+    for user in &showing {
+        let _ = writeln!(text, "    least = min(least, {}_status(tile));", user.name);
+    }
+    // Arithmetic that tells of some pairs may be wrong about them; bits are right.
+    let open = if showing.is_empty() { others.into() } else { format!("least == SHOWS_SOME || {others}") };
+    let _ = writeln!(text, "    let is_open = {open};");
+    for (bit, term) in telling {
+        let condition = if key.generic { switch(bit) } else { "true".into() };
+        let _ = writeln!(text, "    if ({condition}) {{ least = min(least, {}_status(tile)); }}", term.name);
+    }
+    text.push_str("    return Told(least, is_open);\n}\nfn test_told(wanted: bool) { tests_told = wanted; }\n");
 }
 
 /// Writes the functions of the user's terms.
