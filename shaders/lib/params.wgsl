@@ -92,4 +92,8 @@ struct Params {
     // Fused: offsets in rows of the (m, l) that this step writes, and of those that it merges with.
     stats_to: u32,
     stats_from: u32,
+    // List of visible tiles: its first word, heads that share one, and words from one item's lists to the next (0: shared).
+    list_start: u32,
+    list_share: u32,
+    list_item_words: u32,
 }

@@ -1,6 +1,7 @@
 // Defines: Tile: a tile of rows and keys, each field an interval; SHOWS_*: what is visible of it;
-//          TileBits: bits of tiles in the tables, [batch, lists, query tiles, words of 32 key tiles]; line_of;
-//          bits_show: of a pair; bits_status: of a tile.
+//          TileBits: bits of tiles in the tables, [batch, lists, query tiles, words of 32 key tiles]; row_tiles_of,
+//          words_of: their extents; line_of; bits_show: of a pair; bits_status: of a tile; LIST_ROWS, LIST_KEYS,
+//          tile_list: the list of fused/tile_list.wgsl.
 // Expects: params, Pair, table.
 // See: src/problem/block_list.rs; TileBits in src/terms/block_list.rs.
 
@@ -28,11 +29,17 @@ struct TileBits {
     item_words: u32, // from one item's lists to the next; 0 if all items share them
 }
 
+fn row_tiles_of(bits: TileBits) -> u32 {
+    return (params.seq_len_q + bits.rows - 1u) / bits.rows;
+}
+
+fn words_of(bits: TileBits) -> u32 {
+    return ((params.seq_len_kv + bits.keys - 1u) / bits.keys + 31u) / 32u;
+}
+
 // First word of a query tile.
 fn line_of(bits: TileBits, batch: u32, list: u32, row_tile: u32) -> u32 {
-    let row_tiles = (params.seq_len_q + bits.rows - 1u) / bits.rows;
-    let words = ((params.seq_len_kv + bits.keys - 1u) / bits.keys + 31u) / 32u;
-    return bits.start + batch * bits.item_words + (list * row_tiles + row_tile) * words;
+    return bits.start + batch * bits.item_words + (list * row_tiles_of(bits) + row_tile) * words_of(bits);
 }
 
 fn bits_show(bits: TileBits, at: Pair) -> bool {
@@ -61,4 +68,11 @@ fn bits_status(bits: TileBits, tile: Tile) -> u32 {
         }
     }
     return select(select(SHOWS_SOME, SHOWS_ALL, missing == 0u), SHOWS_NONE, found == 0u);
+}
+
+const LIST_ROWS: u32 = 32u;
+const LIST_KEYS: u32 = 32u;
+
+fn tile_list() -> TileBits {
+    return TileBits(params.list_start, LIST_ROWS, LIST_KEYS, params.list_share, params.list_item_words);
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::kernel::Isa;
 use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
+use super::tile_list::TileList;
 use super::visible::Item;
 use crate::numbers::HostSlice;
 use crate::problem::{Inputs, Operand, Problem, ScoreStage};
@@ -21,6 +22,8 @@ pub(super) struct Job<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) isa: Isa,
     pub(super) items: &'a [Item],
+    /// List of visible tiles, where the masks of users' terms have one.
+    pub(super) list: Option<&'a TileList>,
     /// `None` where only statistics are wanted.
     pub(super) output: Option<SharedOutput<'a>>,
     pub(super) lse: Option<Shared<'a, f32>>,

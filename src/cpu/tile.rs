@@ -176,7 +176,8 @@ impl Tile {
         let of_terms = item.status(job.problem, job.inputs, &tile);
         let of_users = if of_terms == Status::None { of_terms } else { user_terms::status(job, unit, &tile) };
         (self.tests_users, self.tests_told) = (of_users != Status::All, of_terms != Status::All);
-        of_users != Status::None
+        let is_open = of_users == Status::Some;
+        of_users != Status::None && job.list.is_none_or(|list| !is_open || list.may_see(job.problem, &tile))
     }
 
     /// True if scores need an additive mask besides the intervals, after [`Self::may_see`].

@@ -131,6 +131,14 @@ impl Intervals {
         Self(steps.collect())
     }
 
+    /// True if the result depends on what is not followed: it may be `Some` in every tile that shows none.
+    pub(crate) fn is_vague(&self) -> bool {
+        let steps = &self.0;
+        let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
+        let unknown = |step: &Step| matches!(step.function, Function::Constant([least, most]) if least != most);
+        steps.iter().zip(needed).any(|(step, needed)| needed && unknown(step))
+    }
+
     /// Evaluates the mask for all pairs whose fields are in these intervals.
     pub(crate) fn status(&self, fields: &[Interval; Field::ALL.len()]) -> Status {
         let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());

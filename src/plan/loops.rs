@@ -107,6 +107,7 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
         | Kernel::Lanes(_)
         | Kernel::Decode(_)
         | Kernel::Matrix(_)
+        | Kernel::TileList
         | Kernel::Merge
         | Kernel::QueryGradient(_)
         | Kernel::KeyGradient(..)

@@ -15,10 +15,12 @@ mod relative_bias;
 mod segments;
 mod softcap;
 mod term;
+mod tile_list;
 mod window;
 
 use std::ops::Range;
 
+pub(crate) use block_list::TileBits;
 use term::TermText;
 pub(crate) use term::{RowAt, Status, Term, TermTensor, TileAt};
 
@@ -59,6 +61,11 @@ impl TermSet {
     /// Returns the terms that look at pairs.
     pub(crate) fn pairs() -> Self {
         Self::those(|term| term.interval.is_none())
+    }
+
+    /// Returns the terms that mask pairs.
+    pub(crate) fn visible() -> Self {
+        Self::those(|term| term.mask.is_some())
     }
 
     fn those(wanted: impl Fn(&Term) -> bool) -> Self {

@@ -1,5 +1,6 @@
 //! Fixed table: named problems with every option, alone and combined, and with lengths at which tiled code breaks.
 
+use crate::custom::{Table, Term};
 use crate::error::Result;
 use crate::numbers::DType;
 use crate::problem::{Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
@@ -23,6 +24,7 @@ pub fn table() -> Result<Vec<Case>> {
     for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes] {
         part(&mut rows);
     }
+    tile_lists(&mut rows)?;
     let seeded = rows.0.into_iter().zip(1000..);
     seeded.map(|((name, problem, fill), seed)| Case::new(name, problem, Fill { seed, ..fill })).collect()
 }
@@ -142,6 +144,30 @@ fn block_lists(rows: &mut Rows) {
         ("block-list-and-masks", masked.clone().mask(BroadcastShape([1, 4, 13, 21])).block_list(two)),
         ("block-list-softcap-bias", base().softcap(2.0).bias(BroadcastShape(BASE.scores_shape())).block_list(by_head)),
     ]);
+}
+
+/// Users' masks whose arithmetic cannot tell what they show of a tile, so that lists of visible tiles are built: for all
+/// heads and items, or for some.
+fn tile_lists(rows: &mut Rows) -> Result<()> {
+    let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 130, seq_len_kv: 200, head_dim: 16, head_dim_v: 16 };
+    let masked = |p: Problem, index: &str| {
+        let text = format!("fn visible(at: Pair) -> bool {{ return words[({index}) % 35] % 4u == 0u; }}");
+        Term::with_tables(&text, &[Table::u32("words", 35)]).map(|mask| p.with_term(mask))
+    };
+    let tile = "at.row / 32 * 7 + at.key / 32";
+    let (p, aligned) = (of(dims), of(dims).aligned(BottomRight));
+    let pool = of(Dims { seq_len_kv: 130, ..dims }).paged(Paged { page_size: 16, pages: 20, pages_per_item: 9 });
+    let list = BlockList { heads: 2, ..BlockList::new(48, 16) };
+    let by_item = p.clone().kv_lengths().segments().mask(BroadcastShape([1, 1, 130, 200]));
+    rows.add("tile-list", masked(p.clone(), tile)?);
+    rows.add("tile-list-of-pairs", masked(p.clone(), "at.row * 3 + at.key")?);
+    rows.add("tile-list-by-group", masked(p.clone(), "at.kv_head + at.row / 32 + at.key / 32")?);
+    rows.add("tile-list-by-head-and-item", masked(p.clone(), "at.head + at.row / 50 + at.key / 50 * at.batch")?);
+    rows.add("tile-list-causal-window", masked(aligned.causal().window(Some(99), None), tile)?);
+    rows.add("tile-list-of-padded-items", masked(by_item.aligned(TopLeft).block_causal(20), tile)?);
+    rows.add("tile-list-and-block-list", masked(p.clone().block_list(list).softcap(3.0), tile)?);
+    rows.add("tile-list-paged", masked(pool.aligned(BottomRight).causal(), tile)?);
+    Ok(())
 }
 
 /// Every shape that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv] of `BASE`, then of `SQUARE`.

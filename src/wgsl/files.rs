@@ -40,6 +40,7 @@ impl KernelKey {
             Kernel::Lanes(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/prefill.wgsl")],
             Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
             Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
+            Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
             Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],

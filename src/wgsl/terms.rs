@@ -129,12 +129,19 @@ fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &
     for user in &showing {
         let _ = writeln!(text, "    least = min(least, {}_status(tile));", user.name);
     }
-    // Arithmetic that tells of some pairs may be wrong about them; bits are right.
-    let open = if showing.is_empty() { others.into() } else { format!("least == SHOWS_SOME || {others}") };
+    // Arithmetic that tells of some pairs may be wrong about them; bits are right, and a list knows all terms.
+    let open = match (key.listed, showing.is_empty()) {
+        (true, _) => "false".into(),
+        (false, true) => others.to_string(),
+        (false, false) => format!("least == SHOWS_SOME || {others}"),
+    };
     let _ = writeln!(text, "    let is_open = {open};");
     for (bit, term) in telling {
         let condition = if key.generic { switch(bit) } else { "true".into() };
         let _ = writeln!(text, "    if ({condition}) {{ least = min(least, {}_status(tile)); }}", term.name);
+    }
+    if key.listed {
+        text.push_str("    least = select(least, SHOWS_NONE, bits_status(tile_list(), tile) == SHOWS_NONE);\n");
     }
     text.push_str("    return Told(least, is_open);\n}\nfn test_told(wanted: bool) { tests_told = wanted; }\n");
 }
