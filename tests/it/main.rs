@@ -31,4 +31,5 @@ mod long_contexts;
 mod onnx;
 mod properties;
 mod threads;
+mod tile_lists;
 mod tune;
