@@ -11,7 +11,8 @@ use crate::gpu::{Asked, Gpu, Trial, gradients_of_plan};
 use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
-    Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec, WantGradients,
+    Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec,
+    WantGradients,
 };
 use crate::progress::Progress;
 use crate::wgsl::{Kernel, KernelKey};

@@ -55,7 +55,14 @@ impl BufferRef {
             Slot::DQuery => Some(Self::DQuery),
             Slot::DKey => Some(Self::DKey),
             Slot::DValue => Some(Self::DValue),
-            Slot::Bits | Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowStats | Slot::Parts | Slot::Sums => None,
+            Slot::Bits
+            | Slot::Params
+            | Slot::Scores
+            | Slot::PartialOutput
+            | Slot::PartialStats
+            | Slot::RowStats
+            | Slot::Parts
+            | Slot::Sums => None,
         }
     }
 }

@@ -10,13 +10,13 @@ use crate::wgsl::{Kernel, Params, Slot};
 /// Returns the list that `kernels` kernels share, if each of its tiles is used more than once: else a kernel's own vote
 /// over the tile's pairs costs as much.
 pub(super) fn wanted(problem: &Problem, kernels: usize) -> Option<BlockList> {
-    let uses = |list: &BlockList| kernels * problem.dims.num_heads / list.heads * problem.dims.batch / list.batch;
+    let uses = |list: &BlockList| kernels * problem.dims.num_heads / list.heads * problem.dims.batch / list.batch.max(1);
     problem.tile_list().filter(|list| uses(list) > 1)
 }
 
 /// Returns `params` with a list that starts at word `start` of the tables.
 pub(super) fn placed(params: Params, problem: &Problem, list: BlockList, start: usize) -> Result<Params> {
-    let items = if list.batch == 1 { 0 } else { list.words(&problem.dims) / list.batch };
+    let items = if list.batch == 1 { 0 } else { list.words(&problem.dims) / list.batch.max(1) };
     let (list_start, list_item_words) = (grid(start)?, items as u32);
     Ok(Params { list_start, list_share: (problem.dims.num_heads / list.heads) as u32, list_item_words, ..params })
 }

@@ -73,10 +73,16 @@ impl BlockList {
             return Err(Error::invalid("block_list", format!("tiles of {} rows and {} keys; both are at least 1", self.rows, self.keys)));
         }
         if self.batch != 1 && self.batch != dims.batch {
-            return Err(Error::invalid("block_list", format!("has lists for {} items; the batch is {}: it is that or 1", self.batch, dims.batch)));
+            return Err(Error::invalid(
+                "block_list",
+                format!("has lists for {} items; the batch is {}: it is that or 1", self.batch, dims.batch),
+            ));
         }
         if self.heads == 0 || !dims.num_heads.is_multiple_of(self.heads) {
-            let why = format!("has {} lists an item, which do not divide the {} heads: consecutive heads share a list", self.heads, dims.num_heads);
+            let why = format!(
+                "has {} lists an item, which do not divide the {} heads: consecutive heads share a list",
+                self.heads, dims.num_heads
+            );
             return Err(Error::invalid("block_list", why));
         }
         match self.words(dims) {
@@ -99,7 +105,9 @@ impl Problem {
         let (lines, tiles) = (batch * heads * query_tiles, list.key_tiles(&self.dims));
         let long = |name: &str, len: usize, expected: usize| match len == expected {
             true => Ok(()),
-            false => Err(Error::invalid("block_list", format!("{name} has {len} elements, [{batch}, {heads}, {query_tiles}] need {expected}"))),
+            false => {
+                Err(Error::invalid("block_list", format!("{name} has {len} elements, [{batch}, {heads}, {query_tiles}] need {expected}")))
+            }
         };
         let mut bits = vec![0; lines * words];
         let mut set = |line: usize, place: usize, tile: u32| {

@@ -12,7 +12,7 @@ pub(super) const TERM: Term = Term {
     values: |p, _| {
         let d = &p.dims;
         p.visibility.block_list.map_or([1, 1, 1, 0], |list| {
-            let item = if list.batch == 1 { 0 } else { list.words(d) / list.batch };
+            let item = if list.batch == 1 { 0 } else { list.words(d) / list.batch.max(1) };
             let within = |size: u32, len: usize| size.min(len.max(1) as u32);
             [within(list.rows, d.seq_len_q), within(list.keys, d.seq_len_kv), (d.num_heads / list.heads) as u32, item as u32]
         })

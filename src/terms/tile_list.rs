@@ -22,7 +22,8 @@ impl Problem {
         if !is_vague || self.varlen.is_some() || d.seq_len_q < FEWEST || d.seq_len_kv < FEWEST {
             return None;
         }
-        let reads = |field| masks().filter_map(|functions| functions.visible.as_ref()).any(|mask: &Program| mask.has(|op| op == Op::Pair(field)));
+        let reads =
+            |field| masks().filter_map(|functions| functions.visible.as_ref()).any(|mask: &Program| mask.has(|op| op == Op::Pair(field)));
         let v = &self.visibility;
         let mask = v.mask.map_or([1; 4], |mask| mask.0);
         // Heads from one change of a mask to the next, by each of the masks.

@@ -3,7 +3,9 @@
 use crate::custom::{Table, Term};
 use crate::error::Result;
 use crate::numbers::DType;
-use crate::problem::{Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
+use crate::problem::{
+    Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen,
+};
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use Alignment::{BottomRight, Offset, TopLeft};

@@ -115,7 +115,10 @@ fn add_block_list(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data:
     let list = BlockList { batch: shape[0], heads: shape[1], ..BlockList::new(rows, keys) };
     let tiles = [problem.dims.seq_len_q.div_ceil(rows as usize), problem.dims.seq_len_kv.div_ceil(keys as usize)];
     if array.shape.len() > 4 || shape[2..] != tiles {
-        let why = format!("has the shape {:?}; [batch or 1, lists, {}, {}] is needed for tiles of {rows},{keys}", array.shape, tiles[0], tiles[1]);
+        let why = format!(
+            "has the shape {:?}; [batch or 1, lists, {}, {}] is needed for tiles of {rows},{keys}",
+            array.shape, tiles[0], tiles[1]
+        );
         return Err(Failure::at(&array.source, why));
     }
     problem.visibility.block_list = Some(list);
