@@ -48,8 +48,9 @@ pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
 pub use numbers::{DType, Element, HostSlice, HostVec};
 pub use problem::{
-    Algorithm, Alibi, Alignment, AttentionFn, Backend, BackwardInputs, BroadcastShape, Dims, Dropout, Gradients, Inputs, Layout, Outputs,
-    PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TableData, TensorSpec, Varlen, Visibility, WantGradients, gather,
+    Algorithm, Alibi, Alignment, AttentionFn, Backend, BackwardInputs, BlockList, BroadcastShape, Dims, Dropout, Gradients, Inputs, Layout,
+    Outputs, PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TableData, TensorSpec, TileLists, Varlen, Visibility,
+    WantGradients, gather,
 };
 pub use progress::Progress;
 pub use terms::{TermWord, term_words};

@@ -1,8 +1,8 @@
 // Defines: FusedWork, fused_work: what a fused kernel's workgroup computes; Block, locate; Row, row_of; KeyRange,
 //          key_range;
 //          tile_shows_any: false if a tile is skipped; next_shown; steps_at_once: unroll factor of a loop over vec4s.
-// Expects: params, Item, Interval, is_visible, has_visible_terms, has_visible_built_ins, user_status (0: the user's terms
-//          show none, 1: some, 2: all of a tile), test_users; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
+// Expects: params, Item, Interval, is_visible, has_visible_terms, SHOWS_*; told: what terms tell of a tile without its
+//          pairs; test_told: whether is_visible asks those terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
 
 // Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
@@ -80,6 +80,13 @@ fn key_range(item: Item, block: Block) -> KeyRange {
     return range;
 }
 
+// What the terms that know tiles show of one.
+struct Told {
+    status: u32,
+    // The status is SHOWS_SOME and nothing is visible perhaps, or other terms mask pairs too: only pairs can tell.
+    is_open: bool,
+}
+
 var<workgroup> pairs_seen: atomic<u32>; // 1 if any thread found a visible pair
 var<workgroup> shows_any: u32; // copy of pairs_seen that all threads read
 
@@ -89,10 +96,10 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     if (!has_visible_terms()) {
         return true;
     }
-    let status = user_status(item, block, first_key, end_key);
-    test_users(status != 2u);
-    if (status == 0u || (status == 2u && !has_visible_built_ins())) {
-        return status != 0u;
+    let known = told(item, block, first_key, end_key);
+    test_told(known.status != SHOWS_ALL);
+    if (known.status == SHOWS_NONE || !known.is_open) {
+        return known.status != SHOWS_NONE;
     }
     if (thread == 0u) {
         atomicStore(&pairs_seen, 0u);

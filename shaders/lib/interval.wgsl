@@ -1,29 +1,13 @@
-// Defines: Tile, tile_of: a tile of rows and keys, each field an interval; ANY; interval_add, .. interval_select:
-//          arithmetic of intervals, ANY where it may overflow; status_of: what a mask shows, from a boolean's interval.
-// Expects: params, Item, Block, table(index) -> u32; consts BLOCK_ROWS, BLOCK_KEYS.
+// Defines: tile_of: a kernel's tile; ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may
+//          overflow; status_of: what a mask shows, from a boolean's interval.
+// Expects: params, Item, Block, Tile, SHOWS_*, table(index) -> u32; consts BLOCK_ROWS, BLOCK_KEYS.
 // See: src/custom/interval.rs, which emits the calls.
-
-const SHOWS_NONE: u32 = 0u;
-const SHOWS_SOME: u32 = 1u;
-const SHOWS_ALL: u32 = 2u;
 
 // Least and greatest value of an i32; of a u32 if it is below 2^31 - 1, else ANY; of a bool as 0 and 1.
 const ANY: vec2<i32> = vec2<i32>(-2147483647 - 1, 2147483647);
 
 // Most elements of an unsorted table that are read for one interval of indices.
 const MOST_READ: u32 = 16u;
-
-struct Tile {
-    batch: vec2<i32>,
-    head: vec2<i32>,
-    kv_head: vec2<i32>,
-    row: vec2<i32>,
-    key: vec2<i32>,
-    position: vec2<i32>,
-    key_position: vec2<i32>,
-    len_q: vec2<i32>,
-    len_kv: vec2<i32>,
-}
 
 // Rows of a block that exist, and its keys from first_key on, before end_key.
 fn tile_of(item: Item, block: Block, first_key: u32, end_key: u32) -> Tile {

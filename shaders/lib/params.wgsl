@@ -36,6 +36,7 @@ struct Params {
     table_relative_bias: u32,
     table_sinks: u32,
     table_page_table: u32,
+    table_block_list: u32,
     table_term_tables: u32,
     // Seed (low word, high word), offset.
     table_dropout: u32,
@@ -91,4 +92,8 @@ struct Params {
     // Fused: offsets in rows of the (m, l) that this step writes, and of those that it merges with.
     stats_to: u32,
     stats_from: u32,
+    // List of visible tiles: its first word, heads that share one, and words from one item's lists to the next (0: shared).
+    list_start: u32,
+    list_share: u32,
+    list_item_words: u32,
 }

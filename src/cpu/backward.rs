@@ -17,6 +17,7 @@ use super::job::{Block, Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::Shared;
+use super::tile_list::TileList;
 use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
 use super::visible::Item;
 use crate::error::Result;
@@ -81,8 +82,10 @@ pub(super) fn attention_on(
     let (per_head, tasks) = tasks(problem, &items, threads);
     let Gradients { query, key, value, bias, relative_bias, sinks } = &mut gradients;
     let partials = Shared::new(&mut []);
+    let list = TileList::build(problem, inputs, isa, &items, threads);
+    let list = list.as_ref();
     let work = Work {
-        job: Job { problem, inputs, isa, items: &items, output: None, lse: None, stats: None, scores: None, weights: None, partials },
+        job: Job { problem, inputs, isa, items: &items, list, output: None, lse: None, stats: None, scores: None, weights: None, partials },
         output: backward.output,
         stats: backward.stats.unwrap_or(&made),
         d_output: backward.d_output,

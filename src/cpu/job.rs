@@ -6,9 +6,11 @@ use std::ops::Range;
 use super::kernel::Isa;
 use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
+use super::tile_list::TileList;
 use super::visible::Item;
 use crate::numbers::HostSlice;
 use crate::problem::{Inputs, Operand, Problem, ScoreStage};
+use crate::terms::TileAt;
 
 /// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
 /// 96 139, 128 132, 192 130, 256 133. With 64, a panel's weights and queries leave room in 48 KiB of first-level cache.
@@ -20,6 +22,8 @@ pub(super) struct Job<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) isa: Isa,
     pub(super) items: &'a [Item],
+    /// List of visible tiles, where the masks of users' terms have one.
+    pub(super) list: Option<&'a TileList>,
     /// `None` where only statistics are wanted.
     pub(super) output: Option<SharedOutput<'a>>,
     pub(super) lse: Option<Shared<'a, f32>>,
@@ -50,6 +54,15 @@ impl Unit {
         let group = problem.dims.group();
         let row = self.first_row + r;
         (self.kv_head * group + row % group, row / group)
+    }
+
+    /// Smallest tile that contains some of the unit's rows, counted from its first, and these keys.
+    pub(super) fn tile(&self, problem: &Problem, batch: usize, rows: Range<usize>, keys: Range<usize>) -> TileAt {
+        let group = problem.dims.group();
+        let (first, last) = (self.first_row + rows.start, self.first_row + rows.end - 1);
+        let first_head = self.kv_head * group;
+        let heads = if first / group == last / group { first % group..last % group + 1 } else { 0..group };
+        TileAt { batch, heads: first_head + heads.start..first_head + heads.end, rows: first / group..last / group + 1, keys }
     }
 }
 

@@ -17,6 +17,7 @@ mod simd_neon;
 mod simd_x86;
 mod softmax;
 mod tile;
+mod tile_list;
 mod unit;
 mod user_status;
 mod user_terms;

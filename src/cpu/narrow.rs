@@ -12,7 +12,6 @@ use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
 use super::tile::{AdditiveMask, Masking, Panel, Tile};
 use super::user_terms::Step;
-use super::visible::Item;
 use crate::numbers::DType;
 use crate::problem::Operand;
 
@@ -66,7 +65,7 @@ fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: 
     let scores = tile.scores.take(unit.rows * step);
     job.isa.run(Dots { query, key, ahead: ahead(job, Operand::Key), scores, scores_step: step });
     let mut kind = Masking::Nothing;
-    if Item::has_additive_mask(job.problem) {
+    if tile.has_additive_mask(job) {
         let to = tile.additive_mask.take(unit.rows * step);
         job.isa.run(AdditiveMask { job, unit, rows: 0..unit.rows, keys: keys.clone(), to, step, kind: &mut kind });
         kind = Masking::Additive;

@@ -10,7 +10,6 @@ use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
 use super::user_terms::{self, Step, UserScratch, UserTerms};
-use super::visible::Item;
 use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
@@ -118,6 +117,8 @@ pub(super) struct Tile {
     users: UserScratch,
     /// True if the masks of the user's terms may hide some of the pairs.
     tests_users: bool,
+    /// True if terms with a status may hide some of the pairs.
+    tests_told: bool,
 }
 
 /// Kind of masking that a tile needs.
@@ -140,7 +141,7 @@ impl Tile {
         if !self.may_see(job, unit, panel.range(), keys) {
             return Masking::Everything;
         }
-        if Item::has_additive_mask(job.problem) {
+        if self.has_additive_mask(job) {
             let to = self.rows.take(width * step);
             to[panel.rows * step..].fill(0.0);
             let mut kind = Masking::Additive;
@@ -164,11 +165,24 @@ impl Tile {
         Masking::Bounds
     }
 
-    /// False if the user's terms hide all of some rows and keys.
+    /// False if terms that know tiles hide all of some rows and keys.
     pub(super) fn may_see(&mut self, job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> bool {
-        let status = user_terms::status(job, unit, rows, keys);
-        self.tests_users = status != Status::All;
-        status != Status::None
+        (self.tests_users, self.tests_told) = (false, false);
+        let item = &job.items[unit.item];
+        if !item.knows_tiles(job.problem) || rows.is_empty() || keys.is_empty() {
+            return true;
+        }
+        let tile = unit.tile(job.problem, item.batch, rows, keys.clone());
+        let of_terms = item.status(job.problem, job.inputs, &tile);
+        let of_users = if of_terms == Status::None { of_terms } else { user_terms::status(job, unit, &tile) };
+        (self.tests_users, self.tests_told) = (of_users != Status::All, of_terms != Status::All);
+        let is_open = of_users == Status::Some;
+        of_users != Status::None && job.list.is_none_or(|list| !is_open || list.may_see(job.problem, &tile))
+    }
+
+    /// True if scores need an additive mask besides the intervals, after [`Self::may_see`].
+    pub(super) fn has_additive_mask(&self, job: &Job<'_>) -> bool {
+        job.problem.terms().any(|term| term.add.is_some() || (term.mask.is_some() && (term.status.is_none() || self.tests_told)))
     }
 
     /// Computes scores before softcap and biases.

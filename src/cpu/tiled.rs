@@ -21,6 +21,7 @@ use super::job::{Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::{Buffer, Shared};
+use super::tile_list::TileList;
 use super::unit::{self, Scratch};
 use super::visible::Item;
 use crate::error::{Error, Result};
@@ -141,11 +142,13 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
 
     let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
     let Outputs { output, lse, stats, scores, weights } = outputs;
+    let list = TileList::build(problem, inputs, isa, items, threads);
     let job = Job {
         problem,
         inputs,
         isa,
         items,
+        list: list.as_ref(),
         output: (!output.as_slice().is_empty()).then(|| SharedOutput::new(output)),
         lse: lse.as_mut().map(|lse| Shared::new(lse)),
         stats: stats.as_mut().map(|stats| Shared::new(stats)),

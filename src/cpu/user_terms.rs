@@ -1,7 +1,5 @@
 //! Terms that users wrote, applied to a tile of scores.
 
-use std::ops::Range;
-
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::simd::Simd;
@@ -9,6 +7,7 @@ use super::user_status::tile_of;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
 use crate::custom::program::{Field, Op, Program};
 use crate::custom::tile::Status;
+use crate::terms::TileAt;
 
 /// Memory of the evaluation of users' terms.
 #[derive(Default)]
@@ -19,18 +18,14 @@ pub(super) struct UserScratch {
     rows: [Vec<u32>; 3],
 }
 
-/// Evaluates the masks of the user's terms for whole blocks of rows and keys.
-pub(super) fn status(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
+/// Evaluates the masks of the user's terms for a tile with rows and keys.
+pub(super) fn status(job: &Job<'_>, unit: &Unit, tile: &TileAt) -> Status {
     let (problem, item) = (job.problem, &job.items[unit.item]);
     let rules = || problem.user_terms.iter().enumerate().filter_map(|(index, term)| Some((index, term.functions().status.as_ref()?)));
-    if rules().next().is_none() || rows.is_empty() || keys.is_empty() {
+    if rules().next().is_none() {
         return Status::All;
     }
-    let places = |of: fn((usize, usize)) -> usize| {
-        let all = || rows.clone().map(|row| of(unit.row(problem, row)));
-        all().min().unwrap_or_default()..all().max().unwrap_or_default() + 1
-    };
-    let tile = tile_of(item, unit.kv_head, places(|(head, _)| head), places(|(_, i)| i), keys.clone());
+    let tile = tile_of(item, unit.kv_head, tile.heads.clone(), tile.rows.clone(), tile.keys.clone());
     let tables = |index| problem.tables_of(index, job.inputs.term_tables);
     rules().map(|(index, rule)| rule.of(&tile, &tables(index))).min().unwrap_or(Status::All)
 }

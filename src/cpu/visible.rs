@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::problem::{Alignment, Inputs, Problem};
-use crate::terms::{RowAt, TermSet};
+use crate::terms::{RowAt, Status, TermSet, TileAt};
 
 /// One item of the batch, padded or varlen.
 #[derive(Clone, Debug)]
@@ -74,9 +74,15 @@ impl Item {
         }
     }
 
-    /// True if scores need an additive mask besides the intervals.
-    pub(super) fn has_additive_mask(problem: &Problem) -> bool {
-        problem.terms().any(|term| term.add.is_some() || term.mask.is_some())
+    /// True if any term knows what it shows of a tile.
+    pub(super) fn knows_tiles(&self, problem: &Problem) -> bool {
+        !problem.user_terms.is_empty() || self.terms.iter().any(|(_, term)| term.status.is_some())
+    }
+
+    /// Least that the built-in terms show of a tile.
+    pub(super) fn status(&self, problem: &Problem, inputs: &Inputs<'_>, tile: &TileAt) -> Status {
+        let all = self.terms.iter().filter_map(|(_, term)| term.status);
+        all.map(|status| status(problem, inputs, tile)).min().unwrap_or(Status::All)
     }
 
     /// Fills the additive mask of row i and these keys: the sum of all biases, or -inf where masked for any reason.

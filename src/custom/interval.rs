@@ -144,6 +144,27 @@ impl Intervals {
         Self(steps.collect())
     }
 
+    /// True if the result depends on what is not followed: it may be `Some` in every tile that shows none.
+    pub(super) fn is_vague(&self) -> bool {
+        let steps = &self.0;
+        let operands = |id: usize| steps[id].operands[..steps[id].count].iter().copied();
+        let needed = needed(steps.len(), operands);
+        // Operations that differ within a tile.
+        let mut varies = Vec::with_capacity(steps.len());
+        for (id, step) in steps.iter().enumerate() {
+            let field = matches!(step.function, Function::Field(Field::Row | Field::Position | Field::Key | Field::KeyPosition));
+            varies.push(field || operands(id).any(|operand| varies[operand as usize]));
+        }
+        steps.iter().enumerate().any(|(id, step)| {
+            let unknown = match step.function {
+                Function::Constant([least, most]) => least != most,
+                Function::Load(_, Order::Any) => varies[id],
+                _ => false,
+            };
+            needed[id] && unknown
+        })
+    }
+
     /// Evaluates the mask for all pairs of a tile.
     pub(super) fn status(&self, tile: &Tile, tables: &[&[u32]]) -> Status {
         let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());

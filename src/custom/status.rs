@@ -40,6 +40,11 @@ impl TileStatus {
         }
     }
 
+    /// True if a tile that shows nothing may go unnoticed.
+    pub(crate) fn is_vague(&self) -> bool {
+        matches!(self, Self::Derived(intervals) if intervals.is_vague())
+    }
+
     /// True if the status depends on the position of the rows.
     pub(super) fn uses_position(&self) -> bool {
         matches!(self, Self::Own(program) if program.has(|op| matches!(op, Op::Tile(Field::Position, _))))

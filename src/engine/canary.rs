@@ -11,7 +11,8 @@ use crate::gpu::{Asked, Gpu, Trial, gradients_of_plan};
 use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
-    Algorithm, BackwardInputs, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec, WantGradients,
+    Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec,
+    WantGradients,
 };
 use crate::progress::Progress;
 use crate::wgsl::{Kernel, KernelKey};
@@ -73,7 +74,7 @@ fn check_plan(
         return Ok(());
     }
     // Force the variant of `plan`, because a problem this small would get the other one.
-    let specialise = if plan.steps[0].key.generic { Specialise::Never } else { Specialise::Always };
+    let specialise = if plan.key().generic { Specialise::Never } else { Specialise::Always };
     match plan_tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
         Ok(tried) if tried.steps.iter().any(|step| new.contains(&step.key)) => {
             let kernel = tried.summary().to_string();
@@ -108,6 +109,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     let mut visibility = problem.visibility;
     (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
+    visibility.block_list = visibility.block_list.map(|_| BlockList::new(2, 4));
     Problem {
         user_terms: Vec::new(),
         dims,
@@ -178,6 +180,7 @@ fn with_data<T>(problem: &Problem, run: impl FnOnce(&Inputs<'_>, &HostVec) -> Re
     let inputs = Inputs {
         bias: &numbers(elements(problem.bias)),
         mask: &(0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect::<Vec<_>>(),
+        block_list: &vec![0b10_1101_1011; problem.visibility.block_list.map_or(0, |list| list.shape(&problem.dims).iter().product())],
         alibi_slopes: &numbers(heads(problem.alibi.is_some())),
         sinks: &numbers(heads(problem.sinks)),
         relative_bias: &numbers(problem.relative_bias_len()),

@@ -238,6 +238,14 @@ fn is_visible(problem: &Problem, inputs: &Inputs<'_>, item: &Item, [b, h, i, j]:
     if v.segments {
         visible &= inputs.segment_ids_q[b * d.seq_len_q + i] == inputs.segment_ids_kv[b * d.seq_len_kv + j];
     }
+    if let Some(list) = v.block_list {
+        // The list of the pair's item and head, then the word and the bit of its tile.
+        let [item, head] = [if list.batch == 1 { 0 } else { b }, h / (d.num_heads / list.heads)];
+        let [row_tile, key_tile] = [i / list.rows as usize, j / list.keys as usize];
+        let line = (item * list.heads + head) * d.seq_len_q.div_ceil(list.rows as usize) + row_tile;
+        let words = d.seq_len_kv.div_ceil(list.keys as usize).div_ceil(32);
+        visible &= inputs.block_list[line * words + key_tile / 32] & (1 << (key_tile % 32)) != 0;
+    }
     if let Some(shape) = v.mask {
         visible &= inputs.mask[broadcast(shape, [b, h, i, j])];
     }

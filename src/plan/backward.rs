@@ -5,10 +5,10 @@ use super::fused::{CHAIN, every_row, fits, item_blocks};
 use super::limits::{check_bytes, grid};
 use super::step::{BufferRef, Plan};
 use super::suited::{ANY, Suited};
-use super::{DeviceCaps, loops, software};
+use super::{DeviceCaps, loops, software, tile_list};
 use crate::error::{Error, Result};
 use crate::numbers::DType;
-use crate::problem::{BroadcastShape, Operand, Problem, Returns, WantGradients};
+use crate::problem::{BlockList, BroadcastShape, Operand, Problem, Returns, WantGradients};
 use crate::wgsl::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
 
 /// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
@@ -52,6 +52,7 @@ impl Plan {
         let problem = &Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
         let mut plan = Planner::new(problem, want, caps)?;
         plan.preprocess()?;
+        plan.list_tiles()?;
         if want.query {
             plan.query()?;
         }
@@ -85,6 +86,8 @@ struct Planner<'a> {
     want: &'a WantGradients,
     caps: &'a DeviceCaps,
     specialised: bool,
+    /// List of visible tiles, behind the tables.
+    list: Option<BlockList>,
     /// Parameters, with the tables behind the row words.
     params: Params,
     /// The steps; the first scratch buffer holds the row words of the backward preprocess.
@@ -100,11 +103,18 @@ impl<'a> Planner<'a> {
             check_bytes(operand.name(), larger as u64, caps)?;
         }
         let row_stats = ROW_STATS as u64 * problem.lse_len() as u64;
-        steps.scratch("statistics of rows", 4 * (row_stats + u64::from(steps.table_words)))?;
+        let list = tile_list::wanted(problem, usize::from(want.query) + usize::from(want.key || want.value));
+        let list_words = list.map_or(0, |list| list.words(&problem.dims) as u64);
+        let bytes = 4 * (row_stats + u64::from(steps.table_words));
+        let list = list.filter(|_| bytes + 4 * list_words <= steps.scratch_left().min(caps.binding_bytes));
+        steps.scratch("statistics of rows", bytes + list.map_or(0, |_| 4 * list_words))?;
         let first_table = grid(row_stats as usize)?;
         let params = Params::new(problem, steps.tables.shifted(first_table));
-        let params = Params { table_words: steps.table_words, first_table, ..params };
-        Ok(Self { problem, want, caps, specialised: caps.specialises(2.5 * problem.flops()), params, steps })
+        let mut params = Params { table_words: steps.table_words, first_table, ..params };
+        if let Some(list) = list {
+            params = tile_list::placed(params, problem, list, (first_table + steps.table_words) as usize)?;
+        }
+        Ok(Self { problem, want, caps, specialised: caps.specialises(2.5 * problem.flops()), list, params, steps })
     }
 
     /// Adds a kernel in the variant that the problem needs, with the buffers of its `parts` and `sums` bindings.
@@ -134,6 +144,13 @@ impl<'a> Planner<'a> {
             flops,
             [None; 2],
         )
+    }
+
+    /// Adds the list of visible tiles, which the gradients of query, key and value share.
+    fn list_tiles(&mut self) -> Result<()> {
+        let Some(list) = self.list else { return Ok(()) };
+        let params = Params { table_words: 0, ..self.params.with_tables(self.problem, self.steps.tables) };
+        tile_list::push(&mut self.steps, params, list, BufferRef::Scratch(0))
     }
 
     fn query(&mut self) -> Result<()> {
@@ -270,8 +287,9 @@ impl<'a> Planner<'a> {
     /// Returns the first shape that is meant for `owned` rows or keys and fits the device.
     fn choose(&self, owned: usize, kernel: impl Fn(GradientShape) -> Kernel) -> Result<(KernelKey, GradientShape)> {
         let fits = |(key, _): &(KernelKey, GradientShape)| fits(key, self.caps);
-        let specialised = |shape: GradientShape| (self.steps.key(false, kernel(shape)), shape);
-        let generic = |shape: GradientShape| (self.steps.key(true, kernel(shape)), shape);
+        let key = |generic, shape| KernelKey { listed: self.list.is_some(), ..self.steps.key(generic, kernel(shape)) };
+        let specialised = |shape: GradientShape| (key(false, shape), shape);
+        let generic = |shape: GradientShape| (key(true, shape), shape);
         let widest = self.problem.dims.head_dim.max(self.problem.dims.head_dim_v);
         let suited = software::gradients(widest, self.caps).filter(|_| self.specialised).chain(TILES.iter().copied());
         let suited = suited.filter(|suited| suited.suits(owned, widest)).map(|suited| specialised(suited.shape));

@@ -5,7 +5,7 @@ use super::limits::{check_bytes, grid};
 use super::ranges::{KeyRange, of_parts, parts};
 use super::step::{BufferRef, Plan, Step};
 use super::suited::{ANY, Suited};
-use super::{DeviceCaps, loops, matrix, software};
+use super::{DeviceCaps, loops, matrix, software, tile_list};
 use crate::error::{Error, Result};
 use crate::problem::{Dims, Operand, Problem};
 use crate::wgsl::{Kernel, KernelKey, Params, Slot, Storage, TileShape};
@@ -96,12 +96,17 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
         plan.scratch("partial results", 4 * (splits * rows * width as usize) as u64)?;
         plan.scratch("partial results", 8 * (splits * rows * turns.min(2)) as u64)?;
     }
+    let list = tile_list::forward(&mut plan, params)?;
+    if let Some((with_list, _)) = list {
+        (key.listed, key.tables, params) = (true, true, with_list);
+    }
     let stats_or_lse = if problem.want.stats { BufferRef::Stats } else { BufferRef::Lse };
     for (params, share, bound) in of_parts(problem, params, &parts, splits * rows) {
         plan.push_bound(key.clone(), params, share * problem.flops(), bound, |slot| match slot {
             Slot::Output if writes_parts => Some(BufferRef::Scratch(0)),
             Slot::Lse if writes_parts => Some(BufferRef::Scratch(1)),
             Slot::Lse => Some(stats_or_lse),
+            Slot::Tables => list.map(|(_, bits)| bits),
             _ => None,
         })?;
     }
@@ -116,9 +121,10 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
         plan.push(merge, params, 2.0 * (splits * rows * width) as f64, partial_results)?;
     }
     let summary = format!(
-        "fused {}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
+        "fused {}{}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
         if key.generic { "generic " } else { "" },
         key.kernel,
+        if list.is_some() { " by a list of visible tiles" } else { "" },
         in_parts(&parts, turns),
         key.workgroup_bytes(),
         plan.scratch_bytes(),

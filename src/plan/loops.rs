@@ -7,6 +7,12 @@ use crate::error::{Error, Result};
 use crate::problem::Problem;
 use crate::wgsl::{GradientShape, Kernel, KernelKey, Params};
 
+/// Most iterations over the words of a block list for a tile of so many rows: a tile of the list may be one row or key.
+fn list_test(key: &KernelKey, rows: u32, keys: u32) -> u32 {
+    let has_lists = key.terms.iter().any(|(_, term)| term.status.is_some());
+    if has_lists { rows * (keys / 32 + 3) } else { 0 }
+}
+
 /// Most keys that an invocation of a fused kernel may visit, in whole blocks.
 pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
     let [head, value] = [key.head_dim, key.head_dim_v].map(|dim| dim.div_ceil(4));
@@ -31,7 +37,7 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
         Kernel::Matrix(shape) => (shape.keys, 64 * shape.keys),
         _ => return usize::MAX,
     };
-    at_once(keys, iterations, caps)
+    at_once(keys, iterations + list_test(key, key.kernel.block_rows(), keys), caps)
 }
 
 /// Most rows or keys that an invocation of a gradient kernel may stream, counted over all query heads of a group.
@@ -51,7 +57,8 @@ pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &Devic
             stream / of_thread * (2 + slices * (1 + lanes) + 4 * of_thread * own) + own * stream
         }
     };
-    at_once(stream, iterations, caps)
+    let list_test = list_test(key, shape.block_own().max(stream), shape.block_own().min(stream));
+    at_once(stream, iterations + list_test, caps)
 }
 
 /// Most elements in whole blocks of `size`, each of `iterations`. Half of the limit is left for work not counted here.
@@ -100,6 +107,7 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
         | Kernel::Lanes(_)
         | Kernel::Decode(_)
         | Kernel::Matrix(_)
+        | Kernel::TileList
         | Kernel::Merge
         | Kernel::QueryGradient(_)
         | Kernel::KeyGradient(..)

@@ -55,7 +55,14 @@ impl BufferRef {
             Slot::DQuery => Some(Self::DQuery),
             Slot::DKey => Some(Self::DKey),
             Slot::DValue => Some(Self::DValue),
-            Slot::Params | Slot::Scores | Slot::PartialOutput | Slot::PartialStats | Slot::RowStats | Slot::Parts | Slot::Sums => None,
+            Slot::Bits
+            | Slot::Params
+            | Slot::Scores
+            | Slot::PartialOutput
+            | Slot::PartialStats
+            | Slot::RowStats
+            | Slot::Parts
+            | Slot::Sums => None,
         }
     }
 }
@@ -85,9 +92,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Kernel of the first step.
+    /// First kernel that computes more than a list of tiles.
     pub(crate) fn kernel(&self) -> Kernel {
-        self.steps[0].key.kernel
+        self.key().kernel
+    }
+
+    /// Variant of [`Self::kernel`].
+    pub(crate) fn key(&self) -> &KernelKey {
+        let prepares = usize::from(self.steps[0].key.kernel == Kernel::TileList);
+        &self.steps[prepares].key
     }
 
     /// Summary in words: kernel, tiles, grid, bytes of workgroup memory and of scratch.

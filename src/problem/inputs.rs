@@ -39,6 +39,8 @@ pub struct Inputs<'a> {
     pub cu_seqlens_kv: &'a [u32],
     /// Page table, [batch, pages_per_item], as [`crate::Paged`] describes.
     pub page_table: &'a [u32],
+    /// Bits of the visible tiles, as [`crate::BlockList`] describes; [`Problem::block_list_words`] makes them.
+    pub block_list: &'a [u32],
     /// Tables of the user's terms, as [`Problem::term_tables`] joins them.
     pub term_tables: &'a [u32],
     /// Seed and offset of dropout, if the problem has it.
@@ -64,6 +66,7 @@ impl<'a> Inputs<'a> {
             cu_seqlens_q: &[],
             cu_seqlens_kv: &[],
             page_table: &[],
+            block_list: &[],
             term_tables: &[],
             dropout: Dropout::default(),
         }
@@ -102,6 +105,7 @@ impl<'a> Inputs<'a> {
             ("relative_bias", bytemuck::cast_slice(self.relative_bias)),
             ("sinks", bytemuck::cast_slice(self.sinks)),
             ("page_table", bytemuck::cast_slice(self.page_table)),
+            ("block_list", bytemuck::cast_slice(self.block_list)),
             ("term_tables", bytemuck::cast_slice(self.term_tables)),
         ]
     }

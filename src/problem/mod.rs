@@ -1,5 +1,6 @@
 //! The request as a value: sizes and options of an attention, its data, and its results. No device and no arithmetic.
 
+mod block_list;
 mod builder;
 mod check;
 mod choice;
@@ -14,6 +15,7 @@ mod tensor;
 mod user_terms;
 mod visibility;
 
+pub use block_list::{BlockList, TileLists};
 pub use choice::{Algorithm, Backend};
 pub use dropout::Dropout;
 pub(crate) use dropout::DropoutRule;

@@ -31,6 +31,8 @@ pub enum TableVector {
     Sinks,
     /// [`crate::Inputs::page_table`], u32. Trusted: kernels access the pages that it names.
     PageTable,
+    /// [`crate::Inputs::block_list`], u32: the layout is that of [`crate::BlockList`].
+    BlockList,
     /// [`crate::Inputs::term_tables`], u32.
     TermTables,
     /// [`crate::Inputs::dropout`]: low word and high word of the seed, then the offset, u32.
@@ -51,6 +53,7 @@ pub(crate) struct TableLayout {
     pub(crate) relative_bias: u32,
     pub(crate) sinks: u32,
     pub(crate) page_table: u32,
+    pub(crate) block_list: u32,
     pub(crate) term_tables: u32,
     pub(crate) dropout: u32,
 }
@@ -97,6 +100,7 @@ pub(super) fn words(problem: &Problem) -> [usize; COUNT] {
         d.num_heads.saturating_mul(problem.relative_bias_columns()),
         when(problem.sinks, d.num_heads),
         paged.map_or(0, |paged| d.batch.saturating_mul(paged.pages_per_item)),
+        v.block_list.map_or(0, |list| list.words(d)),
         problem.term_table_words(),
         when(problem.dropout_rule().is_some(), 3),
     ]

@@ -88,6 +88,12 @@ impl<'a> Tables<'a> {
         self
     }
 
+    /// Sets [`Inputs::block_list`].
+    pub fn block_list(mut self, words: &'a [u32]) -> Self {
+        self.inputs.block_list = words;
+        self
+    }
+
     /// Sets [`Inputs::term_tables`].
     pub fn term_tables(mut self, term_tables: &'a [u32]) -> Self {
         self.inputs.term_tables = term_tables;

@@ -1,13 +1,13 @@
 //! Visibility as arithmetic: which keys a query row may see.
 //!
-//! Everything but segments and the boolean mask leaves each row one interval of keys. Loops start and end at the ends
-//! of the interval, so keys outside are never visited.
+//! Everything but segments, block lists and the boolean mask leaves each row one interval of keys. Loops start and end
+//! at the ends of the interval, so keys outside are never visited.
 
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::numbers::Random;
-use crate::problem::Dims;
+use crate::problem::{BlockList, Dims};
 
 /// Position of query row 0 among the keys. Row i of a sequence has the position `p = i + offset`, from which every
 /// term that knows positions counts.
@@ -112,6 +112,7 @@ pub(crate) fn along_keys(shape: Option<BroadcastShape>, index: [usize; 4]) -> (u
 /// - `j < (floor(p / block_causal) + 1) * block_causal`, if there is a block size: whole blocks see themselves;
 /// - `j < kv_lengths[batch]`, if `kv_lengths`;
 /// - `segment_ids_q[batch, i] == segment_ids_kv[batch, j]`, if `segments`;
+/// - the tile of j is in the list of the tile of i, if there is a `block_list`;
 /// - the mask is true there, if there is one;
 /// - the additive bias there is not -inf, if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -134,6 +135,8 @@ pub struct Visibility {
     pub prefix_lengths: bool,
     /// True if rows see only keys of their own segment.
     pub segments: bool,
+    /// Lists of visible tiles.
+    pub block_list: Option<BlockList>,
     /// Boolean mask: true = may attend.
     pub mask: Option<BroadcastShape>,
 }
@@ -150,6 +153,7 @@ impl Visibility {
         kv_lengths: false,
         prefix_lengths: false,
         segments: false,
+        block_list: None,
         mask: None,
     };
 }

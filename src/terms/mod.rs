@@ -7,6 +7,7 @@
 mod alibi;
 mod bias;
 mod block_causal;
+mod block_list;
 mod causal;
 mod chunk;
 mod mask;
@@ -14,23 +15,26 @@ mod relative_bias;
 mod segments;
 mod softcap;
 mod term;
+mod tile_list;
 mod window;
 
 use std::ops::Range;
 
+pub(crate) use block_list::TileBits;
 use term::TermText;
-pub(crate) use term::{RowAt, Term, TermTensor};
+pub(crate) use term::{RowAt, Status, Term, TermTensor, TileAt};
 
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 
 /// All terms. Scores change in this order; a term's index is its bit in [`TermSet`] and its place in the params.
-pub(crate) const TERMS: [Term; 11] = [
+pub(crate) const TERMS: [Term; 12] = [
     causal::TERM,
     window::TERM,
     chunk::TERM,
     block_causal::TERM,
     segments::TERM,
+    block_list::TERM,
     mask::TERM,
     softcap::TERM,
     bias::TERM,
@@ -57,6 +61,11 @@ impl TermSet {
     /// Returns the terms that look at pairs.
     pub(crate) fn pairs() -> Self {
         Self::those(|term| term.interval.is_none())
+    }
+
+    /// Returns the terms that mask pairs.
+    pub(crate) fn visible() -> Self {
+        Self::those(|term| term.mask.is_some())
     }
 
     fn those(wanted: impl Fn(&Term) -> bool) -> Self {
@@ -250,6 +259,8 @@ mod tests {
             "chunk=0",
             "chunk=x",
             "mask=1,2",
+            "block-list=0,1,1,1",
+            "block-list=8,8,1",
             "softcap=soft",
             "alibi",
             "relative-bias=-1",
@@ -263,9 +274,10 @@ mod tests {
     #[test]
     fn wgsl_defines_what_the_list_says() {
         for term in &TERMS {
-            let hooks = ["interval", "visible", "score", "slope"].map(|hook| term.defines(hook));
-            let expected = [term.interval.is_some(), term.mask.is_some(), term.interval.is_none() && term.mask.is_none()];
-            assert_eq!(hooks[..3], expected, "{}", term.name);
+            let hooks = ["interval", "visible", "score", "status", "slope"].map(|hook| term.defines(hook));
+            let scores = term.interval.is_none() && term.mask.is_none();
+            let expected = [term.interval.is_some(), term.mask.is_some(), scores, term.status.is_some()];
+            assert_eq!(hooks[..4], expected, "{}", term.name);
             assert_eq!(term.wgsl.0, format!("shaders/terms/{}.wgsl", term.name));
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+pub(crate) use crate::custom::tile::Status;
 use crate::error::Result;
 use crate::numbers::Random;
 use crate::problem::{Alignment, Inputs, Problem, TableLayout};
@@ -11,6 +12,7 @@ use crate::problem::{Alignment, Inputs, Problem, TableLayout};
 /// ```text
 /// fn NAME_interval(keys: Span, item: Item, position: i32) -> Span    the keys left by arithmetic; ends never decrease
 /// fn NAME_visible(at: Pair) -> bool                                  false masks the pair
+/// fn NAME_status(tile: Tile) -> u32                                  what `NAME_visible` shows of a tile, exactly
 /// fn NAME_score(x: f32, at: Pair) -> f32                             the score after this term; -inf masks the pair
 /// fn NAME_slope(x: f32, y: f32, at: Pair) -> f32                     d y / d x of `NAME_score`; 1 where it is missing
 /// ```
@@ -37,6 +39,8 @@ pub(crate) struct Term {
     pub(crate) add: Option<RowFn>,
     /// `NAME_visible` on the CPU: writes -inf to the masked ones of a row's keys from `first` on.
     pub(crate) mask: Option<RowFn>,
+    /// `NAME_status` on the CPU, of a tile with rows and keys.
+    pub(crate) status: Option<StatusFn>,
     /// Draws the term for a test problem, or leaves it out: what kernels depend on from the first source, the rest from
     /// the second.
     pub(crate) draw: fn(&mut Problem, &mut Random, &mut Random),
@@ -51,6 +55,9 @@ pub(crate) type IntervalFn = fn(&Problem, RowAt, Range<i64>) -> Range<i64>;
 
 /// Changes the additive mask of a row's keys from `first` on.
 pub(crate) type RowFn = fn(&Problem, &Inputs<'_>, RowAt, first: usize, &mut [f32]);
+
+/// Returns what is visible of a tile of rows and keys.
+pub(crate) type StatusFn = fn(&Problem, &Inputs<'_>, &TileAt) -> Status;
 
 /// Text form of a term, `WORD` or `WORD=VALUE`, in command lines, benchmarks and tuning classes.
 pub(crate) struct TermText {
@@ -84,6 +91,15 @@ pub(crate) struct RowAt {
     pub(crate) prefix: usize,
 }
 
+/// A tile of rows and keys of an item on the CPU.
+#[derive(Clone, Debug)]
+pub(crate) struct TileAt {
+    pub(crate) batch: usize,
+    pub(crate) heads: Range<usize>,
+    pub(crate) rows: Range<usize>,
+    pub(crate) keys: Range<usize>,
+}
+
 impl Term {
     /// Defaults of a term that does nothing.
     pub(super) const NOTHING: Self = Self {
@@ -98,6 +114,7 @@ impl Term {
         reach: |_| [None; 2],
         add: None,
         mask: None,
+        status: None,
         draw: |_, _, _| {},
         remove: |_| {},
         text: TermText { word: "", value: "", help: "", needs_data: false, write: |_| String::new(), read: |_, _| Ok(()) },

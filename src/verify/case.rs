@@ -65,6 +65,7 @@ pub struct Data {
     pub cu_seqlens_q: Vec<u32>,
     pub cu_seqlens_kv: Vec<u32>,
     pub page_table: Vec<u32>,
+    pub block_list: Vec<u32>,
     pub term_tables: Vec<u32>,
     pub dropout: Dropout,
 }
@@ -88,6 +89,7 @@ impl Data {
             cu_seqlens_q: vec![],
             cu_seqlens_kv: vec![],
             page_table: vec![],
+            block_list: vec![],
             term_tables: vec![],
             dropout: Dropout::default(),
         }
@@ -111,6 +113,7 @@ impl Data {
             cu_seqlens_q: &self.cu_seqlens_q,
             cu_seqlens_kv: &self.cu_seqlens_kv,
             page_table: &self.page_table,
+            block_list: &self.block_list,
             term_tables: &self.term_tables,
             dropout: self.dropout,
         }
@@ -224,6 +227,7 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     };
     data.segment_ids_q = segments(d.seq_len_q);
     data.segment_ids_kv = segments(d.seq_len_kv);
+    data.block_list = v.block_list.map_or(vec![], |list| (0..list.words(d)).map(|_| tile_bits(random)).collect());
     if let Some(varlen) = problem.varlen {
         data.cu_seqlens_q = cu_seqlens(d.batch, d.seq_len_q, varlen.tokens_q, random);
         if problem.paged.is_none() {
@@ -235,6 +239,15 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
         data.page_table = page_table(&paged, &mut data.kv_lengths, random);
     }
     data
+}
+
+/// Draws the visibility of 32 key tiles: none, all, or one tile in a few.
+fn tile_bits(random: &mut Random) -> u32 {
+    match random.below(8) {
+        0 => 0,
+        1 => u32::MAX,
+        few => (0..32).filter(|_| random.one_in(few.min(4))).map(|bit| 1 << bit).sum(),
+    }
 }
 
 /// Draws pages in any order for items of these lengths; some items share their first page with item 0. An item for

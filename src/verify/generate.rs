@@ -245,6 +245,10 @@ fn fit(mut p: Problem, before: &Problem) -> Problem {
             }
         }
     }
+    if let Some(list) = &mut p.visibility.block_list {
+        list.batch = if list.batch == 1 { 1 } else { new[0] };
+        list.heads = if list.heads == 1 { 1 } else { new[1] };
+    }
     if let Some(varlen) = &mut p.varlen {
         let d = p.dims;
         varlen.tokens_q = varlen.tokens_q.clamp(d.seq_len_q, d.batch * d.seq_len_q);

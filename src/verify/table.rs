@@ -1,8 +1,11 @@
 //! Fixed table: named problems with every option, alone and combined, and with lengths at which tiled code breaks.
 
+use crate::custom::{Table, Term};
 use crate::error::Result;
 use crate::numbers::DType;
-use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
+use crate::problem::{
+    Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen,
+};
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use Alignment::{BottomRight, Offset, TopLeft};
@@ -20,9 +23,10 @@ const STAGES: [ScoreStage; 3] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage
 /// Builds the whole table.
 pub fn table() -> Result<Vec<Case>> {
     let mut rows = Rows(Vec::new());
-    for part in [lengths, visibility, scores, storage, together, paged, dropout, extremes] {
+    for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes] {
         part(&mut rows);
     }
+    tile_lists(&mut rows)?;
     let seeded = rows.0.into_iter().zip(1000..);
     seeded.map(|((name, problem, fill), seed)| Case::new(name, problem, Fill { seed, ..fill })).collect()
 }
@@ -117,6 +121,55 @@ fn visibility(rows: &mut Rows) {
         rows.add(format!("varlen-tokens-first-{name}"), varlen.clone().stored(DType::F32, Layout::Bshd).causal());
     }
     rows.add("varlen", base().varlen(Varlen { tokens_q: 20, tokens_kv: 36 }).stored(DType::F32, Layout::Bshd));
+}
+
+fn block_lists(rows: &mut Rows) {
+    let two = BlockList { batch: BASE.batch, heads: BASE.num_kv_heads, ..BlockList::new(4, 5) };
+    let by_head = BlockList { heads: BASE.num_heads, ..BlockList::new(2, 3) };
+    let long = of(Dims { seq_len_q: 70, seq_len_kv: 300, ..Dims::self_attention(1, 2, 70, 32) });
+    let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::F32, Layout::Bshd);
+    let pool = of(Dims { batch: 3, seq_len_kv: 70, ..BASE }).paged(Paged { page_size: 8, pages: 27, pages_per_item: 9 });
+    let decode = of(Dims { seq_len_q: 1, seq_len_kv: 700, ..BASE }).block_list(BlockList { heads: 2, ..BlockList::new(1, 16) });
+    let masked = base().aligned(BottomRight).window(Some(9), Some(3)).causal().kv_lengths().segments();
+    rows.add_all([
+        ("block-list", base().block_list(BlockList::new(4, 4))),
+        ("block-list-of-pairs", base().block_list(BlockList::new(1, 1))),
+        ("block-list-by-item-and-group", base().block_list(two)),
+        ("block-list-by-head", base().block_list(by_head)),
+        ("block-list-of-one-tile", base().block_list(BlockList { batch: 2, heads: 4, ..BlockList::new(u32::MAX, u32::MAX) })),
+        ("block-list-long", long.clone().block_list(BlockList { heads: 2, ..BlockList::new(64, 64) })),
+        ("block-list-long-small-tiles", long.clone().block_list(BlockList::new(16, 3))),
+        ("block-list-long-causal", long.clone().aligned(BottomRight).causal().block_list(BlockList::new(32, 32))),
+        ("block-list-varlen", varlen.clone().block_list(BlockList { batch: 3, ..BlockList::new(4, 4) })),
+        ("block-list-paged", pool.clone().aligned(BottomRight).causal().block_list(BlockList { batch: 3, heads: 4, ..two })),
+        ("block-list-decode", decode.clone()),
+        ("block-list-and-masks", masked.clone().mask(BroadcastShape([1, 4, 13, 21])).block_list(two)),
+        ("block-list-softcap-bias", base().softcap(2.0).bias(BroadcastShape(BASE.scores_shape())).block_list(by_head)),
+    ]);
+}
+
+/// Users' masks whose arithmetic cannot tell what they show of a tile, so that lists of visible tiles are built: for all
+/// heads and items, or for some.
+fn tile_lists(rows: &mut Rows) -> Result<()> {
+    let dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 130, seq_len_kv: 200, head_dim: 16, head_dim_v: 16 };
+    let masked = |p: Problem, index: &str| {
+        let text = format!("fn visible(at: Pair) -> bool {{ return words[({index}) % 35] % 4u == 0u; }}");
+        Term::with_tables(&text, &[Table::u32("words", 35)]).map(|mask| p.with_term(mask))
+    };
+    let tile = "at.row / 32 * 7 + at.key / 32";
+    let (p, aligned) = (of(dims), of(dims).aligned(BottomRight));
+    let pool = of(Dims { seq_len_kv: 130, ..dims }).paged(Paged { page_size: 16, pages: 20, pages_per_item: 9 });
+    let list = BlockList { heads: 2, ..BlockList::new(48, 16) };
+    let by_item = p.clone().kv_lengths().segments().mask(BroadcastShape([1, 1, 130, 200]));
+    rows.add("tile-list", masked(p.clone(), tile)?);
+    rows.add("tile-list-of-pairs", masked(p.clone(), "at.row * 3 + at.key")?);
+    rows.add("tile-list-by-group", masked(p.clone(), "at.kv_head + at.row / 32 + at.key / 32")?);
+    rows.add("tile-list-by-head-and-item", masked(p.clone(), "at.head + at.row / 50 + at.key / 50 * at.batch")?);
+    rows.add("tile-list-causal-window", masked(aligned.causal().window(Some(99), None), tile)?);
+    rows.add("tile-list-of-padded-items", masked(by_item.aligned(TopLeft).block_causal(20), tile)?);
+    rows.add("tile-list-and-block-list", masked(p.clone().block_list(list).softcap(3.0), tile)?);
+    rows.add("tile-list-paged", masked(pool.aligned(BottomRight).causal(), tile)?);
+    Ok(())
 }
 
 /// Every shape that broadcasts to [batch, num_heads, seq_len_q, seq_len_kv] of `BASE`, then of `SQUARE`.

@@ -17,6 +17,7 @@ const SHARED: &[File] = files!(
     "io/widen.wgsl",
     "lib/visibility.wgsl",
     "lib/score.wgsl",
+    "lib/tile_bits.wgsl",
     "lib/dropout.wgsl",
     "lib/addressing.wgsl"
 );
@@ -39,6 +40,7 @@ impl KernelKey {
             Kernel::Lanes(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/prefill.wgsl")],
             Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
             Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
+            Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
             Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
@@ -65,7 +67,8 @@ impl KernelKey {
                 files.push(term.wgsl);
             }
         }
-        if self.kernel.has_blocks() && self.user_terms.iter().any(|functions| functions.visible.is_some()) {
+        let tells = self.terms.iter().any(|(_, term)| term.defines("status"));
+        if self.kernel.has_blocks() && (tells || self.user_terms.iter().any(|functions| functions.visible.is_some())) {
             files.extend(files!("lib/interval.wgsl"));
         }
         files.into_iter().chain(own.into_iter().flatten().copied())

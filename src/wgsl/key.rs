@@ -43,6 +43,8 @@ pub(crate) struct KernelKey {
     pub(crate) partial: bool,
     /// True if merge or softmax writes (m, l) of the rows.
     pub(crate) stats: bool,
+    /// True if tiles are skipped by the list that [`Kernel::TileList`] has written behind the tables.
+    pub(crate) listed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,8 @@ pub(crate) enum Kernel {
     Decode(DecodeShape),
     /// Fused forward by cooperative matrices.
     Matrix(MatrixShape),
+    /// List of the tiles that masks show, behind a copy of the tables.
+    TileList,
     /// Merge of partial results over disjoint keys.
     Merge,
     /// Staged, first: the score matrix.
@@ -126,6 +130,7 @@ impl std::fmt::Display for Kernel {
                 let (rows, threads, size) = (s.block_rows(), s.threads(), s.size);
                 write!(f, "matrix {rows}x{}, {threads} threads, cooperative matrices {size}x{size}", s.keys)
             }
+            Self::TileList => f.write_str("list of visible tiles"),
             Self::Merge => f.write_str("merge"),
             Self::Scores => f.write_str("scores"),
             Self::Softmax => f.write_str("softmax"),
@@ -201,6 +206,8 @@ pub(crate) enum Slot {
     /// Terms of a sum, f32; the results go to `Sums`.
     Parts,
     Sums,
+    /// List of visible tiles, and the tables in front of it.
+    Bits,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -239,6 +246,7 @@ impl KernelKey {
             gradient: None,
             partial: false,
             stats: false,
+            listed: false,
         };
         match kernel {
             Kernel::Tiles(_)
@@ -260,6 +268,7 @@ impl KernelKey {
                 dropout,
                 ..unused
             },
+            Kernel::TileList => Self { terms: terms.and(TermSet::visible()), user_terms, ..unused },
             Kernel::Preprocess { .. } => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
             Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
@@ -304,7 +313,7 @@ impl KernelKey {
 
     /// Returns the variant without the user's terms, whose functions a tiny problem cannot judge.
     pub(crate) fn without_user_terms(&self) -> Self {
-        Self { user_terms: Vec::new(), ..self.clone() }
+        Self { user_terms: Vec::new(), listed: false, ..self.clone() }
     }
 
     /// Returns the bindings in the order of their numbers.
@@ -354,6 +363,7 @@ impl KernelKey {
         add(matches!(kernel, Kernel::RelativeGradient | Kernel::Sum | Kernel::NarrowGradient(_)), Slot::Parts, Access::Read);
         let sums = [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::SinkGradient, Kernel::Sum];
         add(sums.contains(&kernel), Slot::Sums, Access::ReadWrite);
+        add(kernel == Kernel::TileList, Slot::Bits, Access::ReadWrite);
         bindings
     }
 
@@ -363,6 +373,7 @@ impl KernelKey {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Lanes(_) | Kernel::Decode(_) => 8,
+            Kernel::TileList => 4,
             Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,

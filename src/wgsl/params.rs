@@ -71,6 +71,9 @@ pub(crate) struct Params {
     pub(crate) item_blocks: u32,
     pub(crate) stats_to: u32,
     pub(crate) stats_from: u32,
+    pub(crate) list_start: u32,
+    pub(crate) list_share: u32,
+    pub(crate) list_item_words: u32,
     /// Padding: the size of a uniform is a multiple of 16 bytes.
     pub(crate) padding: [u32; 2],
 }

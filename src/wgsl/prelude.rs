@@ -172,6 +172,7 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim", true),
         Slot::Parts => declare("parts", "array<f32>"),
         Slot::Sums => declare("sums", "array<f32>"),
+        Slot::Bits => declare("tile_bits", "array<u32>"),
         Slot::ForwardStats => declare("forward_stats", "array<u32>"),
         Slot::RowStats => {
             declare("row_stats", "array<u32>");

@@ -39,19 +39,26 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         has(any(&|_| true), any_user(&|functions| !functions.is_identity()))
     );
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
-    tile_status(text, key, &users, &any(&|term| term.defines("visible")));
-    let tested_by_tile = shows && !any_user(&|functions| functions.score.is_some());
-    let tests = if tested_by_tile { format!("tests_users || {}", any(&|_| true)) } else { "has_pair_terms()".into() };
+    tile_status(text, key, &users, &any(&|term| term.defines("visible") && !term.defines("status")));
+    // Only tests that a whole tile may make unnecessary, or some that are always made.
+    let told = |term: &Term| term.defines("status");
+    let always = any(&|term| !told(term));
+    let tests = match any_user(&|functions| functions.score.is_some()) {
+        true => "has_pair_terms()".into(),
+        false => format!("{always} || (has_pair_terms() && tests_told)"),
+    };
+    let tests = if shows || pairs.iter().any(|(_, term)| told(term)) { tests } else { "has_pair_terms()".into() };
     let _ = writeln!(text, "fn tests_pairs() -> bool {{ return {tests}; }}");
     let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
     let _ = writeln!(text, "const SKIPS_TILES: bool = {skips};");
 
     text.push_str("fn is_visible(at: Pair) -> bool {\n    var result = true;\n");
     for (bit, term) in pairs.iter().filter(|(_, term)| term.defines("visible")) {
-        let _ = writeln!(text, "    if ({}) {{ result = result && {}_visible(at); }}", condition(*bit), term.name);
+        let told = if term.defines("status") { " && tests_told" } else { "" };
+        let _ = writeln!(text, "    if ({}{told}) {{ result = result && {}_visible(at); }}", condition(*bit), term.name);
     }
     for user in users.iter().filter(|user| user.functions.visible.is_some()) {
-        let _ = writeln!(text, "    if (tests_users) {{ result = result && {}_visible(at); }}", user.name);
+        let _ = writeln!(text, "    if (tests_told) {{ result = result && {}_visible(at); }}", user.name);
     }
     text.push_str("    return result;\n}\n");
 
@@ -115,26 +122,41 @@ fn user_slopes(text: &mut String, users: &[User<'_>]) {
     }
 }
 
-/// Writes what the user's terms show of a tile, and the switch of their tests: tiles that they show whole need none.
-fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], built_in: &str) {
+/// Writes what terms tell of a tile without its pairs, and the switch of their tests: tiles that they show whole need none.
+/// `others` is the condition under which other terms mask pairs too.
+fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &str) {
+    let telling: Vec<_> = key.terms.iter().filter(|(_, term)| term.defines("status")).collect();
     let showing: Vec<_> = users.iter().filter(|user| user.functions.visible.is_some()).collect();
-    if !showing.is_empty() {
-        text.push_str("var<private> tests_users: bool = true;\n");
+    if !telling.is_empty() || !showing.is_empty() {
+        text.push_str("var<private> tests_told: bool = true;\n");
     }
     if !key.kernel.has_blocks() {
         return;
     }
-    let _ = writeln!(text, "fn has_visible_built_ins() -> bool {{ return {built_in}; }}");
-    text.push_str("fn user_status(item: Item, block: Block, first_key: u32, end_key: u32) -> u32 {\n");
-    if showing.is_empty() {
-        text.push_str("    return 1u;\n}\nfn test_users(wanted: bool) {}\n");
+    text.push_str("fn told(item: Item, block: Block, first_key: u32, end_key: u32) -> Told {\n");
+    if telling.is_empty() && showing.is_empty() {
+        let _ = writeln!(text, "    return Told(SHOWS_ALL, {others});\n}}\nfn test_told(wanted: bool) {{}}");
         return;
     }
-    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n");
-    let all: Vec<String> = showing.iter().map(|user| format!("{}_status(tile)", user.name)).collect();
-    // The least of all: none, some, all.
-    let least = all.into_iter().reduce(|a, b| format!("min({a}, {b})")).unwrap_or_default();
-    let _ = writeln!(text, "    return {least};\n}}\nfn test_users(wanted: bool) {{ tests_users = wanted; }}");
+    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n    var least = SHOWS_ALL;\n");
+    for user in &showing {
+        let _ = writeln!(text, "    least = min(least, {}_status(tile));", user.name);
+    }
+    // Arithmetic that tells of some pairs may be wrong about them; bits are right, and a list knows all terms.
+    let open = match (key.listed, showing.is_empty()) {
+        (true, _) => "false".into(),
+        (false, true) => others.to_string(),
+        (false, false) => format!("least == SHOWS_SOME || {others}"),
+    };
+    let _ = writeln!(text, "    let is_open = {open};");
+    for (bit, term) in telling {
+        let condition = if key.generic { switch(bit) } else { "true".into() };
+        let _ = writeln!(text, "    if ({condition}) {{ least = min(least, {}_status(tile)); }}", term.name);
+    }
+    if key.listed {
+        text.push_str("    least = select(least, SHOWS_NONE, bits_status(tile_list(), tile) == SHOWS_NONE);\n");
+    }
+    text.push_str("    return Told(least, is_open);\n}\nfn test_told(wanted: bool) { tests_told = wanted; }\n");
 }
 
 /// Writes the functions of the user's terms.

@@ -31,5 +31,6 @@ mod long_contexts;
 mod onnx;
 mod properties;
 mod threads;
+mod tile_lists;
 mod tune;
 mod user_status;

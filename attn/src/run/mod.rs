@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// Probability, from 0 to below 1, with which a weight is dropped
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     dropout: Option<f32>,
+    /// Rows and keys of a tile of --block-list
+    #[arg(long, value_name = "ROWS,KEYS", value_parser = tile)]
+    tile: Option<[u32; 2]>,
     /// Seed of --dropout
     #[arg(long, value_name = "N", default_value_t = 0, requires = "dropout")]
     dropout_seed: u64,
@@ -106,6 +109,11 @@ fn layout(text: &str) -> Result<Layout, String> {
 
 fn alibi_form(text: &str) -> Result<Alibi, String> {
     one_of(text, &[("signed", Alibi::Signed), ("symmetric", Alibi::Symmetric)])
+}
+
+fn tile(text: &str) -> Result<[u32; 2], String> {
+    let sizes: Vec<u32> = text.split(',').filter_map(|size| size.trim().parse().ok()).filter(|&size| size > 0).collect();
+    sizes.try_into().map_err(|_| format!("`{text}` is not two sizes from 1 on, ROWS,KEYS"))
 }
 
 fn stage(text: &str) -> Result<ScoreStage, String> {

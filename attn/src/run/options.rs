@@ -9,11 +9,17 @@ use wgpu_attention::{Error, Problem, TermWord, term_words};
 use crate::failure::Failure;
 
 /// Arrays of a problem: option, value and help. In `--input` they are tensors, with `_` for `-`.
-pub(super) const ARRAYS: [(&str, &str, &str); 17] = [
+pub(super) const ARRAYS: [(&str, &str, &str); 18] = [
     ("query", "Q.npy", "Query [batch, num_heads, seq_len_q, head_dim], float32 or float16"),
     ("key", "K.npy", "Key [batch, num_kv_heads, seq_len_kv, head_dim]"),
     ("value", "V.npy", "Value [batch, num_kv_heads, seq_len_kv, head_dim_v]"),
     ("mask", "M.npy", "Bool, true = may attend; broadcasts from the right to [batch, num_heads, seq_len_q, seq_len_kv]"),
+    (
+        "block-list",
+        "T.npy",
+        "Bool, true = the tile of --tile rows and keys is visible, [batch or 1, lists, query tiles, key tiles]; \
+         lists divides num_heads. Axes missing on the left are 1",
+    ),
     ("bias", "B.npy", "Floats added to the scores, -inf masks; broadcasts like --mask"),
     ("alibi", "S.npy", "ALiBi slopes, float [num_heads]: adds a bias linear in the distance from the row's position"),
     ("relative-bias", "T.npy", "Bias by distance, float [num_heads, 2 * max_distance + 1]; farther keys take the end of the table"),

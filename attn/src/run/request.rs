@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use wgpu_attention::verify::Data;
-use wgpu_attention::{Alibi, Alignment, BroadcastShape, Dims, Dropout, HostVec, Layout, Paged, Problem, TensorSpec, Varlen};
+use wgpu_attention::{
+    Alibi, Alignment, BlockList, BroadcastShape, Dims, Dropout, HostVec, Layout, Paged, Problem, TensorSpec, TileLists, Varlen,
+};
 
 use super::Args;
 use super::options::by_option;
@@ -60,11 +62,11 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
 /// Adds the options that come as arrays, all but query, key, value and the gradient of the output.
 fn add_arrays(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mut Data) -> Result<(), Failure> {
     let d = problem.dims;
-    let visibility = &mut problem.visibility;
-    visibility.mask = arrays.get("mask").map(|array| broadcast(array, &d)).transpose()?;
+    problem.visibility.mask = arrays.get("mask").map(|array| broadcast(array, &d)).transpose()?;
     problem.bias = arrays.get("bias").map(|array| broadcast(array, &d)).transpose()?;
     data.mask = arrays.remove("mask").map_or(Ok(Vec::new()), Array::bools)?;
     data.bias = floats(arrays.remove("bias"))?;
+    add_block_list(args, arrays, problem, data)?;
     if let Some(table) = arrays.get("relative-bias") {
         let columns = table.shape.last().copied().unwrap_or(0) | 1;
         problem.relative_bias_max_distance = u32::try_from(columns / 2).ok();
@@ -76,9 +78,9 @@ fn add_arrays(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mu
     data.sinks = floats(shaped(arrays, "sinks", "[num_heads]", &[d.num_heads])?)?;
     problem.sinks = !data.sinks.is_empty();
     data.kv_lengths = integers(shaped(arrays, "kv-lengths", "[batch]", &[d.batch])?)?;
-    visibility.kv_lengths = !data.kv_lengths.is_empty();
+    problem.visibility.kv_lengths = !data.kv_lengths.is_empty();
     data.prefix_lengths = integers(shaped(arrays, "prefix-lengths", "[batch]", &[d.batch])?)?;
-    visibility.prefix_lengths = !data.prefix_lengths.is_empty();
+    problem.visibility.prefix_lengths = !data.prefix_lengths.is_empty();
     for (name, default) in [("segment-ids-kv", "segment-ids"), ("cu-seqlens-kv", "cu-seqlens")] {
         match (arrays.contains_key(name), arrays.get(default).cloned()) {
             (true, None) => return Err(Failure::at(format!("--{name}"), format!("there is no --{default}"))),
@@ -87,7 +89,7 @@ fn add_arrays(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mu
             _ => {}
         }
     }
-    visibility.segments = arrays.contains_key("segment-ids");
+    problem.visibility.segments = arrays.contains_key("segment-ids");
     data.segment_ids_q = integers(shaped(arrays, "segment-ids", "[batch, seq_len_q]", &[d.batch, d.seq_len_q])?)?;
     data.segment_ids_kv = integers(shaped(arrays, "segment-ids-kv", "[batch, seq_len_kv]", &[d.batch, d.seq_len_kv])?)?;
     data.cu_seqlens_q = integers(arrays.remove("cu-seqlens"))?;
@@ -97,6 +99,31 @@ fn add_arrays(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mu
         Some(_) => Err(Failure::at("--alibi-form", "there are no slopes: give --alibi")),
         None => Ok(()),
     }
+}
+
+/// Adds the block list, whose shape follows from the sizes of its tiles.
+fn add_block_list(args: &Args, arrays: &mut Arrays, problem: &mut Problem, data: &mut Data) -> Result<(), Failure> {
+    let (array, [rows, keys]) = match (arrays.remove("block-list"), args.tile) {
+        (None, None) => return Ok(()),
+        (Some(array), Some(tile)) => (array, tile),
+        (Some(array), None) => return Err(Failure::at(&array.source, "say with --tile ROWS,KEYS how large its tiles are")),
+        (None, Some(_)) => return Err(Failure::at("--tile", "there is no --block-list")),
+    };
+    let mut shape = [1; 4];
+    let axes = array.shape.len().min(4);
+    shape[4 - axes..].copy_from_slice(&array.shape[array.shape.len() - axes..]);
+    let list = BlockList { batch: shape[0], heads: shape[1], ..BlockList::new(rows, keys) };
+    let tiles = [problem.dims.seq_len_q.div_ceil(rows as usize), problem.dims.seq_len_kv.div_ceil(keys as usize)];
+    if array.shape.len() > 4 || shape[2..] != tiles {
+        let why = format!(
+            "has the shape {:?}; [batch or 1, lists, {}, {}] is needed for tiles of {rows},{keys}",
+            array.shape, tiles[0], tiles[1]
+        );
+        return Err(Failure::at(&array.source, why));
+    }
+    problem.visibility.block_list = Some(list);
+    data.block_list = problem.block_list_words(TileLists::Dense(&array.bools()?)).map_err(by_option)?;
+    Ok(())
 }
 
 /// Elements of an array, none if it is missing.

@@ -49,6 +49,9 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug { name: "alignment by the padded length", attend: padded_alignment },
     Bug { name: "prefix ignored", attend: prefix_ignored },
     Bug { name: "segments ignored", attend: segments_ignored },
+    Bug { name: "block list ignored", attend: |p, x| listed(p, x, |_, _| u32::MAX) },
+    Bug { name: "block list one key tile too far", attend: |p, x| listed(p, x, |_, word| word << 1) },
+    Bug { name: "block list of the line after", attend: |p, x| listed(p, x, |at, _| x.block_list[(at + 1) % x.block_list.len()]) },
     Bug { name: "mask ignored", attend: mask_ignored },
     Bug {
         name: "mask broadcast along the wrong axis",
@@ -199,6 +202,11 @@ fn segments_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     let mut problem = p.clone();
     problem.visibility.segments = false;
     oracle(&problem, &Inputs { segment_ids_q: &[], segment_ids_kv: &[], ..*x })
+}
+
+fn listed(p: &Problem, x: &Inputs<'_>, word: impl Fn(usize, u32) -> u32) -> Result<Outputs> {
+    let words: Vec<u32> = x.block_list.iter().enumerate().map(|(at, &old)| word(at, old)).collect();
+    oracle(p, &Inputs { block_list: &words, ..*x })
 }
 
 fn mask_ignored(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
