@@ -20,8 +20,6 @@ pub(crate) mod program;
 pub(crate) mod scalar;
 mod sizes;
 pub(crate) mod status;
-#[cfg(all(test, feature = "verify"))]
-mod status_tests;
 mod term;
 #[cfg(all(test, feature = "verify"))]
 mod tests;

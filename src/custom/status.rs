@@ -1,5 +1,8 @@
 //! Visibility of whole tiles of rows and keys: from the user's `status`, or else derived from `visible`.
 
+#[cfg(all(test, feature = "verify"))]
+mod tests;
+
 use super::emit;
 use super::interval::Intervals;
 use super::program::{Field, Op, Program, Scalar};

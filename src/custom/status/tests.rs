@@ -1,10 +1,10 @@
 //! Status of random tiles against every pair of them, for random masks: in Rust, and by the functions that kernels have.
 
-use super::evaluate::{LANES, Pairs, evaluate};
-use super::program::Field;
-use super::status::{TileStatus, contradiction};
-use super::tile::{Status, Tile};
-use super::{Table, Term, emit};
+use super::{TileStatus, contradiction};
+use crate::custom::evaluate::{LANES, Pairs, evaluate};
+use crate::custom::program::Field;
+use crate::custom::tile::{Status, Tile};
+use crate::custom::{Table, Term, emit};
 use crate::numbers::Random;
 use crate::verify::random_text;
 
@@ -13,7 +13,7 @@ const MASKS: u64 = 600;
 /// Tiles of each mask.
 const TILES: usize = 24;
 const LENGTHS: [usize; 4] = [5, 19, 90, 7];
-const INTERVALS: &str = include_str!("../../shaders/lib/interval.wgsl");
+const INTERVALS: &str = include_str!("../../../shaders/lib/interval.wgsl");
 
 fn table(at: usize, name: &'static str) -> Table<'static> {
     let len = LENGTHS[at];
@@ -61,7 +61,24 @@ fn draw(random: &mut Random) -> Option<Mask> {
     Some(Mask { text, term, words })
 }
 
+/// Comparisons that people write.
+const COMPARISONS: [&str; 10] = [
+    "starts[at.key] == starts[at.row]",
+    "starts[at.row] <= starts[at.key]",
+    "starts[at.key + at.head] != starts[at.position]",
+    "starts[at.key] < 4",
+    "at.position - at.key < ids[at.head]",
+    "at.position - at.key < 4 * ids[at.key / 16]",
+    "i32(words[at.key / 8]) == at.head",
+    "words[at.row / 8] <= u32(at.key)",
+    "at.key <= at.position",
+    "at.key / 8 == at.row / 8",
+];
+
 fn condition(random: &mut Random, depth: usize) -> String {
+    if random.one_in(3) {
+        return format!("({})", random.pick(&COMPARISONS));
+    }
     let mut integer = || integer(random, depth);
     let (a, b) = (integer(), integer());
     if depth == 0 || random.one_in(2) {
