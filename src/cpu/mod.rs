@@ -18,6 +18,8 @@ mod simd_x86;
 mod softmax;
 mod tile;
 mod unit;
+mod user_grid;
+mod user_term;
 mod user_terms;
 mod visible;
 

@@ -9,7 +9,7 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
-use super::user_terms::{self, Step, UserScratch, UserTerms};
+use super::user_grid::{Grid, Step, UserScratch};
 use super::visible::Item;
 use crate::custom::interval::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
@@ -43,6 +43,11 @@ impl Panel {
     /// Rows of the panel, counted from the unit's first.
     pub(super) const fn range(&self) -> Range<usize> {
         self.first..self.first + self.rows
+    }
+
+    /// Its tile with some keys. `tests` is false if masks of the user's terms are known to show all of it.
+    pub(super) fn grid<'a>(&self, job: &'a Job<'a>, unit: &'a Unit, keys: &Range<usize>, tests: bool) -> Grid<'a> {
+        Grid { job, unit, rows: self.range(), keys: keys.clone(), step: Step::Keys(self.width), tests }
     }
 
     /// Loads rows of the unit from `first` on, as many as fit: their intervals and scaled queries.
@@ -116,7 +121,7 @@ pub(super) struct Tile {
     /// Derivatives of the scores by what they were before the user's terms.
     pub(super) slopes: Buffer,
     users: UserScratch,
-    /// True if the masks of the user's terms may hide some of the pairs.
+    /// True if the masks of the user's terms hide some of the pairs.
     tests_users: bool,
 }
 
@@ -134,10 +139,11 @@ pub(super) enum Masking {
 }
 
 impl Tile {
-    /// Determines how a panel and these keys are masked, and prepares the additive mask.
-    pub(super) fn masking(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Masking {
+    /// Determines how the pairs of a panel's grid are masked, and prepares the additive mask.
+    pub(super) fn masking(&mut self, panel: &Panel, grid: &Grid<'_>) -> Masking {
+        let (job, unit, keys) = (grid.job, grid.unit, &grid.keys);
         let (width, step) = (panel.width, keys.len());
-        if !self.may_see(job, unit, panel.range(), keys) {
+        if !self.may_see(grid) {
             return Masking::Everything;
         }
         if Item::has_additive_mask(job.problem) {
@@ -165,9 +171,9 @@ impl Tile {
     }
 
     /// False if the user's terms hide all of some rows and keys.
-    pub(super) fn may_see(&mut self, job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> bool {
-        let status = user_terms::status(job, unit, rows, keys);
-        self.tests_users = status != Status::All;
+    pub(super) fn may_see(&mut self, grid: &Grid<'_>) -> bool {
+        let status = grid.mask(&mut self.users);
+        self.tests_users = status == Status::Some;
         status != Status::None
     }
 
@@ -194,27 +200,15 @@ impl Tile {
         }
     }
 
-    /// Applies the user's terms to modified scores, the last that changes them.
-    pub(super) fn apply_user_terms(
-        &mut self,
-        job: &Job<'_>,
-        unit: &Unit,
-        rows: Range<usize>,
-        keys: &Range<usize>,
-        step: Step,
-        derives: bool,
-    ) {
-        if job.problem.user_terms.is_empty() {
-            return;
-        }
-        let len = match step {
-            Step::Keys(step) => step * keys.len(),
-            Step::Rows(step) => step * rows.len(),
-        };
-        let (slopes, tests) = (derives.then_some(self.slopes.take(len)), self.tests_users);
-        let (scores, scratch) = (self.scores.take(len), &mut self.users);
-        let (first_row, first_key) = (rows.start, keys.start);
-        job.isa.run(UserTerms { job, unit, scratch, first_row, rows: rows.len(), first_key, scores, step, tests, slopes });
+    /// Applies the user's terms to modified scores, the last that changes them. [`Self::may_see`] came before.
+    pub(super) fn apply_user_terms(&mut self, grid: &Grid<'_>, derives: bool) {
+        let len = grid.len();
+        let slopes = derives.then(|| self.slopes.take(len));
+        let slopes = slopes.map(|slopes| {
+            slopes.fill(1.0);
+            slopes
+        });
+        grid.apply(&mut self.users, self.tests_users, self.scores.take(len), slopes);
     }
 
     /// Computes the dropout factors of a panel and these keys.
