@@ -13,12 +13,14 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
-use super::job::{Block, Job, KEY_BLOCK, Unit};
+use super::job::{Block, Job, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::Shared;
 use super::tile_list::TileList;
 use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
+use super::user_term::UserTerm;
+use super::user_terms::each_block;
 use super::visible::Item;
 use crate::error::Result;
 use crate::numbers::HostVec;
@@ -81,11 +83,23 @@ pub(super) fn attention_on(
     let threads = threads(problem, items.iter().map(|item| item.rows * item.keys).sum());
     let (per_head, tasks) = tasks(problem, &items, threads);
     let Gradients { query, key, value, bias, relative_bias, sinks } = &mut gradients;
-    let partials = Shared::new(&mut []);
+    let (users, partials) = (UserTerm::all(problem, inputs), Shared::new(&mut []));
     let list = TileList::build(problem, inputs, isa, &items, threads);
-    let list = list.as_ref();
     let work = Work {
-        job: Job { problem, inputs, isa, items: &items, list, output: None, lse: None, stats: None, scores: None, weights: None, partials },
+        job: Job {
+            problem,
+            inputs,
+            isa,
+            items: &items,
+            list: list.as_ref(),
+            output: None,
+            lse: None,
+            stats: None,
+            scores: None,
+            weights: None,
+            users,
+            partials,
+        },
         output: backward.output,
         stats: backward.stats.unwrap_or(&made),
         d_output: backward.d_output,
@@ -144,7 +158,7 @@ fn units(problem: &Problem, items: &[Item], index: usize, kv_head: usize) -> Vec
     let unit = |first_row: usize| {
         let rows = step.min(rows - first_row);
         let keys = item.seen_by_some(problem, first_row / group..(first_row + rows) / group);
-        Unit { item: index, kv_head, first_row, rows, keys, partial: None }
+        Unit { item: index, kv_head, first_row, rows, work: rows * keys.len(), keys, partial: None }
     };
     (0..rows.max(1)).step_by(step).map(unit).collect()
 }
@@ -217,8 +231,8 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     let start = start + job.items[unit.item].batch * of_batch;
     let Scratch { sides, block: buffers, tile } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
-    for first in unit.keys.clone().step_by(KEY_BLOCK) {
-        let block = Block::read(job, unit, first, Operand::Key, buffers);
+    each_block(job, unit, |first, tests_users| {
+        let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
         for side in sides.iter_mut() {
             let Some((keys, _)) = work.differentiate(unit, side, &block, tile) else { continue };
             let width = side.panel.width;
@@ -235,5 +249,5 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
                 }
             }
         }
-    }
+    });
 }

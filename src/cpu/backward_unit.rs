@@ -9,7 +9,8 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
-use super::user_terms::Step;
+use super::user_term::UserTerm;
+use super::user_terms::each_block;
 use crate::numbers::HostSlice;
 use crate::problem::{Operand, WantGradients};
 
@@ -158,7 +159,8 @@ impl Work<'_> {
         let panel = &mut side.panel;
         let (keys, key, value) = block.cut(&panel.some)?;
         let (width, count, len) = (panel.width, keys.len(), panel.width * keys.len());
-        let masking = tile.masking(job, unit, panel, &keys);
+        let grid = panel.grid(job, unit, &keys, block.tests_users);
+        let masking = tile.masking(panel, &grid);
         if masking == Masking::Everything {
             return None;
         }
@@ -173,7 +175,8 @@ impl Work<'_> {
         if has_users && before_biases.is_none() && problem.softcap.is_some() {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
-        tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), true);
+        let has_slopes = job.users.iter().any(UserTerm::has_slope);
+        tile.apply_user_terms(&grid, has_slopes);
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
@@ -194,7 +197,7 @@ impl Work<'_> {
             dropout_mask: drops.then_some(tile.dropout_mask.take(len)),
             softcap: problem.softcap,
             capped: problem.softcap.filter(|_| has_users || before_biases.is_some()).map(|_| tile.capped.take(len)),
-            slopes: has_users.then_some(slopes),
+            slopes: has_slopes.then_some(slopes),
         });
         Some((keys, key))
     }
@@ -218,14 +221,14 @@ impl Work<'_> {
         let Scratch { sides, block: buffers, tile } = scratch;
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
-            for start in unit.keys.clone().step_by(KEY_BLOCK) {
-                let block = Block::read(job, unit, start, Operand::Key, buffers);
+            each_block(job, unit, |start, tests_users| {
+                let block = Block::read(job, unit, start, tests_users, Operand::Key, buffers);
                 for side in sides.iter_mut() {
                     self.add(unit, side, &block, tile, &mut sums);
                 }
                 sums.key.fold(start);
                 sums.value.fold(start);
-            }
+            });
             sides.iter_mut().for_each(|side| self.write_query(unit, side, tile));
         }
         sums

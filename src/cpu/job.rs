@@ -7,7 +7,10 @@ use super::kernel::Isa;
 use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
 use super::tile_list::TileList;
+use super::user_term::UserTerm;
+use super::user_terms;
 use super::visible::Item;
+use crate::custom::tile::Status;
 use crate::numbers::HostSlice;
 use crate::problem::{Inputs, Operand, Problem, ScoreStage};
 use crate::terms::TileAt;
@@ -30,6 +33,8 @@ pub(super) struct Job<'a> {
     pub(super) stats: Option<Shared<'a, [f32; 2]>>,
     pub(super) scores: Option<(ScoreStage, Shared<'a, f32>)>,
     pub(super) weights: Option<Shared<'a, f32>>,
+    /// The user's terms.
+    pub(super) users: Vec<UserTerm<'a>>,
     /// Output, max and sum of each row of each part of a split unit.
     pub(super) partials: Shared<'a, f32>,
 }
@@ -44,8 +49,23 @@ pub(super) struct Unit {
     pub(super) rows: usize,
     /// Range that contains the intervals of all rows, or a part of it.
     pub(super) keys: Range<usize>,
+    /// Estimate of the pairs that are computed.
+    pub(super) work: usize,
     /// Offset of the result in `partials`, if the keys are only a part.
     pub(super) partial: Option<usize>,
+}
+
+impl Job<'_> {
+    /// What the masks of the user's terms show of some rows of a unit, counted from its first, and keys.
+    pub(super) fn of_users(&self, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
+        let item = &self.items[unit.item];
+        let status = user_terms::status(&self.users, self.problem, item, unit, rows.clone(), keys);
+        let tile = || unit.tile(self.problem, item.batch, rows, keys.clone());
+        match self.list {
+            Some(list) if status == Status::Some && !list.may_see(self.problem, &tile()) => Status::None,
+            _ => status,
+        }
+    }
 }
 
 impl Unit {
@@ -64,11 +84,19 @@ impl Unit {
         let heads = if first / group == last / group { first % group..last % group + 1 } else { 0..group };
         TileAt { batch, heads: first_head + heads.start..first_head + heads.end, rows: first / group..last / group + 1, keys }
     }
+
+    /// First and last query head of its rows' group.
+    pub(super) fn heads(&self, problem: &Problem) -> [usize; 2] {
+        let group = problem.dims.group();
+        [self.kv_head * group, self.kv_head * group + group - 1]
+    }
 }
 
 /// Block of a unit's keys and their values.
 pub(super) struct Block<'a> {
     pub(super) keys: Range<usize>,
+    /// True if masks of the user's terms may hide some of its pairs.
+    pub(super) tests_users: bool,
     key: Rows<'a>,
     value: Rows<'a>,
     summed: Operand,
@@ -77,7 +105,14 @@ pub(super) struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// Reads the block that starts at key `start`. Rows of the operand `summed` will be multiplied by weights and added.
-    pub(super) fn read(job: &'a Job<'_>, unit: &Unit, start: usize, summed: Operand, buffers: &'a mut [Buffer; 2]) -> Self {
+    pub(super) fn read(
+        job: &'a Job<'_>,
+        unit: &Unit,
+        start: usize,
+        tests_users: bool,
+        summed: Operand,
+        buffers: &'a mut [Buffer; 2],
+    ) -> Self {
         let keys = start..unit.keys.end.min(start + KEY_BLOCK);
         let [key, value] = buffers;
         // For a sum, rows are read column by column: at a stride of a multiple of 8 cache lines, they would evict each other.
@@ -87,7 +122,7 @@ impl<'a> Block<'a> {
         };
         let key = job.key_rows(unit, Operand::Key, &keys, in_place(Operand::Key), key);
         let value = job.key_rows(unit, Operand::Value, &keys, in_place(Operand::Value), value);
-        Self { keys, key, value, summed, finite: OnceCell::new() }
+        Self { keys, tests_users, key, value, summed, finite: OnceCell::new() }
     }
 
     /// Returns those of its keys that are in `range`, and the rows of keys and values. `None` if no key is.

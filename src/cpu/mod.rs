@@ -19,7 +19,9 @@ mod softmax;
 mod tile;
 mod tile_list;
 mod unit;
+mod user_grid;
 mod user_status;
+mod user_term;
 mod user_terms;
 mod visible;
 

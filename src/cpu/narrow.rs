@@ -11,7 +11,7 @@ use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
 use super::tile::{AdditiveMask, Masking, Panel, Tile};
-use super::user_terms::Step;
+use super::user_grid::{Grid, Step};
 use crate::numbers::DType;
 use crate::problem::Operand;
 
@@ -44,10 +44,15 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
     let block = if key_in_place && value_in_place && job.problem.paged.is_none() { BLOCK_IN_PLACE } else { KEY_BLOCK };
     for start in unit.keys.clone().step_by(block) {
         let keys = start..unit.keys.end.min(start + block);
+        let step = Step::Rows(keys.len().next_multiple_of(LINE));
+        let grid = Grid { job, unit, rows: 0..unit.rows, keys: keys.clone(), step, tests: true };
+        if !tile.may_see(&grid) {
+            continue;
+        }
         let key = job.key_rows(unit, Operand::Key, &keys, key_in_place, key_buffer);
         let value = job.key_rows(unit, Operand::Value, &keys, value_in_place, value_buffer);
         let query = panel.query.take(unit.rows * query_step);
-        score(job, unit, Rows { data: query, count: unit.rows, width: d.head_dim, step: query_step }, &keys, key, tile);
+        score(&grid, Rows { data: query, count: unit.rows, width: d.head_dim, step: query_step }, key, tile);
         accumulate(job, unit, panel, &keys, value, tile);
     }
     let (max, sum) = (panel.max.take(unit.rows), panel.sum.take(unit.rows));
@@ -57,11 +62,9 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
 }
 
 /// Computes the scores of some keys, -inf where masked.
-fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: Rows<'_>, tile: &mut Tile) {
+fn score(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_>, tile: &mut Tile) {
+    let (job, unit, keys) = (grid.job, grid.unit, &grid.keys);
     let step = keys.len().next_multiple_of(LINE);
-    if !tile.may_see(job, unit, 0..unit.rows, keys) {
-        return tile.scores.take(unit.rows * step).fill(f32::NEG_INFINITY);
-    }
     let scores = tile.scores.take(unit.rows * step);
     job.isa.run(Dots { query, key, ahead: ahead(job, Operand::Key), scores, scores_step: step });
     let mut kind = Masking::Nothing;
@@ -71,7 +74,7 @@ fn score(job: &Job<'_>, unit: &Unit, query: Rows<'_>, keys: &Range<usize>, key: 
         kind = Masking::Additive;
     }
     tile.modify(job, step, unit.rows, kind, job.problem.softcap);
-    tile.apply_user_terms(job, unit, 0..unit.rows, keys, Step::Rows(step), false);
+    tile.apply_user_terms(grid, false);
     for (r, row) in tile.scores.take(unit.rows * step).chunks_exact_mut(step).enumerate() {
         let seen = job.items[unit.item].interval(job.problem, unit.row(job.problem, r).1);
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;

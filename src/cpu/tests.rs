@@ -7,6 +7,7 @@ use rayon::ThreadPoolBuilder;
 
 use super::kernel::Isa;
 use super::{backward, tiled::attention_on};
+use crate::custom::Term;
 use crate::error::{Error, Result};
 use crate::numbers::{DType, HostSlice, HostVec, Random};
 use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem, ScoreOrder, ScoreStage, Strides};
@@ -232,6 +233,69 @@ fn gradients() {
                 backward::attention_on(isa, problem, inputs, backward, want, &mut Progress::default())
             });
             assert!(!matches!(verdict, Verdict::Failed(_)), "seed {seed} on {isa:?} {verdict}");
+        }
+    }
+}
+
+fn term(visible: &str, score: &str) -> Term {
+    Term::wgsl(&format!("fn visible(at: Pair) -> bool {{ return {visible}; }}\nfn score(x: f32, at: Pair) -> f32 {{ return {score}; }}"))
+        .expect("valid")
+}
+
+/// Users' terms in tiles of all shapes: operations of rows, of keys, of both and of neither, and as results.
+#[test]
+fn users_terms() {
+    let of_rows = "x + exp(-0.1 * f32(at.row)) + f32(at.head)";
+    let of_pairs = "x * tanh(0.1 * f32(at.position - at.key)) + f32(at.key % 7) * f32(at.row % 3) * 0.1";
+    let terms = [
+        term("at.key % 5 != at.row % 3", of_rows),
+        term("at.row % 4 != 1", "3.0 * tanh(x / 3.0)"),
+        term("at.key / 100 % 2 == 0", of_pairs),
+        term("at.len_kv > 9", "f32(at.key) * 0.01"),
+        term("at.key <= at.position && at.position - at.key < 100 * (at.head + 1)", "f32(at.head - at.kv_head)"),
+    ];
+    let of = |seq_len_q, seq_len_kv, num_heads, num_kv_heads| Dims {
+        num_kv_heads,
+        seq_len_q,
+        ..Dims { seq_len_kv, ..Dims::self_attention(1, num_heads, 0, 4) }
+    };
+    for dims in [of(1, 1300, 4, 2), of(3, 150, 2, 2), of(21, 150, 6, 2), of(130, 140, 2, 1)] {
+        for (index, first) in terms.iter().enumerate() {
+            let problem = Problem::new(dims).aligned(Alignment::BottomRight).with_lse().with_term(first.clone());
+            let second = terms[(index + 1) % terms.len()].clone();
+            for problem in [problem.clone(), problem.with_term(second)] {
+                let case = case(problem, PLAIN);
+                compare(&case);
+                let expected = ExpectedGradients::of(&case).expect("the problem is valid");
+                for isa in Isa::available() {
+                    let verdict = check_backward_against(&case, &expected, &|problem, inputs, backward, want| {
+                        backward::attention_on(isa, problem, inputs, backward, want, &mut Progress::default())
+                    });
+                    assert!(!matches!(verdict, Verdict::Failed(_)), "term {index} on {isa:?} {verdict}");
+                }
+            }
+        }
+    }
+}
+
+/// Skipping changes no bit: intervals do not follow the floats of the second mask.
+#[test]
+fn skipped_tiles_of_users() {
+    let plain = Problem::new(Dims::self_attention(1, 2, 700, 16)).aligned(Alignment::BottomRight).with_lse();
+    let masks = [
+        ["at.key <= at.position", "f32(at.key) <= f32(at.position)"],
+        ["abs(at.position - at.key) < 90", "abs(f32(at.position) - f32(at.key)) < 90.0"],
+    ];
+    for rows in [700, 2] {
+        for masks in masks {
+            let [followed, other] = masks.map(|mask| {
+                let mut problem = plain.clone().with_term(term(mask, "x * 0.5"));
+                problem.dims.seq_len_q = rows;
+                let case = case(problem, PLAIN);
+                on(Isa::best())(&case.problem, &case.data.inputs()).expect("the problem is valid")
+            });
+            assert_eq!(followed.output, other.output, "{masks:?}");
+            assert_eq!(followed.lse, other.lse, "{masks:?}");
         }
     }
 }

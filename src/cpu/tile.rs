@@ -9,7 +9,7 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
-use super::user_terms::{self, Step, UserScratch, UserTerms};
+use super::user_grid::{Grid, Step, UserScratch};
 use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
@@ -42,6 +42,11 @@ impl Panel {
     /// Rows of the panel, counted from the unit's first.
     pub(super) const fn range(&self) -> Range<usize> {
         self.first..self.first + self.rows
+    }
+
+    /// Its tile with some keys. `tests` is false if masks of the user's terms are known to show all of it.
+    pub(super) fn grid<'a>(&self, job: &'a Job<'a>, unit: &'a Unit, keys: &Range<usize>, tests: bool) -> Grid<'a> {
+        Grid { job, unit, rows: self.range(), keys: keys.clone(), step: Step::Keys(self.width), tests }
     }
 
     /// Loads rows of the unit from `first` on, as many as fit: their intervals and scaled queries.
@@ -115,7 +120,7 @@ pub(super) struct Tile {
     /// Derivatives of the scores by what they were before the user's terms.
     pub(super) slopes: Buffer,
     users: UserScratch,
-    /// True if the masks of the user's terms may hide some of the pairs.
+    /// True if the masks of the user's terms hide some of the pairs.
     tests_users: bool,
     /// True if terms with a status may hide some of the pairs.
     tests_told: bool,
@@ -135,10 +140,11 @@ pub(super) enum Masking {
 }
 
 impl Tile {
-    /// Determines how a panel and these keys are masked, and prepares the additive mask.
-    pub(super) fn masking(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>) -> Masking {
+    /// Determines how the pairs of a panel's grid are masked, and prepares the additive mask.
+    pub(super) fn masking(&mut self, panel: &Panel, grid: &Grid<'_>) -> Masking {
+        let (job, unit, keys) = (grid.job, grid.unit, &grid.keys);
         let (width, step) = (panel.width, keys.len());
-        if !self.may_see(job, unit, panel.range(), keys) {
+        if !self.may_see(grid) {
             return Masking::Everything;
         }
         if self.has_additive_mask(job) {
@@ -166,18 +172,11 @@ impl Tile {
     }
 
     /// False if terms that know tiles hide all of some rows and keys.
-    pub(super) fn may_see(&mut self, job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> bool {
-        (self.tests_users, self.tests_told) = (false, false);
-        let item = &job.items[unit.item];
-        if !item.knows_tiles(job.problem) || rows.is_empty() || keys.is_empty() {
-            return true;
-        }
-        let tile = unit.tile(job.problem, item.batch, rows, keys.clone());
-        let of_terms = item.status(job.problem, job.inputs, &tile);
-        let of_users = if of_terms == Status::None { of_terms } else { user_terms::status(job, unit, &tile) };
-        (self.tests_users, self.tests_told) = (of_users != Status::All, of_terms != Status::All);
-        let is_open = of_users == Status::Some;
-        of_users != Status::None && job.list.is_none_or(|list| !is_open || list.may_see(job.problem, &tile))
+    pub(super) fn may_see(&mut self, grid: &Grid<'_>) -> bool {
+        let of_terms = grid.of_built_ins();
+        let of_users = if of_terms == Status::None { of_terms } else { grid.mask(&mut self.users) };
+        (self.tests_users, self.tests_told) = (of_users == Status::Some, of_terms != Status::All);
+        of_users != Status::None
     }
 
     /// True if scores need an additive mask besides the intervals, after [`Self::may_see`].
@@ -208,27 +207,15 @@ impl Tile {
         }
     }
 
-    /// Applies the user's terms to modified scores, the last that changes them.
-    pub(super) fn apply_user_terms(
-        &mut self,
-        job: &Job<'_>,
-        unit: &Unit,
-        rows: Range<usize>,
-        keys: &Range<usize>,
-        step: Step,
-        derives: bool,
-    ) {
-        if !job.problem.has_user_terms() {
-            return;
-        }
-        let len = match step {
-            Step::Keys(step) => step * keys.len(),
-            Step::Rows(step) => step * rows.len(),
-        };
-        let (slopes, tests) = (derives.then_some(self.slopes.take(len)), self.tests_users);
-        let (scores, scratch) = (self.scores.take(len), &mut self.users);
-        let (first_row, first_key) = (rows.start, keys.start);
-        job.isa.run(UserTerms { job, unit, scratch, first_row, rows: rows.len(), first_key, scores, step, tests, slopes });
+    /// Applies the user's terms to modified scores, the last that changes them. [`Self::may_see`] came before.
+    pub(super) fn apply_user_terms(&mut self, grid: &Grid<'_>, derives: bool) {
+        let len = grid.len();
+        let slopes = derives.then(|| self.slopes.take(len));
+        let slopes = slopes.map(|slopes| {
+            slopes.fill(1.0);
+            slopes
+        });
+        grid.apply(&mut self.users, self.tests_users, self.scores.take(len), slopes);
     }
 
     /// Computes the dropout factors of a panel and these keys.

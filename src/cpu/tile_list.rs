@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use super::kernel::{Isa, SimdKernel};
 use super::simd::Simd;
 use super::visible::Item;
-use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
+use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate_some};
+use crate::custom::program::{Field, Id, Program};
 use crate::custom::tile::Status;
-use crate::custom::program::{Field, Program};
 use crate::problem::{BlockList, Inputs, Problem};
 use crate::terms::{TileAt, TileBits};
 
@@ -62,9 +62,11 @@ impl SimdKernel for Line<'_> {
         if seen.is_empty() {
             return;
         }
-        let masks: Vec<(&Program, Vec<&[u32]>)> = (problem.user_terms.iter().enumerate())
-            .filter_map(|(at, term)| Some((term.functions().visible.as_ref()?, problem.tables_of(at, inputs.term_tables))))
-            .collect();
+        let mask = |at: usize| {
+            let program = problem.user_terms[at].functions().visible.as_ref()?;
+            Some((program, (0..program.nodes.len() as Id).collect(), problem.tables_of(at, inputs.term_tables)))
+        };
+        let masks: Vec<(&Program, Vec<Id>, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(mask).collect();
         let (mut pairs, mut registers) = (Pairs::default(), Vec::new());
         for (field, value) in [
             (Field::Batch, item.batch),
@@ -86,8 +88,9 @@ impl SimdKernel for Line<'_> {
                 pairs.fields[Field::Row as usize] = std::array::from_fn(|lane| row(lane) as u32);
                 pairs.fields[Field::Position as usize] = std::array::from_fn(|lane| (row(lane) as i64 + item.offset) as u32);
                 let mut left = [1; LANES];
-                for (mask, tables) in &masks {
-                    let shown = evaluate(mask, &pairs, tables, &mut registers);
+                for (mask, operations, tables) in &masks {
+                    evaluate_some(mask, operations, &pairs, tables, &mut registers);
+                    let shown = &registers[mask.nodes.len() - 1];
                     left.iter_mut().zip(shown).for_each(|(left, shown)| *left &= u32::from(*shown != 0));
                 }
                 left.iter().fold(0, |any, left| any | left) != 0

@@ -23,6 +23,8 @@ use super::pack::SharedOutput;
 use super::shared::{Buffer, Shared};
 use super::tile_list::TileList;
 use super::unit::{self, Scratch};
+use super::user_term::UserTerm;
+use super::user_terms;
 use super::visible::Item;
 use crate::error::{Error, Result};
 use crate::numbers::HostVec;
@@ -135,7 +137,8 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
     items.extend((0..d.batch).map(|batch| Item::new(problem, inputs, batch)));
     let pairs: usize = items.iter().map(|item| item.seen_by_some(problem, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
     let threads = threads(problem, pairs);
-    plan(problem, items, isa, threads, units);
+    let users = UserTerm::all(problem, inputs);
+    plan(problem, items, &users, isa, threads, units);
     let parts = if problem.want.scores.is_some() || problem.want.weights { 1 } else { parts(units, threads) };
     let record = d.head_dim_v + 2;
     split(units, parts, record, pieces);
@@ -154,6 +157,7 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
         stats: stats.as_mut().map(|stats| Shared::new(stats)),
         scores: problem.want.scores.zip(scores.as_mut()).map(|(stage, scores)| (stage, Shared::new(scores))),
         weights: weights.as_mut().map(|weights| Shared::new(weights)),
+        users,
         partials: Shared::new(partials.take(partials_len)),
     };
     let done = for_each(pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
@@ -172,7 +176,7 @@ pub(super) fn threads(problem: &Problem, pairs: usize) -> usize {
 }
 
 /// Divides a problem into units, the longest first.
-fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut Vec<Unit>) {
+fn plan(problem: &Problem, items: &[Item], users: &[UserTerm<'_>], isa: Isa, threads: usize, units: &mut Vec<Unit>) {
     let d = &problem.dims;
     let group = d.group();
     let panel = isa.panel();
@@ -186,12 +190,17 @@ fn plan(problem: &Problem, items: &[Item], isa: Isa, threads: usize, units: &mut
             for first_row in (0..rows).step_by(panels * panel) {
                 let rows = (panels * panel).min(rows - first_row);
                 let positions = first_row / group..(first_row + rows).div_ceil(group);
-                units.push(Unit { item: index, kv_head, first_row, rows, keys: item.seen_by_some(problem, positions), partial: None });
+                let keys = item.seen_by_some(problem, positions);
+                let mut unit = Unit { item: index, kv_head, first_row, rows, work: rows * keys.len(), keys, partial: None };
+                if !users.is_empty() {
+                    unit.work = user_terms::work(users, problem, item, &unit);
+                }
+                units.push(unit);
             }
         }
     }
     // An unstable sort allocates nothing; ties are sorted in memory order.
-    units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.rows * unit.keys.len()), unit.item, unit.kv_head, unit.first_row));
+    units.sort_unstable_by_key(|unit| (std::cmp::Reverse(unit.work), unit.item, unit.kv_head, unit.first_row));
 }
 
 /// Number of parts that the keys of every unit are split into.
@@ -214,7 +223,8 @@ fn split(units: &[Unit], parts: usize, record: usize, pieces: &mut Vec<Unit>) {
         let share = unit.keys.len().div_ceil(parts).next_multiple_of(KEY_BLOCK);
         for part in 0..parts {
             let cut = |part: usize| unit.keys.end.min(unit.keys.start + part * share);
-            pieces.push(Unit { keys: cut(part)..cut(part + 1), partial: Some(partial), ..unit.clone() });
+            let (keys, work) = (cut(part)..cut(part + 1), unit.work / parts);
+            pieces.push(Unit { keys, work, partial: Some(partial), ..unit.clone() });
             partial += unit.rows * record;
         }
     }
@@ -262,7 +272,7 @@ fn for_each(units: &[Unit], threads: usize, control: &mut Progress<'_>, run: imp
         all_of(units);
         return Ok(());
     }
-    let cost = |units: &[Unit]| units.iter().map(|unit| unit.rows * unit.keys.len().max(1)).sum::<usize>() as f64;
+    let cost = |units: &[Unit]| units.iter().map(|unit| unit.work.max(1)).sum::<usize>() as f64;
     let (total, mut done) = (cost(units), 0.0);
     for chunk in units.chunks(UNITS_PER_THREAD * threads) {
         control.report(done / total)?;

@@ -6,7 +6,7 @@ use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
 use super::softmax::{Softmax, Weights};
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
-use super::user_terms::Step;
+use super::user_terms::each_block;
 use crate::problem::{Operand, ScoreStage};
 
 /// Scratch memory of one thread.
@@ -34,12 +34,12 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     for (p, panel) in panels.iter_mut().enumerate() {
         panel.load(job, unit, p * widest, &mut tile.rows);
     }
-    for start in unit.keys.clone().step_by(KEY_BLOCK) {
-        let block = Block::read(job, unit, start, Operand::Value, buffers);
+    each_block(job, unit, |start, tests_users| {
+        let block = Block::read(job, unit, start, tests_users, Operand::Value, buffers);
         for panel in panels.iter_mut() {
             accumulate(job, unit, panel, &block, tile);
         }
-    }
+    });
     for panel in panels {
         finish(job, unit, panel, tile);
         if job.scores.is_some() || job.weights.is_some() {
@@ -51,14 +51,15 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
 /// Folds the block's keys in the rows' intervals into the panel's running max, running sum and output.
 fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>, tile: &mut Tile) {
     let Some((keys, key, value)) = block.cut(&panel.some) else { return };
-    let masking = tile.masking(job, unit, panel, &keys);
+    let grid = panel.grid(job, unit, &keys, block.tests_users);
+    let masking = tile.masking(panel, &grid);
     if masking == Masking::Everything {
         return;
     }
     let (width, len) = (panel.width, panel.width * keys.len());
     tile.score(job, panel, key);
     tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-    tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), false);
+    tile.apply_user_terms(&grid, false);
     let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `masking` says
     if !finite {
         tile.keep_scores(len);
@@ -122,9 +123,10 @@ fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, 
             }
         }
         tile.score(job, panel, key);
-        let masking = tile.masking(job, unit, panel, &keys);
+        let grid = panel.grid(job, unit, &keys, true);
+        let masking = tile.masking(panel, &grid);
         tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-        tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), false);
+        tile.apply_user_terms(&grid, false);
         if let Some((ScoreStage::Masked, scores)) = &job.scores {
             write_rows(job, unit, panel, tile, start, keys.len(), scores);
         }

@@ -1,134 +1,62 @@
-//! Terms that users wrote, applied to a tile of scores.
+//! Blocks of rows and keys that the masks of users' terms show.
 
-use super::job::{Job, Unit};
-use super::kernel::SimdKernel;
-use super::simd::Simd;
+use std::ops::Range;
+
+use super::job::{Job, KEY_BLOCK, Unit};
 use super::user_status::tile_of;
-use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
-use crate::custom::program::{Field, Op, Program};
+use super::user_term::UserTerm;
+use super::visible::Item;
 use crate::custom::tile::Status;
+use crate::problem::Problem;
 use crate::terms::TileAt;
 
-/// Memory of the evaluation of users' terms.
-#[derive(Default)]
-pub(super) struct UserScratch {
-    pairs: Pairs,
-    registers: Vec<Lanes>,
-    /// Head, row and position of each row of the tile.
-    rows: [Vec<u32>; 3],
-}
+/// Parts of a unit's keys that [`work`] asks the masks for.
+const PARTS: usize = 16;
 
-/// Evaluates the masks of the user's terms for a tile with rows and keys.
-pub(super) fn status(job: &Job<'_>, unit: &Unit, tile: &TileAt) -> Status {
-    let (problem, item) = (job.problem, &job.items[unit.item]);
-    let rules = || problem.user_terms.iter().enumerate().filter_map(|(index, term)| Some((index, term.functions().status.as_ref()?)));
-    if rules().next().is_none() {
+/// Evaluates the masks of the user's terms for whole blocks of rows and keys.
+pub(super) fn status(
+    users: &[UserTerm<'_>],
+    problem: &Problem,
+    item: &Item,
+    unit: &Unit,
+    rows: Range<usize>,
+    keys: &Range<usize>,
+) -> Status {
+    let mut rules = users.iter().filter_map(|term| Some((term.status?, &term.tables))).peekable();
+    if rules.peek().is_none() || rows.is_empty() || keys.is_empty() {
         return Status::All;
     }
-    let tile = tile_of(item, unit.kv_head, tile.heads.clone(), tile.rows.clone(), tile.keys.clone());
-    let tables = |index| problem.tables_of(index, job.inputs.term_tables);
-    rules().map(|(index, rule)| rule.of(&tile, &tables(index))).min().unwrap_or(Status::All)
+    let TileAt { heads, rows, keys, .. } = unit.tile(problem, item.batch, rows, keys.clone());
+    let tile = tile_of(item, unit.kv_head, heads, rows, keys);
+    rules.map(|(rule, tables)| rule.of(&tile, tables)).min().unwrap_or(Status::All)
 }
 
-/// Applies the user's terms to scores that nothing else will change: -inf masks, and stays.
-pub(super) struct UserTerms<'a> {
-    pub(super) job: &'a Job<'a>,
-    pub(super) unit: &'a Unit,
-    pub(super) scratch: &'a mut UserScratch,
-    /// First row of the tile, counted from the unit's first, and number of rows.
-    pub(super) first_row: usize,
-    pub(super) rows: usize,
-    pub(super) first_key: usize,
-    pub(super) scores: &'a mut [f32],
-    /// Elements between two keys (each has one score of every row), or between two rows (each has one of every key).
-    pub(super) step: Step,
-    /// False if the masks show all of these pairs.
-    pub(super) tests: bool,
-    /// Set to the derivatives of the scores by what they were.
-    pub(super) slopes: Option<&'a mut [f32]>,
+/// Estimates the number of pairs of a unit that are computed.
+pub(super) fn work(users: &[UserTerm<'_>], problem: &Problem, item: &Item, unit: &Unit) -> usize {
+    let step = unit.keys.len().div_ceil(PARTS).max(KEY_BLOCK);
+    let parts = unit.keys.clone().step_by(step).map(|start| {
+        let keys = start..unit.keys.end.min(start + step);
+        if status(users, problem, item, unit, 0..unit.rows, &keys) == Status::None { 0 } else { keys.len() }
+    });
+    unit.rows * parts.sum::<usize>()
 }
 
-/// Order of the scores of a tile.
-#[derive(Clone, Copy)]
-pub(super) enum Step {
-    /// [key][row], rows padded to so many.
-    Keys(usize),
-    /// [row][key], keys padded to so many.
-    Rows(usize),
-}
-
-impl SimdKernel for UserTerms<'_> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(mut self) {
-        let (problem, item) = (self.job.problem, &self.job.items[self.unit.item]);
-        let UserScratch { pairs, registers, rows } = self.scratch;
-        if !self.tests && problem.user_terms.iter().all(|term| term.functions().score.is_none()) {
-            return self.slopes.into_iter().for_each(|slopes| slopes.fill(1.0));
-        }
-        rows.iter_mut().for_each(Vec::clear);
-        for r in 0..self.rows {
-            let (head, i) = self.unit.row(problem, self.first_row + r);
-            let of_row = [head as u32, i as u32, (i as i64 + item.offset) as u32];
-            rows.iter_mut().zip(of_row).for_each(|(all, value)| all.push(value));
-        }
-        for (field, value) in
-            [(Field::Batch, item.batch), (Field::KvHead, self.unit.kv_head), (Field::LenQ, item.rows), (Field::LenKv, item.length)]
-        {
-            pairs.fill(field, value);
-        }
-        let programs = || {
-            problem.user_terms.iter().flat_map(|term| {
-                let functions = term.functions();
-                functions.visible.iter().chain(&functions.score)
-            })
-        };
-        let reads = |field| programs().any(|program: &Program| program.has(|op| op == Op::Pair(field)));
-        let of_rows = [Field::Head, Field::Row, Field::Position].map(reads);
-        let tables: Vec<Vec<&[u32]>> =
-            (0..problem.user_terms.len()).map(|index| problem.tables_of(index, self.job.inputs.term_tables)).collect();
-        if let Some(slopes) = &mut self.slopes {
-            slopes.fill(1.0);
-        }
-
-        for start in (0..self.scores.len()).step_by(LANES) {
-            let count = LANES.min(self.scores.len() - start);
-            for lane in 0..LANES {
-                let at = start + lane;
-                let (r, key) = match self.step {
-                    Step::Keys(step) => (at % step, at / step),
-                    Step::Rows(step) => (at / step, at % step),
-                };
-                let r = r.min(self.rows - 1);
-                let key = (self.first_key + key) as u32;
-                (pairs.fields[Field::Key as usize][lane], pairs.fields[Field::KeyPosition as usize][lane]) = (key, key);
-                for ((field, all), reads) in [Field::Head, Field::Row, Field::Position].into_iter().zip(&*rows).zip(of_rows) {
-                    if reads {
-                        pairs.fields[field as usize][lane] = all[r];
-                    }
-                }
+/// Calls `run` for each block of [`KEY_BLOCK`] of the unit's keys, in order, but not where the masks hide all of it; with
+/// true if they may hide some of it.
+pub(super) fn each_block(job: &Job<'_>, unit: &Unit, mut run: impl FnMut(usize, bool)) {
+    if job.users.is_empty() {
+        return unit.keys.clone().step_by(KEY_BLOCK).for_each(|start| run(start, false));
+    }
+    // Halves whose status is unknown, the next one last.
+    let mut parts = vec![unit.keys.clone()];
+    while let Some(part) = parts.pop() {
+        match job.of_users(unit, 0..unit.rows, &part) {
+            Status::None => {}
+            Status::Some if part.len() > KEY_BLOCK => {
+                let middle = part.start + (part.len() / 2).next_multiple_of(KEY_BLOCK);
+                parts.extend([middle..part.end, part.start..middle]);
             }
-            let scores = &mut self.scores[start..start + count];
-            for (term, tables) in problem.user_terms.iter().zip(&tables) {
-                let functions = term.functions();
-                if let Some(program) = functions.visible.as_ref().filter(|_| self.tests) {
-                    let visible = evaluate(program, pairs, tables, registers);
-                    scores.iter_mut().zip(visible).filter(|(_, visible)| **visible == 0).for_each(|(score, _)| *score = f32::NEG_INFINITY);
-                }
-                let Some(program) = &functions.score else { continue };
-                pairs.score.iter_mut().zip(&*scores).for_each(|(to, score)| *to = score.to_bits());
-                pairs.after = *evaluate(program, pairs, tables, registers);
-                if let (Some(slopes), Some(program)) = (&mut self.slopes, functions.slope()) {
-                    let slope = evaluate(program, pairs, tables, registers);
-                    for (to, &slope) in slopes[start..start + count].iter_mut().zip(slope) {
-                        let slope = f32::from_bits(slope);
-                        // A derivative of 0 makes 0, even of what is infinite.
-                        *to = if slope == 0.0 || *to == 0.0 { 0.0 } else { *to * slope };
-                    }
-                }
-                for (score, &after) in scores.iter_mut().zip(&pairs.after) {
-                    *score = if *score == f32::NEG_INFINITY || score.is_nan() { *score } else { f32::from_bits(after) };
-                }
-            }
+            status => part.step_by(KEY_BLOCK).for_each(|start| run(start, status == Status::Some)),
         }
     }
 }

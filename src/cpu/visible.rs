@@ -74,9 +74,9 @@ impl Item {
         }
     }
 
-    /// True if any term knows what it shows of a tile.
-    pub(super) fn knows_tiles(&self, problem: &Problem) -> bool {
-        !problem.user_terms.is_empty() || self.terms.iter().any(|(_, term)| term.status.is_some())
+    /// True if any built-in term knows what it shows of a tile.
+    pub(super) fn knows_tiles(&self) -> bool {
+        self.terms.iter().any(|(_, term)| term.status.is_some())
     }
 
     /// Least that the built-in terms show of a tile.

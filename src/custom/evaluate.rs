@@ -1,10 +1,10 @@
 //! Programs on the CPU, for many pairs at once.
 
-use super::program::{Binary, Field, Op, Program, Scalar, Unary};
-use super::scalar;
+use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary};
+use super::{elementary, scalar};
 
 /// Pairs that are evaluated at once.
-pub(crate) const LANES: usize = 64;
+pub(crate) const LANES: usize = 128;
 
 /// One value of each pair, by its bits.
 pub(crate) type Lanes = [u32; LANES];
@@ -31,17 +31,23 @@ impl Pairs {
     }
 }
 
-/// Evaluates the program for all lanes. Each operation is a loop over the lanes, which the compiler turns into vectors of
-/// the instruction set that the caller is compiled for.
+/// Evaluates some of the program's operations for all lanes, in order, into the registers of their indices; what they
+/// read and is not among them must be there, except for scores. Each operation is a loop over the lanes, which the
+/// compiler turns into vectors of the instruction set that the caller is compiled for.
 #[inline(always)]
-pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], registers: &'a mut Vec<Lanes>) -> &'a Lanes {
+pub(crate) fn evaluate_some(program: &Program, operations: &[Id], pairs: &Pairs, tables: &[&[u32]], registers: &mut Vec<Lanes>) {
     if registers.len() < program.nodes.len() {
         registers.resize(program.nodes.len(), [0; LANES]);
     }
-    for (id, node) in program.nodes.iter().enumerate() {
+    for &id in operations {
+        let (id, node) = (id as usize, program.nodes[id as usize]);
         let (below, rest) = registers.split_at_mut(id);
         let to = &mut rest[0];
-        let from = |id: u32| &below[id as usize];
+        let from = |id: Id| match program.nodes[id as usize].op {
+            Op::Score => &pairs.score,
+            Op::ScoreAfter => &pairs.after,
+            _ => &below[id as usize],
+        };
         let ty = |id: u32| program.nodes[id as usize].ty;
         match node.op {
             Op::Score => *to = pairs.score,
@@ -72,6 +78,13 @@ pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], 
             Op::Bitcast(a) => *to = *from(a),
         }
     }
+}
+
+/// Evaluates the whole program for all lanes, and returns its result.
+#[cfg(test)]
+pub(crate) fn evaluate<'a>(program: &Program, pairs: &Pairs, tables: &[&[u32]], registers: &'a mut Vec<Lanes>) -> &'a Lanes {
+    let all: Vec<Id> = (0..program.nodes.len() as Id).collect();
+    evaluate_some(program, &all, pairs, tables, registers);
     &registers[program.nodes.len() - 1]
 }
 
@@ -91,12 +104,21 @@ fn zip(a: &Lanes, b: &Lanes, to: &mut Lanes, f: impl Fn(u32, u32) -> u32) {
 
 #[inline(always)]
 fn unary(op: Unary, ty: Scalar, a: &Lanes, to: &mut Lanes) {
-    let of_f32 = |f: fn(f32) -> f32| move |a: u32| f(f32::from_bits(a)).to_bits();
     match (op, ty) {
         (Unary::Neg, Scalar::F32) => map(a, to, |a| a ^ 1 << 31),
         (Unary::Abs, Scalar::F32) => map(a, to, |a| a & !(1 << 31)),
-        (Unary::Floor, _) => map(a, to, of_f32(f32::floor)),
-        (Unary::Sqrt, _) => map(a, to, of_f32(f32::sqrt)),
+        (Unary::Floor, _) => map(a, to, |a| f32::from_bits(a).floor().to_bits()),
+        (Unary::Ceil, _) => map(a, to, |a| f32::from_bits(a).ceil().to_bits()),
+        (Unary::Round, _) => map(a, to, |a| f32::from_bits(a).round_ties_even().to_bits()),
+        (Unary::Trunc, _) => map(a, to, |a| f32::from_bits(a).trunc().to_bits()),
+        (Unary::Sqrt, _) => map(a, to, |a| f32::from_bits(a).sqrt().to_bits()),
+        (Unary::InverseSqrt, _) => map(a, to, |a| (1.0 / f32::from_bits(a).sqrt()).to_bits()),
+        (Unary::Exp, _) => map(a, to, |a| elementary::exp(f32::from_bits(a)).to_bits()),
+        (Unary::Exp2, _) => map(a, to, |a| elementary::exp2(f32::from_bits(a)).to_bits()),
+        (Unary::Log, _) => map(a, to, |a| elementary::ln(f32::from_bits(a)).to_bits()),
+        (Unary::Log2, _) => map(a, to, |a| elementary::log2(f32::from_bits(a)).to_bits()),
+        (Unary::Tanh, _) => map(a, to, |a| elementary::tanh(f32::from_bits(a)).to_bits()),
+        (Unary::Abs, Scalar::I32) => map(a, to, |a| (a as i32).wrapping_abs() as u32),
         (Unary::Not, Scalar::Bool) => map(a, to, |a| a ^ 1),
         (op, ty) => map(a, to, |a| scalar::apply(Op::Unary(op, 0), ty, ty, [a, 0, 0])),
     }
@@ -119,6 +141,9 @@ fn binary(op: Binary, ty: Scalar, a: &Lanes, b: &Lanes, to: &mut Lanes) {
         (Scalar::I32, Binary::LessEqual) => zip(a, b, to, |a, b| (a as i32 <= b as i32).into()),
         (Scalar::I32, Binary::Min) => zip(a, b, to, |a, b| (a as i32).min(b as i32) as u32),
         (Scalar::I32, Binary::Max) => zip(a, b, to, |a, b| (a as i32).max(b as i32) as u32),
+        (Scalar::I32, Binary::Div) => zip(a, b, to, |a, b| scalar::binary_i32(Binary::Div, a as i32, b)),
+        (Scalar::I32, Binary::Rem) => zip(a, b, to, |a, b| scalar::binary_i32(Binary::Rem, a as i32, b)),
+        (Scalar::I32, Binary::ShiftRight) => zip(a, b, to, |a, b| (a as i32).wrapping_shr(b) as u32),
         (_, Binary::Add) => zip(a, b, to, u32::wrapping_add),
         (_, Binary::Sub) => zip(a, b, to, u32::wrapping_sub),
         (_, Binary::Mul) => zip(a, b, to, u32::wrapping_mul),
@@ -126,7 +151,15 @@ fn binary(op: Binary, ty: Scalar, a: &Lanes, b: &Lanes, to: &mut Lanes) {
         (_, Binary::Or) => zip(a, b, to, |a, b| a | b),
         (_, Binary::Equal) => zip(a, b, to, |a, b| (a == b).into()),
         (_, Binary::NotEqual) => zip(a, b, to, |a, b| (a != b).into()),
-        (Scalar::I32, op) => zip(a, b, to, |a, b| scalar::binary_i32(op, a as i32, b)),
-        (_, op) => zip(a, b, to, |a, b| scalar::binary_u32(op, a, b)),
+        (_, Binary::Xor) => zip(a, b, to, |a, b| a ^ b),
+        (_, Binary::ShiftLeft) => zip(a, b, to, u32::wrapping_shl),
+        (_, Binary::ShiftRight) => zip(a, b, to, u32::wrapping_shr),
+        (_, Binary::Less) => zip(a, b, to, |a, b| (a < b).into()),
+        (_, Binary::LessEqual) => zip(a, b, to, |a, b| (a <= b).into()),
+        (_, Binary::Min) => zip(a, b, to, u32::min),
+        (_, Binary::Max) => zip(a, b, to, u32::max),
+        (_, Binary::Div) => zip(a, b, to, |a, b| scalar::binary_u32(Binary::Div, a, b)),
+        (_, Binary::Rem) => zip(a, b, to, |a, b| scalar::binary_u32(Binary::Rem, a, b)),
+        (_, Binary::Pow | Binary::Atan2) => unreachable!("{op:?} of integers"),
     }
 }

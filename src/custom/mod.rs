@@ -8,6 +8,7 @@
 mod access;
 mod builder;
 mod derive;
+mod elementary;
 pub(crate) mod emit;
 pub(crate) mod evaluate;
 mod expressions;
@@ -18,6 +19,7 @@ mod math;
 mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;
+pub(crate) mod schedule;
 mod sizes;
 pub(crate) mod status;
 mod term;

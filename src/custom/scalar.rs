@@ -1,5 +1,6 @@
 //! Result of one operation of a program, on the bits of its operands.
 
+use super::elementary;
 use super::program::{Binary, Op, Scalar, Unary};
 
 /// Applies an operation whose first operand has the type `from` and whose result has the type `to`. Inputs and loads are
@@ -59,10 +60,10 @@ pub(crate) fn unary_f32(op: Unary, x: f32) -> f32 {
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
         Unary::Trunc => x.trunc(),
-        Unary::Exp => x.exp(),
-        Unary::Exp2 => x.exp2(),
-        Unary::Log => x.ln(),
-        Unary::Log2 => x.log2(),
+        Unary::Exp => elementary::exp(x),
+        Unary::Exp2 => elementary::exp2(x),
+        Unary::Log => elementary::ln(x),
+        Unary::Log2 => elementary::log2(x),
         Unary::Sqrt => x.sqrt(),
         Unary::InverseSqrt => 1.0 / x.sqrt(),
         Unary::Sin => x.sin(),
@@ -73,7 +74,7 @@ pub(crate) fn unary_f32(op: Unary, x: f32) -> f32 {
         Unary::Atan => x.atan(),
         Unary::Sinh => x.sinh(),
         Unary::Cosh => x.cosh(),
-        Unary::Tanh => x.tanh(),
+        Unary::Tanh => elementary::tanh(x),
         Unary::Asinh => x.asinh(),
         Unary::Acosh => x.acosh(),
         Unary::Atanh => x.atanh(),
@@ -116,14 +117,27 @@ pub(crate) fn binary_f32(op: Binary, x: f32, y: f32) -> u32 {
     number.to_bits()
 }
 
+/// Low 32 bits of the quotient of two integers of at most 32 bits, rounded towards 0, where the divisor is not 0.
+///
+/// Vectors have no division of integers. That of f64 does not reach the next integer: it is a relative 2^-32 away.
+#[inline(always)]
+fn whole_quotient(x: f64, y: f64) -> u32 {
+    /// Adding it moves the units of an integer to the lowest bit.
+    const UNITS: f64 = 6_755_399_441_055_744.0;
+    ((x / y).trunc() + UNITS).to_bits() as u32
+}
+
+#[inline(always)]
 pub(crate) fn binary_i32(op: Binary, x: i32, b: u32) -> u32 {
     let y = b as i32;
     let number = match op {
         Binary::Less => return (x < y).into(),
         Binary::LessEqual => return (x <= y).into(),
         // By 0, or the least number by -1: the dividend, without a rest.
-        Binary::Div => x.checked_div(y).unwrap_or(x),
-        Binary::Rem => x.checked_rem(y).unwrap_or(0),
+        Binary::Div if y == 0 => x,
+        Binary::Div => whole_quotient(x.into(), y.into()) as i32,
+        Binary::Rem if y == 0 => 0,
+        Binary::Rem => x.wrapping_sub((whole_quotient(x.into(), y.into()) as i32).wrapping_mul(y)),
         Binary::Min => x.min(y),
         Binary::Max => x.max(y),
         Binary::ShiftRight => x.wrapping_shr(b),
@@ -132,6 +146,7 @@ pub(crate) fn binary_i32(op: Binary, x: i32, b: u32) -> u32 {
     number as u32
 }
 
+#[inline(always)]
 pub(crate) fn binary_u32(op: Binary, a: u32, b: u32) -> u32 {
     match op {
         Binary::Equal => (a == b).into(),
@@ -141,8 +156,10 @@ pub(crate) fn binary_u32(op: Binary, a: u32, b: u32) -> u32 {
         Binary::Add => a.wrapping_add(b),
         Binary::Sub => a.wrapping_sub(b),
         Binary::Mul => a.wrapping_mul(b),
-        Binary::Div => a.checked_div(b).unwrap_or(a),
-        Binary::Rem => a.checked_rem(b).unwrap_or(0),
+        Binary::Div if b == 0 => a,
+        Binary::Div => whole_quotient(a.into(), b.into()),
+        Binary::Rem if b == 0 => 0,
+        Binary::Rem => a.wrapping_sub(whole_quotient(a.into(), b.into()).wrapping_mul(b)),
         Binary::Min => a.min(b),
         Binary::Max => a.max(b),
         Binary::And => a & b,
@@ -151,5 +168,26 @@ pub(crate) fn binary_u32(op: Binary, a: u32, b: u32) -> u32 {
         Binary::ShiftLeft => a.wrapping_shl(b),
         Binary::ShiftRight => a.wrapping_shr(b),
         Binary::Pow | Binary::Atan2 => unreachable!("{op:?} of integers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The quotient by floats is that of integers, also beside a multiple.
+    #[test]
+    fn quotients() {
+        const SOME: [u32; 12] = [0, 1, 2, 3, 7, 1000, 65_537, 0x7fff_fffe, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, u32::MAX];
+        let beside = |x: u32| [x.wrapping_sub(1), x, x.wrapping_add(1)];
+        for x in SOME.into_iter().flat_map(|a| SOME.map(|b| a.wrapping_mul(b))).flat_map(beside) {
+            for y in SOME.into_iter().flat_map(beside) {
+                let (a, b) = (x as i32, y as i32);
+                let of_i32 = [a.checked_div(b).unwrap_or(a), a.checked_rem(b).unwrap_or(0)].map(|x| x as u32);
+                assert_eq!([Binary::Div, Binary::Rem].map(|op| binary_i32(op, a, y)), of_i32, "{a} / {b}");
+                let of_u32 = [x.checked_div(y).unwrap_or(x), x.checked_rem(y).unwrap_or(0)];
+                assert_eq!([Binary::Div, Binary::Rem].map(|op| binary_u32(op, x, y)), of_u32, "{x} / {y}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Lists of the tiles that users' masks show, for masks whose arithmetic cannot tell.
 
-use crate::custom::status::TileStatus;
 use crate::custom::program::{Field, Op, Program};
+use crate::custom::status::TileStatus;
 use crate::problem::{BlockList, Problem};
 
 /// Rows and keys of a tile: `LIST_ROWS` and `LIST_KEYS` of shaders/lib/tile_bits.wgsl.

@@ -14,6 +14,7 @@ const MASKS: u64 = 600;
 const TILES: usize = 24;
 const LENGTHS: [usize; 4] = [5, 19, 90, 7];
 const INTERVALS: &str = include_str!("../../../shaders/lib/interval.wgsl");
+const TILES: &str = include_str!("../../../shaders/lib/tile_bits.wgsl");
 
 fn table(at: usize, name: &'static str) -> Table<'static> {
     let len = LENGTHS[at];
@@ -163,9 +164,10 @@ const fn holds(status: Status, [visible, masked]: [usize; 2]) -> bool {
 
 /// The status as kernels compute it, as a score that reads the tile from a table; `None` if it is too long.
 fn in_wgsl(mask: &Mask, rule: &TileStatus) -> Option<Term> {
-    let (start, end) =
-        (INTERVALS.find("// Rows of a block").expect("it is there"), INTERVALS.find("fn interval_add").expect("it is there"));
-    let mut text = [&INTERVALS[..start], &INTERVALS[end..]].concat();
+    let place = |text: &str, of: &str| text.find(of).expect("it is there");
+    let (start, end) = (place(INTERVALS, "// Rows of a block"), place(INTERVALS, "fn interval_add"));
+    let tiles = &TILES[place(TILES, "const SHOWS_NONE")..place(TILES, "struct TileBits")];
+    let mut text = [tiles, &INTERVALS[..start], &INTERVALS[end..]].concat();
     text += "fn table(at: u32) -> u32 { return all_words[at]; }\n";
     rule.emit(&mut text, "user_status", 0);
     let mut first = 0;

@@ -1,0 +1,38 @@
+//! One of the user's terms, prepared for a job.
+
+use crate::custom::Term;
+use crate::custom::schedule::Schedule;
+use crate::custom::status::TileStatus;
+use crate::problem::{Inputs, Problem};
+
+/// Term of a job, prepared once for all tiles.
+pub(super) struct UserTerm<'a> {
+    pub(super) tables: Vec<&'a [u32]>,
+    /// `None` if the term shows every pair.
+    pub(super) visible: Option<Schedule<'a>>,
+    pub(super) status: Option<&'a TileStatus>,
+    pub(super) score: Option<Schedule<'a>>,
+    pub(super) slope: Option<Schedule<'a>>,
+}
+
+impl<'a> UserTerm<'a> {
+    /// Prepares all terms of a problem.
+    pub(super) fn all(problem: &'a Problem, inputs: &'a Inputs<'_>) -> Vec<Self> {
+        let term = |(index, term): (usize, &'a Term)| {
+            let functions = term.functions();
+            Self {
+                tables: problem.tables_of(index, inputs.term_tables),
+                visible: functions.visible.as_ref().map(Schedule::new),
+                status: functions.status.as_ref(),
+                score: functions.score.as_ref().map(Schedule::new),
+                slope: functions.slope().map(Schedule::new),
+            }
+        };
+        problem.user_terms.iter().enumerate().map(term).collect()
+    }
+
+    /// True unless its score's derivative is 1 everywhere.
+    pub(super) const fn has_slope(&self) -> bool {
+        self.slope.is_some()
+    }
+}
