@@ -16,13 +16,16 @@ mod simd;
 mod simd_neon;
 mod simd_x86;
 mod softmax;
+mod status;
 mod tile;
 mod unit;
 mod user_terms;
 mod visible;
 
+pub use crate::custom::TileStatus;
 pub use merge::{Merged, Part, RowSums, merge};
 pub use peak::multiply_add_gflops;
+pub use status::Tiles;
 
 #[cfg(test)]
 mod tests;

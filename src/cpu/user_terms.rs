@@ -5,9 +5,11 @@ use std::ops::Range;
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::simd::Simd;
+use super::visible::Item;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate};
-use crate::custom::interval::Status;
+use crate::custom::interval::{Interval, Status};
 use crate::custom::program::{Field, Op, Program};
+use crate::problem::Problem;
 
 /// Memory of the evaluation of users' terms.
 #[derive(Default)]
@@ -20,21 +22,25 @@ pub(super) struct UserScratch {
 
 /// Evaluates the masks of the user's terms for whole blocks of rows and keys.
 pub(super) fn status(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
-    let (problem, item) = (job.problem, &job.items[unit.item]);
-    let mut masks = problem.user_terms.iter().filter_map(|term| term.functions().intervals.as_ref()).peekable();
-    if masks.peek().is_none() || rows.is_empty() || keys.is_empty() {
+    if rows.is_empty() || keys.is_empty() {
         return Status::All;
     }
     let (mut heads, mut indices) = ([i64::MAX, i64::MIN], [i64::MAX, i64::MIN]);
-    for (head, i) in rows.map(|row| unit.row(problem, row)) {
+    for (head, i) in rows.map(|row| unit.row(job.problem, row)) {
         for (interval, x) in [(&mut heads, head as i64), (&mut indices, i as i64)] {
             *interval = [interval[0].min(x), interval[1].max(x)];
         }
     }
-    let one = |x: usize| [x as i64; 2];
     let keys = [keys.start as i64, keys.end as i64 - 1];
-    let positions = indices.map(|i| i + item.offset);
-    let fields = [one(item.batch), heads, one(unit.kv_head), indices, keys, positions, keys, one(item.rows), one(item.length)];
+    status_of(job.problem, &job.items[unit.item], unit.kv_head, [heads, indices, keys])
+}
+
+/// Evaluates the masks of the user's terms for all pairs of these heads, rows and keys.
+pub(super) fn status_of(problem: &Problem, item: &Item, kv_head: usize, [heads, rows, keys]: [Interval; 3]) -> Status {
+    let one = |x: usize| [x as i64; 2];
+    let positions = rows.map(|i| i + item.offset);
+    let fields = [one(item.batch), heads, one(kv_head), rows, keys, positions, keys, one(item.rows), one(item.length)];
+    let masks = problem.user_terms.iter().filter_map(|term| term.functions().intervals.as_ref());
     masks.map(|mask| mask.status(&fields)).min().unwrap_or(Status::All)
 }
 

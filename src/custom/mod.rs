@@ -25,4 +25,5 @@ mod tests;
 
 pub(crate) use functions::Functions;
 pub use functions::TableType;
+pub use interval::Status as TileStatus;
 pub use term::{Table, Term};

@@ -12,8 +12,8 @@ use crate::user_terms::UserTerms;
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../suite.txt");
 
-/// Parses the sizes of a problem to time.
-fn shape(text: &str) -> Result<Dims, String> {
+/// Parses the sizes of a problem.
+pub(crate) fn shape(text: &str) -> Result<Dims, String> {
     let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is not a whole number", size.trim()));
     let sizes: Vec<usize> = text.split(',').map(size).collect::<Result<_, _>>()?;
     let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
@@ -23,7 +23,7 @@ fn shape(text: &str) -> Result<Dims, String> {
     Problem::new(dims).check().map_err(|error| error.to_string())?;
     let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
     match names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
-        Some((name, _)) => Err(format!("{name} is 0: there is nothing to time")),
+        Some((name, _)) => Err(format!("{name} is 0: there is nothing to compute")),
         None => Ok(dims),
     }
 }

@@ -1,0 +1,62 @@
+//! Visibility of whole tiles of rows and keys, for those who draw or count them.
+
+use std::ops::Range;
+
+use super::user_terms::status_of;
+use super::visible::Item;
+use crate::custom::interval::Status;
+use crate::error::Result;
+use crate::problem::{Inputs, Problem};
+
+/// Tiles of rows and keys as kernels see them before they test a pair: which are skipped, which need no test.
+///
+/// ```
+/// use wgpu_attention::cpu::{TileStatus, Tiles};
+/// use wgpu_attention::{Alignment, Dims, Inputs, Problem, Term};
+///
+/// let causal = Term::wgsl("fn visible(at: Pair) -> bool { return at.key <= at.position; }")?;
+/// let problem = Problem::new(Dims::self_attention(1, 1, 128, 1)).aligned(Alignment::TopLeft).with_term(causal);
+/// let zeros = [0.0f32; 128];
+/// let tiles = Tiles::new(&problem, &Inputs::new(&zeros, &zeros, &zeros))?;
+/// let status = |rows, keys| tiles.status(0, 0, rows, keys);
+/// assert_eq!(status(0..64, 64..128), TileStatus::None);
+/// assert_eq!(status(64..128, 0..64), TileStatus::All);
+/// assert_eq!(status(64..128, 64..128), TileStatus::Some);
+/// # Ok::<(), wgpu_attention::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Tiles<'a> {
+    problem: &'a Problem,
+    items: Vec<Item>,
+    /// True if a built-in option masks pairs by what intervals do not hold.
+    tests_pairs: bool,
+}
+
+impl<'a> Tiles<'a> {
+    /// Checks the problem and its data.
+    pub fn new(problem: &'a Problem, inputs: &Inputs<'_>) -> Result<Self> {
+        problem.check()?;
+        inputs.check(problem)?;
+        let items = (0..problem.dims.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
+        Ok(Self { problem, items, tests_pairs: problem.terms().any(|term| term.mask.is_some()) })
+    }
+
+    /// Returns the visibility of a tile of a head; `None` where the item has none of its rows or keys.
+    pub fn status(&self, batch: usize, head: usize, rows: Range<usize>, keys: Range<usize>) -> Status {
+        let item = &self.items[batch];
+        let (rows, keys) = (rows.start..rows.end.min(item.rows), keys.start..keys.end.min(item.length));
+        if rows.is_empty() || keys.is_empty() {
+            return Status::None;
+        }
+        let seen = || rows.clone().map(|i| item.interval(self.problem, i));
+        let some = item.seen_by_some(self.problem, rows.clone());
+        if some.end <= keys.start || keys.end <= some.start {
+            return Status::None;
+        }
+        let is_whole = !self.tests_pairs && seen().all(|seen| seen.start <= keys.start && keys.end <= seen.end);
+        let inclusive = |range: &Range<usize>| [range.start as i64, range.end as i64 - 1];
+        let intervals = [[head as i64; 2], inclusive(&rows), inclusive(&keys)];
+        let users = status_of(self.problem, item, head / self.problem.dims.group(), intervals);
+        users.min(if is_whole { Status::All } else { Status::Some })
+    }
+}
