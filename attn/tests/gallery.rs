@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use common::{command, folder, ran, text};
 
 /// Masks of the table at 4,096 tokens: those without a table of tokens.
-const LONG: [&str; 9] = [
-    "causal", "window", "window_sinks", "chunked", "dilated", "prefix_lm", "block_diffusion", "neighbourhood_2d", "swin_shifted",
-];
+const LONG: [&str; 9] =
+    ["causal", "window", "window_sinks", "chunked", "dilated", "prefix_lm", "block_diffusion", "neighbourhood_2d", "swin_shifted"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
