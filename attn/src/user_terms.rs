@@ -167,19 +167,25 @@ impl Text {
         self.file.as_ref().map_or_else(|| self.option.to_string(), |file| format!("{} {file}", self.option))
     }
 
+    fn title(&self) -> String {
+        let name = |file: &str| Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let written = || self.wgsl[self.before..].lines().next().unwrap_or_default().trim().to_string();
+        self.file.as_deref().map_or_else(written, name)
+    }
+
     /// Describes an error of this text. Columns are those of what the user wrote.
     fn refused(&self, error: &Error) -> Failure {
         let why = match error {
             Error::Invalid { why, .. } => why.clone(),
             other => other.to_string(),
         };
-        Failure::at(self.place(), shifted(&why, self.before))
+        let why = shifted(&why, self.before);
+        let unknown = why.split_once("no definition in scope for identifier: `").and_then(|(_, rest)| rest.split('`').next());
+        match unknown.filter(|name| self.wgsl.contains(&format!("{name}["))) {
+            Some(name) => Failure::at(self.place(), format!("{why}; if it is a table, give --table {name}=T.npy or {name}=NUMBERS")),
+            None => Failure::at(self.place(), why),
+        }
     }
-}
-
-/// Name of a file without its folder and extension.
-fn name_of(file: &str) -> String {
-    Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Counts a column of the first line from the end of the first `before` ones.
@@ -264,9 +270,9 @@ pub(crate) struct UserTerms {
 }
 
 impl TermArgs {
-    /// True if an option is given.
-    pub(crate) fn is_given(&self) -> bool {
-        self.score.is_some() || self.visible.is_some() || !self.table.is_empty()
+    /// True if none of the options is given.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.score.is_none() && self.visible.is_none() && self.table.is_empty()
     }
 
     /// Reads texts and tables.
@@ -316,12 +322,16 @@ impl UserTerms {
         self.texts.iter().map(|text| text.option).collect()
     }
 
-    /// Names of the files, and the texts that come from none.
+    /// Titles of the terms: names of files, and the first lines of texts that come from none.
     pub(crate) fn titles(&self) -> Vec<String> {
-        let own = |text: &Text| text.wgsl[text.before..].lines().next().unwrap_or_default().trim().to_string();
-        let mut titles: Vec<String> = self.texts.iter().map(|text| text.file.as_deref().map_or_else(|| own(text), name_of)).collect();
+        let mut titles: Vec<String> = self.texts.iter().map(Text::title).collect();
         titles.dedup();
         titles
+    }
+
+    /// Terms in words, for records: the option and the title of each.
+    pub(crate) fn described(&self) -> Vec<String> {
+        self.texts.iter().map(|text| format!("{} in WGSL: {}", text.option.trim_start_matches('-'), text.title())).collect()
     }
 
     /// Describes an error that may be one of a score function, such as that it has no derivative.

@@ -59,7 +59,7 @@ fn terms_in_wgsl_are_checked_and_timed() {
     for more in [&[][..], &["--backward"]] {
         let told = attn(&[&arguments[..], &terms, more].concat()).ok();
         let line: Value = serde_json::from_str(told.out.lines().last().expect("a line")).expect("JSON");
-        assert_eq!(line["terms"], json!(["score in WGSL", "visible in WGSL"]));
+        assert_eq!(line["terms"], json!([format!("score in WGSL: {score}"), format!("visible in WGSL: {visible}")]));
         assert_eq!(line["checked"], json!(true));
         assert!(told.err.contains("left out: no WGSL"), "{}", told.err);
     }

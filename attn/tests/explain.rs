@@ -236,11 +236,15 @@ fn drawn(name: &str, arguments: &[&str]) -> String {
 fn cells(svg: &str, style: &str) -> Vec<(usize, usize)> {
     let line = svg.lines().find(|line| line.starts_with("<path transform") && line.contains(style)).expect("the colour");
     let path = line.split(" d=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a path");
-    let mut cells = Vec::new();
-    for rectangle in path.split('M').skip(1) {
-        let numbers: Vec<usize> = rectangle.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
-        let [x, y, wide, high, _] = numbers[..] else { panic!("{rectangle}") };
-        cells.extend((y..y + high).flat_map(|y| (x..x + wide).map(move |x| (x, y))));
+    let (mut cells, mut place) = (Vec::new(), [0, 0]);
+    for rectangle in path.split('m').skip(1) {
+        let numbers = rectangle.split(|c: char| !c.is_ascii_digit() && c != '-').filter(|number| !number.is_empty());
+        let numbers: Vec<i32> = numbers.map(|number| number.parse().expect("a number")).collect();
+        let [dx, dy, wide, high, back] = numbers[..] else { panic!("{rectangle}") };
+        assert_eq!(back, -wide);
+        place = [place[0] + dx, place[1] + dy];
+        let [x, y] = place.map(|at| usize::try_from(at).expect("inside"));
+        cells.extend((y..y + high as usize).flat_map(|y| (x..x + wide as usize).map(move |x| (x, y))));
     }
     cells.sort_unstable();
     cells

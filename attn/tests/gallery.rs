@@ -131,7 +131,7 @@ fn another_picture_or_number_is_noticed() {
     let causal = &page[start..start + page[start..].find("\n### ").expect("the next one")];
     let committed = |file: &str| std::fs::read_to_string(root().join(file)).unwrap_or_default();
     assert_eq!(differences(causal, committed), [""; 0]);
-    assert_eq!(differences(causal, |file| committed(file).replace("h1v", "h2v").replacen('M', "M1", 1)).len(), 1);
+    assert_eq!(differences(causal, |file| committed(file).replacen("h1v", "h2v", 1)).len(), 1);
     let lie = causal.replacen("50.39 %", "49.39 %", 1);
     assert_ne!(lie, causal, "the density of causal is on the page");
     assert_eq!(differences(&lie, committed).len(), 1);
@@ -156,7 +156,7 @@ fn every_term_has_an_entry_and_every_picture_is_small() {
         assert_eq!(file, format!("docs/gallery/{name}.svg"));
         assert!(page.contains(&format!("](gallery/{name}.svg)")) && page.contains(&format!("](../examples/terms/{name}.wgsl)")), "{name}");
         let bytes = std::fs::metadata(root().join(file)).expect("there").len();
-        assert!(bytes < 20_000, "{file} has {bytes} bytes");
+        assert!(bytes < 24_000, "{file} has {bytes} bytes");
     }
     // The lines that the page shows are those of the files.
     for block in page.split("```wgsl\n").skip(1) {

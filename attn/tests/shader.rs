@@ -25,7 +25,7 @@ fn terms_are_in_the_kernels() {
         let told = attn(&[&arguments[..], more].concat()).ok();
         assert!(told.out.contains("0.0078125"), "{more:?}: {}", told.out);
     }
-    attn(&["shader", "--score", score]).refused(&["--score", "line 1, column 5"]);
+    attn(&["shader", "--score", score]).refused(&["--score", "line 1, column 5", "--table slopes="]);
     attn(&["shader", "--score", score, "--table", "slopes=0*8:f64"]).refused(&["--table slopes=0*8:f64", "f32"]);
     attn(&["shader", "--score", score, "--table", "slopes=0*0:f32"]).refused(&["--score", "slopes"]);
     attn(&["shader", "--visible", "at.key <"]).refused(&["--visible"]);

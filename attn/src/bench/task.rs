@@ -64,8 +64,8 @@ pub(crate) struct Task {
     pub(crate) problem: Problem,
     /// True if the gradients of query, key and value are computed too.
     pub(super) backward: bool,
-    /// Terms in WGSL, by the option that they came from, and their tables.
-    pub(super) own_terms: Vec<&'static str>,
+    /// Terms in WGSL, in words, and their tables.
+    pub(super) own_terms: Vec<String>,
     pub(super) term_tables: Vec<u32>,
 }
 
@@ -84,14 +84,13 @@ impl Task {
         if self.problem.uses_position() {
             self.problem.visibility.alignment.get_or_insert(Alignment::BottomRight);
         }
-        (self.own_terms, self.term_tables) = (terms.options(), terms.table_words(&self.problem)?);
+        (self.own_terms, self.term_tables) = (terms.described(), terms.table_words(&self.problem)?);
         Ok(self.problem.check()?)
     }
 
     /// Names of all terms: those of the library, then those in WGSL.
     fn terms(&self) -> Vec<String> {
-        let own = self.own_terms.iter().map(|option| format!("{} in WGSL", option.trim_start_matches('-')));
-        self.problem.terms_text().into_iter().chain(own).collect()
+        self.problem.terms_text().into_iter().chain(self.own_terms.iter().cloned()).collect()
     }
 
     /// Parses a line of the suite: a name, a shape, and terms that need no data.

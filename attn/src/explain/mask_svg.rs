@@ -6,7 +6,8 @@ use std::ops::Range;
 use unicode_width::UnicodeWidthStr;
 
 use super::heatmap::shorten;
-use super::mask::{CURVE, Mask, Tile};
+use super::mask::{CURVE, Mask};
+use super::mask_counts::Tile;
 use super::svg::{ADVANCE, FONT, Sheet, escape};
 
 /// Ink of texts and axes.
@@ -55,7 +56,13 @@ impl Grid {
     fn path(&self, colour: u8) -> String {
         let mut open: Vec<[usize; 4]> = Vec::new();
         let mut path = String::new();
-        let mut close = |[x, y, wide, high]: [usize; 4]| path += &format!("M{x} {y}h{wide}v{high}h-{wide}z");
+        let mut from = [0usize; 2];
+        // Steps from the last rectangle are shorter than places.
+        let mut close = |[x, y, wide, high]: [usize; 4]| {
+            let [dx, dy] = [x as isize - from[0] as isize, y as isize - from[1] as isize];
+            path += &format!("m{dx} {dy}h{wide}v{high}h-{wide}z");
+            from = [x, y];
+        };
         for (y, row) in self.cells.chunks(self.columns.max(1)).enumerate() {
             let (mut x, mut runs) = (0, Vec::new());
             for run in row.chunk_by(|a, b| (*a == colour) == (*b == colour)) {
@@ -115,8 +122,9 @@ pub(super) fn draw(mask: &Mask) -> String {
         (None, Some(change)) => draw_change(&mut sheet, first, mask, change),
         (None, None) => draw_pairs(&mut sheet, first, mask),
     }
+    let mut right = first.x + first.wide;
     if hides {
-        draw_tiles(&mut sheet, second, mask);
+        right = draw_tiles(&mut sheet, second, mask).max(second.x + second.wide);
     }
     let ([skipped, whole, tested], [rows, keys]) = (head.shares(), mask.tile);
     let footer = match hides {
@@ -125,7 +133,6 @@ pub(super) fn draw(mask: &Mask) -> String {
     };
     let height = TOP + first.high + 76.0;
     sheet.text([LEFT, height - 14.0], 12.0, INK, "", &footer);
-    let right = if hides { second.x + second.wide.max(250.0) } else { first.x + first.wide };
     let title = shorten(&mask.title, 56);
     let widest = |text: &str, size: f32| LEFT + text.width() as f32 * size * ADVANCE;
     let width = right.max(widest(&footer, 12.0)).max(widest(&title, 16.0)) + 14.0;
@@ -218,7 +225,8 @@ fn draw_curves(sheet: &mut Sheet, frame: Frame, curves: &[Vec<[f32; 2]>], drawn:
     swatches(sheet, frame, &[(this, Some((BLUE, 1.0)))].into_iter().chain(others).collect::<Vec<_>>());
 }
 
-fn draw_tiles(sheet: &mut Sheet, frame: Frame, mask: &Mask) {
+/// Draws the tiles. Returns the end of their legend.
+fn draw_tiles(sheet: &mut Sheet, frame: Frame, mask: &Mask) -> f32 {
     caption(sheet, frame, &format!("tiles of {} x {}", mask.tile[0], mask.tile[1]));
     let (tiles, [down, across]) = (&mask.head().tiles, mask.grid());
     let colour = |tile: Tile| match tile {
@@ -248,7 +256,7 @@ fn draw_tiles(sheet: &mut Sheet, frame: Frame, mask: &Mask) {
     if tiles.contains(&Tile::Empty) {
         all.push(("tested in vain", Some((AMBER, 0.35))));
     }
-    swatches(sheet, frame, &all);
+    swatches(sheet, frame, &all)
 }
 
 impl Frame {
@@ -306,8 +314,8 @@ fn labels(sheet: &mut Sheet, Frame { x, wide, high, .. }: Frame, [down, across]:
     }
 }
 
-/// Draws a legend: a colour and its opacity, or an empty square, and a word for each.
-fn swatches(sheet: &mut Sheet, frame: Frame, all: &[(&str, Option<(&str, f32)>)]) {
+/// Draws a legend: a colour and its opacity, or an empty square, and a word for each. Returns its end.
+fn swatches(sheet: &mut Sheet, frame: Frame, all: &[(&str, Option<(&str, f32)>)]) -> f32 {
     let (mut x, y) = (frame.x, frame.legend());
     for (word, fill) in all {
         let style = match fill {
@@ -318,4 +326,5 @@ fn swatches(sheet: &mut Sheet, frame: Frame, all: &[(&str, Option<(&str, f32)>)]
         sheet.text([x + 15.0, y + 9.0], 11.0, INK, "", word);
         x += 15.0 + word.width() as f32 * 11.0 * ADVANCE + 14.0;
     }
+    x - 14.0
 }

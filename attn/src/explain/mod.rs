@@ -3,6 +3,7 @@
 mod example;
 mod heatmap;
 mod mask;
+mod mask_counts;
 mod mask_svg;
 mod model;
 mod svg;
