@@ -7,5 +7,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
-WRITE_GALLERY=1 cargo test --release -p wgpu-attention-cli --test gallery
+WRITE_GALLERY=1 cargo test --release -p wgpu-attention-cli --test gallery the_page
 git --no-pager diff --stat -- docs/gallery docs/gallery.md

@@ -125,6 +125,8 @@ struct Text {
     wgsl: String,
     /// Columns of the first line that the user did not write.
     before: usize,
+    /// Number of lines that the user wrote.
+    lines: usize,
 }
 
 impl Text {
@@ -144,7 +146,7 @@ impl Text {
             (false, true) => (signature.to_string(), "\n}"),
             (false, false) => (format!("{signature}return ("), "\n); }"),
         };
-        Ok(Self { option, signature, file, wgsl: format!("{before}{text}{after}"), before: before.len() })
+        Ok(Self { option, signature, file, wgsl: format!("{before}{text}{after}"), before: before.len(), lines: text.lines().count() })
     }
 
     /// Reads the term, with those of the tables that the text names.
@@ -179,7 +181,7 @@ impl Text {
             Error::Invalid { why, .. } => why.clone(),
             other => other.to_string(),
         };
-        let why = shifted(&why, self.before);
+        let why = shifted(&why, self.before, self.lines);
         let unknown = why.split_once("no definition in scope for identifier: `").and_then(|(_, rest)| rest.split('`').next());
         match unknown.filter(|name| self.wgsl.contains(&format!("{name}["))) {
             Some(name) => Failure::at(self.place(), format!("{why}; if it is a table, give --table {name}=T.npy or {name}=NUMBERS")),
@@ -188,13 +190,19 @@ impl Text {
     }
 }
 
-/// Counts a column of the first line from the end of the first `before` ones.
-fn shifted(why: &str, before: usize) -> String {
-    const FIRST: &str = "line 1, column ";
-    let Some((start, rest)) = why.split_once(FIRST).filter(|_| before > 0) else { return why.into() };
-    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let column = rest[..digits].parse::<usize>().unwrap_or(1).saturating_sub(before).max(1);
-    format!("{start}{FIRST}{column}{}", &rest[digits..])
+/// Counts a column of the first line from the end of the first `before` ones. A place after `lines` lines is the end.
+fn shifted(why: &str, before: usize, lines: usize) -> String {
+    let place = || {
+        let (start, rest) = why.split_once("line ")?;
+        let (line, rest) = rest.split_once(", column ")?;
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        Some((start, line.parse::<usize>().ok()?, rest[..digits].parse::<usize>().ok()?, &rest[digits..]))
+    };
+    match place().filter(|_| before > 0) {
+        Some((start, line, _, rest)) if line > lines.max(1) => format!("{start}at the end{rest}"),
+        Some((start, 1, column, rest)) => format!("{start}line 1, column {}{rest}", column.saturating_sub(before).max(1)),
+        _ => why.into(),
+    }
 }
 
 /// Words of a text of WGSL, without its comments.
@@ -374,8 +382,10 @@ mod tests {
 
     #[test]
     fn columns_count_from_what_the_user_wrote() {
-        assert_eq!(shifted("line 1, column 40: no", 30), "line 1, column 10: no");
-        assert_eq!(shifted("line 2, column 40: no", 30), "line 2, column 40: no");
-        assert_eq!(shifted("line 1, column 40: no", 0), "line 1, column 40: no");
+        assert_eq!(shifted("line 1, column 40: no", 30, 2), "line 1, column 10: no");
+        assert_eq!(shifted("line 2, column 40: no", 30, 2), "line 2, column 40: no");
+        assert_eq!(shifted("line 1, column 40: no", 0, 1), "line 1, column 40: no");
+        assert_eq!(shifted("x: line 2, column 1: no", 30, 1), "x: at the end: no");
+        assert_eq!(shifted("a line of words", 30, 1), "a line of words");
     }
 }

@@ -64,7 +64,7 @@ fn terms_in_wgsl_are_checked_and_timed() {
         assert!(told.err.contains("left out: no WGSL"), "{}", told.err);
     }
     attn(&["bench", "--suite", "llama", "--visible", "true"]).refused(&["--visible", "--shape"]);
-    attn(&["bench", "--visible", "at.key <"]).refused(&["--visible", "line"]);
+    attn(&["bench", "--visible", "at.key <"]).refused(&["--visible", "at the end"]);
 }
 
 #[test]

@@ -291,7 +291,7 @@ fn pictures_of_long_masks_and_of_scores() {
 #[test]
 fn bad_masks() {
     let refused = |arguments: &[&str], culprits: &[&str]| attn(&[&["explain", "--backend", "cpu"], arguments].concat()).refused(culprits);
-    refused(&["--visible", "at.key <"], &["--visible", "line 1"]);
+    refused(&["--visible", "at.key <"], &["--visible", "at the end"]);
     refused(&["--visible", "at.key < t[0]"], &["--visible", "line 1, column 10", "t"]);
     refused(&["--visible", "nowhere.wgsl"], &["nowhere.wgsl"]);
     refused(&["--visible", "true", "--head", "1"], &["--head 1", "there are 1"]);

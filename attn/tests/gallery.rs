@@ -81,8 +81,10 @@ fn long(entries: &[Entry]) -> String {
 
 /// Place of the table's rows in the page.
 fn long_rows(page: &str) -> std::ops::Range<usize> {
-    let start = page.find("|---|---|---|---|---|---|\n").expect("the table") + "|---|---|---|---|---|---|\n".len();
-    start..start + page[start..].find("\n\n").map_or(0, |end| end + 1) - usize::from(page[start..].starts_with('\n'))
+    const HEAD: &str = "|---|---|---|---|---|---|\n";
+    let start = page.find(HEAD).expect("the table") + HEAD.len();
+    let rows = page[start..].split_inclusive('\n').take_while(|line| line.starts_with('|'));
+    start..start + rows.map(str::len).sum::<usize>()
 }
 
 /// Differences of the page from what its commands make. `picture` has what is committed under a name.

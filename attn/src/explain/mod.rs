@@ -35,9 +35,9 @@ Examples:
   attn explain --json | jq .weights               for programs
   attn explain --model tests/data/minilm/minilm_layer0_block.safetensors
   attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy --tokens labels.txt
-  attn explain --visible 'at.key <= at.position && at.position - at.key < 48' --tile 16,16 --svg mask.svg
+  attn explain --visible 'at.key <= at.position' --tile 16,16 --svg mask.svg
   attn explain --causal top-left --window 31,0 --shape 1,1,1,4096,4096,64
-  attn explain --score alibi.wgsl --table slopes=0.25,0.0625 --shape 1,2,2,128,128,64 --head 1 --svg alibi.svg
+  attn explain --score alibi.wgsl --table slopes=0.25 --svg alibi.svg
 
 A mask is drawn with rows down and keys across, beside its tiles: kernels skip those that show nothing, and test no \
 pair of those that show all. docs/gallery.md has pictures of the masks and scores that papers use.";
