@@ -282,6 +282,9 @@ fn pictures_of_long_masks_and_of_scores() {
     assert!(bias.contains("change of a score of 2") && bias.contains("-19"), "{bias}");
     let curve = drawn("curve.svg", &["--score", "30.0 * tanh(x / 30.0)"]);
     assert!(curve.contains("<polyline") && curve.contains("score before"), "{curve}");
+    // A mask is seen beside a score that depends on nothing else.
+    let both = drawn("both.svg", &["--visible", "at.key <= at.position", "--softcap", "30"]);
+    assert!(both.contains(">pairs<") && !both.contains("<polyline"), "{both}");
     let hostile = drawn("hostile.svg", &["--visible", "at.key < 3 && /* <script>alert(1)</script> \"&]]> */ true"]);
     assert!(hostile.contains("&lt;script&gt;"), "{hostile}");
     let none = drawn("none.svg", &["--visible", "false"]);

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 use wgpu_attention::cpu::Tiles;
-use wgpu_attention::{Alignment, Dims, Engine, Inputs, Problem, Returns, ScoreStage};
+use wgpu_attention::{Alignment, Dims, Engine, Inputs, Problem, Returns, ScoreStage, Term};
 
 use super::mask_counts::{Head, Tile};
 use super::{Args, mask_svg, write_picture};
@@ -142,9 +142,9 @@ fn compute(args: &MaskArgs, engine: &Engine) -> Result<Mask, Failure> {
             Head::of(scores, &dims, tile, x, status)
         })
         .collect();
-    let changes = heads.iter().any(|head| head.change.is_some_and(|change| change != [0.0; 2]))
-        || !problem.user_terms.iter().all(|term| !term.has_score());
-    let curves = if changes { curves(engine, &problem, &tables)? } else { None };
+    let changes_scores = problem.softcap.is_some() || problem.user_terms.iter().any(Term::has_score);
+    let hides = heads.iter().any(|head| head.visible < head.pairs);
+    let curves = if changes_scores && !hides { curves(engine, &problem, &tables)? } else { None };
     Ok(Mask { title: title.join(" + "), dims, tile, x, drawn: batch * dims.num_heads + head, heads, scores, curves })
 }
 
@@ -185,8 +185,7 @@ fn curves(engine: &Engine, problem: &Problem, tables: &[u32]) -> Result<Option<V
         let first = *visible.next()?;
         visible.all(|&score| score == first).then_some(first)
     };
-    let at_one = scores(engine, problem, tables, |_| 1.0)?;
-    if rows < 32 || at_one.chunks(rows * keys).any(|head| common(head).is_none()) {
+    if rows < 32 || scores(engine, problem, tables, |_| 1.0)?.chunks(rows * keys).any(|head| common(head).is_none()) {
         return Ok(None);
     }
     let after = scores(engine, problem, tables, before)?;
