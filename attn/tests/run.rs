@@ -410,7 +410,7 @@ fn bad_terms_in_wgsl() {
     refused(&["--visible", "at.key <= at.nothing"], &["--visible", "line 1, column 14", "nothing"]);
     refused(&["--visible", "fn visible(at: Pair) -> bool {\n  return at.key; }"], &["--visible", "line 2"]);
     let broken = write(&files, "broken.wgsl", b"\n\nat.key <".to_vec());
-    refused(&["--visible", &broken], &["--visible", "broken.wgsl", "line 4"]);
+    refused(&["--visible", &broken], &["--visible", "broken.wgsl", "at the end"]);
     refused(&["--visible", "no_such.wgsl"], &["--visible no_such.wgsl"]);
     refused(
         &["--score", "fn visible(at: Pair) -> bool { return true; }"],
