@@ -65,3 +65,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
+
+/// Examples of the page on masks and scores of one's own, run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/terms.md")]
+struct Terms;

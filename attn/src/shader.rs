@@ -17,7 +17,7 @@ Examples:
   attn shader --shape 1,8,8,1024,1024,64 --causal
   attn shader --term causal=bottom-right --term window=128,0 --backward
   attn shader --visible 'at.key <= at.position && at.position - at.key < 128'
-  attn shader --score 'x - slopes[at.head] * f32(abs(at.position - at.key))' --table slopes=8:f32
+  attn shader --score 'x - slopes[at.head] * f32(abs(at.position - at.key))' --table slopes=0*8:f32
   attn shader --subgroups 32 --dtype f16 --json | jq '.dispatches[].grid'
 
 Kernels are printed in the order in which they run first, each once, with the names of their files. --json has all \
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     {
         return Err(Failure::at("--align", format!("--causal or --term says where the rows stand: {said:?}")));
     }
-    let terms = args.terms.read(true)?;
+    let terms = args.terms.read()?;
     task.add(&terms)?;
     let problem = &task.problem;
     let caps =

@@ -59,12 +59,12 @@ fn terms_in_wgsl_are_checked_and_timed() {
     for more in [&[][..], &["--backward"]] {
         let told = attn(&[&arguments[..], &terms, more].concat()).ok();
         let line: Value = serde_json::from_str(told.out.lines().last().expect("a line")).expect("JSON");
-        assert_eq!(line["terms"], json!(["score in WGSL", "visible in WGSL"]));
+        assert_eq!(line["terms"], json!([format!("score in WGSL: {score}"), format!("visible in WGSL: {visible}")]));
         assert_eq!(line["checked"], json!(true));
         assert!(told.err.contains("left out: no WGSL"), "{}", told.err);
     }
     attn(&["bench", "--suite", "llama", "--visible", "true"]).refused(&["--visible", "--shape"]);
-    attn(&["bench", "--visible", "at.key <"]).refused(&["--visible", "line"]);
+    attn(&["bench", "--visible", "at.key <"]).refused(&["--visible", "at the end"]);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn bad_shapes() {
         ("1,8,3,4,4,4", "num_kv_heads"),
         ("0,8,8,4,4,4", "batch"),
         ("1,8,8,4,4,0", "head_dim"),
-        ("1,8,8,4,0,4", "nothing to time"),
+        ("1,8,8,4,0,4", "nothing to compute"),
         ("1,1,1,18446744073709551616,1,1", "not a whole number"),
         ("4294967296,4294967296,4294967296,1,1,1", "overflows"),
         ("1,1,1,2147483647,2147483647,65536", ""),

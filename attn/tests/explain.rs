@@ -180,3 +180,136 @@ fn bad_input() {
     attn(&["explain", "--backend", ""]).refused(&["--backend"]);
     attn(&["explain", "--svg", "/nowhere/at/all.svg"]).refused(&["/nowhere/at/all.svg"]);
 }
+
+/// Numbers of a mask on the CPU, for all heads.
+fn counted(arguments: &[&str]) -> serde_json::Value {
+    attn(&[&["explain", "--backend", "cpu", "--json"], arguments].concat()).ok().json()["all"].clone()
+}
+
+#[test]
+fn a_masks_numbers_are_exact() {
+    for length in [1u64, 2, 63, 64, 65, 200] {
+        let (shape, tiles) = (format!("1,1,1,{length},{length},8"), length.div_ceil(64));
+        for mask in [["--visible", "at.key <= at.position"], ["--causal", "top-left"]] {
+            let told = counted(&[&mask[..], &["--shape", &shape]].concat());
+            assert_eq!(told["visible"], length * (length + 1) / 2);
+            assert_eq!(told["density"], (length + 1) as f64 / (2 * length) as f64, "{length}");
+            // Tiles above the diagonal are skipped, those below are whole; one of a single pair is whole, too.
+            let diagonal = if length % 64 == 1 { tiles - 1 } else { tiles };
+            let expected = json!({ "all": tiles * tiles, "skipped": tiles * (tiles - 1) / 2, "tested": diagonal, "in_vain": 0 });
+            let got = &told["tiles"];
+            let got = json!({ "all": got["all"], "skipped": got["skipped"], "tested": got["tested"], "in_vain": got["tested_in_vain"] });
+            assert_eq!(got, expected, "{length} {mask:?}");
+            assert_eq!(told["change"], json!([0.0, 0.0]));
+        }
+    }
+    // Rows at the end of the keys, an item and heads of their own, and masks together.
+    let told = counted(&["--visible", "at.key <= at.position - at.head", "--window", "3,0", "--shape", "2,2,1,4,9,8", "--tile", "2,3"]);
+    assert_eq!(told["visible"], 2 * (4 * 4 + 4 * 3));
+    let told =
+        counted(&["--score", "x - slopes[at.head] * f32(at.position - at.key)", "--table", "slopes=1,2:f32", "--shape", "1,2,2,8,8,4"]);
+    assert_eq!((&told["change"], &told["density"]), (&json!([-14.0, 14.0]), &json!(1.0)));
+    // A score of -inf masks, and one of an unknown kind is tested in vain.
+    let told = counted(&["--score", "select(x, bitcast<f32>(0xff800000u), at.key > at.row)", "--shape", "1,1,1,8,8,4"]);
+    assert_eq!(told["visible"], 36);
+    let told = counted(&["--visible", "f32(at.key) < 0.0", "--shape", "1,1,1,8,8,4"]);
+    assert_eq!((&told["tiles"]["tested_in_vain"], &told["change"]), (&json!(1), &json!(null)));
+}
+
+/// Draws a mask and returns the picture.
+fn drawn(name: &str, arguments: &[&str]) -> String {
+    let path = folder("masks").join(name);
+    attn(&[&["explain", "--backend", "cpu", "--svg", text(&path)], arguments].concat()).ok();
+    let svg = std::fs::read_to_string(&path).expect("it was written");
+    let document = roxmltree::Document::parse(&svg).unwrap_or_else(|error| panic!("{error} in: {svg}"));
+    let root = document.root_element();
+    assert!(!svg.contains("<script") && !svg.contains("href"), "{name} is self-contained");
+    let [width, height] = ["width", "height"].map(|name| root.attribute(name).and_then(|size| size.parse::<f32>().ok()).expect("a size"));
+    for node in root.descendants() {
+        let at = |name| node.attribute(name).and_then(|x| x.parse::<f32>().ok()).unwrap_or(0.0);
+        assert!(at("x") >= 0.0 && at("x") <= width && at("y") >= 0.0 && at("y") <= height, "{name}: {node:?}");
+    }
+    svg
+}
+
+/// Cells of a picture's path, by its rectangles: (x, y) of each in the colour.
+fn cells(svg: &str, style: &str) -> Vec<(usize, usize)> {
+    let line = svg.lines().find(|line| line.starts_with("<path transform") && line.contains(style)).expect("the colour");
+    let path = line.split(" d=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a path");
+    let (mut cells, mut place) = (Vec::new(), [0, 0]);
+    for rectangle in path.split('m').skip(1) {
+        let numbers = rectangle.split(|c: char| !c.is_ascii_digit() && c != '-').filter(|number| !number.is_empty());
+        let numbers: Vec<i32> = numbers.map(|number| number.parse().expect("a number")).collect();
+        let [dx, dy, wide, high, back] = numbers[..] else { panic!("{rectangle}") };
+        assert_eq!(back, -wide);
+        place = [place[0] + dx, place[1] + dy];
+        let [x, y] = place.map(|at| usize::try_from(at).expect("inside"));
+        cells.extend((y..y + high as usize).flat_map(|y| (x..x + wide as usize).map(move |x| (x, y))));
+    }
+    cells.sort_unstable();
+    cells
+}
+
+#[test]
+fn a_masks_picture_has_its_pairs() {
+    let causal = drawn("causal.svg", &["--visible", "at.key <= at.position", "--shape", "1,1,1,40,40,8", "--tile", "8,8"]);
+    let expected = |is_visible: fn(usize, usize) -> bool, len: usize| -> Vec<(usize, usize)> {
+        (0..len).flat_map(|x| (0..len).map(move |y| (x, y))).filter(|&(x, y)| is_visible(x, y)).collect()
+    };
+    assert_eq!(cells(&causal, "fill-opacity=\"1\""), expected(|x, y| x <= y, 40));
+    assert_eq!(cells(&causal, "#d29922"), expected(|x, y| x == y, 5), "tested tiles");
+    assert!(causal.len() < 6000, "{} bytes", causal.len());
+    // Each wrong mask is another picture.
+    for wrong in ["at.key < at.position", "at.key <= at.position + 1", "at.key >= at.position", "at.key <= at.position && at.key != 7"] {
+        let other = drawn("wrong.svg", &["--visible", wrong, "--shape", "1,1,1,40,40,8", "--tile", "8,8"]);
+        assert_ne!(cells(&other, "fill-opacity=\"1\""), cells(&causal, "fill-opacity=\"1\""), "{wrong}");
+    }
+    // The head that is drawn is the one that is asked for.
+    let of_head = |head| {
+        drawn("head.svg", &["--visible", "at.key < at.head * 3 + at.batch", "--shape", "2,2,2,8,8,8", "--batch", "1", "--head", head])
+    };
+    assert_eq!(cells(&of_head("0"), "fill-opacity=\"1\"").len(), 8);
+    assert_eq!(cells(&of_head("1"), "fill-opacity=\"1\"").len(), 8 * 4);
+}
+
+#[test]
+fn pictures_of_long_masks_and_of_scores() {
+    let long = drawn("long.svg", &["--visible", "at.key <= at.position && at.position - at.key < 100", "--shape", "1,1,1,3000,3000,8"]);
+    assert!(long.len() < 30_000, "{} bytes", long.len());
+    let one = drawn("row.svg", &["--visible", "at.key % 2 == 0", "--shape", "1,1,1,1,700,8"]);
+    assert!(one.contains("700"));
+    let bias = drawn("bias.svg", &["--score", "x - f32(abs(at.row - at.key))", "--x", "2", "--shape", "1,1,1,20,20,8"]);
+    assert!(bias.contains("change of a score of 2") && bias.contains("-19"), "{bias}");
+    let curve = drawn("curve.svg", &["--score", "30.0 * tanh(x / 30.0)"]);
+    assert!(curve.contains("<polyline") && curve.contains("score before"), "{curve}");
+    // A mask is seen beside a score that depends on nothing else.
+    let both = drawn("both.svg", &["--visible", "at.key <= at.position", "--softcap", "30"]);
+    assert!(both.contains(">pairs<") && !both.contains("<polyline"), "{both}");
+    let hostile = drawn("hostile.svg", &["--visible", "at.key < 3 && /* <script>alert(1)</script> \"&]]> */ true"]);
+    assert!(hostile.contains("&lt;script&gt;"), "{hostile}");
+    let none = drawn("none.svg", &["--visible", "false"]);
+    assert!(none.contains("0 % visible"), "{none}");
+}
+
+#[test]
+fn bad_masks() {
+    let refused = |arguments: &[&str], culprits: &[&str]| attn(&[&["explain", "--backend", "cpu"], arguments].concat()).refused(culprits);
+    refused(&["--visible", "at.key <"], &["--visible", "at the end"]);
+    refused(&["--visible", "at.key < t[0]"], &["--visible", "line 1, column 10", "t"]);
+    refused(&["--visible", "nowhere.wgsl"], &["nowhere.wgsl"]);
+    refused(&["--visible", "true", "--head", "1"], &["--head 1", "there are 1"]);
+    refused(&["--visible", "true", "--batch", "1"], &["--batch 1"]);
+    refused(&["--visible", "true", "--tile", "0,8"], &["--tile", "ROWS,KEYS"]);
+    refused(&["--visible", "true", "--tile", "8,x,8"], &["--tile", "ROWS,KEYS"]);
+    refused(&["--visible", "true", "--x", "nan"], &["--x", "finite"]);
+    refused(&["--visible", "true", "--align", "top-left"], &["--align", "leave it out"]);
+    refused(&["--causal", "top-left", "--align", "0"], &["--align", "--causal"]);
+    refused(&["--causal", "left"], &["--causal"]);
+    refused(&["--visible", "true", "--shape", "1,64,64,100000,100000,8"], &["--shape", "pairs"]);
+    refused(&["--visible", "true", "--shape", "1,1,1,0,8,8"], &["--shape", "seq_len_q is 0"]);
+    refused(&["--visible", "true", "a sentence"], &["a sentence", "mask"]);
+    refused(&["--visible", "true", "--focus", "cat"], &["--focus", "mask"]);
+    refused(&["--visible", "true", "--model", "m.safetensors"], &["--model"]);
+    refused(&["--shape", "1,1,1,8,8,8"], &["--shape", "--visible"]);
+    refused(&["--table", "t=1"], &["--table t", "neither"]);
+}

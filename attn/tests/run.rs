@@ -410,7 +410,7 @@ fn bad_terms_in_wgsl() {
     refused(&["--visible", "at.key <= at.nothing"], &["--visible", "line 1, column 14", "nothing"]);
     refused(&["--visible", "fn visible(at: Pair) -> bool {\n  return at.key; }"], &["--visible", "line 2"]);
     let broken = write(&files, "broken.wgsl", b"\n\nat.key <".to_vec());
-    refused(&["--visible", &broken], &["--visible", "broken.wgsl", "line 4"]);
+    refused(&["--visible", &broken], &["--visible", "broken.wgsl", "at the end"]);
     refused(&["--visible", "no_such.wgsl"], &["--visible no_such.wgsl"]);
     refused(
         &["--score", "fn visible(at: Pair) -> bool { return true; }"],
@@ -426,7 +426,7 @@ fn bad_terms_in_wgsl() {
     refused(&["--score", "x + t[0]"], &["--score", "line 1, column 5", "t"]);
     refused(&["--score", "x + t[0]", "--table", &table, "--table", &table], &["--table t", "twice"]);
     refused(&["--score", "x + t[0]", "--table", "t"], &["--table t", "NAME=T.npy"]);
-    refused(&["--score", "x + t[0]", "--table", "t=8:f32"], &["8:f32"]);
+    refused(&["--score", "x + t[0]", "--table", "t=1,x"], &["--table t=1,x", "neither a file nor numbers"]);
     let empty = format!("t={}", write(&files, "empty.npy", npy_f32(&[0], &[])));
     refused(&["--score", "x + t[0]", "--table", &empty], &["--score", "`t`", "0 elements"]);
     let large = format!("t={}", write(&files, "large.npy", npy_i64(&[1], &[1 << 31])));

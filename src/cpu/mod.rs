@@ -16,6 +16,7 @@ mod simd;
 mod simd_neon;
 mod simd_x86;
 mod softmax;
+mod status;
 mod tile;
 mod tile_list;
 mod unit;
@@ -25,8 +26,10 @@ mod user_term;
 mod user_terms;
 mod visible;
 
+pub use crate::custom::TileStatus;
 pub use merge::{Merged, Part, RowSums, merge};
 pub use peak::multiply_add_gflops;
+pub use status::Tiles;
 
 pub(crate) use user_status::check_status;
 

@@ -13,6 +13,7 @@ use crate::problem::{BlockList, Inputs, Problem};
 use crate::terms::{TileAt, TileBits};
 
 /// Bits of the tiles that hold a pair which all masks of the user's terms show.
+#[derive(Debug)]
 pub(super) struct TileList {
     list: BlockList,
     words: Vec<u32>,

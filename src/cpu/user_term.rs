@@ -2,15 +2,16 @@
 
 use crate::custom::Term;
 use crate::custom::schedule::Schedule;
-use crate::custom::status::TileStatus;
+use crate::custom::status::TileRule;
 use crate::problem::{Inputs, Problem};
 
 /// Term of a job, prepared once for all tiles.
+#[derive(Debug)]
 pub(super) struct UserTerm<'a> {
     pub(super) tables: Vec<&'a [u32]>,
     /// `None` if the term shows every pair.
     pub(super) visible: Option<Schedule<'a>>,
-    pub(super) status: Option<&'a TileStatus>,
+    pub(super) rule: Option<&'a TileRule>,
     pub(super) score: Option<Schedule<'a>>,
     pub(super) slope: Option<Schedule<'a>>,
 }
@@ -23,7 +24,7 @@ impl<'a> UserTerm<'a> {
             Self {
                 tables: problem.tables_of(index, inputs.term_tables),
                 visible: functions.visible.as_ref().map(Schedule::new),
-                status: functions.status.as_ref(),
+                rule: functions.status.as_ref(),
                 score: functions.score.as_ref().map(Schedule::new),
                 slope: functions.slope().map(Schedule::new),
             }

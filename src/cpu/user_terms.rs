@@ -22,13 +22,16 @@ pub(super) fn status(
     rows: Range<usize>,
     keys: &Range<usize>,
 ) -> Status {
-    let mut rules = users.iter().filter_map(|term| Some((term.status?, &term.tables))).peekable();
-    if rules.peek().is_none() || rows.is_empty() || keys.is_empty() {
+    if users.iter().all(|term| term.rule.is_none()) || rows.is_empty() || keys.is_empty() {
         return Status::All;
     }
-    let TileAt { heads, rows, keys, .. } = unit.tile(problem, item.batch, rows, keys.clone());
-    let tile = tile_of(item, unit.kv_head, heads, rows, keys);
-    rules.map(|(rule, tables)| rule.of(&tile, tables)).min().unwrap_or(Status::All)
+    status_of(users, item, unit.kv_head, unit.tile(problem, item.batch, rows, keys.clone()))
+}
+
+/// Evaluates the masks of the user's terms for all pairs of a tile.
+pub(super) fn status_of(users: &[UserTerm<'_>], item: &Item, kv_head: usize, at: TileAt) -> Status {
+    let tile = tile_of(item, kv_head, at.heads, at.rows, at.keys);
+    users.iter().filter_map(|term| Some(term.rule?.of(&tile, &term.tables))).min().unwrap_or(Status::All)
 }
 
 /// Estimates the number of pairs of a unit that are computed.

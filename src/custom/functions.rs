@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use super::program::Program;
-use super::status::TileStatus;
+use super::status::TileRule;
 
 /// Type of a table's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +27,7 @@ pub(crate) struct Functions {
     /// `None` if every pair is visible.
     pub(crate) visible: Option<Program>,
     /// What `visible` shows of a tile.
-    pub(crate) status: Option<TileStatus>,
+    pub(crate) status: Option<TileRule>,
     /// `None` if the score stays as it is.
     pub(crate) score: Option<Program>,
     /// The user's `slope`, or the derivative of `score`, or the reason why there is none.

@@ -189,7 +189,7 @@ impl Intervals {
         }
     }
 
-    /// Writes `fn NAME(at: Tile) -> u32`; see [`super::status::TileStatus::emit`].
+    /// Writes `fn NAME(at: Tile) -> u32`; see [`super::status::TileRule::emit`].
     pub(super) fn emit(&self, text: &mut String, name: &str, first_table: u32) {
         let steps = &self.0;
         let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());

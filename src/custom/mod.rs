@@ -30,3 +30,4 @@ pub(crate) mod tile;
 pub(crate) use functions::Functions;
 pub use functions::TableType;
 pub use term::{Table, Term};
+pub use tile::Status as TileStatus;

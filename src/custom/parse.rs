@@ -6,7 +6,7 @@ use naga::{Function, Module, ScalarKind, Span, Type, TypeInner};
 use super::functions::{Functions, TableType};
 use super::interval::Intervals;
 use super::program::{Binary, Field, Id, Op, Program, Scalar};
-use super::status::TileStatus;
+use super::status::TileRule;
 use super::tile::TILE_FIELDS;
 use super::{builder, derive, lower, sizes};
 use crate::error::{Error, Result};
@@ -111,8 +111,8 @@ fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Resu
     let visible = visible.filter(|visible| visible.constant() != Some(1));
     let status = match (&visible, status) {
         (None, _) => None,
-        (Some(_), Some(own)) => Some(TileStatus::Own(bounded(&own).ok_or_else(|| refused("`status` has too many operations".into()))?)),
-        (Some(visible), None) => Some(TileStatus::Derived(Intervals::new(visible, &sorted))),
+        (Some(_), Some(own)) => Some(TileRule::Own(bounded(&own).ok_or_else(|| refused("`status` has too many operations".into()))?)),
+        (Some(visible), None) => Some(TileRule::Derived(Intervals::new(visible, &sorted))),
     };
     Ok(Functions { text: text.into(), tables, sorted, module, visible, status, score, slope })
 }

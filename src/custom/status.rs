@@ -11,14 +11,14 @@ use super::tile::{Status, Tile};
 
 /// Rule for what a term's `visible` shows of a tile.
 #[derive(Debug)]
-pub(crate) enum TileStatus {
+pub(crate) enum TileRule {
     /// Interval arithmetic over `visible`.
     Derived(Intervals),
     /// The user's `status`, whose result is at most 2.
     Own(Program),
 }
 
-impl TileStatus {
+impl TileRule {
     /// Status of a tile.
     pub(crate) fn of(&self, tile: &Tile, tables: &[&[u32]]) -> Status {
         match self {

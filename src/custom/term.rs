@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::functions::{Functions, TableType};
 use super::parse;
 use super::program::Program;
-use super::status::TileStatus;
+use super::status::TileRule;
 use crate::error::{Error, Result};
 
 /// Term that a user writes in WGSL.
@@ -166,7 +166,7 @@ impl Term {
     /// True if a function reads the position of the row, or of those of a tile.
     pub(crate) fn uses_position(&self) -> bool {
         let Functions { visible, score, status, .. } = &*self.functions;
-        visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileStatus::uses_position)
+        visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileRule::uses_position)
     }
 
     /// Refuses a term whose score has no derivative.

@@ -5,11 +5,14 @@ use super::program::Field;
 /// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
 pub(crate) type Interval = [i64; 2];
 
-/// Visibility of a tile, in the order of the numbers that `status` returns.
+/// Visibility of a tile, as far as it is known before pairs are tested; in the order of the numbers that `status` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Status {
+pub enum Status {
+    /// No pair is visible: the tile is skipped.
     None,
+    /// Some pairs may be visible: they are tested.
     Some,
+    /// All pairs are visible: none is tested.
     All,
 }
 

@@ -1,7 +1,7 @@
 //! Lists of the tiles that users' masks show, for masks whose arithmetic cannot tell.
 
 use crate::custom::program::{Field, Op, Program};
-use crate::custom::status::TileStatus;
+use crate::custom::status::TileRule;
 use crate::problem::{BlockList, Problem};
 
 /// Rows and keys of a tile: `LIST_ROWS` and `LIST_KEYS` of shaders/lib/tile_bits.wgsl.
@@ -18,7 +18,7 @@ impl Problem {
     pub(crate) fn tile_list(&self) -> Option<BlockList> {
         let d = &self.dims;
         let masks = || self.user_terms.iter().map(|term| term.functions());
-        let is_vague = masks().any(|functions| functions.status.as_ref().is_some_and(TileStatus::is_vague));
+        let is_vague = masks().any(|functions| functions.status.as_ref().is_some_and(TileRule::is_vague));
         if !is_vague || self.varlen.is_some() || d.seq_len_q < FEWEST || d.seq_len_kv < FEWEST {
             return None;
         }

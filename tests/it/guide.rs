@@ -51,7 +51,7 @@ fn a_stale_diff_is_noticed() {
 #[test]
 fn files_that_documents_name_exist() {
     let folders = ["src/", "shaders/", "tests/", "attn/", "xtask/", "simulator/", "docs/", "scripts/", "examples/", "benches/"];
-    for document in ["README.md", "docs/guide.md", "docs/architecture.md", "docs/speed.md"] {
+    for document in ["README.md", "docs/guide.md", "docs/terms.md", "docs/gallery.md", "docs/architecture.md", "docs/speed.md"] {
         let text = read(document);
         let named = text.split('`').skip(1).step_by(2).filter(|name| !name.contains(char::is_whitespace) && !name.contains('*'));
         for name in named.filter(|name| folders.iter().any(|folder| name.starts_with(folder)) && !name.contains("dilated")) {

@@ -127,7 +127,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
                 add("staged, everything", everything(prefill.clone()), Algorithm::Staged, Specialise::Always);
             }
             add("staged", prefill.clone(), Algorithm::Staged, Specialise::Always);
-            if [64, 128].contains(&dim) && dtype != DType::Bf16 {
+            if [64, 128].contains(&dim) && dtype != DType::BF16 {
                 for (what, text) in USER_TERMS {
                     add(&format!("prefill, user's {what}"), user_term(prefill.clone(), text), Algorithm::Fused, Specialise::Always);
                     add(&format!("decode, user's {what}"), user_term(decode.clone(), text), Algorithm::Fused, Specialise::Always);
@@ -139,7 +139,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             let mut backward = |what: &str, problem, specialise| {
                 cases.push((format!("{dtype} D={dim} {what}"), problem, None, specialise));
             };
-            if [64, 128].contains(&dim) && dtype != DType::Bf16 {
+            if [64, 128].contains(&dim) && dtype != DType::BF16 {
                 for (what, text) in USER_TERMS {
                     backward(&format!("backward, user's {what}"), user_term(prefill.clone(), text), Specialise::Always);
                 }

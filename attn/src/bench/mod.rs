@@ -24,7 +24,7 @@ use candidate::Candidate;
 use task::{Task, bytes};
 
 pub(crate) use check::{tensors, unit};
-pub(crate) use task::ShapeArgs;
+pub(crate) use task::{ShapeArgs, shape};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if is_suite_alone && *causal {
         return Err(Failure::at("--causal", "is for --shape; the shapes of --suite have their own terms"));
     }
-    let terms = args.terms.read(true)?;
+    let terms = args.terms.read()?;
     if let Some(option) = terms.options().first().filter(|_| is_suite_alone) {
         return Err(Failure::at(option, "is for --shape; the shapes of --suite have their own terms"));
     }

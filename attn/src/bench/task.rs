@@ -12,8 +12,8 @@ use crate::user_terms::UserTerms;
 /// Shapes for `--suite`, compiled into the program.
 const SUITE: &str = include_str!("../../suite.txt");
 
-/// Parses the sizes of a problem to time.
-fn shape(text: &str) -> Result<Dims, String> {
+/// Parses the sizes of a problem.
+pub(crate) fn shape(text: &str) -> Result<Dims, String> {
     let size = |size: &str| size.trim().parse().map_err(|_| format!("`{}` is not a whole number", size.trim()));
     let sizes: Vec<usize> = text.split(',').map(size).collect::<Result<_, _>>()?;
     let [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim] = sizes[..] else {
@@ -23,7 +23,7 @@ fn shape(text: &str) -> Result<Dims, String> {
     Problem::new(dims).check().map_err(|error| error.to_string())?;
     let names = ["batch", "num_heads", "num_kv_heads", "seq_len_q", "seq_len_kv", "head_dim"];
     match names.iter().zip(&sizes).find(|&(_, &size)| size == 0) {
-        Some((name, _)) => Err(format!("{name} is 0: there is nothing to time")),
+        Some((name, _)) => Err(format!("{name} is 0: there is nothing to compute")),
         None => Ok(dims),
     }
 }
@@ -64,8 +64,8 @@ pub(crate) struct Task {
     pub(crate) problem: Problem,
     /// True if the gradients of query, key and value are computed too.
     pub(super) backward: bool,
-    /// Terms in WGSL, by the option that they came from, and their tables.
-    pub(super) own_terms: Vec<&'static str>,
+    /// Terms in WGSL, in words, and their tables.
+    pub(super) own_terms: Vec<String>,
     pub(super) term_tables: Vec<u32>,
 }
 
@@ -84,14 +84,13 @@ impl Task {
         if self.problem.uses_position() {
             self.problem.visibility.alignment.get_or_insert(Alignment::BottomRight);
         }
-        (self.own_terms, self.term_tables) = (terms.options(), terms.table_words(&self.problem)?);
+        (self.own_terms, self.term_tables) = (terms.described(), terms.table_words(&self.problem)?);
         Ok(self.problem.check()?)
     }
 
     /// Names of all terms: those of the library, then those in WGSL.
     fn terms(&self) -> Vec<String> {
-        let own = self.own_terms.iter().map(|option| format!("{} in WGSL", option.trim_start_matches('-')));
-        self.problem.terms_text().into_iter().chain(own).collect()
+        self.problem.terms_text().into_iter().chain(self.own_terms.iter().cloned()).collect()
     }
 
     /// Parses a line of the suite: a name, a shape, and terms that need no data.

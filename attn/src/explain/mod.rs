@@ -1,7 +1,10 @@
-//! `attn explain`: attention step by step, on the words of a sentence.
+//! `attn explain`: attention step by step, on the words of a sentence; or a mask and what kernels skip of it.
 
 mod example;
 mod heatmap;
+mod mask;
+mod mask_counts;
+mod mask_svg;
 mod model;
 mod svg;
 
@@ -17,6 +20,7 @@ use crate::failure::Failure;
 use crate::terminal::{Terminal, note, number};
 use example::{Example, SENTENCE, times};
 use heatmap::{figures, heatmap, row_text};
+use mask::MaskArgs;
 use svg::Picture;
 
 pub(crate) use svg::escape;
@@ -30,7 +34,13 @@ Examples:
   attn explain --backend vulkan                   the same numbers from a GPU
   attn explain --json | jq .weights               for programs
   attn explain --model tests/data/minilm/minilm_layer0_block.safetensors
-  attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy --tokens labels.txt";
+  attn explain --model bert.safetensors --layer 3 --num-heads 12 --hidden h.npy --tokens labels.txt
+  attn explain --visible 'at.key <= at.position' --tile 16,16 --svg mask.svg
+  attn explain --causal top-left --window 31,0 --shape 1,1,1,4096,4096,64
+  attn explain --score alibi.wgsl --table slopes=0.25 --svg alibi.svg
+
+A mask is drawn with rows down and keys across, beside its tiles: kernels skip those that show nothing, and test no \
+pair of those that show all. docs/gallery.md has pictures of the masks and scores that papers use.";
 
 /// Error bound. Scores are sums of at most 8 products of numbers up to 8, so that f32 errs by at most
 /// 8 * 8 * 8 * 8 * epsilon / 2; weights and outputs err by less.
@@ -41,8 +51,8 @@ const MOST_DIFFERENCE: f64 = 4096.0 * f32::EPSILON as f64 / 2.0;
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Sentence to explain. All but this one get made-up embeddings, which show the arithmetic and mean nothing
-    #[arg(default_value = SENTENCE)]
-    sentence: String,
+    /// [default: She wants to deadlift heavy weights]
+    sentence: Option<String>,
     /// Word whose row is followed [default: the longest]
     #[arg(long, value_name = "WORD")]
     focus: Option<String>,
@@ -61,9 +71,11 @@ pub(crate) struct Args {
     /// Labels of the tokens, one for each row of the input: words, or a text file with a label per line
     #[arg(long, value_name = "TEXT|FILE", requires = "model")]
     tokens: Option<String>,
-    /// Also write a picture: a heat map of the whole and of each head
+    /// Also write a picture: a heat map of the whole and of each head, or the mask and its tiles
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
+    #[command(flatten)]
+    mask: MaskArgs,
     #[command(flatten)]
     backend: BackendArg,
     /// Print one JSON object instead of text
@@ -99,9 +111,23 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         keep_apart(&[path], args.model.iter().chain(&args.hidden).map(PathBuf::as_path))?;
     }
     if let Some(path) = &args.model {
+        if args.mask.is_given() {
+            return Err(Failure::at("--model", "has no masks: leave it out, or --visible and --score"));
+        }
         return model::run(args, path, terminal);
     }
-    let example = Example::new(&args.sentence)?;
+    if args.mask.is_given() {
+        let others = [("--focus", args.focus.is_some()), ("a sentence", args.sentence.is_some())];
+        return match others.into_iter().find(|other| other.1) {
+            Some((other, _)) => Err(Failure::at(other, "is for attention step by step, not for a mask: leave it out")),
+            None => mask::run(args, terminal),
+        };
+    }
+    if let Some(option) = args.mask.other_option() {
+        let why = "is for a mask or a change of scores: give --visible, --score or a built-in one such as --causal top-left";
+        return Err(Failure::at(option, why));
+    }
+    let example = Example::new(args.sentence.as_deref().unwrap_or(SENTENCE))?;
     let focus = example.focus(args.focus.as_deref())?;
     let engine = backend::open(&args.backend.backend)?;
     let steps = compute(&engine, &example)?;

@@ -16,7 +16,7 @@ pub(super) struct Picture<'a> {
 }
 
 const SUBTITLE: &str = "Attention weights: how much each token (row) takes from each token (column). Rows sum to 1.";
-const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif";
+pub(super) const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif";
 const INK: &str = "#1f2933";
 const SOFT: &str = "#616e7c";
 /// Colour ramp, low to high: paper to deep blue in perceptually even steps.
@@ -24,19 +24,19 @@ const RAMP: [[f32; 3]; 6] =
     [[247.0, 250.0, 252.0], [208.0, 226.0, 242.0], [148.0, 196.0, 223.0], [74.0, 152.0, 201.0], [23.0, 100.0, 171.0], [8.0, 48.0, 107.0]];
 const MARGIN: f32 = 32.0;
 /// Average advance of a column, in font sizes.
-const ADVANCE: f32 = 0.58;
+pub(super) const ADVANCE: f32 = 0.58;
 
 /// Part of a picture that has been drawn.
 #[derive(Default)]
-struct Sheet(String);
+pub(super) struct Sheet(pub(super) String);
 
 impl Sheet {
-    fn line(&mut self, element: &str) {
+    pub(super) fn line(&mut self, element: &str) {
         self.0 += element;
         self.0.push('\n');
     }
 
-    fn text(&mut self, [x, y]: [f32; 2], size: f32, colour: &str, more: &str, text: &str) {
+    pub(super) fn text(&mut self, [x, y]: [f32; 2], size: f32, colour: &str, more: &str, text: &str) {
         let text = escape(text);
         self.line(&format!(r#"<text x="{x:.1}" y="{y:.1}" font-size="{size:.1}" fill="{colour}" {more}>{text}</text>"#));
     }

@@ -17,8 +17,10 @@ use crate::backend::{self, BackendArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal, note};
 use crate::user_terms::TermArgs;
-use options::{ARRAYS, Options, by_option};
+use options::{ARRAYS, ArrayArgs, by_option};
 use request::{Arrays, Request};
+
+pub(crate) use options::BuiltInArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +45,9 @@ output has the query's rank and type.";
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    options: Options,
+    arrays: ArrayArgs,
+    #[command(flatten)]
+    built_ins: BuiltInArgs,
     #[command(flatten, next_help_heading = "Terms in WGSL")]
     terms: TermArgs,
     /// Positions of the rows for terms that count from them, without --causal; needed if the lengths differ
@@ -158,7 +162,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 /// Reads the arrays. Those of query, key and value are there.
 fn read(args: &Args) -> Result<Arrays, Failure> {
     let mut arrays = Arrays::new();
-    for (&name, path) in &args.options.files {
+    for (&name, path) in &args.arrays.files {
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             return Err(Failure::at(format!("--{name} {}", path.display()), "is not .npy; give a .safetensors file to --input"));
         }
@@ -215,7 +219,7 @@ fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, Path
         targets.extend(names.map(|&name| (name, folder.join(format!("{name}.npy")))));
     }
     let outputs: Vec<&Path> = targets.values().map(PathBuf::as_path).collect();
-    keep_apart(&outputs, args.options.files.values().chain(&args.input).map(PathBuf::as_path))?;
+    keep_apart(&outputs, args.arrays.files.values().chain(&args.input).map(PathBuf::as_path))?;
     Ok(targets)
 }
 

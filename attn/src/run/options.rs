@@ -50,18 +50,24 @@ fn terms() -> impl Iterator<Item = TermWord> {
     term_words().filter(|term| !term.needs_data)
 }
 
-/// Options that were given.
+/// Files of the arrays that were given.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Options {
+pub(crate) struct ArrayArgs {
     pub(super) files: BTreeMap<&'static str, PathBuf>,
-    /// Terms as the library reads them: `WORD` or `WORD=VALUE`.
-    terms: Vec<String>,
 }
 
-impl Options {
+/// Terms of the library that were given, as it reads them: `WORD` or `WORD=VALUE`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BuiltInArgs(Vec<String>);
+
+impl BuiltInArgs {
+    pub(crate) fn is_given(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Adds the terms to `problem`. Errors name the option.
-    pub(super) fn add_terms(&self, problem: &mut Problem) -> Result<(), Failure> {
-        for term in &self.terms {
+    pub(crate) fn add_to(&self, problem: &mut Problem) -> Result<(), Failure> {
+        for term in &self.0 {
             let option = format!("--{}", term.replacen('=', " ", 1));
             match problem.add_term(term) {
                 Err(Error::Invalid { why, .. }) => {
@@ -86,7 +92,7 @@ pub(super) fn by_option(error: Error) -> Failure {
     }
 }
 
-impl clap::Args for Options {
+impl clap::Args for ArrayArgs {
     fn augment_args(command: Command) -> Command {
         let array = |&(name, value, help): &(&'static str, &'static str, &'static str)| {
             let arg = Arg::new(name).long(name).value_name(value).help(help).value_parser(value_parser!(PathBuf));
@@ -97,8 +103,7 @@ impl clap::Args for Options {
                 _ => arg,
             }
         };
-        let term = |term: TermWord| Arg::new(term.word).long(term.word).value_name(term.value).help(term.help).allow_hyphen_values(true);
-        command.next_help_heading("Arrays").args(ARRAYS.iter().map(array)).next_help_heading("Terms and numbers").args(terms().map(term))
+        command.next_help_heading("Arrays").args(ARRAYS.iter().map(array))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -106,11 +111,33 @@ impl clap::Args for Options {
     }
 }
 
-impl clap::FromArgMatches for Options {
+impl clap::FromArgMatches for ArrayArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let file = |&(name, ..): &(&'static str, &str, &str)| Some((name, matches.get_one::<PathBuf>(name)?.clone()));
+        Ok(Self { files: ARRAYS.iter().filter_map(file).collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for BuiltInArgs {
+    fn augment_args(command: Command) -> Command {
+        let term = |term: TermWord| Arg::new(term.word).long(term.word).value_name(term.value).help(term.help).allow_hyphen_values(true);
+        command.next_help_heading("Terms and numbers").args(terms().map(term))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for BuiltInArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let term = |TermWord { word, .. }| matches.get_one::<String>(word).map(|value| format!("{word}={value}"));
-        Ok(Self { files: ARRAYS.iter().filter_map(file).collect(), terms: terms().filter_map(term).collect() })
+        Ok(Self(terms().filter_map(term).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

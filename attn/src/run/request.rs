@@ -41,9 +41,9 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     let spec = |tensor: &HostVec| TensorSpec::new(tensor.as_slice().dtype(), args.layout);
     (problem.query, problem.key, problem.value) = (spec(&data.query), spec(&data.key), spec(&data.value));
     problem.output = problem.query;
-    args.options.add_terms(&mut problem)?;
+    args.built_ins.add_to(&mut problem)?;
     add_arrays(args, &mut arrays, &mut problem, &mut data)?;
-    let terms = args.terms.read(false)?;
+    let terms = args.terms.read()?;
     terms.add_to(&mut problem);
     align(args, &mut problem, &terms)?;
     data.term_tables = terms.table_words(&problem)?;

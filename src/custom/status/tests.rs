@@ -1,6 +1,6 @@
 //! Status of random tiles against every pair of them, for random masks: in Rust, and by the functions that kernels have.
 
-use super::{TileStatus, contradiction};
+use super::{TileRule, contradiction};
 use crate::custom::evaluate::{LANES, Pairs, evaluate};
 use crate::custom::program::Field;
 use crate::custom::tile::{Status, Tile};
@@ -39,7 +39,7 @@ impl Mask {
         self.words.iter().map(Vec::as_slice).collect()
     }
 
-    fn rule(&self) -> Option<&TileStatus> {
+    fn rule(&self) -> Option<&TileRule> {
         self.term.functions().status.as_ref()
     }
 }
@@ -163,7 +163,7 @@ const fn holds(status: Status, [visible, masked]: [usize; 2]) -> bool {
 }
 
 /// The status as kernels compute it, as a score that reads the tile from a table; `None` if it is too long.
-fn in_wgsl(mask: &Mask, rule: &TileStatus) -> Option<Term> {
+fn in_wgsl(mask: &Mask, rule: &TileRule) -> Option<Term> {
     let place = |text: &str, of: &str| text.find(of).expect("it is there");
     let (start, end) = (place(INTERVALS, "// Rows of a block"), place(INTERVALS, "fn interval_add"));
     let tiles = &TILES[place(TILES, "const SHOWS_NONE")..place(TILES, "struct TileBits")];
