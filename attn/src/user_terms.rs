@@ -232,6 +232,11 @@ pub(crate) struct UserTerms {
 }
 
 impl TermArgs {
+    /// True if none of the options is given.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.score.is_none() && self.visible.is_none() && self.table.is_empty()
+    }
+
     /// Reads texts and tables. `allow_sizes` also allows tables of a length and a type, whose values do not matter.
     pub(crate) fn read(&self, allow_sizes: bool) -> Result<UserTerms, Failure> {
         let tables: Vec<Loaded> = self.table.iter().map(|text| Loaded::read(text, allow_sizes)).collect::<Result<_, _>>()?;
@@ -270,8 +275,17 @@ impl UserTerms {
 
     /// Data of the tables, for [`wgpu_attention::Inputs::term_tables`].
     pub(crate) fn table_words(&self, problem: &Problem) -> Result<Vec<u32>, Failure> {
-        let data: Vec<(&str, TableData<'_>)> = self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect();
-        problem.term_tables(&data).map_err(|error| Failure::at("--table", error))
+        problem.term_tables(&self.data()).map_err(|error| Failure::at("--table", error))
+    }
+
+    /// The terms, in their order.
+    pub(crate) fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// Tables with their data, by name.
+    pub(crate) fn data(&self) -> Vec<(&str, TableData<'_>)> {
+        self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect()
     }
 
     /// Options that were given, for messages.

@@ -19,7 +19,7 @@ pub enum TableType {
 /// Functions of a term, which two terms with the same text and tables share as far as kernels are concerned.
 #[derive(Debug)]
 pub(crate) struct Functions {
-    pub(super) text: String,
+    pub(crate) text: String,
     pub(crate) tables: Vec<(String, TableType)>,
     pub(crate) module: naga::Module,
     pub(crate) visible: Option<Program>,
