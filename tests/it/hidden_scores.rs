@@ -2,7 +2,7 @@
 
 use crate::common::every_engine;
 use wgpu_attention::verify::{Case, Data, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against};
-use wgpu_attention::{Algorithm, Alignment, BroadcastShape, Dims, Problem, Table, Term, Varlen};
+use wgpu_attention::{Algorithm, Alignment, BroadcastShape, Dims, HostVec, Problem, Table, Term, Varlen};
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 19, seq_len_kv: 75, head_dim: 8, head_dim_v: 8 };
 /// Row 5 sees nothing, and every eleventh key is seen by no row.
@@ -12,15 +12,21 @@ fn is_hidden(row: usize, key: usize) -> bool {
     (row + 2 * key).is_multiple_of(3) || row == 5 || key % 11 == 4
 }
 
-/// Problem with the term of this text, or with a bias instead, and its data: keys and values that no row sees, and queries
-/// that see nothing, are NaN, infinite or huge.
+/// Cases that hide the same pairs by a bias, by scores and by `visible`, with equal data: values that no row sees are NaN or
+/// infinite. (Their keys are finite: a NaN score stays NaN whatever a user's function makes of it.)
 fn cases(plain: &Problem) -> [Case; 5] {
     let visible = "fn visible(at: Pair) -> bool { return !hidden(at); }";
     let selected = "fn score(x: f32, at: Pair) -> f32 { return select(x, bitcast<f32>(0xff800000u), hidden(at)); }";
     let returned = "fn score(x: f32, at: Pair) -> f32 { if (hidden(at)) { return bitcast<f32>(0xff800000u); } return x; }";
     let added = "fn score(x: f32, at: Pair) -> f32 { return x + biases[75 * at.row + at.key]; }";
     let term = |text: &str| Term::wgsl(&format!("{HIDDEN}{text}")).unwrap_or_else(|error| panic!("{text}: {error}"));
-    let by_visible = Case::new("visible", plain.clone().with_term(term(visible)), Fill::seed(20)).expect("valid");
+    let fill = Fill { poison: false, ..Fill::seed(20) };
+    let mut by_visible = Case::new("visible", plain.clone().with_term(term(visible)), fill).expect("valid");
+    let HostVec::F32(value) = &mut by_visible.data.value else { panic!("stored as f32") };
+    // Items lie one after the other, varlen ones too, because they are whole.
+    for (at, row) in value.chunks_exact_mut(DIMS.head_dim_v).enumerate().filter(|(at, _)| at % DIMS.seq_len_kv % 11 == 4) {
+        row.fill(if at % 2 == 0 { f32::NAN } else { f32::INFINITY });
+    }
     let with = |name: &str, problem: Problem, bias: &[f32], tables: &[f32]| {
         let (bias, term_tables) = (bias.to_vec(), tables.iter().map(|x| x.to_bits()).collect());
         let data = Data { bias, term_tables, ..by_visible.data.clone() };
