@@ -327,8 +327,17 @@ impl UserTerms {
 
     /// Data of the tables, for [`wgpu_attention::Inputs::term_tables`].
     pub(crate) fn table_words(&self, problem: &Problem) -> Result<Vec<u32>, Failure> {
-        let data: Vec<(&str, TableData<'_>)> = self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect();
-        problem.term_tables(&data).map_err(|error| Failure::at("--table", error))
+        problem.term_tables(&self.data()).map_err(|error| Failure::at("--table", error))
+    }
+
+    /// The terms, in their order.
+    pub(crate) fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// Tables with their data, by name.
+    pub(crate) fn data(&self) -> Vec<(&str, TableData<'_>)> {
+        self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect()
     }
 
     /// Options that were given, for messages.

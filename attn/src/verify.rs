@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated};
+use wgpu_attention::verify::{Candidate, Row, Verdict, count, random, run_case, run_dir, run_generated, run_terms};
 use wgpu_attention::{Algorithm, Backend, Engine, Inputs, Problem, Progress};
 
 use crate::backend::{self, BackendsArg, one_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
+use crate::user_terms::TermArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,10 +23,13 @@ Examples:
   attn verify --cases tests/data                case files: answers that others computed
   attn verify --count 1000 --seed 7             more random problems, other ones
   attn verify --filter causal --verbose         only these, each with its verdict
+  attn verify --score 'x - rates[at.head] * f32(abs(at.position - at.key))' --table rates=r.npy
+                                                your own score, derivative and all, with many options
 
 Outputs and gradients of generated problems are compared with the f64 oracle, within error bounds derived from \
 their data; case files with the answers in them. What a backend does not support is skipped with its reason, never \
-passed. Exit code 1 if anything failed.";
+passed. With --score or --visible, problems with many options have your terms; the derivative of a score is held \
+against central differences in f64 too. Exit code 1 if anything failed.";
 
 /// Arguments of `attn verify`.
 #[derive(clap::Args, Debug)]
@@ -33,8 +37,10 @@ passed. Exit code 1 if anything failed.";
 pub(crate) struct Args {
     #[command(flatten)]
     backends: BackendsArg,
+    #[command(flatten)]
+    terms: TermArgs,
     /// Run the case files under this folder instead of generated problems
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "count"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "count", "score", "visible", "table"])]
     cases: Option<PathBuf>,
     /// Run the shaders with every runtime check on (slow)
     #[arg(long)]
@@ -49,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1, allow_hyphen_values = true)]
     seed: u64,
     /// Number of random problems besides the fixed table
-    #[arg(long, default_value_t = 50, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 50, allow_hyphen_values = true, conflicts_with_all = ["score", "visible"])]
     count: u64,
     /// Show the verdict of every case
     #[arg(long, short, conflicts_with = "json")]
@@ -65,6 +71,7 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let backends = &args.backends.backend;
+    let terms = if args.terms.is_empty() { None } else { Some(args.terms.read()?) };
     let shaders = ShaderOptions { checked: args.checked, ..Default::default() };
     let (mut engines, left_out) = if backends.is_empty() {
         Engine::every(shaders)
@@ -88,9 +95,10 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
             ControlFlow::Continue(())
         };
         let control = &mut Progress::new(&mut report);
-        match &args.cases {
-            Some(folder) => run_dir(folder, candidates, &args.filter, control),
-            None => run_generated(candidates, args.seed, args.count, &args.filter, control),
+        match (&args.cases, &terms) {
+            (Some(folder), _) => run_dir(folder, candidates, &args.filter, control),
+            (_, Some(terms)) => run_terms(terms.terms(), &terms.data(), candidates, args.seed, &args.filter, control),
+            _ => run_generated(candidates, args.seed, args.count, &args.filter, control),
         }
     })?;
     if rows.is_empty() {

@@ -20,13 +20,49 @@ fn generated_problems_pass_on_the_cpu() {
     let told = attn(&["verify", "--backend", "cpu", "--count", "1", "--filter", "random-1-1", "--verbose"]).ok().out;
     assert!(told.contains("\n  gradients of random-1-1 on cpu: passed") && told.contains("  random-1-1 on cpu: passed"), "{told}");
     let told = lines(&attn(&["verify", "--backend", "cpu", "--count", "20", "--filter", "random", "--json"]).ok().out);
-    assert_eq!(told.len(), 41, "twenty cases, their gradients and the counts");
-    let of = |suite: &'static str| told[..40].iter().filter(move |row| row["suite"] == suite && row["backend"] == "cpu");
+    let (counts, rows) = told.split_last().expect("the counts");
+    let of = |suite: &'static str| rows.iter().filter(move |row| row["suite"] == suite && row["backend"] == "cpu");
+    let derivatives = rows.iter().filter(|row| row["suite"] == "derivatives");
+    let derivatives = derivatives.inspect(|row| assert_eq!(row["verdict"], "passed", "{row}")).count();
+    assert_eq!(rows.len(), 40 + derivatives, "twenty cases, their gradients, and derivatives of users' terms");
     assert!(of("random").count() == 20 && of("random").all(|row| row["verdict"] == "passed"));
     assert!(of("gradients").count() == 20 && of("gradients").all(|row| row["verdict"] != "failed"));
     let passed = of("gradients").filter(|row| row["verdict"] == "passed").count();
     assert!(passed >= 15, "gradients of keys in pages are skipped, all others pass: {passed}");
-    assert_eq!(told[40], json!({ "passed": 20 + passed, "failed": 0, "skipped": 20 - passed }));
+    assert_eq!(*counts, json!({ "passed": 20 + passed + derivatives, "failed": 0, "skipped": 20 - passed }));
+}
+
+/// Texts of the user's own, on problems with many options: outputs, gradients and the derivative.
+#[test]
+fn users_terms_are_verified() {
+    let folder = folder("own_terms");
+    let [rates, right, wrong] = ["rates.npy", "right.wgsl", "wrong.wgsl"].map(|name| folder.join(name));
+    std::fs::write(&rates, common::npy_f32(&[4], &[0.5, 1.0, 1.5, 2.0])).expect("written");
+    let score = "fn score(x: f32, at: Pair) -> f32 { return rates[at.head] * tanh(x) + 0.1 * f32(at.key % 7); }";
+    std::fs::write(&right, score).expect("written");
+    let slope = "fn slope(x: f32, y: f32, at: Pair) -> f32 { return rates[at.head] * (1.0 - tanh(x)); }";
+    std::fs::write(&wrong, format!("{score}\n{slope}")).expect("written");
+    let table = format!("rates={}", text(&rates));
+    let verify = |score: &str, others: &[&str]| {
+        attn(&[&["verify", "--backend", "cpu", "--score", score, "--visible", "at.key != 3", "--table", &table], others].concat())
+    };
+    let told = lines(&verify(text(&right), &["--json"]).ok().out);
+    let (counts, rows) = told.split_last().expect("the counts");
+    let passed = |suite: &str| rows.iter().filter(|row| row["suite"] == suite && row["verdict"] == "passed").count();
+    assert_eq!((passed("terms"), passed("derivatives")), (13, 13), "{counts}");
+    assert!(passed("gradients") >= 12 && counts["failed"] == 0, "gradients of keys in pages are skipped: {counts}");
+    let told = verify(text(&right), &["--filter", "varlen"]).ok().out;
+    assert!(told.ends_with("3 passed, 0 failed, 0 skipped\n"), "{told}");
+
+    let told = verify(text(&wrong), &["--filter", "varlen"]);
+    assert_eq!(told.code, Some(1), "{}", told.out);
+    for part in ["FAILED", "slope", "x = ", "head ", "(1.0 - tanh(x))"] {
+        assert!(told.out.contains(part), "`{part}` is not in: {}", told.out);
+    }
+    verify(text(&right), &["--count", "3"]).refused(&["--count", "--score"]);
+    verify(text(&right), &["--cases", DATA]).refused(&["--cases"]);
+    verify("y", &[]).refused(&["--score", "column 1"]);
+    attn(&["verify", "--table", &table]).refused(&["--table rates"]);
 }
 
 #[test]

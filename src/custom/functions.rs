@@ -19,7 +19,7 @@ pub enum TableType {
 /// Functions of a term, which two terms with the same text and tables share as far as kernels are concerned.
 #[derive(Debug)]
 pub(crate) struct Functions {
-    pub(super) text: String,
+    pub(crate) text: String,
     pub(crate) tables: Vec<(String, TableType)>,
     /// True for each table that is declared sorted.
     pub(super) sorted: Vec<bool>,

@@ -186,6 +186,11 @@ impl Program {
         self.has(|op| op == Op::Pair(Field::Position))
     }
 
+    /// True if the program reads the head, of the query or of the key.
+    pub(crate) fn uses_head(&self) -> bool {
+        self.has(|op| matches!(op, Op::Pair(Field::Head | Field::KvHead)))
+    }
+
     /// Result, if it is the same for every pair.
     pub(crate) fn constant(&self) -> Option<u32> {
         match self.nodes.last()?.op {

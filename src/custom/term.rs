@@ -169,6 +169,12 @@ impl Term {
         visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileRule::uses_position)
     }
 
+    /// True if a function reads the head, of the query or of the key.
+    pub(crate) fn uses_head(&self) -> bool {
+        let Functions { visible, score, .. } = &*self.functions;
+        visible.iter().chain(score).chain(self.functions.slope()).any(Program::uses_head)
+    }
+
     /// Refuses a term whose score has no derivative.
     pub(crate) fn check_slope(&self) -> Result<()> {
         match &self.functions.slope {

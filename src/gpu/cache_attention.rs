@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::steps::Ready;
 use super::{Attention, Bindings, DeviceCache, Dispatches};
 use crate::cache::{LayerShape, Queries};
+use crate::custom::Term;
 use crate::error::{Error, Result};
 use crate::plan::{CacheWords, Plan};
 use crate::problem::{Algorithm, BroadcastShape, Layout, Operand, Problem};
@@ -46,7 +47,7 @@ impl DeviceCache {
     /// layer's shape.
     ///
     /// Errors: those of [`super::Attention::new`]; a problem of another batch, keys or values; with several banks, an
-    /// lse, or a mask, bias or block list that differs between heads.
+    /// lse, dropout, or a mask, bias, block list or user's term that differs between heads.
     pub fn attention(&self, layer: usize, problem: &Problem, slots: Range<usize>, algorithm: Algorithm) -> Result<CacheAttention> {
         let d = &problem.dims;
         self.check_slots(&slots)?;
@@ -60,8 +61,9 @@ impl DeviceCache {
         let (shape, banks) = (*self.shape().layer(layer)?, self.pools(layer)?.len());
         let by_head = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([_, heads, ..])| heads > 1);
         let lists_by_head = problem.visibility.block_list.is_some_and(|list| list.heads > 1);
-        if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias) || lists_by_head) {
-            let what = format!("lse, or mask, bias or block list by head, of a cache in {banks} banks");
+        let counts_heads = problem.dropout.is_some() || problem.user_terms.iter().any(Term::uses_head) || lists_by_head;
+        if banks > 1 && (problem.want.lse || by_head(problem.visibility.mask) || by_head(problem.bias) || counts_heads) {
+            let what = format!("lse, dropout, or a mask, bias, block list or user's term by head, of a cache in {banks} banks");
             return Err(Error::unsupported(what, "make the cache smaller, or ask for an adapter's own limits"));
         }
         let (gpu, size) = (&self.gpu, self.size());

@@ -39,6 +39,11 @@ impl<'a> From<&'a [u32]> for TableData<'a> {
 }
 
 impl TableData<'_> {
+    /// Table of this type and length, by its name in a text.
+    pub fn table<'n>(&self, name: &'n str) -> Table<'n> {
+        Table { name, ty: self.ty(), len: self.words().len(), is_sorted: false }
+    }
+
     fn words(&self) -> &[u32] {
         match self {
             Self::F32(data) => bytemuck::cast_slice(data),

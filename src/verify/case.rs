@@ -136,9 +136,18 @@ pub struct Case {
 impl Case {
     /// Generates the data of a problem. Returns an error for a problem that contradicts itself.
     pub fn new(name: impl Into<String>, problem: Problem, fill: Fill) -> Result<Self> {
+        Self::with_term_tables(name, problem, fill, None)
+    }
+
+    /// Generates the data of a problem, except the tables of its users' terms if they are given, as
+    /// [`Problem::term_tables`] joins them.
+    pub fn with_term_tables(name: impl Into<String>, problem: Problem, fill: Fill, tables: Option<&[u32]>) -> Result<Self> {
         problem.check()?;
         let mut random = Random::new(fill.seed);
         let mut data = options(&problem, &mut random);
+        if let Some(tables) = tables {
+            data.term_tables = tables.to_vec();
+        }
         data.dropout = Dropout { seed: fill.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), offset: fill.seed as u32 ^ 7 };
         let spreads = [(Operand::Query, fill.amplitude), (Operand::Key, fill.amplitude), (Operand::Value, 1.0)];
         let mut dense = spreads.map(|(operand, spread)| {

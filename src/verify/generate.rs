@@ -1,6 +1,6 @@
 //! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::numbers::{DType, Random};
 use crate::problem::{Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 use crate::terms::TERMS;
@@ -14,22 +14,44 @@ pub fn random(seed: u64) -> Result<Case> {
 
 /// Draws a small case of a kind. Cases of one kind differ in lengths and data, so that most of them share kernels.
 pub fn random_of(kind: u64, seed: u64) -> Result<Case> {
+    let (problem, fill) = small(kind, seed);
+    Case::new(format!("random-{kind}-{seed}"), problem, fill)
+}
+
+/// Draws a case of a kind, small or of sizes at which kernels change, with a random text as its only user's term. Returns
+/// the reason if the text is refused: it is too long with its loops unrolled.
+pub fn random_text_of(kind: u64, seed: u64, is_large: bool) -> Result<std::result::Result<Case, Error>> {
+    let (mut problem, fill) = if is_large { large(kind, seed) } else { small(kind, seed) };
+    problem.user_terms.clear();
+    match user_terms::random_text(&mut Random::new(kind ^ 0x7e475)) {
+        Ok(term) => problem.user_terms.push(term),
+        Err(error) => return Ok(Err(error)),
+    }
+    let alignment = problem.visibility.alignment.unwrap_or(Alignment::BottomRight);
+    problem.visibility.alignment = problem.uses_position().then_some(alignment);
+    Case::new(format!("text-{kind}-{seed}"), problem, fill).map(Ok)
+}
+
+fn small(kind: u64, seed: u64) -> (Problem, Fill) {
     let (kind_source, rest) = (&mut Random::new(kind ^ 0x5eed), &mut Random::new(seed ^ 0x5eed5));
     let dims = small_dims(kind_source, rest);
-    let (problem, fill) = options(seed, dims, kind_source, rest);
-    Case::new(format!("random-{kind}-{seed}"), problem, fill)
+    options(seed, dims, kind_source, rest)
 }
 
 /// Draws a case of a kind, as [`random_of`], of sizes at which kernels change: several tiles, split keys, wide heads. Keys
 /// and values are quantised now and then.
 pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
+    let (problem, fill) = large(kind, seed);
+    Case::new(format!("large-{kind}-{seed}"), problem, fill)
+}
+
+fn large(kind: u64, seed: u64) -> (Problem, Fill) {
     let (kind_source, rest) = (&mut Random::new(kind ^ 0x1a26e), &mut Random::new(seed ^ 0x1a26e5));
     let dims = large_dims(kind_source, rest);
     let (problem, fill) = options(seed, dims, kind_source, rest);
     let spec = TensorSpec::new(kind_source.pick(&DType::QUANTISED), kind_source.pick(&[Layout::Bhsd, Layout::Bshd]));
     let blocks = Problem { key: spec, value: spec, ..problem.clone() };
-    let problem = if kind_source.one_in(6) && blocks.check().is_ok() { blocks } else { problem };
-    Case::new(format!("large-{kind}-{seed}"), problem, fill)
+    (if kind_source.one_in(6) && blocks.check().is_ok() { blocks } else { problem }, fill)
 }
 
 fn small_dims(kind: &mut Random, rest: &mut Random) -> Dims {

@@ -12,6 +12,9 @@
 //!    problem [`Unsupported`](crate::Error::Unsupported). [`run_generated`] returns a [`Row`] for each forward pass and
 //!    each backward pass, and reduces failing problems by [`minimise`] (`suite.rs`).
 //!
+//! Users' terms: [`run_terms`] runs somebody's own on problems with many options, and [`check_derivatives`] holds the
+//! derivatives of their scores against differences (`term_suite.rs`, `derivative.rs`).
+//!
 //! [`run_dir`] compares candidates with the answers in case files (`files/`), which bring problem, data, reference and
 //! tolerance along. A candidate is a name and a closure:
 //!
@@ -32,6 +35,7 @@
 
 mod case;
 mod compare;
+pub(crate) mod derivative;
 mod expect;
 mod expect_backward;
 mod files;
@@ -41,16 +45,19 @@ pub(crate) mod random_text;
 pub(crate) mod rounding;
 mod suite;
 mod table;
+mod term_suite;
 mod user_terms;
 
 pub use case::{Case, Data, Extreme, Fill};
 pub use compare::{Element, Mismatch};
+pub use derivative::{Derivative, WrongDerivative, check_derivatives};
 pub use expect::{Expected, ExpectedTensor, oracle};
 pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
-pub use files::{CaseFile, check_file, run_dir};
-pub use generate::{minimise, random, random_large_of, random_of, shrink};
+pub use files::{CaseFile, check_file, check_file_backward, run_dir};
+pub use generate::{minimise, random, random_large_of, random_of, random_text_of, shrink};
 pub use suite::{
     Candidate, Row, Verdict, check, check_against, check_backward, check_backward_against, count, run_backward_case, run_case,
-    run_generated,
+    run_derivatives, run_generated,
 };
 pub use table::table;
+pub use term_suite::run_terms;

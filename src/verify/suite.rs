@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::cpu;
+use crate::custom::Term;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::numbers::DType;
@@ -11,6 +12,7 @@ use crate::problem::{AttentionFn, BackwardInputs, Inputs, Operand, Problem, Retu
 use crate::progress::Progress;
 use crate::verify::case::Case;
 use crate::verify::compare::{gradient_errors, output_errors};
+use crate::verify::derivative::check_derivatives;
 use crate::verify::expect::Expected;
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::generate::{minimise, random};
@@ -69,7 +71,7 @@ impl Verdict {
 /// Result of one case on one backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Origin: `table`, `random`, `gradients`, the suite that its file names, or `unreadable`.
+    /// Origin: `table`, `random`, `terms`, `gradients`, `derivatives`, the suite that its file names, or `unreadable`.
     pub suite: String,
     /// Name of the case.
     pub case: String,
@@ -171,6 +173,28 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
     Ok(engines.into_iter().map(|(candidate, engine)| Row::new("gradients", &case.name, candidate, verdict(engine))).collect())
 }
 
+/// Holds the derivatives of a case's users' terms against differences, as one row of the suite `derivatives`; no row if
+/// none has a score. The note counts the points.
+pub fn run_derivatives(case: &Case) -> Result<Vec<Row>> {
+    if !case.problem.user_terms.iter().any(Term::has_score) {
+        return Ok(Vec::new());
+    }
+    let (verdict, note) = match check_derivatives(case) {
+        Err(error @ Error::Unsupported { .. }) => (Verdict::Skipped(error.to_string()), String::new()),
+        Err(error) => return Err(error),
+        Ok(all) => {
+            let (held, skipped) = all.iter().flatten().fold((0, 0), |(held, skipped), of| (held + of.held, skipped + of.skipped));
+            let note = if skipped == 0 { String::new() } else { format!("{skipped} points near a branch left out") };
+            match all.into_iter().flatten().find_map(|of| of.wrong) {
+                Some(wrong) => (Verdict::Failed(wrong.to_string()), note),
+                None if held == 0 => (Verdict::Skipped("no point has a score that is smooth around it".into()), note),
+                None => (Verdict::Passed, note),
+            }
+        }
+    };
+    Ok(vec![Row { suite: "derivatives".into(), case: case.name.clone(), backend: "differences in f64".into(), verdict, note }])
+}
+
 /// Statistics of the engine's own forward pass, if it supports them.
 fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
     let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
@@ -184,8 +208,8 @@ fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<
 const REDUCED: usize = 3;
 
 /// Runs the fixed table and `random_cases` random cases from `seed` on, on every candidate. Gradients run on every
-/// candidate with an engine (see [`run_backward_case`]). Only cases whose name contains `filter` run. The first random
-/// cases that fail are reported as the smallest case that still fails.
+/// candidate with an engine (see [`run_backward_case`]), derivatives of users' terms on none (see [`run_derivatives`]).
+/// Only cases whose name contains `filter` run. The first random cases that fail are reported as the smallest case that still fails.
 pub fn run_generated(
     candidates: &[Candidate<'_>],
     seed: u64,
@@ -210,6 +234,7 @@ pub fn run_generated(
                 rows.push(row);
             }
             rows.extend(run_backward_case(&case, candidates)?);
+            rows.extend(run_derivatives(&case)?);
         }
         control.report((at + 1) as f64 / total as f64)?;
     }

@@ -1,6 +1,7 @@
 //! Users' terms for test problems.
 
 use crate::custom::{Table, Term};
+use crate::error::Result;
 use crate::numbers::Random;
 use crate::problem::{Alignment, Problem};
 use crate::verify::random_text;
@@ -109,17 +110,25 @@ pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
     problem.user_terms.push(term);
 }
 
-/// A random text, small, because every kernel that has it is compiled for it alone.
+/// A random text that is not refused, small, because every kernel that has it is compiled for it alone.
 fn random_term(kind: &mut Random) -> Term {
-    let has_tables = kind.one_in(2);
-    let tables = [Table::f32("rates", 5), Table::i32("ids", 4), Table::u32("words", 7)];
     loop {
-        let text = random_text::draw(kind, 20, has_tables);
-        // A few are too long with their loops unrolled.
-        if let Ok(term) = Term::with_tables(&text, if has_tables { &tables } else { &[] }) {
+        if let Ok(term) = draw_text(kind, 20) {
             return term;
         }
     }
+}
+
+/// A random text of any size. Errors: it is too long with its loops unrolled.
+pub(super) fn random_text(kind: &mut Random) -> Result<Term> {
+    let size = kind.pick(&[8, 15, 15, 30, 60]);
+    draw_text(kind, size)
+}
+
+fn draw_text(kind: &mut Random, size: usize) -> Result<Term> {
+    let has_tables = kind.one_in(2);
+    let tables = [Table::f32("rates", 5), Table::i32("ids", 4), Table::u32("words", 7)];
+    Term::with_tables(&random_text::draw(kind, size, has_tables), if has_tables { &tables } else { &[] })
 }
 
 fn sample_term(problem: &Problem, kind: &mut Random) -> Term {

@@ -6,7 +6,8 @@ use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, wgpu,
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, Term,
+    wgpu,
 };
 
 const LIMIT: u64 = 96 << 10;
@@ -164,8 +165,14 @@ fn caches_in_several_banks() {
                 let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
                 agree(&format!("{dtype}, item {item}, {}", gpu.name()), &logical, &expected);
             }
-            let with_lse = cache.attention(0, &problem.with_lse(), 0..2, Algorithm::Auto);
-            assert!(matches!(with_lse.err(), Some(Error::Unsupported { .. })));
+            let by_head = Term::wgsl("fn score(x: f32, at: Pair) -> f32 { return x * f32(at.head); }").expect("valid");
+            let dropped = Problem { dropout: Some(0.5), ..problem.clone() };
+            for refused in [problem.clone().with_lse(), problem.clone().with_term(by_head), dropped] {
+                let refused = cache.attention(0, &refused, 0..2, Algorithm::Auto);
+                assert!(matches!(refused.err(), Some(Error::Unsupported { .. })));
+            }
+            let by_key = Term::wgsl("fn score(x: f32, at: Pair) -> f32 { return x * f32(at.key); }").expect("valid");
+            assert!(cache.attention(0, &problem.with_term(by_key), 0..2, Algorithm::Auto).is_ok());
             // A single head exceeds the limit.
             let size = CacheSize { slots: 1, pages_per_slot: 100 };
             assert!(matches!(DeviceCache::new(&gpu, shape.pages(10_000), size).err(), Some(Error::Limit { .. })));

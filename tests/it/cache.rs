@@ -8,8 +8,8 @@ use wgpu_attention::cache::{CacheShape, KvCache, LayerShape, PagePool, Queries, 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Expected, oracle};
 use wgpu_attention::{
-    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, Outputs, PageTable, Paged, Part, Problem, RowSums, TensorSpec,
-    merge,
+    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, Outputs, PageTable, Paged, Part, Problem, RowSums, Table,
+    TensorSpec, Term, merge,
 };
 
 /// Expected keys and values of each layer of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
@@ -114,10 +114,15 @@ impl Schedule {
         let heads = group * shape.num_kv_heads;
         let problem = self.cache.problem(layer, &table, Queries { num_heads: heads, seq_len: rows }).expect("a layer");
         let problem = problem.aligned(Alignment::BottomRight).causal().with_lse();
+        // Every third problem has a user's term, which must see the same pairs in pages as without them.
+        let term = (self.rng.u8(..3) == 0).then(|| term(heads));
+        let rates: Vec<u32> = (0..if term.is_some() { heads } else { 0 }).map(|_| (self.rng.f32() * 2.0).to_bits()).collect();
+        let problem = Problem { user_terms: term.into_iter().collect(), ..problem };
         let query: Vec<f32> = (0..problem.query_len()).map(|_| self.rng.f32() * 2.0 - 1.0).collect();
         let inputs = Inputs {
             kv_lengths: &table.kv_lengths,
             page_table: &table.entries,
+            term_tables: &rates,
             ..Inputs::new(&query, self.cache.key(layer).expect("a layer"), self.cache.value(layer).expect("a layer"))
         };
         let got = attend(&problem, &inputs).expect("a valid problem");
@@ -129,8 +134,10 @@ impl Schedule {
             let dims = Dims { batch: 1, seq_len_kv: length, ..problem.dims };
             let mut dense = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
             (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
+            dense.user_terms.clone_from(&problem.user_terms);
             let item = heads * rows * shape.head_dim;
-            let expected = Expected::of(&dense, &Inputs::new(&query[b * item..][..item], &key[..], &value[..])).expect("a valid problem");
+            let inputs = Inputs { term_tables: &rates, ..Inputs::new(&query[b * item..][..item], &key[..], &value[..]) };
+            let expected = Expected::of(&dense, &inputs).expect("a valid problem");
             let of = |all: &[f32], expected: &wgpu_attention::verify::ExpectedTensor| {
                 let got = &all[b * expected.values.len()..][..expected.values.len()];
                 agree(&format!("item {b}"), got, expected);
@@ -139,6 +146,16 @@ impl Schedule {
             of(&lse, &expected.lse.expect("asked for"));
         }
     }
+}
+
+/// A user's term that reads every field of a pair but the batch, and a table by head.
+fn term(heads: usize) -> Term {
+    let text = "
+        fn visible(at: Pair) -> bool { return (at.position - at.key) % 5 != 3 || at.key_position == at.row; }
+        fn score(x: f32, at: Pair) -> f32 {
+            return x * rates[at.head] + f32(at.kv_head) - 0.1 * f32(at.len_kv - at.key) / f32(at.len_q);
+        }";
+    Term::with_tables(text, &[Table::f32("rates", heads)]).expect("valid")
 }
 
 /// Fills pages with NaN, so that a read of a page that belongs to no sequence shows.

@@ -93,6 +93,8 @@ fn a_wrong_value_fails_every_kind_of_file() {
     for path in [
         SDPA,
         "torch/flex_softcap.safetensors",
+        "flex/flex_term_softcap.safetensors",
+        "flex/flex_term_tree_mask.safetensors",
         "torch/mha_unbatched.safetensors",
         "serving/varlen_basic.safetensors",
         "minilm/minilm_core_padded_batch.safetensors",
@@ -117,6 +119,24 @@ fn a_wrong_value_fails_every_kind_of_file() {
     }
 }
 
+const TERM: &str = "flex/flex_term_causal.safetensors";
+
+/// Files of users' terms hold the text that they are run with: another text has another answer, or none.
+#[test]
+fn another_text_of_a_term_fails() {
+    for (from, to, expected) in [
+        ("at.key <= at.position", "at.key <  at.position", "o at"),
+        ("at.key <= at.position", "at.key <= at.positron", "positron"),
+        ("fn visible(at: Pair) -> bool", "fn vizible(at: Pair) -> bool", "visible"),
+        ("\"attr.tables\":\"\"", "\"attr.tables\":\"q:f16\"", "unknown type `f16`"),
+        ("\"attr.tables\":\"\"", "\"attr.tables\":\"q\"", "tables = `q` cannot be read"),
+        ("\"attr.tables\":\"\"", "\"attr.tables\":\"q:i32\"", "tensor `in.q` is not of integers"),
+    ] {
+        let why = why(&with_header(TERM, from, to));
+        assert!(why.contains(expected), "{from} -> {to}: {why}");
+    }
+}
+
 /// Changes one element of a gradient in a file: the oracle's gradient no longer agrees with it.
 #[test]
 fn a_wrong_gradient_fails() {
@@ -127,15 +147,17 @@ fn a_wrong_gradient_fails() {
         std::fs::write(folder.join("case.safetensors"), bytes).expect("written");
         run_dir(&folder, &[backends[0].candidate()], "", &mut Progress::default()).expect("a case").swap_remove(0).verdict
     };
-    let right = bytes(SDPA);
-    assert_eq!(verdict(&right), Verdict::Passed);
-    let file = SafeTensors::deserialize(&right).expect("sound");
-    for name in ["out.dq", "out.dk", "out.dv"] {
-        let at = file.tensor(name).expect("a gradient").data().as_ptr() as usize - right.as_ptr() as usize;
-        let mut wrong = right.clone();
-        let element: &mut [u8; 4] = (&mut wrong[at..at + 4]).try_into().expect("4 bytes");
-        *element = (f32::from_le_bytes(*element) + 0.01).to_le_bytes();
-        assert!(fails(&verdict(&wrong)), "{name}");
+    for path in [SDPA, TERM] {
+        let right = bytes(path);
+        assert_eq!(verdict(&right), Verdict::Passed, "{path}");
+        let file = SafeTensors::deserialize(&right).expect("sound");
+        for name in ["out.dq", "out.dk", "out.dv"] {
+            let at = file.tensor(name).expect("a gradient").data().as_ptr() as usize - right.as_ptr() as usize;
+            let mut wrong = right.clone();
+            let element: &mut [u8; 4] = (&mut wrong[at..at + 4]).try_into().expect("4 bytes");
+            *element = (f32::from_le_bytes(*element) + 0.01).to_le_bytes();
+            assert!(fails(&verdict(&wrong)), "{name} of {path}");
+        }
     }
     std::fs::remove_dir_all(folder).expect("it is there");
 }

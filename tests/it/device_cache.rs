@@ -11,9 +11,10 @@ use wgpu_attention::gpu::{
 };
 use wgpu_attention::plan::Specialise;
 use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::verify::Expected;
+use wgpu_attention::verify::{Expected, random_text_of};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Problem, TensorSpec, wgpu,
+    Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Problem, Table, TableType, TensorSpec,
+    Term, wgpu,
 };
 
 fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
@@ -48,7 +49,7 @@ fn replayed(
     layout: Layout,
     pairing: Option<Pairing>,
     seq_len_q: usize,
-    change: fn(&mut Problem),
+    change: impl Fn(&mut Problem),
 ) {
     let other = STORAGE[(STORAGE.iter().position(|&d| d == dtype).expect("one") + 2) % STORAGE.len()];
     let layers =
@@ -67,11 +68,18 @@ fn replayed(
     let queries = Queries { num_heads: 4, seq_len: seq_len_q };
     let problem = look(cache.problem(0, 0..3, queries).expect("a layer"));
     let (slopes, sinks) = (draw(5, 4), draw(6, 4));
-    let table_words: Vec<f32> = [(problem.alibi.is_some(), &slopes), (problem.sinks, &sinks)]
-        .into_iter()
-        .flat_map(|(there, words)| if there { words.clone() } else { vec![] })
-        .collect();
-    let tables = (!table_words.is_empty()).then(|| upload(gpu.device(), gpu.queue(), &table_words));
+    let term_tables = &term_words(&problem)[..];
+    let mut vectors = Problem { paged: None, ..problem.clone() };
+    vectors.visibility.kv_lengths = false;
+    let mut contents = Tables::new(&vectors).term_tables(term_tables);
+    contents = if problem.alibi.is_some() { contents.alibi_slopes(&slopes) } else { contents };
+    contents = if problem.sinks { contents.sinks(&sinks) } else { contents };
+    let contents = contents.bytes().expect("valid");
+    let tables = (!contents.is_empty()).then(|| {
+        let buffer = empty(gpu.device(), contents.len() / 4);
+        gpu.queue().write_buffer(&buffer, 0, &contents);
+        buffer
+    });
     let stack = Stack::new(gpu, &cache, queries, look, on_device.as_ref(), tables.as_ref());
     assert_eq!((cache.start(), cache.start(), cache.start()), (Ok(0), Ok(1), Ok(2)));
     let mut rng = Rng::with_seed(9);
@@ -130,6 +138,7 @@ fn replayed(
                 page_table: &table.entries,
                 alibi_slopes: if problem.alibi.is_some() { &slopes } else { &[] },
                 sinks: if problem.sinks { &sinks } else { &[] },
+                term_tables,
                 ..Inputs::new(&query[..], pools[0].as_slice(), pools[1].as_slice())
             };
             let expected = Expected::of(&problem, &host).expect("valid").output;
@@ -164,6 +173,16 @@ fn replayed(
     }
 }
 
+/// Draws the tables of a problem's users' terms.
+fn term_words(problem: &Problem) -> Vec<u32> {
+    let tables = problem.user_terms.iter().flat_map(Term::tables);
+    let words = tables.enumerate().map(|(n, table)| match table.ty {
+        TableType::F32 => draw(n, table.len).into_iter().map(f32::to_bits).collect(),
+        _ => (0..table.len as u32).map(|at| (at * 7 + 1) % 5).collect::<Vec<u32>>(),
+    });
+    words.collect::<Vec<_>>().concat()
+}
+
 #[test]
 fn steps_recorded_once_are_replayed() {
     fn plain(_: &mut Problem) {}
@@ -193,6 +212,34 @@ fn several_tokens_with_options() {
         });
         replayed(&gpu, DType::Q8, 4, Layout::Bhsd, None, 7, |p| p.visibility.window_left = Some(5));
         replayed(&gpu, DType::Q4, 8, Layout::Bshd, None, 8, |p| (p.sinks, p.softcap) = (true, Some(20.0)));
+    }
+}
+
+/// Users' terms see logical positions and lengths, whatever pages the keys are in: every field of a pair, a table, and
+/// texts drawn at random.
+#[test]
+fn users_terms() {
+    let text = "
+        fn visible(at: Pair) -> bool {
+            return (at.position - at.key) % 5 != 3 || marks[at.batch] == at.key_position;
+        }
+        fn score(x: f32, at: Pair) -> f32 {
+            let distance = f32(at.len_kv - at.key) + f32(at.row) / f32(at.len_q);
+            return x * rates[at.head] + f32(at.kv_head) - 0.1 * distance;
+        }";
+    let term = Term::with_tables(text, &[Table::i32("marks", 3), Table::f32("rates", 4)]).expect("valid");
+    let drawn = (0..4).filter_map(|kind| random_text_of(kind, kind, false).expect("valid").ok());
+    let drawn: Vec<Term> = drawn.map(|case| case.problem.user_terms[0].clone()).collect();
+    for gpu in gpus() {
+        replayed(&gpu, DType::F32, 4, Layout::Bshd, Some(Pairing::HalfSplit), 1, |p| p.user_terms.push(term.clone()));
+        replayed(&gpu, DType::F16, 7, Layout::Bhsd, None, 3, |p| {
+            (p.softcap, p.sinks, p.alibi) = (Some(5.0), true, Some(Alibi::Symmetric));
+            p.user_terms.push(term.clone());
+        });
+        for (n, term) in drawn.iter().enumerate() {
+            let (page_size, rows) = [(5, 1), (16, 3)][n % 2];
+            replayed(&gpu, DType::F32, page_size, Layout::Bhsd, None, rows, |p| p.user_terms.push(term.clone()));
+        }
     }
 }
 

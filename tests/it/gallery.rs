@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use wgpu_attention::verify::{Case, Data, Fill, Verdict, check, check_backward};
+use wgpu_attention::verify::{Case, CaseFile, Data, Fill, Verdict, check, check_backward};
 use wgpu_attention::{
     Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Engine, EngineOptions, HostVec, Problem, Table, TableData, Term,
     WantGradients,
@@ -305,6 +305,20 @@ fn every_file_is_listed_and_says_what_it_reads() {
             assert!(tables.contains(&declared), "{}: `{declared}` is not in its header", entry.name);
         }
         assert!(text.lines().all(|line| line.len() <= 120), "{} has a line over 120 columns", entry.name);
+    }
+}
+
+/// Each file has a case file with FlexAttention's answer to it, made from the text as it is now.
+#[test]
+fn every_file_has_the_answer_of_flex_attention() {
+    for entry in gallery() {
+        let name = format!("tests/data/flex/flex_term_{}.safetensors", entry.name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
+        let file = CaseFile::read(&path).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(file.attribute("term"), Some(&text(entry.name)[..]), "{name} is of another text: run tests/data/flex/make.py");
+        for output in ["o", "lse", "dq", "dk", "dv"] {
+            assert!(file.expects(output), "{name} has no {output}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ const MASKS: u64 = 600;
 const TILES: usize = 24;
 const LENGTHS: [usize; 4] = [5, 19, 90, 7];
 const INTERVALS: &str = include_str!("../../../shaders/lib/interval.wgsl");
-const TILES: &str = include_str!("../../../shaders/lib/tile_bits.wgsl");
+const TILE_BITS: &str = include_str!("../../../shaders/lib/tile_bits.wgsl");
 
 fn table(at: usize, name: &'static str) -> Table<'static> {
     let len = LENGTHS[at];
@@ -163,10 +163,10 @@ const fn holds(status: Status, [visible, masked]: [usize; 2]) -> bool {
 }
 
 /// The status as kernels compute it, as a score that reads the tile from a table; `None` if it is too long.
-fn in_wgsl(mask: &Mask, rule: &TileRule) -> Option<Term> {
+fn in_wgsl(rule: &TileRule) -> Option<Term> {
     let place = |text: &str, of: &str| text.find(of).expect("it is there");
     let (start, end) = (place(INTERVALS, "// Rows of a block"), place(INTERVALS, "fn interval_add"));
-    let tiles = &TILES[place(TILES, "const SHOWS_NONE")..place(TILES, "struct TileBits")];
+    let tiles = &TILE_BITS[place(TILE_BITS, "const SHOWS_NONE")..place(TILE_BITS, "struct TileBits")];
     let mut text = [tiles, &INTERVALS[..start], &INTERVALS[end..]].concat();
     text += "fn table(at: u32) -> u32 { return all_words[at]; }\n";
     rule.emit(&mut text, "user_status", 0);
@@ -204,7 +204,7 @@ fn statuses_hold_for_every_pair() {
         let random = &mut Random::new(seed);
         let Some(mask) = draw(random) else { continue };
         let Some(rule) = mask.rule() else { continue };
-        let wgsl = in_wgsl(&mask, rule);
+        let wgsl = in_wgsl(rule);
         masks += 1;
         for _ in 0..TILES {
             let tile = tile(random);

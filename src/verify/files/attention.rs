@@ -1,20 +1,21 @@
 //! Operations that consist of an attention: `sdpa`, `flex`, `varlen`, `paged`, `sdpa_layers`; and `merge_states`.
 
+use super::Runner;
 use super::case_file::{CaseFile, FileData, Given, given};
 use crate::cache;
 use crate::cpu::{Part, RowSums, merge};
-use crate::engine::Engine;
+use crate::custom::{Table, Term};
 use crate::error::Result;
 use crate::numbers::{DType, HostVec};
 use crate::problem::{
-    Alibi, Alignment, BackwardInputs, BroadcastShape, Dims, Layout, Operand, Outputs, PageTable, Paged, Problem, Returns, ScoreOrder,
-    TensorSpec, Varlen, WantGradients,
+    Alibi, Alignment, AttentionFn, BackwardInputs, BroadcastShape, Dims, Layout, Operand, Outputs, PageTable, Paged, Problem, Returns,
+    ScoreOrder, TableData, TensorSpec, Varlen, WantGradients,
 };
 use crate::verify::case::Data;
-use crate::verify::suite::Candidate;
+use crate::verify::expect_backward::AttendBackward;
 
 /// Runs an attention with all options that the file names, and its gradients if the file has a gradient of the output.
-pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let (mut problem, mut data) = match file.op() {
         "varlen" => varlen(file)?,
         "paged" => paged(file)?,
@@ -24,14 +25,14 @@ pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Ve
     options(file, &mut problem, &mut data)?;
     if file.has("sinks") {
         if file.expects("lse_without_sink") {
-            let outputs = (candidate.attend)(&problem, &data.inputs())?;
+            let outputs = (runner.attend)(&problem, &data.inputs())?;
             all.extend(name_outputs(&problem, outputs, ["", "lse_without_sink", ""]));
         }
         (problem.sinks, data.sinks) = (true, file.f32s("sinks")?);
     }
-    all.extend(name_outputs(&problem, (candidate.attend)(&problem, &data.inputs())?, ["o", "lse", ""]));
-    if let (Some(engine), true) = (candidate.engine, file.has("dout")) {
-        all.extend(gradients(file, engine, problem, &data)?);
+    all.extend(name_outputs(&problem, (runner.attend)(&problem, &data.inputs())?, ["o", "lse", ""]));
+    if let (Some(backward), true) = (runner.backward, file.has("dout")) {
+        all.extend(gradients(file, runner.attend, backward, problem, &data)?);
     }
     Ok(all)
 }
@@ -162,6 +163,9 @@ fn options(file: &CaseFile, problem: &mut Problem, data: &mut Data) -> Result<()
     for option in options {
         add_option(file, &option, problem, data)?;
     }
+    if let Some(text) = file.attr::<String>("term")? {
+        add_term(file, &text, problem, data)?;
+    }
     problem.visibility.alignment = problem.uses_position().then_some(alignment);
     Ok(())
 }
@@ -197,6 +201,47 @@ fn add_option(file: &CaseFile, option: &str, problem: &mut Problem, data: &mut D
     Ok(())
 }
 
+/// Elements of a table of a user's term.
+enum Elements {
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+    U32(Vec<u32>),
+}
+
+impl Elements {
+    fn read(file: &CaseFile, name: &str, ty: &str) -> Result<Self> {
+        Ok(match ty {
+            "f32" => Self::F32(file.f32s(name)?),
+            "i32" => Self::I32(file.ints(name)?),
+            "u32" => Self::U32(file.ints(name)?),
+            other => return Err(file.error(format!("table `{name}` has the unknown type `{other}`"))),
+        })
+    }
+
+    fn data(&self) -> TableData<'_> {
+        match self {
+            Self::F32(data) => TableData::F32(data),
+            Self::I32(data) => TableData::I32(data),
+            Self::U32(data) => TableData::U32(data),
+        }
+    }
+}
+
+/// Adds the user's term of this text. Attribute `tables` lists its tables, `name:type,name:type`: input tensors.
+fn add_term(file: &CaseFile, text: &str, problem: &mut Problem, data: &mut Data) -> Result<()> {
+    let list = file.attr::<String>("tables")?.unwrap_or_default();
+    let mut tables = Vec::new();
+    for entry in list.split(',').filter(|entry| !entry.is_empty()) {
+        let (name, ty) = entry.split_once(':').ok_or_else(|| file.error(format!("tables = `{list}` cannot be read")))?;
+        tables.push((name, Elements::read(file, name, ty)?));
+    }
+    let named: Vec<(&str, TableData<'_>)> = tables.iter().map(|(name, elements)| (*name, elements.data())).collect();
+    let declared: Vec<Table<'_>> = named.iter().map(|(name, data)| data.table(name)).collect();
+    problem.user_terms.push(Term::with_tables(text, &declared)?);
+    data.term_tables = problem.term_tables(&named)?;
+    Ok(())
+}
+
 /// Shape of the input `name`, padded to four axes with leading 1s.
 fn broadcast_shape(file: &CaseFile, name: &str) -> Result<BroadcastShape> {
     let shape = &file.input(name)?.shape;
@@ -219,13 +264,19 @@ pub(super) fn name_outputs(problem: &Problem, outputs: Outputs, [output, lse, we
 }
 
 /// Computes the gradients of query, key and value, and of a float mask, a bias per head, relative biases and sinks.
-fn gradients(file: &CaseFile, engine: &Engine, problem: Problem, data: &Data) -> Result<Vec<Given>> {
+fn gradients(
+    file: &CaseFile,
+    attend: &AttentionFn<'_>,
+    backward: &AttendBackward<'_>,
+    problem: Problem,
+    data: &Data,
+) -> Result<Vec<Given>> {
     let (problem, inputs) = (Problem { want: Returns::default(), ..problem }, data.inputs());
-    let forward = engine.attention(&problem, &inputs)?;
+    let forward = attend(&problem, &inputs)?;
     let d_output = HostVec::from_f32(problem.output.dtype, &file.f32s("dout")?);
-    let backward = BackwardInputs::new(&forward.output, &d_output);
+    let given_output = BackwardInputs::new(&forward.output, &d_output);
     let want = WantGradients { dtype: Some(DType::F32), ..WantGradients::all(&problem) };
-    let got = engine.backward(&problem, &inputs, &backward, &want)?;
+    let got = backward(&problem, &inputs, &given_output, &want)?;
     let wide = |gradient: Option<HostVec>| gradient.map(HostVec::into_f32);
     let tensors = [
         ("q", wide(got.query)),
@@ -241,7 +292,7 @@ fn gradients(file: &CaseFile, engine: &Engine, problem: Problem, data: &Data) ->
 }
 
 /// Runs the attention of each layer of a model: q<i>, k<i>, v<i>.
-pub(super) fn sdpa_layers(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn sdpa_layers(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let mut all = Vec::new();
     for layer in (0..64).filter(|layer| file.has(&format!("q{layer}"))) {
         let name = |tensor: &str| format!("{tensor}{layer}");
@@ -252,14 +303,14 @@ pub(super) fn sdpa_layers(file: &CaseFile, candidate: &Candidate<'_>) -> Result<
             problem.visibility.mask = Some(BroadcastShape([problem.dims.batch, 1, 1, problem.dims.seq_len_kv]));
             data.mask = keep.clone();
         }
-        let outputs = (candidate.attend)(&problem, &data.inputs())?;
+        let outputs = (runner.attend)(&problem, &data.inputs())?;
         all.extend(name_outputs(&problem, outputs, [&name("context"), &name("lse"), &name("probs")]));
     }
     Ok(all)
 }
 
 /// Merges partial results on the host, whatever the backend.
-pub(super) fn merge_states(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn merge_states(file: &CaseFile, _: &Runner<'_>) -> Result<Vec<Given>> {
     let [parts, tokens, heads, dim] = file.shape("o_parts")?;
     if file.shape("lse_parts")? != [parts, tokens, heads] {
         return Err(file.error("its outputs and lse are not of the same parts"));

@@ -155,6 +155,11 @@ impl CaseFile {
         self.text("op")
     }
 
+    /// Attribute `name` as the file has it, if present.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.metadata.get(&format!("attr.{name}")).map(String::as_str)
+    }
+
     /// Returns an error about this file.
     pub(super) fn error(&self, why: impl ToString) -> Error {
         file_error(&self.path, why)
@@ -166,7 +171,7 @@ impl CaseFile {
         text.parse().map(Some).map_err(|_| self.error(format!("`{key}` = `{text}` cannot be read")))
     }
 
-    /// Attribute `name`, if present.
+    /// Value of the attribute `name`, if present.
     pub(super) fn attr<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
         self.value(&format!("attr.{name}"))
     }
@@ -246,7 +251,7 @@ impl CaseFile {
     }
 
     /// True if there is an expected output `name`.
-    pub(super) fn expects(&self, name: &str) -> bool {
+    pub fn expects(&self, name: &str) -> bool {
         self.outputs().any(|output| output == name)
     }
 

@@ -1,5 +1,6 @@
 //! Operations with projections around the attention: `mha`, PyTorch's nn.MultiheadAttention, and `bert_attention`.
 
+use super::Runner;
 use super::case_file::{CaseFile, FileData, Given, given};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
@@ -8,19 +9,18 @@ use crate::layer::{
 };
 use crate::numbers::{DType, HostVec};
 use crate::problem::{Backend, Inputs, Layout, Problem, TensorSpec, gather};
-use crate::verify::suite::Candidate;
 
-/// Runs a layer on the candidate's engine. Without an engine, the CPU path projects and only the attention is the
+/// Runs a layer on the runner's engine. Without an engine, the CPU path projects and only the attention is the
 /// candidate's. All outputs have their intermediate results.
-fn forward(layer: &MultiHead, candidate: &Candidate<'_>, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
-    if let Some(engine) = candidate.engine {
+fn forward(layer: &MultiHead, runner: &Runner<'_>, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+    if let Some(engine) = runner.engine {
         return layer.forward_with_steps(engine, problem, inputs);
     }
     let cpu = Engine::new(EngineOptions { backend: Backend::Cpu, ..Default::default() })?;
     let mut outputs = layer.forward_with_steps(&cpu, problem, inputs)?;
     if let Some(steps) = &mut outputs.steps {
         let (query, key, value) = ((&steps.query).into(), (&steps.key).into(), (&steps.value).into());
-        let attention = (candidate.attend)(problem, &Inputs { query, key, value, ..*inputs })?;
+        let attention = (runner.attend)(problem, &Inputs { query, key, value, ..*inputs })?;
         steps.context = attention.output.into_f32();
         outputs.output = layer.output().forward(&steps.context)?;
         (outputs.lse, outputs.weights) = (attention.lse, attention.weights);
@@ -29,12 +29,12 @@ fn forward(layer: &MultiHead, candidate: &Candidate<'_>, problem: &Problem, inpu
 }
 
 /// Attention block of BERT: projections, attention, output projection, residual and layer norm.
-pub(super) fn bert_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn bert_attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let [batch, seq_len, width] = file.shape("hidden")?;
     let hidden = file.f32s("hidden")?;
     let layer = file.layer(&Naming::Plain { prefix: "in.".into() })?;
     let problem = Problem { scale: file.attr("scale")?, ..layer.problem(batch, seq_len, seq_len).with_lse().with_weights() };
-    let got = forward(&layer, candidate, &problem, &Inputs::new(&hidden, &hidden, &hidden))?;
+    let got = forward(&layer, runner, &problem, &Inputs::new(&hidden, &hidden, &hidden))?;
     let d = problem.dims;
     let mut all = Vec::new();
     if let Some(steps) = got.steps {
@@ -70,7 +70,7 @@ fn residual_norm(file: &CaseFile, x: &[f32], y: &[f32], width: usize) -> Result<
 }
 
 /// PyTorch's nn.MultiheadAttention, and its gradients if the file has a gradient of the output.
-pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn mha(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let layer = file.layer(&Naming::Torch { prefix: "in.".into() })?;
     let appended = Appended { zero: file.flag("add_zero_attn")?, ..layer.appended().clone() };
     if appended.bias_kv.is_some() != file.flag("add_bias_kv")? {
@@ -90,7 +90,7 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
     (problem.bias, bias) = masks.bias.unzip();
     let (mask, bias) = (mask.unwrap_or_default(), bias.unwrap_or_default());
     let inputs = Inputs { mask: &mask, bias: &bias, ..Inputs::new(&query, &key, &value) };
-    let outputs = forward(&layer, candidate, &problem, &inputs)?;
+    let outputs = forward(&layer, runner, &problem, &inputs)?;
 
     let (shape, output) = file_order(file, &outputs.output, [batch, seq_len_q, layer.output().out_features()])?;
     let mut all = vec![given("output", &shape, output)];
@@ -102,7 +102,7 @@ pub(super) fn mha(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Give
         };
         all.push(given("attn_weights", &shape[usize::from(file.flag("unbatched")?)..], weights));
     }
-    if let (Some(engine), true) = (candidate.engine, file.has("doutput")) {
+    if let (Some(engine), true) = (runner.engine, file.has("doutput")) {
         let (d_output, ..) = batch_first(file, "doutput")?;
         let got = layer.backward(engine, &problem, &inputs, &outputs, &d_output)?;
         all.extend(gradients(file, got, sources, &problem, [seq_len_q, tokens, tokens])?);

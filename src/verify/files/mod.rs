@@ -10,13 +10,23 @@ use std::path::Path;
 pub use case_file::CaseFile;
 use case_file::Given;
 
+use crate::engine::Engine;
 use crate::error::Result;
-use crate::problem::AttentionFn;
+use crate::problem::{AttentionFn, BackwardInputs, Inputs, Problem, WantGradients};
 use crate::progress::Progress;
+use crate::verify::expect_backward::AttendBackward;
 use crate::verify::suite::{Candidate, Row, Verdict};
 
+/// What a file runs on.
+struct Runner<'a> {
+    attend: &'a AttentionFn<'a>,
+    /// Engine of layers.
+    engine: Option<&'a Engine>,
+    backward: Option<&'a AttendBackward<'a>>,
+}
+
 /// Runs the operation of a file.
-type Op = fn(&CaseFile, &Candidate<'_>) -> Result<Vec<Given>>;
+type Op = fn(&CaseFile, &Runner<'_>) -> Result<Vec<Given>>;
 
 const OPS: [(&str, Op); 13] = [
     ("sdpa", attention::attention),
@@ -57,19 +67,32 @@ pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: 
 
 /// Runs a case file on `attend`, without gradients. Also returns a note on what was not compared and why.
 pub fn check_file(file: &CaseFile, attend: &AttentionFn<'_>) -> (Verdict, String) {
-    check_on(file, &Candidate { name: "", attend, engine: None })
+    check_with(file, &Runner { attend, engine: None, backward: None })
+}
+
+/// Runs a case file on `attend`, and its gradients, if it is an attention that has some, on `backward`.
+pub fn check_file_backward(file: &CaseFile, attend: &AttentionFn<'_>, backward: &AttendBackward<'_>) -> (Verdict, String) {
+    check_with(file, &Runner { attend, engine: None, backward: Some(backward) })
 }
 
 /// Runs a case file on a candidate. With an engine, gradients are compared too, and layers are its own.
 fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
+    let Some(engine) = candidate.engine else { return check_file(file, candidate.attend) };
+    let backward = |problem: &Problem, inputs: &Inputs<'_>, given: &BackwardInputs<'_>, want: &WantGradients| {
+        engine.backward(problem, inputs, given, want)
+    };
+    check_with(file, &Runner { attend: candidate.attend, engine: Some(engine), backward: Some(&backward) })
+}
+
+fn check_with(file: &CaseFile, runner: &Runner<'_>) -> (Verdict, String) {
     let Some((_, op)) = OPS.iter().find(|(name, _)| *name == file.op()) else {
         return (Verdict::Skipped(format!("op `{}` is not covered", file.op())), String::new());
     };
     let mut left_out = Vec::new();
-    let verdict = Verdict::of(op(file, candidate), |given| {
+    let verdict = Verdict::of(op(file, runner), |given| {
         let (mut errors, mut is_compared) = (Vec::new(), false);
         for name in file.outputs() {
-            if let Some(why) = not_compared(file, name, candidate) {
+            if let Some(why) = not_compared(file, name, runner) {
                 left_out.push(format!("{name} ({why})"));
             } else {
                 is_compared = true;
@@ -86,11 +109,11 @@ fn check_on(file: &CaseFile, candidate: &Candidate<'_>) -> (Verdict, String) {
 }
 
 /// Returns the reason why an expected output is not compared, if it is not.
-fn not_compared(file: &CaseFile, output: &str, candidate: &Candidate<'_>) -> Option<&'static str> {
+fn not_compared(file: &CaseFile, output: &str, runner: &Runner<'_>) -> Option<&'static str> {
     match output.strip_prefix('d') {
         _ if output == "sentence_embedding" => Some("needs the whole model"),
         // Gradients are named d<input>.
-        Some(input) if candidate.engine.is_none() && file.has(input) => Some("needs an engine"),
+        Some(input) if runner.engine.is_none() && runner.backward.is_none() && file.has(input) => Some("needs an engine"),
         _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! Operators of ONNX and ONNX Runtime: the files' tensors and attributes as those of [`crate::onnx`].
 
+use super::Runner;
 use super::attention::{dense, name_outputs};
 use super::case_file::{CaseFile, FileData, FileTensor, Given, given};
 use crate::error::{Error, Result};
@@ -8,7 +9,6 @@ use crate::onnx::{
     MultiHeadAttentionInputs, OwnedTensor, RotaryEmbedding, Wanted,
 };
 use crate::problem::{Alibi, Alignment, BroadcastShape};
-use crate::verify::suite::Candidate;
 
 fn give(name: &str, tensor: OwnedTensor) -> Given {
     given(name, &tensor.shape, tensor.data.into_f32())
@@ -21,7 +21,7 @@ fn give_all(output: &str, outputs: AttentionOutputs) -> Vec<Given> {
     std::iter::once(give(output, y)).chain(there).collect()
 }
 
-pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let node = Attention {
         is_causal: file.flag("is_causal")?,
         q_num_heads: file.attr("q_num_heads")?,
@@ -46,10 +46,10 @@ pub(super) fn attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Ve
         ..AttentionInputs::new(file.tensor("Q")?, file.tensor("K")?, file.tensor("V")?)
     };
     let wanted = Wanted { present: file.expects("present_key"), qk_matmul_output: file.expects("qk_matmul_output") };
-    Ok(give_all("Y", node.run_with(&inputs, wanted, candidate.attend)?))
+    Ok(give_all("Y", node.run_with(&inputs, wanted, runner.attend)?))
 }
 
-pub(super) fn rotary_embedding(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn rotary_embedding(file: &CaseFile, _: &Runner<'_>) -> Result<Vec<Given>> {
     let node = RotaryEmbedding {
         interleaved: file.flag("interleaved")?,
         num_heads: file.attr("num_heads")?,
@@ -61,7 +61,7 @@ pub(super) fn rotary_embedding(file: &CaseFile, _: &Candidate<'_>) -> Result<Vec
 }
 
 /// Preview operator FlexAttention, with the score function that the file names.
-pub(super) fn flex_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn flex_attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     if file.attr::<String>("prob_mod_kind")?.is_some_and(|kind| kind != "none") {
         return Err(Error::unsupported("prob_mod: a function of the softmax weights", "compute it on weights that are returned"));
     }
@@ -78,11 +78,11 @@ pub(super) fn flex_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Resu
         }
         other => return Err(file.error(format!("score_mod_kind `{other}` is unknown"))),
     }
-    let outputs = (candidate.attend)(&problem, &data.inputs())?;
+    let outputs = (runner.attend)(&problem, &data.inputs())?;
     Ok(name_outputs(&problem, outputs, ["Y", "", ""]))
 }
 
-pub(super) fn multi_head_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn multi_head_attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let node = MultiHeadAttention::new(file.required_attr("num_heads")?);
     let node = MultiHeadAttention {
         scale: file.attr("scale")?,
@@ -101,10 +101,10 @@ pub(super) fn multi_head_attention(file: &CaseFile, candidate: &Candidate<'_>) -
         past_key: file.optional("past_key", CaseFile::tensor)?,
         past_value: file.optional("past_value", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run_with(&inputs, candidate.attend)?))
+    Ok(give_all("output", node.run_with(&inputs, runner.attend)?))
 }
 
-pub(super) fn group_query_attention(file: &CaseFile, candidate: &Candidate<'_>) -> Result<Vec<Given>> {
+pub(super) fn group_query_attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
     let node = GroupQueryAttention {
         scale: file.attr("scale")?,
         softcap: file.attr("softcap")?.unwrap_or(0.0),
@@ -127,5 +127,5 @@ pub(super) fn group_query_attention(file: &CaseFile, candidate: &Candidate<'_>) 
         attention_bias: file.optional("attention_bias", CaseFile::tensor)?,
         head_sink: file.optional("head_sink", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run_with(&inputs, candidate.attend)?))
+    Ok(give_all("output", node.run_with(&inputs, runner.attend)?))
 }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Case, Verdict, check, check_backward, minimise, random_large_of, random_of};
+use wgpu_attention::verify::{Case, Verdict, check, check_backward, minimise, random_large_of, random_of, random_text_of};
 use wgpu_attention::{
-    Algorithm, Backend, BackwardInputs, Engine, EngineOptions, HostVec, Inputs, Outputs, Problem, Result as Answer, WantGradients,
+    Algorithm, Backend, BackwardInputs, Engine, EngineOptions, Error, HostVec, Inputs, Outputs, Problem, Result as Answer, WantGradients,
 };
 
+use super::cached;
 use super::state::Kind;
 
 /// Time limit for making a failing problem smaller.
@@ -46,16 +47,26 @@ impl Plant {
     }
 }
 
-/// Draws the problem of a seed. Every sixth one is large, which takes the oracle ten times as long.
-pub(super) fn draw(backend: &str, seed: u64) -> Answer<Case> {
-    let kind = kind_of(backend, seed);
-    if seed.is_multiple_of(6) { random_large_of(kind, seed) } else { random_of(kind, seed) }
+/// Draws the problem of a seed, or the reason why its user's term is refused. Every sixth one is large, which takes the
+/// oracle ten times as long. `terms`: each has a random text as its user's term.
+pub(super) fn draw(backend: &str, terms: bool, seed: u64) -> Answer<Result<Case, Error>> {
+    let (kind, is_large) = (kind_of(backend, terms, seed), seed.is_multiple_of(6));
+    match (terms, is_large) {
+        (true, _) => random_text_of(kind, seed, is_large),
+        (_, true) => random_large_of(kind, seed).map(Ok),
+        _ => random_of(kind, seed).map(Ok),
+    }
 }
 
 /// Returns the kind of a problem. On an adapter, consecutive problems share a kind and its kernels: compiling is slow.
-fn kind_of(backend: &str, seed: u64) -> u64 {
+fn kind_of(backend: &str, terms: bool, seed: u64) -> u64 {
     const ALIKE: u64 = 128;
-    if is_cpu(backend) { seed } else { seed / ALIKE }
+    const OF_ONE_TEXT: u64 = 2;
+    match (is_cpu(backend), terms) {
+        (true, _) => seed,
+        (_, true) => seed / OF_ONE_TEXT,
+        _ => seed / ALIKE,
+    }
 }
 
 fn is_cpu(backend: &str) -> bool {
@@ -65,6 +76,7 @@ fn is_cpu(backend: &str) -> bool {
 /// Configurations in which a backend computes.
 pub(super) struct Engines {
     backend: String,
+    terms: bool,
     engines: Vec<Way>,
     plant: Option<Plant>,
 }
@@ -89,7 +101,7 @@ impl Engines {
     const ROUND: u64 = 61;
 
     /// Opens the configurations. Most problems get generic kernels, each compiled once.
-    pub(super) fn open(backend: &str, plant: Option<Plant>) -> Result<Self, String> {
+    pub(super) fn open(backend: &str, terms: bool, plant: Option<Plant>) -> Result<Self, String> {
         let place: Backend = backend.parse().map_err(|error| format!("--backend: {error}"))?;
         let generic = ShaderOptions { specialise: Specialise::Never, ..Default::default() };
         let specialised = ShaderOptions { specialise: Specialise::Always, prefer_matrices: true, ..Default::default() };
@@ -107,16 +119,21 @@ impl Engines {
             engine.map(|engine| Way { name, engine, share })
         };
         let engines: Vec<Way> = ways.into_iter().map(open).collect::<Answer<_>>().map_err(|error| error.to_string())?;
-        Ok(Self { backend: backend.to_string(), engines, plant })
+        Ok(Self { backend: backend.to_string(), terms, engines, plant })
     }
 
-    /// Returns the configuration of a seed, always the same. Every second kind has gradients (adapters: every fourth).
+    /// Returns the configuration of a seed, always the same. Every second kind has gradients; on adapters every
+    /// fourth, and of random texts all or, on adapters, every second.
     pub(super) fn of(&self, seed: u64) -> Examined<'_> {
-        let kind = kind_of(&self.backend, seed);
+        let kind = kind_of(&self.backend, self.terms, seed);
         let turns = self.engines.iter().flat_map(|way| std::iter::repeat_n(way, way.share));
         let way = turns.cycle().nth((kind % Self::ROUND) as usize).unwrap_or(&self.engines[0]);
         // A round is prime, so that each configuration has kinds with and without gradients.
-        let nth = if way.engine.gpu().is_some() { 4 } else { 2 };
+        let nth = match (way.engine.gpu().is_some(), self.terms) {
+            (true, false) => 4,
+            (false, true) => 1,
+            _ => 2,
+        };
         Examined { name: way.name, engine: &way.engine, plant: self.plant, backward: kind.is_multiple_of(nth) }
     }
 }
@@ -136,7 +153,10 @@ impl Examined<'_> {
 
 /// Result of examining a problem.
 pub(super) enum Outcome {
-    Passed,
+    /// Passed, and if it is `cached` also from a cache on the device.
+    Passed {
+        cached: bool,
+    },
     /// Neither outputs nor gradients are supported, for this reason.
     Skipped(String),
     Failed(Kind, String),
@@ -144,7 +164,13 @@ pub(super) enum Outcome {
 
 /// Computes a problem and compares the results with the oracle's.
 pub(super) fn examine(case: &Case, way: &Examined<'_>) -> Outcome {
-    let forward = caught(|| check(case, &|problem, inputs| way.forward(problem, inputs)));
+    let mut forward = caught(|| check(case, &|problem, inputs| way.forward(problem, inputs)));
+    if let (Outcome::Passed { cached }, Some(gpu)) = (&mut forward, way.engine.gpu()) {
+        match caught(|| check(case, &|problem, inputs| cached::attention(gpu, problem, inputs))) {
+            Outcome::Failed(kind, report) => return Outcome::Failed(kind, format!("from a cache: {report}")),
+            outcome => *cached = matches!(outcome, Outcome::Passed { .. }),
+        }
+    }
     if !way.backward || matches!(forward, Outcome::Failed(..)) {
         return forward;
     }
@@ -153,8 +179,8 @@ pub(super) fn examine(case: &Case, way: &Examined<'_>) -> Outcome {
     };
     match caught(|| check_backward(case, &backward)) {
         Outcome::Failed(kind, report) => Outcome::Failed(kind, format!("gradients: {report}")),
-        Outcome::Passed => Outcome::Passed,
-        Outcome::Skipped(_) => forward,
+        Outcome::Passed { .. } if matches!(forward, Outcome::Skipped(_)) => Outcome::Passed { cached: false },
+        Outcome::Passed { .. } | Outcome::Skipped(_) => forward,
     }
 }
 
@@ -191,7 +217,7 @@ const REFUSED: &str = "over the limit `positions in a shader`";
 /// Runs a check; a panic counts as a failure.
 fn caught(check: impl FnOnce() -> Verdict) -> Outcome {
     match catch_unwind(AssertUnwindSafe(check)) {
-        Ok(Verdict::Passed) => Outcome::Passed,
+        Ok(Verdict::Passed) => Outcome::Passed { cached: false },
         Ok(Verdict::Skipped(reason)) => Outcome::Skipped(reason),
         Ok(Verdict::Failed(report)) if report.starts_with(REFUSED) => Outcome::Skipped(REFUSED.into()),
         Ok(Verdict::Failed(report)) => Outcome::Failed(Kind::Wrong, report),

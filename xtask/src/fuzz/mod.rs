@@ -4,6 +4,7 @@
 //! them with the oracle's. A failing problem is shrunk until nothing can be left out. The parent reads the messages: it
 //! counts, detects a worker that hangs or dies, records the seed, and starts another worker after it.
 
+mod cached;
 mod examine;
 mod state;
 mod supervise;
@@ -23,6 +24,8 @@ const EXAMPLES: &str = "Examples:
       a million problems; started again it goes on where it left off
   cargo xtask fuzz --backend 'llvmpipe gl' --minutes 60
       an adapter by words of its name and its wgpu backend
+  cargo xtask fuzz --terms --backend cpu --count 2000
+      random texts of users' terms, each with random options
   cargo xtask fuzz --backend swiftshader --seed 1234 --count 1
       one problem again
 
@@ -52,6 +55,9 @@ pub(crate) struct Args {
     /// Number of failures after which a backend is abandoned
     #[arg(long, value_name = "COUNT", default_value_t = 5)]
     failures: usize,
+    /// Give every problem a random text as its user's term; more than one in twenty that is refused is a failure
+    #[arg(long)]
+    terms: bool,
     /// Print one JSON object for each failure, and one for each backend at its end
     #[arg(long)]
     json: bool,
@@ -79,10 +85,19 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
         progress.next = args.seed.unwrap_or(progress.next);
         let (first, known) = (progress.next, progress.failures.len());
         supervise::run(args, backend, time, &mut progress, |progress| state.save(args.state.as_deref(), backend, progress))?;
-        sound &= progress.failures.len() == known;
+        sound &= progress.failures.len() == known && few_refused(&progress);
         conclude(args, backend, first, &progress)?;
     }
     Ok(sound)
+}
+
+/// Begin of the reason for a skip because the text of a user's term was refused.
+const REFUSED_TEXT: &str = "the text is refused";
+
+/// True if at most one text in twenty was refused, or too few were drawn to tell.
+fn few_refused(progress: &Progress) -> bool {
+    let refused: u64 = progress.skips.iter().filter(|(reason, _)| reason.starts_with(REFUSED_TEXT)).map(|(_, count)| count).sum();
+    progress.passed + progress.skipped < 200 || 20 * refused <= progress.passed + progress.skipped
 }
 
 fn every_backend() -> Vec<String> {
@@ -101,7 +116,8 @@ fn tell(args: &Args, backend: &str, failure: &Failure) -> Result<(), String> {
     if !smallest.is_empty() {
         print(&format!("    smallest: {smallest}"))?;
     }
-    print(&format!("    again: cargo xtask fuzz --backend '{backend}' --seed {seed} --count 1"))
+    let terms = if args.terms { "--terms " } else { "" };
+    print(&format!("    again: cargo xtask fuzz {terms}--backend '{backend}' --seed {seed} --count 1"))
 }
 
 /// Prints the summary of a backend.
@@ -109,10 +125,12 @@ fn conclude(args: &Args, backend: &str, first: u64, progress: &Progress) -> Resu
     if args.json {
         return print(&serde_json::json!({ "backend": backend, "first": first, "progress": progress }).to_string());
     }
-    let Progress { next, passed, skipped, seconds, failures, skips } = progress;
+    let Progress { next, passed, cached, skipped, seconds, failures, skips } = progress;
     let (done, failed) = (passed + skipped + failures.len() as u64, failures.len());
     let rate = done as f64 / seconds.max(1e-3);
-    print(&format!("{backend}: seeds {first} to {next}; in all {passed} passed, {skipped} skipped, {failed} failed, {rate:.1} a second"))?;
+    print(&format!(
+        "{backend}: seeds {first} to {next}; in all {passed} passed ({cached} also from a cache), {skipped} skipped, {failed} failed, {rate:.1} a second"
+    ))?;
     for (reason, count) in skips {
         print(&format!("    skipped {count} x: {reason}"))?;
     }

@@ -17,6 +17,9 @@ pub(super) struct Progress {
     /// Next seed.
     pub(super) next: u64,
     pub(super) passed: u64,
+    /// Number of those that also passed from a cache on the device.
+    #[serde(default)]
+    pub(super) cached: u64,
     pub(super) skipped: u64,
     pub(super) seconds: f64,
     pub(super) failures: Vec<Failure>,
@@ -66,7 +69,7 @@ impl std::fmt::Display for Kind {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { next: 1, passed: 0, skipped: 0, seconds: 0.0, failures: Vec::new(), skips: BTreeMap::new() }
+        Self { next: 1, passed: 0, cached: 0, skipped: 0, seconds: 0.0, failures: Vec::new(), skips: BTreeMap::new() }
     }
 }
 

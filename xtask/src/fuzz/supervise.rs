@@ -35,8 +35,9 @@ pub(super) fn run(
         while !is_over(progress) {
             let is_there = match worker.listen(Duration::from_secs(args.hang))? {
                 Heard::Nothing => true,
-                Heard::Passed => {
+                Heard::Passed(cached) => {
                     progress.passed += 1;
+                    progress.cached += u64::from(cached);
                     progress.next += 1;
                     true
                 }
@@ -76,6 +77,7 @@ struct Worker {
     process: Child,
     messages: Receiver<Message>,
     backend: String,
+    terms: bool,
     /// Seed that it works on, once it has begun.
     seed: Option<u64>,
     heard: Instant,
@@ -84,7 +86,7 @@ struct Worker {
 /// Result of listening to a worker.
 enum Heard {
     Nothing,
-    Passed,
+    Passed(bool),
     Skipped(String),
     Failed(Failure),
     /// The worker ended successfully.
@@ -97,6 +99,9 @@ impl Worker {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
         command.args(["fuzz", "--worker", "--backend", backend, "--seed", &first.to_string(), "--count", &count.to_string()]);
+        if args.terms {
+            command.arg("--terms");
+        }
         if let Some(plant) = args.plant {
             command.args(["--plant", &format!("{plant:?}").to_lowercase()]);
         }
@@ -108,7 +113,7 @@ impl Worker {
             let said = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok());
             said.into_iter().try_for_each(|message| sender.send(message))
         });
-        Ok(Self { process, messages, backend: backend.to_string(), seed: None, heard: Instant::now() })
+        Ok(Self { process, messages, backend: backend.to_string(), terms: args.terms, seed: None, heard: Instant::now() })
     }
 
     /// Waits a moment for the next message. A worker that sends none for `patience` hangs.
@@ -121,7 +126,7 @@ impl Worker {
                         self.seed = Some(seed);
                         Heard::Nothing
                     }
-                    Message::Passed => Heard::Passed,
+                    Message::Passed(cached) => Heard::Passed(cached),
                     Message::Skipped(reason) => Heard::Skipped(reason),
                     Message::Failed(failure) => Heard::Failed(failure),
                 })
@@ -138,8 +143,10 @@ impl Worker {
     /// Describes the problem of a worker that can no longer report it.
     fn lost(&self, kind: Kind, what: String) -> Result<Heard, String> {
         let seed = self.seed.ok_or_else(|| format!("a worker did not even begin: {what}"))?;
-        let problem =
-            draw(&self.backend, seed).map_or_else(|error| error.to_string(), |case| format!("{:?} {:?}", case.problem, case.fill));
+        let problem = match draw(&self.backend, self.terms, seed) {
+            Ok(Ok(case)) => format!("{:?} {:?}", case.problem, case.fill),
+            Ok(Err(error)) | Err(error) => error.to_string(),
+        };
         Ok(Heard::Failed(Failure::bare(seed, kind, format!("{what}: {problem}"))))
     }
 

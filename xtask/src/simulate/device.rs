@@ -176,7 +176,7 @@ pub(super) fn f32s_of(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// First `len` elements stored in a buffer's bytes.
-pub(super) fn stored(dtype: DType, bytes: &[u8], len: usize) -> HostVec {
+pub(crate) fn stored(dtype: DType, bytes: &[u8], len: usize) -> HostVec {
     let halves = bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).take(len);
     match dtype {
         DType::F32 => HostVec::F32(f32s_of(bytes)),

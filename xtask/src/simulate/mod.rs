@@ -1,6 +1,7 @@
 //! `cargo xtask simulate`: runs whole plans on the simulator and compares the answers with the oracle.
 
 mod device;
+mod gallery;
 mod log;
 mod others;
 mod sabotage;
@@ -15,6 +16,7 @@ use wgpu_attention::{Algorithm, Error, Problem, WantGradients};
 use wgpu_attention_simulator::LaneOrder;
 
 use crate::kernels::{self, SHORT};
+pub(crate) use device::stored;
 use device::{Device, Shaders};
 use log::Log;
 use variants::variants;
@@ -75,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     };
     let runs: usize = tasks.par_iter().map(run).sum();
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let runs = runs + gallery::run(args, &shaders, &log, wanted)?;
     let runs = runs + others::run(args.seed, lane_order(args), &shaders, &log, wanted);
     eprintln!("{} problems, {runs} runs in {:.0} s", tasks.len(), started.elapsed().as_secs_f64());
     let (found, unreached) = log.print(args.verbose);

@@ -1,0 +1,77 @@
+//! A user's score of -inf hides a pair as a bias of -inf does, and as `visible` does: forward and backward, on each engine.
+
+use crate::common::every_engine;
+use wgpu_attention::verify::{Case, Data, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against};
+use wgpu_attention::{Algorithm, Alignment, BroadcastShape, Dims, HostVec, Problem, Table, Term, Varlen};
+
+const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 19, seq_len_kv: 75, head_dim: 8, head_dim_v: 8 };
+/// Row 5 sees nothing, and every eleventh key is seen by no row.
+const HIDDEN: &str = "fn hidden(at: Pair) -> bool { return (at.row + 2 * at.key) % 3 == 0 || at.row == 5 || at.key % 11 == 4; }\n";
+
+fn is_hidden(row: usize, key: usize) -> bool {
+    (row + 2 * key).is_multiple_of(3) || row == 5 || key % 11 == 4
+}
+
+/// Cases that hide the same pairs by a bias, by scores and by `visible`, with equal data: values that no row sees are NaN or
+/// infinite. (Their keys are finite: a NaN score stays NaN whatever a user's function makes of it.)
+fn cases(plain: &Problem) -> [Case; 5] {
+    let visible = "fn visible(at: Pair) -> bool { return !hidden(at); }";
+    let selected = "fn score(x: f32, at: Pair) -> f32 { return select(x, bitcast<f32>(0xff800000u), hidden(at)); }";
+    let returned = "fn score(x: f32, at: Pair) -> f32 { if (hidden(at)) { return bitcast<f32>(0xff800000u); } return x; }";
+    let added = "fn score(x: f32, at: Pair) -> f32 { return x + biases[75 * at.row + at.key]; }";
+    let term = |text: &str| Term::wgsl(&format!("{HIDDEN}{text}")).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let fill = Fill { poison: false, ..Fill::seed(20) };
+    let mut by_visible = Case::new("visible", plain.clone().with_term(term(visible)), fill).expect("valid");
+    let HostVec::F32(value) = &mut by_visible.data.value else { panic!("stored as f32") };
+    // Items lie one after the other, varlen ones too, because they are whole.
+    for (at, row) in value.chunks_exact_mut(DIMS.head_dim_v).enumerate().filter(|(at, _)| at % DIMS.seq_len_kv % 11 == 4) {
+        row.fill(if at % 2 == 0 { f32::NAN } else { f32::INFINITY });
+    }
+    let with = |name: &str, problem: Problem, bias: &[f32], tables: &[f32]| {
+        let (bias, term_tables) = (bias.to_vec(), tables.iter().map(|x| x.to_bits()).collect());
+        let data = Data { bias, term_tables, ..by_visible.data.clone() };
+        Case { name: name.into(), problem, fill: by_visible.fill, data }
+    };
+    let shape = BroadcastShape([1, 1, DIMS.seq_len_q, DIMS.seq_len_kv]);
+    let pairs = (0..DIMS.seq_len_q).flat_map(|row| (0..DIMS.seq_len_kv).map(move |key| (row, key)));
+    let bias: Vec<f32> = pairs.map(|(row, key)| if is_hidden(row, key) { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let added = Term::with_tables(added, &[Table::f32("biases", bias.len())]).expect("valid");
+    [
+        with("bias", Problem { bias: Some(shape), ..plain.clone() }, &bias, &[]),
+        with("selected", plain.clone().with_term(term(selected)), &[], &[]),
+        with("returned", plain.clone().with_term(term(returned)), &[], &[]),
+        with("added", plain.clone().with_term(added), &[], &bias),
+        by_visible,
+    ]
+}
+
+#[test]
+fn minus_infinity_hides_as_a_bias_does() {
+    let plain = Problem::new(DIMS).with_lse();
+    let mut sinking = plain.clone().aligned(Alignment::BottomRight).causal();
+    sinking.sinks = true;
+    let varlen = Varlen { tokens_q: 2 * DIMS.seq_len_q, tokens_kv: 2 * DIMS.seq_len_kv };
+    let engines = every_engine();
+    for plain in [plain.clone(), sinking, Problem { varlen: Some(varlen), ..plain }] {
+        let all = cases(&plain);
+        let expected = Expected::of(&all[0].problem, &all[0].data.inputs()).expect("valid");
+        let gradients = ExpectedGradients::of(&all[0]).expect("valid");
+        let sees_nothing = expected.lse.as_ref().expect("asked for").values.iter().filter(|&&lse| lse == f64::NEG_INFINITY).count();
+        assert_eq!(sees_nothing, if plain.sinks { 0 } else { 8 }, "row 5 of each head");
+        for case in &all {
+            let of_biases = case.name == "bias";
+            let gradients = ExpectedGradients { bias: gradients.bias.clone().filter(|_| of_biases), ..gradients.clone() };
+            for engine in &engines {
+                let what = format!("{} on {}", case.name, engine.chosen());
+                for algorithm in [Algorithm::Fused, Algorithm::Staged] {
+                    let engine = engine.clone().with_algorithm(algorithm);
+                    let verdict = check_against(case, &expected, &|problem, inputs| engine.attention(problem, inputs));
+                    assert_eq!(verdict, Verdict::Passed, "{what}, {algorithm:?}");
+                }
+                let verdict =
+                    check_backward_against(case, &gradients, &|problem, inputs, given, want| engine.backward(problem, inputs, given, want));
+                assert_eq!(verdict, Verdict::Passed, "gradients of {what}");
+            }
+        }
+    }
+}

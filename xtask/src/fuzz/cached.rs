@@ -1,0 +1,129 @@
+//! Problems with pages, computed from a cache on the device that has the same keys and values.
+
+use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows, Tables};
+use wgpu_attention::wgpu::{self, BufferUsages};
+use wgpu_attention::{
+    Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Operand, Outputs, Paged, Problem, Result, TensorSpec,
+    gather,
+};
+
+use crate::simulate::stored;
+
+/// Appends the keys and values of each item to a sequence of a cache, and computes the problem on the sequences.
+///
+/// Unsupported: what caches on a device cannot have, such as quantised keys, whose blocks would be rounded again.
+pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
+    let d = problem.dims;
+    let no = |what: &str| Error::unsupported(what, "none");
+    let paged = problem.paged.filter(|_| problem.varlen.is_none()).ok_or_else(|| no("no pages"))?;
+    let by_key = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([.., keys])| keys > 1);
+    let is_wide = problem.want.stats || problem.want.weights || problem.want.scores.is_some();
+    if is_wide || by_key(problem.bias) || by_key(problem.visibility.mask) || problem.key.dtype.is_quantised() || problem.lse_len() == 0 {
+        return Err(no("what a cache does not have"));
+    }
+    let layer = LayerShape::new(d.num_kv_heads, d.head_dim).head_dim_v(d.head_dim_v).stored(problem.key.dtype, problem.value.dtype);
+    let pages = d.batch * paged.pages_per_item;
+    let shape = CacheShape::uniform(1, layer).page_size(paged.page_size).pages(pages).layout(Layout::Bshd);
+    if pages == 0 {
+        return Err(no("no pages"));
+    }
+    let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: d.batch, pages_per_slot: paged.pages_per_item })?;
+    for _ in 0..d.batch {
+        cache.start()?;
+    }
+    let slots = 0..d.batch;
+    let own = cache.problem(0, slots.clone(), Queries { num_heads: d.num_heads, seq_len: d.seq_len_q })?;
+    let own = Problem { dims: own.dims, paged: own.paged, key: own.key, value: own.value, ..problem.clone() };
+    let attention = cache.attention(0, &own, slots.clone(), Algorithm::Auto)?;
+
+    let lengths: Vec<usize> = inputs.kv_lengths.iter().map(|&length| length as usize).collect();
+    let seq_len = lengths.iter().copied().max().unwrap_or(0).max(1);
+    let buffers = Buffers(gpu);
+    let [key, value] = [(Operand::Key, inputs.key), (Operand::Value, inputs.value)].map(|(operand, data)| {
+        let tokens = new_tokens(problem, inputs, &paged, &gather(data, problem.spec(operand), problem.shape(operand)), operand, seq_len);
+        buffers.filled(HostSlice::F32(&tokens).bytes())
+    });
+    let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+    let append =
+        cache.append(0, &NewTokens { slots, seq_len, key: Rows::new(&key, spec), value: Rows::new(&value, spec), rotation: None })?;
+
+    let mut others = Problem { paged: None, ..own.clone() };
+    others.visibility.kv_lengths = false;
+    let vectors = Inputs { kv_lengths: &[], page_table: &[], ..*inputs };
+    let tables = buffers.filled(&Tables::of_inputs(&others, &vectors).bytes()?);
+    let mask: Vec<u8> = inputs.mask.iter().map(|&is_visible| is_visible.into()).collect();
+    let (mask, bias) = (buffers.filled(&mask), buffers.filled(HostSlice::F32(inputs.bias).bytes()));
+    let (query, output) = (buffers.filled(inputs.query.bytes()), buffers.empty(problem.output.dtype.bytes(problem.output_len())));
+    let lse = buffers.empty(4 * problem.lse_len());
+    let bindings = QueryBindings {
+        lse: problem.want.lse.then(|| lse.as_entire_buffer_binding()),
+        tables: Some(tables.as_entire_buffer_binding()),
+        bias: problem.bias.map(|_| bias.as_entire_buffer_binding()),
+        mask: problem.visibility.mask.map(|_| mask.as_entire_buffer_binding()),
+        ..QueryBindings::new(&query, &output)
+    };
+    let attention = attention.bind(&cache, 0, &bindings)?;
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    cache.extend(Growth { tokens: &lengths, steps: 1 }, &mut encoder)?;
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        cache.advance().record_in(&mut pass);
+        append.record_in(&mut pass);
+        attention.record_in(&mut pass);
+    }
+    gpu.queue().submit([encoder.finish()]);
+    let mut outputs = Outputs::default();
+    outputs.output = buffers.read(&output, problem.output.dtype, problem.output_len());
+    outputs.lse = problem.want.lse.then(|| buffers.read(&lse, DType::F32, problem.lse_len()).into_f32());
+    Ok(outputs)
+}
+
+/// Keys or values of each item, [batch, seq_len, num_kv_heads, dim], of which the last are its tokens.
+fn new_tokens(problem: &Problem, inputs: &Inputs<'_>, paged: &Paged, dense: &[f32], operand: Operand, seq_len: usize) -> Vec<f32> {
+    let [_, heads, page_size, dim] = problem.shape(operand);
+    let mut tokens = vec![f32::NAN; problem.dims.batch * seq_len * heads * dim];
+    for (item, &length) in inputs.kv_lengths.iter().enumerate() {
+        for position in 0..length as usize {
+            let page = inputs.page_table[item * paged.pages_per_item + position / page_size] as usize;
+            let token = item * seq_len + seq_len - length as usize + position;
+            for head in 0..heads {
+                let from = ((page * heads + head) * page_size + position % page_size) * dim;
+                tokens[(token * heads + head) * dim..][..dim].copy_from_slice(&dense[from..from + dim]);
+            }
+        }
+    }
+    tokens
+}
+
+/// Buffers on a device.
+struct Buffers<'a>(&'a Gpu);
+
+impl Buffers<'_> {
+    fn empty(&self, bytes: usize) -> wgpu::Buffer {
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let size = bytes.next_multiple_of(4).max(4) as u64;
+        self.0.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    }
+
+    fn filled(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.empty(bytes.len());
+        let mut whole = bytes.to_vec();
+        whole.resize(bytes.len().next_multiple_of(4), 0);
+        self.0.queue().write_buffer(&buffer, 0, &whole);
+        buffer
+    }
+
+    fn read(&self, buffer: &wgpu::Buffer, dtype: DType, len: usize) -> HostVec {
+        let (device, queue) = (self.0.device(), self.0.queue());
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let staging = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: buffer.size(), usage, mapped_at_creation: false });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+        queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("mapped"));
+        device.poll(wgpu::PollType::wait_indefinitely()).expect("polled");
+        let bytes = staging.get_mapped_range(..).expect("a view");
+        stored(dtype, &bytes[..dtype.bytes(len)], len)
+    }
+}
