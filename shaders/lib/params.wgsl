@@ -22,6 +22,8 @@ struct Params {
     offsets: vec4<u32>,
     // Runtime values of each term, which reads them as NAME_values().
     term_values: array<vec4<u32>, TERMS>,
+    // Backward: stride of each axis of pairs in the gradient of a bias, 0 where it is summed.
+    sums_strides: vec4<u32>,
     // Start in the tables of the user's terms and number of elements, of two tables each.
     user_tables: array<vec4<u32>, 4>,
 
@@ -91,4 +93,6 @@ struct Params {
     // Fused: offsets in rows of the (m, l) that this step writes, and of those that it merges with.
     stats_to: u32,
     stats_from: u32,
+    // Backward: first element of `sums` that a step writes.
+    sums_start: u32,
 }

@@ -11,7 +11,7 @@ use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use super::user_terms::Step;
 use crate::numbers::HostSlice;
-use crate::problem::{Operand, WantGradients};
+use crate::problem::{Operand, OwnedTable, WantGradients};
 
 /// Inputs and outputs that all tasks share: [`crate::BackwardInputs`] with statistics.
 pub(super) struct Work<'a> {
@@ -146,13 +146,14 @@ impl Work<'_> {
     }
 
     /// Computes the weights and score gradients of the block's keys that are in the intervals of a side's rows. Returns
-    /// those keys and their number; `None` if all pairs are masked.
+    /// those keys and their number; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
     pub(super) fn differentiate<'b>(
         &self,
         unit: &Unit,
         side: &mut Side,
         block: &Block<'b>,
         tile: &mut Tile,
+        table: Option<&OwnedTable<'_>>,
     ) -> Option<(Range<usize>, Rows<'b>)> {
         let (job, problem) = (&self.job, self.job.problem);
         let panel = &mut side.panel;
@@ -173,7 +174,13 @@ impl Work<'_> {
         if has_users && before_biases.is_none() && problem.softcap.is_some() {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
+        if let Some(table) = table {
+            tile.derive_by_table(job, unit, panel, &keys, table);
+        }
         tile.apply_user_terms(job, unit, panel.range(), &keys, Step::Keys(width), true);
+        if table.is_some() {
+            tile.slopes.take(len).copy_from_slice(&tile.table.slopes);
+        }
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
@@ -233,7 +240,7 @@ impl Work<'_> {
 
     /// Adds the gradients of a block's keys: dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO, and those of the biases.
     fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, tile: &mut Tile, sums: &mut Sums) {
-        let Some((keys, key)) = self.differentiate(unit, side, block, tile) else { return };
+        let Some((keys, key)) = self.differentiate(unit, side, block, tile, None) else { return };
         let (job, width) = (&self.job, side.panel.width);
         let (first, len) = (keys.start - block.keys.start, width * keys.len());
         let factors = |data| Rows { data, count: keys.len(), width, step: width };

@@ -16,6 +16,7 @@ mod simd;
 mod simd_neon;
 mod simd_x86;
 mod softmax;
+mod term_tables;
 mod tile;
 mod unit;
 mod user_terms;

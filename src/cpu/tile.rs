@@ -9,10 +9,11 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
+use super::term_tables::{TableScratch, TableSlopes};
 use super::user_terms::{self, Step, UserScratch, UserTerms};
 use super::visible::Item;
 use crate::custom::interval::Status;
-use crate::problem::{Problem, ScoreOrder, along_keys};
+use crate::problem::{OwnedTable, Problem, ScoreOrder, along_keys};
 
 /// Rows of a unit that are computed side by side, one per lane.
 #[derive(Default)]
@@ -116,6 +117,8 @@ pub(super) struct Tile {
     /// Derivatives of the scores by what they were before the user's terms.
     pub(super) slopes: Buffer,
     users: UserScratch,
+    /// Derivatives by a table of the user's terms.
+    pub(super) table: TableScratch,
     /// True if the masks of the user's terms may hide some of the pairs.
     tests_users: bool,
 }
@@ -215,6 +218,13 @@ impl Tile {
         let (scores, scratch) = (self.scores.take(len), &mut self.users);
         let (first_row, first_key) = (rows.start, keys.start);
         job.isa.run(UserTerms { job, unit, scratch, first_row, rows: rows.len(), first_key, scores, step, tests, slopes });
+    }
+
+    /// Derives modified scores, [key][lane], by the elements of a table of the user's terms.
+    pub(super) fn derive_by_table(&mut self, job: &Job<'_>, unit: &Unit, panel: &Panel, keys: &Range<usize>, table: &OwnedTable<'_>) {
+        let (scores, scratch) = (self.scores.take(panel.width * keys.len()), &mut self.table);
+        let (first_row, rows, width, first_key) = (panel.first, panel.rows, panel.width, keys.start);
+        job.isa.run(TableSlopes { job, unit, table, first_row, rows, first_key, scores, width, scratch });
     }
 
     /// Computes the dropout factors of a panel and these keys.

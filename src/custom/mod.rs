@@ -15,6 +15,7 @@ mod functions;
 pub(crate) mod interval;
 mod lower;
 mod math;
+pub(crate) mod owner;
 mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;
@@ -25,4 +26,6 @@ mod tests;
 
 pub(crate) use functions::Functions;
 pub use functions::TableType;
+pub use owner::Owner;
+pub(crate) use owner::{Strides, TableGradient};
 pub use term::{Table, Term};

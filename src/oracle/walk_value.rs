@@ -10,7 +10,7 @@ pub(super) enum Value {
     Bool(bool),
     I32(i32),
     U32(u32),
-    /// Number and its derivative by the score.
+    /// Number and its derivative by the score, or by the element of a table.
     F32(f64, f64),
     Parts(Vec<Self>),
     Table(usize),

@@ -63,7 +63,7 @@ impl Problem {
             return Err(Error::invalid("term_tables", format!("no term has a table `{name}`")));
         }
         let mut words = Vec::new();
-        for Table { name, ty, len } in self.user_tables() {
+        for Table { name, ty, len, .. } in self.user_tables() {
             let Some((_, data)) = data.iter().find(|&&(other, _)| other == name) else {
                 return Err(Error::invalid("term_tables", format!("table `{name}` is missing")));
             };

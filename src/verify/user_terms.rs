@@ -1,11 +1,35 @@
 //! Users' terms for test problems.
 
-use crate::custom::{Table, Term};
+use crate::custom::{Owner, Table, Term};
 use crate::numbers::Random;
 use crate::problem::{Alignment, Problem};
 use crate::verify::random_text;
 
 type MakeTable = fn(&'static str, usize) -> Table<'static>;
+
+fn owned_by_head(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Head)
+}
+
+fn owned_by_key(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Key)
+}
+
+fn owned_by_row(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Row)
+}
+
+fn owned_by_distance(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Distance)
+}
+
+fn owned_by_all(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Scalar)
+}
+
+fn owned_by_pair(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Pair)
+}
 
 /// A text, and its tables: name, type and what its length is.
 struct Sample {
@@ -17,6 +41,9 @@ struct Sample {
 enum Len {
     Heads,
     Keys,
+    Rows,
+    /// Pairs of an item, and some elements more.
+    Pairs,
     Fixed(usize),
 }
 
@@ -31,7 +58,7 @@ const SAMPLES: &[Sample] = &[
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 { return x - 0.1 * rates[at.head] * rates[at.head] * abs(f32(at.position - at.key)); }",
-        tables: &[("rates", Table::f32, Len::Heads)],
+        tables: &[("rates", owned_by_head, Len::Heads)],
     },
     Sample { text: "fn score(x: f32, at: Pair) -> f32 { return 3.0 * tanh(x / 3.0); }", tables: &[] },
     Sample {
@@ -40,7 +67,7 @@ const SAMPLES: &[Sample] = &[
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 { return x * (1.0 + exp(-abs(gates[at.key_position]))); }",
-        tables: &[("gates", Table::f32, Len::Keys)],
+        tables: &[("gates", owned_by_key, Len::Keys)],
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 {\n    \
@@ -56,7 +83,7 @@ const SAMPLES: &[Sample] = &[
                }\n\
                fn score(x: f32, at: Pair) -> f32 { return x + values[bucket(abs(at.position - at.key))]; }\n\
                fn slope(x: f32, y: f32, at: Pair) -> f32 { return 1.0; }",
-        tables: &[("values", Table::f32, Len::Fixed(5))],
+        tables: &[("values", owned_by_distance, Len::Fixed(5))],
     },
     Sample {
         text: "fn visible(at: Pair) -> bool {\n    \
@@ -65,6 +92,19 @@ const SAMPLES: &[Sample] = &[
                }\n\
                fn score(x: f32, at: Pair) -> f32 { return x + f32(countOneBits(bits[at.row])) * 0.05; }",
         tables: &[("bits", Table::u32, Len::Fixed(7))],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 {\n    \
+                   if (at.key % 3 == 1) { return x; }\n    \
+                   return gain[0] * gain[0] * 0.5 * x + shift[at.batch * 3 + at.row / 2] + x;\n\
+               }",
+        tables: &[("gain", owned_by_all, Len::Fixed(2)), ("shift", owned_by_row, Len::Rows)],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 {\n    \
+                   return x + tanh(biases[(at.head * at.len_q + at.row) * at.len_kv + at.key + 1]);\n\
+               }",
+        tables: &[("biases", owned_by_pair, Len::Pairs)],
     },
 ];
 
@@ -91,11 +131,15 @@ fn random_term(kind: &mut Random) -> Term {
 }
 
 fn sample_term(problem: &Problem, kind: &mut Random) -> Term {
-    let index = kind.below(SAMPLES.len());
+    // The last reads its table by the lengths of the item, which must be those of the problem.
+    let lengths_vary = problem.varlen.is_some() || problem.visibility.kv_lengths;
+    let index = kind.below(SAMPLES.len() - usize::from(lengths_vary));
     let sample = &SAMPLES[index];
     let len = |len| match len {
         Len::Heads => problem.dims.num_heads,
         Len::Keys => problem.dims.seq_len_kv,
+        Len::Rows => problem.dims.seq_len_q,
+        Len::Pairs => problem.dims.num_heads * problem.dims.seq_len_q * problem.dims.seq_len_kv + 3,
         Len::Fixed(len) => len,
     };
     let tables: Vec<Table<'_>> = sample.tables.iter().map(|&(name, table, of)| table(name, len(of).max(1))).collect();
