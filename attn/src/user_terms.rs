@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wgpu_attention::{Error, Problem, Table, TableData, TableType, Term};
+use wgpu_attention::{Error, Owner, Problem, Table, TableData, TableType, Term};
 
 use crate::arrays::{Array, Data, read_npy};
 use crate::failure::Failure;
@@ -23,14 +23,16 @@ pub(crate) struct TermArgs {
     visible: Option<String>,
     /// Table that --score or --visible reads by its name, an array of f32, i32 or u32 by the type in the file;
     /// may be repeated. Where values do not matter, in `attn shader` and `attn bench`, also NAME=LENGTH:TYPE, as in
-    /// slopes=8:f32, which has zeros
-    #[arg(long, value_name = "NAME=T.npy")]
+    /// slopes=8:f32, which has zeros. NAME:OWNER also has a gradient, which `attn run --gradients` writes; OWNER, who sums an
+    /// element of it, is scalar, head, row, key, distance or pair, as in slopes:head=slopes.npy
+    #[arg(long, value_name = "NAME[:OWNER]=T.npy")]
     table: Vec<String>,
 }
 
 /// Table with its data.
 struct Loaded {
     name: String,
+    owner: Option<Owner>,
     data: Elements,
 }
 
@@ -48,6 +50,10 @@ impl Loaded {
         let Some((name, value)) = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty()) else {
             return Err(Failure::at(option, format!("{needed} needed")));
         };
+        let (name, owner) = match name.split_once(':') {
+            Some((name, owner)) => (name, Some(owner_of(owner).map_err(|why| Failure::at(&option, why))?)),
+            None => (name, None),
+        };
         let sized = value.split_once(':').and_then(|(len, ty)| Some((len.parse::<usize>().ok()?, ty))).filter(|_| allow_sizes);
         let data = match sized {
             Some((len, "f32")) => Elements::F32(vec![0.0; len]),
@@ -56,7 +62,7 @@ impl Loaded {
             Some((_, ty)) => return Err(Failure::at(option, format!("`{ty}` is no type of a table; say f32, i32 or u32"))),
             None => elements(read_npy(Path::new(value))?)?,
         };
-        Ok(Self { name: name.into(), data })
+        Ok(Self { name: name.into(), owner, data })
     }
 
     fn table(&self) -> Table<'_> {
@@ -65,7 +71,7 @@ impl Loaded {
             Elements::I32(data) => (TableType::I32, data.len()),
             Elements::U32(data) => (TableType::U32, data.len()),
         };
-        Table { name: &self.name, ty, len }
+        Table { name: &self.name, ty, len, owner: self.owner }
     }
 
     fn data(&self) -> TableData<'_> {
@@ -75,6 +81,13 @@ impl Loaded {
             Elements::U32(data) => TableData::U32(data),
         }
     }
+}
+
+/// Owner of this name.
+fn owner_of(name: &str) -> Result<Owner, String> {
+    let named = |owner: &Owner| format!("{owner:?}").to_lowercase();
+    let found = Owner::ALL.into_iter().find(|owner| named(owner) == name);
+    found.ok_or_else(|| format!("`{name}` is no owner; say {}", Owner::ALL.each_ref().map(named).join(", ")))
 }
 
 /// Elements of a table, in the type that the file has. Wider integers are i32.
@@ -272,6 +285,11 @@ impl UserTerms {
     pub(crate) fn table_words(&self, problem: &Problem) -> Result<Vec<u32>, Failure> {
         let data: Vec<(&str, TableData<'_>)> = self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect();
         problem.term_tables(&data).map_err(|error| Failure::at("--table", error))
+    }
+
+    /// Name and length of each table that has a gradient.
+    pub(crate) fn gradients(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.tables.iter().map(Loaded::table).filter(|table| table.owner.is_some()).map(|table| (table.name, table.len))
     }
 
     /// Options that were given, for messages.

@@ -77,7 +77,8 @@ impl SimdKernel for TableSlopes<'_> {
                 if index == self.table.term {
                     let of_pairs = evaluate(&self.table.gradient.slope, pairs, tables, registers);
                     slopes.iter_mut().zip(of_pairs).for_each(|(to, &slope)| *to = f32::from_bits(slope));
-                    elements[start..start + count].copy_from_slice(&evaluate(&self.table.gradient.index, pairs, tables, registers)[..count]);
+                    elements[start..start + count]
+                        .copy_from_slice(&evaluate(&self.table.gradient.index, pairs, tables, registers)[..count]);
                 } else if let Some(program) = functions.slope().filter(|_| index > self.table.term) {
                     for (to, &slope) in slopes.iter_mut().zip(evaluate(program, pairs, tables, registers)) {
                         let slope = f32::from_bits(slope);

@@ -68,7 +68,12 @@ impl Owner {
 }
 
 /// Returns the gradient of a table, or the place and the reason for which it has none.
-pub(super) fn gradient(table: u32, owner: Owner, score: Option<&Program>, visible: Option<&Program>) -> Result<TableGradient, (u32, String)> {
+pub(super) fn gradient(
+    table: u32,
+    owner: Owner,
+    score: Option<&Program>,
+    visible: Option<&Program>,
+) -> Result<TableGradient, (u32, String)> {
     let load = |program: &Program| program.nodes.iter().position(|node| matches!(node.op, Op::Load(other, _) if other == table));
     if let Some((program, at)) = visible.and_then(|program| Some((program, load(program)?))) {
         return Err((program.nodes[at].place, "it is read in `visible`, which has no derivative".into()));
@@ -181,7 +186,8 @@ impl Strides {
 
     /// True if places with other coordinates along axes of these lengths are others.
     fn are_apart(self, extents: [i64; 4]) -> bool {
-        let mut axes: Vec<_> = self.axes.into_iter().map(i64::abs).zip(extents).filter(|&(stride, extent)| stride != 0 && extent > 1).collect();
+        let mut axes: Vec<_> =
+            self.axes.into_iter().map(i64::abs).zip(extents).filter(|&(stride, extent)| stride != 0 && extent > 1).collect();
         axes.sort_unstable();
         let mut reach = 0i64;
         axes.into_iter().all(|(stride, extent)| {

@@ -249,7 +249,12 @@ impl<'a> Planner<'a> {
     fn bias(&mut self) -> Result<()> {
         let shape = self.problem.bias.unwrap_or(BroadcastShape([1; 4]));
         let strides = shape.strides().map(|stride| stride as u32);
-        self.pairs(Kernel::BiasGradient, strides, Elements { first: 0, len: shape.elements().unwrap_or(0), has_gaps: false }, (BufferRef::DBias, 0))
+        self.pairs(
+            Kernel::BiasGradient,
+            strides,
+            Elements { first: 0, len: shape.elements().unwrap_or(0), has_gaps: false },
+            (BufferRef::DBias, 0),
+        )
     }
 
     /// Adds the gradient of a bias with these strides, by way of partial sums where the terms of an element are many. Its

@@ -102,9 +102,7 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
             square * squares.div_ceil(16).div_ceil(params.splits.max(1).into()) + 64
         }
         // One table element may be read by every line.
-        Kernel::TableGradient => {
-            u64::from(params.splits).div_ceil(64) * u64::from(params.output_split_stride + 1) + 16
-        }
+        Kernel::TableGradient => u64::from(params.splits).div_ceil(64) * u64::from(params.output_split_stride + 1) + 16,
         Kernel::SinkGradient => batch * (rows.div_ceil(64) + 1) + 16,
         Kernel::Sum => params.splits.into(),
         // Kernels that [`keys_at_once`] or [`stream_at_once`] limits, and kernels whose threads have little to do.

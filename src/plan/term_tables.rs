@@ -42,12 +42,8 @@ impl Planner<'_> {
         let parts = self.scratch("sums along lines", 2 * workgroups * stride)?;
         let params = Params { item_blocks, splits, ..self.params };
         self.push(Kernel::TableLines(lines, table.table as u32), params, workgroups, d.flops(), [None, Some(parts)])?;
-        let params = Params {
-            splits: grid(workgroups)?,
-            output_split_stride: stride as u32,
-            sums_start: grid(table.range.start)?,
-            ..self.params
-        };
+        let params =
+            Params { splits: grid(workgroups)?, output_split_stride: stride as u32, sums_start: grid(table.range.start)?, ..self.params };
         let flops = table.range.len() as f64 * workgroups as f64;
         self.push(Kernel::TableGradient, params, table.range.len(), flops, [Some(parts), Some(BufferRef::DTermTables)])
     }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::custom::{Owner, Strides, TableGradient};
 use crate::custom::program::Field;
+use crate::custom::{Owner, Strides, TableGradient};
 use crate::error::{Error, Result};
 use crate::problem::{Alignment, Problem};
 
@@ -106,6 +106,8 @@ impl Problem {
 }
 
 fn no_owner(name: &str) -> Error {
-    let why = format!("table `{name}` has no gradient, because no owner sums it; declare it as in Table::f32(\"{name}\", len).owner(Owner::Head)");
+    let why = format!(
+        "table `{name}` has no gradient, because no owner sums it; declare it as in Table::f32(\"{name}\", len).owner(Owner::Head)"
+    );
     Error::invalid("term_tables", why)
 }

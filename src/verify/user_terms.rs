@@ -108,6 +108,37 @@ const SAMPLES: &[Sample] = &[
     },
 ];
 
+/// Problems whose tables have gradients, one for each owner, and all together; with names.
+pub(super) fn owned(base: &Problem) -> Vec<(String, Problem)> {
+    let d = base.dims;
+    let lines = d.batch * d.seq_len_q;
+    let texts = [
+        (Table::f32("t", 3).owner(Owner::Scalar), "x * (1.0 + 0.3 * t[1])"),
+        (Table::f32("t", d.num_heads * d.batch).owner(Owner::Head), "x + t[at.batch * HEADS + at.head] * f32(at.key) * 0.1"),
+        (Table::f32("t", lines).owner(Owner::Row), "x * t[at.batch * at.len_q + at.row] + 0.1 * t[at.batch * at.len_q + at.row]"),
+        (Table::f32("t", d.seq_len_kv - 2).owner(Owner::Key), "x - 0.5 * sin(t[at.key_position] * x)"),
+        (Table::f32("t", 9 * d.num_heads).owner(Owner::Distance), "x + t[9 * at.head + clamp(at.position - at.key, -4, 4) + 4]"),
+        (Table::f32("t", d.seq_len_q * d.seq_len_kv + 5).owner(Owner::Pair), "x + max(t[2 + at.row + at.key * ROWS], -0.5) * 2.0"),
+    ];
+    let last = "fn score(x: f32, at: Pair) -> f32 { return select(2.0 * tanh(0.7 * x), 0.2 * x, at.key % 4 == 3); }";
+    let last = Term::wgsl(last).expect("valid");
+    let mut all: Vec<(String, Problem)> = Vec::new();
+    let mut together = Problem { softcap: Some(3.0), ..base.clone().aligned(Alignment::BottomRight).causal() };
+    for (number, (table, score)) in texts.into_iter().enumerate() {
+        let owner = table.owner.expect("it has one");
+        let name = format!("t{number}");
+        let score =
+            score.replace("t[", &format!("{name}[")).replace("HEADS", &d.num_heads.to_string()).replace("ROWS", &d.seq_len_q.to_string());
+        let text = format!("fn score(x: f32, at: Pair) -> f32 {{ return {score}; }}");
+        let term = Term::with_tables(&text, &[Table { name: &name, ..table }]).expect("valid");
+        together = together.with_term(term.clone());
+        let alone = base.clone().aligned(Alignment::BottomRight).with_term(term).with_term(last.clone());
+        all.push((format!("table-of-{owner:?}"), alone));
+    }
+    all.push(("tables-of-all-owners".into(), together.with_term(last)));
+    all
+}
+
 /// Adds a user's term to a problem: the text from the first source, because kernels depend on it.
 pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
     let term = if kind.one_in(10) { random_term(kind) } else { sample_term(problem, kind) };
@@ -115,6 +146,10 @@ pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
         problem.visibility.alignment = Some(Alignment::BottomRight);
     }
     problem.user_terms.push(term);
+    if kind.one_in(4) {
+        let text = "fn score(x: f32, at: Pair) -> f32 { return select(2.0 * tanh(0.7 * x), 0.25 * x, at.key % 4 == 3); }";
+        problem.user_terms.push(Term::wgsl(text).expect("valid"));
+    }
 }
 
 /// A random text, small, because every kernel that has it is compiled for it alone.
@@ -131,9 +166,10 @@ fn random_term(kind: &mut Random) -> Term {
 }
 
 fn sample_term(problem: &Problem, kind: &mut Random) -> Term {
-    // The last reads its table by the lengths of the item, which must be those of the problem.
-    let lengths_vary = problem.varlen.is_some() || problem.visibility.kv_lengths;
-    let index = kind.below(SAMPLES.len() - usize::from(lengths_vary));
+    // The last reads its table by the lengths of the item, which must be those of the problem, and has an element a pair.
+    let d = &problem.dims;
+    let is_left_out = problem.varlen.is_some() || problem.visibility.kv_lengths || d.num_heads * d.seq_len_q * d.seq_len_kv > 1 << 16;
+    let index = kind.below(SAMPLES.len() - usize::from(is_left_out));
     let sample = &SAMPLES[index];
     let len = |len| match len {
         Len::Heads => problem.dims.num_heads,

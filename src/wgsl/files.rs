@@ -50,7 +50,9 @@ impl KernelKey {
             Kernel::KeyGradient(shape, _) => {
                 [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
             }
-            Kernel::BiasGradient | Kernel::PairTableGradient(_) => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")],
+            Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
+                [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")]
+            }
             Kernel::Diagonals => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/diagonals.wgsl")],
             Kernel::RelativeGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/relative.wgsl")],
             Kernel::TableLines(lines, _) => {

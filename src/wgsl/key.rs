@@ -392,14 +392,8 @@ impl KernelKey {
         add(d_value, Slot::DValue, Access::ReadWrite);
         let from_parts = matches!(kernel, Kernel::RelativeGradient | Kernel::TableGradient | Kernel::Sum | Kernel::NarrowGradient(_));
         add(from_parts, Slot::Parts, Access::Read);
-        let sums = [
-            Kernel::BiasGradient,
-            Kernel::Diagonals,
-            Kernel::RelativeGradient,
-            Kernel::TableGradient,
-            Kernel::SinkGradient,
-            Kernel::Sum,
-        ];
+        let sums =
+            [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::TableGradient, Kernel::SinkGradient, Kernel::Sum];
         add(sums.contains(&kernel) || kernel.table().is_some(), Slot::Sums, Access::ReadWrite);
         bindings
     }
