@@ -8,7 +8,7 @@
 use super::builder::Builder;
 use super::program::{Binary, Id, Op, Program, Scalar, Unary};
 
-/// What a score function is derived by.
+/// Variable by which a score function is derived.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seed {
     Score,

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use naga::{Expression, Function, Handle, Literal, LocalVariable, Module, Statement, SwitchValue, TypeInner};
 
 use super::walk_value::Value::{self, Bool, F32, I32, Parts, U32};
-use super::walk_value::{each, times};
+use super::walk_value::{both, each, selected, times, zero_of};
 use crate::custom::Functions;
 
 /// Table of a term, by the bits of its elements.
@@ -331,35 +331,6 @@ impl Walker<'_> {
             }
             value => value,
         }
-    }
-}
-
-/// Selects a whole value, or each part of vectors by its own condition.
-fn selected(condition: Value, accept: Value, reject: Value) -> Value {
-    match (condition, accept, reject) {
-        (Parts(conditions), Parts(accept), Parts(reject)) => {
-            Parts(conditions.into_iter().zip(accept).zip(reject).map(|((c, a), b)| selected(c, a, b)).collect())
-        }
-        (Bool(true), accept, _) => accept,
-        (.., reject) => reject,
-    }
-}
-
-fn zero_of(kind: naga::ScalarKind) -> Value {
-    match kind {
-        naga::ScalarKind::Bool => Bool(false),
-        naga::ScalarKind::Sint => I32(0),
-        naga::ScalarKind::Uint => U32(0),
-        _ => F32(0.0, 0.0),
-    }
-}
-
-fn both(a: Value, b: Value, f: impl Fn(Value, Value) -> Value + Copy) -> Value {
-    match (a, b) {
-        (Parts(a), Parts(b)) => Parts(a.into_iter().zip(b).map(|(a, b)| both(a, b, f)).collect()),
-        (Parts(a), b) => Parts(a.into_iter().map(|a| both(a, b.clone(), f)).collect()),
-        (a, Parts(b)) => Parts(b.into_iter().map(|b| both(a.clone(), b, f)).collect()),
-        (a, b) => f(a, b),
     }
 }
 

@@ -53,7 +53,9 @@ impl KernelKey {
             Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
                 [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")]
             }
-            Kernel::Diagonals => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/diagonals.wgsl")],
+            Kernel::Diagonals => {
+                [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(Lines::Diagonals), files!("backward/diagonals.wgsl")]
+            }
             Kernel::RelativeGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/relative.wgsl")],
             Kernel::TableLines(lines, _) => {
                 [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(lines), files!("backward/table_lines.wgsl")]
