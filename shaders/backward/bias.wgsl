@@ -1,5 +1,5 @@
-// Defines: main: gradient of a bias, summed over its broadcast axes, or a partial sum. A user's table whose elements have
-//          pairs of their own is a bias, too.
+// Defines: main: gradient of a bias, summed over its broadcast axes, or a partial sum. A user's table whose elements
+//          have pairs of their own is such a bias.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
 // See: src/oracle/backward.rs has the formulas.
 //

@@ -1,5 +1,6 @@
-// Defines: for lines that are keys: LINES, lines of a block; LineBlock, line_block: a block and the
-//          squares that its lines cross; square_of: one of them; first_pair_of: row and key of a pair of a line; line_sum.
+// Defines: for lines that are keys: LINES, lines of a block; LineBlock, line_block: a block and
+//          the squares that its lines cross; square_of: one of these; first_pair_of: row and key of a pair of a line;
+//          line_sum.
 // Expects: lib/*, square.wgsl.
 // See: lines_rows.wgsl and lines_diagonals.wgsl, which define the same for other lines.
 
