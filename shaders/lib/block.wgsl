@@ -1,6 +1,6 @@
 // Defines: FusedWork, fused_work: what a fused kernel's workgroup computes; Block, locate; Row, row_of; KeyRange,
 //          key_range;
-//          tile_shows_any: false if a tile is skipped; next_shown; steps_at_once: unroll factor of a loop over vec4s.
+//          tile_shows_any: false if a tile is skipped; next_shown, next_span; steps_at_once: unroll factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_visible, has_visible_terms, SHOWS_*; told: what terms tell of a tile without its
 //          pairs; test_told: whether is_visible asks those terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
@@ -96,7 +96,7 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     if (!has_visible_terms()) {
         return true;
     }
-    let known = told(item, block, first_key, end_key);
+    let known = told(item, block, BLOCK_ROWS, first_key, min(end_key, first_key + BLOCK_KEYS));
     test_told(known.status != SHOWS_ALL);
     if (known.status == SHOWS_NONE || !known.is_open) {
         return known.status != SHOWS_NONE;
@@ -121,16 +121,28 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     return workgroupUniformLoad(&shows_any) != 0u;
 }
 
+// Tiles that are skipped at once: twice as many each time that the terms hide them all, else a quarter.
+fn next_span(span: u32, is_hidden: bool, least: u32) -> u32 {
+    return select(max(span / 4u, 2u * least), span * 2u, is_hidden);
+}
+
 // First key from `first` on whose tile is not skipped; past the end if there is none. A loop of its own, because
 // processors that run lanes as vectors execute what a branch skips. To be called like tile_shows_any.
 fn next_shown(item: Item, block: Block, first: u32, end: u32, thread: u32) -> u32 {
     var at = first;
     if (has_visible_terms()) {
+        var span = 2u * BLOCK_KEYS;
         while (at < end) {
             if (tile_shows_any(item, block, at, end, thread)) {
                 break;
             }
             at += BLOCK_KEYS;
+            var is_hidden = true;
+            while (is_hidden && at < end) {
+                is_hidden = told(item, block, BLOCK_ROWS, at, min(at + span, end)).status == SHOWS_NONE;
+                at += select(0u, span, is_hidden);
+                span = next_span(span, is_hidden, BLOCK_KEYS);
+            }
         }
     }
     return at;

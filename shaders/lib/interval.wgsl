@@ -1,6 +1,6 @@
 // Defines: tile_of: a kernel's tile; ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may
 //          overflow; status_of: what a mask shows, from a boolean's interval.
-// Expects: params, Item, Block, Tile, SHOWS_*, table(index) -> u32; consts BLOCK_ROWS, BLOCK_KEYS.
+// Expects: params, Item, Block, Tile, SHOWS_*, table(index) -> u32.
 // See: src/custom/interval.rs, which emits the calls.
 
 // Least and greatest value of an i32; of a u32 if it is below 2^31 - 1, else ANY; of a bool as 0 and 1.
@@ -9,13 +9,12 @@ const ANY: vec2<i32> = vec2<i32>(-2147483647 - 1, 2147483647);
 // Most elements of an unsorted table that are read for one interval of indices.
 const MOST_READ: u32 = 16u;
 
-// Rows of a block that exist, and its keys from first_key on, before end_key.
-fn tile_of(item: Item, block: Block, first_key: u32, end_key: u32) -> Tile {
-    let last_row = min((block.first_row + BLOCK_ROWS - 1u) / params.pack, max(item.rows, 1u) - 1u);
+// Rows of a block, `count` of them if they exist, and keys from first_key on, before end_key.
+fn tile_of(item: Item, block: Block, count: u32, first_key: u32, end_key: u32) -> Tile {
+    let last_row = min((block.first_row + count - 1u) / params.pack, max(item.rows, 1u) - 1u);
     let rows = vec2<i32>(i32(block.first_row / params.pack), i32(last_row));
     let heads = vec2<i32>(i32(block.first_head), i32(block.first_head + params.pack - 1u));
-    let end = min(end_key, first_key + BLOCK_KEYS);
-    let keys = vec2<i32>(i32(first_key), i32(max(end, first_key + 1u) - 1u));
+    let keys = vec2<i32>(i32(first_key), i32(max(end_key, first_key + 1u) - 1u));
     return Tile(vec2<i32>(i32(item.batch)), heads, vec2<i32>(i32(block.first_head / params.group)), rows, keys,
         rows + item.offset, keys, vec2<i32>(i32(item.rows)), vec2<i32>(i32(item.keys)));
 }

@@ -153,12 +153,12 @@ fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &
     if !key.kernel.has_blocks() {
         return;
     }
-    text.push_str("fn told(item: Item, block: Block, first_key: u32, end_key: u32) -> Told {\n");
+    text.push_str("fn told(item: Item, block: Block, rows: u32, first_key: u32, end_key: u32) -> Told {\n");
     if telling.is_empty() && showing.is_empty() {
         let _ = writeln!(text, "    return Told(SHOWS_ALL, {others});\n}}\nfn test_told(wanted: bool) {{}}");
         return;
     }
-    text.push_str("    let tile = tile_of(item, block, first_key, end_key);\n    var least = SHOWS_ALL;\n");
+    text.push_str("    let tile = tile_of(item, block, rows, first_key, end_key);\n    var least = SHOWS_ALL;\n");
     for user in &showing {
         let _ = writeln!(text, "    least = min(least, {}_status(tile));", user.name);
     }
