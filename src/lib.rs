@@ -42,7 +42,7 @@ pub mod verify;
 mod wgsl;
 
 pub use cpu::{Merged, Part, RowSums, merge};
-pub use custom::{Table, TableType, Term};
+pub use custom::{Owner, Table, TableType, Term};
 pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
 pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};

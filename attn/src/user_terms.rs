@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytemuck::{allocation::cast_vec, cast_slice};
-use wgpu_attention::{Error, Problem, Table, TableData, TableType, Term};
+use wgpu_attention::{Error, Owner, Problem, Table, TableData, TableType, Term};
 
 use crate::arrays::{Array, Data, read_npy};
 use crate::failure::Failure;
@@ -24,8 +24,10 @@ pub(crate) struct TermArgs {
     #[arg(long, value_name = "FILE|WGSL", allow_hyphen_values = true)]
     visible: Option<String>,
     /// Table that --score or --visible reads by its name; may be repeated. A file of f32, i32 or u32, or the numbers
-    /// themselves: slopes=0.5,0.25 is f32, ids=0*50,1*78 (50 zeros, 78 ones) i32, bits=1,3:u32 what it says
-    #[arg(long, value_name = "NAME=T.npy|NUMBERS")]
+    /// themselves: slopes=0.5,0.25 is f32, ids=0*50,1*78 (50 zeros, 78 ones) i32, bits=1,3:u32 what it says.
+    /// NAME:OWNER also has a gradient, which `attn run --gradients` writes; OWNER, who sums an element of it, is scalar,
+    /// head, row, key, distance or pair, as in slopes:head=0.5,0.25
+    #[arg(long, value_name = "NAME[:OWNER]=T.npy|NUMBERS")]
     table: Vec<String>,
 }
 
@@ -35,6 +37,7 @@ const MOST_IN_PLACE: usize = 1 << 24;
 /// Table with its data, as bits.
 struct Loaded {
     name: String,
+    owner: Option<Owner>,
     ty: TableType,
     words: Vec<u32>,
 }
@@ -46,14 +49,18 @@ impl Loaded {
         let Some((name, value)) = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty()) else {
             return Err(Failure::at(option, "NAME=T.npy or NAME=NUMBERS, as in slopes=0.5,0.25, is needed"));
         };
-        let (ty, words) = match in_place(value) {
+        let (name, owner) = match name.split_once(':') {
+            Some((name, owner)) => (name, Some(owner_of(owner).map_err(|why| Failure::at(&option, why))?)),
+            None => (name, None),
+        };
+        let (ty, words) = match in_place(value, owner.map(|_| TableType::F32)) {
             Some(read) => read.map_err(|why| Failure::at(&option, why))?,
             None if !Path::new(value).exists() && !value.ends_with(".npy") => {
                 return Err(Failure::at(option, format!("`{value}` is neither a file nor numbers separated by commas")));
             }
             None => of_array(read_npy(Path::new(value))?)?,
         };
-        Ok(Self { name: name.into(), ty, words })
+        Ok(Self { name: name.into(), owner, ty, words })
     }
 
     /// The table as a term reads it, declared sorted if it is.
@@ -63,7 +70,7 @@ impl Loaded {
             TableData::I32(data) => data.is_sorted(),
             TableData::U32(data) => data.is_sorted(),
         };
-        Table { name: &self.name, ty: self.ty, len: self.words.len(), is_sorted }
+        Table { name: &self.name, ty: self.ty, len: self.words.len(), is_sorted, owner: self.owner }
     }
 
     fn data(&self) -> TableData<'_> {
@@ -73,6 +80,13 @@ impl Loaded {
             TableType::U32 => TableData::U32(&self.words),
         }
     }
+}
+
+/// Owner of this name.
+fn owner_of(name: &str) -> Result<Owner, String> {
+    let named = |owner: &Owner| format!("{owner:?}").to_lowercase();
+    let found = Owner::ALL.into_iter().find(|owner| named(owner) == name);
+    found.ok_or_else(|| format!("`{name}` is no owner; say {}", Owner::ALL.each_ref().map(named).join(", ")))
 }
 
 /// Elements of an array, in the type that the file has. Wider integers are i32.
@@ -85,9 +99,9 @@ fn of_array(array: Array) -> Result<(TableType, Vec<u32>), Failure> {
     })
 }
 
-/// Reads numbers separated by commas, `X*COUNT` for repeated ones, and `:TYPE` at the end for a type other than i32 of
-/// whole numbers and f32 of others. `None` if the text is something else.
-fn in_place(text: &str) -> Option<Result<(TableType, Vec<u32>), String>> {
+/// Reads numbers separated by commas, `X*COUNT` for repeated ones, and `:TYPE` at the end. Else the type is `usual`,
+/// or i32 of whole numbers and f32 of others. `None` if the text is something else.
+fn in_place(text: &str, usual: Option<TableType>) -> Option<Result<(TableType, Vec<u32>), String>> {
     let (list, ty) = text.rsplit_once(':').map_or((text, None), |(list, ty)| (list, Some(ty)));
     let run = |item: &str| match item.split_once('*') {
         Some((number, count)) => Some((number.trim().to_string(), count.trim().parse::<usize>().ok()?)),
@@ -103,8 +117,8 @@ fn in_place(text: &str) -> Option<Result<(TableType, Vec<u32>), String>> {
         Some("i32") => TableType::I32,
         Some("u32") => TableType::U32,
         Some(other) => return Some(Err(format!("`{other}` is no type of a table; say f32, i32 or u32"))),
-        None if all(&|number| number.parse::<i64>().is_ok()) => TableType::I32,
-        None => TableType::F32,
+        None if usual.is_none() && all(&|number| number.parse::<i64>().is_ok()) => TableType::I32,
+        None => usual.unwrap_or(TableType::F32),
     };
     if runs.iter().fold(0usize, |sum, run| sum.saturating_add(run.1)) > MOST_IN_PLACE {
         return Some(Err(format!("has more than {MOST_IN_PLACE} numbers; give an .npy file")));
@@ -340,6 +354,11 @@ impl UserTerms {
         self.tables.iter().map(|table| (table.name.as_str(), table.data())).collect()
     }
 
+    /// Name and length of each table that has a gradient.
+    pub(crate) fn gradients(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.tables.iter().map(Loaded::table).filter(|table| table.owner.is_some()).map(|table| (table.name, table.len))
+    }
+
     /// Options that were given, for messages.
     pub(crate) fn options(&self) -> Vec<&'static str> {
         self.texts.iter().map(|text| text.option).collect()
@@ -380,17 +399,17 @@ mod tests {
     #[test]
     fn tables_in_place() {
         let read =
-            |text: &str| in_place(text).map(|read| read.map(|(ty, words)| (ty, words.into_iter().map(|bits| bits as i32).collect())));
+            |text: &str| in_place(text, None).map(|read| read.map(|(ty, words)| (ty, words.into_iter().map(|bits| bits as i32).collect())));
         let ok = |ty, words: &[i32]| Some(Ok((ty, words.to_vec())));
         assert_eq!(read("0.5,-1"), ok(TableType::F32, &[0.5f32, -1.0].map(|x| x.to_bits() as i32)));
         assert_eq!(read("0*2, -1*1"), ok(TableType::I32, &[0, 0, -1]));
         assert_eq!(read("1,4294967295:u32"), ok(TableType::U32, &[1, -1]));
         assert_eq!(read("1*0,2:f32"), ok(TableType::F32, &[2f32.to_bits() as i32]));
-        assert_eq!(["s.npy", "8heads", "1,x", "1*x", "", "c:/1"].map(in_place), [const { None }; 6]);
+        assert_eq!(["s.npy", "8heads", "1,x", "1*x", "", "c:/1"].map(|text| in_place(text, None)), [const { None }; 6]);
         for (text, culprit) in
             [("1:i64", "i64"), ("-1:u32", "-1"), ("1.5:i32", "1.5"), ("3000000000", "3000000000"), ("0*99999999999", "npy")]
         {
-            let why = in_place(text).expect("numbers").expect_err(text);
+            let why = in_place(text, None).expect("numbers").expect_err(text);
             assert!(why.contains(culprit), "{why}");
         }
     }

@@ -1,4 +1,5 @@
-// Defines: main: gradient of the bias, summed over its broadcast axes, or a partial sum.
+// Defines: main: gradient of a bias, summed over its broadcast axes, or a partial sum. A user's table whose elements
+//          have pairs of their own is such a bias.
 // Expects: lib/*, pair.wgsl, square.wgsl, sums (read_write).
 // See: src/oracle/backward.rs has the formulas.
 //
@@ -12,7 +13,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         return;
     }
     // Along batch, head, rows, keys: true if summed; extent in items or squares; extents of the bias and of the sum.
-    let summed = bias_values() == vec4<u32>(0u);
+    let summed = params.sums_strides == vec4<u32>(0u);
     let extents =
         vec4<u32>(params.batch, params.num_heads, (params.seq_len_q + SIDE - 1u) / SIDE,
             (params.seq_len_kv + SIDE - 1u) / SIDE);
@@ -49,9 +50,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let at = own.zw * SIDE + pair;
         let is_there = at.x < select(params.seq_len_q, 1u, summed.z) && at.y < select(params.seq_len_kv, 1u, summed.w);
         if (is_there) {
-            let strides = bias_values();
+            let strides = params.sums_strides;
             let place = own.x * strides.x + own.y * strides.y + at.x * strides.z + at.y * strides.w;
-            sums[split * params.output_split_stride + place] = square_tile[pair.x * SIDE + pair.y];
+            sums[params.sums_start + split * params.output_split_stride + place] = square_tile[pair.x * SIDE + pair.y];
         }
     }
 }

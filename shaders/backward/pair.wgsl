@@ -1,5 +1,5 @@
 // Defines: RowStats, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
-// Expects: lib/*, row_stats.
+// Expects: lib/*, row_stats; const OF_TABLE.
 // See: src/oracle/backward.rs has the formulas.
 
 struct RowStats {
@@ -11,7 +11,7 @@ struct RowStats {
 // All three are 0 for a masked pair. The weight of a visible pair is never 0 by its bits.
 struct PairGradient {
     weight: f32, // after dropout
-    d_bias: f32, // with respect to the biases
+    d_bias: f32, // with respect to the biases, or to the element of a user's table
     d_score: f32, // with respect to scale * dot(query, key)
 }
 
@@ -32,5 +32,7 @@ fn pair_gradient(scaled: f32, product: f32, end: RowStats, at: Pair, inside: boo
     let d_biased = weight * (factor * product - end.delta);
     let slopes = slopes_of(scaled, at);
     let dropped = visible_weight(dropped_out(weight, factor), true);
-    return PairGradient(dropped, d_biased * slopes.biased, d_biased * slopes.scaled);
+    // Some pairs do not read the element on the branch that they take.
+    let d_table = next_slope(d_biased, slopes.biased);
+    return PairGradient(dropped, select(d_biased * slopes.biased, d_table, OF_TABLE), d_biased * slopes.scaled);
 }

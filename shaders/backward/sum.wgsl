@@ -18,5 +18,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     for (var split = 0u; split < params.splits; split++) {
         sum += parts[split * params.output_split_stride + index];
     }
-    sums[index] = sum;
+    sums[params.sums_start + index] = sum;
 }

@@ -17,6 +17,7 @@ use super::job::{Block, Job, Unit};
 use super::kernel::Isa;
 use super::pack::SharedOutput;
 use super::shared::Shared;
+use super::term_tables;
 use super::tile_list::TileList;
 use super::tiled::{UNITS_PER_THREAD, stats_on, threads};
 use super::user_term::UserTerm;
@@ -73,6 +74,7 @@ pub(super) fn attention_on(
         bias: want.bias.then(|| vec![0.0; inputs.bias.len()]),
         relative_bias: want.relative_bias.then(|| vec![0.0; d.num_heads * columns]),
         sinks: want.sinks.then(|| vec![0.0; d.num_heads]),
+        term_tables: want.term_tables.then(|| vec![0.0; problem.d_term_tables_len()]),
     };
     if problem.asks_nothing() {
         control.report(1.0)?;
@@ -82,7 +84,7 @@ pub(super) fn attention_on(
     let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
     let threads = threads(problem, items.iter().map(|item| item.rows * item.keys).sum());
     let (per_head, tasks) = tasks(problem, &items, threads);
-    let Gradients { query, key, value, bias, relative_bias, sinks } = &mut gradients;
+    let Gradients { query, key, value, bias, relative_bias, sinks, term_tables } = &mut gradients;
     let (users, partials) = (UserTerm::all(problem, inputs), Shared::new(&mut []));
     let list = TileList::build(problem, inputs, isa, &items, threads);
     let work = Work {
@@ -128,6 +130,9 @@ pub(super) fn attention_on(
     }
     if let Some(bias) = bias {
         *bias = bias_gradient(&work, threads, control)?;
+    }
+    if let Some(tables) = term_tables {
+        *tables = term_tables::gradients(&work, threads, control)?;
     }
     control.report(1.0)?;
     Ok(gradients)
@@ -184,44 +189,64 @@ fn add(to: Option<&mut [f32]>, at: usize, from: &[f32]) {
     }
 }
 
-/// Computes the gradient of the bias, in a pass of its own, because dK and dV are divided into other tasks.
+/// Gradient whose elements units add to.
+pub(super) struct Grouped {
+    pub(super) elements: usize,
+    /// For batch, key/value heads and rows: true if others of them add to other elements.
+    pub(super) owns: [bool; 3],
+}
+
+/// Computes the gradient of the bias.
+fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+    let shape = work.job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
+    let owns = [0, 1, 2].map(|axis| shape.0[axis] != 1);
+    let grouped = Grouped { elements: shape.elements().unwrap_or(0), owns };
+    by_pairs(work, grouped, threads, control, |unit, to, start, scratch| add_bias(work, unit, shape, to, start, scratch))
+}
+
+/// Computes a gradient to whose elements `add` adds what a unit contributes, in a pass of its own, because dK and dV are
+/// divided into other tasks.
 ///
 /// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
 /// split among tasks that add to copies of the gradient, and the copies are summed in order.
-fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+pub(super) fn by_pairs(
+    work: &Work<'_>,
+    Grouped { elements, owns }: Grouped,
+    threads: usize,
+    control: &mut Progress<'_>,
+    add: impl Fn(&Unit, &Shared<'_, f32>, usize, &mut Scratch) + Sync,
+) -> Result<Vec<f32>> {
     let job = &work.job;
-    let shape = job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
-    let elements = shape.elements().unwrap_or(0);
     let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
     for item in 0..job.items.len() {
         for kv_head in 0..job.problem.dims.num_kv_heads {
             for unit in units(job.problem, job.items, item, kv_head) {
-                let own = |axis: usize, index: usize| if shape.0[axis] == 1 { 0 } else { index };
+                let own = |axis: usize, index: usize| if owns[axis] { index } else { 0 };
                 groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
             }
         }
     }
     let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(groups.len().max(1)) };
     let copies = wanted.min(COPIES / elements.max(1)).max(1);
-    let mut bias = vec![0.0; elements * copies];
-    let shared = Shared::new(&mut bias);
+    let mut all = vec![0.0; elements * copies];
+    let shared = Shared::new(&mut all);
     let tasks: Vec<(usize, &[Unit])> = groups
         .values()
         .flat_map(|group| group.chunks(group.len().div_ceil(copies)).enumerate().map(|(copy, units)| (copy * elements, units)))
         .collect();
     let run = |&(start, units): &(usize, &[Unit])| {
-        SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add_bias(work, unit, shape, &shared, start, scratch)));
+        SCRATCH.with_borrow_mut(|scratch| units.iter().for_each(|unit| add(unit, &shared, start, scratch)));
     };
     for (index, some) in tasks.chunks(4 * threads).enumerate() {
         control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
         if threads == 1 { some.iter().for_each(run) } else { some.par_iter().with_max_len(1).for_each(run) }
     }
-    let (sum, others) = bias.split_at_mut(elements);
+    let (sum, others) = all.split_at_mut(elements);
     for copy in others.chunks(elements.max(1)) {
         sum.iter_mut().zip(copy).for_each(|(x, copy)| *x += copy);
     }
-    bias.truncate(elements);
-    Ok(bias)
+    all.truncate(elements);
+    Ok(all)
 }
 
 /// Adds a unit's contribution to the copy of the gradient that starts at `start`.
@@ -234,7 +259,7 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     each_block(job, unit, |first, tests_users| {
         let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
         for side in sides.iter_mut() {
-            let Some((keys, _)) = work.differentiate(unit, side, &block, tile) else { continue };
+            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, None) else { continue };
             let width = side.panel.width;
             let d_bias = work.d_bias(tile, width * keys.len());
             for lane in 0..side.panel.rows {

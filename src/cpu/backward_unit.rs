@@ -9,6 +9,7 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
+use super::user_grid::{By, ByTable};
 use super::user_term::UserTerm;
 use super::user_terms::each_block;
 use crate::numbers::HostSlice;
@@ -147,13 +148,14 @@ impl Work<'_> {
     }
 
     /// Computes the weights and score gradients of the block's keys that are in the intervals of a side's rows. Returns
-    /// those keys and their number; `None` if all pairs are masked.
+    /// those keys and their number; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
     pub(super) fn differentiate<'b>(
         &self,
         unit: &Unit,
         side: &mut Side,
         block: &Block<'b>,
         tile: &mut Tile,
+        table: Option<&ByTable<'_>>,
     ) -> Option<(Range<usize>, Rows<'b>)> {
         let (job, problem) = (&self.job, self.job.problem);
         let panel = &mut side.panel;
@@ -175,8 +177,9 @@ impl Work<'_> {
         if has_users && before_biases.is_none() && problem.softcap.is_some() {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
-        let has_slopes = job.users.iter().any(UserTerm::has_slope);
-        tile.apply_user_terms(&grid, has_slopes);
+        let has_slopes = table.is_some() || job.users.iter().any(UserTerm::has_slope);
+        let by_scores = if has_slopes { By::Scores } else { By::Nothing };
+        tile.apply_user_terms(&grid, table.map_or(by_scores, By::Table));
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
@@ -236,7 +239,7 @@ impl Work<'_> {
 
     /// Adds the gradients of a block's keys: dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO, and those of the biases.
     fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, tile: &mut Tile, sums: &mut Sums) {
-        let Some((keys, key)) = self.differentiate(unit, side, block, tile) else { return };
+        let Some((keys, key)) = self.differentiate(unit, side, block, tile, None) else { return };
         let (job, width) = (&self.job, side.panel.width);
         let (first, len) = (keys.start - block.keys.start, width * keys.len());
         let factors = |data| Rows { data, count: keys.len(), width, step: width };

@@ -17,6 +17,7 @@ mod simd_neon;
 mod simd_x86;
 mod softmax;
 mod status;
+mod term_tables;
 mod tile;
 mod tile_list;
 mod unit;

@@ -11,7 +11,7 @@ use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
 use super::tile::{AdditiveMask, Masking, Panel, Tile};
-use super::user_grid::{Grid, Step};
+use super::user_grid::{By, Grid, Step};
 use crate::numbers::DType;
 use crate::problem::Operand;
 
@@ -74,7 +74,7 @@ fn score(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_>, tile: &mut Tile) {
         kind = Masking::Additive;
     }
     tile.modify(job, step, unit.rows, kind, job.problem.softcap);
-    tile.apply_user_terms(grid, false);
+    tile.apply_user_terms(grid, By::Nothing);
     for (r, row) in tile.scores.take(unit.rows * step).chunks_exact_mut(step).enumerate() {
         let seen = job.items[unit.item].interval(job.problem, unit.row(job.problem, r).1);
         let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;

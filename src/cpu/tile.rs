@@ -9,7 +9,7 @@ use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::Modify;
-use super::user_grid::{Grid, Step, UserScratch};
+use super::user_grid::{By, Grid, Step, UserScratch};
 use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
@@ -119,7 +119,7 @@ pub(super) struct Tile {
     pub(super) rows: Buffer,
     /// Derivatives of the scores by what they were before the user's terms.
     pub(super) slopes: Buffer,
-    users: UserScratch,
+    pub(super) users: UserScratch,
     /// True if the masks of the user's terms hide some of the pairs.
     tests_users: bool,
     /// True if terms with a status may hide some of the pairs.
@@ -208,14 +208,11 @@ impl Tile {
     }
 
     /// Applies the user's terms to modified scores, the last that changes them. [`Self::may_see`] came before.
-    pub(super) fn apply_user_terms(&mut self, grid: &Grid<'_>, derives: bool) {
+    pub(super) fn apply_user_terms(&mut self, grid: &Grid<'_>, by: By<'_>) {
         let len = grid.len();
-        let slopes = derives.then(|| self.slopes.take(len));
-        let slopes = slopes.map(|slopes| {
-            slopes.fill(1.0);
-            slopes
-        });
-        grid.apply(&mut self.users, self.tests_users, self.scores.take(len), slopes);
+        let slopes = self.slopes.take(if matches!(by, By::Nothing) { 0 } else { len });
+        slopes.fill(1.0);
+        grid.apply(&mut self.users, self.tests_users, self.scores.take(len), slopes, by);
     }
 
     /// Computes the dropout factors of a panel and these keys.

@@ -6,6 +6,7 @@ use super::pack::Transpose;
 use super::shared::{Buffer, Shared};
 use super::softmax::{Softmax, Weights};
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
+use super::user_grid::By;
 use super::user_terms::each_block;
 use crate::problem::{Operand, ScoreStage};
 
@@ -59,7 +60,7 @@ fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>, 
     let (width, len) = (panel.width, panel.width * keys.len());
     tile.score(job, panel, key);
     tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-    tile.apply_user_terms(&grid, false);
+    tile.apply_user_terms(&grid, By::Nothing);
     let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `masking` says
     if !finite {
         tile.keep_scores(len);
@@ -126,7 +127,7 @@ fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, 
         let grid = panel.grid(job, unit, &keys, true);
         let masking = tile.masking(panel, &grid);
         tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-        tile.apply_user_terms(&grid, false);
+        tile.apply_user_terms(&grid, By::Nothing);
         if let Some((ScoreStage::Masked, scores)) = &job.scores {
             write_rows(job, unit, panel, tile, start, keys.len(), scores);
         }

@@ -22,6 +22,34 @@ pub(super) struct UserScratch {
     visible: Buffer,
     /// Results of a program.
     result: Buffer,
+    /// Bits of the indices of the elements that pairs read of a table.
+    elements: Buffer,
+}
+
+/// Table by whose elements scores are derived.
+pub(super) struct ByTable<'a> {
+    /// Index of its term.
+    pub(super) term: usize,
+    /// Element that a pair reads.
+    pub(super) index: Schedule<'a>,
+    /// Derivative of the score after the term by this element.
+    pub(super) slope: Schedule<'a>,
+}
+
+/// What scores are derived by.
+#[derive(Clone, Copy)]
+pub(super) enum By<'a> {
+    Nothing,
+    /// What they were before the user's terms.
+    Scores,
+    Table(&'a ByTable<'a>),
+}
+
+impl UserScratch {
+    /// Bits of the indices of the elements that the pairs of the last tile read of a table.
+    pub(super) fn elements(&mut self, len: usize) -> &[f32] {
+        self.elements.take(len)
+    }
 }
 
 /// Rows and keys of a tile, and the order of its pairs.
@@ -67,7 +95,7 @@ impl Grid<'_> {
     /// Determines which pairs the masks of the user's terms show.
     pub(super) fn mask(&self, scratch: &mut UserScratch) -> Status {
         let status = if self.tests { self.job.of_users(self.unit, self.rows.clone(), &self.keys) } else { Status::All };
-        let UserScratch { memory, visible, result } = scratch;
+        let UserScratch { memory, visible, result, .. } = scratch;
         let (visible, result) = (visible.take(self.len()), result.take(self.len()));
         let mut is_first = true;
         for term in self.job.users.iter().filter(|_| status == Status::Some) {
@@ -92,20 +120,30 @@ impl Grid<'_> {
     }
 
     /// Applies the user's terms to scores that nothing else will change: -inf masks, and stays. `tests` is false if the
-    /// masks show all of these pairs; else they were determined last. Multiplies `slopes` by the derivatives of the scores
-    /// by what they were.
-    pub(super) fn apply(&self, scratch: &mut UserScratch, tests: bool, scores: &mut [f32], mut slopes: Option<&mut [f32]>) {
-        let UserScratch { memory, visible, result: slope } = scratch;
+    /// masks show all of these pairs; else they were determined last. Multiplies `slopes`, which has every pair unless they
+    /// are by nothing, by the derivatives of the scores.
+    pub(super) fn apply(&self, scratch: &mut UserScratch, tests: bool, scores: &mut [f32], slopes: &mut [f32], by: By<'_>) {
+        let UserScratch { memory, visible, result: slope, elements } = scratch;
         let (isa, len) = (self.job.isa, self.len());
         if tests {
             isa.run(Hide { visible: visible.take(len), scores });
         }
-        for term in &self.job.users {
+        for (index, term) in self.job.users.iter().enumerate() {
             let (Some(schedule), tables) = (&term.score, &term.tables) else { continue };
-            let slope = slope.take(if slopes.is_some() && term.has_slope() { len } else { 0 });
+            let derivative = match by {
+                By::Table(table) if index == table.term => {
+                    let (schedule, pairs) = (&table.index, elements.take(len));
+                    isa.run(Evaluate { grid: self, schedule, tables, memory, pairs, after: &[], is_score: false });
+                    Some(&table.slope)
+                }
+                By::Table(table) if index > table.term => term.slope.as_ref(),
+                By::Scores => term.slope.as_ref(),
+                _ => None,
+            };
+            let slope = slope.take(if derivative.is_some() { len } else { 0 });
             slope.copy_from_slice(&scores[..slope.len()]);
             isa.run(Evaluate { grid: self, schedule, tables, memory, pairs: scores, after: &[], is_score: true });
-            if let (Some(slopes), Some(schedule)) = (&mut slopes, &term.slope) {
+            if let Some(schedule) = derivative {
                 isa.run(Evaluate { grid: self, schedule, tables, memory, pairs: slope, after: scores, is_score: false });
                 isa.run(Chain { slope, slopes });
             }

@@ -1,4 +1,5 @@
-//! Derivative of a score function by its score, by the forward mode: each operation gets the derivative of its result.
+//! Derivative of a score function by its score or by an element of a table, by the forward mode: each operation gets the
+//! derivative of its result.
 //!
 //! A branch is derived as it is taken. Steps (floor, comparisons, conversions to integers) have the derivative 0. Where
 //! min and max meet, both count half, or the one that depends on the score not at all if the other is a bound; abs has
@@ -7,9 +8,27 @@
 use super::builder::Builder;
 use super::program::{Binary, Id, Op, Program, Scalar, Unary};
 
+/// Variable by which a score function is derived.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seed {
+    Score,
+    /// The element of a table that is read.
+    Table(u32),
+}
+
+impl Seed {
+    fn is(self, op: Op) -> bool {
+        match (self, op) {
+            (Self::Score, Op::Score) => true,
+            (Self::Table(table), Op::Load(other, _)) => table == other,
+            _ => false,
+        }
+    }
+}
+
 /// Returns the program of the derivative, or the operation that has none with the reason.
-pub(super) fn derive(score: &Program) -> Result<Program, (u32, String)> {
-    let mut tangents = Tangents { builder: Builder::of(score), all: Vec::with_capacity(score.nodes.len()) };
+pub(super) fn derive(score: &Program, seed: Seed) -> Result<Program, (u32, String)> {
+    let mut tangents = Tangents { builder: Builder::of(score), seed, all: Vec::with_capacity(score.nodes.len()) };
     for (id, node) in score.nodes.iter().enumerate() {
         tangents.builder.place = node.place;
         let tangent = tangents.of(id as Id).map_err(|why| (node.place, why))?;
@@ -22,6 +41,7 @@ pub(super) fn derive(score: &Program) -> Result<Program, (u32, String)> {
 /// Derivatives of the operations so far; `None` is 0.
 struct Tangents {
     builder: Builder,
+    seed: Seed,
     all: Vec<Option<Id>>,
 }
 
@@ -62,8 +82,11 @@ impl Tangents {
         let node = self.builder.node(id);
         let tangent = |id: Id| self.all[id as usize];
         Ok(match node.op {
-            Op::Score => Some(self.f32(1.0)),
-            Op::Bitcast(a) if self.depends_on_the_score(a) => return Err("a bitcast of the score has no derivative".into()),
+            op if self.seed.is(op) => Some(self.f32(1.0)),
+            Op::Bitcast(a) if self.depends_on_the_seed(a) => {
+                let what = if self.seed == Seed::Score { "the score" } else { "the table's element" };
+                return Err(format!("a bitcast of {what} has no derivative"));
+            }
             _ if node.ty != Scalar::F32 => None,
             Op::Unary(op, a) => tangent(a).and_then(|t| self.unary(op, id, a, t)),
             Op::Binary(op, a, b) => self.binary(op, id, [a, b]),
@@ -78,12 +101,12 @@ impl Tangents {
         })
     }
 
-    /// True if bits of the score reach a value.
-    fn depends_on_the_score(&self, id: Id) -> bool {
+    /// True if bits of the seed reach a value.
+    fn depends_on_the_seed(&self, id: Id) -> bool {
         let mut depends = vec![false; id as usize + 1];
         for at in 0..=id {
             let op = self.builder.node(at).op;
-            depends[at as usize] = op == Op::Score || op.operands().any(|operand| depends[operand as usize]);
+            depends[at as usize] = self.seed.is(op) || op.operands().any(|operand| depends[operand as usize]);
         }
         depends[id as usize]
     }

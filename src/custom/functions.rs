@@ -2,6 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
+use super::owner::TableGradient;
 use super::program::Program;
 use super::status::TileRule;
 
@@ -16,7 +17,8 @@ pub enum TableType {
     U32,
 }
 
-/// Functions of a term, which two terms with the same text and tables share as far as kernels are concerned.
+/// Functions of a term, which two terms with the same text and tables share as far as kernels are concerned: those of the
+/// gradient of a table are the same whoever owns it.
 #[derive(Debug)]
 pub(crate) struct Functions {
     pub(crate) text: String,
@@ -32,6 +34,8 @@ pub(crate) struct Functions {
     pub(crate) score: Option<Program>,
     /// The user's `slope`, or the derivative of `score`, or the reason why there is none.
     pub(super) slope: Option<std::result::Result<Program, String>>,
+    /// Gradients of the tables that have an owner, in the order of the tables.
+    pub(crate) gradients: Vec<TableGradient>,
 }
 
 impl PartialEq for Functions {

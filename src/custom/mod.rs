@@ -16,6 +16,9 @@ mod functions;
 pub(crate) mod interval;
 mod lower;
 mod math;
+pub(crate) mod owner;
+#[cfg(test)]
+mod owner_tests;
 mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;
@@ -29,5 +32,7 @@ pub(crate) mod tile;
 
 pub(crate) use functions::Functions;
 pub use functions::TableType;
+pub use owner::Owner;
+pub(crate) use owner::{Strides, TableGradient};
 pub use term::{Table, Term};
 pub use tile::Status as TileStatus;

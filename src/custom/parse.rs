@@ -5,6 +5,7 @@ use naga::{Function, Module, ScalarKind, Span, Type, TypeInner};
 
 use super::functions::{Functions, TableType};
 use super::interval::Intervals;
+use super::owner::{self, Owner, TableGradient};
 use super::program::{Binary, Field, Id, Op, Program, Scalar};
 use super::status::TileRule;
 use super::tile::TILE_FIELDS;
@@ -17,12 +18,12 @@ const MOST_BYTES: usize = 64 << 10;
 #[cfg(not(target_arch = "wasm32"))]
 const STACK: usize = 512 << 20;
 
-/// Reads the functions of a term.
-pub(super) fn functions(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Result<Functions> {
+/// Reads the functions of a term; `sorted` and `owners` have those of each table.
+pub(super) fn functions(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>, owners: &[Option<Owner>]) -> Result<Functions> {
     if text.len() > MOST_BYTES {
         return Err(refused(format!("has {} bytes; at most {MOST_BYTES} are read", text.len())));
     }
-    let read = || read(text, tables, sorted);
+    let read = || read(text, tables, sorted, owners);
     #[cfg(target_arch = "wasm32")]
     return read();
     #[cfg(not(target_arch = "wasm32"))]
@@ -48,7 +49,7 @@ fn refused_at(text: &str, span: Span, why: &str) -> Error {
     }
 }
 
-fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Result<Functions> {
+fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>, owners: &[Option<Owner>]) -> Result<Functions> {
     if let Some((at, why)) = sizes::refused(text) {
         return Err(refused_at(text, Span::new(at as u32, at as u32 + 1), &why));
     }
@@ -100,12 +101,13 @@ fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Resu
     let is_identity = own.is_none() && score.iter().any(|score| score.nodes.last().is_some_and(|last| last.op == Op::Score));
     let slope = match (own, &score) {
         (Some(own), _) => Some(Ok(own)),
-        (None, Some(score)) => Some(derive::derive(score).map_err(|(place, why)| {
+        (None, Some(score)) => Some(derive::derive(score, derive::Seed::Score).map_err(|(place, why)| {
             let place = Span::new(place, place + 1).location(text);
             format!("cannot be derived: line {}, column {}: {why}", place.line_number, place.line_position)
         })),
         (None, None) => None,
     };
+    let gradients = gradients(text, &tables, owners, score.as_ref(), visible.as_ref())?;
     let score = score.filter(|_| !is_identity);
     // Neither does a mask that shows every pair.
     let visible = visible.filter(|visible| visible.constant() != Some(1));
@@ -114,7 +116,7 @@ fn read(text: &str, tables: Vec<(String, TableType)>, sorted: Vec<bool>) -> Resu
         (Some(_), Some(own)) => Some(TileRule::Own(bounded(&own).ok_or_else(|| refused("`status` has too many operations".into()))?)),
         (Some(visible), None) => Some(TileRule::Derived(Intervals::new(visible, &sorted))),
     };
-    Ok(Functions { text: text.into(), tables, sorted, module, visible, status, score, slope })
+    Ok(Functions { text: text.into(), tables, sorted, module, visible, status, score, slope, gradients })
 }
 
 /// A `status` that returns 1 where it returns more than 2; `None` if it is too long for that.
@@ -124,6 +126,33 @@ fn bounded(status: &Program) -> Option<Program> {
     let is_more = builder.binary(Binary::Less, all, result);
     let result = builder.select(is_more, some, result);
     builder.finish(result)
+}
+
+/// Gradients of the tables that have an owner.
+fn gradients(
+    text: &str,
+    tables: &[(String, TableType)],
+    owners: &[Option<Owner>],
+    score: Option<&Program>,
+    visible: Option<&Program>,
+) -> Result<Vec<TableGradient>> {
+    let mut gradients = Vec::new();
+    for (table, ((name, ty), owner)) in (0..).zip(tables.iter().zip(owners)) {
+        let Some(owner) = *owner else { continue };
+        if *ty != TableType::F32 {
+            return Err(refused(format!("table `{name}` has an owner, but integers have no gradient; leave the owner out")));
+        }
+        let of = |owner| owner::gradient(table, owner, score, visible);
+        gradients.push(of(owner).map_err(|(place, why)| {
+            let remedy = match Owner::ALL.iter().find(|&&other| of(other).is_ok()) {
+                Some(other) => format!("say Owner::{other:?}"),
+                None => "leave the owner out".into(),
+            };
+            let place = if place == 0 { Span::UNDEFINED } else { Span::new(place, place + 1) };
+            refused_at(text, place, &format!("table `{name}` has no gradient by Owner::{owner:?}: {why}; {remedy}"))
+        })?);
+    }
+    Ok(gradients)
 }
 
 const fn form(name: &str) -> &'static str {

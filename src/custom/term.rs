@@ -4,6 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::functions::{Functions, TableType};
+use super::owner::Owner;
 use super::parse;
 use super::program::Program;
 use super::status::TileRule;
@@ -53,6 +54,7 @@ pub struct Term {
     functions: Arc<Functions>,
     /// Number of elements of each table.
     lengths: Vec<u32>,
+    owners: Vec<Option<Owner>>,
 }
 
 /// Table that a user's term reads: its name in the text, its type and its number of elements. The data comes with
@@ -67,22 +69,24 @@ pub struct Table<'a> {
     pub len: usize,
     /// True if the elements, which are integers, never decrease; see [`Self::sorted`].
     pub is_sorted: bool,
+    /// Owner of its elements, if it has a gradient ([`crate::WantGradients::term_tables`]).
+    pub owner: Option<Owner>,
 }
 
 impl<'a> Table<'a> {
     /// Table of f32.
     pub const fn f32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::F32, len, is_sorted: false }
+        Self { name, ty: TableType::F32, len, is_sorted: false, owner: None }
     }
 
     /// Table of i32.
     pub const fn i32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::I32, len, is_sorted: false }
+        Self { name, ty: TableType::I32, len, is_sorted: false, owner: None }
     }
 
     /// Table of u32.
     pub const fn u32(name: &'a str, len: usize) -> Self {
-        Self { name, ty: TableType::U32, len, is_sorted: false }
+        Self { name, ty: TableType::U32, len, is_sorted: false, owner: None }
     }
 
     /// Declares that the elements never decrease, so that the values at a range of indices are between those at its ends.
@@ -93,11 +97,17 @@ impl<'a> Table<'a> {
     pub const fn sorted(self) -> Self {
         Self { is_sorted: true, ..self }
     }
+
+    /// The table, with a gradient whose elements are summed by `owner`. `score` must read it, at one index that changes
+    /// with its owner alone, and `visible` must not: [`Term::with_tables`] checks it.
+    pub const fn owner(self, owner: Owner) -> Self {
+        Self { owner: Some(owner), ..self }
+    }
 }
 
 impl PartialEq for Term {
     fn eq(&self, other: &Self) -> bool {
-        (&self.functions, &self.lengths) == (&other.functions, &other.lengths)
+        (&self.functions, &self.lengths, &self.owners) == (&other.functions, &other.lengths, &other.owners)
     }
 }
 
@@ -105,7 +115,7 @@ impl Eq for Term {}
 
 impl Hash for Term {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.functions, &self.lengths).hash(state);
+        (&self.functions, &self.lengths, &self.owners).hash(state);
     }
 }
 
@@ -129,8 +139,9 @@ impl Term {
         }
         let named = tables.iter().map(|table| (table.name.to_string(), table.ty)).collect();
         let sorted = tables.iter().map(|table| table.is_sorted).collect();
-        let functions = Arc::new(parse::functions(text, named, sorted)?);
-        Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect() })
+        let owners: Vec<Option<Owner>> = tables.iter().map(|table| table.owner).collect();
+        let functions = Arc::new(parse::functions(text, named, sorted, &owners)?);
+        Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect(), owners })
     }
 
     /// The text that the term was read from.
@@ -140,8 +151,8 @@ impl Term {
 
     /// Tables of the term.
     pub fn tables(&self) -> impl Iterator<Item = Table<'_>> {
-        let all = self.functions.tables.iter().zip(&self.lengths).zip(&self.functions.sorted);
-        all.map(|(((name, ty), &len), &is_sorted)| Table { name, ty: *ty, len: len as usize, is_sorted })
+        let all = self.functions.tables.iter().zip(&self.lengths).zip(&self.functions.sorted).zip(&self.owners);
+        all.map(|((((name, ty), &len), &is_sorted), &owner)| Table { name, ty: *ty, len: len as usize, is_sorted, owner })
     }
 
     /// True if the text defines `score`.

@@ -123,6 +123,8 @@ pub struct BackwardBindings<'a> {
     pub d_relative_bias: Option<wgpu::BufferBinding<'a>>,
     /// Gradient of the sinks, f32 `[num_heads]`, if wanted.
     pub d_sinks: Option<wgpu::BufferBinding<'a>>,
+    /// Gradients of the tables that have an owner, f32 as in [`crate::Gradients::term_tables`], if wanted.
+    pub d_term_tables: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl<'a> BackwardBindings<'a> {
@@ -146,6 +148,7 @@ impl<'a> BackwardBindings<'a> {
             d_bias: None,
             d_relative_bias: None,
             d_sinks: None,
+            d_term_tables: None,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Backward {
             (BufferRef::DBias, bindings.d_bias.as_ref()),
             (BufferRef::DRelativeBias, bindings.d_relative_bias.as_ref()),
             (BufferRef::DSinks, bindings.d_sinks.as_ref()),
+            (BufferRef::DTermTables, bindings.d_term_tables.as_ref()),
         ])
     }
 }

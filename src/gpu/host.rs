@@ -18,7 +18,7 @@ pub(super) fn arguments(is_backward: bool) -> [&'static [BufferRef]; 2] {
     use BufferRef::*;
     if is_backward {
         let read = &[Query, Key, Value, Output, DOutput, DLse, Stats, Tables, Bias, Mask];
-        [read, &[DQuery, DKey, DValue, DBias, DRelativeBias, DSinks]]
+        [read, &[DQuery, DKey, DValue, DBias, DRelativeBias, DSinks, DTermTables]]
     } else {
         [&[Query, Key, Value, Tables, Bias, Mask], &[Output, Lse, Stats, Scores, Weights]]
     }
@@ -194,6 +194,7 @@ impl Prepared {
                 bias: results.elements(BufferRef::DBias),
                 relative_bias: results.elements(BufferRef::DRelativeBias),
                 sinks: results.elements(BufferRef::DSinks),
+                term_tables: results.elements(BufferRef::DTermTables),
             }
         };
         self.run(&self.bound, control, waiting, |_| {}, decode).await

@@ -103,8 +103,8 @@ pub(crate) struct LayerBackwardParts<'a> {
 pub(crate) struct LayerBackwardResults {
     /// dX, dW and the sums of selected rows of dY, for the projections to Q, K, V and the output.
     pub(crate) projections: [[Vec<f32>; 3]; 4],
-    /// Gradients of bias, relative biases and sinks.
-    pub(crate) attention: [Option<Vec<f32>>; 3],
+    /// Gradients of bias, relative biases, sinks and the user's tables.
+    pub(crate) attention: [Option<Vec<f32>>; 4],
 }
 
 /// Recording in progress: its dispatches, and the buffers to read back.
@@ -193,7 +193,7 @@ fn attention(
     (context, stats): (&[f32], &[[f32; 2]]),
     want: &WantGradients,
     d_context: wgpu::Buffer,
-) -> Result<([wgpu::Buffer; 3], [bool; 3])> {
+) -> Result<([wgpu::Buffer; 3], [bool; 4])> {
     let gpu = recording.gpu;
     let ready = Backward::of(gpu, problem, want)?.0;
     let [read, written] = arguments(true);
@@ -211,5 +211,5 @@ fn attention(
     let mut gradients = written.0.into_iter().map(|(_, buffer, bytes)| (buffer, bytes));
     let d_operands = [gradients.next(), gradients.next(), gradients.next()].map(|gradient| gradient.expect("all are wanted").0);
     recording.results.extend(gradients);
-    Ok((d_operands, [want.bias, want.relative_bias, want.sinks]))
+    Ok((d_operands, [want.bias, want.relative_bias, want.sinks, want.term_tables]))
 }

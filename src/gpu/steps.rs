@@ -168,6 +168,7 @@ pub(super) fn argument(p: &Problem, d: Option<&WantGradients>, plan: &Plan, plac
         BufferRef::DBias => ("d_bias", d_words(|want| want.bias, p.bias.and_then(BroadcastShape::elements).unwrap_or(0))),
         BufferRef::DRelativeBias => ("d_relative_bias", d_words(|want| want.relative_bias, p.relative_bias_len())),
         BufferRef::DSinks => ("d_sinks", d_words(|want| want.sinks, p.dims.num_heads)),
+        BufferRef::DTermTables => ("d_term_tables", d_words(|want| want.term_tables, p.d_term_tables_len())),
         BufferRef::Cache | BufferRef::Scratch(_) => ("scratch", None),
     }
 }

@@ -44,6 +44,8 @@ pub struct LayerGradients {
     pub relative_bias: Option<Vec<f32>>,
     /// Gradient of the sinks, if the problem has them.
     pub sinks: Option<Vec<f32>>,
+    /// Gradients of the tables of the user's terms that have an owner, if there are any: [`crate::Gradients::term_tables`].
+    pub term_tables: Option<Vec<f32>>,
 }
 
 impl MultiHead {
@@ -103,8 +105,8 @@ impl MultiHead {
         let (value, w_v, learned_value) = gradients(&self.value, rows_kv, value);
         let (_, w_o, _) = gradients(&self.output, RowMap::plain(rows_q.all()), output);
         let bias_kv = self.appended.bias_kv.as_ref().map(|_| (learned_key, learned_value));
-        let [bias, relative_bias, sinks] = results.attention;
-        Ok(LayerGradients { query, key, value, w_q, w_k, w_v, w_o, bias_kv, bias, relative_bias, sinks })
+        let [bias, relative_bias, sinks, term_tables] = results.attention;
+        Ok(LayerGradients { query, key, value, w_q, w_k, w_v, w_o, bias_kv, bias, relative_bias, sinks, term_tables })
     }
 }
 
@@ -149,7 +151,7 @@ fn on_host(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, parts: &Laye
     let [query, key, value] = &parts.sides;
     let back = |side, d_y: Option<HostVec>| project_back(side, &d_y.map(HostVec::into_f32).unwrap_or_default());
     let projections = [back(query, gradients.query), back(key, gradients.key), back(value, gradients.value), output];
-    Ok(LayerBackwardResults { projections, attention: [gradients.bias, gradients.relative_bias, gradients.sinks] })
+    Ok(LayerBackwardResults { projections, attention: [gradients.bias, gradients.relative_bias, gradients.sinks, gradients.term_tables] })
 }
 
 /// dX = dY·W, dW = dYᵀ·X, and the sum of dY's rows for each selector.

@@ -3,6 +3,7 @@
 //! It builds on the forward oracle and shares no more with the fast paths. Tests compare it with central differences.
 
 use super::forward::{Item, Reference, attention, broadcast, dropout_scale, key_row};
+use super::tables::{Read, reads};
 use crate::error::{Error, Result};
 use crate::numbers::{HostSlice, HostVec};
 use crate::problem::{Inputs, Operand, Problem, ScoreOrder, WantGradients, gather};
@@ -23,6 +24,8 @@ pub struct ReferenceGradients {
     pub relative_bias: Vec<f64>,
     /// `[num_heads]`; empty if there are none.
     pub sinks: Vec<f64>,
+    /// Elements of all tables of the user's terms that have an owner.
+    pub term_tables: Vec<f64>,
 }
 
 /// Terms that the gradients are sums of, each [batch, num_heads, seq_len_q, seq_len_kv]; 0 for masked pairs.
@@ -37,6 +40,9 @@ pub(crate) struct Pairs {
     pub(crate) d_score: Vec<f64>,
     /// [batch, num_heads, seq_len_q]: gradients of the sink's score.
     pub(crate) d_sink: Vec<f64>,
+    /// For each table that has an owner, [batch, num_heads, seq_len_q, seq_len_kv]: the element that a pair reads, and its
+    /// gradient.
+    pub(crate) d_tables: Vec<Vec<Option<Read>>>,
 }
 
 /// Operands as dense f32.
@@ -59,6 +65,7 @@ pub(crate) struct Operands {
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
 /// dvalue_j  += m_j * p_j * do
+/// dtable_e   = sum of p_j * (dp_j - delta) * d score_j / d table_e       over the pairs that read element e of a user's table
 /// ```
 ///
 /// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys adds only dlse to
@@ -99,6 +106,7 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
         d_bias: vec![0.0; all],
         d_score: vec![0.0; all],
         d_sink: vec![0.0; d.batch * d.num_heads * d.seq_len_q],
+        d_tables: vec![vec![None; all]; problem.owned_tables().count()],
     };
     for b in 0..d.batch {
         let item = Item::new(problem, inputs, b);
@@ -124,7 +132,12 @@ pub(crate) fn pairs(problem: &Problem, inputs: &Inputs<'_>, forward: &Reference,
                     out.d_sink[row] = -(f64::from(inputs.sinks[h]) - max).exp() / sum * delta;
                 }
                 for j in seen {
-                    let d_biased = forward.weights[at(j)] * (d_weight(j) - delta) * forward.slopes[at(j)];
+                    let d_last = forward.weights[at(j)] * (d_weight(j) - delta);
+                    let read = reads(problem, inputs, forward.before_terms[at(j)], item.pair(problem, [b, h, i, j]));
+                    for (of_table, read) in out.d_tables.iter_mut().zip(read) {
+                        of_table[at(j)] = read.filter(|&(_, slope)| slope != 0.0).map(|(element, slope)| (element, d_last * slope));
+                    }
+                    let d_biased = d_last * forward.slopes[at(j)];
                     // The derivative of softcap * tanh(x / softcap) is 1 - tanh²; tanh is the capped score / softcap.
                     let slope = problem.softcap.map_or(1.0, |softcap| {
                         let before_biases = problem.score_order == ScoreOrder::SoftcapThenBias;
@@ -156,7 +169,9 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
         bias: vec![0.0; inputs.bias.len()],
         relative_bias: vec![0.0; d.num_heads * columns],
         sinks: vec![0.0; inputs.sinks.len()],
+        term_tables: vec![0.0; problem.d_term_tables_len()],
     };
+    let table_starts: Vec<usize> = problem.owned_tables().map(|table| table.range.start).collect();
     for b in 0..d.batch {
         let item = Item::new(problem, inputs, b);
         for h in 0..d.num_heads {
@@ -179,6 +194,11 @@ pub(crate) fn sums(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, operan
                         let distance = i as i64 + item.offset - j as i64;
                         let column = distance.clamp(-i64::from(max), i64::from(max)) + i64::from(max);
                         gradients.relative_bias[h * columns + column as usize] += pairs.d_bias[at];
+                    }
+                    for (of_table, start) in pairs.d_tables.iter().zip(&table_starts) {
+                        if let Some((element, by_element)) = of_table[at] {
+                            gradients.term_tables[start + element] += by_element;
+                        }
                     }
                     let kv_row = key_row(problem, inputs, b, kv_head, j);
                     for e in 0..d.head_dim {
@@ -219,6 +239,7 @@ impl ReferenceGradients {
             bias: narrow(want.bias, &self.bias),
             relative_bias: narrow(want.relative_bias, &self.relative_bias),
             sinks: narrow(want.sinks, &self.sinks),
+            term_tables: narrow(want.term_tables, &self.term_tables),
         }
     }
 }

@@ -82,7 +82,7 @@ impl Item {
     }
 
     /// The pair [b, h, i, j] as users' terms see it: batch, head, kv_head, row, key, position, key_position, len_q, len_kv.
-    fn pair(&self, problem: &Problem, [b, h, i, j]: [usize; 4]) -> [i32; 9] {
+    pub(super) fn pair(&self, problem: &Problem, [b, h, i, j]: [usize; 4]) -> [i32; 9] {
         let kv_head = h / (problem.dims.num_heads / problem.dims.num_kv_heads);
         let position = (i as i64 + self.offset) as i32;
         [b as i32, h as i32, kv_head as i32, i as i32, j as i32, position, j as i32, self.rows as i32, self.length as i32]

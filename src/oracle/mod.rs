@@ -2,6 +2,7 @@
 
 mod backward;
 mod forward;
+mod tables;
 pub(crate) mod walk;
 mod walk_math;
 mod walk_value;

@@ -1,12 +1,13 @@
-//! Users' functions in f64, one pair at a time: naga's functions, statement by statement, with the derivative by the score
-//! beside every float.
+//! Users' functions in f64, one pair at a time: naga's functions, statement by statement, with the derivative by the score,
+//! or by the element of a table, beside every float.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use naga::{Expression, Function, Handle, Literal, LocalVariable, Module, Statement, SwitchValue, TypeInner};
 
 use super::walk_value::Value::{self, Bool, F32, I32, Parts, U32};
-use super::walk_value::{each, times};
+use super::walk_value::{both, each, selected, times, zero_of};
 use crate::custom::Functions;
 
 /// Table of a term, by the bits of its elements.
@@ -14,10 +15,16 @@ pub(crate) type TableWords<'a> = &'a [u32];
 
 /// Runs a function of a term: `visible`, `score` or `slope`, on floats and the fields of a pair.
 fn run(functions: &Functions, name: &str, tables: &[TableWords<'_>], floats: &[Value], pair: [i32; 9]) -> Value {
-    let walker = Walker { module: &functions.module, tables };
-    let function = functions.function(name).expect("the caller asked whether it is there");
-    let pair = Parts(pair.map(I32).to_vec());
-    walker.call(function, &[floats, &[pair]].concat())
+    let walker = Walker { module: &functions.module, tables, seed: None, read: Cell::new(None) };
+    walker.run(functions, name, floats, pair)
+}
+
+/// Runs `score` on a float. Returns the index of the element of `table` that it reads on its way, and the derivative of the
+/// result by this element; `None` if it reads none.
+pub(crate) fn by_table(functions: &Functions, tables: &[TableWords<'_>], table: usize, x: f64, pair: [i32; 9]) -> Option<(usize, f64)> {
+    let walker = Walker { module: &functions.module, tables, seed: Some(table), read: Cell::new(None) };
+    let F32(_, by_element) = walker.run(functions, "score", &[F32(x, 0.0)], pair) else { return None };
+    walker.read.get().map(|index| (index as usize, by_element))
 }
 
 /// True if the term shows the pair.
@@ -42,6 +49,10 @@ pub(crate) fn score(functions: &Functions, tables: &[TableWords<'_>], x: f64, pa
 struct Walker<'a> {
     module: &'a Module,
     tables: &'a [TableWords<'a>],
+    /// Table by whose elements floats are derived; else they are by the score.
+    seed: Option<usize>,
+    /// Index of the element that was read of this table.
+    read: Cell<Option<u32>>,
 }
 
 struct Frame<'a> {
@@ -60,6 +71,12 @@ enum Flow {
 }
 
 impl Walker<'_> {
+    fn run(&self, functions: &Functions, name: &str, floats: &[Value], pair: [i32; 9]) -> Value {
+        let function = functions.function(name).expect("the caller asked whether it is there");
+        let pair = Parts(pair.map(I32).to_vec());
+        self.call(function, &[floats, &[pair]].concat())
+    }
+
     fn call(&self, function: &Function, arguments: &[Value]) -> Value {
         let mut frame = Frame { function, arguments, values: HashMap::new(), locals: HashMap::new() };
         for (handle, variable) in function.local_variables.iter() {
@@ -306,36 +323,14 @@ impl Walker<'_> {
         let variable = self.module.global_variables.iter().nth(table).map(|(_, variable)| variable.ty);
         let base = variable.map(|ty| &self.module.types[ty].inner);
         let Some(TypeInner::Array { base, .. }) = base else { unreachable!("tables are arrays") };
-        recast(U32(word), self.module.types[*base].inner.scalar_kind().expect("tables are of numbers"))
-    }
-}
-
-/// Selects a whole value, or each part of vectors by its own condition.
-fn selected(condition: Value, accept: Value, reject: Value) -> Value {
-    match (condition, accept, reject) {
-        (Parts(conditions), Parts(accept), Parts(reject)) => {
-            Parts(conditions.into_iter().zip(accept).zip(reject).map(|((c, a), b)| selected(c, a, b)).collect())
+        let value = recast(U32(word), self.module.types[*base].inner.scalar_kind().expect("tables are of numbers"));
+        match value {
+            F32(x, _) if self.seed == Some(table) => {
+                self.read.set(Some(index));
+                F32(x, 1.0)
+            }
+            value => value,
         }
-        (Bool(true), accept, _) => accept,
-        (.., reject) => reject,
-    }
-}
-
-fn zero_of(kind: naga::ScalarKind) -> Value {
-    match kind {
-        naga::ScalarKind::Bool => Bool(false),
-        naga::ScalarKind::Sint => I32(0),
-        naga::ScalarKind::Uint => U32(0),
-        _ => F32(0.0, 0.0),
-    }
-}
-
-fn both(a: Value, b: Value, f: impl Fn(Value, Value) -> Value + Copy) -> Value {
-    match (a, b) {
-        (Parts(a), Parts(b)) => Parts(a.into_iter().zip(b).map(|(a, b)| both(a, b, f)).collect()),
-        (Parts(a), b) => Parts(a.into_iter().map(|a| both(a, b.clone(), f)).collect()),
-        (a, Parts(b)) => Parts(b.into_iter().map(|b| both(a.clone(), b, f)).collect()),
-        (a, b) => f(a, b),
     }
 }
 

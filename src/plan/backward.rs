@@ -29,11 +29,11 @@ const GENERIC: &[GradientShape] =
     &[GradientShape::Tiles { threads: 32, own: 1, cols: 8, stream: 1 }, GradientShape::Tiles { threads: 8, own: 1, cols: 4, stream: 1 }];
 
 /// Rows and keys of a square in shaders/backward/square.wgsl.
-const SQUARE: usize = 16;
-/// Most squares that a workgroup should sum for the gradient of a bias.
-const TERMS: usize = 128;
-/// Most bytes of partial sums of a bias gradient.
-const SCRATCH_BYTES: u64 = 64 << 20;
+pub(super) const SQUARE: usize = 16;
+/// Most squares that a workgroup should sum for the gradient of a bias or of a table.
+pub(super) const TERMS: usize = 128;
+/// Most bytes of partial sums of a gradient.
+pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
 
 impl Plan {
     /// Plans the wanted gradients of `problem` from query, key, value, output, (m, l) and the gradients of
@@ -66,10 +66,21 @@ impl Plan {
         if want.sinks {
             plan.sinks()?;
         }
+        if want.term_tables {
+            plan.term_tables()?;
+        }
         let generic = if plan.specialised { "" } else { "generic " };
         let summary = format!("backward: {generic}{}, {} B scratch", plan.steps.kernels().join("; "), plan.steps.scratch_bytes());
         Ok(plan.steps.finish(summary))
     }
+}
+
+/// Elements of a bias, whose first pair is at `first`.
+pub(super) struct Elements {
+    pub(super) first: u32,
+    pub(super) len: usize,
+    /// True if some elements have no pairs.
+    pub(super) has_gaps: bool,
 }
 
 /// Work of a gradient kernel: the operand that it owns, the operand that it streams, its heads and its cost.
@@ -81,17 +92,17 @@ struct Work {
 }
 
 /// Backward plan under construction.
-struct Planner<'a> {
-    problem: &'a Problem,
+pub(super) struct Planner<'a> {
+    pub(super) problem: &'a Problem,
     want: &'a WantGradients,
-    caps: &'a DeviceCaps,
+    pub(super) caps: &'a DeviceCaps,
     specialised: bool,
     /// List of visible tiles, behind the tables.
     list: Option<BlockList>,
     /// Parameters, with the tables behind the row words.
-    params: Params,
+    pub(super) params: Params,
     /// The steps; the first scratch buffer holds the row words of the backward preprocess.
-    steps: Builder<'a>,
+    pub(super) steps: Builder<'a>,
 }
 
 impl<'a> Planner<'a> {
@@ -118,7 +129,14 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a kernel in the variant that the problem needs, with the buffers of its `parts` and `sums` bindings.
-    fn push(&mut self, kernel: Kernel, params: Params, workgroups: usize, flops: f64, [parts, sums]: [Option<BufferRef>; 2]) -> Result<()> {
+    pub(super) fn push(
+        &mut self,
+        kernel: Kernel,
+        params: Params,
+        workgroups: usize,
+        flops: f64,
+        [parts, sums]: [Option<BufferRef>; 2],
+    ) -> Result<()> {
         let key = self.steps.key(!self.specialised, kernel);
         self.steps.push(key, Params { end_workgroup: grid(workgroups)?, ..params }, flops, |slot| match slot {
             Slot::Parts => parts,
@@ -128,7 +146,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a scratch buffer of `numbers` f32.
-    fn scratch(&mut self, name: &str, numbers: usize) -> Result<BufferRef> {
+    pub(super) fn scratch(&mut self, name: &str, numbers: usize) -> Result<BufferRef> {
         self.steps.scratch(name, 4 * numbers as u64)
     }
 
@@ -244,25 +262,49 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Adds the gradient of the bias, by way of partial sums where its terms are many.
+    /// Adds the gradient of the bias.
     fn bias(&mut self) -> Result<()> {
+        let shape = self.problem.bias.unwrap_or(BroadcastShape([1; 4]));
+        let strides = shape.strides().map(|stride| stride as u32);
+        self.pairs(
+            Kernel::BiasGradient,
+            strides,
+            Elements { first: 0, len: shape.elements().unwrap_or(0), has_gaps: false },
+            (BufferRef::DBias, 0),
+        )
+    }
+
+    /// Adds the gradient of a bias with these strides, by way of partial sums where the terms of an element are many. Its
+    /// first element is at `start` in `to`.
+    pub(super) fn pairs(
+        &mut self,
+        kernel: Kernel,
+        sums_strides: [u32; 4],
+        Elements { first, len, has_gaps }: Elements,
+        (to, start): (BufferRef, usize),
+    ) -> Result<()> {
         let d = &self.problem.dims;
         let squares = [d.batch, d.num_heads, d.seq_len_q.div_ceil(SQUARE), d.seq_len_kv.div_ceil(SQUARE)];
-        let shape = self.problem.bias.unwrap_or(BroadcastShape([1; 4]));
-        let along = |of_bias: bool| squares.iter().zip(shape.strides()).filter(move |&(_, stride)| (stride != 0) == of_bias);
+        let along = |of_bias: bool| squares.iter().zip(sums_strides).filter(move |&(_, stride)| (stride != 0) == of_bias);
         let own: usize = along(true).map(|(&squares, _)| squares).product();
         let terms: usize = along(false).map(|(&squares, _)| squares).product();
-        let elements = shape.elements().unwrap_or(0);
         let room = self.caps.binding_bytes.min(SCRATCH_BYTES).min(self.steps.scratch_left());
-        let that_fit = (room as usize / 4 / elements.max(1)).max(1);
+        let that_fit = (room as usize / 4 / len.max(1)).max(1);
         let splits = terms.div_ceil(TERMS).max(self.caps.full_grid().div_ceil(own.max(1))).min(terms).min(that_fit).max(1);
-        let params = Params { splits: splits as u32, output_split_stride: grid(elements)?, ..self.params };
-        if splits == 1 {
-            return self.push(Kernel::BiasGradient, params, own, d.flops(), [None, Some(BufferRef::DBias)]);
+        let (sums, sums_start) = if splits > 1 { (self.scratch("parts of a gradient", splits * len)?, 0) } else { (to, grid(start)?) };
+        if has_gaps {
+            self.sum(0, splits * len, [BufferRef::Scratch(0), sums], sums_start)?;
         }
-        let parts = self.scratch("parts of the bias's gradient", splits * elements)?;
-        self.push(Kernel::BiasGradient, params, own * splits, d.flops(), [None, Some(parts)])?;
-        self.push(Kernel::Sum, params, elements.div_ceil(64), (splits * elements) as f64, [Some(parts), Some(BufferRef::DBias)])
+        let sums_start = sums_start + first;
+        let params = Params { splits: splits as u32, sums_strides, output_split_stride: grid(len)?, sums_start, ..self.params };
+        self.push(kernel, params, own * splits, d.flops(), [None, Some(sums)])?;
+        if splits > 1 { self.sum(splits, len, [sums, to], grid(start)?) } else { Ok(()) }
+    }
+
+    /// Adds the sum of some parts of `len` elements: 0 if there are none.
+    fn sum(&mut self, parts: usize, len: usize, [from, to]: [BufferRef; 2], sums_start: u32) -> Result<()> {
+        let params = Params { splits: parts as u32, output_split_stride: grid(len)?, sums_start, ..self.params };
+        self.push(Kernel::Sum, params, len.div_ceil(64), (parts * len) as f64, [Some(from), Some(to)])
     }
 
     /// Adds the gradient of the relative biases, by way of the sums along all diagonals.

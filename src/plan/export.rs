@@ -64,7 +64,7 @@ pub enum BufferExport {
     /// The dispatch's own parameters.
     Params,
     /// A tensor: `query`, `key`, `value`, `output`, `lse`, `stats`, `bias`, `mask`, `scores`, `weights`, `d_output`,
-    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias` or `d_sinks`; `tables` ([`crate::gpu::Tables`]);
+    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or `d_term_tables`; `tables` ([`crate::gpu::Tables`]);
     /// `cache`, a device cache's state.
     ///
     /// Generic kernels always declare `tables`, `bias` and `mask`: bind 16 dummy bytes for those that the problem
@@ -146,6 +146,7 @@ const fn buffer(place: BufferRef) -> BufferExport {
         BufferRef::DBias => "d_bias",
         BufferRef::DRelativeBias => "d_relative_bias",
         BufferRef::DSinks => "d_sinks",
+        BufferRef::DTermTables => "d_term_tables",
         BufferRef::Scratch(number) => return BufferExport::Scratch(number),
     })
 }

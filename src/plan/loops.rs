@@ -5,7 +5,7 @@
 use super::DeviceCaps;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
-use crate::wgsl::{GradientShape, Kernel, KernelKey, Params};
+use crate::wgsl::{GradientShape, Kernel, KernelKey, Lines, Params};
 
 /// Most iterations over the words of a block list for a tile of so many rows: a tile of the list may be one row or key.
 fn list_test(key: &KernelKey, rows: u32, keys: u32) -> u32 {
@@ -92,14 +92,24 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
         // Measured on Mesa 22.3: 58 iterations for 32 keys.
         Kernel::WeightedValues => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
         Kernel::Preprocess { .. } => value,
-        Kernel::BiasGradient => {
+        Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
             let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];
-            let summed = extents.into_iter().zip(params.values_of("bias")).filter(|&(_, stride)| stride == 0);
+            let summed = extents.into_iter().zip(params.sums_strides).filter(|&(_, stride)| stride == 0);
             let terms: u64 = summed.map(|(extent, _)| extent).product();
             square * terms.div_ceil(params.splits.max(1).into()) + 64
         }
         Kernel::Diagonals => square * rows.min(keys).div_ceil(16) + 64,
         Kernel::RelativeGradient => batch * (3 * (rows + keys).div_ceil(64) + 1) + 16,
+        Kernel::TableLines(lines, _) => {
+            let squares = match lines {
+                Lines::Rows => keys,
+                Lines::Keys => rows,
+                Lines::Diagonals => rows.min(keys),
+            };
+            square * squares.div_ceil(16).div_ceil(params.splits.max(1).into()) + 64
+        }
+        // One table element may be read by every line.
+        Kernel::TableGradient => u64::from(params.splits).div_ceil(64) * u64::from(params.output_split_stride + 1) + 16,
         Kernel::SinkGradient => batch * (rows.div_ceil(64) + 1) + 16,
         Kernel::Sum => params.splits.into(),
         // Kernels that [`keys_at_once`] or [`stream_at_once`] limits, and kernels whose threads have little to do.

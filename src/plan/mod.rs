@@ -13,6 +13,7 @@ mod software;
 mod staged;
 mod step;
 mod suited;
+mod term_tables;
 mod tile_list;
 mod tune;
 

@@ -32,6 +32,7 @@ pub(crate) enum BufferRef {
     DBias,
     DRelativeBias,
     DSinks,
+    DTermTables,
     /// Scratch buffer of the plan, by index.
     Scratch(usize),
 }

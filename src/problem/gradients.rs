@@ -19,6 +19,9 @@ pub struct WantGradients {
     pub relative_bias: bool,
     /// Gradient of the sinks. The problem must have them.
     pub sinks: bool,
+    /// Gradients of the tables that the user's terms read, of those that have an owner ([`crate::Table::owner`]). The problem
+    /// must have one.
+    pub term_tables: bool,
     /// The loss also depends on the lse, and its gradient is an input ([`BackwardInputs::d_lse`]): gates and merges of
     /// partial results are differentiated through it.
     pub through_lse: bool,
@@ -28,7 +31,17 @@ pub struct WantGradients {
 
 impl Default for WantGradients {
     fn default() -> Self {
-        Self { query: true, key: true, value: true, bias: false, relative_bias: false, sinks: false, through_lse: false, dtype: None }
+        Self {
+            query: true,
+            key: true,
+            value: true,
+            bias: false,
+            relative_bias: false,
+            sinks: false,
+            term_tables: false,
+            through_lse: false,
+            dtype: None,
+        }
     }
 }
 
@@ -39,6 +52,7 @@ impl WantGradients {
             bias: problem.bias.is_some(),
             relative_bias: problem.relative_bias_max_distance.is_some(),
             sinks: problem.sinks,
+            term_tables: problem.owned_tables().next().is_some(),
             ..Self::default()
         }
     }
@@ -58,6 +72,9 @@ impl WantGradients {
             if wanted && !there {
                 return Err(Error::invalid(argument, "its gradient is wanted, but the problem does not have it"));
             }
+        }
+        if self.term_tables {
+            problem.check_owned_tables()?;
         }
         if problem.paged.is_some() {
             return Err(Error::unsupported("gradients of keys in pages, which items share", "train on padded or varlen sequences"));
@@ -141,6 +158,7 @@ impl<'a> BackwardInputs<'a> {
 /// dquery     = scale * sum_j dscore_j * key_j
 /// dkey_j    += scale * dscore_j * query
 /// dvalue_j  += r_j * p_j * do
+/// dtable_e   = sum of p_j * (dp_j - delta) * d score_j / d table_e       over the pairs that read element e of a user's table
 /// ```
 ///
 /// A masked pair contributes nothing and is never read; a row with no visible key adds only dlse to the gradient of its
@@ -160,4 +178,7 @@ pub struct Gradients {
     pub relative_bias: Option<Vec<f32>>,
     /// Gradient of the sinks, `[num_heads]`.
     pub sinks: Option<Vec<f32>>,
+    /// Gradients of the tables that have an owner, one after the other: [`Problem::d_term_table`] finds one by its name. An
+    /// element that no visible pair reads has 0.
+    pub term_tables: Option<Vec<f32>>,
 }

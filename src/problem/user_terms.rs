@@ -41,7 +41,7 @@ impl<'a> From<&'a [u32]> for TableData<'a> {
 impl TableData<'_> {
     /// Table of this type and length, by its name in a text.
     pub fn table<'n>(&self, name: &'n str) -> Table<'n> {
-        Table { name, ty: self.ty(), len: self.words().len(), is_sorted: false }
+        Table { name, ty: self.ty(), len: self.words().len(), is_sorted: false, owner: None }
     }
 
     fn words(&self) -> &[u32] {

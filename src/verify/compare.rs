@@ -137,6 +137,7 @@ pub(super) fn gradient_errors(problem: &Problem, expected: &ExpectedGradients, g
         optional("dbias", got.bias.as_deref(), expected.bias.as_ref()),
         optional("drelative_bias", got.relative_bias.as_deref(), expected.relative_bias.as_ref()),
         optional("dsinks", got.sinks.as_deref(), expected.sinks.as_ref()),
+        optional("dterm_tables", got.term_tables.as_deref(), expected.term_tables.as_ref()),
     ];
     errors.into_iter().flatten().collect()
 }

@@ -23,7 +23,7 @@ use crate::oracle::{self, Operands, Pairs, ReferenceGradients as Reference};
 use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, ScoreOrder, WantGradients};
 use crate::verify::case::{Case, Fill, QueryRow, rows, scatter};
 use crate::verify::expect::{Bounds, ExpectedTensor, TINY, absolute, chain, dropout_factor, storage_floor, summing};
-use crate::verify::rounding::{SAFETY, at_most};
+use crate::verify::rounding::{self, SAFETY, at_most};
 
 /// Expected gradients, with what they are computed from.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub struct ExpectedGradients {
     pub relative_bias: Option<ExpectedTensor>,
     /// `[num_heads]`, if there are sinks.
     pub sinks: Option<ExpectedTensor>,
+    /// Elements of the tables of the user's terms that have an owner, if there are any.
+    pub term_tables: Option<ExpectedTensor>,
     /// Outputs of the forward pass, rounded to their storage types.
     pub forward: Outputs,
     /// Gradient of the output.
@@ -85,6 +87,9 @@ impl ExpectedGradients {
             bias: problem.bias.map(|shape| vector(&shape.0, reference.bias, errors.bias)),
             relative_bias: has_table.then(|| vector(&table, reference.relative_bias, errors.relative_bias)),
             sinks: problem.sinks.then(|| vector(&[heads], reference.sinks, errors.sinks)),
+            term_tables: WantGradients::all(problem)
+                .term_tables
+                .then(|| vector(&[reference.term_tables.len()], reference.term_tables, errors.term_tables)),
             forward: forward.into_outputs(problem, inputs),
             d_output: stored,
             d_lse,
@@ -116,6 +121,12 @@ fn errors(
     let (summing, kept) = (summing(problem), dropout_factor(problem));
 
     let mut errors = pairs.clone();
+    let mut pair_of = vec![[0; 9]; if errors.d_tables.is_empty() { 0 } else { problem.scores_len() }];
+    if !pair_of.is_empty() {
+        oracle::pairs_of(problem, inputs).for_each(|(at, pair)| pair_of[at] = pair);
+    }
+    // By a table's first element: rounding may decide which element a pair reads, and none is judged.
+    let mut is_unsure = vec![false; problem.d_term_tables_len()];
     let width = d.head_dim_v;
     for QueryRow { index: row, item, head, place, of_lse } in rows(problem, inputs) {
         let weight_error = bounds.weight[row];
@@ -147,6 +158,15 @@ fn errors(
                 let t = capped / f64::from(softcap);
                 (1.0 - t * t, 2.0 * t.abs() * (bounds.before_terms[at] / f64::from(softcap) + 4.0 * unit) + 4.0 * unit)
             });
+            for (table, of_table) in problem.owned_tables().zip(&mut errors.d_tables) {
+                let (x, places) = ((forward.before_terms[at], bounds.before_terms[at]), pair_of[at]);
+                let (element, slope) = rounding::of_table(problem, inputs, &table, x, places);
+                let (slope, slope_error) = slope.unwrap_or((0.0, f64::INFINITY));
+                let slope = slope.abs();
+                let error = (d_masked + summing * size) * (slope + slope_error) + size * slope_error;
+                is_unsure[table.range.start] |= element.is_none();
+                of_table[at] = element.map(|element| (element, error));
+            }
             // The user's terms multiply by their slope.
             let (user, user_error) = (forward.slopes[at].abs(), bounds.slopes[at]);
             let d_biased = d_masked * (user + user_error) + size * user_error;
@@ -164,7 +184,11 @@ fn errors(
         }
     }
     let scale = Some(problem.effective_scale().abs());
-    Ok(oracle::sums(&Problem { scale, ..problem.clone() }, &unsigned, &errors, &operands))
+    let mut sums = oracle::sums(&Problem { scale, ..problem.clone() }, &unsigned, &errors, &operands);
+    for table in problem.owned_tables().filter(|table| is_unsure[table.range.start]) {
+        sums.term_tables[table.range].fill(f64::INFINITY);
+    }
+    Ok(sums)
 }
 
 /// Draws a gradient of the lse. With poison, it is NaN for rows with neither visible keys nor a sink.

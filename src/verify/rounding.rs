@@ -6,7 +6,7 @@ use crate::custom::Term;
 use crate::custom::program::Program;
 use crate::custom::program::{Binary, Op, Scalar, Unary};
 use crate::custom::scalar;
-use crate::problem::{Inputs, Problem};
+use crate::problem::{Inputs, OwnedTable, Problem};
 
 /// Safety factor on every bound.
 pub(super) const SAFETY: f64 = 2.0;
@@ -58,11 +58,47 @@ pub(super) fn is_sure(problem: &Problem, inputs: &Inputs<'_>, pair: [i32; 9]) ->
     all.contains(&Some(false)) || !all.contains(&None)
 }
 
+/// Derivative of the last score by an element of a table, if no rounding may turn a comparison, and the element that the
+/// pair reads, if no rounding may make it another. `x` is the score before the user's terms.
+pub(super) fn of_table(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    table: &OwnedTable<'_>,
+    x: Rough,
+    pair: [i32; 9],
+) -> (Option<usize>, Option<Rough>) {
+    let (mut score, mut slope, mut element) = (Some(x), Some((1.0, 0.0)), None);
+    for (index, term) in problem.user_terms.iter().enumerate() {
+        let (functions, tables) = (term.functions(), problem.tables_of(index, inputs.term_tables));
+        let Some(program) = &functions.score else { continue };
+        let after = score.and_then(|before| of_program(program, [before, (0.0, 0.0)], pair, &tables));
+        if index == table.term {
+            element = match value_of(&table.gradient.index, [(0.0, 0.0); 2], pair, &tables) {
+                Some(Value::Bits(element)) => Some(element as usize),
+                _ => None,
+            };
+            slope = score.and_then(|x| of_program(&table.gradient.slope, [x, (0.0, 0.0)], pair, &tables));
+        } else if let Some(program) = functions.slope().filter(|_| index > table.term) {
+            let own = score.zip(after).and_then(|(x, y)| of_program(program, [x, y], pair, &tables));
+            slope = slope.zip(own).map(|(slope, own)| multiplied(slope, own));
+        }
+        score = after;
+    }
+    (element, slope)
+}
+
 fn multiplied((a, ea): Rough, (b, eb): Rough) -> Rough {
     (a * b, a.abs() * eb + b.abs() * ea + ea * eb + UNIT * (a * b).abs())
 }
 
-pub(crate) fn of_program(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], tables: &[&[u32]]) -> Option<Rough> {
+pub(crate) fn of_program(program: &Program, scores: [Rough; 2], pair: [i32; 9], tables: &[&[u32]]) -> Option<Rough> {
+    Some(match value_of(program, scores, pair, tables)? {
+        Value::Float(rough) => rough,
+        Value::Bits(bits) => (f32::from_bits(bits).into(), 0.0),
+    })
+}
+
+fn value_of(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], tables: &[&[u32]]) -> Option<Value> {
     let mut values: Vec<Value> = Vec::with_capacity(program.nodes.len());
     for node in &program.nodes {
         let float = |id: u32| match values[id as usize] {
@@ -115,10 +151,7 @@ pub(crate) fn of_program(program: &Program, [x, y]: [Rough; 2], pair: [i32; 9], 
         };
         values.push(value);
     }
-    match values.last()? {
-        Value::Float(rough) => Some(*rough),
-        Value::Bits(bits) => Some((f32::from_bits(*bits).into(), 0.0)),
-    }
+    values.pop()
 }
 
 fn compared(op: Binary, (a, ea): Rough, (b, eb): Rough) -> Option<bool> {

@@ -8,6 +8,7 @@ use crate::problem::{
 };
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
+use crate::verify::user_terms;
 use Alignment::{BottomRight, Offset, TopLeft};
 
 /// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and 13.
@@ -23,7 +24,7 @@ const STAGES: [ScoreStage; 3] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage
 /// Builds the whole table.
 pub fn table() -> Result<Vec<Case>> {
     let mut rows = Rows(Vec::new());
-    for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes] {
+    for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes, tables] {
         part(&mut rows);
     }
     tile_lists(&mut rows)?;
@@ -293,6 +294,17 @@ fn together(rows: &mut Rows) {
         ("decoder-of-a-serving-engine", serving.kv_lengths().sinks()),
         ("varlen-everything", varlen.clone().softcap(8.0).sinks().alibi(Alibi::Symmetric)),
     ]);
+}
+
+/// Gradients of the tables of users' terms, alone and with other options, whole and varlen.
+fn tables(rows: &mut Rows) {
+    let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::BF16, Layout::Bshd);
+    let long = of(Dims { seq_len_q: 40, seq_len_kv: 70, ..BASE });
+    for (kind, problem) in [("", base().dropout(0.1)), ("-long", long), ("-varlen", varlen.clone())] {
+        for (name, problem) in user_terms::owned(&problem) {
+            rows.add(format!("{name}{kind}"), problem);
+        }
+    }
 }
 
 fn dropout(rows: &mut Rows) {

@@ -1,12 +1,36 @@
 //! Users' terms for test problems.
 
-use crate::custom::{Table, Term};
+use crate::custom::{Owner, Table, Term};
 use crate::error::Result;
 use crate::numbers::Random;
 use crate::problem::{Alignment, Problem};
 use crate::verify::random_text;
 
 type MakeTable = fn(&'static str, usize) -> Table<'static>;
+
+fn owned_by_head(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Head)
+}
+
+fn owned_by_key(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Key)
+}
+
+fn owned_by_row(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Row)
+}
+
+fn owned_by_distance(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Distance)
+}
+
+fn owned_by_all(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Scalar)
+}
+
+fn owned_by_pair(name: &'static str, len: usize) -> Table<'static> {
+    Table::f32(name, len).owner(Owner::Pair)
+}
 
 /// A text, and its tables: name, type and what its length is.
 struct Sample {
@@ -18,6 +42,9 @@ struct Sample {
 enum Len {
     Heads,
     Keys,
+    Rows,
+    /// Pairs of an item, and some elements more.
+    Pairs,
     Fixed(usize),
 }
 
@@ -64,7 +91,7 @@ const SAMPLES: &[Sample] = &[
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 { return x - 0.1 * rates[at.head] * rates[at.head] * abs(f32(at.position - at.key)); }",
-        tables: &[("rates", Table::f32, Len::Heads)],
+        tables: &[("rates", owned_by_head, Len::Heads)],
     },
     Sample { text: "fn score(x: f32, at: Pair) -> f32 { return 3.0 * tanh(x / 3.0); }", tables: &[] },
     Sample {
@@ -73,7 +100,7 @@ const SAMPLES: &[Sample] = &[
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 { return x * (1.0 + exp(-abs(gates[at.key_position]))); }",
-        tables: &[("gates", Table::f32, Len::Keys)],
+        tables: &[("gates", owned_by_key, Len::Keys)],
     },
     Sample {
         text: "fn score(x: f32, at: Pair) -> f32 {\n    \
@@ -89,7 +116,7 @@ const SAMPLES: &[Sample] = &[
                }\n\
                fn score(x: f32, at: Pair) -> f32 { return x + values[bucket(abs(at.position - at.key))]; }\n\
                fn slope(x: f32, y: f32, at: Pair) -> f32 { return 1.0; }",
-        tables: &[("values", Table::f32, Len::Fixed(5))],
+        tables: &[("values", owned_by_distance, Len::Fixed(5))],
     },
     Sample {
         text: "fn visible(at: Pair) -> bool {\n    \
@@ -99,7 +126,51 @@ const SAMPLES: &[Sample] = &[
                fn score(x: f32, at: Pair) -> f32 { return x + f32(countOneBits(bits[at.row])) * 0.05; }",
         tables: &[("bits", Table::u32, Len::Fixed(7))],
     },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 {\n    \
+                   if (at.key % 3 == 1) { return x; }\n    \
+                   return gain[0] * gain[0] * 0.5 * x + shift[at.batch * 3 + at.row / 2] + x;\n\
+               }",
+        tables: &[("gain", owned_by_all, Len::Fixed(2)), ("shift", owned_by_row, Len::Rows)],
+    },
+    Sample {
+        text: "fn score(x: f32, at: Pair) -> f32 {\n    \
+                   return x + tanh(biases[(at.head * at.len_q + at.row) * at.len_kv + at.key + 1]);\n\
+               }",
+        tables: &[("biases", owned_by_pair, Len::Pairs)],
+    },
 ];
+
+/// Problems whose tables have gradients, one for each owner, and all together; with names.
+pub(super) fn owned(base: &Problem) -> Vec<(String, Problem)> {
+    let d = base.dims;
+    let lines = d.batch * d.seq_len_q;
+    let texts = [
+        (Table::f32("t", 3).owner(Owner::Scalar), "x * (1.0 + 0.3 * t[1])"),
+        (Table::f32("t", d.num_heads * d.batch).owner(Owner::Head), "x + t[at.batch * HEADS + at.head] * f32(at.key) * 0.1"),
+        (Table::f32("t", lines).owner(Owner::Row), "x * t[at.batch * at.len_q + at.row] + 0.1 * t[at.batch * at.len_q + at.row]"),
+        (Table::f32("t", d.seq_len_kv - 2).owner(Owner::Key), "x - 0.5 * sin(t[at.key_position] * x)"),
+        (Table::f32("t", 9 * d.num_heads).owner(Owner::Distance), "x + t[9 * at.head + clamp(at.position - at.key, -4, 4) + 4]"),
+        (Table::f32("t", d.seq_len_q * d.seq_len_kv + 5).owner(Owner::Pair), "x + max(t[2 + at.row + at.key * ROWS], -0.5) * 2.0"),
+    ];
+    let last = "fn score(x: f32, at: Pair) -> f32 { return select(2.0 * tanh(0.7 * x), 0.2 * x, at.key % 4 == 3); }";
+    let last = Term::wgsl(last).expect("valid");
+    let mut all: Vec<(String, Problem)> = Vec::new();
+    let mut together = Problem { softcap: Some(3.0), ..base.clone().aligned(Alignment::BottomRight).causal() };
+    for (number, (table, score)) in texts.into_iter().enumerate() {
+        let owner = table.owner.expect("it has one");
+        let name = format!("t{number}");
+        let score =
+            score.replace("t[", &format!("{name}[")).replace("HEADS", &d.num_heads.to_string()).replace("ROWS", &d.seq_len_q.to_string());
+        let text = format!("fn score(x: f32, at: Pair) -> f32 {{ return {score}; }}");
+        let term = Term::with_tables(&text, &[Table { name: &name, ..table }]).expect("valid");
+        together = together.with_term(term.clone());
+        let alone = base.clone().aligned(Alignment::BottomRight).with_term(term).with_term(last.clone());
+        all.push((format!("table-of-{owner:?}"), alone));
+    }
+    all.push(("tables-of-all-owners".into(), together.with_term(last)));
+    all
+}
 
 /// Adds a user's term to a problem: the text from the first source, because kernels depend on it.
 pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
@@ -108,6 +179,10 @@ pub(super) fn draw(problem: &mut Problem, kind: &mut Random) {
         problem.visibility.alignment = Some(Alignment::BottomRight);
     }
     problem.user_terms.push(term);
+    if kind.one_in(4) {
+        let text = "fn score(x: f32, at: Pair) -> f32 { return select(2.0 * tanh(0.7 * x), 0.25 * x, at.key % 4 == 3); }";
+        problem.user_terms.push(Term::wgsl(text).expect("valid"));
+    }
 }
 
 /// A random text that is not refused, small, because every kernel that has it is compiled for it alone.
@@ -132,11 +207,16 @@ fn draw_text(kind: &mut Random, size: usize) -> Result<Term> {
 }
 
 fn sample_term(problem: &Problem, kind: &mut Random) -> Term {
-    let index = kind.below(SAMPLES.len());
+    // The last reads its table by the lengths of the item, which must be those of the problem, and has an element a pair.
+    let d = &problem.dims;
+    let is_left_out = problem.varlen.is_some() || problem.visibility.kv_lengths || d.num_heads * d.seq_len_q * d.seq_len_kv > 1 << 16;
+    let index = kind.below(SAMPLES.len() - usize::from(is_left_out));
     let sample = &SAMPLES[index];
     let len = |len| match len {
         Len::Heads => problem.dims.num_heads,
         Len::Keys => problem.dims.seq_len_kv,
+        Len::Rows => problem.dims.seq_len_q,
+        Len::Pairs => problem.dims.num_heads * problem.dims.seq_len_q * problem.dims.seq_len_kv + 3,
         Len::Fixed(len) => len,
     };
     let tables: Vec<Table<'_>> = sample.tables.iter().map(|&(name, table, of)| table(name, len(of).max(1))).collect();

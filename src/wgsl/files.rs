@@ -1,6 +1,6 @@
 //! Choice of the files of `shaders/` that follow a kernel's prelude.
 
-use super::{GradientShape, Kernel, KernelKey, TileShape};
+use super::{GradientShape, Kernel, KernelKey, Lines, TileShape};
 use crate::terms::TermSet;
 
 /// Name and text of a shader file.
@@ -52,9 +52,17 @@ impl KernelKey {
             Kernel::KeyGradient(shape, _) => {
                 [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
             }
-            Kernel::BiasGradient => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")],
-            Kernel::Diagonals => [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/diagonals.wgsl")],
+            Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
+                [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")]
+            }
+            Kernel::Diagonals => {
+                [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(Lines::Diagonals), files!("backward/diagonals.wgsl")]
+            }
             Kernel::RelativeGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/relative.wgsl")],
+            Kernel::TableLines(lines, _) => {
+                [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(lines), files!("backward/table_lines.wgsl")]
+            }
+            Kernel::TableGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/table_gradient.wgsl")],
             Kernel::SinkGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/sinks.wgsl")],
             Kernel::Sum => [&[], &[], files!("backward/sum.wgsl")],
             Kernel::NarrowGradient(_) => [&[], &[], files!("backward/narrow.wgsl")],
@@ -72,6 +80,14 @@ impl KernelKey {
             files.extend(files!("lib/interval.wgsl"));
         }
         files.into_iter().chain(own.into_iter().flatten().copied())
+    }
+}
+
+const fn lines_of(lines: Lines) -> &'static [File] {
+    match lines {
+        Lines::Rows => files!("backward/lines_rows.wgsl"),
+        Lines::Keys => files!("backward/lines_keys.wgsl"),
+        Lines::Diagonals => files!("backward/lines_diagonals.wgsl"),
     }
 }
 

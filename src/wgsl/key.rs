@@ -79,6 +79,12 @@ pub(crate) enum Kernel {
     Diagonals,
     /// Backward: the gradient of the relative biases, from the sums along diagonals.
     RelativeGradient,
+    /// Backward: the gradient of a user's table, by its number, whose elements have pairs of their own, or partial sums.
+    PairTableGradient(u32),
+    /// Backward: sums of the gradient of a user's table, by its number, along lines.
+    TableLines(Lines, u32),
+    /// Backward: the gradient of a user's table, from the sums along lines.
+    TableGradient,
     /// Backward: the gradient of the sinks.
     SinkGradient,
     /// Backward: the sum of partial gradients.
@@ -87,10 +93,33 @@ pub(crate) enum Kernel {
     NarrowGradient(Operand),
 }
 
+/// Lines along which a gradient is summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lines {
+    Rows,
+    Keys,
+    Diagonals,
+}
+
+impl Lines {
+    /// Lines that a workgroup sums.
+    pub(crate) const fn of_block(self) -> usize {
+        if matches!(self, Self::Diagonals) { 31 } else { 16 }
+    }
+}
+
 impl Kernel {
+    /// Number of the user's table whose gradient the kernel computes from pairs.
+    pub(super) const fn table(self) -> Option<u32> {
+        match self {
+            Self::PairTableGradient(table) | Self::TableLines(_, table) => Some(table),
+            _ => None,
+        }
+    }
+
     /// True if the kernel computes gradients of (row, key) pairs.
     pub(super) const fn visits_pairs_backward(self) -> bool {
-        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals)
+        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::BiasGradient | Self::Diagonals) || self.table().is_some()
     }
 
     /// True if the kernel reads the output of [`Self::Preprocess`].
@@ -149,6 +178,16 @@ impl std::fmt::Display for Kernel {
             Self::BiasGradient => f.write_str("dbias"),
             Self::Diagonals => f.write_str("sums along diagonals"),
             Self::RelativeGradient => f.write_str("drelative_bias"),
+            Self::PairTableGradient(table) => write!(f, "dtable {table}"),
+            Self::TableLines(lines, table) => {
+                let lines = match lines {
+                    Lines::Rows => "rows",
+                    Lines::Keys => "keys",
+                    Lines::Diagonals => "diagonals",
+                };
+                write!(f, "dtable {table} along {lines}")
+            }
+            Self::TableGradient => f.write_str("dtable"),
             Self::SinkGradient => f.write_str("dsinks"),
             Self::Sum => f.write_str("sum"),
             Self::NarrowGradient(operand) => write!(f, "narrow the gradient of {}", operand.name()),
@@ -261,7 +300,9 @@ impl KernelKey {
             | Kernel::QueryGradient(_)
             | Kernel::KeyGradient(..)
             | Kernel::BiasGradient
-            | Kernel::Diagonals => Self {
+            | Kernel::Diagonals
+            | Kernel::PairTableGradient(_)
+            | Kernel::TableLines(..) => Self {
                 head_dim,
                 head_dim_v,
                 query: storage(Operand::Query),
@@ -279,7 +320,7 @@ impl KernelKey {
             Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
             Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
             Kernel::RelativeGradient | Kernel::SinkGradient => unused,
-            Kernel::Sum => Self { tables: false, ..unused },
+            Kernel::Sum | Kernel::TableGradient => Self { tables: false, ..unused },
             Kernel::NarrowGradient(operand) => {
                 let narrow = Self { tables: false, paged: false, ..unused };
                 match operand {
@@ -309,7 +350,7 @@ impl KernelKey {
             value: scalar(specialised.value),
             output: scalar(specialised.output),
             terms: if scores { TermSet::pairs() } else { TermSet::default() },
-            tables: !matches!(kernel, Kernel::Sum | Kernel::NarrowGradient(_)),
+            tables: !matches!(kernel, Kernel::Sum | Kernel::TableGradient | Kernel::NarrowGradient(_)),
             paged: false,
             dropout: false,
             ..specialised
@@ -365,9 +406,11 @@ impl KernelKey {
         add(d_query, Slot::DQuery, Access::ReadWrite);
         add(d_key, Slot::DKey, Access::ReadWrite);
         add(d_value, Slot::DValue, Access::ReadWrite);
-        add(matches!(kernel, Kernel::RelativeGradient | Kernel::Sum | Kernel::NarrowGradient(_)), Slot::Parts, Access::Read);
-        let sums = [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::SinkGradient, Kernel::Sum];
-        add(sums.contains(&kernel), Slot::Sums, Access::ReadWrite);
+        let from_parts = matches!(kernel, Kernel::RelativeGradient | Kernel::TableGradient | Kernel::Sum | Kernel::NarrowGradient(_));
+        add(from_parts, Slot::Parts, Access::Read);
+        let sums =
+            [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::TableGradient, Kernel::SinkGradient, Kernel::Sum];
+        add(sums.contains(&kernel) || kernel.table().is_some(), Slot::Sums, Access::ReadWrite);
         add(kernel == Kernel::TileList, Slot::Bits, Access::ReadWrite);
         bindings
     }
@@ -384,8 +427,9 @@ impl KernelKey {
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
             Kernel::Preprocess { .. } | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
-            Kernel::BiasGradient | Kernel::Diagonals => 2 * 16 * 9 * 16 + 16 * 16 * 4,
-            Kernel::RelativeGradient | Kernel::SinkGradient => 64 * 4,
+            Kernel::BiasGradient | Kernel::Diagonals | Kernel::PairTableGradient(_) => 2 * 16 * 9 * 16 + 16 * 16 * 4,
+            Kernel::TableLines(lines, _) => 2 * 16 * 9 * 16 + 16 * 16 * 4 + 4 * lines.of_block() as u32,
+            Kernel::RelativeGradient | Kernel::TableGradient | Kernel::SinkGradient => 64 * 4,
             Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),
             Kernel::KeyGradient(shape, side) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, side != KeySide::Key),
         }

@@ -17,7 +17,7 @@ mod tests;
 
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
-pub(crate) use key::{Access, Kernel, KernelKey, ROW_STATS, Slot, Storage};
+pub(crate) use key::{Access, Kernel, KernelKey, Lines, ROW_STATS, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};
 pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};

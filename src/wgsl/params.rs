@@ -33,6 +33,7 @@ pub(crate) struct Params {
     pub(crate) offsets: [u32; 4],
     /// Runtime values of each term.
     pub(crate) term_values: [[u32; 4]; TERMS.len()],
+    pub(crate) sums_strides: [u32; 4],
     /// Start in the tables of the user's terms and number of elements, of two tables each.
     pub(crate) user_tables: [[u32; 4]; MOST_TABLES / 2],
     pub(crate) tables: TableLayout,
@@ -74,8 +75,9 @@ pub(crate) struct Params {
     pub(crate) list_start: u32,
     pub(crate) list_share: u32,
     pub(crate) list_item_words: u32,
+    pub(crate) sums_start: u32,
     /// Padding: the size of a uniform is a multiple of 16 bytes.
-    pub(crate) padding: [u32; 2],
+    pub(crate) padding: u32,
 }
 
 impl Params {
@@ -130,11 +132,6 @@ impl Params {
     /// Returns the params with the vectors of `problem` at other places.
     pub(crate) fn with_tables(self, problem: &Problem, tables: TableLayout) -> Self {
         Self { tables, term_values: TERMS.each_ref().map(|term| (term.values)(problem, &tables)), ..self }
-    }
-
-    /// Returns the runtime values of the term of this name.
-    pub(crate) fn values_of(&self, name: &str) -> [u32; 4] {
-        TERMS.iter().zip(self.term_values).find(|(term, _)| term.name == name).map_or([0; 4], |(_, words)| words)
     }
 }
 

@@ -75,6 +75,7 @@ fn constants(text: &mut String, key: &KernelKey) {
     }
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERIC: bool = {};", key.generic);
+    let _ = writeln!(text, "const OF_TABLE: bool = {};", key.kernel.table().is_some());
     let partial = if key.kernel == Kernel::Merge { "PARTS_OF_LSE" } else { "PARTIAL" };
     let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
     sizes(text, key);
@@ -170,6 +171,9 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
         Slot::DQuery => writer(text, number, ["d_query", "query"], gradient_of(key.query), "head_dim", true),
         Slot::DKey => writer(text, number, ["d_key", "key"], gradient_of(key.key), "head_dim", true),
         Slot::DValue => writer(text, number, ["d_value", "value"], gradient_of(key.value), "value_dim", true),
+        // A sum and the element that it belongs to, or a range of elements.
+        Slot::Parts if key.kernel == Kernel::TableGradient => declare("parts", "array<vec2<u32>>"),
+        Slot::Sums if matches!(key.kernel, Kernel::TableLines(..)) => declare("sums", "array<vec2<u32>>"),
         Slot::Parts => declare("parts", "array<f32>"),
         Slot::Sums => declare("sums", "array<f32>"),
         Slot::Bits => declare("tile_bits", "array<u32>"),

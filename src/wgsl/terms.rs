@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Kernel, KernelKey};
-use crate::custom::{Functions, emit};
+use crate::custom::{Functions, TableGradient, emit};
 use crate::terms::{TERMS, Term, TermSet};
 
 /// Writes `interval_of_terms`, `is_visible`, `score_of`, `slopes_of` and the values of the terms. A specialised variant has
@@ -84,7 +84,8 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     text.push_str("    return score;\n}\n");
 
     // Scores are computed again only as far as a later slope needs them.
-    let last_user = users.iter().rposition(|user| user.functions.slope().is_some() && key.kernel.visits_pairs_backward());
+    let wanted = |user: &User<'_>| user.table(key).is_some();
+    let last_user = users.iter().rposition(|user| wanted(user) || user.functions.slope().is_some() && key.kernel.visits_pairs_backward());
     let last = if last_user.is_some() { Some(scores.len()) } else { scores.iter().rposition(|(_, term)| term.defines("slope")) };
     text.push_str("fn slopes_of(x: f32, at: Pair) -> Slopes {\n    var score = x;\n    var slopes = Slopes(1.0, 1.0);\n");
     for (place, (bit, term)) in scores.iter().enumerate() {
@@ -96,7 +97,7 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         let score = if Some(place) < last { format!("score = {name}_score(score, at);") } else { String::new() };
         let _ = writeln!(text, "    if ({condition}) {{ {change} {score} }}");
     }
-    user_slopes(text, &users[..last_user.map_or(0, |last| last + 1)]);
+    user_slopes(text, key, &users[..last_user.map_or(0, |last| last + 1)]);
     text.push_str("    return slopes;\n}\n");
 }
 
@@ -104,20 +105,39 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
 struct User<'a> {
     name: String,
     functions: &'a Functions,
+    /// Number of its first table among those of all users' terms.
+    first_table: u32,
+}
+
+impl User<'_> {
+    /// Gradient that a kernel computes, if it is that of a table of the term.
+    fn table(&self, key: &KernelKey) -> Option<&TableGradient> {
+        let table = key.kernel.table()?.checked_sub(self.first_table)?;
+        self.functions.gradients.iter().find(|gradient| gradient.table == table)
+    }
 }
 
 fn users(key: &KernelKey) -> Vec<User<'_>> {
-    key.user_terms.iter().enumerate().map(|(at, functions)| User { name: format!("user{at}"), functions }).collect()
+    let (mut users, mut first_table) = (Vec::new(), 0);
+    for (at, functions) in key.user_terms.iter().enumerate() {
+        users.push(User { name: format!("user{at}"), functions, first_table });
+        first_table += functions.tables.len() as u32;
+    }
+    users
 }
 
 /// Writes the scores and slopes of the user's terms up to the last that has a slope.
-fn user_slopes(text: &mut String, users: &[User<'_>]) {
-    for User { name, functions } in users {
+fn user_slopes(text: &mut String, key: &KernelKey, users: &[User<'_>]) {
+    for user @ User { name, functions, .. } in users {
         if functions.score.is_some() {
             let _ = writeln!(text, "    let {name}_before = score;\n    score = {name}_score({name}_before, at);");
         }
         if functions.slope().is_some() {
             let _ = writeln!(text, "    slopes = next_user_slopes(slopes, {name}_slope({name}_before, score, at));");
+        }
+        // A table is a bias whose derivative may be another than 1.
+        if user.table(key).is_some() {
+            let _ = writeln!(text, "    slopes.biased = {name}_by_table({name}_before, at);");
         }
     }
 }
@@ -170,21 +190,26 @@ fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &
 
 /// Writes the functions of the user's terms.
 pub(super) fn user_functions(text: &mut String, key: &KernelKey) {
-    let mut first_table = 0;
-    for User { name, functions } in users(key) {
+    for user in users(key) {
+        let User { name, functions, first_table } = &user;
         for (hook, arguments, program) in [
             ("visible", "at: Pair", functions.visible.as_ref()),
             ("score", "x: f32, at: Pair", functions.score.as_ref()),
             ("slope", "x: f32, y: f32, at: Pair", functions.slope().filter(|_| key.kernel.visits_pairs_backward())),
         ] {
             if let Some(program) = program {
-                emit::function(text, &format!("{name}_{hook}"), arguments, program, first_table);
+                emit::function(text, &format!("{name}_{hook}"), arguments, program, *first_table);
             }
         }
         if let Some(status) = functions.status.as_ref().filter(|_| key.kernel.has_tiles()) {
-            status.emit(text, &format!("{name}_status"), first_table);
+            status.emit(text, &format!("{name}_status"), *first_table);
         }
-        first_table += functions.tables.len() as u32;
+        if let Some(gradient) = user.table(key) {
+            emit::function(text, &format!("{name}_by_table"), "x: f32, at: Pair", &gradient.slope, *first_table);
+            if matches!(key.kernel, Kernel::TableLines(..)) {
+                emit::function(text, "table_index", "at: Pair", &gradient.index, *first_table);
+            }
+        }
     }
 }
 

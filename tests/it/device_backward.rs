@@ -8,11 +8,15 @@ use crate::common::buffers::{devices, draw, empty, read, upload};
 use wgpu_attention::gpu::{Attention, Backward, BackwardBindings, Bindings, Gpu};
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan};
 use wgpu_attention::wgpu::{self, Buffer};
-use wgpu_attention::{Algorithm, Alignment, Backend, BackwardInputs, Dims, Error, Inputs, Problem, Progress, WantGradients};
+use wgpu_attention::{
+    Algorithm, Alignment, Backend, BackwardInputs, Dims, Error, Inputs, Owner, Problem, Progress, Table, Term, WantGradients,
+};
 
 fn problem() -> Problem {
     let dims = Dims { num_heads: 4, num_kv_heads: 2, seq_len_kv: 45, ..Dims::self_attention(2, 4, 37, 16) };
-    Problem { sinks: true, ..Problem::new(dims).aligned(Alignment::BottomRight).causal().with_stats() }
+    let score = "fn score(x: f32, at: Pair) -> f32 { return x * 0.5 - rates[at.head] * f32(at.position - at.key); }";
+    let term = Term::with_tables(score, &[Table::f32("rates", 4).owner(Owner::Head)]).expect("valid");
+    Problem { sinks: true, ..Problem::new(dims).aligned(Alignment::BottomRight).causal().with_stats().with_term(term) }
 }
 
 /// Records forward and backward into the app's encoder: nothing runs before it submits, and a replay has equal bits.
@@ -21,9 +25,10 @@ fn forward_and_backward_in_one_encoder() {
     let problem = problem();
     let want = WantGradients::all(&problem);
     let (query, key, value) = (draw(1, problem.query_len()), draw(2, problem.key_len()), draw(3, problem.value_len()));
-    let (d_output, sinks) = (draw(4, problem.output_len()), draw(5, 4));
+    let (d_output, sinks, rates) = (draw(4, problem.output_len()), draw(5, 4), draw(6, 4));
     let cpu = open(Backend::Cpu);
-    let inputs = Inputs { sinks: &sinks, ..Inputs::new(&query, &key, &value) };
+    let tables = problem.term_tables(&[("rates", rates[..].into())]).expect("valid");
+    let inputs = Inputs { sinks: &sinks, term_tables: &tables, ..Inputs::new(&query, &key, &value) };
     let forward = cpu.attention(&problem, &inputs).expect("valid");
     let backward = BackwardInputs::new(&forward.output, &d_output);
     let expected = cpu.backward(&problem, &inputs, &backward, &want).expect("valid");
@@ -31,9 +36,9 @@ fn forward_and_backward_in_one_encoder() {
     for (device, queue) in devices(wgpu::Adapter::limits) {
         let gpu = Gpu::from_device(device.clone(), queue.clone());
         let up = |data: &[f32]| upload(&device, &queue, data);
-        let (query, key, value, d_output, tables) = (up(&query), up(&key), up(&value), up(&d_output), up(&sinks));
-        let [output, stats, d_query, d_key, d_value, d_sinks] =
-            [problem.output_len(), 2 * problem.lse_len(), problem.query_len(), problem.key_len(), problem.value_len(), 4]
+        let (query, key, value, d_output, tables) = (up(&query), up(&key), up(&value), up(&d_output), up(&[&sinks[..], &rates].concat()));
+        let [output, stats, d_query, d_key, d_value, d_sinks, d_rates] =
+            [problem.output_len(), 2 * problem.lse_len(), problem.query_len(), problem.key_len(), problem.value_len(), 4, 4]
                 .map(|len| empty(&device, len));
         let whole = Buffer::as_entire_buffer_binding;
         let attention = Attention::new(&gpu, &problem, Algorithm::Fused).expect("planned");
@@ -47,6 +52,7 @@ fn forward_and_backward_in_one_encoder() {
             d_key: Some(whole(&d_key)),
             d_value: Some(whole(&d_value)),
             d_sinks: Some(whole(&d_sinks)),
+            d_term_tables: Some(whole(&d_rates)),
             ..BackwardBindings::new([&query, &key, &value, &output, &stats, &d_output])
         };
         let bound = backward.bind(&bindings).expect("bound");
@@ -55,7 +61,7 @@ fn forward_and_backward_in_one_encoder() {
         let short = backward.bind(&BackwardBindings { d_key: Some(whole(&d_sinks)), ..bindings.clone() });
         assert!(matches!(short.err(), Some(Error::Invalid { argument: "d_key", .. })));
 
-        let results = [&d_query, &d_key, &d_value, &d_sinks];
+        let results = [&d_query, &d_key, &d_value, &d_sinks, &d_rates];
         let mut encoder = device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -67,7 +73,9 @@ fn forward_and_backward_in_one_encoder() {
         let got = results.map(|buffer| read(&device, &queue, buffer));
         let stored = [&expected.query, &expected.key, &expected.value].map(|gradient| gradient.as_ref().expect("wanted").to_f32());
         let [e_query, e_key, e_value] = stored;
-        for (got, expected) in got.iter().zip([e_query, e_key, e_value, expected.sinks.clone().expect("wanted")]) {
+        let [e_sinks, e_rates] = [&expected.sinks, &expected.term_tables].map(|gradient| gradient.clone().expect("wanted"));
+        assert_eq!(problem.d_term_table(&e_rates, "rates"), Ok(&e_rates[..]));
+        for (got, expected) in got.iter().zip([e_query, e_key, e_value, e_sinks, e_rates]) {
             assert_eq!(got.len(), expected.len());
             let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max);
             assert!(worst < 2e-5, "{worst}");

@@ -3,7 +3,8 @@
 use crate::common::buffers::draw;
 use wgpu_attention::oracle;
 use wgpu_attention::{
-    Alibi, Alignment, BroadcastShape, DType, Dims, Inputs, Layout, Problem, ScoreOrder, Strides, TensorSpec, Varlen, Visibility, gather,
+    Alibi, Alignment, BroadcastShape, DType, Dims, Inputs, Layout, Owner, Problem, ScoreOrder, Strides, Table, TensorSpec, Term, Varlen,
+    Visibility, gather,
 };
 
 /// Step of the differences.
@@ -22,6 +23,7 @@ struct Case {
     alibi_slopes: Vec<f32>,
     relative_bias: Vec<f32>,
     sinks: Vec<f32>,
+    term_tables: Vec<f32>,
     kv_lengths: Vec<u32>,
     prefix_lengths: Vec<u32>,
     segment_ids_q: Vec<i32>,
@@ -50,6 +52,7 @@ impl Case {
             alibi_slopes: draw(5, when(problem.alibi.is_some(), d.num_heads)),
             relative_bias: draw(6, table),
             sinks: draw(7, when(problem.sinks, d.num_heads)),
+            term_tables: draw(10, problem.user_terms.iter().flat_map(Term::tables).map(|table| table.len).sum()),
             kv_lengths: (0..when(v.kv_lengths, d.batch)).map(|b| (d.seq_len_kv - 2 * b - 1) as u32).collect(),
             prefix_lengths: vec![2; when(v.prefix_lengths, d.batch)],
             segment_ids_q: segments(d.seq_len_q),
@@ -67,6 +70,7 @@ impl Case {
             alibi_slopes: &self.alibi_slopes,
             relative_bias: &self.relative_bias,
             sinks: &self.sinks,
+            term_tables: bytemuck::cast_slice(&self.term_tables),
             kv_lengths: &self.kv_lengths,
             prefix_lengths: &self.prefix_lengths,
             segment_ids_q: &self.segment_ids_q,
@@ -141,6 +145,7 @@ impl Case {
         self.compare("value", &gradients.value, &value, |case| &mut case.value);
         let all = |len: usize| (0..len).collect::<Vec<_>>();
         self.compare("bias", &gradients.bias, &all(self.bias.len()), |case| &mut case.bias);
+        self.compare("term_tables", &gradients.term_tables, &all(self.term_tables.len()), |case| &mut case.term_tables);
         self.compare("relative_bias", &gradients.relative_bias, &all(self.relative_bias.len()), |case| &mut case.relative_bias);
         self.compare("sinks", &gradients.sinks, &all(self.sinks.len()), |case| &mut case.sinks);
     }
@@ -196,14 +201,37 @@ fn cases() -> Vec<Case> {
     cases.push(Case::new("varlen", varlen.clone()));
     cases.push(Case::new(
         "varlen causal",
-        Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.aligned(Alignment::BottomRight).causal() },
+        Problem { sinks: true, relative_bias_max_distance: Some(1), ..varlen.clone().aligned(Alignment::BottomRight).causal() },
     ));
     let strided = TensorSpec { layout: Layout::Strided(Strides { batch: 80, head: 1, seq: 19, dim: 5 }), offset: 3, ..Default::default() };
     cases.push(Case::new("strided", Problem { query: strided, output: strided, ..plain.clone() }));
+    cases.extend(table_cases(&plain, &varlen));
     let mut masked = Case::new("bias that masks", Problem { bias: Some(BroadcastShape([1, 1, 4, 6])), ..plain.clone() });
     masked.bias = (0..24).map(|at| if at % 5 == 0 || at / 6 == 2 { f32::NEG_INFINITY } else { 0.25 }).collect();
     cases.push(masked);
     cases
+}
+
+/// Tables of every owner in terms that others follow, beside other options.
+fn table_cases(plain: &Problem, varlen: &Problem) -> Vec<Case> {
+    let all = [
+        (Owner::Scalar, 2, "x * (1.0 + t[1])"),
+        (Owner::Head, 4, "x + tanh(t[at.head]) * f32(at.key) * 0.25"),
+        (Owner::Row, 8, "x * t[at.batch * 4 + at.row] + t[at.batch * 4 + at.row]"),
+        (Owner::Key, 5, "x + sin(t[at.key] * x)"),
+        (Owner::Distance, 20, "x + t[5 * at.head + clamp(at.position - at.key, -2, 2) + 2]"),
+        (Owner::Pair, 26, "x * exp(0.5 * t[1 + at.key * 4 + at.row])"),
+    ];
+    let last = Term::wgsl("fn score(x: f32, at: Pair) -> f32 { return 2.0 * tanh(0.5 * x) + 0.1 * x; }").expect("valid");
+    let of = |problem: &Problem, (owner, len, body): (Owner, usize, &str)| {
+        let text = format!("fn score(x: f32, at: Pair) -> f32 {{ return {body}; }}");
+        let term = Term::with_tables(&text, &[Table::f32("t", len).owner(owner)]).expect("valid");
+        problem.clone().aligned(Alignment::BottomRight).with_term(term).with_term(last.clone())
+    };
+    let mut masked = Problem { softcap: Some(1.5), bias: Some(BroadcastShape([1, 4, 4, 6])), sinks: true, ..plain.clone() };
+    masked.visibility.causal = true;
+    let cases = all.into_iter().flat_map(|table| [plain, varlen, &masked].map(|problem| Case::new("table", of(problem, table))));
+    cases.collect()
 }
 
 #[test]

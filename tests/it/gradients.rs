@@ -5,7 +5,8 @@ use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
 use wgpu_attention::verify::{Case, ExpectedGradients, Fill, Row, count, random, run_backward_case, table};
 use wgpu_attention::{
-    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Engine, HostVec, Inputs, Layout, Problem, WantGradients,
+    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Engine, HostVec, Inputs, Layout, Owner, Problem, Table, Term,
+    WantGradients,
 };
 
 /// Returns every `part`-th problem of the table and `count` random ones; two environment variables override the latter.
@@ -67,6 +68,9 @@ fn small() -> Case {
     problem.relative_bias_max_distance = Some(2);
     problem.sinks = true;
     problem.dropout = Some(0.25);
+    let score = "fn score(x: f32, at: Pair) -> f32 { return x * (1.0 + 0.2 * gain[0]) + rates[at.head] * f32(at.key) * 0.1; }";
+    let tables = [Table::f32("gain", 1).owner(Owner::Scalar), Table::f32("rates", 4).owner(Owner::Head)];
+    problem.user_terms.push(Term::with_tables(score, &tables).expect("valid"));
     Case::new("small", problem, Fill { poison: false, ..Fill::seed(11) }).expect("a valid problem")
 }
 
@@ -94,13 +98,17 @@ fn gradients_are_central_differences() {
             elements[at] += x;
             *data = HostVec::F32(elements);
         };
-        let tensors: [Tensor<'_>; 6] = [
+        let tensors: [Tensor<'_>; 7] = [
             ("query", wide(got.query), &|case, at, x| of_f32(&mut case.data.query, at, x)),
             ("key", wide(got.key), &|case, at, x| of_f32(&mut case.data.key, at, x)),
             ("value", wide(got.value), &|case, at, x| of_f32(&mut case.data.value, at, x)),
             ("bias", got.bias.expect("it is wanted"), &|case, at, x| case.data.bias[at] += x),
             ("relative_bias", got.relative_bias.expect("it is wanted"), &|case, at, x| case.data.relative_bias[at] += x),
             ("sinks", got.sinks.expect("they are wanted"), &|case, at, x| case.data.sinks[at] += x),
+            ("term_tables", got.term_tables.expect("they are wanted"), &|case, at, x| {
+                let word = &mut case.data.term_tables[at];
+                *word = (f32::from_bits(*word) + x).to_bits();
+            }),
         ];
         for (name, gradient, moved) in tensors {
             for at in (0..gradient.len()).step_by(gradient.len().div_ceil(12)) {
@@ -128,6 +136,16 @@ fn ten_runs_give_the_same_bits() {
     problem.relative_bias_max_distance = Some(20);
     problem.sinks = true;
     problem.dropout = Some(0.1);
+    // Every kind of lines, and pairs.
+    for (name, owner, len, index) in [
+        ("heads", Owner::Head, 4, "at.head"),
+        ("keys", Owner::Key, 150, "at.key"),
+        ("distances", Owner::Distance, 8, "(at.position - at.key) / 32"),
+        ("pairs", Owner::Pair, 150 * 150, "at.row * 150 + at.key"),
+    ] {
+        let text = format!("fn score(x: f32, at: Pair) -> f32 {{ return x + 0.5 * {name}[{index}]; }}");
+        problem.user_terms.push(Term::with_tables(&text, &[Table::f32(name, len).owner(owner)]).expect("valid"));
+    }
     let case = Case::new("bits", problem, Fill::seed(5)).expect("a valid problem");
     let expected = ExpectedGradients::of(&case).expect("a valid problem");
     for engine in cpu_and_adapters() {

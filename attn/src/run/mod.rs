@@ -97,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "F.npy", help_heading = "Results")]
     weights: Option<PathBuf>,
     /// Also write d_query.npy, d_key.npy, d_value.npy to this folder, and d_bias.npy, d_relative_bias.npy, d_sinks.npy
-    /// if the problem has them; bfloat16 as float32
+    /// if the problem has them, and d_table_NAME.npy of each --table with an owner; bfloat16 as float32
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     gradients: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Computation")]
@@ -142,8 +142,8 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     }
     let mut written = Vec::new();
     for (name, value) in results {
-        if let (Some(path), Some(value)) = (targets.get(name), value) {
-            write_tensor(path, name, &request.shapes[name], &value)?;
+        if let (Some(path), Some(value)) = (targets.get(&name), value) {
+            write_tensor(path, &name, &request.shapes[&name], &value)?;
             written.push(path.display().to_string());
         }
     }
@@ -196,10 +196,11 @@ fn read(args: &Args) -> Result<Arrays, Failure> {
 }
 
 /// Returns where the results go, by name, checked before anything is computed.
-fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, PathBuf>, Failure> {
+fn targets(args: &Args, request: &Request) -> Result<BTreeMap<String, PathBuf>, Failure> {
     let files = [("lse", &args.lse), ("stats", &args.stats), ("scores", &args.scores), ("weights", &args.weights)];
     let files = files.into_iter().filter_map(|(name, path)| Some((name, path.clone()?)));
-    let mut targets: BTreeMap<_, _> = files.chain([("output", args.out.clone())]).collect();
+    let files = files.chain([("output", args.out.clone())]);
+    let mut targets: BTreeMap<_, _> = files.map(|(name, path)| (name.to_string(), path)).collect();
     for path in targets.values() {
         check_output(path, &["npy", "safetensors"])?;
     }
@@ -216,7 +217,7 @@ fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, Path
             true => {}
         }
         let names = request.shapes.keys().filter(|name| name.starts_with("d_"));
-        targets.extend(names.map(|&name| (name, folder.join(format!("{name}.npy")))));
+        targets.extend(names.map(|name| (name.clone(), folder.join(format!("{name}.npy")))));
     }
     let outputs: Vec<&Path> = targets.values().map(PathBuf::as_path).collect();
     keep_apart(&outputs, args.arrays.files.values().chain(&args.input).map(PathBuf::as_path))?;
@@ -224,7 +225,7 @@ fn targets(args: &Args, request: &Request) -> Result<BTreeMap<&'static str, Path
 }
 
 /// Computes the results, by name.
-fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Option<HostVec>)>, Failure> {
+fn compute(engine: &Engine, request: &Request) -> Result<Vec<(String, Option<HostVec>)>, Failure> {
     let Request { problem, data, d_output, d_lse, .. } = request;
     let inputs = data.inputs();
     let mut progress = ProgressBar::new(format!("attention on {}", engine.chosen()));
@@ -233,7 +234,7 @@ fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Opti
         ControlFlow::Continue(())
     };
     let outputs = engine.attention_controlled(problem, &inputs, &mut Progress::new(&mut report)).map_err(by_option)?;
-    let mut results = Vec::new();
+    let (mut results, mut tables) = (Vec::new(), Vec::new());
     if let Some(d_output) = d_output {
         let (stats, d_lse) = (outputs.stats.as_deref(), d_lse.as_deref());
         let backward = BackwardInputs { stats, d_lse, ..BackwardInputs::new(&outputs.output, d_output) };
@@ -243,10 +244,14 @@ fn compute(engine: &Engine, request: &Request) -> Result<Vec<(&'static str, Opti
         results.extend([("d_query", gradients.query), ("d_key", gradients.key), ("d_value", gradients.value)]);
         let others = [("d_bias", gradients.bias), ("d_relative_bias", gradients.relative_bias), ("d_sinks", gradients.sinks)];
         results.extend(others.map(|(name, values)| (name, values.map(HostVec::F32))));
+        for (name, _) in request.terms.gradients() {
+            let all = gradients.term_tables.as_deref().unwrap_or_default();
+            tables.push((format!("d_table_{name}"), Some(HostVec::F32(problem.d_term_table(all, name)?.to_vec()))));
+        }
     }
     let rows = outputs.stats.map(|stats| stats.into_iter().flatten().collect());
     let others = [("lse", outputs.lse), ("stats", rows), ("scores", outputs.scores), ("weights", outputs.weights)];
     results.insert(0, ("output", Some(outputs.output)));
     results.extend(others.map(|(name, values)| (name, values.map(HostVec::F32))));
-    Ok(results)
+    Ok(results.into_iter().map(|(name, value)| (name.to_string(), value)).chain(tables).collect())
 }

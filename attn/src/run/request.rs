@@ -25,7 +25,7 @@ pub(super) struct Request {
     pub(super) d_output: Option<HostVec>,
     pub(super) d_lse: Option<Vec<f32>>,
     /// Shape of each result, by name.
-    pub(super) shapes: BTreeMap<&'static str, Vec<usize>>,
+    pub(super) shapes: BTreeMap<String, Vec<usize>>,
 }
 
 /// Reads the request. `arrays` have query, key and value.
@@ -33,7 +33,7 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     let (dims, varlen, paged) = sizes(args.layout, &arrays)?;
     let mut problem = Problem::new(dims);
     (problem.varlen, problem.paged, problem.scale, problem.dropout) = (varlen, paged, args.scale, args.dropout);
-    let shapes = result_shapes(&problem, &arrays);
+    let mut shapes = result_shapes(&problem, &arrays);
 
     let mut take = |name: &str| arrays.remove(name).map_or(Ok(HostVec::F32(Vec::new())), Array::floats);
     let mut data = Data::new(take("query")?, take("key")?, take("value")?);
@@ -47,6 +47,7 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     terms.add_to(&mut problem);
     align(args, &mut problem, &terms)?;
     data.term_tables = terms.table_words(&problem)?;
+    shapes.extend(terms.gradients().map(|(name, len)| (format!("d_table_{name}"), vec![len])));
 
     let d_output = shaped(&mut arrays, "d-output", "the output's shape", &shapes["output"])?.map(Array::floats).transpose()?;
     let d_output = d_output.map(|gradient| match gradient.as_slice().dtype() {
@@ -209,7 +210,7 @@ fn sizes(layout: Layout, arrays: &Arrays) -> Result<(Dims, Option<Varlen>, Optio
 }
 
 /// Shapes of the results by name. Without a batch axis in the query, there is none in the results.
-fn result_shapes(problem: &Problem, arrays: &Arrays) -> BTreeMap<&'static str, Vec<usize>> {
+fn result_shapes(problem: &Problem, arrays: &Arrays) -> BTreeMap<String, Vec<usize>> {
     let d = &problem.dims;
     let mut output = arrays["query"].shape.clone();
     output.splice(output.len() - 1.., [d.head_dim_v]);
@@ -226,7 +227,7 @@ fn result_shapes(problem: &Problem, arrays: &Arrays) -> BTreeMap<&'static str, V
     let gradients = ["d_query", "d_key", "d_value", "d_bias", "d_relative_bias", "d_sinks"];
     let of = |gradient: &'static str| arrays.get(&*gradient[2..].replace('_', "-")).map(|array| (gradient, array.shape.clone()));
     shapes.extend(gradients.into_iter().filter_map(of));
-    shapes
+    shapes.into_iter().map(|(name, shape)| (name.to_string(), shape)).collect()
 }
 
 /// Takes an array and checks its shape, leading axes of 1 aside.

@@ -4,7 +4,7 @@ use wgpu_attention::oracle;
 use wgpu_attention::verify::backward_oracle;
 use wgpu_attention::{
     BackwardInputs, BroadcastShape, DType, Dropout, Gradients, HostSlice, HostVec, Inputs, Layout, Problem, Result, ScoreOrder, TensorSpec,
-    WantGradients,
+    Term, WantGradients,
 };
 
 /// Mistake, and the backward pass that makes it.
@@ -37,6 +37,15 @@ pub(crate) const GRADIENT_BUGS: &[GradientBug] = &[
         backward: |p, x, b, w| {
             let zeros = vec![0.0; p.lse_len()];
             backward_oracle(p, x, &BackwardInputs { d_lse: b.d_lse.map(|_| &zeros[..]), ..*b }, w)
+        },
+    },
+    GradientBug { name: "slopes of later terms left out of a table's gradient", backward: without_later_slopes },
+    GradientBug {
+        name: "a table's gradient one element off",
+        backward: |p, x, b, w| {
+            let mut got = backward_oracle(p, x, b, w)?;
+            got.term_tables.iter_mut().for_each(|elements| elements.rotate_right(1));
+            Ok(got)
         },
     },
     GradientBug {
@@ -92,6 +101,19 @@ fn of_pairs(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradien
         }
     }
     (got.query, got.key) = (Some(HostVec::F32(query)), Some(HostVec::F32(key)));
+    Ok(got)
+}
+
+/// Computes the gradients of tables as if the slopes of the terms after their own were 1.
+fn without_later_slopes(p: &Problem, x: &Inputs<'_>, b: &BackwardInputs<'_>, w: &WantGradients) -> Result<Gradients> {
+    let mut flat = p.clone();
+    for term in flat.user_terms.iter_mut().skip(1).filter(|term| term.has_score() && !term.text().contains("fn slope")) {
+        let text = format!("{}\nfn slope(x: f32, y: f32, at: Pair) -> f32 {{ return 1.0; }}", term.text());
+        *term = Term::with_tables(&text, &term.tables().collect::<Vec<_>>())?;
+    }
+    let term_tables = backward_oracle(&flat, x, b, w)?.term_tables;
+    let mut got = backward_oracle(p, x, b, w)?;
+    got.term_tables = term_tables;
     Ok(got)
 }
 

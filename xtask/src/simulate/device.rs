@@ -110,16 +110,17 @@ impl Device<'_> {
             ("d_bias", want.bias, problem.bias.and_then(BroadcastShape::elements).unwrap_or(0)),
             ("d_relative_bias", want.relative_bias, problem.dims.num_heads * columns),
             ("d_sinks", want.sinks, problem.dims.num_heads),
+            ("d_term_tables", want.term_tables, problem.d_term_tables_len()),
         ];
         vectors.iter().for_each(|&(name, _, len)| buffers.unwritten(name, 4 * len));
         self.run(&plan.export(), &mut buffers)?;
         stored.iter().for_each(|(name, wanted, spec, _)| self.check_written(&plan, &buffers, name, *wanted && is_dense(spec)));
         vectors.iter().for_each(|&(name, wanted, _)| self.check_written(&plan, &buffers, name, wanted));
         let [query, key, value] = stored.map(|(name, wanted, spec, len)| wanted.then(|| buffers.stored(&spec, name, len)));
-        let [bias, relative_bias, sinks] = vectors.map(|(name, wanted, _)| wanted.then(|| buffers.f32s(name)));
+        let [bias, relative_bias, sinks, term_tables] = vectors.map(|(name, wanted, _)| wanted.then(|| buffers.f32s(name)));
         let mut gradients = Gradients::default();
         (gradients.query, gradients.key, gradients.value) = (query, key, value);
-        (gradients.bias, gradients.relative_bias, gradients.sinks) = (bias, relative_bias, sinks);
+        (gradients.bias, gradients.relative_bias, gradients.sinks, gradients.term_tables) = (bias, relative_bias, sinks, term_tables);
         Ok(gradients)
     }
 

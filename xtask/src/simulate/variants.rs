@@ -1,6 +1,8 @@
 //! Options that reach the branches of a kernel that its first problem does not take.
 
-use wgpu_attention::{Algorithm, Alibi, Alignment, BroadcastShape, DType, Layout, Problem, ScoreOrder, ScoreStage, Table, Term, Varlen};
+use wgpu_attention::{
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Layout, Owner, Problem, ScoreOrder, ScoreStage, Table, Term, Varlen,
+};
 
 /// Returns problems with other options and the same sizes, which need kernels of the same shapes; with names.
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
@@ -78,10 +80,18 @@ pub(crate) fn with_user_terms(problem: Problem) -> Problem {
     let score = "fn score(x: f32, at: Pair) -> f32 {
         var y = x;
         for (var i = 0; i < 3; i++) { if (at.row % 4 == i) { y += rates[at.head] * f32(at.key - at.position); } }
+        y += gates[at.key] + values[5 * at.head + clamp(at.position - at.key, -2, 2) + 2] + biases[at.key + at.row * KEYS];
         return select(3.0 * tanh(y / 3.0), y, at.kv_head == 1);
     }";
     let mask = Term::with_tables(mask, &[Table::i32("marks", 7)]).expect("valid");
-    let score = Term::with_tables(score, &[Table::f32("rates", problem.dims.num_heads)]).expect("valid");
+    let d = problem.dims;
+    let tables = [
+        Table::f32("rates", d.num_heads).owner(Owner::Head),
+        Table::f32("gates", d.seq_len_kv).owner(Owner::Key),
+        Table::f32("values", 5 * d.num_heads).owner(Owner::Distance),
+        Table::f32("biases", d.seq_len_q * d.seq_len_kv + 1).owner(Owner::Pair),
+    ];
+    let score = Term::with_tables(&score.replace("KEYS", &d.seq_len_kv.to_string()), &tables).expect("valid");
     problem.aligned(Alignment::BottomRight).with_term(mask).with_term(score)
 }
 

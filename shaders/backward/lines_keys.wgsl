@@ -1,0 +1,37 @@
+// Defines: for lines that are keys: LINES, lines of a block; LineBlock, line_block: a block and
+//          the squares that its lines cross; square_of: one of these; first_pair_of: row and key of a pair of a line;
+//          line_sum.
+// Expects: lib/*, square.wgsl.
+// See: lines_rows.wgsl and lines_diagonals.wgsl, which define the same for other lines.
+
+const LINES: u32 = SIDE;
+
+struct LineBlock {
+    item: Item,
+    head: u32,
+    first: u32, // of the keys, in squares
+    squares: u32,
+}
+
+fn line_block(index: u32) -> LineBlock {
+    let places = params.item_blocks;
+    let at = block_of(index / places / params.num_heads, index % places, params.table_cu_seqlens_kv, 1u, SIDE);
+    let item = item_of(at.batch);
+    return LineBlock(item, index / places % params.num_heads, at.block, (item.rows + SIDE - 1u) / SIDE);
+}
+
+fn square_of(block: LineBlock, n: u32) -> vec2<u32> {
+    return vec2<u32>(n, block.first);
+}
+
+fn first_pair_of(block: LineBlock, line: u32) -> vec2<u32> {
+    return vec2<u32>(0u, block.first * SIDE + line);
+}
+
+fn line_sum(line: u32) -> f32 {
+    var sum = 0.0;
+    for (var r = 0u; r < SIDE; r++) {
+        sum += square_tile[r * SIDE + line];
+    }
+    return sum;
+}
