@@ -7,7 +7,7 @@ use super::kernel::{Isa, SimdKernel};
 use super::simd::Simd;
 use super::visible::Item;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate_some};
-use crate::custom::program::{Field, Id, Program};
+use crate::custom::program::{Field, Id};
 use crate::custom::tile::Status;
 use crate::problem::{BlockList, Inputs, Problem};
 use crate::terms::{TileAt, TileBits};
@@ -65,9 +65,9 @@ impl SimdKernel for Line<'_> {
         }
         let mask = |at: usize| {
             let program = problem.user_terms[at].functions().visible.as_ref()?;
-            Some((program, (0..program.nodes.len() as Id).collect(), problem.tables_of(at, inputs.term_tables)))
+            Some((program, (0..program.nodes.len() as Id).collect::<Vec<_>>(), problem.tables_of(at, inputs.term_tables)))
         };
-        let masks: Vec<(&Program, Vec<Id>, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(mask).collect();
+        let masks: Vec<_> = (0..problem.user_terms.len()).filter_map(mask).collect();
         let (mut pairs, mut registers) = (Pairs::default(), Vec::new());
         for (field, value) in [
             (Field::Batch, item.batch),
