@@ -80,6 +80,16 @@ fn key_range(item: Item, block: Block) -> KeyRange {
     return range;
 }
 
+// Rows of a block, `count` of them if they exist, and keys from first_key on, before end_key.
+fn tile_of(item: Item, block: Block, count: u32, first_key: u32, end_key: u32) -> Tile {
+    let last_row = min((block.first_row + count - 1u) / params.pack, max(item.rows, 1u) - 1u);
+    let rows = vec2<i32>(i32(block.first_row / params.pack), i32(last_row));
+    let heads = vec2<i32>(i32(block.first_head), i32(block.first_head + params.pack - 1u));
+    let keys = vec2<i32>(i32(first_key), i32(max(end_key, first_key + 1u) - 1u));
+    return Tile(vec2<i32>(i32(item.batch)), heads, vec2<i32>(i32(block.first_head / params.group)), rows, keys,
+        rows + item.offset, keys, vec2<i32>(i32(item.rows)), vec2<i32>(i32(item.keys)));
+}
+
 // What the terms that know tiles show of one.
 struct Told {
     status: u32,

@@ -1,23 +1,13 @@
-// Defines: tile_of: a kernel's tile; ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may
+// Defines: ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may
 //          overflow; status_of: what a mask shows, from a boolean's interval.
-// Expects: params, Item, Block, Tile, SHOWS_*, table(index) -> u32.
+// Expects: SHOWS_*, table(index) -> u32.
 // See: src/custom/interval.rs, which emits the calls.
 
-// Least and greatest value of an i32; of a u32 if it is below 2^31 - 1, else ANY; of a bool as 0 and 1.
+// Least and greatest value of an i32, of a u32 with its bits, or of a bool as 0 and 1.
 const ANY: vec2<i32> = vec2<i32>(-2147483647 - 1, 2147483647);
 
 // Most elements of an unsorted table that are read for one interval of indices.
 const MOST_READ: u32 = 16u;
-
-// Rows of a block, `count` of them if they exist, and keys from first_key on, before end_key.
-fn tile_of(item: Item, block: Block, count: u32, first_key: u32, end_key: u32) -> Tile {
-    let last_row = min((block.first_row + count - 1u) / params.pack, max(item.rows, 1u) - 1u);
-    let rows = vec2<i32>(i32(block.first_row / params.pack), i32(last_row));
-    let heads = vec2<i32>(i32(block.first_head), i32(block.first_head + params.pack - 1u));
-    let keys = vec2<i32>(i32(first_key), i32(max(end_key, first_key + 1u) - 1u));
-    return Tile(vec2<i32>(i32(item.batch)), heads, vec2<i32>(i32(block.first_head / params.group)), rows, keys,
-        rows + item.offset, keys, vec2<i32>(i32(item.rows)), vec2<i32>(i32(item.keys)));
-}
 
 fn interval_add(a: vec2<i32>, b: vec2<i32>) -> vec2<i32> {
     let sum = a + b;
@@ -105,27 +95,52 @@ fn interval_low_bits(a: vec2<i32>, mask: i32) -> vec2<i32> {
 }
 
 fn interval_natural(a: vec2<i32>) -> vec2<i32> {
-    return select(a, ANY, min(a.x, a.y) < 0 || a.y == ANY.y);
+    return select(a, ANY, a.x < 0 || a.y == ANY.y);
 }
 
-// Least and greatest element of a table at an interval of indices, by their bits: those at its ends if the table is sorted,
-// else all of them, or ANY if they are more than MOST_READ.
-fn interval_elements(index: vec2<i32>, start: u32, length: u32, is_sorted: bool) -> vec2<i32> {
+fn interval_shift_right(a: vec2<i32>, bits: u32) -> vec2<i32> {
+    let known = vec2<i32>(bitcast<i32>(bitcast<u32>(a.x) >> bits));
+    return select(select(a >> vec2<u32>(bits), ANY, a.x < 0), known, a.x == a.y);
+}
+
+// `bits` are those of an operation on a.x and b.x.
+fn interval_bits(a: vec2<i32>, b: vec2<i32>, bits: i32) -> vec2<i32> {
+    return select(ANY, vec2<i32>(bits), a.x == a.y && b.x == b.y);
+}
+
+// First and last place in a table at an interval of indices.
+fn places_of(index: vec2<i32>, length: u32) -> vec2<u32> {
     let places = min(vec2<u32>(max(index, vec2<i32>(0))), vec2<u32>(length - 1u));
-    let first = places.x;
     // What is not known may be a u32 beyond the greatest i32.
-    let last = select(places.y, length - 1u, index.y == ANY.y);
-    let ends = vec2<i32>(bitcast<i32>(table(start + first)), bitcast<i32>(table(start + last)));
-    let reads_all = !is_sorted && last - first < MOST_READ;
-    var all = vec2<i32>(min(ends.x, ends.y), max(ends.x, ends.y));
-    for (var i = 1u; i < MOST_READ - 1u; i++) {
-        if (!reads_all || first + i >= last) {
+    return vec2<u32>(places.x, select(places.y, length - 1u, index.y == ANY.y));
+}
+
+// Elements of a sorted table at the ends of an interval of indices.
+fn interval_ends(index: vec2<i32>, start: u32, length: u32) -> vec2<i32> {
+    let places = places_of(index, length);
+    return vec2<i32>(bitcast<i32>(table(start + places.x)), bitcast<i32>(table(start + places.y)));
+}
+
+fn interval_natural_ends(index: vec2<i32>, start: u32, length: u32) -> vec2<i32> {
+    let ends = interval_ends(index, start, length);
+    return select(ends, ANY, min(ends.x, ends.y) < 0);
+}
+
+// Least and greatest element of a table at an interval of indices, by their bits; ANY if they are more than MOST_READ.
+fn interval_elements(index: vec2<i32>, start: u32, length: u32) -> vec2<i32> {
+    let places = places_of(index, length);
+    if (places.y - places.x >= MOST_READ) {
+        return ANY;
+    }
+    var all = vec2<i32>(bitcast<i32>(table(start + places.x)));
+    for (var i = 1u; i < MOST_READ; i++) {
+        if (places.x + i > places.y) {
             break;
         }
-        let element = bitcast<i32>(table(start + first + i));
+        let element = bitcast<i32>(table(start + places.x + i));
         all = vec2<i32>(min(all.x, element), max(all.y, element));
     }
-    return select(select(ANY, all, reads_all), ends, is_sorted);
+    return all;
 }
 
 fn status_of(shown: vec2<i32>) -> u32 {

@@ -5,9 +5,11 @@ use rayon::prelude::*;
 
 use super::kernel::{Isa, SimdKernel};
 use super::simd::Simd;
+use super::user_status::tile_of;
 use super::visible::Item;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate_some};
-use crate::custom::program::{Field, Id};
+use crate::custom::program::{Field, Id, Program};
+use crate::custom::status::TileRule;
 use crate::custom::tile::Status;
 use crate::problem::{BlockList, Inputs, Problem};
 use crate::terms::{TileAt, TileBits};
@@ -65,9 +67,11 @@ impl SimdKernel for Line<'_> {
         }
         let mask = |at: usize| {
             let program = problem.user_terms[at].functions().visible.as_ref()?;
-            Some((program, (0..program.nodes.len() as Id).collect::<Vec<_>>(), problem.tables_of(at, inputs.term_tables)))
+            Some((program, (0..program.nodes.len() as Id).collect(), problem.tables_of(at, inputs.term_tables)))
         };
-        let masks: Vec<_> = (0..problem.user_terms.len()).filter_map(mask).collect();
+        let masks: Vec<(&Program, Vec<Id>, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(mask).collect();
+        let rule = |at: usize| Some((problem.user_terms[at].functions().status.as_ref()?, problem.tables_of(at, inputs.term_tables)));
+        let rules: Vec<(&TileRule, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(rule).collect();
         let (mut pairs, mut registers) = (Pairs::default(), Vec::new());
         for (field, value) in [
             (Field::Batch, item.batch),
@@ -80,6 +84,12 @@ impl SimdKernel for Line<'_> {
         }
         for tile in seen.start / tile_keys..seen.end.div_ceil(tile_keys) {
             let keys = seen.start.max(tile * tile_keys)..seen.end.min((tile + 1) * tile_keys);
+            let at = tile_of(item, head / problem.dims.group(), head..head + 1, rows.clone(), keys.clone());
+            let status = rules.iter().map(|(rule, tables)| rule.of(&at, tables)).min().unwrap_or(Status::All);
+            to[tile / 32] |= u32::from(status == Status::All) << (tile % 32);
+            if status != Status::Some {
+                continue;
+            }
             // Lanes past the end repeat the last key or row.
             let key = |lane: usize| (keys.start + lane % tile_keys).min(keys.end - 1) as u32;
             let all: Lanes = std::array::from_fn(key);

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::problem::{Inputs, Problem};
 
 /// Rows and keys of the tiles that are checked.
-const SIZES: [[usize; 2]; 5] = [[1, 16], [1, 64], [16, 16], [32, 64], [64, 32]];
-/// Most tiles of each size, item and key/value head.
-const MOST_TILES: usize = 256;
+const SIZES: [[usize; 2]; 6] = [[1, 16], [1, 64], [16, 16], [32, 64], [64, 32], [32, 1024]];
+/// Most pairs of a head that are looked at in tiles of one size.
+const MOST_PAIRS: usize = 1 << 18;
 
 /// Refuses a problem whose terms have a `status` that says none of a tile where a pair of it is visible, or all where one
 /// is masked. Looks at tiles of several sizes, of one head and of all heads that share keys; where there are many, at
@@ -33,7 +33,7 @@ pub(crate) fn check_status(problem: &Problem, inputs: &Inputs<'_>) -> Result<()>
 fn check_tiles(problem: &Problem, inputs: &Inputs<'_>, item: &Item, kv_head: usize, [rows, keys]: [usize; 2]) -> Result<()> {
     let (group, down, across) = (problem.dims.group(), item.rows.div_ceil(rows), item.length.div_ceil(keys));
     let tiles = down * across;
-    for (nth, tile) in (0..tiles).step_by(tiles.div_ceil(MOST_TILES).max(1) | 1).enumerate() {
+    for (nth, tile) in (0..tiles).step_by(tiles.div_ceil(MOST_PAIRS / (rows * keys)) | 1).enumerate() {
         let (row, column) = (tile / across, tile % across);
         // Tiles may start at any key.
         let shift = row % keys;

@@ -15,7 +15,7 @@ impl<'a> Lowering<'a> {
         self.builder.place = self.place.to_range().map_or(0, |range| range.start as u32);
         let value = match frame.function.expressions[handle] {
             Expression::FunctionArgument(index) => frame.arguments[index as usize].clone(),
-            Expression::GlobalVariable(variable) => return Ok(Found::Table(variable.index() as u32)),
+            Expression::GlobalVariable(variable) => return Ok(Found::Table(table_of(&self.module.global_variables[variable]))),
             Expression::LocalVariable(variable) => {
                 let len = frame.locals.get(&variable).map_or(0, Vec::len);
                 return Ok(Found::Local { variable, first: Step::default(), len });
@@ -113,10 +113,16 @@ impl<'a> Lowering<'a> {
     }
 
     pub(super) fn table_type(&self, table: u32) -> Result<Scalar> {
-        let variable = self.module.global_variables.iter().nth(table as usize).map(|(_, variable)| variable.ty);
+        let mut variables = self.module.global_variables.iter().map(|(_, variable)| variable);
+        let variable = variables.find(|variable| table_of(variable) == table).map(|variable| variable.ty);
         match variable.map(|ty| &self.module.types[ty].inner) {
             Some(TypeInner::Array { base, .. }) => Ok(self.scalars(*base)?[0]),
             _ => self.refuse("reads what is not a table"),
         }
     }
+}
+
+/// Number of the table that a variable stands for, its binding. naga orders variables by their first use.
+fn table_of(variable: &naga::GlobalVariable) -> u32 {
+    variable.binding.as_ref().map_or(0, |binding| binding.binding)
 }

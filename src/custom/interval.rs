@@ -2,13 +2,17 @@
 //!
 //! Integers and booleans have a least and a greatest value; what is not known is any value. So `none` and `all` are
 //! certain, and `some` is the answer wherever the arithmetic cannot tell. Of a table of integers, the elements at an
-//! interval of indices are read: those at its ends if the table is sorted, else all of them if they are few. Floats are
-//! not followed.
+//! interval of indices are read: those at its ends if the table is sorted, else all of them if they are few. Bits are
+//! followed where they are the same in the whole tile. Floats are not followed.
+//!
+//! The interval of a u32 is that of the i32 with the same bits: sums, products and equality are the same for both. What
+//! depends on the order takes it as unknown if it may be negative.
 
 use std::fmt::Write;
 
 use super::emit;
 use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary, needed};
+use super::scalar;
 use super::tile::{Interval, Status, Tile};
 
 /// Any value of an i32 or a u32.
@@ -29,6 +33,8 @@ struct Step {
     count: usize,
     /// Type of the operation that it stands for.
     ty: Scalar,
+    /// True if the operands are u32 whose order matters.
+    is_ordered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +66,8 @@ enum Function {
     /// The low bits below a power of two, by their mask.
     LowBits(u32),
     ShiftRight(u32),
-    /// A u32, or any if it may be negative.
-    Natural,
+    /// An operation on the bits of known operands.
+    Bits(Binary),
     /// The operand itself.
     Same,
 }
@@ -89,15 +95,13 @@ impl Intervals {
             let float = node.op.operands().any(|id| ty(id) == Scalar::F32) || node.ty == Scalar::F32;
             let function = match node.op {
                 _ if float => any(node.ty),
-                Op::Constant(bits) if node.ty == Scalar::U32 => Function::Constant(natural(bits)),
                 Op::Constant(bits) => Function::Constant([i64::from(bits as i32); 2]),
                 Op::Pair(field) => Function::Field(field),
                 Op::Length(table) => Function::Length(table),
                 Op::Load(table, _) => Function::Load(table, if sorted[table as usize] { Order::Sorted } else { Order::Any }),
                 Op::Select(..) => Function::Select,
                 Op::Convert(a) | Op::Bitcast(a) => match (ty(a), node.ty) {
-                    (_, Scalar::U32) => Function::Natural,
-                    (Scalar::Bool, _) | (_, Scalar::I32) => Function::Same,
+                    (_, Scalar::I32 | Scalar::U32) | (Scalar::Bool, _) => Function::Same,
                     _ => any(node.ty),
                 },
                 Op::Unary(Unary::Neg, _) if !unsigned => Function::Neg,
@@ -108,12 +112,13 @@ impl Intervals {
                 Op::Binary(Binary::Or, ..) if node.ty == Scalar::Bool => Function::Or,
                 Op::Binary(Binary::And, a, b) => {
                     let mask = constant(b).or_else(|| constant(a)).filter(|mask| (mask + 1).is_power_of_two() && mask >> 31 == 0);
-                    mask.map_or(any(node.ty), Function::LowBits)
+                    mask.map_or(Function::Bits(Binary::And), Function::LowBits)
                 }
-                Op::Binary(Binary::ShiftRight, _, b) => constant(b).map_or(any(node.ty), |bits| Function::ShiftRight(bits & 31)),
+                Op::Binary(op @ Binary::ShiftRight, _, b) => constant(b).map_or(Function::Bits(op), |bits| Function::ShiftRight(bits & 31)),
                 Op::Binary(Binary::Equal, ..) => Function::Equal,
                 Op::Binary(Binary::NotEqual, ..) => Function::NotEqual,
                 Op::Binary(Binary::Xor, ..) if node.ty == Scalar::Bool => Function::NotEqual,
+                Op::Binary(op @ (Binary::Or | Binary::Xor | Binary::ShiftLeft), ..) => Function::Bits(op),
                 // Unsigned operands above 2^31 are unknown: the larger of one and a known one may be either.
                 Op::Binary(Binary::Max, ..) if unsigned => any(node.ty),
                 Op::Binary(Binary::Add, ..) => Function::Add,
@@ -139,7 +144,11 @@ impl Intervals {
                 operands[count] = id;
                 count += 1;
             }
-            Step { function, operands, count, ty: node.ty }
+            let by_order = matches!(
+                function,
+                Function::Div | Function::Rem | Function::Min | Function::Less | Function::LessEqual | Function::Load(..)
+            );
+            Step { function, operands, count, ty: node.ty, is_ordered: unsigned && by_order }
         });
         Self(steps.collect())
     }
@@ -169,18 +178,17 @@ impl Intervals {
     pub(super) fn status(&self, tile: &Tile, tables: &[&[u32]]) -> Status {
         let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());
         for step in &self.0 {
-            let at = |n: usize| if n < step.count { values[step.operands[n] as usize] } else { ANY };
+            let at = |n: usize| match step.operands[..step.count].get(n).map(|&id| values[id as usize]) {
+                Some(value) if !step.is_ordered || (value[0] >= 0 && value[1] < ANY[1]) => value,
+                _ => ANY,
+            };
             let value = match step.function {
                 Function::Field(field) => tile[field as usize],
                 Function::Length(table) => [tables[table as usize].len() as i64; 2],
-                Function::Load(table, order) => elements(tables[table as usize], at(0), order),
-                function => evaluate(function, [at(0), at(1), at(2)]),
+                Function::Load(table, order) => elements(tables[table as usize], at(0), order, step.ty),
+                function => evaluate(function, [at(0), at(1), at(2)], step.ty),
             };
-            let fits = match step.ty {
-                Scalar::U32 => value[0].min(value[1]) >= 0 && value[1] < ANY[1],
-                _ => value[0] >= ANY[0] && value[1] <= ANY[1],
-            };
-            values.push(if fits { value } else { ANY });
+            values.push(if value[0] >= ANY[0] && value[1] <= ANY[1] { value } else { ANY });
         }
         match values.last() {
             Some([_, 0]) => Status::None,
@@ -195,7 +203,8 @@ impl Intervals {
         let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
         let _ = writeln!(text, "fn {name}(at: Tile) -> u32 {{");
         for (id, step) in steps.iter().enumerate().filter(|&(id, _)| needed[id]) {
-            let operands: Vec<String> = step.operands[..step.count].iter().map(|operand| format!("v{operand}")).collect();
+            let operand = |operand| if step.is_ordered { format!("interval_natural(v{operand})") } else { format!("v{operand}") };
+            let operands: Vec<String> = step.operands[..step.count].iter().map(operand).collect();
             let call = |function: &str| format!("interval_{function}({})", operands.join(", "));
             let value = match step.function {
                 Function::Constant(ANY) => "ANY".into(),
@@ -204,10 +213,28 @@ impl Intervals {
                 Function::Length(table) => format!("vec2<i32>(i32({}))", emit::length(first_table + table)),
                 Function::Load(table, order) => {
                     let (start, length) = (emit::start(first_table + table), emit::length(first_table + table));
-                    format!("interval_elements({}, {start}, {length}, {})", operands.join(", "), order == Order::Sorted)
+                    let name = match (order, step.ty) {
+                        (Order::Any, _) => "interval_elements",
+                        (Order::Sorted, Scalar::U32) => "interval_natural_ends",
+                        (Order::Sorted, _) => "interval_ends",
+                    };
+                    format!("{name}({}, {start}, {length})", operands.join(", "))
                 }
                 Function::LowBits(mask) => format!("interval_low_bits({}, {mask})", operands.join(", ")),
+                Function::ShiftRight(bits) if step.ty == Scalar::U32 => format!("interval_shift_right({}, {bits}u)", operands.join(", ")),
                 Function::ShiftRight(bits) => format!("{} >> vec2<u32>({bits}u)", operands.join(", ")),
+                Function::Bits(op) => {
+                    let (a, b) = (&operands[0], &operands[1]);
+                    let bits = match op {
+                        Binary::And => format!("{a}.x & {b}.x"),
+                        Binary::Or => format!("{a}.x | {b}.x"),
+                        Binary::Xor => format!("{a}.x ^ {b}.x"),
+                        Binary::ShiftLeft => format!("{a}.x << (bitcast<u32>({b}.x) & 31u)"),
+                        _ if step.ty == Scalar::U32 => format!("bitcast<i32>(bitcast<u32>({a}.x) >> (bitcast<u32>({b}.x) & 31u))"),
+                        _ => format!("{a}.x >> (bitcast<u32>({b}.x) & 31u)"),
+                    };
+                    format!("interval_bits({a}, {b}, {bits})")
+                }
                 Function::Same => operands.join(", "),
                 Function::Add => call("add"),
                 Function::Sub => call("sub"),
@@ -224,35 +251,29 @@ impl Intervals {
                 Function::NotEqual => call("not_equal"),
                 Function::Not => call("not"),
                 Function::Select => call("select"),
-                Function::Natural => call("natural"),
             };
-            let value =
-                if step.ty == Scalar::U32 && step.function != Function::Natural { format!("interval_natural({value})") } else { value };
             let _ = writeln!(text, "    let v{id} = {value};");
         }
         let _ = writeln!(text, "    return status_of(v{});\n}}", steps.len().saturating_sub(1));
     }
 }
 
-const fn natural(x: u32) -> Interval {
-    if x < i32::MAX as u32 { [x as i64; 2] } else { ANY }
-}
-
 /// Least and greatest element of a table at an interval of indices; any value if more would have to be read than is worth it.
-fn elements(table: &[u32], index: Interval, order: Order) -> Interval {
+fn elements(table: &[u32], index: Interval, order: Order, ty: Scalar) -> Interval {
     let last = table.len() - 1;
     let [first, end] = index.map(|index| (index.max(0) as usize).min(last));
     // What is not known may be a u32 beyond the greatest i32.
     let end = if index[1] == ANY[1] { last } else { end };
     let element = |at: usize| i64::from(table[at] as i32);
     match order {
+        Order::Sorted if ty == Scalar::U32 && element(first).min(element(end)) < 0 => ANY,
         Order::Sorted => [element(first), element(end)],
         Order::Any if end - first >= MOST_READ => ANY,
         Order::Any => (first..=end).map(element).fold([ANY[1], ANY[0]], |[least, most], x| [least.min(x), most.max(x)]),
     }
 }
 
-fn evaluate(function: Function, [a, b, c]: [Interval; 3]) -> Interval {
+fn evaluate(function: Function, [a, b, c]: [Interval; 3], ty: Scalar) -> Interval {
     let hull = |all: [i64; 4]| [all.into_iter().min().unwrap_or(ANY[0]), all.into_iter().max().unwrap_or(ANY[1])];
     let truth = |least: bool, most: bool| [i64::from(least), i64::from(most)];
     match function {
@@ -260,7 +281,7 @@ fn evaluate(function: Function, [a, b, c]: [Interval; 3]) -> Interval {
         Function::Add => [a[0] + b[0], a[1] + b[1]],
         Function::Sub => [a[0] - b[1], a[1] - b[0]],
         Function::Mul => hull([a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1]]),
-        Function::Div if b[0] <= 0 && b[1] >= 0 => ANY,
+        Function::Div if (b[0] <= 0 && b[1] >= 0) || a[0] == ANY[0] => ANY,
         Function::Div => hull([a[0] / b[0], a[0] / b[1], a[1] / b[0], a[1] / b[1]]),
         Function::Rem if b[0] != b[1] || b[0] <= 0 => ANY,
         Function::Rem => {
@@ -293,7 +314,13 @@ fn evaluate(function: Function, [a, b, c]: [Interval; 3]) -> Interval {
             let mask = i64::from(mask);
             if a[0] & !mask == a[1] & !mask { [a[0] & mask, a[1] & mask] } else { [0, mask] }
         }
+        Function::ShiftRight(bits) if ty == Scalar::U32 && a[0] == a[1] => [i64::from(a[0] as u32 >> bits); 2],
+        Function::ShiftRight(_) if ty == Scalar::U32 && a[0] < 0 => ANY,
         Function::ShiftRight(bits) => [a[0] >> bits, a[1] >> bits],
-        Function::Natural | Function::Same | Function::Field(_) | Function::Length(_) | Function::Load(..) => a,
+        Function::Bits(op) if a[0] == a[1] && b[0] == b[1] => {
+            [i64::from(scalar::apply(Op::Binary(op, 0, 0), ty, ty, [a[0] as u32, b[0] as u32, 0]) as i32); 2]
+        }
+        Function::Bits(_) => ANY,
+        Function::Same | Function::Field(_) | Function::Length(_) | Function::Load(..) => a,
     }
 }

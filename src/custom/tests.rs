@@ -238,3 +238,16 @@ fn identities() {
         assert!(matches!(verdict, Verdict::Passed), "{verdict}");
     }
 }
+
+/// Tables are those of their names, in whatever order a text reads them, and even if it reads only some.
+#[test]
+fn tables_are_read_by_name() {
+    let tables = [Table::f32("unread", 2), Table::f32("first", 2), Table::f32("second", 2)];
+    let term =
+        Term::with_tables("fn score(x: f32, at: Pair) -> f32 { return 10.0 * second[at.key] + first[at.key]; }", &tables).expect("valid");
+    let words = [[5.0f32, 6.0], [1.0, 2.0], [3.0, 4.0]].map(|table| table.map(f32::to_bits));
+    let words = words.each_ref().map(|table| &table[..]);
+    let program = term.functions().score.as_ref().expect("it has one");
+    assert_eq!(f32::from_bits(evaluate(program, &Pairs::default(), &words, &mut Vec::new())[0]), 31.0);
+    assert_eq!(walk::score(term.functions(), &words, 0.0, [0; 9]).0, 31.0);
+}

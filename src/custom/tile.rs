@@ -2,7 +2,7 @@
 
 use super::program::Field;
 
-/// Least and greatest value of an i32, of a u32 below 2^31 - 1, or of a bool.
+/// Least and greatest value of an i32, of the i32 with the bits of a u32, or of a bool.
 pub(crate) type Interval = [i64; 2];
 
 /// Visibility of a tile, as far as it is known before pairs are tested; in the order of the numbers that `status` returns.

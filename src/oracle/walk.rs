@@ -191,7 +191,7 @@ impl Walker<'_> {
         let function = frame.function;
         match function.expressions[handle] {
             Expression::FunctionArgument(index) => frame.arguments[index as usize].clone(),
-            Expression::GlobalVariable(variable) => Value::Table(variable.index()),
+            Expression::GlobalVariable(variable) => Value::Table(table_of(&self.module.global_variables[variable])),
             Expression::LocalVariable(variable) => Value::Place(variable, Vec::new()),
             Expression::AccessIndex { base, index } => self.part(self.expression(frame, base), index as usize, None),
             Expression::Access { base, index } => {
@@ -320,7 +320,8 @@ impl Walker<'_> {
 
     fn read(&self, table: usize, index: u32) -> Value {
         let word = self.tables[table][index as usize];
-        let variable = self.module.global_variables.iter().nth(table).map(|(_, variable)| variable.ty);
+        let mut variables = self.module.global_variables.iter().map(|(_, variable)| variable);
+        let variable = variables.find(|variable| table_of(variable) == table).map(|variable| variable.ty);
         let base = variable.map(|ty| &self.module.types[ty].inner);
         let Some(TypeInner::Array { base, .. }) = base else { unreachable!("tables are arrays") };
         let value = recast(U32(word), self.module.types[*base].inner.scalar_kind().expect("tables are of numbers"));
@@ -332,6 +333,11 @@ impl Walker<'_> {
             value => value,
         }
     }
+}
+
+/// Tables are bound in their order.
+fn table_of(variable: &naga::GlobalVariable) -> usize {
+    variable.binding.as_ref().map_or(0, |binding| binding.binding as usize)
 }
 
 fn binary(op: naga::BinaryOperator, a: Value, b: Value) -> Value {

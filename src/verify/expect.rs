@@ -22,6 +22,7 @@
 //!
 //! The 16 covers exp, which a GPU may get wrong by some units in the last place, and the rescaling of a running sum.
 
+use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::{DType, HostSlice, HostVec};
 use crate::oracle::{self, Reference};
@@ -47,6 +48,8 @@ pub struct ExpectedTensor {
     pub minus_infinity: f64,
     /// Largest finite value of the storage type. An answer that may exceed it may be infinite.
     pub largest: f64,
+    /// Elements that may be anything, because rounding may turn what they depend on; empty if there are none.
+    pub exempt: Vec<bool>,
 }
 
 impl ExpectedTensor {
@@ -57,7 +60,7 @@ impl ExpectedTensor {
             allowed => allowed.max(0.0),
         };
         let allowed = errors.into_iter().zip(&values).map(allowed).collect();
-        Self { shape: shape.into(), values, allowed, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into() }
+        Self { shape: shape.into(), values, allowed, minus_infinity: f64::NEG_INFINITY, largest: f32::MAX.into(), exempt: vec![] }
     }
 
     /// Creates a tensor that is stored like `operand`: the errors grow by the rounding of its storage type.
@@ -82,6 +85,8 @@ pub struct Expected {
     pub scores: Option<ExpectedTensor>,
     /// [batch, num_heads, seq_len_q, seq_len_kv].
     pub weights: Option<ExpectedTensor>,
+    /// Number of rows that are not judged, because rounding may turn what a user's term shows them.
+    pub unsure_rows: usize,
 }
 
 impl Expected {
@@ -120,14 +125,37 @@ impl Expected {
             pairs(values, &|at| errors[at] + TINY)
         };
         let weight_error = |at: usize| at_most(bounds.weight[at / d.seq_len_kv] * answer.weights[at] + TINY, 1.0);
-        Ok(Self {
+        let mut expected = Self {
             output: ExpectedTensor::stored(problem, Operand::Output, arrange_output(&answer.output), arrange_output(&output_errors), 0.0),
             lse: want.lse.then(lse),
             stats: want.stats.then(stats),
             scores: want.scores.map(scores),
             weights: want.weights.then(|| pairs(&answer.weights, &weight_error)),
-        })
+            unsure_rows: 0,
+        };
+        let unsure = unsure_rows(problem, inputs);
+        expected.unsure_rows = unsure.iter().filter(|&&row| row == 1.0).count();
+        if expected.unsure_rows > 0 {
+            let wide = |width: usize| unsure.iter().flat_map(|&row| std::iter::repeat_n(row, width)).collect::<Vec<f64>>();
+            let exempt = |tensor: &mut ExpectedTensor, rows: Vec<f64>| tensor.exempt = rows.into_iter().map(|row| row == 1.0).collect();
+            exempt(&mut expected.output, arrange_output(&wide(d.head_dim_v)));
+            expected.lse.iter_mut().for_each(|lse| exempt(lse, arrange_lse(&unsure, 1)));
+            expected.stats.iter_mut().for_each(|stats| exempt(stats, arrange_lse(&wide(2), 2)));
+            expected.scores.iter_mut().chain(&mut expected.weights).for_each(|pairs| exempt(pairs, wide(d.seq_len_kv)));
+        }
+        Ok(expected)
     }
+}
+
+/// 1 for each row of [batch, num_heads, seq_len_q] in which rounding may turn what a user's term shows, else 0.
+pub(super) fn unsure_rows(problem: &Problem, inputs: &Inputs<'_>) -> Vec<f64> {
+    let d = problem.dims;
+    let mut rows = vec![0.0; d.batch * d.num_heads * d.seq_len_q];
+    if problem.user_terms.iter().any(Term::has_visible) {
+        let unsure = oracle::pairs_of(problem, inputs).filter(|&(_, pair)| !rounding::is_sure(problem, inputs, pair));
+        unsure.for_each(|(at, _)| rows[at / d.seq_len_kv] = 1.0);
+    }
+    rows
 }
 
 /// Runs the oracle like an engine, and rounds its answer to the storage type.

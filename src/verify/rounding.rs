@@ -2,6 +2,7 @@
 //!
 //! Bounds of built-in functions are those of the WGSL specification, section "Floating Point Accuracy", doubled.
 
+use crate::custom::Term;
 use crate::custom::program::Program;
 use crate::custom::program::{Binary, Op, Scalar, Unary};
 use crate::custom::scalar;
@@ -43,6 +44,18 @@ pub(super) fn of_terms(problem: &Problem, inputs: &Inputs<'_>, x: Rough, pair: [
         }
     }
     Some(all)
+}
+
+/// True if rounding cannot turn whether the users' terms show a pair: each of them is sure to, or one is sure not to.
+pub(super) fn is_sure(problem: &Problem, inputs: &Inputs<'_>, pair: [i32; 9]) -> bool {
+    let terms = problem.user_terms.iter().enumerate();
+    let shows = |(index, term): (usize, &Term)| {
+        let Some(program) = &term.functions().visible else { return Some(true) };
+        let shown = of_program(program, [(0.0, 0.0); 2], pair, &problem.tables_of(index, inputs.term_tables));
+        shown.map(|(bits, _)| bits != 0.0)
+    };
+    let all: Vec<Option<bool>> = terms.map(shows).collect();
+    all.contains(&Some(false)) || !all.contains(&None)
 }
 
 /// Derivative of the last score by an element of a table, if no rounding may turn a comparison, and the element that the

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::verify::case::Case;
 use crate::verify::compare::{gradient_errors, output_errors};
 use crate::verify::derivative::check_derivatives;
-use crate::verify::expect::Expected;
+use crate::verify::expect::{Expected, unsure_rows};
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
 use crate::verify::generate::{minimise, random};
 use crate::verify::table::table;
@@ -120,13 +120,17 @@ pub fn check_against(case: &Case, expected: &Expected, attend: &AttentionFn<'_>)
 
 /// Computes all gradients of `case` with `backward` and compares them with the oracle's.
 ///
-/// [`Error::Unsupported`] is a skip with its reason; any other error is a failure.
+/// [`Error::Unsupported`] is a skip with its reason, and so is a user's mask that rounding may turn; any other error is a
+/// failure.
 pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
     judged(ExpectedGradients::of(case), |expected| check_backward_against(case, &expected, backward))
 }
 
 /// Computes all gradients of `case` and compares them with `expected`, which several candidates can share.
 pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
+    if unsure_rows(&case.problem, &case.data.inputs()).contains(&1.0) {
+        return Verdict::Skipped("rounding may turn what a user's term shows, and with it gradients of any key".into());
+    }
     let want = WantGradients { through_lse: expected.d_lse.is_some(), ..WantGradients::all(&case.problem) };
     let gradients = backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want);
     Verdict::of(gradients, |gradients| gradient_errors(&case.problem, expected, &gradients))
@@ -139,7 +143,14 @@ fn judged<T>(expected: Result<T>, check: impl FnOnce(T) -> Verdict) -> Verdict {
 /// Runs the forward pass of one case on every candidate.
 pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
     let expected = Expected::of(&case.problem, &case.data.inputs())?;
-    let run = |candidate: &Candidate<'_>| Row::new(suite, &case.name, candidate, check_against(case, &expected, candidate.attend));
+    let note = match expected.unsure_rows {
+        0 => String::new(),
+        rows => format!("not compared: {rows} rows, because rounding may turn what a user's term shows them"),
+    };
+    let run = |candidate: &Candidate<'_>| {
+        let verdict = check_against(case, &expected, candidate.attend);
+        Row { note: note.clone(), ..Row::new(suite, &case.name, candidate, verdict) }
+    };
     Ok(candidates.iter().map(run).collect())
 }
 

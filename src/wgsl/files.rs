@@ -76,7 +76,7 @@ impl KernelKey {
             }
         }
         let tells = self.terms.iter().any(|(_, term)| term.defines("status"));
-        if self.kernel.has_blocks() && (tells || self.user_terms.iter().any(|functions| functions.visible.is_some())) {
+        if self.kernel.has_tiles() && (tells || self.user_terms.iter().any(|functions| functions.visible.is_some())) {
             files.extend(files!("lib/interval.wgsl"));
         }
         files.into_iter().chain(own.into_iter().flatten().copied())

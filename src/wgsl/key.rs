@@ -132,6 +132,11 @@ impl Kernel {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..)) || self.block_rows() > 0
     }
 
+    /// True if it asks what terms show of a tile.
+    pub(super) fn has_tiles(self) -> bool {
+        self.has_blocks() || self == Self::TileList
+    }
+
     /// Query rows of a fused kernel's workgroup; 0 for other kernels.
     pub(crate) const fn block_rows(self) -> u32 {
         match self {

@@ -150,7 +150,16 @@ fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &
     if !telling.is_empty() || !showing.is_empty() {
         text.push_str("var<private> tests_told: bool = true;\n");
     }
-    if !key.kernel.has_blocks() {
+    if !key.kernel.has_tiles() {
+        return;
+    }
+    if !showing.is_empty() {
+        let all: Vec<String> = showing.iter().map(|user| format!("{}_status(tile)", user.name)).collect();
+        let least = all.into_iter().reduce(|a, b| format!("min({a}, {b})")).unwrap_or_default();
+        let _ = writeln!(text, "fn users_show(tile: Tile) -> u32 {{ return {least}; }}");
+    }
+    if key.kernel == Kernel::TileList {
+        let _ = writeln!(text, "const USERS_ALONE: bool = {};", key.terms.iter().all(|(_, term)| !term.defines("visible")));
         return;
     }
     text.push_str("fn told(item: Item, block: Block, rows: u32, first_key: u32, end_key: u32) -> Told {\n");
@@ -159,8 +168,8 @@ fn tile_status(text: &mut String, key: &KernelKey, users: &[User<'_>], others: &
         return;
     }
     text.push_str("    let tile = tile_of(item, block, rows, first_key, end_key);\n    var least = SHOWS_ALL;\n");
-    for user in &showing {
-        let _ = writeln!(text, "    least = min(least, {}_status(tile));", user.name);
+    if !showing.is_empty() {
+        text.push_str("    least = users_show(tile);\n");
     }
     // Arithmetic that tells of some pairs may be wrong about them; bits are right, and a list knows all terms.
     let open = match (key.listed, showing.is_empty()) {
@@ -192,7 +201,7 @@ pub(super) fn user_functions(text: &mut String, key: &KernelKey) {
                 emit::function(text, &format!("{name}_{hook}"), arguments, program, *first_table);
             }
         }
-        if let Some(status) = functions.status.as_ref().filter(|_| key.kernel.has_blocks()) {
+        if let Some(status) = functions.status.as_ref().filter(|_| key.kernel.has_tiles()) {
             status.emit(text, &format!("{name}_status"), *first_table);
         }
         if let Some(gradient) = user.table(key) {

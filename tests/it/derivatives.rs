@@ -1,7 +1,9 @@
 //! Derivatives of users' scores against differences: what is noticed, what is left out, and how often.
 
-use wgpu_attention::verify::{Case, Derivative, Fill, Verdict, check_derivatives, random, run_derivatives, run_generated};
-use wgpu_attention::{Dims, Problem, Progress, Term};
+use wgpu_attention::verify::{
+    Case, Derivative, Expected, Fill, Verdict, check, check_derivatives, oracle, random, random_text_of, run_derivatives, run_generated,
+};
+use wgpu_attention::{Dims, Inputs, Problem, Progress, Term};
 
 fn case(text: &str, seed: u64) -> Case {
     let dims = Dims { seq_len_kv: 23, ..Dims::self_attention(2, 2, 9, 8) };
@@ -87,4 +89,29 @@ fn the_suite_holds_them() {
     let rows = run_generated(&[], 1, 60, "random", &mut Progress::default()).expect("it runs");
     let rows: Vec<_> = rows.iter().filter(|row| row.suite == "derivatives").collect();
     assert!(rows.len() >= 3 && rows.iter().all(|row| !matches!(row.verdict, Verdict::Failed(_))), "{rows:?}");
+}
+
+/// A mask that compares floats may show another key after rounding: rows in which it may are not judged, and few.
+#[test]
+fn masks_that_rounding_may_turn() {
+    let dims = Dims { seq_len_kv: 40, ..Dims::self_attention(1, 2, 40, 8) };
+    let case = |text: &str| {
+        let term = Term::wgsl(text).expect("valid");
+        Case::new("rounded", Problem::new(dims).with_lse().with_term(term), Fill::seed(5)).expect("valid")
+    };
+    let unsure = |case: &Case| Expected::of(&case.problem, &case.data.inputs()).expect("valid").unsure_rows;
+    // 0.7 of 10, 20 and 30 are whole numbers but for rounding.
+    let ties = case("fn visible(at: Pair) -> bool { return f32(at.key) < 0.7 * f32(at.row); }");
+    assert_eq!(unsure(&ties), 2 * 3, "rows 10, 20 and 30 of both heads");
+    assert_eq!(check(&ties, &oracle), Verdict::Passed);
+    let wrong = |problem: &Problem, inputs: &Inputs<'_>| oracle(&Problem { user_terms: vec![], ..problem.clone() }, inputs);
+    assert!(matches!(check(&ties, &wrong), Verdict::Failed(_)), "the other rows are judged");
+    assert_eq!(unsure(&case("fn visible(at: Pair) -> bool { return f32(at.key) < 0.75 * f32(at.row); }")), 0, "0.75 is exact");
+    let (mut rows, mut not_judged) = (0, 0);
+    for seed in 0..300 {
+        let Ok(case) = random_text_of(seed, seed, false).expect("valid") else { continue };
+        (rows, not_judged) = (rows + case.problem.lse_len(), not_judged + unsure(&case));
+    }
+    println!("{not_judged} of {rows} rows of random texts are not judged");
+    assert!(100 * not_judged <= rows, "{not_judged} of {rows}");
 }

@@ -164,10 +164,8 @@ const fn holds(status: Status, [visible, masked]: [usize; 2]) -> bool {
 
 /// The status as kernels compute it, as a score that reads the tile from a table; `None` if it is too long.
 fn in_wgsl(rule: &TileRule) -> Option<Term> {
-    let place = |text: &str, of: &str| text.find(of).expect("it is there");
-    let (start, end) = (place(INTERVALS, "// Rows of a block"), place(INTERVALS, "fn interval_add"));
-    let tiles = &TILE_BITS[place(TILE_BITS, "const SHOWS_NONE")..place(TILE_BITS, "struct TileBits")];
-    let mut text = [tiles, &INTERVALS[..start], &INTERVALS[end..]].concat();
+    let place = |of: &str| TILE_BITS.find(of).expect("it is there");
+    let mut text = [&TILE_BITS[place("const SHOWS_NONE")..place("struct TileBits")], INTERVALS].concat();
     text += "fn table(at: u32) -> u32 { return all_words[at]; }\n";
     rule.emit(&mut text, "user_status", 0);
     let mut first = 0;

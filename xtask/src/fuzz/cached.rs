@@ -4,8 +4,7 @@ use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows, Tables};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{
-    Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Operand, Outputs, Paged, Problem, Result, TensorSpec,
-    gather,
+    Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec, gather,
 };
 
 use crate::simulate::stored;
@@ -15,7 +14,7 @@ use crate::simulate::stored;
 /// Unsupported: what caches on a device cannot have, such as quantised keys, whose blocks would be rounded again.
 pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     let d = problem.dims;
-    let no = |what: &str| Error::unsupported(what, "none");
+    let no = |what: &str| Error::Unsupported { what: what.into(), remedy: "none".into() };
     let paged = problem.paged.filter(|_| problem.varlen.is_none()).ok_or_else(|| no("no pages"))?;
     let by_key = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([.., keys])| keys > 1);
     let is_wide = problem.want.stats || problem.want.weights || problem.want.scores.is_some();
@@ -40,9 +39,9 @@ pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Re
     let lengths: Vec<usize> = inputs.kv_lengths.iter().map(|&length| length as usize).collect();
     let seq_len = lengths.iter().copied().max().unwrap_or(0).max(1);
     let buffers = Buffers(gpu);
-    let [key, value] = [(Operand::Key, inputs.key), (Operand::Value, inputs.value)].map(|(operand, data)| {
-        let tokens = new_tokens(problem, inputs, &paged, &gather(data, problem.spec(operand), problem.shape(operand)), operand, seq_len);
-        buffers.filled(HostSlice::F32(&tokens).bytes())
+    let [key, value] = [(inputs.key, &problem.key, d.head_dim), (inputs.value, &problem.value, d.head_dim_v)].map(|(data, spec, dim)| {
+        let shape = [paged.pages, d.num_kv_heads, paged.page_size, dim];
+        buffers.filled(HostSlice::F32(&new_tokens(problem, inputs, &gather(data, spec, shape), shape, seq_len)).bytes())
     });
     let spec = TensorSpec::new(DType::F32, Layout::Bshd);
     let append =
@@ -80,12 +79,12 @@ pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Re
 }
 
 /// Keys or values of each item, [batch, seq_len, num_kv_heads, dim], of which the last are its tokens.
-fn new_tokens(problem: &Problem, inputs: &Inputs<'_>, paged: &Paged, dense: &[f32], operand: Operand, seq_len: usize) -> Vec<f32> {
-    let [_, heads, page_size, dim] = problem.shape(operand);
+fn new_tokens(problem: &Problem, inputs: &Inputs<'_>, dense: &[f32], [_, heads, page_size, dim]: [usize; 4], seq_len: usize) -> Vec<f32> {
+    let pages_per_item = inputs.page_table.len() / problem.dims.batch;
     let mut tokens = vec![f32::NAN; problem.dims.batch * seq_len * heads * dim];
     for (item, &length) in inputs.kv_lengths.iter().enumerate() {
         for position in 0..length as usize {
-            let page = inputs.page_table[item * paged.pages_per_item + position / page_size] as usize;
+            let page = inputs.page_table[item * pages_per_item + position / page_size] as usize;
             let token = item * seq_len + seq_len - length as usize + position;
             for head in 0..heads {
                 let from = ((page * heads + head) * page_size + position % page_size) * dim;

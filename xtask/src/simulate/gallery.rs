@@ -11,8 +11,8 @@ use super::device::{Device, Shaders};
 use super::log::Log;
 use super::{Args, CLASSES, SUBGROUPS, caps, lane_order};
 
-/// Runs each file on a device of each class. Subgroups, algorithms and variants take turns from file to file, so that all
-/// of them meet users' terms. Returns the number of runs.
+/// Runs each file on one device. Classes, subgroups, algorithms and variants take turns from file to file and from seed to
+/// seed, so that all of them meet users' terms. Returns the number of runs.
 pub(super) fn run(args: &Args, shaders: &Shaders, log: &Log, wanted: impl Fn(&str) -> bool) -> Result<usize, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/flex");
     let mut tasks = Vec::new();
@@ -20,16 +20,16 @@ pub(super) fn run(args: &Args, shaders: &Shaders, log: &Log, wanted: impl Fn(&st
         let file = CaseFile::read(path).map_err(|error| error.to_string())?;
         let name = format!("gallery, {}, f32", file.name());
         if wanted(&name) {
-            tasks.extend((0..CLASSES.len()).map(|class| (name.clone(), file.clone(), at, class)));
+            tasks.push((name, file, at + args.seed as usize % 1000));
         }
     }
-    tasks.par_iter().for_each(|(name, file, at, class)| {
-        let turn = at + class;
-        let size = args.subgroup.unwrap_or(SUBGROUPS[turn % SUBGROUPS.len()]);
+    tasks.par_iter().for_each(|(name, file, turn)| {
+        let (started, class) = (std::time::Instant::now(), CLASSES[turn % CLASSES.len()]);
+        let size = args.subgroup.unwrap_or(SUBGROUPS[turn * 5 / 3 % SUBGROUPS.len()]);
         let specialise = if turn.is_multiple_of(2) { Specialise::Always } else { Specialise::Never };
-        let algorithm = if turn % 3 == 2 { Algorithm::Staged } else { Algorithm::Auto };
+        let algorithm = if turn % 4 == 2 { Algorithm::Staged } else { Algorithm::Auto };
         let device = Device {
-            caps: caps(CLASSES[*class], size, specialise),
+            caps: caps(class, size, specialise),
             subgroup_size: size.max(1),
             seed: args.seed,
             lanes: lane_order(args),
@@ -44,7 +44,10 @@ pub(super) fn run(args: &Args, shaders: &Shaders, log: &Log, wanted: impl Fn(&st
         };
         let (verdict, note) = check_file_backward(file, &attend, &backward);
         if verdict != Verdict::Passed || !note.is_empty() {
-            log.complain(format!("{name} on {:?}, subgroups of {size}: {verdict} {note}", CLASSES[*class]));
+            log.complain(format!("{name} on {class:?}, subgroups of {size}: {verdict} {note}"));
+        }
+        if args.verbose {
+            eprintln!("{:.2} s for {name} on {class:?}, subgroups of {size}", started.elapsed().as_secs_f64());
         }
     });
     Ok(tasks.len())
