@@ -36,11 +36,11 @@ pub(super) struct ByTable<'a> {
     pub(super) slope: Schedule<'a>,
 }
 
-/// What scores are derived by.
+/// Variable by which scores are derived.
 #[derive(Clone, Copy)]
 pub(super) enum By<'a> {
     Nothing,
-    /// What they were before the user's terms.
+    /// The scores before the user's terms.
     Scores,
     Table(&'a ByTable<'a>),
 }

@@ -17,8 +17,6 @@ pub(crate) mod interval;
 mod lower;
 mod math;
 pub(crate) mod owner;
-#[cfg(test)]
-mod owner_tests;
 mod parse;
 pub(crate) mod program;
 pub(crate) mod scalar;

@@ -4,6 +4,9 @@
 //! only between these lines. Its program is followed in integers: by how much each operation changes when the pair moves
 //! one step along a line. What changes by a constant is known; the result must not change at all.
 
+#[cfg(test)]
+mod tests;
+
 use super::builder::Builder;
 use super::derive::{self, Seed};
 use super::program::{Binary, Field, Id, Op, Program, Scalar, Unary};

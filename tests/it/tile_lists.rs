@@ -12,7 +12,7 @@ const TILES: [usize; 2] = [5, 4];
 
 /// True if a tile is visible; the second row of tiles sees nothing.
 fn shows(row: usize, key: usize) -> bool {
-    row != 1 && (row * 7 + key * 5) % 3 == 0
+    row != 1 && (row * 7 + key * 5).is_multiple_of(3)
 }
 
 fn numbers(len: usize, seed: usize) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Owners of tables: which indices they allow, and what is said of others.
 
-use super::{Owner, Table, Term};
+use crate::custom::{Owner, Table, Term};
 use crate::error::{Error, Result};
 use crate::problem::{Alignment, Dims, Problem, WantGradients};
 
