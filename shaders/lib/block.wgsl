@@ -90,7 +90,7 @@ fn tile_of(item: Item, block: Block, count: u32, first_key: u32, end_key: u32) -
         rows + item.offset, keys, vec2<i32>(i32(item.rows)), vec2<i32>(i32(item.keys)));
 }
 
-// What the terms that know tiles show of one.
+// Answer of the terms that know tiles about one.
 struct Told {
     status: u32,
     // The status is SHOWS_SOME and nothing is visible perhaps, or other terms mask pairs too: only pairs can tell.

@@ -111,7 +111,7 @@ fn interval_bits(a: vec2<i32>, b: vec2<i32>, bits: i32) -> vec2<i32> {
 // First and last place in a table at an interval of indices.
 fn places_of(index: vec2<i32>, length: u32) -> vec2<u32> {
     let places = min(vec2<u32>(max(index, vec2<i32>(0))), vec2<u32>(length - 1u));
-    // What is not known may be a u32 beyond the greatest i32.
+    // An unknown index may be a u32 beyond the greatest i32.
     return vec2<u32>(places.x, select(places.y, length - 1u, index.y == ANY.y));
 }
 
