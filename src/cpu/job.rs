@@ -56,7 +56,7 @@ pub(super) struct Unit {
 }
 
 impl Job<'_> {
-    /// What the masks of the user's terms show of some rows of a unit, counted from its first, and keys.
+    /// Status by the masks of the user's terms of some rows of a unit, counted from its first, and keys.
     pub(super) fn of_users(&self, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
         let item = &self.items[unit.item];
         let status = user_terms::status(&self.users, self.problem, item, unit, rows.clone(), keys);

@@ -13,7 +13,7 @@ use crate::numbers::{DType, HostSlice, HostVec, Random};
 use crate::problem::{Alibi, Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem, ScoreOrder, ScoreStage, Strides};
 use crate::progress::Progress;
 use crate::verify::{
-    Candidate, Case, Data, Expected, ExpectedGradients, Extreme, Fill, Verdict, check_against, check_backward_against, random,
+    Candidate, Case, Data, Expected, ExpectedGradients, Extreme, Fill, Row, Verdict, check_against, check_backward_against, random,
     random_large_of, run_generated,
 };
 
@@ -192,7 +192,9 @@ fn table_and_random_problems() {
     let all: Vec<_> = Isa::available().map(|isa| (format!("{isa:?}"), on(isa))).collect();
     let candidates: Vec<_> = all.iter().map(|(name, attend)| Candidate { name, attend, engine: None }).collect();
     let rows = run_generated(&candidates, 0, 3000, "", &mut Progress::default()).expect("every problem is valid");
-    let failed: Vec<_> = rows.iter().filter(|row| row.verdict != Verdict::Passed).collect();
+    // A score may be smooth nowhere, as far as differences tell.
+    let is_left_out = |row: &Row| row.suite == "derivatives" && matches!(row.verdict, Verdict::Skipped(_));
+    let failed: Vec<_> = rows.iter().filter(|row| row.verdict != Verdict::Passed && !is_left_out(row)).collect();
     assert!(failed.is_empty() && rows.len() > 3000 * all.len(), "{failed:#?}");
 }
 

@@ -262,7 +262,7 @@ impl Intervals {
 fn elements(table: &[u32], index: Interval, order: Order, ty: Scalar) -> Interval {
     let last = table.len() - 1;
     let [first, end] = index.map(|index| (index.max(0) as usize).min(last));
-    // What is not known may be a u32 beyond the greatest i32.
+    // An unknown index may be a u32 beyond the greatest i32.
     let end = if index[1] == ANY[1] { last } else { end };
     let element = |at: usize| i64::from(table[at] as i32);
     match order {

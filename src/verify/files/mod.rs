@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::verify::expect_backward::AttendBackward;
 use crate::verify::suite::{Candidate, Row, Verdict};
 
-/// What a file runs on.
+/// Runner of a file.
 struct Runner<'a> {
     attend: &'a AttentionFn<'a>,
     /// Engine of layers.
