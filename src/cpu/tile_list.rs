@@ -8,7 +8,7 @@ use super::simd::Simd;
 use super::user_status::tile_of;
 use super::visible::Item;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate_some};
-use crate::custom::program::{Field, Id, Program};
+use crate::custom::program::{Field, Id};
 use crate::custom::status::TileRule;
 use crate::custom::tile::Status;
 use crate::problem::{BlockList, Inputs, Problem};
@@ -67,9 +67,9 @@ impl SimdKernel for Line<'_> {
         }
         let mask = |at: usize| {
             let program = problem.user_terms[at].functions().visible.as_ref()?;
-            Some((program, (0..program.nodes.len() as Id).collect(), problem.tables_of(at, inputs.term_tables)))
+            Some((program, (0..program.nodes.len() as Id).collect::<Vec<_>>(), problem.tables_of(at, inputs.term_tables)))
         };
-        let masks: Vec<(&Program, Vec<Id>, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(mask).collect();
+        let masks: Vec<_> = (0..problem.user_terms.len()).filter_map(mask).collect();
         let rule = |at: usize| Some((problem.user_terms[at].functions().status.as_ref()?, problem.tables_of(at, inputs.term_tables)));
         let rules: Vec<(&TileRule, Vec<&[u32]>)> = (0..problem.user_terms.len()).filter_map(rule).collect();
         let (mut pairs, mut registers) = (Pairs::default(), Vec::new());
