@@ -8,9 +8,7 @@ use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
 use super::tile_list::TileList;
 use super::user_term::UserTerm;
-use super::user_terms;
 use super::visible::Item;
-use crate::custom::tile::Status;
 use crate::numbers::HostSlice;
 use crate::problem::{Inputs, Operand, Problem, ScoreStage};
 use crate::terms::TileAt;
@@ -53,19 +51,6 @@ pub(super) struct Unit {
     pub(super) work: usize,
     /// Offset of the result in `partials`, if the keys are only a part.
     pub(super) partial: Option<usize>,
-}
-
-impl Job<'_> {
-    /// Status by the masks of the user's terms of some rows of a unit, counted from its first, and keys.
-    pub(super) fn of_users(&self, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
-        let item = &self.items[unit.item];
-        let status = user_terms::status(&self.users, self.problem, item, unit, rows.clone(), keys);
-        let tile = || unit.tile(self.problem, item.batch, rows, keys.clone());
-        match self.list {
-            Some(list) if status == Status::Some && !list.may_see(self.problem, &tile()) => Status::None,
-            _ => status,
-        }
-    }
 }
 
 impl Unit {

@@ -9,6 +9,7 @@ use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::shared::Buffer;
 use super::simd::Simd;
+use super::user_terms::of_job;
 use crate::custom::evaluate::{LANES, Lanes, Pairs, evaluate_some};
 use crate::custom::program::Field;
 use crate::custom::schedule::Schedule;
@@ -94,7 +95,7 @@ impl Grid<'_> {
 
     /// Determines which pairs the masks of the user's terms show.
     pub(super) fn mask(&self, scratch: &mut UserScratch) -> Status {
-        let status = if self.tests { self.job.of_users(self.unit, self.rows.clone(), &self.keys) } else { Status::All };
+        let status = if self.tests { of_job(self.job, self.unit, self.rows.clone(), &self.keys) } else { Status::All };
         let UserScratch { memory, visible, result, .. } = scratch;
         let (visible, result) = (visible.take(self.len()), result.take(self.len()));
         let mut is_first = true;

@@ -34,6 +34,17 @@ pub(super) fn status_of(users: &[UserTerm<'_>], item: &Item, kv_head: usize, at:
     users.iter().filter_map(|term| Some(term.rule?.of(&tile, &term.tables))).min().unwrap_or(Status::All)
 }
 
+/// Status of some rows of a unit of a job, counted from its first, and keys, by the masks and by the list of tiles.
+pub(super) fn of_job(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
+    let item = &job.items[unit.item];
+    let status = status(&job.users, job.problem, item, unit, rows.clone(), keys);
+    let tile = || unit.tile(job.problem, item.batch, rows, keys.clone());
+    match job.list {
+        Some(list) if status == Status::Some && !list.may_see(job.problem, &tile()) => Status::None,
+        _ => status,
+    }
+}
+
 /// Estimates the number of pairs of a unit that are computed.
 pub(super) fn work(users: &[UserTerm<'_>], problem: &Problem, item: &Item, unit: &Unit) -> usize {
     let step = unit.keys.len().div_ceil(PARTS).max(KEY_BLOCK);
@@ -53,7 +64,7 @@ pub(super) fn each_block(job: &Job<'_>, unit: &Unit, mut run: impl FnMut(usize, 
     // Halves whose status is unknown, the next one last.
     let mut parts = vec![unit.keys.clone()];
     while let Some(part) = parts.pop() {
-        match job.of_users(unit, 0..unit.rows, &part) {
+        match of_job(job, unit, 0..unit.rows, &part) {
             Status::None => {}
             Status::Some if part.len() > KEY_BLOCK => {
                 let middle = part.start + (part.len() / 2).next_multiple_of(KEY_BLOCK);

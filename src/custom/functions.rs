@@ -28,7 +28,7 @@ pub(crate) struct Functions {
     pub(crate) module: naga::Module,
     /// `None` if every pair is visible.
     pub(crate) visible: Option<Program>,
-    /// What `visible` shows of a tile.
+    /// Rule for what `visible` shows of a tile.
     pub(crate) status: Option<TileRule>,
     /// `None` if the score stays as it is.
     pub(crate) score: Option<Program>,

@@ -8,12 +8,12 @@ use wgpu_attention::{Alignment, Backend, Dims, Engine, EngineOptions, Error, Pro
 const TOKENS: usize = 150;
 
 /// Five documents; few rows change theirs within a tile.
-fn documents() -> Vec<i32> {
+fn segments() -> Vec<i32> {
     (0..TOKENS).map(|at| (at / 37) as i32 - 2).collect()
 }
 
 fn case(text: &str, is_sorted: bool) -> Case {
-    let documents = documents();
+    let segments = segments();
     let table = Table { is_sorted, ..Table::i32("documents", TOKENS) };
     let tables = if text.contains("documents") { vec![table] } else { vec![] };
     let term = Term::with_tables(text, &tables).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -21,7 +21,7 @@ fn case(text: &str, is_sorted: bool) -> Case {
     let problem = Problem::new(dims).aligned(Alignment::TopLeft).with_term(term).with_lse();
     let mut case = Case::new("status", problem, Fill { poison: false, ..Fill::seed(5) }).expect("valid");
     if !tables.is_empty() {
-        case.data.term_tables = case.problem.term_tables(&[("documents", TableData::I32(&documents))]).expect("sorted");
+        case.data.term_tables = case.problem.term_tables(&[("documents", TableData::I32(&segments))]).expect("sorted");
     }
     case
 }

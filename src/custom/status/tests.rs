@@ -271,11 +271,11 @@ fn of_tile(text: &str, tables: (Table<'_>, &[u32]), heads: [i64; 2], rows: [i64;
 
 #[test]
 fn tables_are_known_by_their_ends_or_where_they_are_short() {
-    let documents: Vec<u32> = (0..100).map(|at| at / 30).collect();
+    let segments: Vec<u32> = (0..100).map(|at| at / 30).collect();
     let text = "fn visible(at: Pair) -> bool { return documents[at.row] == documents[at.key]; }";
     let status = |rows, keys, is_sorted| {
         let table = Table { is_sorted, ..Table::i32("documents", 100) };
-        of_tile(text, (table, &documents), [0, 0], rows, keys)
+        of_tile(text, (table, &segments), [0, 0], rows, keys)
     };
     for (rows, keys, wanted) in [
         ([0, 29], [30, 99], Status::None),
