@@ -132,7 +132,7 @@ pub(super) fn attention_on(
         *bias = bias_gradient(&work, threads, control)?;
     }
     if let Some(tables) = term_tables {
-        *tables = term_tables::gradients(&work, threads, control)?;
+        *tables = term_table_gradients(&work, threads, control)?;
     }
     control.report(1.0)?;
     Ok(gradients)
@@ -190,10 +190,10 @@ fn add(to: Option<&mut [f32]>, at: usize, from: &[f32]) {
 }
 
 /// Gradient whose elements units add to.
-pub(super) struct Grouped {
-    pub(super) elements: usize,
+struct Grouped {
+    elements: usize,
     /// For batch, key/value heads and rows: true if others of them add to other elements.
-    pub(super) owns: [bool; 3],
+    owns: [bool; 3],
 }
 
 /// Computes the gradient of the bias.
@@ -204,12 +204,24 @@ fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) ->
     by_pairs(work, grouped, threads, control, |unit, to, start, scratch| add_bias(work, unit, shape, to, start, scratch))
 }
 
+/// Computes the gradients of the tables that have an owner, one after the other.
+fn term_table_gradients(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
+    let mut all = Vec::with_capacity(work.job.problem.d_term_tables_len());
+    for owned in term_tables::owned(work.job.problem) {
+        let grouped = Grouped { elements: owned.elements, owns: owned.owns };
+        let add =
+            |unit: &Unit, to: &Shared<'_, f32>, start, scratch: &mut Scratch| term_tables::add(work, &owned, unit, to, start, scratch);
+        all.extend(by_pairs(work, grouped, threads, control, add)?);
+    }
+    Ok(all)
+}
+
 /// Computes a gradient to whose elements `add` adds what a unit contributes, in a pass of its own, because dK and dV are
 /// divided into other tasks.
 ///
 /// Units that add to the same elements form one task, in a fixed order. Where that leaves too few tasks, the units are
 /// split among tasks that add to copies of the gradient, and the copies are summed in order.
-pub(super) fn by_pairs(
+fn by_pairs(
     work: &Work<'_>,
     Grouped { elements, owns }: Grouped,
     threads: usize,

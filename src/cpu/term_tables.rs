@@ -1,6 +1,5 @@
-//! Gradients of the tables that users' terms read, each in a pass of its own over all pairs.
+//! Tables that users' terms read and that have gradients, each by a pass of its own over all pairs.
 
-use super::backward::{Grouped, by_pairs};
 use super::backward_unit::{Scratch, Work};
 use super::job::{Block, Unit};
 use super::shared::Shared;
@@ -8,35 +7,36 @@ use super::user_grid::ByTable;
 use super::user_terms::each_block;
 use crate::custom::Owner;
 use crate::custom::schedule::Schedule;
-use crate::error::Result;
-use crate::problem::Operand;
-use crate::progress::Progress;
+use crate::problem::{Operand, Problem};
 
-/// Computes the gradients of all tables that have an owner, one after the other.
-pub(super) fn gradients(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
-    let problem = work.job.problem;
-    let mut all = Vec::with_capacity(problem.d_term_tables_len());
-    for table in problem.owned_tables() {
+/// Table that has an owner.
+pub(super) struct Owned<'a> {
+    table: ByTable<'a>,
+    pub(super) elements: usize,
+    /// For batch, key/value heads and rows: true if others of them add to other elements.
+    pub(super) owns: [bool; 3],
+}
+
+/// All tables that have an owner, in the order of their gradients.
+pub(super) fn owned(problem: &Problem) -> impl Iterator<Item = Owned<'_>> {
+    problem.owned_tables().map(|table| {
         // Units that add to other elements of a table that is owned by pairs can run side by side.
         let strides = problem.strides_of(&table).filter(|_| table.gradient.owner == Owner::Pair);
         let owns = strides.map_or([false; 3], |strides| [0, 1, 2].map(|axis: usize| strides.axes[axis] != 0));
-        let grouped = Grouped { elements: table.range.len(), owns };
         let (index, slope) = (Schedule::new(&table.gradient.index), Schedule::new(&table.gradient.slope));
-        let table = ByTable { term: table.term, index, slope };
-        all.extend(by_pairs(work, grouped, threads, control, |unit, to, start, scratch| add(work, &table, unit, (to, start), scratch))?);
-    }
-    Ok(all)
+        Owned { elements: table.range.len(), owns, table: ByTable { term: table.term, index, slope } }
+    })
 }
 
 /// Adds a unit's contribution to the copy of the gradient that starts at `start`.
-fn add(work: &Work<'_>, table: &ByTable<'_>, unit: &Unit, (to, start): (&Shared<'_, f32>, usize), scratch: &mut Scratch) {
+pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
     let job = &work.job;
     let Scratch { sides, block: buffers, tile } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
     each_block(job, unit, |first, tests_users| {
         let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
         for side in sides.iter_mut() {
-            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, Some(table)) else { continue };
+            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
             let (width, rows) = (side.panel.width, side.panel.rows);
             let len = width * keys.len();
             let (slopes, elements) = (tile.slopes.take(len), tile.users.elements(len));

@@ -90,10 +90,11 @@ pub fn check_derivatives(case: &Case) -> Result<Vec<Option<Derivative>>> {
     terms.iter().try_for_each(Term::check_slope)?;
     let (inputs, mut random) = (case.data.inputs(), Random::new(case.fill.seed ^ 0x5107e));
     let answer = oracle::attention(&case.problem, &inputs)?;
-    let seen: Vec<_> = oracle::pairs_of(&case.problem, &inputs).filter(|&(at, _)| answer.before_terms[at].is_finite()).collect();
+    let pairs: Vec<_> = oracle::pairs_of(&case.problem, &inputs).collect();
     let mut all: Vec<Option<Derivative>> = terms.iter().map(|term| term.has_score().then(Derivative::default)).collect();
-    for &(at, pair) in seen.iter().step_by(seen.len().div_ceil(PAIRS).max(1)) {
-        let mut x = answer.before_terms[at];
+    for &(at, pair) in pairs.iter().step_by(pairs.len().div_ceil(PAIRS).max(1)) {
+        // Masked pairs need not have a score.
+        let mut x = Some(answer.before_terms[at]).filter(|x| x.is_finite()).unwrap_or_else(|| f64::from(random.normal()));
         for (index, (term, derivative)) in terms.iter().zip(&mut all).enumerate() {
             let (functions, tables) = (term.functions(), case.problem.tables_of(index, &case.data.term_tables));
             if let Some(derivative) = derivative {
