@@ -61,7 +61,7 @@ fn users_terms_are_verified() {
     }
     verify(text(&right), &["--count", "3"]).refused(&["--count", "--score"]);
     verify(text(&right), &["--cases", DATA]).refused(&["--cases"]);
-    verify("y", &[]).refused(&["--score", "column 1"]);
+    verify("y + rates[0]", &[]).refused(&["--score", "column 1"]);
     attn(&["verify", "--table", &table]).refused(&["--table rates"]);
 }
 

@@ -1,7 +1,7 @@
 //! Operations that consist of an attention: `sdpa`, `flex`, `varlen`, `paged`, `sdpa_layers`; and `merge_states`.
 
-use super::Runner;
 use super::case_file::{CaseFile, FileData, Given, given};
+use super::runner::Runner;
 use crate::cache;
 use crate::cpu::{Part, RowSums, merge};
 use crate::custom::{Table, Term};

@@ -1,7 +1,7 @@
 //! Operations with projections around the attention: `mha`, PyTorch's nn.MultiheadAttention, and `bert_attention`.
 
-use super::Runner;
 use super::case_file::{CaseFile, FileData, Given, given};
+use super::runner::Runner;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::layer::{

@@ -4,26 +4,19 @@ mod attention;
 mod case_file;
 mod layers;
 mod operators;
+mod runner;
 
 use std::path::Path;
 
 pub use case_file::CaseFile;
 use case_file::Given;
+use runner::Runner;
 
-use crate::engine::Engine;
 use crate::error::Result;
 use crate::problem::{AttentionFn, BackwardInputs, Inputs, Problem, WantGradients};
 use crate::progress::Progress;
 use crate::verify::expect_backward::AttendBackward;
 use crate::verify::suite::{Candidate, Row, Verdict};
-
-/// Runner of a file.
-struct Runner<'a> {
-    attend: &'a AttentionFn<'a>,
-    /// Engine of layers.
-    engine: Option<&'a Engine>,
-    backward: Option<&'a AttendBackward<'a>>,
-}
 
 /// Runs the operation of a file.
 type Op = fn(&CaseFile, &Runner<'_>) -> Result<Vec<Given>>;

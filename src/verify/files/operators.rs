@@ -1,8 +1,8 @@
 //! Operators of ONNX and ONNX Runtime: the files' tensors and attributes as those of [`crate::onnx`].
 
-use super::Runner;
 use super::attention::{dense, name_outputs};
 use super::case_file::{CaseFile, FileData, FileTensor, Given, given};
+use super::runner::Runner;
 use crate::error::{Error, Result};
 use crate::onnx::{
     Attention, AttentionInputs, AttentionOutputs, GroupQueryAttention, GroupQueryAttentionInputs, Mask, MultiHeadAttention,
