@@ -86,7 +86,7 @@ pub(super) fn attention_on(
     let (per_head, tasks) = tasks(problem, &items, threads);
     let Gradients { query, key, value, bias, relative_bias, sinks, term_tables } = &mut gradients;
     let (users, partials) = (UserTerm::all(problem, inputs), Shared::new(&mut []));
-    let list = TileList::build(problem, inputs, isa, &items, threads);
+    let list = TileList::build(problem, &users, isa, &items, threads);
     let work = Work {
         job: Job {
             problem,

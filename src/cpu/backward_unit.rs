@@ -10,7 +10,6 @@ use super::shared::{Buffer, LINE};
 use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use super::user_grid::{By, ByTable};
-use super::user_term::UserTerm;
 use super::user_terms::each_block;
 use crate::numbers::HostSlice;
 use crate::problem::{Operand, WantGradients};
@@ -177,7 +176,7 @@ impl Work<'_> {
         if has_users && before_biases.is_none() && problem.softcap.is_some() {
             tile.capped.take(len).copy_from_slice(tile.scores.take(len));
         }
-        let has_slopes = table.is_some() || job.users.iter().any(UserTerm::has_slope);
+        let has_slopes = table.is_some() || job.users.iter().any(|term| term.slope.is_some());
         let by_scores = if has_slopes { By::Scores } else { By::Nothing };
         tile.apply_user_terms(&grid, table.map_or(by_scores, By::Table));
         if !side.unfinite.is_empty() {

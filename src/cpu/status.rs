@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::kernel::Isa;
 use super::tile_list::TileList;
 use super::user_term::UserTerm;
-use super::user_terms::status_of;
 use super::visible::Item;
 use crate::custom::tile::Status;
 use crate::error::Result;
@@ -46,9 +45,10 @@ impl<'a> Tiles<'a> {
         problem.check()?;
         inputs.check(problem)?;
         let items: Vec<Item> = (0..problem.dims.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
-        let list = TileList::build(problem, inputs, Isa::best(), &items, 1);
+        let users = UserTerm::all(problem, inputs);
+        let list = TileList::build(problem, &users, Isa::best(), &items, 1);
         let tests_pairs = problem.terms().any(|term| term.mask.is_some() && term.status.is_none());
-        Ok(Self { problem, inputs, items, users: UserTerm::all(problem, inputs), list, tests_pairs })
+        Ok(Self { problem, inputs, items, users, list, tests_pairs })
     }
 
     /// Returns the visibility of a tile of a head; `None` where the item has none of its rows or keys.
@@ -67,10 +67,8 @@ impl<'a> Tiles<'a> {
         let of_pairs = if is_whole { Status::All } else { Status::Some };
         let tile = TileAt { batch, heads: head..head + 1, rows, keys };
         let of_terms = item.status(self.problem, self.inputs, &tile);
-        let of_users = status_of(&self.users, item, head / self.problem.dims.group(), tile.clone());
-        match &self.list {
-            Some(list) if of_users == Status::Some && !list.may_see(self.problem, &tile) => Status::None,
-            _ => of_users.min(of_terms).min(of_pairs),
-        }
+        let kv_head = head / self.problem.dims.group();
+        let of_users = TileList::status(self.list.as_ref(), &self.users, self.problem, (item, kv_head), &tile);
+        of_users.min(of_terms).min(of_pairs)
     }
 }

@@ -145,7 +145,7 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
 
     let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
     let Outputs { output, lse, stats, scores, weights } = outputs;
-    let list = TileList::build(problem, inputs, isa, items, threads);
+    let list = TileList::build(problem, &users, isa, items, threads);
     let job = Job {
         problem,
         inputs,

@@ -7,6 +7,7 @@ use crate::custom::status::contradiction;
 use crate::custom::tile::{Status, Tile};
 use crate::error::{Error, Result};
 use crate::problem::{Inputs, Problem};
+use crate::terms::TileAt;
 
 /// Rows and keys of the tiles that are checked.
 const SIZES: [[usize; 2]; 6] = [[1, 16], [1, 64], [16, 16], [32, 64], [64, 32], [32, 1024]];
@@ -41,17 +42,17 @@ fn check_tiles(problem: &Problem, inputs: &Inputs<'_>, item: &Item, kv_head: usi
         let rows = row * rows..(row * rows + rows).min(item.rows);
         let head = kv_head * group + nth / 2 % group;
         let heads = if nth % 2 == 0 { kv_head * group..kv_head * group + group } else { head..head + 1 };
-        check_tile(problem, inputs, &tile_of(item, kv_head, heads, rows, keys))?;
+        check_tile(problem, inputs, &tile_of(item, kv_head, &TileAt { batch: item.batch, heads, rows, keys }))?;
     }
     Ok(())
 }
 
 /// Tile of rows and keys that are there.
-pub(super) fn tile_of(item: &Item, kv_head: usize, heads: Range<usize>, rows: Range<usize>, keys: Range<usize>) -> Tile {
+pub(super) fn tile_of(item: &Item, kv_head: usize, at: &TileAt) -> Tile {
     let one = |x: usize| [x as i64; 2];
-    let ends = |range: Range<usize>| [range.start as i64, range.end as i64 - 1];
-    let (rows, keys) = (ends(rows), ends(keys));
-    [one(item.batch), ends(heads), one(kv_head), rows, keys, rows.map(|i| i + item.offset), keys, one(item.rows), one(item.length)]
+    let ends = |range: &Range<usize>| [range.start as i64, range.end as i64 - 1];
+    let (rows, keys) = (ends(&at.rows), ends(&at.keys));
+    [one(item.batch), ends(&at.heads), one(kv_head), rows, keys, rows.map(|i| i + item.offset), keys, one(item.rows), one(item.length)]
 }
 
 fn check_tile(problem: &Problem, inputs: &Inputs<'_>, tile: &Tile) -> Result<()> {

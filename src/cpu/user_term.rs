@@ -1,9 +1,13 @@
-//! One of the user's terms, prepared for a job.
+//! The user's terms, prepared for a job.
 
+use super::user_status::tile_of;
+use super::visible::Item;
 use crate::custom::Term;
 use crate::custom::schedule::Schedule;
 use crate::custom::status::TileRule;
+use crate::custom::tile::Status;
 use crate::problem::{Inputs, Problem};
+use crate::terms::TileAt;
 
 /// Term of a job, prepared once for all tiles.
 #[derive(Debug)]
@@ -31,9 +35,10 @@ impl<'a> UserTerm<'a> {
         };
         problem.user_terms.iter().enumerate().map(term).collect()
     }
+}
 
-    /// True unless its score's derivative is 1 everywhere.
-    pub(super) const fn has_slope(&self) -> bool {
-        self.slope.is_some()
-    }
+/// Status of a tile with rows and keys, by the masks of all terms.
+pub(super) fn status_of(users: &[UserTerm<'_>], item: &Item, kv_head: usize, at: &TileAt) -> Status {
+    let tile = tile_of(item, kv_head, at);
+    users.iter().filter_map(|term| Some(term.rule?.of(&tile, &term.tables))).min().unwrap_or(Status::All)
 }

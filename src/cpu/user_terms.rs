@@ -3,19 +3,18 @@
 use std::ops::Range;
 
 use super::job::{Job, KEY_BLOCK, Unit};
-use super::user_status::tile_of;
+use super::tile_list::TileList;
 use super::user_term::UserTerm;
 use super::visible::Item;
 use crate::custom::tile::Status;
 use crate::problem::Problem;
-use crate::terms::TileAt;
 
 /// Parts of a unit's keys that [`work`] asks the masks for.
 const PARTS: usize = 16;
 
-/// Evaluates the masks of the user's terms for whole blocks of rows and keys.
-pub(super) fn status(
-    users: &[UserTerm<'_>],
+/// Status of some rows of a unit, counted from its first, and keys, by the masks and, if there is one, the list of tiles.
+fn status(
+    (users, list): (&[UserTerm<'_>], Option<&TileList>),
     problem: &Problem,
     item: &Item,
     unit: &Unit,
@@ -25,24 +24,12 @@ pub(super) fn status(
     if users.iter().all(|term| term.rule.is_none()) || rows.is_empty() || keys.is_empty() {
         return Status::All;
     }
-    status_of(users, item, unit.kv_head, unit.tile(problem, item.batch, rows, keys.clone()))
+    TileList::status(list, users, problem, (item, unit.kv_head), &unit.tile(problem, item.batch, rows, keys.clone()))
 }
 
-/// Evaluates the masks of the user's terms for all pairs of a tile.
-pub(super) fn status_of(users: &[UserTerm<'_>], item: &Item, kv_head: usize, at: TileAt) -> Status {
-    let tile = tile_of(item, kv_head, at.heads, at.rows, at.keys);
-    users.iter().filter_map(|term| Some(term.rule?.of(&tile, &term.tables))).min().unwrap_or(Status::All)
-}
-
-/// Status of some rows of a unit of a job, counted from its first, and keys, by the masks and by the list of tiles.
+/// Status of some rows of a unit of a job, counted from its first, and keys.
 pub(super) fn of_job(job: &Job<'_>, unit: &Unit, rows: Range<usize>, keys: &Range<usize>) -> Status {
-    let item = &job.items[unit.item];
-    let status = status(&job.users, job.problem, item, unit, rows.clone(), keys);
-    let tile = || unit.tile(job.problem, item.batch, rows, keys.clone());
-    match job.list {
-        Some(list) if status == Status::Some && !list.may_see(job.problem, &tile()) => Status::None,
-        _ => status,
-    }
+    status((&job.users, job.list), job.problem, &job.items[unit.item], unit, rows, keys)
 }
 
 /// Estimates the number of pairs of a unit that are computed.
@@ -50,7 +37,7 @@ pub(super) fn work(users: &[UserTerm<'_>], problem: &Problem, item: &Item, unit:
     let step = unit.keys.len().div_ceil(PARTS).max(KEY_BLOCK);
     let parts = unit.keys.clone().step_by(step).map(|start| {
         let keys = start..unit.keys.end.min(start + step);
-        if status(users, problem, item, unit, 0..unit.rows, &keys) == Status::None { 0 } else { keys.len() }
+        if status((users, None), problem, item, unit, 0..unit.rows, &keys) == Status::None { 0 } else { keys.len() }
     });
     unit.rows * parts.sum::<usize>()
 }
