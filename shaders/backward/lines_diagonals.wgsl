@@ -1,8 +1,8 @@
-// Defines: for lines that are diagonals (constant key - row): LINES, lines of a block; LineBlock, line_block: a block and
-//          the squares that its lines cross; square_of: one of these; first_pair_of: row and key of a pair of a line;
+// Defines: for lines that are diagonals (constant key - row): LINES, lines of a block; LineBlock, line_block: a block
+//          and the squares that its lines cross; square_of: one of these; first_pair_of: row and key of a pair of a line;
 //          line_sum.
 // Expects: lib/*, square.wgsl.
-// See: lines_rows.wgsl and lines_keys.wgsl, which define the same for other lines.
+// See: lines_straight.wgsl, which defines the same for rows and keys.
 //
 // A block is a band, a diagonal of squares whose pairs are on 31 diagonals. Line t of a band has
 // key - row = 16 (band - row_squares + 1) + t - 15. Lines from 16 on are also in the next band: they have two sums.

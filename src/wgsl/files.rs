@@ -85,8 +85,7 @@ impl KernelKey {
 
 const fn lines_of(lines: Lines) -> &'static [File] {
     match lines {
-        Lines::Rows => files!("backward/lines_rows.wgsl"),
-        Lines::Keys => files!("backward/lines_keys.wgsl"),
+        Lines::Rows | Lines::Keys => files!("backward/lines_straight.wgsl"),
         Lines::Diagonals => files!("backward/lines_diagonals.wgsl"),
     }
 }

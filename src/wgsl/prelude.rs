@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Slot, Storage, TileShape, directives, terms};
+use super::{
+    Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Lines, Slot, Storage, TileShape, directives, terms,
+};
 use crate::numbers::DType;
 use crate::problem::Operand;
 
@@ -76,6 +78,9 @@ fn constants(text: &mut String, key: &KernelKey) {
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERIC: bool = {};", key.generic);
     let _ = writeln!(text, "const OF_TABLE: bool = {};", key.kernel.table().is_some());
+    if let Kernel::TableLines(lines, _) = key.kernel {
+        let _ = writeln!(text, "const LINES_ARE_KEYS: bool = {};", lines == Lines::Keys);
+    }
     let partial = if key.kernel == Kernel::Merge { "PARTS_OF_LSE" } else { "PARTIAL" };
     let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
     sizes(text, key);
