@@ -286,7 +286,9 @@ pub(crate) fn of_row(term: &Term, place: [usize; 5]) -> Result<Term, Error> {
     if term.has_score() {
         own += "fn score(x: f32, at: Pair) -> f32 { return whole_score(x, whole_pair(at)); }\n";
     }
-    Term::with_tables(&own, &term.tables().collect::<Vec<_>>())
+    // An index may be another where the row is a constant, and nobody asks for gradients.
+    let tables: Vec<Table<'_>> = term.tables().map(|table| Table { owner: None, ..table }).collect();
+    Term::with_tables(&own, &tables)
 }
 
 /// Terms that the options describe, with the data of their tables.

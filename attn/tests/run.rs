@@ -10,8 +10,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use wgpu_attention::oracle::{self, Reference};
 use wgpu_attention::verify::{Data, backward_oracle, oracle};
 use wgpu_attention::{
-    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Dropout, HostVec, Inputs, Layout, Problem, ScoreOrder, ScoreStage,
-    Varlen, WantGradients,
+    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Dropout, HostVec, Inputs, Layout, Owner, Problem, ScoreOrder,
+    ScoreStage, Table, Term, Varlen, WantGradients,
 };
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
@@ -306,6 +306,33 @@ fn every_option_of_a_problem() {
         assert_close(&got, &wide(expected.expect("wanted").into_f32()), 1e-4);
     }
     assert!(!Path::new(&gradients).join("d_bias.npy").exists());
+}
+
+#[test]
+fn a_table_with_an_owner_has_a_gradient() {
+    let files = files("owner");
+    let rates = numbers(4, 16);
+    let table = format!("rates:head={}", write(&files, "rates.npy", npy_f32(&[4], &rates)));
+    let d_output = numbers(2 * 4 * 5 * 6, 14);
+    let gradient = write(&files, "d_output.npy", npy_f32(&[2, 4, 5, 6], &d_output));
+    let (score, gradients) = ("x + rates[at.head] * f32(at.key)", files.path("gradients"));
+    files.run(&["--score", score, "--table", &table, "--d-output", &gradient, "--gradients", &gradients]).ok();
+
+    let text = format!("fn score(x: f32, at: Pair) -> f32 {{ return {score}; }}");
+    let term = Term::with_tables(&text, &[Table::f32("rates", 4).owner(Owner::Head)]).expect("valid");
+    let problem = Problem::new(DIMS).with_term(term);
+    let term_tables = problem.term_tables(&[("rates", rates[..].into())]).expect("valid");
+    let inputs = Inputs { term_tables: &term_tables, ..Inputs::new(&files.query, &files.key, &files.value) };
+    let output = oracle(&problem, &inputs).expect("a valid problem").output;
+    let backward = BackwardInputs::new(&output, &d_output);
+    let expected = backward_oracle(&problem, &inputs, &backward, &WantGradients::all(&problem)).expect("a valid problem");
+    let (shape, _, got) = read_npy(&Path::new(&gradients).join("d_table_rates.npy"));
+    assert_eq!(shape, [4]);
+    assert_close(&got, &expected.term_tables.expect("wanted").into_iter().map(f64::from).collect::<Vec<_>>(), 1e-4);
+
+    let unknown = table.replace("head", "heads");
+    files.run(&["--score", score, "--table", &unknown]).refused(&["heads", "distance"]);
+    files.run(&["--score", "x + rates[at.key]", "--table", &table]).refused(&["rates", "Owner::Key"]);
 }
 
 #[test]

@@ -98,8 +98,9 @@ impl<'a> Table<'a> {
         Self { is_sorted: true, ..self }
     }
 
-    /// The table, with a gradient whose elements are summed by `owner`. `score` must read it, at one index that changes
-    /// with its owner alone, and `visible` must not: [`Term::with_tables`] checks it.
+    /// Declares who sums the elements of the table's gradient ([`crate::WantGradients::term_tables`]). `score` must read
+    /// the table, at one index that changes with its owner alone, and `visible` must not: [`Term::with_tables`] checks it.
+    #[must_use]
     pub const fn owner(self, owner: Owner) -> Self {
         Self { owner: Some(owner), ..self }
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use wgpu_attention::verify::{Case, CaseFile, Data, Fill, Verdict, check, check_backward};
 use wgpu_attention::{
-    Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Engine, EngineOptions, HostVec, Problem, Table, TableData, Term,
-    WantGradients,
+    Alibi, Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Engine, EngineOptions, HostVec, Owner, Problem, Table, TableData,
+    Term, WantGradients,
 };
 
 const HEADS: usize = 4;
@@ -247,8 +247,9 @@ fn text(name: &str) -> String {
 
 impl Entry {
     fn term(&self) -> Term {
+        let owner = if self.name == "relative_bias_t5" { Owner::Distance } else { Owner::Head };
         let table = |(name, values): &(&'static str, Values)| match values {
-            Values::F32(values) => Table::f32(name, values.len()),
+            Values::F32(values) => Table::f32(name, values.len()).owner(owner),
             Values::I32(values) if *name == "segment_ids" => Table::i32(name, values.len()).sorted(),
             Values::I32(values) => Table::i32(name, values.len()),
             Values::U32(values) => Table::u32(name, values.len()),
