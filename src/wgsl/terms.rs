@@ -40,14 +40,13 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     );
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
     tile_status(text, key, &users, &any(&|term| term.defines("visible") && !term.defines("status")));
-    // Only tests that a whole tile may make unnecessary, or some that are always made.
+    // A tile that is told to be whole needs no test, unless a term tests or changes every pair.
     let told = |term: &Term| term.defines("status");
-    let always = any(&|term| !told(term));
-    let tests = match any_user(&|functions| functions.score.is_some()) {
-        true => "has_pair_terms()".into(),
-        false => format!("{always} || (has_pair_terms() && tests_told)"),
+    let is_told = shows || pairs.iter().any(|(_, term)| told(term));
+    let tests = match is_told && !any_user(&|functions| functions.score.is_some()) {
+        true => format!("{} || (has_pair_terms() && tests_told)", any(&|term| !told(term))),
+        false => "has_pair_terms()".into(),
     };
-    let tests = if shows || pairs.iter().any(|(_, term)| told(term)) { tests } else { "has_pair_terms()".into() };
     let _ = writeln!(text, "fn tests_pairs() -> bool {{ return {tests}; }}");
     let skips = shows || pairs.iter().any(|(_, term)| term.defines("visible"));
     let _ = writeln!(text, "const SKIPS_TILES: bool = {skips};");
