@@ -3,7 +3,8 @@
 // See: src/terms/tile_list.rs (which heads and items share a list), src/plan/tile_list.rs.
 //
 // A workgroup makes one word: a tile of rows and 32 tiles of keys. A thread takes a row and every other tile, and leaves a
-// tile at its first visible pair, or before if arithmetic tells of the tile. Kernels that follow skip tiles by the bits, each of them and for each head of the list.
+// tile at its first visible pair, or before if arithmetic tells of the tile. Kernels that follow skip tiles by the bits,
+// each of them and for each head of the list.
 
 const THREADS: u32 = 64u;
 const THREAD_TILES: u32 = THREADS / LIST_ROWS;

@@ -1,6 +1,6 @@
 // Defines: FusedWork, fused_work: what a fused kernel's workgroup computes; Block, locate; Row, row_of; KeyRange,
-//          key_range;
-//          tile_shows_any: false if a tile is skipped; next_shown, next_span; steps_at_once: unroll factor of a loop over vec4s.
+//          key_range; tile_of; tile_shows_any: false if a tile is skipped; next_shown, next_span; steps_at_once: unroll
+//          factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_visible, has_visible_terms, SHOWS_*; told: what terms tell of a tile without its
 //          pairs; test_told: whether is_visible asks those terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).

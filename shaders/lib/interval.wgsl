@@ -1,5 +1,5 @@
-// Defines: ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may
-//          overflow; status_of: what a mask shows, from a boolean's interval.
+// Defines: ANY; interval_add, .. interval_select: arithmetic of intervals, ANY where it may overflow; status_of:
+//          what a mask shows, from a boolean's interval.
 // Expects: SHOWS_*, table(index) -> u32.
 // See: src/custom/interval.rs, which emits the calls.
 

@@ -1,7 +1,8 @@
 // Defines: Pair, pair_of; broadcast_at, add_bias; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
 //          next_slopes;
 //          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight, dropped_out, exact_weight.
-// Expects: params, Item; tests_pairs: false if no term changes or masks pairs of the tile; score_of, is_visible, which src/wgsl/terms.rs makes of the terms.
+// Expects: params, Item; tests_pairs: false if no term changes or masks pairs of the tile; score_of, is_visible, which
+//          src/wgsl/terms.rs makes of the terms.
 // See: src/oracle/forward.rs has the formulas.
 
 // A query row and a key. Signed, so that differences need no conversions.
