@@ -168,7 +168,7 @@ fn small_limits_are_kept_or_named() {
 #[test]
 fn long_work_can_be_cancelled_and_the_engine_goes_on() {
     for engine in cpu_and_adapters() {
-        let long = Problem::new(Dims::self_attention(1, 16, 2048, 64));
+        let long = Problem::new(Dims::self_attention(1, 4, 2048, 32));
         let data = draw(5, long.query_len());
         let mut calls = 0;
         let mut stop = |_| {

@@ -1,40 +1,14 @@
-//! Gradients of every engine: compared with the oracle and with central differences; the same bits in every run.
+//! Gradients of every engine: compared with central differences; the same bits in every run. (`properties` compares those of the
+//! table and of random problems with the oracle.)
 
-use crate::common::{Tested, cpu, cpu_and_adapters, gpus, report, variable};
+use crate::common::{Tested, cpu_and_adapters, gpus, report, variable};
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::plan::{DeviceClass, Specialise};
-use wgpu_attention::verify::{Case, ExpectedGradients, Fill, Row, count, random, run_backward_case, table};
+use wgpu_attention::verify::{Case, ExpectedGradients, Fill, Row, count, run_backward_case, table};
 use wgpu_attention::{
     Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Engine, HostVec, Inputs, Layout, Owner, Problem, Table, Term,
     WantGradients,
 };
-
-/// Returns every `part`-th problem of the table and `count` random ones; two environment variables override the latter.
-fn cases(part: usize, count: u64) -> impl Iterator<Item = Case> {
-    let (seed, count) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_RANDOM_CASES", count));
-    let drawn = (0..count).map(move |at| random(seed.wrapping_add(at)).expect("random problems are valid"));
-    table().expect("the table is valid").into_iter().step_by(part).chain(drawn)
-}
-
-/// Runs the cases on the backends, prints the counts and panics if any case failed.
-fn run(backends: &[Tested], cases: impl Iterator<Item = Case>) {
-    let candidates: Vec<_> = backends.iter().map(Tested::candidate).collect();
-    let rows: Vec<Row> = cases.flat_map(|case| run_backward_case(&case, &candidates).expect("the case is valid")).collect();
-    report(backends, &rows);
-    for backend in backends.iter().filter(|backend| backend.engine.is_some()) {
-        assert!(count(rows.iter().filter(|row| row.backend == backend.name))[0] > 0, "nothing ran on {}", backend.name);
-    }
-}
-
-#[test]
-fn cpu_path() {
-    run(&[cpu()], cases(1, 2000));
-}
-
-#[test]
-fn every_gpu() {
-    run(&gpus(ShaderOptions::default()), cases(2, 100));
-}
 
 /// Runs specialised kernels in the shapes of two classes of device; each problem compiles its own.
 #[test]
@@ -42,8 +16,14 @@ fn specialised_variants() {
     for class in [DeviceClass::Software, DeviceClass::Discrete] {
         println!("as on a device of class {class:?}:");
         let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
-        let part = variable("ATTENTION_SPECIAL_PART", 40) as usize;
-        run(&gpus, cases(part, 0).chain(partly_masked()));
+        let part = variable("ATTENTION_SPECIAL_PART", 80) as usize;
+        let cases = table().expect("the table is valid").into_iter().step_by(part).chain(partly_masked());
+        let candidates: Vec<_> = gpus.iter().map(Tested::candidate).collect();
+        let rows: Vec<Row> = cases.flat_map(|case| run_backward_case(&case, &candidates).expect("the case is valid")).collect();
+        report(&gpus, &rows);
+        for backend in gpus.iter().filter(|backend| backend.engine.is_some()) {
+            assert!(count(rows.iter().filter(|row| row.backend == backend.name))[0] > 0, "nothing ran on {}", backend.name);
+        }
     }
 }
 

@@ -59,9 +59,9 @@ fn minus_infinity_hides_as_a_bias_does() {
         for case in &all {
             let of_biases = case.name == "bias";
             let gradients = ExpectedGradients { bias: gradients.bias.clone().filter(|_| of_biases), ..gradients.clone() };
-            for engine in &engines {
+            // Every text compiles kernels of its own, so that only one problem takes every adapter and both algorithms.
+            for engine in engines.iter().take(if plain.sinks { engines.len() } else { 3 }) {
                 let what = format!("{} on {}", case.name, engine.chosen());
-                // Every text compiles kernels of its own, so that only one problem takes both.
                 for algorithm in [Algorithm::Fused, Algorithm::Staged].into_iter().take(if plain.sinks { 2 } else { 1 }) {
                     let engine = engine.clone().with_algorithm(algorithm);
                     let verdict = check_against(case, &expected, &|problem, inputs| engine.attention(problem, inputs));

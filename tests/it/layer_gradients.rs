@@ -157,7 +157,8 @@ fn gradients_are_central_differences() {
 fn missing_steps_of_the_forward_pass_are_an_error() {
     let case = Case::new(false, false);
     let layer = case.layer();
-    for engine in every_engine() {
+    // The oracle, the CPU path and one GPU: nothing depends on the adapter.
+    for engine in every_engine().into_iter().take(3) {
         let (problem, inputs) = (case.problem(&layer), case.inputs());
         let kept = layer.forward_with_steps(&engine, &problem, &inputs).expect("a valid problem");
         let refused = |forward: &_, d_output: &[f32]| {

@@ -16,12 +16,12 @@ fn table_and_random(backends: &[Tested], cases: u64) {
 
 #[test]
 fn cpu_path() {
-    table_and_random(&[cpu()], 3000);
+    table_and_random(&[cpu()], 2000);
 }
 
 #[test]
 fn every_gpu() {
-    table_and_random(&gpus(ShaderOptions::default()), 300);
+    table_and_random(&gpus(ShaderOptions::default()), 60);
 }
 
 /// Runs specialised kernels in the shapes of two device classes, on part of the table; each problem compiles its own.
@@ -31,7 +31,7 @@ fn specialised_variants() {
         println!("as on a device of class {class:?}:");
         let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
         let candidates: Vec<_> = gpus.iter().map(Tested::candidate).collect();
-        let part = variable("ATTENTION_SPECIAL_PART", 8) as usize;
+        let part = variable("ATTENTION_SPECIAL_PART", 24) as usize;
         let cases = table().expect("every case is valid").into_iter().step_by(part.max(1));
         let rows: Vec<Row> = cases.flat_map(|case| run_case("specialised", &case, &candidates).expect("valid")).collect();
         report(&gpus, &rows);
@@ -59,7 +59,7 @@ fn cooperative_matrices() {
     let pretend = Some(DeviceClass::Discrete);
     let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend, prefer_matrices: true, ..Default::default() });
     let (seed, random_cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_MATRIX_CASES", 24));
-    let part = 2 * variable("ATTENTION_SPECIAL_PART", 8) as usize;
+    let part = variable("ATTENTION_SPECIAL_PART", 24) as usize;
     for gpu in gpus.iter().filter(|gpu| gpu.name.ends_with("fused")) {
         let device = gpu.gpu.as_ref().expect("a GPU");
         if device.caps().matrix_size == 0 {
