@@ -59,10 +59,7 @@ impl Item {
 
     /// Smallest range of keys that contains the intervals of all `rows`.
     pub(super) fn seen_by_some(&self, problem: &Problem, rows: Range<usize>) -> Range<usize> {
-        rows.map(|i| self.interval(problem, i))
-            .filter(|seen| !seen.is_empty())
-            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-            .unwrap_or(0..0)
+        hull(rows.map(|i| self.interval(problem, i)))
     }
 
     /// Index of the lse of a head's row i.
@@ -107,4 +104,9 @@ impl Item {
         to[..inside(seen.start)].fill(f32::NEG_INFINITY);
         to[inside(seen.end)..].fill(f32::NEG_INFINITY);
     }
+}
+
+/// Smallest range that contains all; empty ones do not count.
+pub(super) fn hull(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    ranges.filter(|range| !range.is_empty()).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }

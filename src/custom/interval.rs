@@ -21,9 +21,18 @@ const ANY: Interval = [i32::MIN as i64, i32::MAX as i64];
 /// Most elements of an unsorted table that are read for one interval of indices; see shaders/lib/interval.wgsl.
 const MOST_READ: usize = 16;
 
+/// Operations whose intervals are kept on the stack; longer programs allocate.
+const FEW: usize = 64;
+
 /// A mask's program on intervals.
 #[derive(Debug)]
-pub(crate) struct Intervals(Vec<Step>);
+pub(crate) struct Intervals {
+    steps: Vec<Step>,
+    /// Those whose interval depends on the tile or on a table, and which the result needs.
+    evaluated: Vec<Id>,
+    /// Intervals of the constants.
+    initial: Vec<Interval>,
+}
 
 /// Operation on intervals: a function of shaders/lib/interval.wgsl and its operands.
 #[derive(Debug)]
@@ -150,12 +159,21 @@ impl Intervals {
             );
             Step { function, operands, count, ty: node.ty, is_ordered: unsigned && by_order }
         });
-        Self(steps.collect())
+        Self::of(steps.collect())
+    }
+
+    fn of(steps: Vec<Step>) -> Self {
+        let initial = steps.iter().map(|step| if let Function::Constant(interval) = step.function { interval } else { ANY });
+        let initial = initial.collect();
+        let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
+        let varies = |&id: &Id| needed[id as usize] && !matches!(steps[id as usize].function, Function::Constant(_));
+        let evaluated = (0..steps.len() as Id).filter(varies).collect();
+        Self { steps, evaluated, initial }
     }
 
     /// True if the result depends on what is not followed: it may be `Some` in every tile that shows none.
     pub(super) fn is_vague(&self) -> bool {
-        let steps = &self.0;
+        let steps = &self.steps;
         let operands = |id: usize| steps[id].operands[..steps[id].count].iter().copied();
         let needed = needed(steps.len(), operands);
         // Operations that differ within a tile.
@@ -176,8 +194,17 @@ impl Intervals {
 
     /// Evaluates the mask for all pairs of a tile.
     pub(super) fn status(&self, tile: &Tile, tables: &[&[u32]]) -> Status {
-        let mut values: Vec<Interval> = Vec::with_capacity(self.0.len());
-        for step in &self.0 {
+        let (mut few, mut many) = ([ANY; FEW], Vec::new());
+        let values = match few.get_mut(..self.initial.len()) {
+            Some(few) => few,
+            None => {
+                many.resize(self.initial.len(), ANY);
+                &mut many[..]
+            }
+        };
+        values.copy_from_slice(&self.initial);
+        for &id in &self.evaluated {
+            let step = &self.steps[id as usize];
             let at = |n: usize| match step.operands[..step.count].get(n).map(|&id| values[id as usize]) {
                 Some(value) if !step.is_ordered || (value[0] >= 0 && value[1] < ANY[1]) => value,
                 _ => ANY,
@@ -188,7 +215,7 @@ impl Intervals {
                 Function::Load(table, order) => elements(tables[table as usize], at(0), order, step.ty),
                 function => evaluate(function, [at(0), at(1), at(2)], step.ty),
             };
-            values.push(if value[0] >= ANY[0] && value[1] <= ANY[1] { value } else { ANY });
+            values[id as usize] = if value[0] >= ANY[0] && value[1] <= ANY[1] { value } else { ANY };
         }
         match values.last() {
             Some([_, 0]) => Status::None,
@@ -199,7 +226,7 @@ impl Intervals {
 
     /// Writes `fn NAME(at: Tile) -> u32`; see [`super::status::TileRule::emit`].
     pub(super) fn emit(&self, text: &mut String, name: &str, first_table: u32) {
-        let steps = &self.0;
+        let steps = &self.steps;
         let needed = needed(steps.len(), |id| steps[id].operands[..steps[id].count].iter().copied());
         let _ = writeln!(text, "fn {name}(at: Tile) -> u32 {{");
         for (id, step) in steps.iter().enumerate().filter(|&(id, _)| needed[id]) {
@@ -273,6 +300,11 @@ fn elements(table: &[u32], index: Interval, order: Order, ty: Scalar) -> Interva
     }
 }
 
+/// `a / b` for b > 0, by a shift where b is a power of two.
+fn quotient(a: i64, b: i64) -> i64 {
+    if b & (b - 1) == 0 && a >= 0 { a >> b.trailing_zeros() } else { a / b }
+}
+
 fn evaluate(function: Function, [a, b, c]: [Interval; 3], ty: Scalar) -> Interval {
     let hull = |all: [i64; 4]| [all.into_iter().min().unwrap_or(ANY[0]), all.into_iter().max().unwrap_or(ANY[1])];
     let truth = |least: bool, most: bool| [i64::from(least), i64::from(most)];
@@ -282,13 +314,16 @@ fn evaluate(function: Function, [a, b, c]: [Interval; 3], ty: Scalar) -> Interva
         Function::Sub => [a[0] - b[1], a[1] - b[0]],
         Function::Mul => hull([a[0] * b[0], a[0] * b[1], a[1] * b[0], a[1] * b[1]]),
         Function::Div if (b[0] <= 0 && b[1] >= 0) || a[0] == ANY[0] => ANY,
+        // Known divisors are most common, and a division takes as long as ten other steps.
+        Function::Div if b[0] == b[1] && b[0] > 0 => [quotient(a[0], b[0]), quotient(a[1], b[0])],
         Function::Div => hull([a[0] / b[0], a[0] / b[1], a[1] / b[0], a[1] / b[1]]),
         Function::Rem if b[0] != b[1] || b[0] <= 0 => ANY,
         Function::Rem => {
-            let one_block = a[0] / b[0] == a[1] / b[0] && (a[0] >= 0 || a[1] <= 0);
+            let block = quotient(a[0], b[0]);
+            let one_block = block == quotient(a[1], b[0]) && (a[0] >= 0 || a[1] <= 0);
             let most = b[0] - 1;
             match one_block {
-                true => [a[0] % b[0], a[1] % b[0]],
+                true => a.map(|x| x - block * b[0]),
                 false => [if a[0] < 0 { -most } else { 0 }, if a[1] > 0 { most } else { 0 }],
             }
         }
