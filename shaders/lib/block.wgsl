@@ -2,7 +2,7 @@
 //          key_range; tile_of; tile_shows_any: false if a tile is skipped; next_shown, next_span; steps_at_once: unroll
 //          factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_visible, has_visible_terms, SHOWS_*; told: what terms tell of a tile without its
-//          pairs; test_told: whether is_visible asks those terms; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
+//          pairs; test_told: whether is_visible asks those terms; any_thread; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
 // See: src/plan/fused.rs (the size of the grid).
 
 // Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
@@ -97,9 +97,6 @@ struct Told {
     is_open: bool,
 }
 
-var<workgroup> pairs_seen: atomic<u32>; // 1 if any thread found a visible pair
-var<workgroup> shows_any: u32; // copy of pairs_seen that all threads read
-
 // True if the terms let any row of the block see any key of the tile; otherwise the tile is skipped. Every
 // thread of the workgroup must call it, in uniform control flow; the result is uniform.
 fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread: u32) -> bool {
@@ -111,24 +108,17 @@ fn tile_shows_any(item: Item, block: Block, first_key: u32, end_key: u32, thread
     if (known.status == SHOWS_NONE || !known.is_open) {
         return known.status != SHOWS_NONE;
     }
-    if (thread == 0u) {
-        atomicStore(&pairs_seen, 0u);
-    }
-    workgroupBarrier(); // between clearing and setting pairs_seen
+    var shows = false;
     for (var i = thread; i < BLOCK_ROWS * BLOCK_KEYS; i += THREADS) {
         let row = row_of(item, block, i / BLOCK_KEYS);
         let key = first_key + i % BLOCK_KEYS;
         if (key >= max(first_key, row.keys.start) && key < min(end_key, row.keys.end)
             && is_visible(pair_of(item, row.head, row.row, key))) {
-            atomicStore(&pairs_seen, 1u);
+            shows = true;
             break;
         }
     }
-    workgroupBarrier(); // between setting and reading pairs_seen
-    if (thread == 0u) {
-        shows_any = atomicLoad(&pairs_seen);
-    }
-    return workgroupUniformLoad(&shows_any) != 0u;
+    return any_thread(shows, thread);
 }
 
 // Tiles that are skipped at once: twice as many each time that the terms hide them all, else a quarter.

@@ -132,7 +132,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
             }
         }
-        if (any_lane(infinite)) {
+        if (any_thread(infinite, lane)) {
             for (var c = 0u; c < LANES + params.zero; c++) { // rolled: slow path for non-finite values
                 let at = subgroupShuffle(own_value_row, c);
                 for (var r = 0u; r < ROWS; r++) {

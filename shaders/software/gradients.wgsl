@@ -182,7 +182,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                         }
                     }
                 }
-                if (any_lane(infinite)) {
+                if (any_thread(infinite, lane)) {
                     for (var c = 0u; c < STREAM; c++) {
                         for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
                             let b = special_part(stream_vo(item, work, head, min(first + c, range.end - 1u), e));

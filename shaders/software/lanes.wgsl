@@ -1,9 +1,10 @@
-// Defines: any_lane: a vote across the subgroup.
+// Defines: any_thread: a vote across the workgroup, which is one subgroup.
 // Expects: const LANES, the threads of a subgroup.
-// See: none.
+// See: shaders/lib/vote.wgsl, the same for workgroups of any size. Its barriers would cost more here: a driver that runs lanes
+//      as vectors saves all variables at each.
 
 // True in all lanes if `yes` is true in any. All lanes must be active.
-fn any_lane(yes: bool) -> bool {
+fn any_thread(yes: bool, lane: u32) -> bool {
     var word = select(0u, 1u, yes);
     for (var step = 1u; step < LANES; step <<= 1u) {
         word |= subgroupShuffleXor(word, step);

@@ -93,20 +93,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         for (var r = 0u; r < ROWS; r++) {
             for (var c = 0u; c < STEP; c++) {
                 let key = first + c;
-                // rows past the last have no bias and no mask
-                visible[r][c] = !has_pair_terms() || rows[r].row < item.rows;
+                visible[r][c] = true;
                 if (!clear) {
                     visible[r][c] = key >= rows[r].keys.start && key < min(rows[r].keys.end, range.end)
                         && !is_negative_infinity(score[r][c]);
                 }
             }
         }
-        // Otherwise a score of NaN or +inf shows in the row's sum. A loop, as in next_shown.
-        for (var turn = 0u; turn < select(0u, 1u, tests_pairs()); turn++) {
+        // Otherwise a score of NaN or +inf shows in the row's sum.
+        if (tests_pairs()) {
             for (var r = 0u; r < ROWS; r++) {
                 for (var c = 0u; c < STEP; c++) {
                     let pair = pair_of(item, rows[r].head, rows[r].row, first + c);
-                    let scored = score_pair(score[r][c], pair, visible[r][c]);
+                    // rows past the last have no bias and no mask
+                    let scored = score_pair(score[r][c], pair, visible[r][c] && rows[r].row < item.rows);
                     nan_rows |= select(0u, 1u << r, is_nan_score(scored));
                     visible[r][c] = scored.visible;
                     score[r][c] = select(scored.score, LOWEST, is_nan_score(scored));
@@ -159,7 +159,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
             }
         }
-        if (any_lane(infinite)) {
+        if (any_thread(infinite, lane)) {
             for (var c = 0u; c < STEP; c++) {
                 let at = value_row(item, kv_head, min(first + c, range.end - 1u));
                 for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values

@@ -7,12 +7,12 @@ pub(super) const MATRICES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\
 /// Extension for subgroup operations in standard WGSL. naga 30 has them without this line and rejects it.
 const SUBGROUPS: &str = "enable subgroups;\n";
 
-/// Rule for kernels that shuffle under a branch that is uniform because a reduction over the subgroup decides it: the
+/// Rule for kernels that shuffle under a branch that is uniform because a vote of the subgroup decides it: the
 /// standard's uniformity analysis takes no result of a subgroup operation for uniform.
 const UNPROVEN: &str = "diagnostic(off, subgroup_uniformity);\n";
 
 /// Files with branches that need [`UNPROVEN`].
-const UNPROVEN_FILES: [&str; 1] = ["shaders/software/decode.wgsl"];
+const UNPROVEN_FILES: [&str; 1] = ["shaders/software/lanes.wgsl"];
 
 /// Returns the directives that standard WGSL needs before `code`, from `files`; `None` if it cannot express `code`.
 pub(super) fn standard(code: &str, mut files: impl Iterator<Item = &'static str>) -> Option<String> {

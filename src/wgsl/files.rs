@@ -25,33 +25,32 @@ const SHARED: &[File] = files!(
 /// Files that the fused kernels share.
 const FUSED: &[File] = files!("lib/block.wgsl", "lib/row_result.wgsl");
 
+/// Files of backward kernels that own rows or keys and stream the other ones.
+const STREAMS: &[File] = files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl");
+
 impl KernelKey {
     /// Returns the files after the prelude: those of every kernel, those of its terms, then the kernel's own.
     pub(super) fn files(&self) -> impl Iterator<Item = File> {
         let own: [&[File]; 3] = match self.kernel {
             Kernel::Tiles(TileShape { subgroups: false, .. }) => {
-                [FUSED, files!("lib/row_reduce.wgsl", "lib/row_reduce_workgroup.wgsl"), files!("fused/tiles.wgsl")]
+                [FUSED, files!("lib/vote.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_workgroup.wgsl"), files!("fused/tiles.wgsl")]
             }
             Kernel::Tiles(TileShape { subgroups: true, .. }) => [
                 FUSED,
-                files!("lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
+                files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
                 files!("fused/tiles.wgsl"),
             ],
             Kernel::Lanes(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/prefill.wgsl")],
             Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
-            Kernel::Matrix(_) => [FUSED, files!("lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
+            Kernel::Matrix(_) => [FUSED, files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
             Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
             Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
             Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
             Kernel::Preprocess { .. } => [&[], &[], files!("backward/rows.wgsl")],
-            Kernel::QueryGradient(shape) => {
-                [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_rows.wgsl"), gradient(shape)]
-            }
-            Kernel::KeyGradient(shape, _) => {
-                [files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl"), files!("backward/own_keys.wgsl"), gradient(shape)]
-            }
+            Kernel::QueryGradient(shape) => [STREAMS, files!("backward/own_rows.wgsl"), gradient(shape)],
+            Kernel::KeyGradient(shape, _) => [STREAMS, files!("backward/own_keys.wgsl"), gradient(shape)],
             Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
                 [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")]
             }
@@ -92,7 +91,7 @@ const fn lines_of(lines: Lines) -> &'static [File] {
 
 const fn gradient(shape: GradientShape) -> &'static [File] {
     match shape {
-        GradientShape::Tiles { .. } => files!("backward/tiles.wgsl"),
+        GradientShape::Tiles { .. } => files!("lib/vote.wgsl", "backward/tiles.wgsl"),
         GradientShape::Vectors { .. } => files!("software/lanes.wgsl", "software/gradients.wgsl"),
     }
 }

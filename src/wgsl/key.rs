@@ -420,12 +420,11 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
-            Kernel::Lanes(_) | Kernel::Decode(_) => 8,
             Kernel::TileList => 4,
-            Kernel::Merge => 0,
             Kernel::Scores => 2 * 32 * 9 * 16,
             Kernel::Softmax => 64 * 4,
             Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
+            Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Merge => 0,
             Kernel::Preprocess { .. } | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals | Kernel::PairTableGradient(_) => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::TableLines(lines, _) => 2 * 16 * 9 * 16 + 16 * 16 * 4 + 4 * lines.of_block() as u32,

@@ -23,7 +23,7 @@ impl TileShape {
         self.cols * self.keys
     }
 
-    /// Bytes of workgroup memory: the variables of shaders/fused/tiles.wgsl, shaders/lib/block.wgsl and shaders/lib/subgroup_threads.wgsl.
+    /// Bytes of workgroup memory: the variables of shaders/fused/tiles.wgsl, shaders/lib/vote.wgsl and shaders/lib/subgroup_threads.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
         let head_vecs = head_dim.div_ceil(4);
         let value_vecs = head_dim_v.div_ceil(4).div_ceil(self.cols) * self.cols;
@@ -92,7 +92,7 @@ impl MatrixShape {
         self.lanes / self.size
     }
 
-    /// Bytes of workgroup memory: the arrays of shaders/fused/matrix.wgsl and shaders/lib/block.wgsl.
+    /// Bytes of workgroup memory: the arrays of shaders/fused/matrix.wgsl and shaders/lib/vote.wgsl.
     pub(crate) fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32) -> u32 {
         let whole = |dim: u32| dim.next_multiple_of(self.size);
         let key_tile = 2 * (self.keys * (whole(head_dim) + 8)).max(self.block_rows() * (self.size + 8));
@@ -150,11 +150,11 @@ impl GradientShape {
         }
     }
 
-    /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/block.wgsl.
+    /// Bytes of workgroup memory: the arrays of the kernel's file and of shaders/lib/vote.wgsl.
     pub(crate) const fn workgroup_bytes(self, head_dim: u32, head_dim_v: u32, weights: bool) -> u32 {
         let (head_vecs, value_vecs) = (head_dim.div_ceil(4), head_dim_v.div_ceil(4));
         let (thread_rows, own, cols) = match self {
-            Self::Vectors { .. } => return 8,
+            Self::Vectors { .. } => return 0,
             Self::Tiles { threads, own, cols, .. } => (threads / cols, own, cols),
         };
         let strides = ((head_vecs.div_ceil(cols) * cols) | 1) + ((value_vecs.div_ceil(cols) * cols) | 1);
