@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::job::{Block, Job, KEY_BLOCK, Unit};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
 use super::product::{Product, Start};
@@ -39,7 +39,7 @@ pub(super) struct Sums {
 pub(super) struct KeySums {
     /// Elements of a row: its width rounded up to whole cache lines.
     pub(super) step: usize,
-    /// [KEY_BLOCK, step]: sums of the current block; 0 at its start.
+    /// [keys of a block, step]: sums of the current block; 0 at its start.
     block: Vec<f32>,
     /// [keys of the item, step].
     pub(super) all: Vec<f32>,
@@ -64,16 +64,15 @@ pub(super) struct Side {
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) sides: Vec<Side>,
-    /// Keys and values.
-    pub(super) block: [Buffer; 2],
+    pub(super) block: BlockBuffers,
     pub(super) tile: Tile,
 }
 
 impl KeySums {
-    fn new(wanted: bool, keys: usize, width: usize) -> Self {
+    fn new(wanted: bool, block: usize, keys: usize, width: usize) -> Self {
         let step = width.next_multiple_of(LINE);
         let zeros = |rows| vec![0.0; if wanted { rows * step } else { 0 }];
-        Self { step, block: zeros(KEY_BLOCK), all: zeros(keys) }
+        Self { step, block: zeros(block), all: zeros(keys) }
     }
 
     /// Adds the sum over the lanes of `factors[key][lane] * rows[lane]` to the block's rows from `first` on.
@@ -158,14 +157,14 @@ impl Work<'_> {
     ) -> Option<(Range<usize>, Rows<'b>)> {
         let (job, problem) = (&self.job, self.job.problem);
         let panel = &mut side.panel;
-        let (keys, key, value) = block.cut(&panel.some)?;
+        let Cut { keys, key, value, packed_key, .. } = block.cut(&panel.some)?;
         let (width, count, len) = (panel.width, keys.len(), panel.width * keys.len());
         let grid = panel.grid(job, unit, &keys, block.tests_users);
         let masking = tile.masking(panel, &grid);
         if masking == Masking::Everything {
             return None;
         }
-        tile.score(job, panel, key);
+        tile.score(job, panel, key, packed_key);
         let before_biases = softcap_before_biases(problem);
         if before_biases.is_some() {
             tile.modify(job, width, count, Masking::Nothing, before_biases);
@@ -192,6 +191,7 @@ impl Work<'_> {
         job.isa.run(Gradient {
             panel: width,
             scores: tile.scores.take(len),
+            scale: tile.scale,
             products: tile.products.take(len),
             max: panel.max.take(width),
             factor: panel.sum.take(width),
@@ -215,16 +215,17 @@ impl Work<'_> {
         let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
         let zeros = |wanted: bool, columns: usize| vec![0.0; if wanted { d.group() * columns } else { 0 }];
         let mut sums = Sums {
-            key: KeySums::new(self.want.key, keys, d.head_dim),
-            value: KeySums::new(self.want.value, keys, d.head_dim_v),
+            key: KeySums::new(self.want.key, job.key_block(), keys, d.head_dim),
+            value: KeySums::new(self.want.value, job.key_block(), keys, d.head_dim_v),
             relative_bias: zeros(self.want.relative_bias, job.problem.relative_bias_columns()),
             sinks: zeros(self.want.sinks, 1),
         };
         let Scratch { sides, block: buffers, tile } = scratch;
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
-            each_block(job, unit, |start, tests_users| {
-                let block = Block::read(job, unit, start, tests_users, Operand::Key, buffers);
+            let engine = job.engine();
+    each_block(job, unit, |start, tests_users| {
+                let block = Block::read(job, unit, start, tests_users, Operand::Key, engine.as_ref(), true, buffers);
                 for side in sides.iter_mut() {
                     self.add(unit, side, &block, tile, &mut sums);
                 }
@@ -282,7 +283,7 @@ impl Work<'_> {
         for (r, row) in rows.chunks_exact_mut(head_dim).take(side.panel.rows).enumerate() {
             row.iter_mut().for_each(|x| *x *= scale);
             // SAFETY: `WantGradients::check` rejects queries whose elements share a place; each row is finished once.
-            unsafe { query.write_row(job.row_place(unit, Operand::Query, side.panel.first + r), row) };
+            unsafe { query.write_row(job.isa, job.row_place(unit, Operand::Query, side.panel.first + r), row) };
         }
     }
 }

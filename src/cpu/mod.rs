@@ -6,6 +6,10 @@ pub mod tiled;
 mod backward_unit;
 mod job;
 mod kernel;
+mod matrix;
+mod matrix_pack;
+mod matrix_twin;
+mod matrix_x86;
 mod merge;
 mod narrow;
 mod pack;
@@ -34,5 +38,7 @@ pub use status::Tiles;
 
 pub(crate) use user_status::check_status;
 
+#[cfg(test)]
+mod matrix_tests;
 #[cfg(test)]
 mod tests;

@@ -33,8 +33,9 @@ pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'
     let job = &work.job;
     let Scratch { sides, block: buffers, tile } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
+    let engine = job.engine();
     each_block(job, unit, |first, tests_users| {
-        let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
+        let block = Block::read(job, unit, first, tests_users, Operand::Key, engine.as_ref(), true, buffers);
         for side in sides.iter_mut() {
             let Some((keys, _)) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
             let (width, rows) = (side.panel.width, side.panel.rows);

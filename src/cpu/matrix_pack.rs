@@ -1,0 +1,288 @@
+//! Packing of f32 rows and panels into the parts of matrix products, and the choice of these products.
+
+use half::bf16;
+
+use super::kernel::SimdKernel;
+use super::matrix::{Engine, LANES, LARGEST, PAIRS, ROWS, SMALLEST, TILE, words_of_row};
+use super::pack::Rows;
+use super::simd::Simd;
+use crate::numbers::DType;
+use crate::problem::Problem;
+
+/// Matrix products of a call: the instructions, and the parts of each operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MatrixPlan {
+    pub(super) engine: Engine,
+    pub(super) query: usize,
+    pub(super) key: usize,
+    pub(super) value: usize,
+    pub(super) weights: usize,
+    /// True if the scale is multiplied into the queries, which stay exact; else into the scores.
+    pub(super) scales_query: bool,
+}
+
+impl MatrixPlan {
+    /// Chooses the parts. An operand keeps all its bits. Weights are rounded to 16 bits for an output of 16 bits, or to
+    /// bf16 where the problem allows it, else kept.
+    pub(super) fn new(engine: Engine, problem: &Problem) -> Self {
+        let query = parts(problem.query.dtype);
+        let weights = match problem.output.dtype {
+            _ if problem.allow_bf16_weights && problem.value.dtype == DType::BF16 => 1,
+            DType::F32 => 3,
+            _ => 2,
+        };
+        // A power of two moves only the exponent.
+        let scales_query = query == parts(DType::F32) || problem.effective_scale().to_bits() << 9 == 0;
+        Self { engine, query, key: parts(problem.key.dtype), value: parts(problem.value.dtype), weights, scales_query }
+    }
+}
+
+/// Number of bf16 that add up to any number of a storage type.
+const fn parts(dtype: DType) -> usize {
+    match dtype {
+        DType::BF16 => 1,
+        DType::F16 => 2,
+        DType::F32 | DType::Q8 | DType::Q4 => 3,
+    }
+}
+
+/// Most parts of an operand.
+pub(super) const MOST_PARTS: usize = 3;
+
+/// Number of words of the matrix b with `rows` rows of `width` lanes.
+pub(super) fn panel_words(parts: usize, rows: usize, width: usize) -> usize {
+    parts * rows.div_ceil(2 * PAIRS) * (width / LANES) * TILE
+}
+
+/// Element of rows that are packed.
+pub(super) trait Element: Copy + Default {
+    /// Loads a vector.
+    ///
+    /// # Safety
+    /// `from` is valid for a vector of elements; the machine has V's instructions.
+    unsafe fn load<V: Simd>(from: *const Self) -> V;
+
+    /// True if no element is NaN, infinite, or too small or large for a matrix product.
+    ///
+    /// The range is that of the exponents: the largest magnitude is below its end, and the smallest one, less 1 so that 0
+    /// wraps to the largest, is not below its start less 1.
+    fn are_in_range(data: &[Self]) -> bool;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V {
+        // SAFETY: passed on from the caller.
+        unsafe { V::load(from) }
+    }
+
+    #[inline(always)]
+    fn are_in_range(data: &[Self]) -> bool {
+        let (mut largest, mut smallest) = (0, u32::MAX);
+        for x in data {
+            let magnitude = x.to_bits() & 0x7fff_ffff;
+            largest = magnitude.max(largest);
+            smallest = magnitude.wrapping_sub(1).min(smallest);
+        }
+        largest < LARGEST.to_bits() && smallest >= SMALLEST.to_bits() - 1
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V {
+        // SAFETY: passed on from the caller.
+        unsafe { V::widen_bf16(from) }
+    }
+
+    #[inline(always)]
+    fn are_in_range(data: &[Self]) -> bool {
+        let (mut largest, mut smallest) = (0, u16::MAX);
+        for x in data {
+            let magnitude = x.to_bits() & 0x7fff;
+            largest = magnitude.max(largest);
+            smallest = magnitude.wrapping_sub(1).min(smallest);
+        }
+        largest < (LARGEST.to_bits() >> 16) as u16 && smallest >= (SMALLEST.to_bits() >> 16) as u16 - 1
+    }
+}
+
+/// True if all elements of rows are in range.
+#[inline(always)]
+fn rows_are_in_range<T: Element>(rows: &Rows<'_, T>) -> bool {
+    if rows.step == rows.width {
+        return T::are_in_range(&rows.data[..rows.count * rows.width]);
+    }
+    for r in 0..rows.count {
+        if !T::are_in_range(rows.row(r)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Loads elements `column..column + LANES` of a row; 0 past its end.
+#[inline(always)]
+unsafe fn load_padded<V: Simd, T: Element>(row: &[T], column: usize) -> V {
+    // SAFETY: the machine has V's instructions by contract; LANES is at most 16.
+    unsafe {
+        if column + V::LANES <= row.len() {
+            return T::load(row.as_ptr().add(column));
+        }
+        let mut lanes = [T::default(); 16];
+        if column < row.len() {
+            lanes[..row.len() - column].copy_from_slice(&row[column..]);
+        }
+        T::load(lanes.as_ptr())
+    }
+}
+
+/// Splits two rows of a vector of lanes and stores them as pairs, `step` words between parts.
+///
+/// # Safety
+/// `to` is valid for a vector in each part; the machine has V's instructions.
+#[inline(always)]
+pub(super) unsafe fn store_pairs<V: Simd>(even: V, odd: V, parts: usize, to: *mut f32, step: usize) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let (mut even, mut odd) = (even, odd);
+        for part in 0..parts {
+            let (upper_even, upper_odd) = (even.round_upper(), odd.round_upper());
+            upper_even.pair_upper(upper_odd).store(to.add(part * step));
+            (even, odd) = (even.sub(upper_even.upper()), odd.sub(upper_odd.upper()));
+        }
+    }
+}
+
+/// Offset of a vector of lanes of a pair in b.
+#[inline(always)]
+pub(super) fn panel_offset(pair: usize, lane: usize, width: usize) -> usize {
+    ((pair / PAIRS * (width / LANES) + lane / LANES) * PAIRS + pair % PAIRS) * LANES + lane % LANES
+}
+
+/// Packs rows as a.
+pub(super) struct PackRows<'a, T> {
+    pub(super) from: Rows<'a, T>,
+    pub(super) parts: usize,
+    /// [`super::matrix::PackedRows::words`] words.
+    pub(super) to: &'a mut [f32],
+    /// Set to true if all elements can be used.
+    pub(super) fits: &'a mut bool,
+}
+
+impl<T: Element> SimdKernel for PackRows<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { from, parts, to, fits } = self;
+        let words = words_of_row(from.width);
+        let step = from.count.next_multiple_of(ROWS) * words;
+        assert!(to.len() >= parts * step);
+        *fits = rows_are_in_range(&from);
+        for r in 0..if *fits { from.count } else { 0 } {
+            let row = from.row(r);
+            for column in (0..2 * words).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the row ends inside its part, which was checked.
+                unsafe {
+                    let to = to.as_mut_ptr().add(r * words).cast::<u16>().add(column);
+                    let is_whole = column + V::LANES <= row.len();
+                    let mut rest: V = if is_whole { T::load(row.as_ptr().add(column)) } else { load_padded(row, column) };
+                    for part in 0..parts {
+                        let upper = rest.round_upper();
+                        upper.store_upper(to.add(2 * part * step));
+                        rest = rest.sub(upper.upper());
+                    }
+                }
+            }
+        }
+        to.chunks_exact_mut(step).take(parts).for_each(|part| part[from.count * words..].fill(0.0));
+    }
+}
+
+/// Packs rows as the transposed a: its rows are their columns.
+pub(super) struct PackColumns<'a, T> {
+    pub(super) from: Rows<'a, T>,
+    pub(super) parts: usize,
+    /// [`super::matrix::PackedRows::words`] words.
+    pub(super) to: &'a mut [f32],
+    /// Set to true if all elements can be used.
+    pub(super) fits: &'a mut bool,
+}
+
+impl<T: Element> SimdKernel for PackColumns<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { from, parts, to, fits } = self;
+        let words = words_of_row(from.count);
+        let rows = from.width.next_multiple_of(ROWS);
+        assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);
+        *fits = rows_are_in_range(&from);
+        if !*fits {
+            return;
+        }
+        let mut pairs = Pairs([[0.0; 16 * 16]; MOST_PARTS]);
+        for first in (0..words).step_by(V::LANES) {
+            for column in (0..rows).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; LANES is at most 16 and divides `words` and `rows`,
+                // whose product was checked. Whole vectors of whole pairs are inside the rows.
+                unsafe {
+                    if 2 * (first + V::LANES) <= from.count && column + V::LANES <= from.width {
+                        let from = &from.data[2 * first * from.step + column..];
+                        for p in 0..V::LANES {
+                            let at = from.as_ptr().add(2 * p * self.from.step);
+                            let (even, odd) = (T::load::<V>(at), T::load::<V>(at.add(self.from.step)));
+                            store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
+                        }
+                    } else {
+                        let row = |index: usize| if index < from.count { from.row(index) } else { &[] };
+                        for p in 0..V::LANES {
+                            let even = load_padded::<V, _>(row(2 * (first + p)), column);
+                            let odd = load_padded::<V, _>(row(2 * (first + p) + 1), column);
+                            store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
+                        }
+                    }
+                    for (part, pairs) in pairs.0.iter().enumerate().take(parts) {
+                        let to = to.as_mut_ptr().add((part * rows + column) * words + first);
+                        V::transpose(pairs.as_ptr(), V::LANES, to, words);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of up to 16 rows and 16 columns, in each part.
+#[repr(align(64))]
+struct Pairs([[f32; 16 * 16]; MOST_PARTS]);
+
+/// Packs a panel [row][lane] as b.
+pub(super) struct PackPanel<'a> {
+    pub(super) from: &'a [f32],
+    /// A multiple of [`LANES`].
+    pub(super) width: usize,
+    pub(super) parts: usize,
+    /// [`panel_words`] words.
+    pub(super) to: &'a mut [f32],
+    /// Set to true if all elements can be used.
+    pub(super) fits: &'a mut bool,
+}
+
+impl SimdKernel for PackPanel<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { from, width, parts, to, fits } = self;
+        let rows = from.len() / width;
+        let step = panel_words(1, rows, width);
+        assert!(width.is_multiple_of(LANES) && from.len().is_multiple_of(width) && to.len() >= parts * step);
+        *fits = f32::are_in_range(from);
+        let row = |index: usize| &from[(index * width).min(from.len())..from.len().min((index + 1) * width)];
+        for pair in 0..rows.next_multiple_of(2 * PAIRS) / 2 {
+            for lane in (0..width).step_by(V::LANES) {
+                // SAFETY: the machine has V's instructions by contract; the vector ends inside a part, which was checked.
+                unsafe {
+                    let (even, odd) = (load_padded::<V, _>(row(2 * pair), lane), load_padded::<V, _>(row(2 * pair + 1), lane));
+                    store_pairs(even, odd, parts, to.as_mut_ptr().add(panel_offset(pair, lane, width)), step);
+                }
+            }
+        }
+    }
+}
