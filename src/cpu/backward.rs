@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
-use super::job::{Block, Job, Unit};
+use super::job::{Block, Job, Unit, Use};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
@@ -93,7 +93,7 @@ pub(super) fn attention_on(
             problem,
             inputs,
             isa,
-            matrix: isa.engine().map(|engine| MatrixPlan::new(engine, problem)),
+            matrix: MatrixPlan::new(isa, problem),
             items: &items,
             list: list.as_ref(),
             output: None,
@@ -272,7 +272,8 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     let sides = work.load(unit, sides, tile, &mut []);
     let engine = job.engine();
     each_block(job, unit, |first, tests_users| {
-        let block = Block::read(job, unit, first, tests_users, Operand::Key, engine.as_ref(), true, buffers);
+        let block =
+            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
         for side in sides.iter_mut() {
             let Some((keys, _)) = work.differentiate(unit, side, &block, tile, None) else { continue };
             let width = side.panel.width;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::job::{Block, BlockBuffers, Cut, Job, Unit};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
 use super::product::{Product, Start};
@@ -224,8 +224,15 @@ impl Work<'_> {
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
             let engine = job.engine();
-    each_block(job, unit, |start, tests_users| {
-                let block = Block::read(job, unit, start, tests_users, Operand::Key, engine.as_ref(), true, buffers);
+            each_block(job, unit, |start, tests_users| {
+                let block = Block::read(
+                    job,
+                    unit,
+                    start,
+                    tests_users,
+                    Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true },
+                    buffers,
+                );
                 for side in sides.iter_mut() {
                     self.add(unit, side, &block, tile, &mut sums);
                 }

@@ -20,7 +20,7 @@ use crate::terms::TileAt;
 /// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
 /// 96 139, 128 132, 192 130, 256 133. With 64, a panel's weights and queries leave room in 48 KiB of first-level cache.
 pub(super) const KEY_BLOCK: usize = 64;
-/// The same for matrix products of bf16 keys. 1x8x2048x64 on two cores of a Sapphire Rapids: 64 keys 10.8 ms, 128 9.2,
+/// Block of keys for matrix products of bf16 keys. 1x8x2048x64 on two cores of a Sapphire Rapids: 64 keys 10.8 ms, 128 9.2,
 /// 256 9.6. Keys of several parts take as much room in 64.
 const MATRIX_KEY_BLOCK: usize = 128;
 
@@ -104,6 +104,17 @@ pub(super) struct Block<'a> {
     finite: OnceCell<bool>,
 }
 
+/// Purpose of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Use<'a> {
+    /// Operand whose rows will be multiplied by weights and added.
+    pub(super) summed: Operand,
+    /// Engine that operands are packed for.
+    pub(super) engine: Option<&'a Configured>,
+    /// False if rows that are packed may be left unread.
+    pub(super) reads_rows: bool,
+}
+
 /// Some keys of a block.
 pub(super) struct Cut<'a> {
     pub(super) keys: Range<usize>,
@@ -116,16 +127,13 @@ pub(super) struct Cut<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Reads the block that starts at key `start`. Rows of the operand `summed` will be multiplied by weights and added. If
-    /// not `reads_rows`, rows that are packed may be left unread.
+    /// Reads the block that starts at key `start`.
     pub(super) fn read(
         job: &'a Job<'_>,
         unit: &Unit,
         start: usize,
         tests_users: bool,
-        summed: Operand,
-        engine: Option<&'a Configured>,
-        reads_rows: bool,
+        Use { summed, engine, reads_rows }: Use<'a>,
         buffers: &'a mut BlockBuffers,
     ) -> Self {
         let keys = start..unit.keys.end.min(start + job.key_block());
@@ -209,7 +217,7 @@ impl<'a> Packing<'a> {
         fits
     }
 
-    /// What `pack` has written.
+    /// Rows that `pack` has written.
     fn packed(&self, count: usize, width: usize, words: &'a mut Buffer) -> PackedRows<'a> {
         let [rows, columns] = self.shape(count, width);
         let words = words.take(PackedRows::words(self.parts, rows, columns));

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::kernel::SimdKernel;
+use super::kernel::{Isa, SimdKernel};
 use super::matrix::{Engine, LANES, LARGEST, PAIRS, ROWS, SMALLEST, TILE, words_of_row};
 use super::pack::Rows;
 use super::simd::Simd;
@@ -23,8 +23,9 @@ pub(super) struct MatrixPlan {
 
 impl MatrixPlan {
     /// Chooses the parts. An operand keeps all its bits. Weights are rounded to 16 bits for an output of 16 bits, or to
-    /// bf16 where the problem allows it, else kept.
-    pub(super) fn new(engine: Engine, problem: &Problem) -> Self {
+    /// bf16 where the problem allows it, else kept. `None` without an engine, or where plain products are faster.
+    pub(super) fn new(isa: Isa, problem: &Problem) -> Option<Self> {
+        let engine = isa.engine()?;
         let query = parts(problem.query.dtype);
         let weights = match problem.output.dtype {
             _ if problem.allow_bf16_weights && problem.value.dtype == DType::BF16 => 1,
@@ -33,7 +34,12 @@ impl MatrixPlan {
         };
         // A power of two moves only the exponent.
         let scales_query = query == parts(DType::F32) || problem.effective_scale().to_bits() << 9 == 0;
-        Self { engine, query, key: parts(problem.key.dtype), value: parts(problem.value.dtype), weights, scales_query }
+        let (key, value) = (parts(problem.key.dtype), parts(problem.value.dtype));
+        #[cfg(target_arch = "x86_64")]
+        if engine == Engine::Dots && [query, key, value] != [1; 3] {
+            return None;
+        }
+        Some(Self { engine, query, key, value, weights, scales_query })
     }
 }
 

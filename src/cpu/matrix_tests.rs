@@ -83,13 +83,11 @@ fn subnormal_numbers_are_flushed() {
 
 /// Product of packed operands on an instruction set. `a` is packed by columns if it is transposed.
 fn product(
-    isa: Isa,
-    engine: Engine,
+    (isa, engine): (Isa, Engine),
     [m, n, k]: [usize; 3],
     parts: [usize; 2],
-    a: &[f32],
+    [a, b]: [&[f32]; 2],
     is_transposed: bool,
-    b: &[f32],
     start: Start<'_>,
 ) -> Option<Vec<f32>> {
     let (count, width) = if is_transposed { (k, m) } else { (m, k) };
@@ -143,7 +141,7 @@ fn products_are_right() {
             for (isa, engine) in with_engines() {
                 for is_transposed in [false, true] {
                     let start = [Start::Nothing, Start::There, Start::Scaled(&alpha)][case % 3];
-                    let c = product(isa, engine, [m, n, k], parts, &a, is_transposed, &b, start).expect("all elements are in range");
+                    let c = product((isa, engine), [m, n, k], parts, [&a, &b], is_transposed, start).expect("all elements are in range");
                     for (at, &got) in c.iter().enumerate() {
                         let (row, lane) = (at / n, at % n);
                         let of_a = |k_: usize| f64::from(if is_transposed { a[k_ * m + row] } else { a[row * k + k_] });
@@ -175,72 +173,14 @@ fn only_elements_in_range_are_used() {
                 let (plain, mut other) = (vec![1.0; 21 * 16], vec![1.0; 3 * 21]);
                 other[at] = x;
                 for is_transposed in [false, true] {
-                    let c = product(isa, engine, [3, 16, 21], [3, 3], &other, is_transposed, &plain, Start::Nothing);
+                    let c = product((isa, engine), [3, 16, 21], [3, 3], [&other, &plain], is_transposed, Start::Nothing);
                     assert_eq!(c.is_some(), is_good, "{isa:?}: {x:e} at {at} of a");
                 }
                 let mut panel = plain.clone();
                 panel[5 * at] = x;
-                let c = product(isa, engine, [3, 16, 21], [3, 3], &[1.0; 3 * 21], false, &panel, Start::Nothing);
+                let c = product((isa, engine), [3, 16, 21], [3, 3], [&[1.0; 3 * 21], &panel], false, Start::Nothing);
                 assert_eq!(c.is_some(), is_good, "{isa:?}: {x:e} at {at} of b");
             }
-        }
-    }
-}
-
-#[test]
-#[ignore = "timing"]
-fn timing() {
-    let Some((isa, engine)) = with_engines().find(|(isa, _)| *isa == Isa::Amx) else { return };
-    for n in [1usize, 4, 8] {
-        let keys = vec![1.0f32; 128 * 32];
-        let mut kbuf: super::shared::Buffer = Default::default();
-        kbuf.take(128 * 32).copy_from_slice(&keys);
-        let mk = |len: usize| {
-            (0..n)
-                .map(|_| {
-                    let mut b: super::shared::Buffer = Default::default();
-                    b.take(len);
-                    b
-                })
-                .collect::<Vec<_>>()
-        };
-        let (mut q, mut c, mut w, mut o) = (mk(64 * 32), mk(128 * 64), mk(2 * 64 * 64), mk(64 * 64));
-        let configured = unsafe { Configured::new(engine) };
-        for which in 0..3 {
-            let mut best = f64::MAX;
-            for _ in 0..200 {
-                let t = std::time::Instant::now();
-                for i in 0..n {
-                    if which != 1 {
-                        let kw = kbuf.take(128 * 32);
-                        isa.run(MatrixProduct {
-                            a: PackedRows { engine: &configured, parts: Parts { words: kw, count: 1, step: 128 * 32 }, step: 32 },
-                            b: Parts { words: q[i].take(64 * 32), count: 1, step: 64 * 32 },
-                            chunks: 2,
-                            rows: 128,
-                            width: 64,
-                            c: c[i].take(128 * 64),
-                            start: Start::Nothing,
-                        });
-                    }
-                }
-                for i in 0..n {
-                    if which != 0 {
-                        let kw = kbuf.take(64 * 64);
-                        isa.run(MatrixProduct {
-                            a: PackedRows { engine: &configured, parts: Parts { words: kw, count: 1, step: 64 * 64 }, step: 64 },
-                            b: Parts { words: w[i].take(2 * 64 * 64), count: 2, step: 64 * 64 },
-                            chunks: 4,
-                            rows: 64,
-                            width: 64,
-                            c: o[i].take(64 * 64),
-                            start: Start::Nothing,
-                        });
-                    }
-                }
-                best = best.min(t.elapsed().as_secs_f64() / n as f64);
-            }
-            println!("n {n} {}: {:.0} ns", ["scores", "values", "both"][which], best * 1e9);
         }
     }
 }

@@ -19,6 +19,13 @@ pub(super) struct Modify<'a> {
     pub(super) bounds: Option<(&'a [f32], &'a [f32])>,
 }
 
+impl<'a> Modify<'a> {
+    /// Leaves the scores as they are.
+    pub(super) const fn nothing(panel: usize, scores: &'a mut [f32]) -> Self {
+        Self { panel, scores, scale: 1.0, softcap: None, bias_first: false, additive_mask: None, bounds: None }
+    }
+}
+
 impl SimdKernel for Modify<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {

@@ -1,7 +1,7 @@
 //! Tables that users' terms read and that have gradients, each by a pass of its own over all pairs.
 
 use super::backward_unit::{Scratch, Work};
-use super::job::{Block, Unit};
+use super::job::{Block, Unit, Use};
 use super::shared::Shared;
 use super::user_grid::ByTable;
 use super::user_terms::each_block;
@@ -35,7 +35,8 @@ pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'
     let sides = work.load(unit, sides, tile, &mut []);
     let engine = job.engine();
     each_block(job, unit, |first, tests_users| {
-        let block = Block::read(job, unit, first, tests_users, Operand::Key, engine.as_ref(), true, buffers);
+        let block =
+            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
         for side in sides.iter_mut() {
             let Some((keys, _)) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
             let (width, rows) = (side.panel.width, side.panel.rows);

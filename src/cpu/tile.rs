@@ -259,16 +259,23 @@ impl Tile {
             Masking::Everything => scores.fill(f32::NEG_INFINITY),
             Masking::Nothing if softcap.is_none() && (self.scale == 1.0 || !job.problem.has_user_terms()) => return,
             _ => job.isa.run(Modify {
-                panel: width,
-                scores,
                 scale: self.scale,
                 softcap,
                 bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
                 additive_mask: (masking == Masking::Additive).then_some(self.additive_mask.take(width * keys)),
                 bounds: (masking == Masking::Bounds).then_some(self.bounds.take(2 * width).split_at(width)),
+                ..Modify::nothing(width, scores)
             }),
         }
         self.scale = 1.0;
+    }
+
+    /// Multiplies the scores of some keys by the factor that [`Self::modify`] has left.
+    pub(super) fn apply_scale(&mut self, job: &Job<'_>, width: usize, keys: usize) {
+        let scale = std::mem::replace(&mut self.scale, 1.0);
+        if scale != 1.0 {
+            job.isa.run(Modify { scale, ..Modify::nothing(width, self.scores.take(width * keys)) });
+        }
     }
 
     /// Applies the user's terms to modified scores, the last that changes them. [`Self::may_see`] came before.

@@ -36,7 +36,7 @@ use crate::progress::Progress;
 const SMALL: usize = 1 << 21;
 /// Panels of 64 rows in a unit, which share the conversion of a key block. GFLOP/s in f16: 1 panel 105, 2 120, 4 130.
 const UNIT_PANELS: usize = 4;
-/// The same where the conversion packs a block for matrix products. 1x8x2048x64 in bf16: 8 panels 9.5 ms, 16 9.2.
+/// Panels of a unit where the conversion packs a block for matrix products. 1x8x2048x64 in bf16: 8 panels 9.5 ms, 16 9.2.
 const MATRIX_UNIT_PANELS: usize = 16;
 /// Number of rows below which reading the keys dominates the time.
 const FEW_ROWS: usize = 8;
@@ -76,6 +76,20 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<
 /// gaps between strided elements keep their contents. After an error the contents are unspecified.
 pub fn attention_into(problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
     attention_on(Isa::best(), problem, inputs, outputs, control)
+}
+
+/// Describes how [`attention`] computes a problem: the instruction set, and the bf16 numbers that add up to each operand of
+/// a matrix product. Rows of few queries, as in decoding, and blocks with elements that are not finite or outside
+/// 2^-60..2^60 take products in f32.
+pub fn summary(problem: &Problem) -> String {
+    let isa = Isa::best();
+    let products = match MatrixPlan::new(isa, problem) {
+        None => "products in f32".into(),
+        Some(MatrixPlan { query, key, value, weights, .. }) => {
+            format!("products in bf16: query {query} x key {key}, weights {weights} x value {value}")
+        }
+    };
+    format!("cpu path: {}, {products}", isa.name())
 }
 
 /// Runs [`attention_into`] with the given instruction set.
@@ -153,7 +167,7 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
         problem,
         inputs,
         isa,
-        matrix: isa.engine().map(|engine| MatrixPlan::new(engine, problem)),
+        matrix: MatrixPlan::new(isa, problem),
         items,
         list: list.as_ref(),
         output: (!output.as_slice().is_empty()).then(|| SharedOutput::new(output)),

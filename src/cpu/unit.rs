@@ -1,9 +1,9 @@
 //! Unit of work: some query rows of one key/value head against a range of keys.
 
-use super::job::{Block, BlockBuffers, Cut, Job, KEY_BLOCK, Unit};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::narrow;
 use super::pack::Transpose;
-use super::shared::{Buffer, Shared};
+use super::shared::Shared;
 use super::softmax::Weights;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use super::user_grid::By;
@@ -38,7 +38,8 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let reads_rows = panels.iter().any(|panel| !panel.is_packed);
     let engine = job.engine();
     each_block(job, unit, |start, tests_users| {
-        let block = Block::read(job, unit, start, tests_users, Operand::Value, engine.as_ref(), reads_rows, buffers);
+        let block =
+            Block::read(job, unit, start, tests_users, Use { summed: Operand::Value, engine: engine.as_ref(), reads_rows }, buffers);
         for panel in panels.iter_mut() {
             accumulate(job, unit, panel, &block, tile);
         }
@@ -47,7 +48,7 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     for panel in panels {
         finish(job, unit, panel, tile);
         if job.scores.is_some() || job.weights.is_some() {
-            write_scores(job, unit, panel, tile, &mut buffers[0]);
+            write_scores(job, unit, panel, tile, buffers);
         }
     }
 }
@@ -114,35 +115,47 @@ fn finish(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) {
 }
 
 /// Writes the scores and weights that are asked for, in a second pass over all keys, masked ones included. `panel` must
-/// be finished.
-fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, key_buffer: &mut Buffer) {
-    let width = panel.width;
-    for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
-        let keys = start..job.items[unit.item].keys.min(start + KEY_BLOCK);
-        let key = job.key_rows(unit, Operand::Key, &keys, true, key_buffer);
-        if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
-            tile.score(job, panel, key, None);
-            if *stage == ScoreStage::Capped {
-                tile.modify(job, width, keys.len(), Masking::Nothing, softcap_before_biases(job.problem));
-            }
-            write_rows(job, unit, panel, tile, start, keys.len(), scores);
-            if job.weights.is_none() {
-                continue;
+/// be finished. Blocks are those of the first pass, so that scores are the same.
+fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, buffers: &mut BlockBuffers) {
+    let engine = job.engine();
+    for range in [0..unit.keys.start, unit.keys.clone(), unit.keys.end..job.items[unit.item].keys] {
+        let part = Unit { keys: range.clone(), ..unit.clone() };
+        for start in range.clone().step_by(job.key_block()) {
+            let use_of = Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: !panel.is_packed };
+            let block = Block::read(job, &part, start, true, use_of, buffers);
+            if let Some(cut) = block.cut(&range) {
+                write_block(job, unit, panel, tile, &cut);
             }
         }
-        tile.score(job, panel, key, None);
-        let grid = panel.grid(job, unit, &keys, true);
-        let masking = tile.masking(panel, &grid);
-        tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-        tile.apply_user_terms(&grid, By::Nothing);
-        if let Some((ScoreStage::Masked, scores)) = &job.scores {
-            write_rows(job, unit, panel, tile, start, keys.len(), scores);
+    }
+}
+
+/// Writes the scores and weights of some keys.
+fn write_block(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, cut: &Cut<'_>) {
+    let (width, start, count) = (panel.width, cut.keys.start, cut.keys.len());
+    if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
+        tile.score(job, panel, cut.key, cut.packed_key);
+        let softcap = softcap_before_biases(job.problem).filter(|_| *stage == ScoreStage::Capped);
+        tile.modify(job, width, count, Masking::Nothing, softcap);
+        tile.apply_scale(job, width, count);
+        write_rows(job, unit, panel, tile, start, count, scores);
+        if job.weights.is_none() {
+            return;
         }
-        if let Some(weights) = &job.weights {
-            let (max, factor) = (panel.max.take(width), panel.sum.take(width));
-            job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
-            write_rows(job, unit, panel, tile, start, keys.len(), weights);
-        }
+    }
+    tile.score(job, panel, cut.key, cut.packed_key);
+    let grid = panel.grid(job, unit, &cut.keys, true);
+    let masking = tile.masking(panel, &grid);
+    tile.modify(job, width, count, masking, job.problem.softcap);
+    tile.apply_scale(job, width, count);
+    tile.apply_user_terms(&grid, By::Nothing);
+    if let Some((ScoreStage::Masked, scores)) = &job.scores {
+        write_rows(job, unit, panel, tile, start, count, scores);
+    }
+    if let Some(weights) = &job.weights {
+        let (max, factor) = (panel.max.take(width), panel.sum.take(width));
+        job.isa.run(Weights { panel: width, scores: tile.scores.take(width * count), max, factor });
+        write_rows(job, unit, panel, tile, start, count, weights);
     }
 }
 
