@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
-use super::job::{Block, Job, Unit, Use};
+use super::job::{Block, Cut, Job, Unit, Use};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
@@ -275,7 +275,7 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
         let block =
             Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
         for side in sides.iter_mut() {
-            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, None) else { continue };
+            let Some(Cut { keys, .. }) = work.differentiate(unit, side, &block, tile, None) else { continue };
             let width = side.panel.width;
             let d_bias = work.d_bias(tile, width * keys.len());
             for lane in 0..side.panel.rows {

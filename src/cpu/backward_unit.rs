@@ -1,7 +1,6 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
-use std::ops::Range;
-
+use super::backward_matrix::{PackedSide, parts_of_pairs};
 use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
@@ -40,7 +39,7 @@ pub(super) struct KeySums {
     /// Elements of a row: its width rounded up to whole cache lines.
     pub(super) step: usize,
     /// [keys of a block, step]: sums of the current block; 0 at its start.
-    block: Vec<f32>,
+    pub(super) block: Vec<f32>,
     /// [keys of the item, step].
     pub(super) all: Vec<f32>,
 }
@@ -50,13 +49,14 @@ pub(super) struct KeySums {
 pub(super) struct Side {
     pub(super) panel: Panel,
     /// [lane][dim], with 0 for NaN and infinity, which show in the scores.
-    query_rows: Buffer,
+    pub(super) query_rows: Buffer,
     /// [lane][dim], with 0 for NaN and infinity.
-    d_output_rows: Buffer,
+    pub(super) d_output_rows: Buffer,
     /// Lane, dim and value of each element of the output gradient that is NaN or infinite.
-    unfinite: Vec<(usize, usize, f32)>,
+    pub(super) unfinite: Vec<(usize, usize, f32)>,
     /// [dim][lane].
-    d_output: Buffer,
+    pub(super) d_output: Buffer,
+    pub(super) packed: PackedSide,
     delta: Buffer,
 }
 
@@ -129,6 +129,7 @@ impl Side {
                 *x = 0.0;
             }
         }
+        self.pack(job);
     }
 }
 
@@ -146,7 +147,7 @@ impl Work<'_> {
     }
 
     /// Computes the weights and score gradients of the block's keys that are in the intervals of a side's rows. Returns
-    /// those keys and their number; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
+    /// those keys; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
     pub(super) fn differentiate<'b>(
         &self,
         unit: &Unit,
@@ -154,17 +155,18 @@ impl Work<'_> {
         block: &Block<'b>,
         tile: &mut Tile,
         table: Option<&ByTable<'_>>,
-    ) -> Option<(Range<usize>, Rows<'b>)> {
+    ) -> Option<Cut<'b>> {
         let (job, problem) = (&self.job, self.job.problem);
         let panel = &mut side.panel;
-        let Cut { keys, key, value, packed_key, .. } = block.cut(&panel.some)?;
+        let cut = block.cut(&panel.some)?;
+        let Cut { keys, value, .. } = &cut;
         let (width, count, len) = (panel.width, keys.len(), panel.width * keys.len());
-        let grid = panel.grid(job, unit, &keys, block.tests_users);
+        let grid = panel.grid(job, unit, keys, block.tests_users);
         let masking = tile.masking(panel, &grid);
         if masking == Masking::Everything {
             return None;
         }
-        tile.score(job, panel, key, packed_key);
+        tile.score(job, panel, cut.key, cut.packed_key);
         let before_biases = softcap_before_biases(problem);
         if before_biases.is_some() {
             tile.modify(job, width, count, Masking::Nothing, before_biases);
@@ -181,12 +183,15 @@ impl Work<'_> {
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
-        let (products, d_output) = (tile.products.take(len), side.d_output.take(width * value.width));
-        job.isa.run(Product::new(value, width, d_output, products, Start::Nothing));
+        if !side.multiply_values(job, &cut, &mut tile.products) {
+            let (products, d_output) = (tile.products.take(len), side.d_output.take(width * value.width));
+            job.isa.run(Product::new(*value, width, d_output, products, Start::Nothing));
+        }
         let drops = problem.dropout_rule().is_some();
         if drops {
-            tile.drop(job, unit, panel, &keys);
+            tile.drop(job, unit, &side.panel, keys);
         }
+        let panel = &mut side.panel;
         let slopes: &mut [f32] = tile.slopes.take(len);
         job.isa.run(Gradient {
             panel: width,
@@ -201,7 +206,7 @@ impl Work<'_> {
             capped: problem.softcap.filter(|_| has_users || before_biases.is_some()).map(|_| tile.capped.take(len)),
             slopes: has_slopes.then_some(slopes),
         });
-        Some((keys, key))
+        Some(cut)
     }
 
     /// Returns the gradients of the biases, [key][lane], of the `len` pairs that were differentiated last.
@@ -246,27 +251,34 @@ impl Work<'_> {
 
     /// Adds the gradients of a block's keys: dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO, and those of the biases.
     fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, tile: &mut Tile, sums: &mut Sums) {
-        let Some((keys, key)) = self.differentiate(unit, side, block, tile, None) else { return };
+        let Some(cut) = self.differentiate(unit, side, block, tile, None) else { return };
+        let (keys, key, parts) = (&cut.keys, cut.key, parts_of_pairs(self.job.problem, self.want));
         let (job, width) = (&self.job, side.panel.width);
         let (first, len) = (keys.start - block.keys.start, width * keys.len());
         let factors = |data| Rows { data, count: keys.len(), width, step: width };
-        if self.query.is_some() {
+        let mut pairs = std::mem::take(&mut tile.pairs);
+        if self.query.is_some() && !side.add_query(job, &cut, tile.products.take(len), parts, &mut pairs) {
             // NaN or infinity in a key shows in the scores of rows that it is visible to; for others, 0 times it must be 0.
             let used = if block.is_finite() { key } else { key.cleaned(&mut tile.clean) };
             side.panel.add(job, used, tile.products.take(len), None);
         }
-        if self.want.key {
-            sums.key.add(job.isa, first, factors(tile.products.take(len)), side.query_rows.take(width * sums.key.step));
+        let d_scores = (factors(tile.products.take(len)), parts);
+        if self.want.key && !side.add_keys(job, &cut, d_scores, Operand::Query, &mut pairs, (&mut sums.key, first)) {
+            sums.key.add(job.isa, first, d_scores.0, side.query_rows.take(width * sums.key.step));
         }
         if self.want.value {
             let step = sums.value.step;
-            sums.value.add(job.isa, first, factors(tile.scores.take(len)), side.d_output_rows.take(width * step));
+            let weights = (factors(tile.scores.take(len)), parts);
+            if !side.add_keys(job, &cut, weights, Operand::Output, &mut pairs, (&mut sums.value, first)) {
+                sums.value.add(job.isa, first, weights.0, side.d_output_rows.take(width * step));
+            }
             for &(lane, e, x) in &side.unfinite {
                 for j in (0..keys.len()).filter(|j| tile.sees(j * width + lane)) {
                     sums.value.block[(first + j) * step + e] += tile.scores.get(j * width + lane) * x;
                 }
             }
         }
+        tile.pairs = pairs;
         let (Some(max), true) = (job.problem.relative_bias_max_distance.map(i64::from), self.want.relative_bias) else { return };
         let columns = job.problem.relative_bias_columns();
         let d_bias = self.d_bias(tile, len);

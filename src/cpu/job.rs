@@ -6,8 +6,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::kernel::Isa;
-use super::matrix::{Configured, PackedRows, Parts, ROWS};
-use super::matrix_pack::{Element, MatrixPlan, PackColumns, PackRows};
+use super::matrix::{Configured, PackedRows, ROWS, SMALLEST};
+use super::matrix_pack::{MatrixPlan, Packing};
 use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
 use super::tile_list::TileList;
@@ -86,8 +86,8 @@ impl Unit {
     }
 }
 
-/// Memory of a block: keys and values, and both packed for matrix products.
-pub(super) type BlockBuffers = [Buffer; 4];
+/// Memory of a block: keys and values, both packed for matrix products, and the transposed keys.
+pub(super) type BlockBuffers = [Buffer; 5];
 
 /// Block of a unit's keys and their values.
 pub(super) struct Block<'a> {
@@ -98,6 +98,7 @@ pub(super) struct Block<'a> {
     value: Rows<'a>,
     packed_key: Option<PackedRows<'a>>,
     packed_value: Option<PackedRows<'a>>,
+    packed_columns: Option<PackedRows<'a>>,
     /// Its parts start at multiples of this number of keys.
     granule: usize,
     summed: Operand,
@@ -122,8 +123,10 @@ pub(super) struct Cut<'a> {
     pub(super) value: Rows<'a>,
     /// Keys as the matrix a of a product, unless an element is out of its range.
     pub(super) packed_key: Option<PackedRows<'a>>,
-    /// Transposed values, likewise.
+    /// Values, likewise, transposed if they are summed.
     pub(super) packed_value: Option<PackedRows<'a>>,
+    /// Transposed keys, likewise, if they are summed.
+    pub(super) packed_columns: Option<PackedRows<'a>>,
 }
 
 impl<'a> Block<'a> {
@@ -137,7 +140,7 @@ impl<'a> Block<'a> {
         buffers: &'a mut BlockBuffers,
     ) -> Self {
         let keys = start..unit.keys.end.min(start + job.key_block());
-        let [key, value, packed_key, packed_value] = buffers;
+        let [key, value, packed_key, packed_value, packed_columns] = buffers;
         // For a sum, rows are read column by column: at a stride of a multiple of 8 cache lines, they would evict each other.
         let in_place = |operand| {
             let strides = job.problem.spec(operand).strides(job.problem.shape(operand));
@@ -148,7 +151,11 @@ impl<'a> Block<'a> {
             let Some((plan, engine)) = job.matrix.zip(engine).filter(|_| is_packed) else {
                 return (job.key_rows(unit, operand, &keys, in_place(operand), buffer), None);
             };
-            let packing = Packing { engine, isa: job.isa, parts: if operand == Operand::Key { plan.key } else { plan.value }, operand };
+            let (parts, is_transposed) = match operand {
+                Operand::Key => (plan.key, false),
+                _ => (plan.value, summed == operand),
+            };
+            let packing = Packing { engine, isa: job.isa, parts, is_transposed, smallest: SMALLEST };
             // Rows of bf16 need not be widened if only matrix products read them.
             if let Some(rows) = job.bf16_rows(unit, operand, &keys).filter(|_| !reads_rows)
                 && packing.pack(rows, to)
@@ -159,11 +166,16 @@ impl<'a> Block<'a> {
             let fits = packing.pack(rows, to);
             (rows, fits.then(|| packing.packed(count, width, to)))
         };
-        let sums_values = summed == Operand::Value && job.output.is_some() && job.problem.dropout_rule().is_none();
+        let packs_values = summed == Operand::Key || (job.output.is_some() && job.problem.dropout_rule().is_none());
         let (key, packed_key) = read(Operand::Key, true, key, packed_key);
-        let (value, packed_value) = read(Operand::Value, sums_values, value, packed_value);
+        let (value, packed_value) = read(Operand::Value, packs_values, value, packed_value);
+        let columns = packed_key.zip(job.matrix).filter(|_| summed == Operand::Key && reads_rows).and_then(|(packed, plan)| {
+            let (engine, isa, parts) = (packed.engine, job.isa, plan.key);
+            let packing = Packing { engine, isa, parts, is_transposed: true, smallest: SMALLEST };
+            packing.pack(key, packed_columns).then(|| packing.packed(key.count, key.width, packed_columns))
+        });
         let granule = if job.matrix.is_some() { ROWS } else { 1 };
-        Self { keys, tests_users, key, value, packed_key, packed_value, granule, summed, finite: OnceCell::new() }
+        Self { keys, tests_users, key, value, packed_key, packed_value, packed_columns: columns, granule, summed, finite: OnceCell::new() }
     }
 
     /// Returns those of its keys that are in `range`, and, where matrix products are used, more to make up whole tiles.
@@ -177,52 +189,21 @@ impl<'a> Block<'a> {
         let first = first / self.granule * self.granule;
         let end = end.next_multiple_of(self.granule).min(self.keys.len());
         let part = |rows: Rows<'a>| rows.part(first, end - first);
+        let rows = |packed: PackedRows<'a>| packed.from(first * packed.step);
+        let columns = |packed: PackedRows<'a>| packed.from(first / 2);
         Some(Cut {
             keys: self.keys.start + first..self.keys.start + end,
             key: part(self.key),
             value: part(self.value),
-            packed_key: self.packed_key.map(|packed| packed.from(first * packed.step)),
-            packed_value: self.packed_value.map(|packed| packed.from(first / 2)),
+            packed_key: self.packed_key.map(rows),
+            packed_value: if self.summed == Operand::Value { self.packed_value.map(columns) } else { self.packed_value.map(rows) },
+            packed_columns: self.packed_columns.map(columns),
         })
     }
 
     /// True if no element of the operand that is summed is NaN or infinite.
     pub(super) fn is_finite(&self) -> bool {
         *self.finite.get_or_init(|| if self.summed == Operand::Key { self.key } else { self.value }.is_finite())
-    }
-}
-
-/// Packing of keys as the matrix a of a product, or of values as the transposed a.
-struct Packing<'a> {
-    engine: &'a Configured,
-    isa: Isa,
-    parts: usize,
-    operand: Operand,
-}
-
-impl<'a> Packing<'a> {
-    /// Rows and columns of a.
-    const fn shape(&self, count: usize, width: usize) -> [usize; 2] {
-        if matches!(self.operand, Operand::Key) { [count, width] } else { [width, count] }
-    }
-
-    /// Packs rows. Returns false if an element is out of the range of matrix products.
-    fn pack<T: Element>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
-        let ([rows, columns], mut fits) = (self.shape(from.count, from.width), false);
-        let (parts, to) = (self.parts, to.take(PackedRows::words(self.parts, rows, columns)));
-        match self.operand {
-            Operand::Key => self.isa.run(PackRows { from, parts, to, fits: &mut fits }),
-            _ => self.isa.run(PackColumns { from, parts, to, fits: &mut fits }),
-        }
-        fits
-    }
-
-    /// Rows that `pack` has written.
-    fn packed(&self, count: usize, width: usize, words: &'a mut Buffer) -> PackedRows<'a> {
-        let [rows, columns] = self.shape(count, width);
-        let words = words.take(PackedRows::words(self.parts, rows, columns));
-        let step = words.len() / self.parts;
-        PackedRows { engine: self.engine, parts: Parts { words, count: self.parts, step }, step: step / rows.next_multiple_of(ROWS) }
     }
 }
 

@@ -3,8 +3,9 @@
 use half::bf16;
 
 use super::kernel::{Isa, SimdKernel};
-use super::matrix::{Engine, LANES, LARGEST, PAIRS, ROWS, SMALLEST, TILE, words_of_row};
+use super::matrix::{Configured, Engine, LANES, LARGEST, PAIRS, PackedRows, Parts, ROWS, TILE, words_of_row};
 use super::pack::Rows;
+use super::shared::Buffer;
 use super::simd::Simd;
 use crate::numbers::DType;
 use crate::problem::Problem;
@@ -44,7 +45,7 @@ impl MatrixPlan {
 }
 
 /// Number of bf16 that add up to any number of a storage type.
-const fn parts(dtype: DType) -> usize {
+pub(super) const fn parts(dtype: DType) -> usize {
     match dtype {
         DType::BF16 => 1,
         DType::F16 => 2,
@@ -68,11 +69,11 @@ pub(super) trait Element: Copy + Default {
     /// `from` is valid for a vector of elements; the machine has V's instructions.
     unsafe fn load<V: Simd>(from: *const Self) -> V;
 
-    /// True if no element is NaN, infinite, or too small or large for a matrix product.
+    /// True if no element is NaN, infinite, [`LARGEST`] or more, or other than 0 and less than `smallest`.
     ///
-    /// The range is that of the exponents: the largest magnitude is below its end, and the smallest one, less 1 so that 0
-    /// wraps to the largest, is not below its start less 1.
-    fn are_in_range(data: &[Self]) -> bool;
+    /// The range is one of bits: the largest magnitude is below its end, and the least one, less 1 so that 0 wraps to the
+    /// largest, is not below its start less 1.
+    fn are_in_range(data: &[Self], smallest: f32) -> bool;
 }
 
 impl Element for f32 {
@@ -83,14 +84,14 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn are_in_range(data: &[Self]) -> bool {
-        let (mut largest, mut smallest) = (0, u32::MAX);
+    fn are_in_range(data: &[Self], smallest: f32) -> bool {
+        let (mut largest, mut least) = (0, u32::MAX);
         for x in data {
             let magnitude = x.to_bits() & 0x7fff_ffff;
             largest = magnitude.max(largest);
-            smallest = magnitude.wrapping_sub(1).min(smallest);
+            least = magnitude.wrapping_sub(1).min(least);
         }
-        largest < LARGEST.to_bits() && smallest >= SMALLEST.to_bits() - 1
+        largest < LARGEST.to_bits() && least >= smallest.to_bits().saturating_sub(1)
     }
 }
 
@@ -102,25 +103,25 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn are_in_range(data: &[Self]) -> bool {
-        let (mut largest, mut smallest) = (0, u16::MAX);
+    fn are_in_range(data: &[Self], smallest: f32) -> bool {
+        let (mut largest, mut least) = (0, u16::MAX);
         for x in data {
             let magnitude = x.to_bits() & 0x7fff;
             largest = magnitude.max(largest);
-            smallest = magnitude.wrapping_sub(1).min(smallest);
+            least = magnitude.wrapping_sub(1).min(least);
         }
-        largest < (LARGEST.to_bits() >> 16) as u16 && smallest >= (SMALLEST.to_bits() >> 16) as u16 - 1
+        largest < (LARGEST.to_bits() >> 16) as u16 && least >= ((smallest.to_bits() >> 16) as u16).saturating_sub(1)
     }
 }
 
 /// True if all elements of rows are in range.
 #[inline(always)]
-fn rows_are_in_range<T: Element>(rows: &Rows<'_, T>) -> bool {
+fn rows_are_in_range<T: Element>(rows: &Rows<'_, T>, smallest: f32) -> bool {
     if rows.step == rows.width {
-        return T::are_in_range(&rows.data[..rows.count * rows.width]);
+        return T::are_in_range(&rows.data[..rows.count * rows.width], smallest);
     }
     for r in 0..rows.count {
-        if !T::are_in_range(rows.row(r)) {
+        if !T::are_in_range(rows.row(r), smallest) {
             return false;
         }
     }
@@ -166,24 +167,88 @@ pub(super) fn panel_offset(pair: usize, lane: usize, width: usize) -> usize {
     ((pair / PAIRS * (width / LANES) + lane / LANES) * PAIRS + pair % PAIRS) * LANES + lane % LANES
 }
 
-/// Packs rows as a.
-pub(super) struct PackRows<'a, T> {
-    pub(super) from: Rows<'a, T>,
+/// Packing of rows as the matrix a of a product.
+pub(super) struct Packing<'a> {
+    pub(super) engine: &'a Configured,
+    pub(super) isa: Isa,
     pub(super) parts: usize,
-    /// [`super::matrix::PackedRows::words`] words.
-    pub(super) to: &'a mut [f32],
+    /// True if the rows of a are the columns of what is packed.
+    pub(super) is_transposed: bool,
+    /// Smallest magnitude other than 0 that can be used: [`super::matrix::SMALLEST`], or 0 for weights and gradients, which get small.
+    pub(super) smallest: f32,
+}
+
+impl<'a> Packing<'a> {
+    /// Rows and columns of a.
+    const fn shape(&self, count: usize, width: usize) -> [usize; 2] {
+        if self.is_transposed { [width, count] } else { [count, width] }
+    }
+
+    /// Packs rows. Returns false if an element is out of range.
+    pub(super) fn pack<T: Element>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
+        let ([rows, columns], mut fits) = (self.shape(from.count, from.width), false);
+        let &Self { isa, parts, smallest, is_transposed, .. } = self;
+        let to = to.take(PackedRows::words(parts, rows, columns));
+        if is_transposed {
+            isa.run(PackColumns { from, parts, smallest, to, fits: &mut fits });
+        } else {
+            isa.run(PackRows { from, parts, smallest, to, fits: &mut fits });
+        }
+        fits
+    }
+
+    /// Rows that [`Self::pack`] has written.
+    pub(super) fn packed(&self, count: usize, width: usize, words: &'a mut Buffer) -> PackedRows<'a> {
+        let [rows, columns] = self.shape(count, width);
+        let words = words.take(PackedRows::words(self.parts, rows, columns));
+        let step = words.len() / self.parts;
+        PackedRows { engine: self.engine, parts: Parts { words, count: self.parts, step }, step: step / rows.next_multiple_of(ROWS) }
+    }
+}
+
+/// Panel [row][lane], packed as the matrix b of a product.
+#[derive(Default)]
+pub(super) struct PackedPanel {
+    words: Buffer,
+    len: usize,
+    parts: usize,
+}
+
+impl PackedPanel {
+    /// Packs a panel. Returns false if an element is out of range: see [`Packing::smallest`].
+    pub(super) fn pack(&mut self, isa: Isa, from: &[f32], width: usize, parts: usize, smallest: f32) -> bool {
+        let mut fits = false;
+        (self.len, self.parts) = (panel_words(parts, from.len() / width, width), parts);
+        isa.run(PackPanel { from, width, parts, smallest, to: self.words.take(self.len), fits: &mut fits });
+        fits
+    }
+
+    /// Packed panel.
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        Parts { words: self.words.take(self.len), count: self.parts, step: self.len / self.parts }
+    }
+}
+
+/// Packs rows as a.
+struct PackRows<'a, T> {
+    from: Rows<'a, T>,
+    parts: usize,
+    /// Smallest magnitude other than 0 that can be used.
+    smallest: f32,
+    /// [`PackedRows::words`] words.
+    to: &'a mut [f32],
     /// Set to true if all elements can be used.
-    pub(super) fits: &'a mut bool,
+    fits: &'a mut bool,
 }
 
 impl<T: Element> SimdKernel for PackRows<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { from, parts, to, fits } = self;
+        let Self { from, parts, smallest, to, fits } = self;
         let words = words_of_row(from.width);
         let step = from.count.next_multiple_of(ROWS) * words;
         assert!(to.len() >= parts * step);
-        *fits = rows_are_in_range(&from);
+        *fits = rows_are_in_range(&from, smallest);
         for r in 0..if *fits { from.count } else { 0 } {
             let row = from.row(r);
             for column in (0..2 * words).step_by(V::LANES) {
@@ -205,23 +270,25 @@ impl<T: Element> SimdKernel for PackRows<'_, T> {
 }
 
 /// Packs rows as the transposed a: its rows are their columns.
-pub(super) struct PackColumns<'a, T> {
-    pub(super) from: Rows<'a, T>,
-    pub(super) parts: usize,
-    /// [`super::matrix::PackedRows::words`] words.
-    pub(super) to: &'a mut [f32],
+struct PackColumns<'a, T> {
+    from: Rows<'a, T>,
+    parts: usize,
+    /// Smallest magnitude other than 0 that can be used.
+    smallest: f32,
+    /// [`PackedRows::words`] words.
+    to: &'a mut [f32],
     /// Set to true if all elements can be used.
-    pub(super) fits: &'a mut bool,
+    fits: &'a mut bool,
 }
 
 impl<T: Element> SimdKernel for PackColumns<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { from, parts, to, fits } = self;
+        let Self { from, parts, smallest, to, fits } = self;
         let words = words_of_row(from.count);
         let rows = from.width.next_multiple_of(ROWS);
         assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);
-        *fits = rows_are_in_range(&from);
+        *fits = rows_are_in_range(&from, smallest);
         if !*fits {
             return;
         }
@@ -229,7 +296,7 @@ impl<T: Element> SimdKernel for PackColumns<'_, T> {
         for first in (0..words).step_by(V::LANES) {
             for column in (0..rows).step_by(V::LANES) {
                 // SAFETY: the machine has V's instructions by contract; LANES is at most 16 and divides `words` and `rows`,
-                // whose product was checked. Whole vectors of whole pairs are inside the rows.
+                // whose product was checked. Whole vectors of whole pairs are inside the rows, which the test of the range has visited.
                 unsafe {
                     if 2 * (first + V::LANES) <= from.count && column + V::LANES <= from.width {
                         let from = &from.data[2 * first * from.step + column..];
@@ -261,25 +328,27 @@ impl<T: Element> SimdKernel for PackColumns<'_, T> {
 struct Pairs([[f32; 16 * 16]; MOST_PARTS]);
 
 /// Packs a panel [row][lane] as b.
-pub(super) struct PackPanel<'a> {
-    pub(super) from: &'a [f32],
+struct PackPanel<'a> {
+    from: &'a [f32],
     /// A multiple of [`LANES`].
-    pub(super) width: usize,
-    pub(super) parts: usize,
+    width: usize,
+    parts: usize,
+    /// Smallest magnitude other than 0 that can be used.
+    smallest: f32,
     /// [`panel_words`] words.
-    pub(super) to: &'a mut [f32],
+    to: &'a mut [f32],
     /// Set to true if all elements can be used.
-    pub(super) fits: &'a mut bool,
+    fits: &'a mut bool,
 }
 
 impl SimdKernel for PackPanel<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { from, width, parts, to, fits } = self;
+        let Self { from, width, parts, smallest, to, fits } = self;
         let rows = from.len() / width;
         let step = panel_words(1, rows, width);
         assert!(width.is_multiple_of(LANES) && from.len().is_multiple_of(width) && to.len() >= parts * step);
-        *fits = f32::are_in_range(from);
+        *fits = f32::are_in_range(from, smallest);
         let row = |index: usize| &from[(index * width).min(from.len())..from.len().min((index + 1) * width)];
         for pair in 0..rows.next_multiple_of(2 * PAIRS) / 2 {
             for lane in (0..width).step_by(V::LANES) {

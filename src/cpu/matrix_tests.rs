@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::kernel::Isa;
-use super::matrix::{BlockOfC, Configured, Engine, LANES, LARGEST, MatrixProduct, PAIRS, PackedRows, Parts, ROWS, SMALLEST, TILE};
-use super::matrix_pack::{PackColumns, PackPanel, PackRows, panel_words};
+use super::matrix::{BlockOfC, Configured, Engine, LANES, LARGEST, MatrixProduct, PAIRS, PackedRows, ROWS, SMALLEST, TILE};
+use super::matrix_pack::{PackedPanel, Packing};
 use super::pack::Rows;
 use super::product::Start;
+use super::shared::Buffer;
 use crate::numbers::Random;
 
 /// Instruction sets with matrix products.
@@ -92,29 +93,19 @@ fn product(
 ) -> Option<Vec<f32>> {
     let (count, width) = if is_transposed { (k, m) } else { (m, k) };
     let from = Rows { data: a, count, width, step: width };
-    let mut of_a = vec![f32::NAN; PackedRows::words(parts[0], m, k)];
-    let (mut fits_a, mut fits_b) = (false, false);
-    if is_transposed {
-        isa.run(PackColumns { from, parts: parts[0], to: &mut of_a, fits: &mut fits_a });
-    } else {
-        isa.run(PackRows { from, parts: parts[0], to: &mut of_a, fits: &mut fits_a });
-    }
-    let mut of_b = vec![f32::NAN; panel_words(parts[1], k, n)];
-    isa.run(PackPanel { from: b, width: n, parts: parts[1], to: &mut of_b, fits: &mut fits_b });
-    if !(fits_a && fits_b) {
+    // SAFETY: the machine has the engine of an available instruction set.
+    let engine = &unsafe { Configured::new(engine) };
+    let packing = Packing { engine, isa, parts: parts[0], is_transposed, smallest: SMALLEST };
+    let (mut of_a, mut of_b) = (Buffer::default(), PackedPanel::default());
+    of_a.take(PackedRows::words(parts[0], m, k)).fill(f32::NAN);
+    let fits = packing.pack(from, &mut of_a);
+    if !(fits & of_b.pack(isa, b, n, parts[1], SMALLEST)) {
         return None;
     }
-    let (step_a, step_b) = (of_a.len() / parts[0], of_b.len() / parts[1]);
     let mut c = vec![1.0; m.next_multiple_of(ROWS) * n];
-    // SAFETY: the machine has the engine of an available instruction set.
-    let configured = unsafe { Configured::new(engine) };
     isa.run(MatrixProduct {
-        a: PackedRows {
-            engine: &configured,
-            parts: Parts { words: &of_a, count: parts[0], step: step_a },
-            step: step_a / m.next_multiple_of(ROWS),
-        },
-        b: Parts { words: &of_b, count: parts[1], step: step_b },
+        a: packing.packed(count, width, &mut of_a),
+        b: of_b.parts(),
         chunks: k.div_ceil(2 * PAIRS),
         rows: m.next_multiple_of(ROWS),
         width: n,

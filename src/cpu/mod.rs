@@ -3,6 +3,7 @@
 pub mod backward;
 pub mod tiled;
 
+mod backward_matrix;
 mod backward_unit;
 mod job;
 mod kernel;

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::backward_matrix::PackedPairs;
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
-use super::matrix::{MatrixProduct, PackedRows, Parts, ROWS};
-use super::matrix_pack::{MatrixPlan, PackPanel, panel_words};
+use super::matrix::{MatrixProduct, PackedRows, Parts, ROWS, SMALLEST};
+use super::matrix_pack::{MatrixPlan, PackedPanel, panel_words};
 use super::pack::{Rows, Transpose};
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
@@ -32,7 +33,7 @@ pub(super) struct Panel {
     /// Scaled queries, [dim][lane].
     pub(super) query: Buffer,
     /// Queries as the matrix b of a product: scaled, or not, as the plan has it.
-    packed_query: Buffer,
+    packed_query: PackedPanel,
     /// True if all queries are in the range of matrix products.
     pub(super) is_packed: bool,
     /// Sums of weighted rows, [dim][lane]: the output, or dQ. Nothing was added unless `started`.
@@ -86,9 +87,8 @@ impl Panel {
             scale_all(to);
         }
         self.is_packed = false;
-        if let Some(MatrixPlan { query: parts, .. }) = job.matrix {
-            let packed = self.packed_query.take(panel_words(parts, head_dim, width));
-            job.isa.run(PackPanel { from: &*to, width, parts, to: packed, fits: &mut self.is_packed });
+        if let Some(plan) = job.matrix {
+            self.is_packed = self.packed_query.pack(job.isa, to, width, plan.query, SMALLEST);
         }
         if !scales_first {
             scale_all(to);
@@ -124,6 +124,14 @@ impl Panel {
         self.started = true;
     }
 
+    /// Adds the products of packed columns of keys and a packed panel [key][lane] to the output.
+    pub(super) fn add_columns(&mut self, a: PackedRows<'_>, b: Parts<'_>, keys: usize, job: &Job<'_>) {
+        let (width, rows) = (self.width, job.problem.dims.head_dim.next_multiple_of(ROWS));
+        let start = if self.started { Start::There } else { Start::Nothing };
+        job.isa.run(MatrixProduct { a, b, chunks: keys.div_ceil(ROWS), rows, width, c: self.output.take(width * rows), start });
+        self.started = true;
+    }
+
     /// Returns the output as [lane][dim].
     pub(super) fn output_rows<'a>(&mut self, job: &Job<'_>, dims: usize, scratch: &'a mut Buffer) -> &'a mut [f32] {
         let (columns, to) = (self.width, scratch.take(self.width * dims));
@@ -146,6 +154,8 @@ pub(super) struct Tile {
     pub(super) scale: f32,
     /// Weights as the matrix b of a product.
     pub(super) packed: Buffer,
+    /// Weights and gradients of scores as operands of products.
+    pub(super) pairs: PackedPairs,
     before: Buffer,
     pub(super) additive_mask: Buffer,
     pub(super) dropout_mask: Buffer,
@@ -239,10 +249,9 @@ impl Tile {
             self.scale = job.problem.effective_scale();
         }
         let rows = key.count.next_multiple_of(ROWS);
-        let step = panel_words(1, key.width, width);
         job.isa.run(MatrixProduct {
             a,
-            b: Parts { words: panel.packed_query.take(plan.query * step), count: plan.query, step },
+            b: panel.packed_query.parts(),
             chunks: key.width.div_ceil(ROWS),
             rows,
             width,
