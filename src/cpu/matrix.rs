@@ -2,8 +2,8 @@
 //!
 //! An operand of more precision is the sum of several bf16 matrices, its *parts*: f16 of two, f32 of three, because a bf16
 //! has 8 significant bits. Each part is what the parts before it leave, rounded to the nearest bf16. The product of two operands
-//! is the sum of the products of their parts, the smallest first; those whose part numbers, counted from 0, add up to 3 or
-//! more are left out: at most 2^-24 of the product of two f32.
+//! is the sum of the products of their parts; those whose part numbers, counted from 0, add up to 3 or more are left out: at
+//! most 2^-24 of the product of two f32.
 //!
 //! Layouts, in words of two bf16:
 //! - a is [part][row][pair], rows padded to [`ROWS`], with pairs of consecutive columns;
@@ -96,8 +96,11 @@ pub(super) struct MatrixProduct<'a> {
     pub(super) start: Start<'a>,
 }
 
-/// One step of a block of c: offsets in words of a tile of a and one of b.
+/// One step of a block of c: offsets in words of a tile of a and one of b, or [`KEEP`].
 pub(super) type Step = [u32; 2];
+
+/// Stands for the operand of the step before.
+pub(super) const KEEP: u32 = u32::MAX;
 
 /// Most steps that are summed in one chain of tiles.
 const MOST_STEPS: usize = 96;
@@ -131,11 +134,12 @@ impl SimdKernel for MatrixProduct<'_> {
         let mut all = [[0, 0]; MOST_STEPS];
         let at_once = (MOST_STEPS / terms(a.count, b.count).count()).min(chunks);
         for first in (0..chunks).step_by(at_once) {
-            let mut len = 0;
-            for (i, j) in terms(a.count, b.count) {
-                for chunk in first..chunks.min(first + at_once) {
-                    all[len] = [(i * a.step + chunk * PAIRS) as u32, (j * b.step + chunk * groups * TILE) as u32];
-                    len += 1;
+            let (mut len, mut last) = (0, [KEEP; 2]);
+            for chunk in first..chunks.min(first + at_once) {
+                for (i, j) in terms(a.count, b.count) {
+                    let step = [(i * a.step + chunk * PAIRS) as u32, (j * b.step + chunk * groups * TILE) as u32];
+                    all[len] = [0, 1].map(|operand: usize| if step[operand] == last[operand] { KEEP } else { step[operand] });
+                    (len, last) = (len + 1, step);
                 }
             }
             let start = if first > 0 { Start::There } else { self.start };
@@ -183,10 +187,9 @@ impl MatrixProduct<'_> {
     }
 }
 
-/// Pairs of parts of a and b whose products count, the smallest first.
+/// Pairs of parts of a and b whose products count. Neighbours share a part, which stays loaded.
 fn terms(a: usize, b: usize) -> impl Iterator<Item = (usize, usize)> {
-    const MOST: usize = 3;
-    (0..MOST).rev().flat_map(move |sum| (0..=sum).map(move |j| (sum - j, j))).filter(move |&(i, j)| i < a && j < b)
+    [(2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2)].into_iter().filter(move |&(i, j)| i < a && j < b)
 }
 
 /// Sums of one block of c.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::kernel::Isa;
-use super::matrix::{BlockOfC, Configured, Engine, LANES, LARGEST, MatrixProduct, PAIRS, PackedRows, ROWS, SMALLEST, TILE};
+use super::matrix::{BlockOfC, Configured, Engine, KEEP, LANES, LARGEST, MatrixProduct, PAIRS, PackedRows, ROWS, SMALLEST, TILE};
 use super::matrix_pack::{PackedPanel, Packing};
 use super::pack::Rows;
 use super::product::Start;
@@ -35,7 +35,8 @@ fn tiles_are_their_twin() {
                 (0..len).map(|_| f32::from_bits(upper() | upper() << 16)).collect()
             };
             let (a, b) = (words(ROWS * columns, &of_a), words(3 * 2 * TILE, &of_b));
-            let steps = [0, 2, 1, 1].map(|i: u32| [i * PAIRS as u32, i * 2 * TILE as u32]);
+            let (pairs, tile) = (PAIRS as u32, TILE as u32);
+            let steps = [[0, 0], [2 * pairs, 4 * tile], [KEEP, 2 * tile], [pairs, KEEP], [KEEP, KEEP]];
             let of_engine = |engine: Engine| {
                 let mut c = vec![7.0f32; ROWS * 2 * LANES];
                 let (c_step, of_c) = (2 * LANES, c.as_mut_ptr());

@@ -2,7 +2,7 @@
 //! the odd elements of the pairs are two chains of fused multiply-adds from 0, whose sum is added to c. Subnormal numbers
 //! count as 0, and subnormal results are flushed.
 
-use super::matrix::{BlockOfC, LANES, PAIRS, ROWS};
+use super::matrix::{BlockOfC, KEEP, LANES, PAIRS, ROWS};
 
 /// # Safety
 /// The block is valid.
@@ -10,16 +10,16 @@ pub(super) unsafe fn compute(block: BlockOfC<'_>) {
     let lanes = if block.is_wide { 2 * LANES } else { LANES };
     for row in 0..ROWS {
         for lane in 0..lanes {
-            let mut c = 0.0;
-            for [of_a, of_b] in block.steps {
+            let (mut c, mut last) = (0.0, [0; 2]);
+            for step in block.steps {
+                last = [0, 1].map(|operand: usize| if step[operand] == KEEP { last[operand] } else { step[operand] as usize });
                 // The second group of lanes is the next tile.
-                let of_b = *of_b as usize + lane / LANES * PAIRS * LANES + lane % LANES;
+                let (of_a, of_b) = (last[0], last[1] + lane / LANES * PAIRS * LANES + lane % LANES);
                 let mut chains = [0.0; 2];
                 for pair in 0..PAIRS {
                     // SAFETY: inside a tile of a valid block.
-                    let [a, b] = unsafe {
-                        [*block.a.add(*of_a as usize + row * block.a_step + pair), *block.b.add(of_b + pair * LANES)].map(f32::to_bits)
-                    };
+                    let [a, b] =
+                        unsafe { [*block.a.add(of_a + row * block.a_step + pair), *block.b.add(of_b + pair * LANES)].map(f32::to_bits) };
                     for (chain, shift) in chains.iter_mut().zip([16, 0]) {
                         *chain = multiply_add([a, b].map(|pair| f32::from_bits(pair << shift & 0xffff_0000)), *chain);
                     }

@@ -5,7 +5,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::matrix::{BlockOfC, LANES, PAIRS, ROWS, TILE};
+use super::matrix::{BlockOfC, KEEP, LANES, PAIRS, ROWS, TILE};
 
 /// Configuration of the tiles: all eight have 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -47,10 +47,10 @@ pub(super) fn has_tiles() -> bool {
         const OSXSAVE: u32 = 1 << 27;
         const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
         const TILE_STATE: u64 = 1 << 17 | 1 << 18;
-        if !is_x86_feature_detected!("avx512f") || __cpuid(1).ecx & OSXSAVE == 0 || __cpuid(0).eax < 7 {
-            return false;
-        }
-        if __cpuid_count(7, 0).edx & TILE_AND_BF16 != TILE_AND_BF16 {
+        #[allow(unused_unsafe, reason = "the intrinsic has become safe after the oldest Rust that this crate supports")]
+        // SAFETY: a processor with AVX-512 has this instruction.
+        let leaf = |leaf| unsafe { __cpuid_count(leaf, 0) };
+        if !is_x86_feature_detected!("avx512f") || leaf(1).ecx & OSXSAVE == 0 || leaf(7).edx & TILE_AND_BF16 != TILE_AND_BF16 {
             return false;
         }
         let (low, high): (u32, u32);
@@ -82,23 +82,32 @@ fn is_permitted() -> bool {
 /// Computes a block of c by tiles: 0 to 3 are those of c, 4 and 5 of a, 6 and 7 of b.
 ///
 /// # Safety
-/// The block is valid and has a step, the machine has tiles, and they are configured.
+/// The block is valid and has a step, the first one without [`KEEP`]; the machine has tiles, and they are configured.
 #[inline(always)]
 pub(super) unsafe fn tiles(block: BlockOfC<'_>) {
     // The literals are the lines of the second group of lanes.
     macro_rules! compute {
-        ($zero:literal, $multiply:literal, $store:literal, $store_more:literal) => {
+        ($zero:literal, $load:literal, $multiply:literal, $store:literal, $store_more:literal) => {
             asm!(
-                "tilezero tmm0", "tilezero tmm2", $zero,
+                "tilezero tmm0",
+                "tilezero tmm2",
+                $zero,
                 "2:",
                 "mov {x:e}, dword ptr [{steps}]",
+                "cmp {x:e}, -1",
+                "je 3f",
                 "lea {x}, [{a} + 4 * {x}]",
                 "tileloadd tmm4, [{x} + {a_step} * 1]",
                 "add {x}, {a_rows}",
                 "tileloadd tmm5, [{x} + {a_step} * 1]",
+                "3:",
                 "mov {x:e}, dword ptr [{steps} + 4]",
+                "cmp {x:e}, -1",
+                "je 4f",
                 "lea {x}, [{b} + 4 * {x}]",
                 "tileloadd tmm6, [{x} + {b_step} * 1]",
+                $load,
+                "4:",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 $multiply,
@@ -133,12 +142,13 @@ pub(super) unsafe fn tiles(block: BlockOfC<'_>) {
         if block.is_wide {
             compute!(
                 "tilezero tmm1\ntilezero tmm3",
-                "tileloadd tmm7, [{x} + {b_step} * 1 + 1024]\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm3, tmm5, tmm7",
+                "tileloadd tmm7, [{x} + {b_step} * 1 + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm3, tmm5, tmm7",
                 "tilestored [{c} + {c_step} * 1 + 64], tmm1",
                 "tilestored [{c} + {c_step} * 1 + 64], tmm3"
             );
         } else {
-            compute!("", "", "", "");
+            compute!("", "", "", "", "");
         }
     }
 }
@@ -169,9 +179,14 @@ unsafe fn dots_of<const N: usize>(block: BlockOfC<'_>) {
     unsafe {
         for first in (0..ROWS).step_by(DOT_ROWS) {
             let mut sum = [[_mm512_setzero_ps(); N]; DOT_ROWS];
+            let (mut a, mut b) = (block.a, block.b);
             for &[of_a, of_b] in block.steps {
-                let a = block.a.add(of_a as usize + first * block.a_step);
-                let b = block.b.add(of_b as usize);
+                if of_a != KEEP {
+                    a = block.a.add(of_a as usize + first * block.a_step);
+                }
+                if of_b != KEEP {
+                    b = block.b.add(of_b as usize);
+                }
                 for pair in 0..PAIRS {
                     let mut lanes = [_mm512_setzero_si512(); N];
                     for v in 0..N {

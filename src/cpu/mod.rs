@@ -34,7 +34,7 @@ mod visible;
 
 pub use crate::custom::TileStatus;
 pub use merge::{Merged, Part, RowSums, merge};
-pub use peak::multiply_add_gflops;
+pub use peak::{matrix_gflops, multiply_add_gflops};
 pub use status::Tiles;
 
 pub(crate) use user_status::check_status;
