@@ -181,7 +181,7 @@ fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl 
             row.iter_mut().zip(&part.all[key * part.step..]).for_each(|(x, part)| *x += part);
         }
         // SAFETY: `WantGradients::check` rejects operands whose elements share a place; nothing else writes meanwhile.
-        unsafe { to.write_row(job.isa, job.place(unit, operand, unit.kv_head, key), &row) };
+        unsafe { to.write_row(job.isa, job.place(unit, operand, unit.kv_head, key), &mut row, Some(1.0)) };
     }
 }
 

@@ -300,9 +300,8 @@ impl Work<'_> {
         let scale = job.problem.effective_scale();
         let rows = side.panel.output_rows(job, head_dim, &mut tile.rows);
         for (r, row) in rows.chunks_exact_mut(head_dim).take(side.panel.rows).enumerate() {
-            row.iter_mut().for_each(|x| *x *= scale);
             // SAFETY: `WantGradients::check` rejects queries whose elements share a place; each row is finished once.
-            unsafe { query.write_row(job.isa, job.row_place(unit, Operand::Query, side.panel.first + r), row) };
+            unsafe { query.write_row(job.isa, job.row_place(unit, Operand::Query, side.panel.first + r), row, Some(scale)) };
         }
     }
 }

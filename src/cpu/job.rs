@@ -328,13 +328,13 @@ impl Job<'_> {
             total = sum * rescale + (sink - top).exp();
         }
         let factor = if total == 0.0 { 0.0 } else { rescale / total };
-        // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
-        row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * (factor * divided) });
         let at = self.items[unit.item].lse_place(self.problem, head, i);
         // SAFETY: `Problem::check` rejects outputs whose elements share a place, and each row is finished once.
         unsafe {
             if let Some(output) = &self.output {
-                output.write_row(self.isa, self.place(unit, Operand::Output, head, i), row);
+                // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
+                let factor = (total != 0.0).then_some(factor * divided);
+                output.write_row(self.isa, self.place(unit, Operand::Output, head, i), row, factor);
             }
             if let Some(lse) = &self.lse {
                 lse.slice(at..at + 1)[0] = top + total.ln();

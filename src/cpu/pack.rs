@@ -151,12 +151,12 @@ impl<'a> SharedOutput<'a> {
         }
     }
 
-    /// Writes a row to `at`, rounded to nearest even.
+    /// Multiplies a row and writes it to `at`, rounded to nearest even. Without a factor, it becomes 0.
     ///
     /// # Safety
     /// Nothing else reads or writes these places meanwhile.
-    pub(super) unsafe fn write_row(&self, isa: Isa, at: RowLayout, row: &[f32]) {
-        isa.run(WriteRow { output: self, at, row });
+    pub(super) unsafe fn write_row(&self, isa: Isa, at: RowLayout, row: &mut [f32], factor: Option<f32>) {
+        isa.run(WriteRow { output: self, at, row, factor });
     }
 }
 
@@ -164,13 +164,19 @@ impl<'a> SharedOutput<'a> {
 struct WriteRow<'a> {
     output: &'a SharedOutput<'a>,
     at: RowLayout,
-    row: &'a [f32],
+    row: &'a mut [f32],
+    factor: Option<f32>,
 }
 
 impl SimdKernel for WriteRow<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { output, at: RowLayout { start, step, .. }, row } = self;
+        let Self { output, at: RowLayout { start, step, .. }, row, factor } = self;
+        match factor {
+            Some(factor) => row.iter_mut().for_each(|x| *x *= factor),
+            None => row.fill(0.0),
+        }
+        let row = &*row;
         // SAFETY: the places are this row's alone.
         unsafe {
             match output {

@@ -140,15 +140,27 @@ impl Softmax<'_> {
                 let score = V::load(scores.add((k * N + v) * V::LANES));
                 if SCALED { score.mul(scale) } else { score }
             };
+            // Rounding keeps the order: the max of scaled scores is the scaled max, or the scaled min by a negative factor.
+            let size = V::splat(self.scale.abs());
+            let sign = V::splat(self.scale.signum());
             let mut max = [V::splat(f32::MIN); N];
-            for v in 0..N {
-                max[v] = V::load(self.max.as_ptr().add(v * V::LANES));
-            }
-            for k in 0..keys {
-                for v in 0..N {
-                    // A NaN score need not get into max; it makes the sum NaN.
-                    max[v] = score(k, v).max(max[v]);
+            if SCALED && self.scale < 0.0 {
+                for k in 0..keys {
+                    for v in 0..N {
+                        max[v] = V::load(scores.add((k * N + v) * V::LANES)).mul(sign).max(max[v]);
+                    }
                 }
+            } else {
+                for k in 0..keys {
+                    for v in 0..N {
+                        // A NaN score need not get into max; it makes the sum NaN.
+                        max[v] = V::load(scores.add((k * N + v) * V::LANES)).max(max[v]);
+                    }
+                }
+            }
+            for v in 0..N {
+                let old = V::load(self.max.as_ptr().add(v * V::LANES));
+                max[v] = if SCALED { max[v].mul(size) } else { max[v] }.max(old);
             }
             let mut sum = [V::splat(0.0); N];
             let (to, step) = match self.packed {

@@ -81,7 +81,7 @@ impl Panel {
         let to = self.query.take(width * head_dim);
         job.isa.run(Transpose { rows: width, columns: head_dim, from, from_step: head_dim, to: &mut *to });
         let scale = job.problem.effective_scale();
-        let scale_all = |all: &mut [f32]| all.iter_mut().for_each(|x| *x *= scale);
+        let scale_all = |queries: &mut [f32]| job.isa.run(Modify { scale, ..Modify::nothing(width, queries) });
         let scales_first = job.matrix.is_none_or(|plan| plan.scales_query);
         if scales_first {
             scale_all(to);
