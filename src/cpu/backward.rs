@@ -268,7 +268,7 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     let job = &work.job;
     let [of_batch, of_head, of_row, of_key] = shape.strides();
     let start = start + job.items[unit.item].batch * of_batch;
-    let Scratch { sides, block: buffers, tile } = scratch;
+    let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
     let engine = job.engine();
     each_block(job, unit, |first, tests_users| {

@@ -1,6 +1,6 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
-use super::backward_matrix::{PackedSide, parts_of_pairs};
+use super::backward_matrix::{PackedPairs, PackedSide, parts_of_pairs};
 use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
@@ -39,7 +39,7 @@ pub(super) struct KeySums {
     /// Elements of a row: its width rounded up to whole cache lines.
     pub(super) step: usize,
     /// [keys of a block, step]: sums of the current block; 0 at its start.
-    pub(super) block: Vec<f32>,
+    block: Vec<f32>,
     /// [keys of the item, step].
     pub(super) all: Vec<f32>,
 }
@@ -49,14 +49,14 @@ pub(super) struct KeySums {
 pub(super) struct Side {
     pub(super) panel: Panel,
     /// [lane][dim], with 0 for NaN and infinity, which show in the scores.
-    pub(super) query_rows: Buffer,
+    query_rows: Buffer,
     /// [lane][dim], with 0 for NaN and infinity.
-    pub(super) d_output_rows: Buffer,
+    d_output_rows: Buffer,
     /// Lane, dim and value of each element of the output gradient that is NaN or infinite.
-    pub(super) unfinite: Vec<(usize, usize, f32)>,
+    unfinite: Vec<(usize, usize, f32)>,
     /// [dim][lane].
-    pub(super) d_output: Buffer,
-    pub(super) packed: PackedSide,
+    d_output: Buffer,
+    packed: PackedSide,
     delta: Buffer,
 }
 
@@ -66,6 +66,8 @@ pub(super) struct Scratch {
     pub(super) sides: Vec<Side>,
     pub(super) block: BlockBuffers,
     pub(super) tile: Tile,
+    /// Operands of matrix products.
+    pub(super) pairs: PackedPairs,
 }
 
 impl KeySums {
@@ -129,7 +131,12 @@ impl Side {
                 *x = 0.0;
             }
         }
-        self.pack(job);
+        if self.unfinite.is_empty() {
+            let rows = [(&*self.query_rows.take(width * query_step), query_step), (&*d_output_rows, step)];
+            self.packed.pack(job, &self.panel, self.d_output.take(width * d.head_dim_v), rows);
+        } else {
+            self.packed = PackedSide::default();
+        }
     }
 }
 
@@ -183,7 +190,7 @@ impl Work<'_> {
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
-        if !side.multiply_values(job, &cut, &mut tile.products) {
+        if !side.packed.multiply_values(job, &cut, width, &mut tile.products) {
             let (products, d_output) = (tile.products.take(len), side.d_output.take(width * value.width));
             job.isa.run(Product::new(*value, width, d_output, products, Start::Nothing));
         }
@@ -225,7 +232,7 @@ impl Work<'_> {
             relative_bias: zeros(self.want.relative_bias, job.problem.relative_bias_columns()),
             sinks: zeros(self.want.sinks, 1),
         };
-        let Scratch { sides, block: buffers, tile } = scratch;
+        let Scratch { sides, block: buffers, tile, pairs } = scratch;
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
             let engine = job.engine();
@@ -239,7 +246,7 @@ impl Work<'_> {
                     buffers,
                 );
                 for side in sides.iter_mut() {
-                    self.add(unit, side, &block, tile, &mut sums);
+                    self.add(unit, side, &block, (tile, pairs), &mut sums);
                 }
                 sums.key.fold(start);
                 sums.value.fold(start);
@@ -250,27 +257,31 @@ impl Work<'_> {
     }
 
     /// Adds the gradients of a block's keys: dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO, and those of the biases.
-    fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, tile: &mut Tile, sums: &mut Sums) {
+    fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, (tile, pairs): (&mut Tile, &mut PackedPairs), sums: &mut Sums) {
         let Some(cut) = self.differentiate(unit, side, block, tile, None) else { return };
         let (keys, key, parts) = (&cut.keys, cut.key, parts_of_pairs(self.job.problem, self.want));
         let (job, width) = (&self.job, side.panel.width);
         let (first, len) = (keys.start - block.keys.start, width * keys.len());
         let factors = |data| Rows { data, count: keys.len(), width, step: width };
-        let mut pairs = std::mem::take(&mut tile.pairs);
-        if self.query.is_some() && !side.add_query(job, &cut, tile.products.take(len), parts, &mut pairs) {
+        let Side { panel, packed, query_rows, d_output_rows, .. } = side;
+        let d_scores = tile.products.take(len);
+        if self.query.is_some() && !packed.add_query(job, &cut, panel, (d_scores, parts), pairs) {
             // NaN or infinity in a key shows in the scores of rows that it is visible to; for others, 0 times it must be 0.
             let used = if block.is_finite() { key } else { key.cleaned(&mut tile.clean) };
-            side.panel.add(job, used, tile.products.take(len), None);
+            panel.add(job, used, d_scores, None);
         }
-        let d_scores = (factors(tile.products.take(len)), parts);
-        if self.want.key && !side.add_keys(job, &cut, d_scores, Operand::Query, &mut pairs, (&mut sums.key, first)) {
-            sums.key.add(job.isa, first, d_scores.0, side.query_rows.take(width * sums.key.step));
+        if self.want.key {
+            let (factors, step) = ((factors(d_scores), parts), sums.key.step);
+            let block = (&mut sums.key.block[first * step..], step);
+            if !packed.add_keys(job, &cut, factors, Operand::Query, pairs, block) {
+                sums.key.add(job.isa, first, factors.0, query_rows.take(width * step));
+            }
         }
         if self.want.value {
-            let step = sums.value.step;
-            let weights = (factors(tile.scores.take(len)), parts);
-            if !side.add_keys(job, &cut, weights, Operand::Output, &mut pairs, (&mut sums.value, first)) {
-                sums.value.add(job.isa, first, weights.0, side.d_output_rows.take(width * step));
+            let (factors, step) = ((factors(tile.scores.take(len)), parts), sums.value.step);
+            let block = (&mut sums.value.block[first * step..], step);
+            if !packed.add_keys(job, &cut, factors, Operand::Output, pairs, block) {
+                sums.value.add(job.isa, first, factors.0, d_output_rows.take(width * step));
             }
             for &(lane, e, x) in &side.unfinite {
                 for j in (0..keys.len()).filter(|j| tile.sees(j * width + lane)) {
@@ -278,7 +289,6 @@ impl Work<'_> {
                 }
             }
         }
-        tile.pairs = pairs;
         let (Some(max), true) = (job.problem.relative_bias_max_distance.map(i64::from), self.want.relative_bias) else { return };
         let columns = job.problem.relative_bias_columns();
         let d_bias = self.d_bias(tile, len);

@@ -11,7 +11,7 @@ use std::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 
-use super::matrix::{Engine, LANES};
+use super::matrix_block::{Engine, LANES};
 use super::simd::Simd;
 
 /// Computation that [`Isa::run`] compiles for each instruction set.

@@ -2,7 +2,7 @@
 //! the odd elements of the pairs are two chains of fused multiply-adds from 0, whose sum is added to c. Subnormal numbers
 //! count as 0, and subnormal results are flushed.
 
-use super::matrix::{BlockOfC, KEEP, LANES, PAIRS, ROWS};
+use super::matrix_block::{BlockOfC, KEEP, LANES, PAIRS, ROWS};
 
 /// # Safety
 /// The block is valid.

@@ -5,7 +5,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::matrix::{BlockOfC, KEEP, LANES, PAIRS, ROWS, TILE};
+use super::matrix_block::{BlockOfC, KEEP, LANES, PAIRS, ROWS, TILE};
 
 /// Configuration of the tiles: all eight have 16 rows of 64 bytes.
 #[repr(C, align(64))]

@@ -8,6 +8,7 @@ mod backward_unit;
 mod job;
 mod kernel;
 mod matrix;
+mod matrix_block;
 mod matrix_pack;
 mod matrix_twin;
 mod matrix_x86;

@@ -31,7 +31,7 @@ pub(super) fn owned(problem: &Problem) -> impl Iterator<Item = Owned<'_>> {
 /// Adds a unit's contribution to the copy of the gradient that starts at `start`.
 pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
     let job = &work.job;
-    let Scratch { sides, block: buffers, tile } = scratch;
+    let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
     let engine = job.engine();
     each_block(job, unit, |first, tests_users| {

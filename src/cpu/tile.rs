@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::backward_matrix::PackedPairs;
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
 use super::matrix::{MatrixProduct, PackedRows, Parts, ROWS, SMALLEST};
@@ -154,8 +153,6 @@ pub(super) struct Tile {
     pub(super) scale: f32,
     /// Weights as the matrix b of a product.
     pub(super) packed: Buffer,
-    /// Weights and gradients of scores as operands of products.
-    pub(super) pairs: PackedPairs,
     before: Buffer,
     pub(super) additive_mask: Buffer,
     pub(super) dropout_mask: Buffer,

@@ -7,7 +7,8 @@
 //! Changed for speed:
 //! - query rows are the lanes of the vectors (`kernel.rs`): neither keys nor values need packing, no reduction crosses
 //!   lanes, and both products are one register-blocked kernel;
-//! - scale is multiplied into the queries;
+//! - where the processor has matrix instructions, both products are theirs (`matrix.rs`), of packed operands;
+//! - scale is multiplied into the queries, or into the scores where that keeps the queries exact;
 //! - all heads of a group are rows of one unit, so that keys and values are read once for the group;
 //! - keys outside all intervals of a panel are skipped; a block inside all of them needs no mask;
 //! - threads take units one by one, the longest first; where units are too few, keys are split and the parts merged.
