@@ -130,7 +130,7 @@ esac; done"#,
     bench("no-such-program-anywhere", &[]).refused(&["--compare", "no-such-program"]);
 }
 
-const RECORD: &str = r#"{"machine": "M <1>", "threads": 2, "os": "linux", "date": "2026-01-02", "copy_gb_s": 20.0, "multiply_add_gflops": 300.0}
+const RECORD: &str = r#"{"machine": "M <1>", "threads": 2, "os": "linux", "date": "2026-01-02", "copy_gb_s": 20.0, "multiply_add_gflops": 300.0, "matrix_gflops": 4000.0}
 {"name": "scaling-prefill-256", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,256,256,64], "ms_min": 1, "ms_median": 2, "ms_max": 3, "gflops": 67.1, "bytes": 2097152, "peak_bytes": 9000000, "peer": false, "checked": true, "ratio_to_best_peer": 1.25}
 {"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "shape": [1,8,8,512,512,64], "ms_min": 4, "ms_median": 8, "ms_max": 9, "gflops": 67.1, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
 {"name": "scaling-prefill-512", "op": "fused", "adapter": "cpu", "dtype": "f32", "threads": 1, "shape": [1,8,8,512,512,64], "ms_min": 9, "ms_median": 15, "ms_max": 19, "gflops": 35.8, "bytes": 4194304, "peak_bytes": 9900000, "peer": false, "checked": true}
@@ -158,6 +158,7 @@ fn suites_and_reports() {
         "wrong answer",
         "error 2.3 x the bound",
         "Roofline",
+        "bf16 reach 4000 GFLOP/s",
         "read from the cache",
         "Memory against length",
         "Time against heads",

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
-use super::job::{Block, Job, Unit};
+use super::job::{Block, Cut, Job, Unit, Use};
 use super::kernel::Isa;
+use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
 use super::shared::Shared;
 use super::term_tables;
@@ -92,6 +93,7 @@ pub(super) fn attention_on(
             problem,
             inputs,
             isa,
+            matrix: MatrixPlan::new(isa, problem),
             items: &items,
             list: list.as_ref(),
             output: None,
@@ -179,7 +181,7 @@ fn write(job: &Job<'_>, unit: &Unit, operand: Operand, parts: &[Sums], of: impl 
             row.iter_mut().zip(&part.all[key * part.step..]).for_each(|(x, part)| *x += part);
         }
         // SAFETY: `WantGradients::check` rejects operands whose elements share a place; nothing else writes meanwhile.
-        unsafe { to.write_row(job.place(unit, operand, unit.kv_head, key), &row) };
+        unsafe { to.write_row(job.isa, job.place(unit, operand, unit.kv_head, key), &mut row, Some(1.0)) };
     }
 }
 
@@ -266,12 +268,14 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     let job = &work.job;
     let [of_batch, of_head, of_row, of_key] = shape.strides();
     let start = start + job.items[unit.item].batch * of_batch;
-    let Scratch { sides, block: buffers, tile } = scratch;
+    let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
+    let engine = job.engine();
     each_block(job, unit, |first, tests_users| {
-        let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
+        let block =
+            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
         for side in sides.iter_mut() {
-            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, None) else { continue };
+            let Some(Cut { keys, .. }) = work.differentiate(unit, side, &block, tile, None) else { continue };
             let width = side.panel.width;
             let d_bias = work.d_bias(tile, width * keys.len());
             for lane in 0..side.panel.rows {

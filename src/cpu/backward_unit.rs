@@ -1,8 +1,7 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
-use std::ops::Range;
-
-use super::job::{Block, Job, KEY_BLOCK, Unit};
+use super::backward_matrix::{PackedPairs, PackedSide, parts_of_pairs};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
 use super::product::{Product, Start};
@@ -39,7 +38,7 @@ pub(super) struct Sums {
 pub(super) struct KeySums {
     /// Elements of a row: its width rounded up to whole cache lines.
     pub(super) step: usize,
-    /// [KEY_BLOCK, step]: sums of the current block; 0 at its start.
+    /// [keys of a block, step]: sums of the current block; 0 at its start.
     block: Vec<f32>,
     /// [keys of the item, step].
     pub(super) all: Vec<f32>,
@@ -57,6 +56,7 @@ pub(super) struct Side {
     unfinite: Vec<(usize, usize, f32)>,
     /// [dim][lane].
     d_output: Buffer,
+    packed: PackedSide,
     delta: Buffer,
 }
 
@@ -64,16 +64,17 @@ pub(super) struct Side {
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) sides: Vec<Side>,
-    /// Keys and values.
-    pub(super) block: [Buffer; 2],
+    pub(super) block: BlockBuffers,
     pub(super) tile: Tile,
+    /// Operands of matrix products.
+    pub(super) pairs: PackedPairs,
 }
 
 impl KeySums {
-    fn new(wanted: bool, keys: usize, width: usize) -> Self {
+    fn new(wanted: bool, block: usize, keys: usize, width: usize) -> Self {
         let step = width.next_multiple_of(LINE);
         let zeros = |rows| vec![0.0; if wanted { rows * step } else { 0 }];
-        Self { step, block: zeros(KEY_BLOCK), all: zeros(keys) }
+        Self { step, block: zeros(block), all: zeros(keys) }
     }
 
     /// Adds the sum over the lanes of `factors[key][lane] * rows[lane]` to the block's rows from `first` on.
@@ -130,6 +131,12 @@ impl Side {
                 *x = 0.0;
             }
         }
+        if self.unfinite.is_empty() {
+            let rows = [(&*self.query_rows.take(width * query_step), query_step), (&*d_output_rows, step)];
+            self.packed.pack(job, &self.panel, self.d_output.take(width * d.head_dim_v), rows);
+        } else {
+            self.packed = PackedSide::default();
+        }
     }
 }
 
@@ -147,7 +154,7 @@ impl Work<'_> {
     }
 
     /// Computes the weights and score gradients of the block's keys that are in the intervals of a side's rows. Returns
-    /// those keys and their number; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
+    /// those keys; `None` if all pairs are masked. With a `table`, the gradients are by its elements.
     pub(super) fn differentiate<'b>(
         &self,
         unit: &Unit,
@@ -155,17 +162,18 @@ impl Work<'_> {
         block: &Block<'b>,
         tile: &mut Tile,
         table: Option<&ByTable<'_>>,
-    ) -> Option<(Range<usize>, Rows<'b>)> {
+    ) -> Option<Cut<'b>> {
         let (job, problem) = (&self.job, self.job.problem);
         let panel = &mut side.panel;
-        let (keys, key, value) = block.cut(&panel.some)?;
+        let cut = block.cut(&panel.some)?;
+        let Cut { keys, value, .. } = &cut;
         let (width, count, len) = (panel.width, keys.len(), panel.width * keys.len());
-        let grid = panel.grid(job, unit, &keys, block.tests_users);
+        let grid = panel.grid(job, unit, keys, block.tests_users);
         let masking = tile.masking(panel, &grid);
         if masking == Masking::Everything {
             return None;
         }
-        tile.score(job, panel, key);
+        tile.score(job, panel, cut.key, cut.packed_key);
         let before_biases = softcap_before_biases(problem);
         if before_biases.is_some() {
             tile.modify(job, width, count, Masking::Nothing, before_biases);
@@ -182,16 +190,20 @@ impl Work<'_> {
         if !side.unfinite.is_empty() {
             tile.keep_scores(len);
         }
-        let (products, d_output) = (tile.products.take(len), side.d_output.take(width * value.width));
-        job.isa.run(Product::new(value, width, d_output, products, Start::Nothing));
+        if !side.packed.multiply_values(job, &cut, width, &mut tile.products) {
+            let (products, d_output) = (tile.products.take(len), side.d_output.take(width * value.width));
+            job.isa.run(Product::new(*value, width, d_output, products, Start::Nothing));
+        }
         let drops = problem.dropout_rule().is_some();
         if drops {
-            tile.drop(job, unit, panel, &keys);
+            tile.drop(job, unit, &side.panel, keys);
         }
+        let panel = &mut side.panel;
         let slopes: &mut [f32] = tile.slopes.take(len);
         job.isa.run(Gradient {
             panel: width,
             scores: tile.scores.take(len),
+            scale: tile.scale,
             products: tile.products.take(len),
             max: panel.max.take(width),
             factor: panel.sum.take(width),
@@ -201,7 +213,7 @@ impl Work<'_> {
             capped: problem.softcap.filter(|_| has_users || before_biases.is_some()).map(|_| tile.capped.take(len)),
             slopes: has_slopes.then_some(slopes),
         });
-        Some((keys, key))
+        Some(cut)
     }
 
     /// Returns the gradients of the biases, [key][lane], of the `len` pairs that were differentiated last.
@@ -215,18 +227,26 @@ impl Work<'_> {
         let keys = units.first().map_or(0, |unit| job.items[unit.item].keys);
         let zeros = |wanted: bool, columns: usize| vec![0.0; if wanted { d.group() * columns } else { 0 }];
         let mut sums = Sums {
-            key: KeySums::new(self.want.key, keys, d.head_dim),
-            value: KeySums::new(self.want.value, keys, d.head_dim_v),
+            key: KeySums::new(self.want.key, job.key_block(), keys, d.head_dim),
+            value: KeySums::new(self.want.value, job.key_block(), keys, d.head_dim_v),
             relative_bias: zeros(self.want.relative_bias, job.problem.relative_bias_columns()),
             sinks: zeros(self.want.sinks, 1),
         };
-        let Scratch { sides, block: buffers, tile } = scratch;
+        let Scratch { sides, block: buffers, tile, pairs } = scratch;
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
+            let engine = job.engine();
             each_block(job, unit, |start, tests_users| {
-                let block = Block::read(job, unit, start, tests_users, Operand::Key, buffers);
+                let block = Block::read(
+                    job,
+                    unit,
+                    start,
+                    tests_users,
+                    Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true },
+                    buffers,
+                );
                 for side in sides.iter_mut() {
-                    self.add(unit, side, &block, tile, &mut sums);
+                    self.add(unit, side, &block, (tile, pairs), &mut sums);
                 }
                 sums.key.fold(start);
                 sums.value.fold(start);
@@ -237,22 +257,32 @@ impl Work<'_> {
     }
 
     /// Adds the gradients of a block's keys: dQ += dscore K, dK += dscoreᵀ Q and dV += pᵀ dO, and those of the biases.
-    fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, tile: &mut Tile, sums: &mut Sums) {
-        let Some((keys, key)) = self.differentiate(unit, side, block, tile, None) else { return };
+    fn add(&self, unit: &Unit, side: &mut Side, block: &Block<'_>, (tile, pairs): (&mut Tile, &mut PackedPairs), sums: &mut Sums) {
+        let Some(cut) = self.differentiate(unit, side, block, tile, None) else { return };
+        let (keys, key, parts) = (&cut.keys, cut.key, parts_of_pairs(self.job.problem, self.want));
         let (job, width) = (&self.job, side.panel.width);
         let (first, len) = (keys.start - block.keys.start, width * keys.len());
         let factors = |data| Rows { data, count: keys.len(), width, step: width };
-        if self.query.is_some() {
+        let Side { panel, packed, query_rows, d_output_rows, .. } = side;
+        let d_scores = tile.products.take(len);
+        if self.query.is_some() && !packed.add_query(job, &cut, panel, (d_scores, parts), pairs) {
             // NaN or infinity in a key shows in the scores of rows that it is visible to; for others, 0 times it must be 0.
             let used = if block.is_finite() { key } else { key.cleaned(&mut tile.clean) };
-            side.panel.add(job, used, tile.products.take(len), None);
+            panel.add(job, used, d_scores, None);
         }
         if self.want.key {
-            sums.key.add(job.isa, first, factors(tile.products.take(len)), side.query_rows.take(width * sums.key.step));
+            let (factors, step) = ((factors(d_scores), parts), sums.key.step);
+            let block = (&mut sums.key.block[first * step..], step);
+            if !packed.add_keys(job, &cut, factors, Operand::Query, pairs, block) {
+                sums.key.add(job.isa, first, factors.0, query_rows.take(width * step));
+            }
         }
         if self.want.value {
-            let step = sums.value.step;
-            sums.value.add(job.isa, first, factors(tile.scores.take(len)), side.d_output_rows.take(width * step));
+            let (factors, step) = ((factors(tile.scores.take(len)), parts), sums.value.step);
+            let block = (&mut sums.value.block[first * step..], step);
+            if !packed.add_keys(job, &cut, factors, Operand::Output, pairs, block) {
+                sums.value.add(job.isa, first, factors.0, d_output_rows.take(width * step));
+            }
             for &(lane, e, x) in &side.unfinite {
                 for j in (0..keys.len()).filter(|j| tile.sees(j * width + lane)) {
                     sums.value.block[(first + j) * step + e] += tile.scores.get(j * width + lane) * x;
@@ -280,9 +310,8 @@ impl Work<'_> {
         let scale = job.problem.effective_scale();
         let rows = side.panel.output_rows(job, head_dim, &mut tile.rows);
         for (r, row) in rows.chunks_exact_mut(head_dim).take(side.panel.rows).enumerate() {
-            row.iter_mut().for_each(|x| *x *= scale);
             // SAFETY: `WantGradients::check` rejects queries whose elements share a place; each row is finished once.
-            unsafe { query.write_row(job.row_place(unit, Operand::Query, side.panel.first + r), row) };
+            unsafe { query.write_row(job.isa, job.row_place(unit, Operand::Query, side.panel.first + r), row, Some(scale)) };
         }
     }
 }

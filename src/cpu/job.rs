@@ -3,7 +3,11 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
+use half::bf16;
+
 use super::kernel::Isa;
+use super::matrix::{Configured, PackedRows, ROWS, SMALLEST};
+use super::matrix_pack::{MatrixPlan, Packing};
 use super::pack::{RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
 use super::tile_list::TileList;
@@ -16,12 +20,17 @@ use crate::terms::TileAt;
 /// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
 /// 96 139, 128 132, 192 130, 256 133. With 64, a panel's weights and queries leave room in 48 KiB of first-level cache.
 pub(super) const KEY_BLOCK: usize = 64;
+/// Block of keys for matrix products of bf16 keys. 1x8x2048x64 on two cores of a Sapphire Rapids: 64 keys 10.8 ms, 128 9.2,
+/// 256 9.6. Keys of several parts take as much room in 64.
+const MATRIX_KEY_BLOCK: usize = 128;
 
 /// Problem, data and outputs that all units share.
 pub(super) struct Job<'a> {
     pub(super) problem: &'a Problem,
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) isa: Isa,
+    /// Matrix products, where the instruction set has them.
+    pub(super) matrix: Option<MatrixPlan>,
     pub(super) items: &'a [Item],
     /// List of visible tiles, where the masks of users' terms have one.
     pub(super) list: Option<&'a TileList>,
@@ -77,6 +86,9 @@ impl Unit {
     }
 }
 
+/// Memory of a block: keys and values, both packed for matrix products, and the transposed keys.
+pub(super) type BlockBuffers = [Buffer; 5];
+
 /// Block of a unit's keys and their values.
 pub(super) struct Block<'a> {
     pub(super) keys: Range<usize>,
@@ -84,37 +96,109 @@ pub(super) struct Block<'a> {
     pub(super) tests_users: bool,
     key: Rows<'a>,
     value: Rows<'a>,
+    packed_key: Option<PackedRows<'a>>,
+    packed_value: Option<PackedRows<'a>>,
+    packed_columns: Option<PackedRows<'a>>,
+    /// Its parts start at multiples of this number of keys.
+    granule: usize,
     summed: Operand,
     finite: OnceCell<bool>,
 }
 
+/// Purpose of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Use<'a> {
+    /// Operand whose rows will be multiplied by weights and added.
+    pub(super) summed: Operand,
+    /// Engine that operands are packed for.
+    pub(super) engine: Option<&'a Configured>,
+    /// False if rows that are packed may be left unread.
+    pub(super) reads_rows: bool,
+}
+
+/// Some keys of a block.
+pub(super) struct Cut<'a> {
+    pub(super) keys: Range<usize>,
+    pub(super) key: Rows<'a>,
+    pub(super) value: Rows<'a>,
+    /// Keys as the matrix a of a product, unless an element is out of its range.
+    pub(super) packed_key: Option<PackedRows<'a>>,
+    /// Values, likewise, transposed if they are summed.
+    pub(super) packed_value: Option<PackedRows<'a>>,
+    /// Transposed keys, likewise, if they are summed.
+    pub(super) packed_columns: Option<PackedRows<'a>>,
+}
+
 impl<'a> Block<'a> {
-    /// Reads the block that starts at key `start`. Rows of the operand `summed` will be multiplied by weights and added.
+    /// Reads the block that starts at key `start`.
     pub(super) fn read(
         job: &'a Job<'_>,
         unit: &Unit,
         start: usize,
         tests_users: bool,
-        summed: Operand,
-        buffers: &'a mut [Buffer; 2],
+        Use { summed, engine, reads_rows }: Use<'a>,
+        buffers: &'a mut BlockBuffers,
     ) -> Self {
-        let keys = start..unit.keys.end.min(start + KEY_BLOCK);
-        let [key, value] = buffers;
+        let keys = start..unit.keys.end.min(start + job.key_block());
+        let [key, value, packed_key, packed_value, packed_columns] = buffers;
         // For a sum, rows are read column by column: at a stride of a multiple of 8 cache lines, they would evict each other.
         let in_place = |operand| {
             let strides = job.problem.spec(operand).strides(job.problem.shape(operand));
             operand != summed || !strides.seq.is_multiple_of(8 * LINE)
         };
-        let key = job.key_rows(unit, Operand::Key, &keys, in_place(Operand::Key), key);
-        let value = job.key_rows(unit, Operand::Value, &keys, in_place(Operand::Value), value);
-        Self { keys, tests_users, key, value, summed, finite: OnceCell::new() }
+        let read = |operand, is_packed, buffer: &'a mut Buffer, to: &'a mut Buffer| {
+            let (count, width) = (keys.len(), job.problem.shape(operand)[3]);
+            let Some((plan, engine)) = job.matrix.zip(engine).filter(|_| is_packed) else {
+                return (job.key_rows(unit, operand, &keys, in_place(operand), buffer), None);
+            };
+            let (parts, is_transposed) = match operand {
+                Operand::Key => (plan.key, false),
+                _ => (plan.value, summed == operand),
+            };
+            let packing = Packing { engine, isa: job.isa, parts, is_transposed, smallest: SMALLEST };
+            // Rows of bf16 need not be widened if only matrix products read them.
+            if let Some(rows) = job.bf16_rows(unit, operand, &keys).filter(|_| !reads_rows)
+                && packing.pack(rows, to)
+            {
+                return (Rows::unread(count, width), Some(packing.packed(count, width, to)));
+            }
+            let rows = job.key_rows(unit, operand, &keys, in_place(operand), buffer);
+            let fits = packing.pack(rows, to);
+            (rows, fits.then(|| packing.packed(count, width, to)))
+        };
+        let packs_values = summed == Operand::Key || (job.output.is_some() && job.problem.dropout_rule().is_none());
+        let (key, packed_key) = read(Operand::Key, true, key, packed_key);
+        let (value, packed_value) = read(Operand::Value, packs_values, value, packed_value);
+        let columns = packed_key.zip(job.matrix).filter(|_| summed == Operand::Key && reads_rows).and_then(|(packed, plan)| {
+            let (engine, isa, parts) = (packed.engine, job.isa, plan.key);
+            let packing = Packing { engine, isa, parts, is_transposed: true, smallest: SMALLEST };
+            packing.pack(key, packed_columns).then(|| packing.packed(key.count, key.width, packed_columns))
+        });
+        let granule = if job.matrix.is_some() { ROWS } else { 1 };
+        Self { keys, tests_users, key, value, packed_key, packed_value, packed_columns: columns, granule, summed, finite: OnceCell::new() }
     }
 
-    /// Returns those of its keys that are in `range`, and the rows of keys and values. `None` if no key is.
-    pub(super) fn cut(&self, range: &Range<usize>) -> Option<(Range<usize>, Rows<'a>, Rows<'a>)> {
+    /// Returns those of its keys that are in `range`, and, where matrix products are used, more to make up whole tiles.
+    /// `None` if no key is.
+    pub(super) fn cut(&self, range: &Range<usize>) -> Option<Cut<'a>> {
         let keys = range.start.max(self.keys.start)..range.end.min(self.keys.end);
-        let part = |rows: Rows<'a>| rows.part(keys.start - self.keys.start, keys.len());
-        (!keys.is_empty()).then(|| (keys.clone(), part(self.key), part(self.value)))
+        if keys.is_empty() {
+            return None;
+        }
+        let (first, end) = (keys.start - self.keys.start, keys.end - self.keys.start);
+        let first = first / self.granule * self.granule;
+        let end = end.next_multiple_of(self.granule).min(self.keys.len());
+        let part = |rows: Rows<'a>| rows.part(first, end - first);
+        let rows = |packed: PackedRows<'a>| packed.from(first * packed.step);
+        let columns = |packed: PackedRows<'a>| packed.from(first / 2);
+        Some(Cut {
+            keys: self.keys.start + first..self.keys.start + end,
+            key: part(self.key),
+            value: part(self.value),
+            packed_key: self.packed_key.map(rows),
+            packed_value: if self.summed == Operand::Value { self.packed_value.map(columns) } else { self.packed_value.map(rows) },
+            packed_columns: self.packed_columns.map(columns),
+        })
     }
 
     /// True if no element of the operand that is summed is NaN or infinite.
@@ -124,6 +208,17 @@ impl<'a> Block<'a> {
 }
 
 impl Job<'_> {
+    /// Makes the engine of matrix products ready on this thread.
+    pub(super) fn engine(&self) -> Option<Configured> {
+        // SAFETY: the machine has the job's instruction set, and so the engine's.
+        self.matrix.map(|plan| unsafe { Configured::new(plan.engine) })
+    }
+
+    /// Keys of a block.
+    pub(super) fn key_block(&self) -> usize {
+        if self.matrix.is_some_and(|plan| plan.key == 1) { MATRIX_KEY_BLOCK } else { KEY_BLOCK }
+    }
+
     /// Location of the rows of an operand's head, from position `seq` of the unit's item on.
     pub(super) fn place(&self, unit: &Unit, operand: Operand, head: usize, seq: usize) -> RowLayout {
         let item = &self.items[unit.item];
@@ -153,11 +248,29 @@ impl Job<'_> {
         Widen { data, at: self.row_place(unit, operand, r), rows: 1, width, to, to_step: width }.read(self.isa);
     }
 
+    /// Reads the query of row `r` of a unit, without the scale.
+    pub(super) fn read_unscaled_query(&self, unit: &Unit, r: usize, to: &mut [f32]) {
+        self.read_row(self.inputs.query, Operand::Query, unit, r, to);
+    }
+
     /// Reads the scaled query of row `r` of a unit.
     pub(super) fn read_query(&self, unit: &Unit, r: usize, to: &mut [f32]) {
-        self.read_row(self.inputs.query, Operand::Query, unit, r, to);
+        self.read_unscaled_query(unit, r, to);
         let scale = self.problem.effective_scale();
         to.iter_mut().for_each(|x| *x *= scale);
+    }
+
+    /// Returns some keys or values in place if they are bf16 on one page, contiguous.
+    fn bf16_rows(&self, unit: &Unit, operand: Operand, keys: &Range<usize>) -> Option<Rows<'_, bf16>> {
+        let (HostSlice::BF16(data), width) = (self.operand(operand), self.problem.shape(operand)[3]) else { return None };
+        let [first, last] = [keys.start, keys.end - 1].map(|key| self.place(unit, operand, unit.kv_head, key));
+        let end = first.start + (keys.len() - 1) * first.row_step;
+        (first.step == 1 && last.start == end && self.problem.paged.is_none_or(|paged| keys.end - keys.start <= paged.page_size))
+            .then(|| Rows { data: &data[first.start..end + width], count: keys.len(), width, step: first.row_step })
+    }
+
+    fn operand(&self, operand: Operand) -> HostSlice<'_> {
+        if operand == Operand::Key { self.inputs.key } else { self.inputs.value }
     }
 
     /// Returns some keys or values: in place if that is wanted and they are f32 on one page, contiguous; else a copy.
@@ -169,7 +282,7 @@ impl Job<'_> {
         in_place: bool,
         scratch: &'a mut Buffer,
     ) -> Rows<'a> {
-        let data = if operand == Operand::Key { self.inputs.key } else { self.inputs.value };
+        let data = self.operand(operand);
         let (count, width) = (keys.len(), self.problem.shape(operand)[3]);
         let place = |key| self.place(unit, operand, unit.kv_head, key);
         let page_size = self.problem.paged.map_or(usize::MAX, |paged| paged.page_size);
@@ -215,13 +328,13 @@ impl Job<'_> {
             total = sum * rescale + (sink - top).exp();
         }
         let factor = if total == 0.0 { 0.0 } else { rescale / total };
-        // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
-        row.iter_mut().for_each(|x| *x = if total == 0.0 { 0.0 } else { *x * (factor * divided) });
         let at = self.items[unit.item].lse_place(self.problem, head, i);
         // SAFETY: `Problem::check` rejects outputs whose elements share a place, and each row is finished once.
         unsafe {
             if let Some(output) = &self.output {
-                output.write_row(self.place(unit, Operand::Output, head, i), row);
+                // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
+                let factor = (total != 0.0).then_some(factor * divided);
+                output.write_row(self.isa, self.place(unit, Operand::Output, head, i), row, factor);
             }
             if let Some(lse) = &self.lse {
                 lse.slice(at..at + 1)[0] = top + total.ln();

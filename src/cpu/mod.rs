@@ -3,9 +3,15 @@
 pub mod backward;
 pub mod tiled;
 
+mod backward_matrix;
 mod backward_unit;
 mod job;
 mod kernel;
+mod matrix;
+mod matrix_block;
+mod matrix_pack;
+mod matrix_twin;
+mod matrix_x86;
 mod merge;
 mod narrow;
 mod pack;
@@ -29,10 +35,12 @@ mod visible;
 
 pub use crate::custom::TileStatus;
 pub use merge::{Merged, Part, RowSums, merge};
-pub use peak::multiply_add_gflops;
+pub use peak::{matrix_gflops, multiply_add_gflops};
 pub use status::Tiles;
 
 pub(crate) use user_status::check_status;
 
+#[cfg(test)]
+mod matrix_tests;
 #[cfg(test)]
 mod tests;

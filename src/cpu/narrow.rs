@@ -29,7 +29,7 @@ fn ahead(job: &Job<'_>, operand: Operand) -> Option<usize> {
 }
 
 /// Computes a unit and writes its results.
-pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, [key_buffer, value_buffer]: &mut [Buffer; 2]) {
+pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, [key_buffer, value_buffer]: [&mut Buffer; 2]) {
     let d = &job.problem.dims;
     let (query_step, output_step) = (d.head_dim.next_multiple_of(LINE), d.head_dim_v.next_multiple_of(LINE));
     for (r, to) in panel.query.take(unit.rows * query_step).chunks_exact_mut(query_step).enumerate() {
@@ -73,6 +73,7 @@ fn score(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_>, tile: &mut Tile) {
         job.isa.run(AdditiveMask { job, unit, rows: 0..unit.rows, keys: keys.clone(), to, step, kind: &mut kind });
         kind = Masking::Additive;
     }
+    tile.scale = 1.0;
     tile.modify(job, step, unit.rows, kind, job.problem.softcap);
     tile.apply_user_terms(grid, By::Nothing);
     for (r, row) in tile.scores.take(unit.rows * step).chunks_exact_mut(step).enumerate() {

@@ -71,17 +71,29 @@ impl SimdKernel for Widen<'_> {
     }
 }
 
-/// Rows of f32.
+/// Rows of f32, or of another type.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) data: &'a [f32],
+pub(super) struct Rows<'a, T = f32> {
+    pub(super) data: &'a [T],
     pub(super) count: usize,
     pub(super) width: usize,
     /// Stride between rows.
     pub(super) step: usize,
 }
 
+impl<'a, T> Rows<'a, T> {
+    /// Returns one row.
+    pub(super) fn row(&self, index: usize) -> &'a [T] {
+        &self.data[index * self.step..][..self.width]
+    }
+}
+
 impl<'a> Rows<'a> {
+    /// Stands for rows that are not read.
+    pub(super) const fn unread(count: usize, width: usize) -> Self {
+        Self { data: &[], count, width, step: 0 }
+    }
+
     /// Copies rows with `fill`, which gets the step between them: an odd number of cache lines, so that a column
     /// spreads over all sets of a cache. Rows are zero-padded to whole lines.
     pub(super) fn copy(count: usize, width: usize, scratch: &'a mut Buffer, fill: impl FnOnce(&mut [f32], usize)) -> Self {
@@ -101,11 +113,6 @@ impl<'a> Rows<'a> {
                 to.iter_mut().zip(self.row(r)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
             }
         })
-    }
-
-    /// Returns one row.
-    pub(super) fn row(self, index: usize) -> &'a [f32] {
-        &self.data[index * self.step..][..self.width]
     }
 
     /// Returns `count` rows from `index` on.
@@ -144,21 +151,48 @@ impl<'a> SharedOutput<'a> {
         }
     }
 
-    /// Writes a row to `at`, rounded to nearest even.
+    /// Multiplies a row and writes it to `at`, rounded to nearest even. Without a factor, it becomes 0.
     ///
     /// # Safety
     /// Nothing else reads or writes these places meanwhile.
-    pub(super) unsafe fn write_row(&self, at: RowLayout, row: &[f32]) {
-        let RowLayout { start, step, .. } = at;
-        // SAFETY: passed on from the caller.
+    pub(super) unsafe fn write_row(&self, isa: Isa, at: RowLayout, row: &mut [f32], factor: Option<f32>) {
+        isa.run(WriteRow { output: self, at, row, factor });
+    }
+}
+
+/// Writing of a row, while nothing else reads or writes its places.
+struct WriteRow<'a> {
+    output: &'a SharedOutput<'a>,
+    at: RowLayout,
+    row: &'a mut [f32],
+    factor: Option<f32>,
+}
+
+impl SimdKernel for WriteRow<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Simd>(self) {
+        let Self { output, at: RowLayout { start, step, .. }, row, factor } = self;
+        match factor {
+            Some(factor) => row.iter_mut().for_each(|x| *x *= factor),
+            None => row.fill(0.0),
+        }
+        let row = &*row;
+        // SAFETY: the places are this row's alone.
         unsafe {
-            match self {
-                Self::F32(data) if step == 1 => data.slice(start..start + row.len()).copy_from_slice(row),
-                Self::F16(data) if step == 1 => data.slice(start..start + row.len()).convert_from_f32_slice(row),
-                Self::F32(data) => data.scatter(start, step, row, |x| x),
-                Self::F16(data) => data.scatter(start, step, row, f16::from_f32),
-                Self::BF16(data) => data.scatter(start, step, row, bf16::from_f32),
-                Self::None => {}
+            match output {
+                SharedOutput::F32(data) if step == 1 => data.slice(start..start + row.len()).copy_from_slice(row),
+                SharedOutput::F16(data) if step == 1 => data.slice(start..start + row.len()).convert_from_f32_slice(row),
+                SharedOutput::BF16(data) if step == 1 => {
+                    for (to, x) in data.slice(start..start + row.len()).iter_mut().zip(row) {
+                        let bits = x.to_bits();
+                        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+                        *to = bf16::from_bits((if x.is_nan() { bits | 1 << 22 } else { rounded } >> 16) as u16);
+                    }
+                }
+                SharedOutput::F32(data) => data.scatter(start, step, row, |x| x),
+                SharedOutput::F16(data) => data.scatter(start, step, row, f16::from_f32),
+                SharedOutput::BF16(data) => data.scatter(start, step, row, bf16::from_f32),
+                SharedOutput::None => {}
             }
         }
     }

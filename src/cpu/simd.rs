@@ -1,6 +1,6 @@
 //! Vectors of f32 lanes, which kernels are written against.
 
-use half::f16;
+use half::{bf16, f16};
 
 /// Vector register of f32 lanes.
 ///
@@ -28,6 +28,60 @@ pub(super) trait Simd: Copy {
     unsafe fn times_power(self, whole: Self) -> Self;
     /// `self < than ? yes : no`, lane by lane; `no` where an operand is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
+
+    /// Each lane truncated to bf16: its upper 16 bits.
+    #[inline(always)]
+    unsafe fn upper(self) -> Self {
+        // SAFETY: passed on from the caller.
+        unsafe { self.map_bits(|bits| bits & 0xffff_0000) }
+    }
+
+    /// Adds half a unit of bf16 to each lane, so that its upper 16 bits are the nearest bf16. Ties round away from 0.
+    #[inline(always)]
+    unsafe fn round_upper(self) -> Self {
+        // SAFETY: passed on from the caller.
+        unsafe { self.map_bits(|bits| bits.wrapping_add(0x8000)) }
+    }
+
+    /// Pairs of bf16, as matrix instructions read them: the upper halves of `self` low, those of `odd` high.
+    #[inline(always)]
+    unsafe fn pair_upper(self, odd: Self) -> Self {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: LANES is at most 16.
+        unsafe {
+            odd.store(lanes.as_mut_ptr());
+            let mut i = 0;
+            self.map_bits(|bits| {
+                i += 1;
+                bits >> 16 | lanes[i - 1].to_bits() & 0xffff_0000
+            })
+        }
+    }
+
+    /// Stores the upper 16 bits of each lane.
+    #[inline(always)]
+    unsafe fn store_upper(self, to: *mut u16) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: LANES is at most 16; the caller's `to` is valid for LANES elements.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            for (i, lane) in lanes.iter().enumerate().take(Self::LANES) {
+                to.add(i).write_unaligned((lane.to_bits() >> 16) as u16);
+            }
+        }
+    }
+
+    /// Applies `f` to the bits of each lane, in order.
+    #[inline(always)]
+    unsafe fn map_bits(self, mut f: impl FnMut(u32) -> u32) -> Self {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: LANES is at most 16.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            lanes[..Self::LANES].iter_mut().for_each(|x| *x = f32::from_bits(f(x.to_bits())));
+            Self::load(lanes.as_ptr())
+        }
+    }
 
     /// Loads `LANES` elements, unaligned.
     #[inline(always)]
@@ -64,6 +118,18 @@ pub(super) trait Simd: Copy {
         for (i, x) in wide.iter_mut().enumerate().take(Self::LANES) {
             // SAFETY: the caller's `from` is valid for LANES elements.
             *x = unsafe { (*from.add(i)).to_f32() };
+        }
+        // SAFETY: LANES is at most 16.
+        unsafe { Self::load(wide.as_ptr()) }
+    }
+
+    /// Loads `LANES` elements, widened to f32.
+    #[inline(always)]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        let mut wide = [0.0f32; 16];
+        for (i, x) in wide.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's `from` is valid for LANES elements.
+            *x = f32::from_bits(u32::from(unsafe { *from.add(i) }.to_bits()) << 16);
         }
         // SAFETY: LANES is at most 16.
         unsafe { Self::load(wide.as_ptr()) }

@@ -3,9 +3,12 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::simd::Simd;
+
+/// Mask of the upper 16 bits of a lane.
+const UPPER: i32 = 0xffff_0000_u32 as i32;
 
 impl Simd for __m512 {
     const LANES: usize = 16;
@@ -65,9 +68,41 @@ impl Simd for __m512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
+    unsafe fn upper(self) -> Self {
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self), _mm512_set1_epi32(UPPER)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round_upper(self) -> Self {
+        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), _mm512_set1_epi32(0x8000)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pair_upper(self, odd: Self) -> Self {
+        /// `a & b | c`, bit by bit.
+        const AND_OR: i32 = 0xea;
+        let (even, odd) = (_mm512_srli_epi32::<16>(_mm512_castps_si512(self)), _mm512_castps_si512(odd));
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<AND_OR>(odd, _mm512_set1_epi32(UPPER), even))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_upper(self, to: *mut u16) {
+        let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(self)));
+        // SAFETY: the caller's `to` is valid for 16 elements of 16 bits.
+        unsafe { _mm256_storeu_si256(to.cast(), upper) };
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn widen_f16(from: *const f16) -> Self {
         // SAFETY: the caller's `from` is valid for 16 elements of 16 bits.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's `from` is valid for 16 elements of 16 bits.
+        let upper = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(from.cast()) });
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]

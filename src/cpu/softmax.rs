@@ -1,18 +1,29 @@
 //! From scores to weights: softcap, biases, masking, and the running softmax.
 
 use super::kernel::SimdKernel;
+use super::matrix::PAIRS;
+use super::matrix_pack::{panel_offset, panel_words, store_pairs};
 use super::simd::Simd;
 
 /// Modifies scores in place before softmax: softcap, additive mask, and the rows' intervals.
 pub(super) struct Modify<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
+    /// Factor on the scores before everything else.
+    pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) bias_first: bool,
     /// Additive mask, [key][lane]; -inf masks a pair.
     pub(super) additive_mask: Option<&'a [f32]>,
     /// First visible key of each lane and one past the last, as integers, counted from the first key of `scores`.
     pub(super) bounds: Option<(&'a [f32], &'a [f32])>,
+}
+
+impl<'a> Modify<'a> {
+    /// Leaves the scores as they are.
+    pub(super) const fn nothing(panel: usize, scores: &'a mut [f32]) -> Self {
+        Self { panel, scores, scale: 1.0, softcap: None, bias_first: false, additive_mask: None, bounds: None }
+    }
 }
 
 impl SimdKernel for Modify<'_> {
@@ -26,10 +37,11 @@ impl SimdKernel for Modify<'_> {
         unsafe {
             let masked = V::splat(f32::NEG_INFINITY);
             let lowest = V::splat(f32::MIN);
+            let scale = V::splat(self.scale);
             for at in (0..len).step_by(V::LANES) {
                 let place = self.scores.as_mut_ptr().add(at);
                 let additive_mask = self.additive_mask.map(|additive_mask| V::load(additive_mask.as_ptr().add(at)));
-                let mut score = V::load(place);
+                let mut score = V::load(place).mul(scale);
                 if let (true, Some(additive_mask)) = (self.bias_first, additive_mask) {
                     score = score.add(additive_mask);
                 }
@@ -67,16 +79,23 @@ impl SimdKernel for Modify<'_> {
 pub(super) struct Softmax<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
+    /// Factor on the scores.
+    pub(super) scale: f32,
     pub(super) max: &'a mut [f32],
     pub(super) sum: &'a mut [f32],
     pub(super) alpha: &'a mut [f32],
+    /// Place for the weights as the matrix b of a product, and their number of parts. They do not replace the scores then.
+    pub(super) packed: Option<(&'a mut [f32], usize)>,
 }
 
 impl SimdKernel for Softmax<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        assert!(self.scores.len().is_multiple_of(self.panel));
+        let len = self.scores.len();
+        assert!(len.is_multiple_of(self.panel));
         assert!(self.max.len() >= self.panel && self.sum.len() >= self.panel && self.alpha.len() >= self.panel);
+        let packed = self.packed.as_ref();
+        assert!(packed.is_none_or(|(to, parts)| to.len() >= panel_words(*parts, len / self.panel, self.panel)));
         // SAFETY: the machine has V's instructions by contract; the lengths were checked.
         unsafe {
             match self.panel / V::LANES {
@@ -92,29 +111,87 @@ impl SimdKernel for Softmax<'_> {
 
 impl Softmax<'_> {
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "max and sum stay in registers only if every index is a constant")]
     unsafe fn vectors<V: Simd, const N: usize>(self) {
+        let is_scaled = self.scale != 1.0;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match self.packed.as_ref().map_or(0, |(_, parts)| *parts) {
+                0 if is_scaled => self.parts::<V, N, 0, true>(),
+                0 => self.parts::<V, N, 0, false>(),
+                1 if is_scaled => self.parts::<V, N, 1, true>(),
+                1 => self.parts::<V, N, 1, false>(),
+                2 if is_scaled => self.parts::<V, N, 2, true>(),
+                2 => self.parts::<V, N, 2, false>(),
+                _ if is_scaled => self.parts::<V, N, 3, true>(),
+                _ => self.parts::<V, N, 3, false>(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "max and sum stay in registers only if every index is a constant")]
+    unsafe fn parts<V: Simd, const N: usize, const PARTS: usize, const SCALED: bool>(self) {
         // SAFETY: every index is below the lengths that `run` checked.
         unsafe {
             let keys = self.scores.len() / self.panel;
             let scores = self.scores.as_mut_ptr();
+            let scale = V::splat(self.scale);
+            let score = |k: usize, v: usize| {
+                let score = V::load(scores.add((k * N + v) * V::LANES));
+                if SCALED { score.mul(scale) } else { score }
+            };
+            // Rounding keeps the order: the max of scaled scores is the scaled max, or the scaled min by a negative factor.
+            let size = V::splat(self.scale.abs());
+            let sign = V::splat(self.scale.signum());
             let mut max = [V::splat(f32::MIN); N];
-            for v in 0..N {
-                max[v] = V::load(self.max.as_ptr().add(v * V::LANES));
-            }
-            for k in 0..keys {
-                for v in 0..N {
-                    // A NaN score need not get into max; it makes the sum NaN.
-                    max[v] = V::load(scores.add((k * N + v) * V::LANES)).max(max[v]);
+            if SCALED && self.scale < 0.0 {
+                for k in 0..keys {
+                    for v in 0..N {
+                        max[v] = V::load(scores.add((k * N + v) * V::LANES)).mul(sign).max(max[v]);
+                    }
+                }
+            } else {
+                for k in 0..keys {
+                    for v in 0..N {
+                        // A NaN score need not get into max; it makes the sum NaN.
+                        max[v] = V::load(scores.add((k * N + v) * V::LANES)).max(max[v]);
+                    }
                 }
             }
+            for v in 0..N {
+                let old = V::load(self.max.as_ptr().add(v * V::LANES));
+                max[v] = if SCALED { max[v].mul(size) } else { max[v] }.max(old);
+            }
             let mut sum = [V::splat(0.0); N];
-            for k in 0..keys {
+            let (to, step) = match self.packed {
+                Some((to, _)) => (to.as_mut_ptr(), panel_words(1, keys, self.panel)),
+                None => (scores, 0),
+            };
+            for k in (0..keys).step_by(2) {
                 for v in 0..N {
-                    let place = scores.add((k * N + v) * V::LANES);
-                    let weight = exp(V::load(place).sub(max[v]));
-                    weight.store(place);
-                    sum[v] = sum[v].add(weight);
+                    let even = exp(score(k, v).sub(max[v]));
+                    sum[v] = sum[v].add(even);
+                    let mut odd = V::splat(0.0);
+                    if k + 1 < keys {
+                        odd = exp(score(k + 1, v).sub(max[v]));
+                        sum[v] = sum[v].add(odd);
+                    }
+                    if PARTS > 0 {
+                        store_pairs(even, odd, PARTS, to.add(panel_offset(k / 2, v * V::LANES, N * V::LANES)), step);
+                        continue;
+                    }
+                    even.store(to.add((k * N + v) * V::LANES));
+                    if k + 1 < keys {
+                        odd.store(to.add(((k + 1) * N + v) * V::LANES));
+                    }
+                }
+            }
+            if PARTS > 0 {
+                for pair in keys.div_ceil(2)..keys.next_multiple_of(2 * PAIRS) / 2 {
+                    for v in 0..N {
+                        let zero = V::splat(0.0);
+                        store_pairs(zero, zero, PARTS, to.add(panel_offset(pair, v * V::LANES, N * V::LANES)), step);
+                    }
                 }
             }
             for v in 0..N {
@@ -199,6 +276,8 @@ impl SimdKernel for Weights<'_> {
 pub(super) struct Gradient<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
+    /// Factor on the scores.
+    pub(super) scale: f32,
     pub(super) products: &'a mut [f32],
     /// Max of each lane, with `exp(score - max) * factor` as weight. A lane without visible keys has factor 0.
     pub(super) max: &'a [f32],
@@ -225,12 +304,13 @@ impl SimdKernel for Gradient<'_> {
         assert!(capped.as_ref().is_none_or(|capped| capped.len() >= len));
         // SAFETY: the machine has V's instructions by contract; `at` + LANES <= len, `lane` + LANES <= panel.
         unsafe {
+            let scale = V::splat(self.scale);
             let (zero, one, lowest, tiny) = (V::splat(0.0), V::splat(1.0), V::splat(f32::MIN), V::splat(f32::MIN_POSITIVE));
             for at in (0..len).step_by(V::LANES) {
                 let lane = at % self.panel;
                 let factor = V::load(self.factor.as_ptr().add(lane));
                 // A lane without visible keys may hold any scores.
-                let score = factor.select_less(tiny, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)));
+                let score = factor.select_less(tiny, V::splat(f32::NEG_INFINITY), V::load(self.scores.as_ptr().add(at)).mul(scale));
                 let mut weight = exp(score.sub(V::load(self.max.as_ptr().add(lane)))).mul(factor);
                 let mut product = V::load(self.products.as_ptr().add(at));
                 let plain = weight;

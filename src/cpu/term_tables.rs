@@ -1,7 +1,7 @@
 //! Tables that users' terms read and that have gradients, each by a pass of its own over all pairs.
 
 use super::backward_unit::{Scratch, Work};
-use super::job::{Block, Unit};
+use super::job::{Block, Cut, Unit, Use};
 use super::shared::Shared;
 use super::user_grid::ByTable;
 use super::user_terms::each_block;
@@ -31,12 +31,14 @@ pub(super) fn owned(problem: &Problem) -> impl Iterator<Item = Owned<'_>> {
 /// Adds a unit's contribution to the copy of the gradient that starts at `start`.
 pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
     let job = &work.job;
-    let Scratch { sides, block: buffers, tile } = scratch;
+    let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
+    let engine = job.engine();
     each_block(job, unit, |first, tests_users| {
-        let block = Block::read(job, unit, first, tests_users, Operand::Key, buffers);
+        let block =
+            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
         for side in sides.iter_mut() {
-            let Some((keys, _)) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
+            let Some(Cut { keys, .. }) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
             let (width, rows) = (side.panel.width, side.panel.rows);
             let len = width * keys.len();
             let (slopes, elements) = (tile.slopes.take(len), tile.users.elements(len));

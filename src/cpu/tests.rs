@@ -156,6 +156,56 @@ fn scores_and_weights() {
     }
 }
 
+/// Elements that matrix products cannot take, beside others that they can: in one key, one query, one value, or all.
+#[test]
+fn elements_out_of_range() {
+    let dims = Dims { seq_len_q: 150, seq_len_kv: 300, num_kv_heads: 1, ..Dims::self_attention(1, 2, 0, 33) };
+    for (dtype, x) in [DType::F32, DType::BF16].into_iter().flat_map(|dtype| [1e-30, 3e25, 1e-39].map(|x| (dtype, x))) {
+        let problem = Problem::new(dims).stored(dtype, Layout::Bhsd).with_lse().with_weights();
+        for operand in 0..3 {
+            for at in [0, 140 * 33 + 5] {
+                let mut case = case(problem.clone(), PLAIN);
+                let Data { query, key, value, .. } = &mut case.data;
+                let data = [query, key, value].into_iter().nth(operand).expect("three operands");
+                let mut elements = data.to_f32();
+                // A large element would decide the softmax by itself.
+                elements[at] = if operand == 2 { x } else { x.min(1.0) };
+                *data = HostVec::from_f32(dtype, &elements);
+                compare(&case);
+            }
+        }
+        compare(&case(problem, Fill { extreme: Extreme::Values(x), ..PLAIN }));
+    }
+}
+
+/// Weights rounded to bf16 change the answers of matrix products, within the bound, and only for bf16 values.
+#[test]
+fn weights_rounded_to_bf16() {
+    for dtype in DType::FLOATS {
+        let problem =
+            Problem { scale: Some(0.3), ..Problem::new(WIDE) }.stored(dtype, Layout::Bhsd).aligned(Alignment::BottomRight).causal();
+        let [plain, rounded] = [problem.clone(), problem.allow_bf16_weights()].map(|problem| case(problem, PLAIN));
+        compare(&plain);
+        compare(&rounded);
+        for isa in Isa::available() {
+            let [plain, rounded] = [&plain, &rounded].map(|case| on(isa)(&case.problem, &case.data.inputs()).expect("valid"));
+            let differs = plain.output != rounded.output;
+            assert_eq!(differs, isa.engine().is_some() && dtype == DType::BF16, "{isa:?} {dtype}");
+        }
+    }
+}
+
+/// Instruction sets have names of their own, and tests alone use the twin of the tiles.
+#[test]
+fn instruction_sets() {
+    let all: Vec<Isa> = Isa::available().collect();
+    let mut names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all.len());
+    assert!(all.len() > 1 && all[0] == Isa::Twin && all[all.len() - 1] != Isa::Twin);
+}
+
 /// Lowest finite bias, which masks nothing: where every key has it, the softmax is uniform.
 #[test]
 fn lowest_finite_bias() {
@@ -304,7 +354,7 @@ fn skipped_tiles_of_users() {
 
 #[test]
 fn progress_and_cancellation() {
-    let case = case(Problem::new(Dims::self_attention(1, 8, 300, 16)), PLAIN);
+    let case = case(Problem::new(Dims::self_attention(1, 64, 300, 16)), PLAIN);
     let run = |watch: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send)| {
         attention_on(Isa::best(), &case.problem, &case.data.inputs(), &mut Outputs::default(), &mut Progress::new(watch))
     };

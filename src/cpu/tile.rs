@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use super::job::{Job, Unit};
 use super::kernel::SimdKernel;
+use super::matrix::{MatrixProduct, PackedRows, Parts, ROWS, SMALLEST};
+use super::matrix_pack::{MatrixPlan, PackedPanel, panel_words};
 use super::pack::{Rows, Transpose};
 use super::product::{Product, Start};
 use super::shared::{Buffer, LINE};
 use super::simd::Simd;
-use super::softmax::Modify;
+use super::softmax::{Modify, Softmax};
 use super::user_grid::{By, Grid, Step, UserScratch};
 use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
@@ -29,7 +31,12 @@ pub(super) struct Panel {
     pub(super) seen: Vec<Range<usize>>,
     /// Scaled queries, [dim][lane].
     pub(super) query: Buffer,
+    /// Queries as the matrix b of a product: scaled, or not, as the plan has it.
+    packed_query: PackedPanel,
+    /// True if all queries are in the range of matrix products.
+    pub(super) is_packed: bool,
     /// Sums of weighted rows, [dim][lane]: the output, or dQ. Nothing was added unless `started`.
+    /// Rows of padding may follow.
     pub(super) output: Buffer,
     started: bool,
     /// Max of each lane.
@@ -53,7 +60,7 @@ impl Panel {
     pub(super) fn load(&mut self, job: &Job<'_>, unit: &Unit, first: usize, scratch: &mut Buffer) {
         let (item, head_dim) = (&job.items[unit.item], job.problem.dims.head_dim);
         let rows = job.isa.panel().min(unit.rows - first);
-        let width = rows.next_multiple_of(job.isa.lanes());
+        let width = rows.next_multiple_of(job.isa.panel_unit());
         (self.first, self.rows, self.width, self.started) = (first, rows, width, false);
         self.max.take(width).fill(f32::MIN);
         self.sum.take(width).fill(0.0);
@@ -62,7 +69,7 @@ impl Panel {
         from[rows * head_dim..].fill(0.0);
         self.seen.clear();
         for (r, to) in from.chunks_exact_mut(head_dim).take(rows).enumerate() {
-            job.read_query(unit, first + r, to);
+            job.read_unscaled_query(unit, first + r, to);
             let seen = item.interval(job.problem, unit.row(job.problem, first + r).1);
             let start = seen.start.max(unit.keys.start);
             self.seen.push(start..seen.end.min(unit.keys.end).max(start));
@@ -71,7 +78,20 @@ impl Panel {
         self.some = seeing().map(|s| s.start).min().unwrap_or(0)..seeing().map(|s| s.end).max().unwrap_or(0);
         self.all = self.seen.iter().map(|s| s.start).max().unwrap_or(0)..self.seen.iter().map(|s| s.end).min().unwrap_or(0);
         let to = self.query.take(width * head_dim);
-        job.isa.run(Transpose { rows: width, columns: head_dim, from, from_step: head_dim, to });
+        job.isa.run(Transpose { rows: width, columns: head_dim, from, from_step: head_dim, to: &mut *to });
+        let scale = job.problem.effective_scale();
+        let scale_all = |queries: &mut [f32]| job.isa.run(Modify { scale, ..Modify::nothing(width, queries) });
+        let scales_first = job.matrix.is_none_or(|plan| plan.scales_query);
+        if scales_first {
+            scale_all(to);
+        }
+        self.is_packed = false;
+        if let Some(plan) = job.matrix {
+            self.is_packed = self.packed_query.pack(job.isa, to, width, plan.query, SMALLEST);
+        }
+        if !scales_first {
+            scale_all(to);
+        }
     }
 
     /// Adds the sum over the rows of `weights[row][lane] * row` to the output, which is first multiplied by `alpha`.
@@ -83,6 +103,31 @@ impl Panel {
         };
         let output = self.output.take(self.width * rows.width);
         job.isa.run(Product { transposed: true, ..Product::new(rows, self.width, weights, output, start) });
+        self.started = true;
+    }
+
+    /// Adds the products of packed values and the weights that a tile has packed to the output, which is first rescaled.
+    pub(super) fn add_packed(&mut self, job: &Job<'_>, plan: MatrixPlan, a: PackedRows<'_>, keys: usize, tile: &mut Tile) {
+        let (width, rows) = (self.width, job.problem.dims.head_dim_v.next_multiple_of(ROWS));
+        let start = if self.started { Start::Scaled(tile.alpha.take(width)) } else { Start::Nothing };
+        let step = panel_words(1, keys, width);
+        job.isa.run(MatrixProduct {
+            a,
+            b: Parts { words: tile.packed.take(plan.weights * step), count: plan.weights, step },
+            chunks: keys.div_ceil(ROWS),
+            rows,
+            width,
+            c: self.output.take(width * rows),
+            start,
+        });
+        self.started = true;
+    }
+
+    /// Adds the products of packed columns of keys and a packed panel [key][lane] to the output.
+    pub(super) fn add_columns(&mut self, a: PackedRows<'_>, b: Parts<'_>, keys: usize, job: &Job<'_>) {
+        let (width, rows) = (self.width, job.problem.dims.head_dim.next_multiple_of(ROWS));
+        let start = if self.started { Start::There } else { Start::Nothing };
+        job.isa.run(MatrixProduct { a, b, chunks: keys.div_ceil(ROWS), rows, width, c: self.output.take(width * rows), start });
         self.started = true;
     }
 
@@ -102,7 +147,12 @@ impl Panel {
 #[derive(Default)]
 pub(super) struct Tile {
     /// Scores, then weights.
+    /// Rows of padding may follow.
     pub(super) scores: Buffer,
+    /// Factor that the scores have not been multiplied by yet.
+    pub(super) scale: f32,
+    /// Weights as the matrix b of a product.
+    pub(super) packed: Buffer,
     before: Buffer,
     pub(super) additive_mask: Buffer,
     pub(super) dropout_mask: Buffer,
@@ -184,26 +234,53 @@ impl Tile {
         job.problem.terms().any(|term| term.add.is_some() || (term.mask.is_some() && (term.status.is_none() || self.tests_told)))
     }
 
-    /// Computes scores before softcap and biases.
-    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>) {
-        let (query, scores) = (panel.query.take(panel.width * key.width), self.scores.take(panel.width * key.count));
-        job.isa.run(Product::new(key, panel.width, query, scores, Start::Nothing));
+    /// Computes scores before softcap and biases, except for a factor: `self.scale`.
+    pub(super) fn score(&mut self, job: &Job<'_>, panel: &mut Panel, key: Rows<'_>, packed: Option<PackedRows<'_>>) {
+        let width = panel.width;
+        self.scale = 1.0;
+        let (Some(plan), Some(a), true) = (job.matrix, packed, panel.is_packed) else {
+            let (query, scores) = (panel.query.take(width * key.width), self.scores.take(width * key.count));
+            return job.isa.run(Product::new(key, width, query, scores, Start::Nothing));
+        };
+        if !plan.scales_query {
+            self.scale = job.problem.effective_scale();
+        }
+        let rows = key.count.next_multiple_of(ROWS);
+        job.isa.run(MatrixProduct {
+            a,
+            b: panel.packed_query.parts(),
+            chunks: key.width.div_ceil(ROWS),
+            rows,
+            width,
+            c: self.scores.take(width * rows),
+            start: Start::Nothing,
+        });
     }
 
-    /// Applies a softcap and biases to the scores of some keys, in the problem's order, and writes -inf where masked.
+    /// Applies a softcap and biases to the scores of some keys, in the problem's order, and writes -inf where masked. Leaves
+    /// the factor to what comes next if nothing else changes the scores.
     pub(super) fn modify(&mut self, job: &Job<'_>, width: usize, keys: usize, masking: Masking, softcap: Option<f32>) {
         let scores = self.scores.take(width * keys);
         match masking {
             Masking::Everything => scores.fill(f32::NEG_INFINITY),
-            Masking::Nothing if softcap.is_none() => {}
+            Masking::Nothing if softcap.is_none() && (self.scale == 1.0 || !job.problem.has_user_terms()) => return,
             _ => job.isa.run(Modify {
-                panel: width,
-                scores,
+                scale: self.scale,
                 softcap,
                 bias_first: job.problem.score_order == ScoreOrder::BiasThenSoftcap,
                 additive_mask: (masking == Masking::Additive).then_some(self.additive_mask.take(width * keys)),
                 bounds: (masking == Masking::Bounds).then_some(self.bounds.take(2 * width).split_at(width)),
+                ..Modify::nothing(width, scores)
             }),
+        }
+        self.scale = 1.0;
+    }
+
+    /// Multiplies the scores of some keys by the factor that [`Self::modify`] has left.
+    pub(super) fn apply_scale(&mut self, job: &Job<'_>, width: usize, keys: usize) {
+        let scale = std::mem::replace(&mut self.scale, 1.0);
+        if scale != 1.0 {
+            job.isa.run(Modify { scale, ..Modify::nothing(width, self.scores.take(width * keys)) });
         }
     }
 
@@ -213,6 +290,22 @@ impl Tile {
         let slopes = self.slopes.take(if matches!(by, By::Nothing) { 0 } else { len });
         slopes.fill(1.0);
         grid.apply(&mut self.users, self.tests_users, self.scores.take(len), slopes, by);
+    }
+
+    /// Folds the modified scores of so many keys into the panel's running softmax. They become weights, which are packed if
+    /// there is a plan.
+    pub(super) fn softmax(&mut self, job: &Job<'_>, panel: &mut Panel, keys: usize, plan: Option<MatrixPlan>) {
+        let width = panel.width;
+        let packed = plan.map(|plan| (self.packed.take(panel_words(plan.weights, keys, width)), plan.weights));
+        job.isa.run(Softmax {
+            panel: width,
+            scores: self.scores.take(width * keys),
+            scale: self.scale,
+            max: panel.max.take(width),
+            sum: panel.sum.take(width),
+            alpha: self.alpha.take(width),
+            packed,
+        });
     }
 
     /// Computes the dropout factors of a panel and these keys.

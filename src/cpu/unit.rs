@@ -1,10 +1,10 @@
 //! Unit of work: some query rows of one key/value head against a range of keys.
 
-use super::job::{Block, Job, KEY_BLOCK, Unit};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
 use super::narrow;
 use super::pack::Transpose;
-use super::shared::{Buffer, Shared};
-use super::softmax::{Softmax, Weights};
+use super::shared::Shared;
+use super::softmax::Weights;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use super::user_grid::By;
 use super::user_terms::each_block;
@@ -14,8 +14,7 @@ use crate::problem::{Operand, ScoreStage};
 #[derive(Default)]
 pub(super) struct Scratch {
     panels: Vec<Panel>,
-    /// Keys and values.
-    block: [Buffer; 2],
+    block: BlockBuffers,
     tile: Tile,
 }
 
@@ -30,53 +29,62 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
     let panels = &mut panels[..count];
     // Statistics must come from scores computed in panels, as in the backward pass.
     if unit.rows * 2 <= job.isa.lanes() && job.scores.is_none() && job.weights.is_none() && job.stats.is_none() {
-        return narrow::run(job, unit, &mut panels[0], tile, buffers);
+        let [key, value, ..] = buffers;
+        return narrow::run(job, unit, &mut panels[0], tile, [key, value]);
     }
     for (p, panel) in panels.iter_mut().enumerate() {
         panel.load(job, unit, p * widest, &mut tile.rows);
     }
+    let reads_rows = panels.iter().any(|panel| !panel.is_packed);
+    let engine = job.engine();
     each_block(job, unit, |start, tests_users| {
-        let block = Block::read(job, unit, start, tests_users, Operand::Value, buffers);
+        let block =
+            Block::read(job, unit, start, tests_users, Use { summed: Operand::Value, engine: engine.as_ref(), reads_rows }, buffers);
         for panel in panels.iter_mut() {
             accumulate(job, unit, panel, &block, tile);
         }
     });
+    drop(engine);
     for panel in panels {
         finish(job, unit, panel, tile);
         if job.scores.is_some() || job.weights.is_some() {
-            write_scores(job, unit, panel, tile, &mut buffers[0]);
+            write_scores(job, unit, panel, tile, buffers);
         }
     }
 }
 
 /// Folds the block's keys in the rows' intervals into the panel's running max, running sum and output.
 fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>, tile: &mut Tile) {
-    let Some((keys, key, value)) = block.cut(&panel.some) else { return };
-    let grid = panel.grid(job, unit, &keys, block.tests_users);
+    let Some(cut) = block.cut(&panel.some) else { return };
+    let grid = panel.grid(job, unit, &cut.keys, block.tests_users);
     let masking = tile.masking(panel, &grid);
     if masking == Masking::Everything {
         return;
     }
-    let (width, len) = (panel.width, panel.width * keys.len());
-    tile.score(job, panel, key);
-    tile.modify(job, width, keys.len(), masking, job.problem.softcap);
+    tile.score(job, panel, cut.key, cut.packed_key);
+    tile.modify(job, panel.width, cut.keys.len(), masking, job.problem.softcap);
     tile.apply_user_terms(&grid, By::Nothing);
+    let (Some(plan), Some(values)) = (job.matrix, cut.packed_value) else {
+        return add(job, unit, panel, block, &cut, tile);
+    };
+    tile.softmax(job, panel, cut.keys.len(), Some(plan));
+    panel.add_packed(job, plan, values, cut.keys.len(), tile);
+}
+
+/// Folds the modified scores of some keys into a panel's running max, running sum and output.
+fn add(job: &Job<'_>, unit: &Unit, panel: &mut Panel, block: &Block<'_>, cut: &Cut<'_>, tile: &mut Tile) {
+    let Cut { keys, value, .. } = cut;
+    let (value, width, len) = (*value, panel.width, panel.width * keys.len());
     let finite = job.output.is_none() || block.is_finite(); // a score that overflows to -inf hides, whatever `masking` says
     if !finite {
         tile.keep_scores(len);
     }
-    job.isa.run(Softmax {
-        panel: width,
-        scores: tile.scores.take(len),
-        max: panel.max.take(width),
-        sum: panel.sum.take(width),
-        alpha: tile.alpha.take(width),
-    });
+    tile.softmax(job, panel, keys.len(), None);
     if job.output.is_none() {
         return;
     }
     if job.problem.dropout_rule().is_some() {
-        tile.drop(job, unit, panel, &keys);
+        tile.drop(job, unit, panel, keys);
         tile.scores.take(len).iter_mut().zip(tile.dropout_mask.take(len)).for_each(|(weight, factor)| *weight *= *factor);
     }
     let used = if finite { value } else { value.cleaned(&mut tile.clean) };
@@ -107,35 +115,47 @@ fn finish(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile) {
 }
 
 /// Writes the scores and weights that are asked for, in a second pass over all keys, masked ones included. `panel` must
-/// be finished.
-fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, key_buffer: &mut Buffer) {
-    let width = panel.width;
-    for start in (0..job.items[unit.item].keys).step_by(KEY_BLOCK) {
-        let keys = start..job.items[unit.item].keys.min(start + KEY_BLOCK);
-        let key = job.key_rows(unit, Operand::Key, &keys, true, key_buffer);
-        if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
-            tile.score(job, panel, key);
-            if *stage == ScoreStage::Capped {
-                tile.modify(job, width, keys.len(), Masking::Nothing, softcap_before_biases(job.problem));
-            }
-            write_rows(job, unit, panel, tile, start, keys.len(), scores);
-            if job.weights.is_none() {
-                continue;
+/// be finished. Blocks are those of the first pass, so that scores are the same.
+fn write_scores(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, buffers: &mut BlockBuffers) {
+    let engine = job.engine();
+    for range in [0..unit.keys.start, unit.keys.clone(), unit.keys.end..job.items[unit.item].keys] {
+        let part = Unit { keys: range.clone(), ..unit.clone() };
+        for start in range.clone().step_by(job.key_block()) {
+            let use_of = Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: !panel.is_packed };
+            let block = Block::read(job, &part, start, true, use_of, buffers);
+            if let Some(cut) = block.cut(&range) {
+                write_block(job, unit, panel, tile, &cut);
             }
         }
-        tile.score(job, panel, key);
-        let grid = panel.grid(job, unit, &keys, true);
-        let masking = tile.masking(panel, &grid);
-        tile.modify(job, width, keys.len(), masking, job.problem.softcap);
-        tile.apply_user_terms(&grid, By::Nothing);
-        if let Some((ScoreStage::Masked, scores)) = &job.scores {
-            write_rows(job, unit, panel, tile, start, keys.len(), scores);
+    }
+}
+
+/// Writes the scores and weights of some keys.
+fn write_block(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile, cut: &Cut<'_>) {
+    let (width, start, count) = (panel.width, cut.keys.start, cut.keys.len());
+    if let Some((stage @ (ScoreStage::Raw | ScoreStage::Capped), scores)) = &job.scores {
+        tile.score(job, panel, cut.key, cut.packed_key);
+        let softcap = softcap_before_biases(job.problem).filter(|_| *stage == ScoreStage::Capped);
+        tile.modify(job, width, count, Masking::Nothing, softcap);
+        tile.apply_scale(job, width, count);
+        write_rows(job, unit, panel, tile, start, count, scores);
+        if job.weights.is_none() {
+            return;
         }
-        if let Some(weights) = &job.weights {
-            let (max, factor) = (panel.max.take(width), panel.sum.take(width));
-            job.isa.run(Weights { panel: width, scores: tile.scores.take(width * keys.len()), max, factor });
-            write_rows(job, unit, panel, tile, start, keys.len(), weights);
-        }
+    }
+    tile.score(job, panel, cut.key, cut.packed_key);
+    let grid = panel.grid(job, unit, &cut.keys, true);
+    let masking = tile.masking(panel, &grid);
+    tile.modify(job, width, count, masking, job.problem.softcap);
+    tile.apply_scale(job, width, count);
+    tile.apply_user_terms(&grid, By::Nothing);
+    if let Some((ScoreStage::Masked, scores)) = &job.scores {
+        write_rows(job, unit, panel, tile, start, count, scores);
+    }
+    if let Some(weights) = &job.weights {
+        let (max, factor) = (panel.max.take(width), panel.sum.take(width));
+        job.isa.run(Weights { panel: width, scores: tile.scores.take(width * count), max, factor });
+        write_rows(job, unit, panel, tile, start, count, weights);
     }
 }
 

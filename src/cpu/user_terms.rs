@@ -42,22 +42,23 @@ pub(super) fn work(users: &[UserTerm<'_>], problem: &Problem, item: &Item, unit:
     unit.rows * parts.sum::<usize>()
 }
 
-/// Calls `run` for each block of [`KEY_BLOCK`] of the unit's keys, in order, but not where the masks hide all of it; with
+/// Calls `run` for each block of the unit's keys, in order, but not where the masks hide all of it; with
 /// true if they may hide some of it.
 pub(super) fn each_block(job: &Job<'_>, unit: &Unit, mut run: impl FnMut(usize, bool)) {
+    let block = job.key_block();
     if job.users.is_empty() {
-        return unit.keys.clone().step_by(KEY_BLOCK).for_each(|start| run(start, false));
+        return unit.keys.clone().step_by(block).for_each(|start| run(start, false));
     }
     // Halves whose status is unknown, the next one last.
     let mut parts = vec![unit.keys.clone()];
     while let Some(part) = parts.pop() {
         match of_job(job, unit, 0..unit.rows, &part) {
             Status::None => {}
-            Status::Some if part.len() > KEY_BLOCK => {
-                let middle = part.start + (part.len() / 2).next_multiple_of(KEY_BLOCK);
+            Status::Some if part.len() > block => {
+                let middle = part.start + (part.len() / 2).next_multiple_of(block);
                 parts.extend([middle..part.end, part.start..middle]);
             }
-            status => part.step_by(KEY_BLOCK).for_each(|start| run(start, status == Status::Some)),
+            status => part.step_by(block).for_each(|start| run(start, status == Status::Some)),
         }
     }
 }

@@ -124,6 +124,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         relative_bias_max_distance: problem.relative_bias_max_distance.map(|distance| distance.min(keys as u32)),
         want: Returns { lse: false, stats: false, ..problem.want },
         dropout: None,
+        allow_bf16_weights: false,
         varlen: None,
         paged: None,
         ..problem.clone()

@@ -135,7 +135,7 @@ impl Engine {
         problem.check()?;
         Ok(match &self.place {
             Runner::Oracle => "naive f64, every matrix written out".into(),
-            Runner::Cpu => "cpu path".into(),
+            Runner::Cpu => cpu::tiled::summary(problem),
             Runner::Gpu(calls) => calls.gpu().plan(problem, self.algorithm)?.summary().into(),
         })
     }

@@ -48,6 +48,13 @@ impl Problem {
         self
     }
 
+    /// Lets weights be rounded to bf16 before they are multiplied by bf16 values: see [`Problem::allow_bf16_weights`].
+    #[must_use]
+    pub const fn allow_bf16_weights(mut self) -> Self {
+        self.allow_bf16_weights = true;
+        self
+    }
+
     /// Replaces the padded batch by varlen sequences.
     #[must_use]
     pub const fn varlen(mut self, varlen: Varlen) -> Self {

@@ -78,6 +78,9 @@ pub struct Problem {
     /// Dropout probability in training, at least 0 and below 1. In the output, a dropped weight is 0, the others are
     /// divided by 1 - probability; lse, scores and weights ignore it. See [`crate::Inputs::dropout`].
     pub dropout: Option<f32>,
+    /// Permission to round each weight `exp(score - m)` to bf16 before it is multiplied by a bf16 value, as PyTorch does:
+    /// output error up to 2^-8 * sum_j weight(i,j) |value_j|. The CPU path takes it where that is faster.
+    pub allow_bf16_weights: bool,
     /// Varlen sequences instead of a padded batch; with paged keys only the queries are varlen.
     pub varlen: Option<Varlen>,
     /// Pages of a pool that hold keys and values. Needs [`Visibility::kv_lengths`].
@@ -132,6 +135,7 @@ impl Problem {
             user_terms: Vec::new(),
             sinks: false,
             dropout: None,
+            allow_bf16_weights: false,
             varlen: None,
             paged: None,
             query: PLAIN,

@@ -8,11 +8,13 @@
 //! chain(n)       = max(sqrt(n), n / 16)      errors of a sum are a random walk; with equal terms they have one sign
 //! score error    = S u ((chain(head_dim) + 4) * magnitude + 4 softcap)
 //! weight error   = exp(2 * the row's largest score error) - 1 + S u (sqrt(seq_len_kv) + 16)     relative; weight <= 1
-//! output error   = weight error * sum_j weight(i,j) |value_j| + e |output|           at most twice the largest |value|
+//! output error   = (weight error + b) * sum_j weight(i,j) |value_j| + e |output|     at most twice the largest |value|
 //! m error        = the row's largest score error
 //! l error        = l * weight error
 //! lse error      = the row's largest score error + S u (sqrt(seq_len_kv) + 16 + |lse|)
 //! ```
+//!
+//! b is 2^-8 where weights may be rounded to bf16 and values are bf16, else 0.
 //!
 //! Some rows have equal scores however they are rounded, because all keys are equal or a huge bias absorbs the scores.
 //! Such a row is a mean, and its weight error is fixed: 1e-5, or 3e-5 above 8192 keys.
@@ -219,7 +221,7 @@ impl Bounds {
         let kept = dropout_factor(problem);
         // Weights and values may be flushed.
         let flushed = TINY * (problem.dims.seq_len_kv as f64 * self.largest_value + kept);
-        let error = self.weight[at / problem.dims.head_dim_v] * self.weighted_values[at] + flushed;
+        let error = (self.weight[at / problem.dims.head_dim_v] + rounded_weights(problem)) * self.weighted_values[at] + flushed;
         at_most(error, 2.0 * kept * self.largest_value * (1.0 + summing(problem)))
     }
 }
@@ -235,6 +237,11 @@ fn after_terms(problem: &Problem, inputs: &Inputs<'_>, answer: &Reference, befor
         (errors.0[at], errors.1[at]) = after.map_or((f64::INFINITY, f64::INFINITY), |after| (after.score.1, after.slope.1));
     }
     errors
+}
+
+/// Relative error of weights that may be rounded to bf16.
+fn rounded_weights(problem: &Problem) -> f64 {
+    if problem.allow_bf16_weights && problem.value.dtype == DType::BF16 { 2f64.powi(-8) } else { 0.0 }
 }
 
 /// Factor on the weights that dropout keeps.

@@ -137,6 +137,7 @@ fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Prob
         scores: kind.one_in(6).then(|| rest.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
         weights: kind.one_in(6),
     };
+    p.allow_bf16_weights = Random::new(seed ^ 0xbf16).one_in(3);
     p.dropout = kind.one_in(8).then(|| rest.pick(&[0.0, 0.1, 0.5, 0.9]));
     let amplitude = rest.pick(&[0.3, 1.0, 1.0, 1.0, 4.0]);
     let mut fill = Fill { seed, amplitude, poison: !rest.one_in(4), nan: rest.one_in(16), extreme: Extreme::Nothing };
@@ -226,9 +227,10 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     simpler.filter_map(move |(q, fill)| Case::new(name.clone(), fit(q, &p), fill).ok())
 }
 
-const PLAINER: [fn(&mut Problem); 14] = [
+const PLAINER: [fn(&mut Problem); 15] = [
     |p| p.user_terms.clear(),
     |p| p.dropout = None,
+    |p| p.allow_bf16_weights = false,
     |p| p.paged = None,
     |p| p.varlen = None,
     |p| p.sinks = false,

@@ -120,7 +120,10 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
         let keys = d.seq_len_kv * d.head_dim;
         let query = part(&tensors.query, row * d.head_dim, d.head_dim);
         let (key, value) = (part(&tensors.key, kv_head * keys, keys), part(&tensors.value, kv_head * keys, keys));
-        let inputs = Inputs { term_tables: &tensors.term_tables, ..Inputs::new(&query, &key, &value) };
+        // The bound of bf16 weights depends on the type of the values.
+        let value = stored(problem.value.dtype, value);
+        one.value.dtype = problem.value.dtype;
+        let inputs = Inputs { term_tables: &tensors.term_tables, ..Inputs::new(&query, &key, value.as_slice()) };
         let found = Deviation::of(&one, &inputs, &part(output, row * d.head_dim, d.head_dim))?;
         if found.of_bound > worst.of_bound {
             worst = Deviation { why: format!("query {i} of head {head}, counted over the batch: {}", found.why), ..found };

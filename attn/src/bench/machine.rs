@@ -11,6 +11,7 @@ pub(super) fn line(copy_gb_s: f64) -> Value {
         "machine": proc_entry("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string()),
         "threads": rayon::current_num_threads(), "os": std::env::consts::OS, "date": jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
         "version": env!("CARGO_PKG_VERSION"), "copy_gb_s": copy_gb_s, "multiply_add_gflops": wgpu_attention::cpu::multiply_add_gflops(),
+        "matrix_gflops": wgpu_attention::cpu::matrix_gflops(),
         "program_bytes": std::env::current_exe().and_then(std::fs::metadata).map(|file| file.len()).ok(),
     })
 }

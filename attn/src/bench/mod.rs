@@ -76,6 +76,10 @@ pub(crate) struct Args {
     /// Time forward and backward passes, with the gradients of query, key and value
     #[arg(long)]
     backward: bool,
+    /// Let weights be rounded to bf16 before they are multiplied by bf16 values, as PyTorch does: an error of up to 2^-8 of
+    /// each weight
+    #[arg(long)]
+    bf16_weights: bool,
     /// Leave out the staged kernels, which are slow on long sequences
     #[arg(long)]
     fused: bool,
@@ -108,7 +112,9 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let mut tasks = if is_suite_alone { Vec::new() } else { args.shapes.tasks(&["1,8,8,512,512,64", "1,8,8,1,4096,64"])? };
     tasks.iter_mut().try_for_each(|task| task.add(&terms))?;
     tasks.extend(Task::suite(&args.suite, *dtype).map_err(|why| Failure::at("--suite", why))?);
-    tasks.iter_mut().for_each(|task| task.backward = args.backward);
+    for task in &mut tasks {
+        (task.backward, task.problem.allow_bf16_weights) = (args.backward, args.bf16_weights);
+    }
     let backends = if args.backends.backend.is_empty() { &vec![Backend::Auto, Backend::Cpu] } else { &args.backends.backend };
     if args.overheads {
         return overheads::run(backends, args.json, terminal);

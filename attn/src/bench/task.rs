@@ -133,7 +133,7 @@ impl Task {
         json!({
             "shape": [batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim], "causal": self.problem.visibility.causal,
             "window": self.window(), "terms": self.terms(), "dtype": self.problem.query.dtype.name(),
-            "backward": self.backward, "threads": rayon::current_num_threads(),
+            "backward": self.backward, "bf16_weights": self.problem.allow_bf16_weights, "threads": rayon::current_num_threads(),
         })
     }
 
@@ -160,7 +160,11 @@ impl fmt::Display for Task {
         for term in self.terms() {
             write!(f, ", {term}")?;
         }
-        write!(f, ", {}", self.problem.query.dtype)
+        write!(f, ", {}", self.problem.query.dtype)?;
+        if self.problem.allow_bf16_weights {
+            f.write_str(", bf16 weights")?;
+        }
+        Ok(())
     }
 }
 

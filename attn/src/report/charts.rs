@@ -64,9 +64,10 @@ pub(super) fn bars(record: &Record) -> Chart {
     })
 }
 
-/// Draws the CPU's results under the limits of the machine: bandwidth x intensity, and multiply-adds alone.
+/// Draws the CPU's results under the limits of the machine: bandwidth x intensity, and multiply-adds or matrix instructions.
 pub(super) fn roofline(record: &Record) -> Chart {
     let (Some(copy), Some(peak)) = (record.copy_gb_s, record.multiply_add_gflops) else { return Ok(None) };
+    let peak = record.matrix_gflops.map_or(peak, |matrix| matrix.max(peak));
     let entries: Vec<&Entry> = record.entries.iter().filter(|entry| entry.who.ends_with(" cpu") || entry.peer).collect();
     if entries.is_empty() {
         return Ok(None);

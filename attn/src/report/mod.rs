@@ -62,6 +62,8 @@ struct Record {
     threads: Option<f64>,
     copy_gb_s: Option<f64>,
     multiply_add_gflops: Option<f64>,
+    /// Rate of matrix instructions, where the processor has them.
+    matrix_gflops: Option<f64>,
     entries: Vec<Entry>,
 }
 
@@ -91,7 +93,7 @@ impl Record {
                 let text = |name: &str| line[name].as_str().unwrap_or("?");
                 record.machine = Some(format!("{machine}, {} threads, {}, {}", line["threads"], text("os"), text("date")));
                 (record.threads, record.copy_gb_s) = (number("threads"), number("copy_gb_s"));
-                record.multiply_add_gflops = number("multiply_add_gflops");
+                (record.multiply_add_gflops, record.matrix_gflops) = (number("multiply_add_gflops"), number("matrix_gflops"));
             } else {
                 let entry = Entry::read(&line, record.threads);
                 record.entries.push(entry.ok_or(format!("line {at} is not a line of `attn bench --json`"))?);
@@ -174,11 +176,12 @@ fn page(record: &Record) -> Result<String, Failure> {
         .copy_gb_s
         .zip(record.multiply_add_gflops)
         .map(|(copy, peak)| format!(" A copy moves {copy:.1} GB/s; multiply-adds alone reach {peak:.0} GFLOP/s."));
+    let matrix = record.matrix_gflops.map(|peak| format!(" Matrix instructions of bf16 reach {peak:.0} GFLOP/s."));
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Attention benchmark</title><style>{STYLE}</style>\
          <h1>Attention benchmark</h1><p>On {machine}.{}</p><p>Every answer of ours was checked against the f64 oracle before it was timed; \
          times are medians.</p>",
-        limits.unwrap_or_default()
+        limits.unwrap_or_default() + &matrix.unwrap_or_default()
     );
     let length: Axis = ("keys", |entry| Some(entry.shape[4]));
     let heads: Axis = ("heads of all items of the batch", |entry| Some(entry.shape[0] * entry.shape[1]));

@@ -62,6 +62,10 @@ pub(crate) struct Args {
     /// Probability, from 0 to below 1, with which a weight is dropped
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     dropout: Option<f32>,
+    /// Let weights be rounded to bf16 before they are multiplied by bf16 values, as PyTorch does: an error of up to 2^-8 of
+    /// each weight
+    #[arg(long)]
+    bf16_weights: bool,
     /// Rows and keys of a tile of --block-list
     #[arg(long, value_name = "ROWS,KEYS", value_parser = tile)]
     tile: Option<[u32; 2]>,

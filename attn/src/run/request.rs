@@ -33,6 +33,7 @@ pub(super) fn read(args: &Args, mut arrays: Arrays) -> Result<Request, Failure> 
     let (dims, varlen, paged) = sizes(args.layout, &arrays)?;
     let mut problem = Problem::new(dims);
     (problem.varlen, problem.paged, problem.scale, problem.dropout) = (varlen, paged, args.scale, args.dropout);
+    problem.allow_bf16_weights = args.bf16_weights;
     let mut shapes = result_shapes(&problem, &arrays);
 
     let mut take = |name: &str| arrays.remove(name).map_or(Ok(HostVec::F32(Vec::new())), Array::floats);
