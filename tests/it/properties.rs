@@ -19,9 +19,18 @@ fn cpu_path() {
     table_and_random(&[cpu()], 2000);
 }
 
+/// Runs the adapters side by side: the drivers' compilers take most of the time, and run on one thread each.
 #[test]
 fn every_gpu() {
-    table_and_random(&gpus(ShaderOptions::default()), 60);
+    let adapters = gpus(ShaderOptions::default()).len() / 2;
+    std::thread::scope(|scope| {
+        for adapter in 0..adapters {
+            scope.spawn(move || {
+                let both_algorithms: Vec<_> = gpus(ShaderOptions::default()).into_iter().skip(2 * adapter).take(2).collect();
+                table_and_random(&both_algorithms, 60);
+            });
+        }
+    });
 }
 
 /// Runs specialised kernels in the shapes of two device classes, on part of the table; each problem compiles its own.
