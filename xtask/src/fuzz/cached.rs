@@ -50,14 +50,15 @@ pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Re
     let mut others = Problem { paged: None, ..own.clone() };
     others.visibility.kv_lengths = false;
     let vectors = Inputs { kv_lengths: &[], page_table: &[], ..*inputs };
-    let tables = buffers.filled(&Tables::of_inputs(&others, &vectors).bytes()?);
+    let words = Tables::of_inputs(&others, &vectors).bytes()?;
+    let tables = buffers.filled(&words);
     let mask: Vec<u8> = inputs.mask.iter().map(|&is_visible| is_visible.into()).collect();
     let (mask, bias) = (buffers.filled(&mask), buffers.filled(HostSlice::F32(inputs.bias).bytes()));
     let (query, output) = (buffers.filled(inputs.query.bytes()), buffers.empty(problem.output.dtype.bytes(problem.output_len())));
     let lse = buffers.empty(4 * problem.lse_len());
     let bindings = QueryBindings {
         lse: problem.want.lse.then(|| lse.as_entire_buffer_binding()),
-        tables: Some(tables.as_entire_buffer_binding()),
+        tables: (!words.is_empty()).then(|| tables.as_entire_buffer_binding()),
         bias: problem.bias.map(|_| bias.as_entire_buffer_binding()),
         mask: problem.visibility.mask.map(|_| mask.as_entire_buffer_binding()),
         ..QueryBindings::new(&query, &output)
