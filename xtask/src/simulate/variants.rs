@@ -72,7 +72,8 @@ pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(
     variants
 }
 
-/// Adds users' terms that mask and change scores, with tables, loops and branches.
+/// Adds users' terms that mask and change scores, with tables, loops and branches. The slope of the score is nowhere so small
+/// that f32 rounds it to 0, which hides a NaN that the oracle has.
 pub(crate) fn with_user_terms(problem: Problem) -> Problem {
     let mask = "fn visible(at: Pair) -> bool {
         return at.key <= at.position + 5 && (marks[at.key % 7] != 2 || abs(at.position - at.key) / 3 % 4 == 0);
@@ -81,7 +82,7 @@ pub(crate) fn with_user_terms(problem: Problem) -> Problem {
         var y = x;
         for (var i = 0; i < 3; i++) { if (at.row % 4 == i) { y += rates[at.head] * f32(at.key - at.position); } }
         y += gates[at.key] + values[5 * at.head + clamp(at.position - at.key, -2, 2) + 2] + biases[at.key + at.row * KEYS];
-        return select(3.0 * tanh(y / 3.0), y, at.kv_head == 1);
+        return select(30.0 * tanh(y / 30.0), y, at.kv_head == 1);
     }";
     let mask = Term::with_tables(mask, &[Table::i32("marks", 7)]).expect("valid");
     let d = problem.dims;
