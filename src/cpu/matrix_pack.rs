@@ -196,11 +196,7 @@ impl<'a> Packing<'a> {
         let ([rows, columns], mut fits) = (self.shape(from.count, from.width), false);
         let &Self { isa, parts, smallest, is_transposed, .. } = self;
         let to = to.take(PackedRows::words(parts, rows, columns));
-        if is_transposed {
-            isa.run(PackColumns { from, parts, smallest, to, fits: &mut fits });
-        } else {
-            isa.run(PackRows { from, parts, smallest, to, fits: &mut fits });
-        }
+        isa.run(Pack { from, is_transposed, parts, smallest, to, fits: &mut fits });
         fits
     }
 
@@ -236,9 +232,10 @@ impl PackedPanel {
     }
 }
 
-/// Packs rows as a.
-struct PackRows<'a, T> {
+/// Packs rows as a, or as the transposed a: its rows are then their columns.
+struct Pack<'a, T> {
     from: Rows<'a, T>,
+    is_transposed: bool,
     parts: usize,
     /// Smallest magnitude other than 0 that can be used.
     smallest: f32,
@@ -248,82 +245,74 @@ struct PackRows<'a, T> {
     fits: &'a mut bool,
 }
 
-impl<T: Element> SimdKernel for PackRows<'_, T> {
+impl<T: Element> SimdKernel for Pack<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
-        let Self { from, parts, smallest, to, fits } = self;
-        let words = words_of_row(from.width);
-        let step = from.count.next_multiple_of(ROWS) * words;
-        assert!(to.len() >= parts * step);
+        let Self { from, is_transposed, parts, smallest, to, fits } = self;
         *fits = rows_are_in_range(&from, smallest);
-        for r in 0..if *fits { from.count } else { 0 } {
-            let row = from.row(r);
-            for column in (0..2 * words).step_by(V::LANES) {
-                // SAFETY: the machine has V's instructions by contract; the row ends inside its part, which was checked.
-                unsafe {
-                    let to = to.as_mut_ptr().add(r * words).cast::<u16>().add(column);
-                    let is_whole = column + V::LANES <= row.len();
-                    let mut rest: V = if is_whole { T::load(row.as_ptr().add(column)) } else { load_padded(row, column) };
-                    for part in 0..parts {
-                        let upper = rest.round_upper();
-                        upper.store_upper(to.add(2 * part * step));
-                        rest = rest.sub(upper.upper());
-                    }
-                }
-            }
+        if *fits {
+            // SAFETY: the machine has V's instructions by contract.
+            unsafe { if is_transposed { pack_columns::<V, T>(from, parts, to) } else { pack_rows::<V, T>(from, parts, to) } }
         }
-        to.chunks_exact_mut(step).take(parts).for_each(|part| part[from.count * words..].fill(0.0));
     }
 }
 
-/// Packs rows as the transposed a: its rows are their columns.
-struct PackColumns<'a, T> {
-    from: Rows<'a, T>,
-    parts: usize,
-    /// Smallest magnitude other than 0 that can be used.
-    smallest: f32,
-    /// [`PackedRows::words`] words.
-    to: &'a mut [f32],
-    /// Set to true if all elements can be used.
-    fits: &'a mut bool,
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+unsafe fn pack_rows<V: Simd, T: Element>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+    let words = words_of_row(from.width);
+    let step = from.count.next_multiple_of(ROWS) * words;
+    assert!(to.len() >= parts * step);
+    for r in 0..from.count {
+        let row = from.row(r);
+        for column in (0..2 * words).step_by(V::LANES) {
+            // SAFETY: the machine has V's instructions by contract; the row ends inside its part, which was checked.
+            unsafe {
+                let to = to.as_mut_ptr().add(r * words).cast::<u16>().add(column);
+                let mut rest: V = load_padded(row, column);
+                for part in 0..parts {
+                    let upper = rest.round_upper();
+                    upper.store_upper(to.add(2 * part * step));
+                    rest = rest.sub(upper.upper());
+                }
+            }
+        }
+    }
+    to.chunks_exact_mut(step).take(parts).for_each(|part| part[from.count * words..].fill(0.0));
 }
 
-impl<T: Element> SimdKernel for PackColumns<'_, T> {
-    #[inline(always)]
-    unsafe fn run<V: Simd>(self) {
-        let Self { from, parts, smallest, to, fits } = self;
-        let words = words_of_row(from.count);
-        let rows = from.width.next_multiple_of(ROWS);
-        assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);
-        *fits = rows_are_in_range(&from, smallest);
-        if !*fits {
-            return;
-        }
-        let mut pairs = Pairs([[0.0; 16 * 16]; MOST_PARTS]);
-        for first in (0..words).step_by(V::LANES) {
-            for column in (0..rows).step_by(V::LANES) {
-                // SAFETY: the machine has V's instructions by contract; LANES is at most 16 and divides `words` and `rows`,
-                // whose product was checked. Whole vectors of whole pairs are inside the rows, which the test of the range has visited.
-                unsafe {
-                    if 2 * (first + V::LANES) <= from.count && column + V::LANES <= from.width {
-                        let from = &from.data[2 * first * from.step + column..];
-                        for p in 0..V::LANES {
-                            let at = from.as_ptr().add(2 * p * self.from.step);
-                            let (even, odd) = (T::load::<V>(at), T::load::<V>(at.add(self.from.step)));
-                            store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
-                        }
-                    } else {
-                        let row = |index: usize| if index < from.count { from.row(index) } else { &[] };
-                        for p in 0..V::LANES {
-                            let even = load_padded::<V, _>(row(2 * (first + p)), column);
-                            let odd = load_padded::<V, _>(row(2 * (first + p) + 1), column);
-                            store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
-                        }
+/// # Safety
+/// The machine has V's instructions.
+#[inline(always)]
+unsafe fn pack_columns<V: Simd, T: Element>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+    let words = words_of_row(from.count);
+    let rows = from.width.next_multiple_of(ROWS);
+    assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);
+    let mut pairs = Pairs([[0.0; 16 * 16]; MOST_PARTS]);
+    for first in (0..words).step_by(V::LANES) {
+        for column in (0..rows).step_by(V::LANES) {
+            // SAFETY: the machine has V's instructions by contract; LANES is at most 16 and divides `words` and `rows`,
+            // whose product was checked. Whole vectors of whole pairs are inside the rows, which the test of the range has visited.
+            unsafe {
+                if 2 * (first + V::LANES) <= from.count && column + V::LANES <= from.width {
+                    let data = &from.data[2 * first * from.step + column..];
+                    for p in 0..V::LANES {
+                        let at = data.as_ptr().add(2 * p * from.step);
+                        let (even, odd) = (T::load::<V>(at), T::load::<V>(at.add(from.step)));
+                        store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
                     }
-                    for (part, pairs) in pairs.0.iter().enumerate().take(parts) {
-                        let to = to.as_mut_ptr().add((part * rows + column) * words + first);
-                        V::transpose(pairs.as_ptr(), V::LANES, to, words);
+                } else {
+                    let row = |index: usize| if index < from.count { from.row(index) } else { &[] };
+                    for p in 0..V::LANES {
+                        let even = load_padded::<V, _>(row(2 * (first + p)), column);
+                        let odd = load_padded::<V, _>(row(2 * (first + p) + 1), column);
+                        store_pairs(even, odd, parts, pairs.0.as_mut_ptr().cast::<f32>().add(p * V::LANES), 16 * 16);
                     }
+                }
+                for (part, pairs) in pairs.0.iter().enumerate().take(parts) {
+                    let to = to.as_mut_ptr().add((part * rows + column) * words + first);
+                    V::transpose(pairs.as_ptr(), V::LANES, to, words);
                 }
             }
         }
