@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
-use super::job::{Block, Cut, Job, Unit, Use};
+use super::job::{Cut, Job, Unit};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
@@ -270,12 +270,9 @@ fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'
     let start = start + job.items[unit.item].batch * of_batch;
     let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
-    let engine = job.engine();
-    each_block(job, unit, |first, tests_users| {
-        let block =
-            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
+    each_block(job, unit, (Operand::Key, true), buffers, |block| {
         for side in sides.iter_mut() {
-            let Some(Cut { keys, .. }) = work.differentiate(unit, side, &block, tile, None) else { continue };
+            let Some(Cut { keys, .. }) = work.differentiate(unit, side, block, tile, None) else { continue };
             let width = side.panel.width;
             let d_bias = work.d_bias(tile, width * keys.len());
             for lane in 0..side.panel.rows {

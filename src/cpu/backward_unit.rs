@@ -1,7 +1,7 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
 use super::backward_matrix::{PackedPairs, PackedSide, parts_of_pairs};
-use super::job::{Block, BlockBuffers, Cut, Job, Unit, Use};
+use super::job::{Block, BlockBuffers, Cut, Job, Unit};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
 use super::product::{Product, Start};
@@ -235,21 +235,12 @@ impl Work<'_> {
         let Scratch { sides, block: buffers, tile, pairs } = scratch;
         for unit in units {
             let sides = self.load(unit, sides, tile, &mut sums.sinks);
-            let engine = job.engine();
-            each_block(job, unit, |start, tests_users| {
-                let block = Block::read(
-                    job,
-                    unit,
-                    start,
-                    tests_users,
-                    Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true },
-                    buffers,
-                );
+            each_block(job, unit, (Operand::Key, true), buffers, |block| {
                 for side in sides.iter_mut() {
-                    self.add(unit, side, &block, (tile, pairs), &mut sums);
+                    self.add(unit, side, block, (tile, pairs), &mut sums);
                 }
-                sums.key.fold(start);
-                sums.value.fold(start);
+                sums.key.fold(block.keys.start);
+                sums.value.fold(block.keys.start);
             });
             sides.iter_mut().for_each(|side| self.write_query(unit, side, tile));
         }

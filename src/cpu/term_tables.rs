@@ -1,7 +1,7 @@
 //! Tables that users' terms read and that have gradients, each by a pass of its own over all pairs.
 
 use super::backward_unit::{Scratch, Work};
-use super::job::{Block, Cut, Unit, Use};
+use super::job::{Cut, Unit};
 use super::shared::Shared;
 use super::user_grid::ByTable;
 use super::user_terms::each_block;
@@ -33,12 +33,9 @@ pub(super) fn add(work: &Work<'_>, owned: &Owned<'_>, unit: &Unit, to: &Shared<'
     let job = &work.job;
     let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
-    let engine = job.engine();
-    each_block(job, unit, |first, tests_users| {
-        let block =
-            Block::read(job, unit, first, tests_users, Use { summed: Operand::Key, engine: engine.as_ref(), reads_rows: true }, buffers);
+    each_block(job, unit, (Operand::Key, true), buffers, |block| {
         for side in sides.iter_mut() {
-            let Some(Cut { keys, .. }) = work.differentiate(unit, side, &block, tile, Some(&owned.table)) else { continue };
+            let Some(Cut { keys, .. }) = work.differentiate(unit, side, block, tile, Some(&owned.table)) else { continue };
             let (width, rows) = (side.panel.width, side.panel.rows);
             let len = width * keys.len();
             let (slopes, elements) = (tile.slopes.take(len), tile.users.elements(len));

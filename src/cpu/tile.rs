@@ -12,6 +12,7 @@ use super::shared::{Buffer, LINE};
 use super::simd::Simd;
 use super::softmax::{Modify, Softmax};
 use super::user_grid::{By, Grid, Step, UserScratch};
+use super::visible::hull;
 use crate::custom::tile::Status;
 use crate::problem::{Problem, ScoreOrder, along_keys};
 
@@ -74,8 +75,7 @@ impl Panel {
             let start = seen.start.max(unit.keys.start);
             self.seen.push(start..seen.end.min(unit.keys.end).max(start));
         }
-        let seeing = || self.seen.iter().filter(|seen| !seen.is_empty());
-        self.some = seeing().map(|s| s.start).min().unwrap_or(0)..seeing().map(|s| s.end).max().unwrap_or(0);
+        self.some = hull(self.seen.iter().cloned());
         self.all = self.seen.iter().map(|s| s.start).max().unwrap_or(0)..self.seen.iter().map(|s| s.end).min().unwrap_or(0);
         let to = self.query.take(width * head_dim);
         job.isa.run(Transpose { rows: width, columns: head_dim, from, from_step: head_dim, to: &mut *to });

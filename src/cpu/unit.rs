@@ -36,15 +36,11 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, scratch: &mut Scratch) {
         panel.load(job, unit, p * widest, &mut tile.rows);
     }
     let reads_rows = panels.iter().any(|panel| !panel.is_packed);
-    let engine = job.engine();
-    each_block(job, unit, |start, tests_users| {
-        let block =
-            Block::read(job, unit, start, tests_users, Use { summed: Operand::Value, engine: engine.as_ref(), reads_rows }, buffers);
+    each_block(job, unit, (Operand::Value, reads_rows), buffers, |block| {
         for panel in panels.iter_mut() {
-            accumulate(job, unit, panel, &block, tile);
+            accumulate(job, unit, panel, block, tile);
         }
     });
-    drop(engine);
     for panel in panels {
         finish(job, unit, panel, tile);
         if job.scores.is_some() || job.weights.is_some() {

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::job::{Job, KEY_BLOCK, Unit};
+use super::job::{Block, BlockBuffers, Job, KEY_BLOCK, Unit, Use};
 use super::tile_list::TileList;
 use super::user_term::UserTerm;
 use super::visible::Item;
 use crate::custom::tile::Status;
-use crate::problem::Problem;
+use crate::problem::{Operand, Problem};
 
 /// Parts of a unit's keys that [`work`] asks the masks for.
 const PARTS: usize = 16;
@@ -42,10 +42,18 @@ pub(super) fn work(users: &[UserTerm<'_>], problem: &Problem, item: &Item, unit:
     unit.rows * parts.sum::<usize>()
 }
 
-/// Calls `run` for each block of the unit's keys, in order, but not where the masks hide all of it; with
-/// true if they may hide some of it.
-pub(super) fn each_block(job: &Job<'_>, unit: &Unit, mut run: impl FnMut(usize, bool)) {
-    let block = job.key_block();
+/// Reads each block of the unit's keys and calls `run` with it, in order, but not where the masks hide all of it. The rows of
+/// the operand `summed` will be multiplied by weights and added; without `reads_rows`, rows that are packed may be left unread.
+pub(super) fn each_block(
+    job: &Job<'_>,
+    unit: &Unit,
+    (summed, reads_rows): (Operand, bool),
+    buffers: &mut BlockBuffers,
+    mut run: impl FnMut(&Block<'_>),
+) {
+    let (block, engine) = (job.key_block(), job.engine());
+    let use_of = Use { summed, engine: engine.as_ref(), reads_rows };
+    let mut run = |start, tests_users| run(&Block::read(job, unit, start, tests_users, use_of, buffers));
     if job.users.is_empty() {
         return unit.keys.clone().step_by(block).for_each(|start| run(start, false));
     }
