@@ -30,10 +30,6 @@ bindings.";
 pub(crate) struct Args {
     #[command(flatten)]
     shapes: ShapeArgs,
-    /// Option that masks or changes scores, such as window=128,0 or alibi=symmetric; may be repeated. Its data is not
-    /// needed
-    #[arg(long, value_name = "WORD[=VALUE]")]
-    term: Vec<String>,
     #[command(flatten)]
     terms: TermArgs,
     /// Positions of the rows, if something counts from them [default: that of --causal or --term, else bottom-right]
@@ -73,9 +69,6 @@ fn subgroups(text: &str) -> Result<u32, String> {
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let mut tasks = args.shapes.tasks(&["1,8,8,512,512,64"])?;
     let [task] = &mut tasks[..] else { return Err(Failure::at("--shape", "is given twice; a plan is of one shape")) };
-    for term in &args.term {
-        task.problem.add_term(term).map_err(|error| Failure::at(format!("--term {term}"), error))?;
-    }
     if let Some(align) = args.align
         && let Some(said) = task.problem.visibility.alignment.replace(align)
     {

@@ -18,7 +18,8 @@ use crate::terminal::{ProgressBar, Terminal, note};
 const PAGE_SIZE: usize = 16;
 
 /// Options that `--decode` and its own options exclude. Where one of them is given, `requires` alone refuses nothing.
-const OF_PREFILL: [&str; 11] = ["shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused"];
+const OF_PREFILL: [&str; 12] =
+    ["shape", "causal", "term", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused"];
 
 /// Options of `--decode`.
 #[derive(clap::Args, Debug)]

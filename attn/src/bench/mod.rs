@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 use crate::user_terms::TermArgs;
 use candidate::Candidate;
-use task::{Task, bytes};
+use task::{Task, bytes, needs_data};
 
 pub(crate) use check::{tensors, unit};
 pub(crate) use task::{ShapeArgs, shape};
@@ -31,6 +31,7 @@ Examples:
   attn bench                                   a prefill and a step of decoding
   attn bench --shape 1,32,8,1024,1024,128 --causal
   attn bench --shape 1,8,8,512,512,64 --shape 1,8,8,1,4096,64 --dtype f16
+  attn bench --shape 1,8,8,2048,2048,64 --term causal --term window=255,0
   attn bench --shape 1,8,8,2048,2048,64 --visible 'at.key <= at.position'
   attn bench --backend vulkan --backend cpu --json >> results.jsonl
   attn bench --suite llama --suite bert        shapes of attn/suite.txt
@@ -69,7 +70,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
-    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused", "seconds"])]
+    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused", "seconds"])]
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
@@ -100,14 +101,15 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().map_err(|error| Failure::at(format!("--threads {threads}"), error))?;
     }
-    let ShapeArgs { shape, causal, dtype } = &args.shapes;
+    let ShapeArgs { shape, causal, term, dtype } = &args.shapes;
     let is_suite_alone = shape.is_empty() && !args.suite.is_empty();
-    if is_suite_alone && *causal {
-        return Err(Failure::at("--causal", "is for --shape; the shapes of --suite have their own terms"));
-    }
     let terms = args.terms.read()?;
-    if let Some(option) = terms.options().first().filter(|_| is_suite_alone) {
+    let options = [causal.then_some("--causal"), (!term.is_empty()).then_some("--term"), terms.options().first().copied()];
+    if let Some(option) = options.into_iter().flatten().next().filter(|_| is_suite_alone) {
         return Err(Failure::at(option, "is for --shape; the shapes of --suite have their own terms"));
+    }
+    if let Some(word) = term.iter().find(|word| needs_data(word)) {
+        return Err(Failure::at(format!("--term {word}"), "needs an array, which only `attn run` takes"));
     }
     let mut tasks = if is_suite_alone { Vec::new() } else { args.shapes.tasks(&["1,8,8,512,512,64", "1,8,8,1,4096,64"])? };
     tasks.iter_mut().try_for_each(|task| task.add(&terms))?;
@@ -134,7 +136,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 
 /// Times one shape for the tour (`attn` without a subcommand).
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
-    let shapes = ShapeArgs { shape: Vec::new(), causal: true, dtype: DType::F32 };
+    let shapes = ShapeArgs { shape: Vec::new(), causal: true, term: Vec::new(), dtype: DType::F32 };
     let mut candidates = candidate::all(backends, &[], None, true)?;
     shapes.tasks(&["1,8,8,512,512,64"])?.iter().try_for_each(|task| time(task, &mut candidates, 2.0, false, terminal))
 }

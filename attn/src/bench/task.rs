@@ -38,6 +38,9 @@ pub(crate) struct ShapeArgs {
     /// Apply a causal mask to every shape, bottom-right aligned: the last query is at the last key
     #[arg(long)]
     pub(super) causal: bool,
+    /// Option that masks or changes the scores of every shape, such as window=128,0 or alibi=symmetric; may be repeated
+    #[arg(long, value_name = "WORD[=VALUE]")]
+    pub(super) term: Vec<String>,
     /// Storage type of query, key, value and output: f32, f16 or bf16
     #[arg(long, default_value = "f32", value_parser = float)]
     pub(super) dtype: DType,
@@ -52,8 +55,21 @@ impl ShapeArgs {
     pub(crate) fn tasks(&self, default: &[&str]) -> Result<Vec<Task>, Failure> {
         let default = default.iter().map(|text| shape(text).map_err(Failure::Input));
         let shapes = if self.shape.is_empty() { default.collect::<Result<_, _>>()? } else { self.shape.clone() };
-        Ok(shapes.into_iter().map(|dims| Task::new(dims, self.dtype, self.causal)).collect())
+        shapes.into_iter().map(|dims| self.task(dims)).collect()
     }
+
+    fn task(&self, dims: Dims) -> Result<Task, Failure> {
+        let mut task = Task::new(dims, self.dtype, self.causal);
+        for term in &self.term {
+            task.problem.add_term(term).map_err(|error| Failure::at(format!("--term {term}"), error))?;
+        }
+        Ok(task)
+    }
+}
+
+/// True if a term's word stands for an array.
+pub(super) fn needs_data(word: &str) -> bool {
+    term_words().any(|term| term.needs_data && word.split('=').next() == Some(term.word))
 }
 
 /// One problem to time.
@@ -99,7 +115,7 @@ impl Task {
         let (Some(name), Some(shape)) = (words.next(), words.next()) else { return Err("needs a name and a shape".into()) };
         let mut task = Self { name: name.into(), ..Self::new(self::shape(shape)?, dtype, false) };
         for word in words {
-            if term_words().any(|term| term.needs_data && word.split('=').next() == Some(term.word)) {
+            if needs_data(word) {
                 return Err(format!("`{word}` needs data, which a suite does not have"));
             }
             task.problem.add_term(word).map_err(|error| error.to_string())?;
