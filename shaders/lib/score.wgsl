@@ -1,8 +1,8 @@
 // Defines: Pair, pair_of; broadcast_at, add_bias; Scored, score_pair: a pair's score and visibility; Slopes; next_score,
 //          next_slopes;
 //          is_nan_score, NAN_SUM, LARGEST_SUM: tests for NaN rows; visible_weight, dropped_out, exact_weight.
-// Expects: params, Item; tests_pairs: false if no term changes or masks pairs of the tile; score_of, is_visible, which
-//          src/wgsl/terms.rs makes of the terms.
+// Expects: params, Item; tests_pairs: false if no term changes or masks pairs of the tile; EVALUATES_ALL: no branch around
+//          terms that are cheap; score_of, is_visible, which src/wgsl/terms.rs makes of the terms.
 // See: src/oracle/forward.rs has the formulas.
 
 // A query row and a key. Signed, so that differences need no conversions.
@@ -73,9 +73,9 @@ fn broadcast_at(at: Pair, strides: vec4<u32>) -> u32 {
 // masked. A score that is or becomes -inf masks. Other non-finite scores make the row NaN.
 fn score_pair(scaled: f32, at: Pair, inside: bool) -> Scored {
     var scored = Scored(scaled, inside);
-    if (tests_pairs() && inside) {
+    if (tests_pairs() && (EVALUATES_ALL || inside)) {
         scored = score_of(scaled, at);
-        scored.visible = scored.visible && is_visible(at);
+        scored.visible = (scored.visible & inside) && is_visible(at);
     }
     scored.visible = scored.visible && !is_negative_infinity(scored.score);
     return scored;

@@ -132,6 +132,12 @@ impl Kernel {
         matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..)) || self.block_rows() > 0
     }
 
+    /// True if it is made for processors that run the lanes of a subgroup as elements of a vector.
+    pub(super) const fn runs_lanes_as_vectors(self) -> bool {
+        use GradientShape::Vectors;
+        matches!(self, Self::Lanes(_) | Self::Decode(_) | Self::QueryGradient(Vectors { .. }) | Self::KeyGradient(Vectors { .. }, _))
+    }
+
     /// True if it asks what terms show of a tile.
     pub(super) fn has_tiles(self) -> bool {
         self.has_blocks() || self == Self::TileList
