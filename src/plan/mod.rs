@@ -9,6 +9,7 @@ mod loops;
 mod matrix;
 mod ranges;
 mod shader;
+mod shown;
 mod software;
 mod staged;
 mod step;
