@@ -12,9 +12,6 @@ const_assert BLOCK_ROWS == THREADS * ROWS;
 const_assert BLOCK_KEYS == KEYS;
 const_assert KEYS % STEP == 0u;
 
-const HEAD_SLICES: u32 = (HEAD_VECS + LANES - 1u) / LANES;
-const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
-
 // Output from infinite and NaN values, kept apart so that 0 * NaN never reaches a row that masks the key. Rare.
 var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
 
@@ -28,8 +25,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     let item = work.item;
     let kv_head = block.first_head / params.group;
 
-    var query: array<array<array<vec4<f32>, LANES>, HEAD_SLICES>, ROWS>;
-    var acc: array<array<array<vec4<f32>, LANES>, VALUE_SLICES>, ROWS>;
+    var query: Queries;
+    var acc: Sums;
     var rows: array<Row, ROWS>;
     var m: array<f32, ROWS>; // running max
     var l: array<f32, ROWS>; // running sum
@@ -38,14 +35,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         rows[r] = row_of(item, block, r * THREADS + lane);
         m[r] = LOWEST;
         l[r] = 0.0;
-        let at = query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u));
-        for (var i = 0u; i < HEAD_SLICES; i++) {
-            for (var j = 0u; j < LANES; j++) {
-                if (i * LANES + j < HEAD_VECS) {
-                    query[r][i][j] = load_query(at, (i * LANES + j) * 4u) * params.scale;
-                }
-            }
-        }
+        load_query_row(&query, r, query_row(item, rows[r].head, min(rows[r].row, item.rows - 1u)));
         for (var i = 0u; i < VALUE_SLICES; i++) {
             for (var j = 0u; j < LANES; j++) {
                 acc[r][i][j] = vec4<f32>(0.0);
@@ -56,30 +46,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
     let range = key_range(item, block);
     var first = next_shown(item, block, range.start, range.end, lane);
     while (first < range.end) {
-        var score: array<array<f32, STEP>, ROWS>;
-        for (var r = 0u; r < ROWS; r++) {
-            for (var c = 0u; c < STEP; c++) {
-                score[r][c] = 0.0;
-            }
-        }
-        for (var i = 0u; i < HEAD_SLICES; i++) {
-            var k: array<vec4<f32>, STEP>;
-            for (var c = 0u; c < STEP; c++) {
-                let key = min(first + c, range.end - 1u); // repeated keys are masked
-                k[c] = load_key(key_row(item, kv_head, key), min(i * LANES + lane, HEAD_VECS - 1u) * 4u);
-            }
-            for (var j = 0u; j < LANES; j++) {
-                if (i * LANES + j < HEAD_VECS) {
-                    for (var c = 0u; c < STEP; c++) {
-                        let own = subgroupShuffle(k[c], j);
-                        for (var r = 0u; r < ROWS; r++) {
-                            let q = query[r][i][j];
-                            score[r][c] = dot_add(score[r][c], q, own);
-                        }
-                    }
-                }
-            }
-        }
+        var score = products(&query, item, kv_head, first, range.end, lane); // repeated keys are masked
 
         var bits = 0u; // the largest of the scores'; none is larger than that of -inf, which hides
         for (var r = 0u; r < ROWS; r++) {
@@ -132,34 +99,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
         }
 
-        var infinite = false;
-        for (var i = 0u; i < VALUE_SLICES; i++) {
-            var v: array<vec4<f32>, STEP>;
-            for (var c = 0u; c < STEP; c++) {
-                let key = min(first + c, range.end - 1u);
-                let loaded = load_value(value_row(item, kv_head, key), min(i * LANES + lane, VALUE_VECS - 1u) * 4u);
-                infinite = infinite || !is_finite(loaded);
-                v[c] = finite_part(loaded);
-            }
-            for (var j = 0u; j < LANES; j++) {
-                if (i * LANES + j < VALUE_VECS) {
-                    var sums: array<vec4<f32>, ROWS>;
-                    for (var r = 0u; r < ROWS; r++) {
-                        sums[r] = acc[r][i][j] * shrink[r];
-                    }
-                    for (var c = 0u; c < STEP; c++) {
-                        let own = subgroupShuffle(v[c], j);
-                        for (var r = 0u; r < ROWS; r++) {
-                            sums[r] = fma(vec4<f32>(score[r][c]), own, sums[r]);
-                        }
-                    }
-                    for (var r = 0u; r < ROWS; r++) {
-                        acc[r][i][j] = sums[r];
-                    }
-                }
-            }
-        }
-        if (any_thread(infinite, lane)) {
+        if (add_values(&acc, &shrink, &score, item, kv_head, first, range.end, lane)) {
             for (var c = 0u; c < STEP; c++) {
                 let at = value_row(item, kv_head, min(first + c, range.end - 1u));
                 for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values

@@ -5,7 +5,7 @@
 use super::DeviceCaps;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
-use crate::wgsl::{GradientShape, Kernel, KernelKey, Lines, Params};
+use crate::wgsl::{GradientShape, Kernel, KernelKey, LaneShape, Lines, Params, StagedShape};
 
 /// Most iterations over the words of a block list for a tile of so many rows: a tile of the list may be one row or key.
 fn list_test(key: &KernelKey, rows: u32, keys: u32) -> u32 {
@@ -73,9 +73,20 @@ pub(super) fn check(kernel: Kernel, params: &Params, problem: &Problem, caps: &D
     if needed <= u64::from(most) {
         return Ok(());
     }
-    let staged = matches!(kernel, Kernel::Scores | Kernel::Softmax | Kernel::WeightedValues);
+    let staged = matches!(kernel, Kernel::Scores(_) | Kernel::Softmax(_) | Kernel::WeightedValues(_));
     let remedy = if staged { "use Algorithm::Fused, which has neither scores nor weights, or Backend::Cpu" } else { "use Backend::Cpu" };
     Err(Error::Limit { limit: "loop iterations of an invocation", needed, available: most.into(), remedy: remedy.into() })
+}
+
+/// Scores and weighted values by whole rows per thread.
+fn by_lanes(shape: LaneShape, keys: u64, vecs: u64) -> u64 {
+    let [lanes, rows, step] = [shape.lanes, shape.rows, shape.step].map(u64::from);
+    keys.div_ceil(step) * (2 + vecs.div_ceil(lanes) * (1 + lanes) + 2 * step * rows) + 64
+}
+
+/// True if an invocation of a kernel that covers everything in one dispatch is not ended early.
+pub(super) fn fits(kernel: Kernel, params: &Params, problem: &Problem, caps: &DeviceCaps) -> bool {
+    caps.loop_iterations.is_none_or(|most| iterations(kernel, params, problem) <= u64::from(most))
 }
 
 /// Iterations of the longest invocation if only the loops over a thread's own rows and columns are unrolled.
@@ -87,10 +98,20 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
     // Measured on Mesa 22.3: at most 14 iterations for 8 vec4s.
     let square = 14 * chunks + 8 + 40 * dropping;
     match kernel {
-        Kernel::Scores => 64 * head.div_ceil(8) + 64,
-        Kernel::Softmax => 3 * keys.div_ceil(64) + 16,
+        Kernel::Scores(StagedShape::Rows(shape)) => by_lanes(shape, shape.keys.into(), head),
+        Kernel::Scores(StagedShape::Few(shape)) => {
+            let (all, lanes) = (u64::from(params.group) * rows, u64::from(shape.lanes));
+            StagedShape::FEW_KEYS as u64 / lanes * (head + all * (2 + head.div_ceil(lanes) * (1 + lanes))) + 64
+        }
+        Kernel::WeightedValues(StagedShape::Rows(shape)) => by_lanes(shape, keys, value) + 10 * dropping * u64::from(shape.rows) * keys,
+        Kernel::WeightedValues(StagedShape::Few(shape)) => {
+            let (of_block, lanes) = (u64::from(shape.rows), u64::from(shape.lanes));
+            keys.div_ceil(lanes) * (1 + of_block * (1 + 10 * dropping) + lanes * (2 + 2 * of_block + 4)) + 64
+        }
+        Kernel::Scores(StagedShape::Tiles) => 64 * head.div_ceil(8) + 64,
+        Kernel::Softmax(threads) => 3 * keys.div_ceil(threads.into()) + 16,
         // Measured on Mesa 22.3: 58 iterations for 32 keys.
-        Kernel::WeightedValues => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
+        Kernel::WeightedValues(StagedShape::Tiles) => (58 + 160 * dropping) * keys.div_ceil(32) + 64,
         Kernel::Preprocess { .. } => value,
         Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
             let extents = [batch, params.num_heads.into(), rows.div_ceil(16), keys.div_ceil(16)];

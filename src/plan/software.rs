@@ -3,7 +3,7 @@
 use super::suited::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
 use crate::problem::Problem;
-use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape};
+use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape, StagedShape};
 
 /// Shapes of the prefill kernel, fastest first, for subgroups of any size.
 ///
@@ -55,6 +55,22 @@ pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps) -> impl Iterator<Ite
         let prefill = PREFILL.iter().filter(move |suited| suited.shape.rows as usize * widest <= most);
         decode.chain(prefill.map(move |suited| suited.map(|shape| Kernel::Lanes(LaneShape { lanes, ..shape }))))
     })
+}
+
+/// Keys of a workgroup that computes scores: enough to be worth the queries that it loads first.
+const SCORES_KEYS: u32 = 256;
+
+/// Returns the shape in which the staged algorithm multiplies rows of `dim` elements.
+pub(super) fn staged(problem: &Problem, dim: usize, caps: &DeviceCaps) -> Option<StagedShape> {
+    let lanes = lanes(caps)?;
+    let d = &problem.dims;
+    let few = DECODE.iter().find(|suited| suited.suits(d.seq_len_q * d.group(), dim));
+    if let Some(few) = few {
+        return Some(StagedShape::Few(DecodeShape { lanes, rows: few.shape }));
+    }
+    let most = if caps.slow_compiler { 128 } else { usize::MAX };
+    let fits = |suited: &&Suited<LaneShape>| suited.suits(d.seq_len_q, dim) && suited.shape.rows as usize * dim <= most;
+    PREFILL.iter().find(fits).map(|suited| StagedShape::Rows(LaneShape { lanes, keys: SCORES_KEYS, step: 4, ..suited.shape }))
 }
 
 /// Returns the shapes of gradient kernels that work on the device and compile in seconds, fastest first. A slow compiler

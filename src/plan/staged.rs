@@ -1,16 +1,13 @@
 //! The staged algorithm: scores, softmax, weighted values, over as much of the score matrix as fits.
 
-use super::DeviceCaps;
 use super::builder::Builder;
 use super::limits::{check_bytes, grid};
 use super::step::{BufferRef, Plan};
+use super::{DeviceCaps, loops, software};
 use crate::error::{Error, Result};
 use crate::problem::{Operand, Problem, ScoreStage};
-use crate::wgsl::{Kernel, Params, Slot};
+use crate::wgsl::{Kernel, Params, Slot, StagedShape};
 
-/// Rows and keys, and vec4 columns, of a workgroup's tile in shaders/staged.
-const TILE: usize = 32;
-const COLUMNS: usize = 8;
 /// Bytes of the score matrix that are computed at a time where the whole matrix is not wanted.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
@@ -31,8 +28,22 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
     }
     let base = plan.params();
     let parts = parts(problem, caps)?;
-    let generic = !caps.specialises(d.flops());
-    let workgroup_bytes = plan.key(generic, Kernel::Scores).workgroup_bytes();
+    // Generic kernels compute whole tiles of rows.
+    let generic = !caps.specialises(d.flops() / d.seq_len_q.max(1) as f64 * d.seq_len_q.next_multiple_of(StagedShape::TILE) as f64);
+    let has_groups = parts.iter().all(|part| part.pairs.is_multiple_of(d.group()));
+    let shape = |kernel: fn(StagedShape) -> Kernel, dim| {
+        let fits = |shape: &StagedShape| {
+            !generic && (has_groups || !matches!(shape, StagedShape::Few(_))) && loops::fits(kernel(*shape), &base, problem, caps)
+        };
+        software::staged(problem, dim, caps).filter(fits).unwrap_or(StagedShape::Tiles)
+    };
+    let (of_scores, of_values) = (shape(Kernel::Scores, d.head_dim), shape(Kernel::WeightedValues, d.head_dim_v));
+    let (scores, values) = (Kernel::Scores(of_scores), Kernel::WeightedValues(of_values));
+    // Threads of a row, of 64 in a workgroup.
+    let one_each = Kernel::Softmax(1);
+    let has_rows = matches!(of_scores, StagedShape::Rows(_)) && loops::fits(one_each, &base, problem, caps);
+    let softmax = if has_rows { one_each } else { Kernel::Softmax(64) };
+    let workgroup_bytes = plan.key(generic, scores).workgroup_bytes();
     let matrix = if problem.want.weights {
         BufferRef::Weights
     } else {
@@ -46,19 +57,17 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
     if let Some(stage) = problem.want.scores {
         let all = ScorePart { first_pair: 0, pairs: d.batch * d.num_heads, first_row: 0, rows: d.seq_len_q };
         let params = part_params(&base, &all, stage);
-        push(Kernel::Scores, params, score_tiles(problem, &all), flops(problem, &all, d.head_dim), BufferRef::Scores)?;
+        push(scores, params, score_tiles(problem, &all, of_scores), flops(problem, &all, d.head_dim), BufferRef::Scores)?;
     }
     for part in &parts {
         let params = part_params(&base, part, ScoreStage::Masked);
-        let columns = d.head_dim_v.div_ceil(4).div_ceil(COLUMNS);
-        push(Kernel::Scores, params, score_tiles(problem, part), flops(problem, part, d.head_dim), matrix)?;
-        push(Kernel::Softmax, params, part.pairs * part.rows, flops(problem, part, 4), matrix)?;
-        let tiles = part.pairs * part.rows.div_ceil(TILE) * columns;
-        push(Kernel::WeightedValues, params, tiles, flops(problem, part, d.head_dim_v), matrix)?;
+        push(scores, params, score_tiles(problem, part, of_scores), flops(problem, part, d.head_dim), matrix)?;
+        let rows = if softmax == one_each { 64 } else { 1 };
+        push(softmax, params, part.pairs * part.rows.div_ceil(rows), flops(problem, part, 4), matrix)?;
+        push(values, params, value_tiles(problem, part, of_values), flops(problem, part, d.head_dim_v), matrix)?;
     }
     let summary = format!(
-        "staged {}scores, softmax, weighted values ({why}) in {} part(s), tiles {TILE}x{TILE}, {workgroup_bytes} B workgroup memory, {} B \
-         scratch",
+        "staged {}{scores}, {softmax}, {values} ({why}) in {} part(s), {workgroup_bytes} B workgroup memory, {} B scratch",
         if generic { "generic " } else { "" },
         parts.len(),
         plan.scratch_bytes(),
@@ -80,15 +89,35 @@ fn part_params(base: &Params, part: &ScorePart, stage: ScoreStage) -> Params {
     }
 }
 
-fn score_tiles(problem: &Problem, part: &ScorePart) -> usize {
-    part.pairs * part.rows.div_ceil(TILE) * problem.dims.seq_len_kv.div_ceil(TILE)
+/// Workgroups of the scores of a part.
+fn score_tiles(problem: &Problem, part: &ScorePart, shape: StagedShape) -> usize {
+    let d = &problem.dims;
+    match shape {
+        StagedShape::Tiles => part.pairs * part.rows.div_ceil(StagedShape::TILE) * d.seq_len_kv.div_ceil(StagedShape::TILE),
+        StagedShape::Rows(shape) => {
+            part.pairs * part.rows.div_ceil(shape.block_rows() as usize) * d.seq_len_kv.div_ceil(shape.keys as usize)
+        }
+        StagedShape::Few(_) => part.pairs / d.group() * d.seq_len_kv.div_ceil(StagedShape::FEW_KEYS),
+    }
+}
+
+/// Workgroups of the weighted values of a part.
+fn value_tiles(problem: &Problem, part: &ScorePart, shape: StagedShape) -> usize {
+    let (group, columns) = (problem.dims.group(), problem.dims.head_dim_v.div_ceil(4));
+    match shape {
+        StagedShape::Tiles => part.pairs * part.rows.div_ceil(StagedShape::TILE) * columns.div_ceil(StagedShape::COLUMNS),
+        StagedShape::Rows(shape) => part.pairs * part.rows.div_ceil(shape.block_rows() as usize),
+        StagedShape::Few(shape) => {
+            part.pairs / group * (group * part.rows).div_ceil(shape.rows as usize) * columns.div_ceil(shape.lanes as usize)
+        }
+    }
 }
 
 fn flops(problem: &Problem, part: &ScorePart, width: usize) -> f64 {
     2.0 * (part.pairs * part.rows) as f64 * problem.dims.seq_len_kv as f64 * width as f64
 }
 
-/// Splits the score matrix: whole heads where one fits, else rows of one head at a time.
+/// Splits the score matrix: whole heads where one fits, groups of them where they do, else rows of one head at a time.
 fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
     let d = &problem.dims;
     let pairs = d.batch * d.num_heads;
@@ -110,11 +139,13 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
     let rows_that_fit = (room / row_bytes) as usize;
     let mut parts = Vec::new();
     if rows_that_fit >= d.seq_len_q {
-        let step = rows_that_fit / d.seq_len_q.max(1);
-        for first_pair in (0..pairs).step_by(step.max(1)) {
+        let step = (rows_that_fit / d.seq_len_q.max(1)).max(1);
+        let step = if step > d.group() { step / d.group() * d.group() } else { step };
+        for first_pair in (0..pairs).step_by(step) {
             parts.push(ScorePart { first_pair, pairs: step.min(pairs - first_pair), first_row: 0, rows: d.seq_len_q });
         }
     } else {
+        const TILE: usize = StagedShape::TILE;
         let step = if rows_that_fit > TILE { rows_that_fit / TILE * TILE } else { rows_that_fit };
         for first_pair in 0..pairs {
             for first_row in (0..d.seq_len_q).step_by(step) {

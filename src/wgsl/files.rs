@@ -1,6 +1,6 @@
 //! Choice of the files of `shaders/` that follow a kernel's prelude.
 
-use super::{GradientShape, Kernel, KernelKey, Lines, TileShape};
+use super::{GradientShape, Kernel, KernelKey, Lines, StagedShape, TileShape};
 use crate::terms::TermSet;
 
 /// Name and text of a shader file.
@@ -40,14 +40,24 @@ impl KernelKey {
                 files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl", "lib/row_reduce.wgsl", "lib/row_reduce_subgroup.wgsl"),
                 files!("fused/tiles.wgsl"),
             ],
-            Kernel::Lanes(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/prefill.wgsl")],
+            Kernel::Lanes(_) => {
+                [FUSED, files!("software/lanes.wgsl", "software/products.wgsl", "software/sums.wgsl"), files!("software/prefill.wgsl")]
+            }
             Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
             Kernel::Matrix(_) => [FUSED, files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
-            Kernel::Scores => [&[], &[], files!("staged/scores.wgsl")],
-            Kernel::Softmax => [&[], &[], files!("staged/softmax.wgsl")],
-            Kernel::WeightedValues => [&[], &[], files!("staged/weighted_values.wgsl")],
+            Kernel::Scores(StagedShape::Tiles) => [&[], &[], files!("staged/scores.wgsl")],
+            Kernel::Scores(StagedShape::Rows(_)) => [&[], files!("software/products.wgsl"), files!("software/scores.wgsl")],
+            Kernel::Scores(StagedShape::Few(_)) => [&[], &[], files!("software/scores_of_few.wgsl")],
+            Kernel::Softmax(_) => [&[], &[], files!("staged/softmax.wgsl")],
+            Kernel::WeightedValues(StagedShape::Tiles) => [&[], &[], files!("staged/weighted_values.wgsl")],
+            Kernel::WeightedValues(StagedShape::Rows(_)) => {
+                [&[], files!("software/lanes.wgsl", "software/sums.wgsl"), files!("software/weighted_values.wgsl")]
+            }
+            Kernel::WeightedValues(StagedShape::Few(_)) => {
+                [&[], files!("software/lanes.wgsl"), files!("software/weighted_values_of_few.wgsl")]
+            }
             Kernel::Preprocess { .. } => [&[], &[], files!("backward/rows.wgsl")],
             Kernel::QueryGradient(shape) => [STREAMS, files!("backward/own_rows.wgsl"), gradient(shape)],
             Kernel::KeyGradient(shape, _) => [STREAMS, files!("backward/own_keys.wgsl"), gradient(shape)],

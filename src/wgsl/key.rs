@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
+use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, StagedShape, TileShape};
 use crate::custom::Functions;
 use crate::numbers::DType;
 use crate::problem::{Operand, Problem};
@@ -62,11 +62,11 @@ pub(crate) enum Kernel {
     /// Merge of partial results over disjoint keys.
     Merge,
     /// Staged, first: the score matrix.
-    Scores,
-    /// Staged, second: softmax of the rows.
-    Softmax,
+    Scores(StagedShape),
+    /// Staged, second: softmax of the rows, with so many threads for each.
+    Softmax(u32),
     /// Staged, third: weights x V.
-    WeightedValues,
+    WeightedValues(StagedShape),
     /// Backward preprocess: m, 1 / l and delta of each row, and a copy of the tables.
     Preprocess { through_lse: bool },
     /// Backward: dQ.
@@ -135,7 +135,14 @@ impl Kernel {
     /// True if it is made for processors that run the lanes of a subgroup as elements of a vector.
     pub(super) const fn runs_lanes_as_vectors(self) -> bool {
         use GradientShape::Vectors;
-        matches!(self, Self::Lanes(_) | Self::Decode(_) | Self::QueryGradient(Vectors { .. }) | Self::KeyGradient(Vectors { .. }, _))
+        matches!(
+            self,
+            Self::Lanes(_)
+                | Self::Decode(_)
+                | Self::Scores(StagedShape::Rows(_) | StagedShape::Few(_))
+                | Self::QueryGradient(Vectors { .. })
+                | Self::KeyGradient(Vectors { .. }, _)
+        )
     }
 
     /// True if it asks what terms show of a tile.
@@ -162,9 +169,7 @@ impl std::fmt::Display for Kernel {
                 let by = if s.subgroups { "subgroups" } else { "workgroup memory" };
                 write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
             }
-            Self::Lanes(s) => {
-                write!(f, "lanes {}x{}, {} lanes of {}x{}", s.block_rows(), s.keys, s.lanes, s.rows, s.step)
-            }
+            Self::Lanes(shape) => write!(f, "{shape}"),
             Self::Decode(s) => write!(f, "decode {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
             Self::Matrix(s) => {
                 let (rows, threads, size) = (s.block_rows(), s.threads(), s.size);
@@ -172,9 +177,9 @@ impl std::fmt::Display for Kernel {
             }
             Self::TileList => f.write_str("list of visible tiles"),
             Self::Merge => f.write_str("merge"),
-            Self::Scores => f.write_str("scores"),
-            Self::Softmax => f.write_str("softmax"),
-            Self::WeightedValues => f.write_str("weighted values"),
+            Self::Scores(shape) => write!(f, "scores by {shape}"),
+            Self::Softmax(threads) => write!(f, "softmax, {threads} threads a row"),
+            Self::WeightedValues(shape) => write!(f, "weighted values by {shape}"),
             Self::Preprocess { through_lse: false } => f.write_str("preprocess"),
             Self::Preprocess { through_lse: true } => f.write_str("preprocess with dlse"),
             Self::QueryGradient(shape) => write!(f, "dQ by {shape}"),
@@ -323,8 +328,8 @@ impl KernelKey {
             Kernel::TileList => Self { terms: terms.and(TermSet::visible()), user_terms, ..unused },
             Kernel::Preprocess { .. } => Self { head_dim_v, output: storage(Operand::Output), ..unused },
             Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
-            Kernel::Scores => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
-            Kernel::Softmax => Self { stats: problem.want.stats, ..unused },
+            Kernel::Scores(_) => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
+            Kernel::Softmax(_) => Self { stats: problem.want.stats, ..unused },
             Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum | Kernel::TableGradient => Self { tables: false, ..unused },
             Kernel::NarrowGradient(operand) => {
@@ -335,7 +340,7 @@ impl KernelKey {
                     _ => Self { head_dim_v, value: storage(operand), ..narrow },
                 }
             }
-            Kernel::WeightedValues => {
+            Kernel::WeightedValues(_) => {
                 Self { head_dim_v, value: storage(Operand::Value), output: storage(Operand::Output), dropout, ..unused }
             }
         }
@@ -344,7 +349,7 @@ impl KernelKey {
     /// Returns the generic variant of `kernel` that fits `problem`.
     pub(crate) fn generic(kernel: Kernel, problem: &Problem) -> Self {
         let specialised = Self::new(kernel, problem);
-        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores) || kernel.visits_pairs_backward();
+        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores(_)) || kernel.visits_pairs_backward();
         let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
         let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_quantised(), ..storage };
         Self {
@@ -378,7 +383,9 @@ impl KernelKey {
         };
         let kernel = self.kernel;
         let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Matrix(_));
-        let scores = kernel == Kernel::Scores;
+        let scores = matches!(kernel, Kernel::Scores(_));
+        let weighted = matches!(kernel, Kernel::WeightedValues(_));
+        let softmax = matches!(kernel, Kernel::Softmax(_));
         let (d_query, d_key, d_value) = match kernel {
             Kernel::QueryGradient(_) => (true, false, false),
             Kernel::KeyGradient(_, side) => (false, side != KeySide::Value, side != KeySide::Key),
@@ -389,15 +396,15 @@ impl KernelKey {
         let dv_only = matches!(kernel, Kernel::KeyGradient(_, KeySide::Value));
         add(fused || scores || backward, Slot::Query, Access::Read);
         add(fused || scores || backward, Slot::Key, Access::Read);
-        add(fused || kernel == Kernel::WeightedValues || (backward && !dv_only), Slot::Value, Access::Read);
-        add(fused || matches!(kernel, Kernel::WeightedValues | Kernel::Merge), Slot::Output, Access::ReadWrite);
-        add(fused || matches!(kernel, Kernel::Softmax | Kernel::Merge), Slot::Lse, Access::ReadWrite);
+        add(fused || weighted || (backward && !dv_only), Slot::Value, Access::Read);
+        add(fused || weighted || kernel == Kernel::Merge, Slot::Output, Access::ReadWrite);
+        add(fused || softmax || kernel == Kernel::Merge, Slot::Lse, Access::ReadWrite);
         add(self.tables && !kernel.reads_row_stats(), Slot::Tables, Access::Read);
         for (tensor, slot) in [(TermTensor::Bias, Slot::Bias), (TermTensor::Mask, Slot::Mask)] {
             add(self.terms.iter().any(|(_, term)| term.tensor == Some(tensor)), slot, Access::Read);
         }
-        add(scores || kernel == Kernel::Softmax, Slot::Scores, Access::ReadWrite);
-        add(kernel == Kernel::WeightedValues, Slot::Scores, Access::Read);
+        add(scores || softmax, Slot::Scores, Access::ReadWrite);
+        add(weighted, Slot::Scores, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
         add(kernel == Kernel::Merge, Slot::PartialStats, Access::Read);
         add(self.stats, Slot::Stats, Access::ReadWrite);
@@ -427,10 +434,11 @@ impl KernelKey {
             Kernel::Tiles(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::Matrix(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v),
             Kernel::TileList => 4,
-            Kernel::Scores => 2 * 32 * 9 * 16,
-            Kernel::Softmax => 64 * 4,
-            Kernel::WeightedValues => 32 * 9 * 16 + 32 * 8 * 16 + 4,
-            Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Merge => 0,
+            Kernel::Scores(StagedShape::Tiles) => 2 * 32 * 9 * 16,
+            Kernel::Softmax(_) => 64 * 4,
+            Kernel::WeightedValues(StagedShape::Tiles) => 32 * 9 * 16 + 32 * 8 * 16 + 4,
+            Kernel::Lanes(_) | Kernel::Scores(_) | Kernel::WeightedValues(_) => 0,
+            Kernel::Decode(_) | Kernel::Merge => 0,
             Kernel::Preprocess { .. } | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals | Kernel::PairTableGradient(_) => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::TableLines(lines, _) => 2 * 16 * 9 * 16 + 16 * 16 * 4 + 4 * lines.of_block() as u32,
@@ -445,6 +453,7 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Lanes(shape) => shape.lanes,
+            Kernel::Scores(shape) | Kernel::WeightedValues(shape) => shape.threads(),
             Kernel::Matrix(shape) => shape.threads(),
             Kernel::Decode(shape) => shape.lanes,
             Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),

@@ -20,7 +20,7 @@ pub use caps::{DeviceCaps, DeviceClass, Specialise};
 pub(crate) use key::{Access, Kernel, KernelKey, Lines, ROW_STATS, Slot, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};
-pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, TileShape};
+pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, StagedShape, TileShape};
 
 /// WGSL of a kernel as naga takes it, with the origin of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Lines, Slot, Storage, TileShape, directives, terms,
+    Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Lines, Slot, StagedShape, Storage, TileShape, directives,
+    terms,
 };
 use crate::numbers::DType;
 use crate::problem::Operand;
@@ -46,13 +47,23 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", shape.block_keys());
     }
-    if let Kernel::Lanes(shape) = key.kernel {
+    if let Kernel::Lanes(shape) | Kernel::Scores(StagedShape::Rows(shape)) | Kernel::WeightedValues(StagedShape::Rows(shape)) = key.kernel {
         let LaneShape { lanes, rows, keys, step } = shape;
         for (name, value) in [("THREADS", lanes), ("ROWS", rows), ("KEYS", keys), ("STEP", step), ("LANES", lanes)] {
             line(name, value);
         }
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
+    }
+    if let Kernel::Scores(StagedShape::Few(shape)) | Kernel::WeightedValues(StagedShape::Few(shape)) = key.kernel {
+        for (name, value) in
+            [("THREADS", shape.lanes), ("LANES", shape.lanes), ("ROWS", shape.rows), ("KEYS", StagedShape::FEW_KEYS as u32)]
+        {
+            line(name, value);
+        }
+    }
+    if let Kernel::Softmax(threads) = key.kernel {
+        line("ROW_THREADS", threads);
     }
     if let Kernel::Decode(shape) = key.kernel {
         let DecodeShape { lanes, rows } = shape;

@@ -47,6 +47,12 @@ pub(crate) struct LaneShape {
     pub(crate) step: u32,
 }
 
+impl std::fmt::Display for LaneShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "lanes {}x{}, {} lanes of {}x{}", self.block_rows(), self.keys, self.lanes, self.rows, self.step)
+    }
+}
+
 impl LaneShape {
     pub(crate) const fn block_rows(self) -> u32 {
         self.lanes * self.rows
@@ -64,6 +70,45 @@ impl DecodeShape {
     /// Keys of a tile, which is skipped as a whole if it is masked.
     pub(crate) const fn block_keys(self) -> u32 {
         4 * self.lanes
+    }
+}
+
+/// Shape of a workgroup of the two products of the staged algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum StagedShape {
+    /// Tiles in workgroup memory: shaders/staged.
+    Tiles,
+    /// Whole rows per thread, in one subgroup: shaders/software.
+    Rows(LaneShape),
+    /// Few rows: a key, or a vec4 column, per thread.
+    Few(DecodeShape),
+}
+
+impl StagedShape {
+    /// Rows and keys of a tile in workgroup memory.
+    pub(crate) const TILE: usize = 32;
+    /// Its vec4 columns.
+    pub(crate) const COLUMNS: usize = 8;
+    /// Keys of a workgroup that computes the scores of few rows.
+    pub(crate) const FEW_KEYS: usize = 256;
+
+    /// Threads of a workgroup.
+    pub(crate) const fn threads(self) -> u32 {
+        match self {
+            Self::Tiles => 64,
+            Self::Rows(shape) => shape.lanes,
+            Self::Few(shape) => shape.lanes,
+        }
+    }
+}
+
+impl std::fmt::Display for StagedShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tiles => write!(f, "tiles {0}x{0}", Self::TILE),
+            Self::Rows(shape) => write!(f, "{shape}"),
+            Self::Few(shape) => write!(f, "{} lanes for few rows", shape.lanes),
+        }
     }
 }
 
