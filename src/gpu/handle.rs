@@ -83,3 +83,36 @@ pub(super) fn poll_once<T>(future: Pin<&mut (impl Future<Output = T> + ?Sized)>)
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// Verdict that is unknown when it is first asked for, as in a browser.
+    fn later(verdict: Result<()>) -> Later<Result<()>> {
+        let mut asked = false;
+        Box::pin(std::future::poll_fn(move |context| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(verdict.clone());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }))
+    }
+
+    #[test]
+    fn late_errors_belong_to_their_handle() {
+        let failed = |why: &str| Err(Error::Device { why: why.into() });
+        let (one, other) = (Handle::default(), Handle::of_call());
+        assert_eq!(one.verdict(Box::pin(std::future::ready(failed("at once")))), Some(failed("at once")));
+        for verdict in [Ok(()), failed("first"), Ok(()), failed("second")] {
+            assert_eq!(one.verdict(later(verdict)), None);
+            assert_eq!(other.verdict(later(Ok(()))), None);
+        }
+        assert_eq!(lock(&other.late).len(), 1, "those that are known by now are not kept");
+        assert_eq!(pollster::block_on(other.late()), Ok(()));
+        assert_eq!(pollster::block_on(one.late()), failed("first"));
+        assert_eq!(pollster::block_on(one.late()), Ok(()), "errors are told once");
+    }
+}
