@@ -10,7 +10,7 @@ use crate::problem::Backend;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AdapterReport {
-    /// Name of the adapter.
+    /// Name of the adapter. Browsers may hide it until a device is opened.
     pub name: String,
     /// Backend of wgpu: `vulkan`, `metal`, `dx12`, `gl`, `webgpu`.
     pub backend: String,
