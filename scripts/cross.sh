@@ -16,23 +16,6 @@ others="aarch64-apple-ios aarch64-linux-android"
 arm=aarch64-unknown-linux-gnu
 export CARGO_TARGET_DIR=target/cross
 
-# Runs cargo for a target: target, subcommand, further arguments.
-for_target() {
-    local target=$1 command=$2
-    shift 2
-    echo "== $target: cargo $command" >&2
-    if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
-        cargo "$command" --release --target "$target" "$@"
-    else
-        RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \
-            /usr/bin/cargo "$command" --release --target "$target" -Zbuild-std "$@"
-    fi
-}
-
-has_std() {
-    [ -d "$(rustc --print sysroot)/lib/rustlib/$1/lib" ] || need rustc-web cargo-web rust-web-src
-}
-
 check() {
     local target what packages
     for target in "$@"; do
@@ -41,7 +24,7 @@ check() {
         case $target in
             *-windows-gnu) packages=(binutils-mingw-w64-x86-64) ;; # dlltool
             *-apple-*) packages=(clang) ;;
-            wasm32-*) what=(-p wgpu-attention --lib --no-default-features --features webgpu,verify) ;;
+            wasm32-*) what=(-p wgpu-attention --lib --features verify) ;;
         esac
         if ! has_std "$target" || { [ ${#packages[@]} -gt 0 ] && ! need "${packages[@]}"; }; then
             not_checked "$target, for which 'rustup target add $target' is enough outside of Debian"

@@ -40,7 +40,7 @@ is_shown|is_visible
 is_modified|has_pair_terms
 '
 found=0
-folders="src shaders attn xtask simulator tests examples benches"
+folders="src shaders attn xtask simulator web tests examples benches"
 while IFS='|' read -r old new; do
     [ -n "$old" ] || continue
     # In code: comments may use a word in its plain meaning.

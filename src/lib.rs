@@ -52,7 +52,7 @@ pub use problem::{
     Outputs, PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TableData, TensorSpec, TileLists, Varlen, Visibility,
     WantGradients, gather,
 };
-pub use progress::Progress;
+pub use progress::{Progress, ProgressFn};
 pub use terms::{TermWord, term_words};
 pub use wgpu;
 

@@ -18,8 +18,15 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Default)]
 pub struct Progress<'a> {
-    progress: Option<&'a mut (dyn FnMut(f64) -> ControlFlow<()> + Send)>,
+    progress: Option<&'a mut ProgressFn<'a>>,
 }
+
+/// Function that is called with the completed share, 0 to 1. `Send`, except in browsers, where JavaScript's are not.
+#[cfg(not(target_family = "wasm"))]
+pub type ProgressFn<'a> = dyn FnMut(f64) -> ControlFlow<()> + Send + 'a;
+/// Function that is called with the completed share, 0 to 1. `Send`, except in browsers, where JavaScript's are not.
+#[cfg(target_family = "wasm")]
+pub type ProgressFn<'a> = dyn FnMut(f64) -> ControlFlow<()> + 'a;
 
 impl std::fmt::Debug for Progress<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,7 +36,7 @@ impl std::fmt::Debug for Progress<'_> {
 
 impl<'a> Progress<'a> {
     /// Calls `progress` with the completed share, 0 to 1. `Break` makes the call return [`Error::Cancelled`].
-    pub fn new(progress: &'a mut (dyn FnMut(f64) -> ControlFlow<()> + Send)) -> Self {
+    pub fn new(progress: &'a mut ProgressFn<'a>) -> Self {
         Self { progress: Some(progress) }
     }
 

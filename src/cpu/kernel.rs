@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::float32x4_t;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use std::arch::wasm32::v128;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 
@@ -28,6 +30,7 @@ pub(super) enum Isa {
     Twin,
     Portable,
     Neon,
+    Wasm,
     Avx2,
     /// AVX-512 with dot products of bf16 pairs for bf16 problems. Not the best: on a Sapphire Rapids, a dot product takes
     /// as long as four multiply-adds of the same width, which do twice its work.
@@ -43,11 +46,12 @@ const VARIABLE: &str = "WGPU_ATTENTION_CPU";
 impl Isa {
     /// Instruction sets that this machine supports, the best one last.
     pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
-        const ALL: [Isa; 7] = [Isa::Twin, Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx];
+        const ALL: [Isa; 8] = [Isa::Twin, Isa::Portable, Isa::Neon, Isa::Wasm, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx];
         ALL.into_iter().filter(|isa| match isa {
             Self::Twin | Self::Portable => true,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Self::Wasm => cfg!(all(target_arch = "wasm32", target_feature = "simd128")),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
@@ -81,6 +85,7 @@ impl Isa {
             Self::Twin => "twin",
             Self::Portable => "portable",
             Self::Neon => "neon",
+            Self::Wasm => "simd128",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
@@ -129,6 +134,8 @@ impl Isa {
                 Self::Avx2 => avx2(kernel),
                 #[cfg(target_arch = "aarch64")]
                 Self::Neon => neon(kernel),
+                #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+                Self::Wasm => kernel.run::<v128>(),
                 _ => kernel.run::<[f32; 4]>(),
             }
         }
@@ -160,6 +167,8 @@ impl Isa {
             Self::Avx2 => of::<__m256>(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => of::<float32x4_t>(),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Self::Wasm => of::<v128>(),
             _ => of::<[f32; 4]>(),
         }
     }

@@ -20,6 +20,7 @@ mod product;
 mod shared;
 mod simd;
 mod simd_neon;
+mod simd_wasm;
 mod simd_x86;
 mod softmax;
 mod status;

@@ -1,7 +1,7 @@
 //! Peak arithmetic rate of the machine: the ceiling that benchmarks draw.
 
 use std::hint::black_box;
-use std::time::Instant;
+use web_time::Instant;
 
 use super::kernel::{Isa, SimdKernel};
 use super::matrix::{BlockOfC, Configured, KEEP, LANES, PAIRS, ROWS, TILE};

@@ -59,7 +59,7 @@ fn pairs(random: &mut Random) -> Pairs {
         for field in 0..Field::ALL.len() {
             pairs.fields[field][lane] = match random.below(12) {
                 0 => random.pick(&[i32::MAX, i32::MIN, -1, 0, 1 << 30]) as u32,
-                1 => random.below(1 << 32) as u32,
+                1 => random.word(),
                 _ => (random.below(70) as i32 - 8) as u32,
             };
         }
@@ -85,7 +85,7 @@ fn sample(seed: u64, counts: &mut Counts) -> Option<Sample> {
     let words = vec![
         (0..5).map(|_| random.normal().to_bits()).collect(),
         (0..4).map(|_| random.below(200) as u32).collect(),
-        (0..7).map(|_| random.below(1 << 32) as u32).collect(),
+        (0..7).map(|_| random.word()).collect(),
     ];
     Some(Sample { text, term, words, pairs: pairs(random) })
 }

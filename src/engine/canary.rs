@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::agreement::{agrees, agrees_at};
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{Asked, Gpu, Trial, gradients_of_plan};
+use crate::gpu::{Asked, Gpu, Trial, Waiting, gradients_of_plan};
 use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
@@ -33,7 +33,7 @@ fn tried() -> MutexGuard<'static, Option<Tried>> {
 
 /// Tries the kernels of `problem` that this process has not tried on this device yet. Logs and skips a kernel that no
 /// tiny problem uses.
-pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<()> {
+pub(crate) async fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, waiting: Waiting) -> Result<()> {
     if !gpu.wants_canary() {
         return Ok(());
     }
@@ -42,11 +42,12 @@ pub(crate) fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Resul
     let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
     let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
-    check_plan(gpu, &plan, &tiny, plan_tiny, |plan, inputs, _| computes(gpu, &tiny, inputs, plan))
+    let is_right = async |plan, inputs: &Inputs<'_>, _: &HostVec| computes(gpu, &tiny, inputs, plan, waiting).await;
+    check_plan(gpu, &plan, &tiny, plan_tiny, is_right).await
 }
 
 /// Tries the kernels of the gradients of `problem`, as [`check`] does.
-pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<()> {
+pub(crate) async fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients, waiting: Waiting) -> Result<()> {
     if !gpu.wants_canary() {
         return Ok(());
     }
@@ -54,17 +55,18 @@ pub(crate) fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGradients)
     let tiny = tiny(problem, KEYS, KEYS);
     // A tiny problem has no terms of the user's, and none of their tables.
     let want = &WantGradients { term_tables: false, ..*want };
-    let is_right = |plan, inputs: &Inputs<'_>, d_output: &HostVec| differentiates(gpu, &tiny, (inputs, d_output), want, plan);
-    check_plan(gpu, &plan, &tiny, |caps| Plan::backward(&tiny, want, caps), is_right)
+    let is_right =
+        async |plan, inputs: &Inputs<'_>, d_output: &HostVec| differentiates(gpu, &tiny, (inputs, d_output), want, plan, waiting).await;
+    check_plan(gpu, &plan, &tiny, |caps| Plan::backward(&tiny, want, caps), is_right).await
 }
 
 /// Tries the new kernels of `plan`: `plan_tiny` plans a `tiny` problem that uses them, `is_right` computes and checks it.
-fn check_plan(
+async fn check_plan(
     gpu: &Gpu,
     plan: &Plan,
     tiny: &Problem,
     plan_tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
-    is_right: impl FnOnce(Plan, &Inputs<'_>, &HostVec) -> Result<bool>,
+    is_right: impl AsyncFnOnce(Plan, &Inputs<'_>, &HostVec) -> Result<bool>,
 ) -> Result<()> {
     let device = format!("{}{}", gpu.name(), if gpu.is_checked() { ", checked" } else { "" });
     let new: HashSet<KernelKey> = {
@@ -80,7 +82,8 @@ fn check_plan(
     match plan_tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
         Ok(tried) if tried.steps.iter().any(|step| new.contains(&step.key)) => {
             let kernel = tried.summary().to_string();
-            if !with_data(tiny, |inputs, d_output| is_right(tried, inputs, d_output))? {
+            let data = TinyData::new(tiny)?;
+            if !is_right(tried, &data.inputs(), &data.d_output).await? {
                 return Err(Error::Miscomputed { kernel, device });
             }
         }
@@ -132,20 +135,21 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
 }
 
 /// True if the device's answer agrees with the CPU's.
-fn computes(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<bool> {
-    let got = Trial::new(gpu, problem, inputs, plan)?.answer()?;
+async fn computes(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan, waiting: Waiting) -> Result<bool> {
+    let got = Trial::new(gpu, problem, inputs, plan)?.answer(waiting).await?;
     let plain = Problem { want: Returns::default(), ..problem.clone() };
     let expected = cpu::tiled::attention(&plain, inputs, &mut Progress::default())?;
     Ok(agrees(&got.output, &expected.output))
 }
 
 /// True if the device's gradients agree with the CPU's.
-fn differentiates(
+async fn differentiates(
     gpu: &Gpu,
     problem: &Problem,
     (inputs, d_output): (&Inputs<'_>, &HostVec),
     want: &WantGradients,
     plan: Plan,
+    waiting: Waiting,
 ) -> Result<bool> {
     let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
     let forward = cpu::tiled::attention(&forward, inputs, &mut Progress::default())?;
@@ -153,7 +157,7 @@ fn differentiates(
     let backward =
         BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(&forward.output, d_output) };
     let expected = cpu::backward::attention(problem, inputs, &backward, want, &mut Progress::default())?;
-    let got = gradients_of_plan(gpu, Asked { problem, inputs, backward: &backward, want }, plan)?;
+    let got = gradients_of_plan(gpu, Asked { problem, inputs, backward: &backward, want }, plan, waiting).await?;
     // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
     let least = problem.effective_scale().abs().max(1.0);
     let all = |of: Gradients| {
@@ -166,31 +170,58 @@ fn differentiates(
     }))
 }
 
-/// Passes data of a tiny problem, and a gradient of its output, to `run`.
-fn with_data<T>(problem: &Problem, run: impl FnOnce(&Inputs<'_>, &HostVec) -> Result<T>) -> Result<T> {
-    let mut state = 1u32;
-    let mut numbers = |len: usize| -> Vec<f32> {
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+/// Data of a tiny problem, and a gradient of its output.
+struct TinyData {
+    operands: [HostVec; 3],
+    d_output: HostVec,
+    bias: Vec<f32>,
+    mask: Vec<bool>,
+    block_list: Vec<u32>,
+    alibi_slopes: Vec<f32>,
+    sinks: Vec<f32>,
+    relative_bias: Vec<f32>,
+}
+
+impl TinyData {
+    fn new(problem: &Problem) -> Result<Self> {
+        let mut state = 1u32;
+        let mut numbers = |len: usize| -> Vec<f32> {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            (0..len).map(|_| next()).collect()
         };
-        (0..len).map(|_| next()).collect()
-    };
-    let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
-    let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
-    let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
-    let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
-    let inputs = Inputs {
-        bias: &numbers(elements(problem.bias)),
-        mask: &(0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect::<Vec<_>>(),
-        block_list: &vec![0b10_1101_1011; problem.visibility.block_list.map_or(0, |list| list.shape(&problem.dims).iter().product())],
-        alibi_slopes: &numbers(heads(problem.alibi.is_some())),
-        sinks: &numbers(heads(problem.sinks)),
-        relative_bias: &numbers(problem.relative_bias_len()),
-        ..Inputs::new(&query, &key, &value)
-    };
-    inputs.check(problem)?;
-    run(&inputs, &d_output)
+        let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
+        let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
+        let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
+        let data = Self {
+            operands: [query, key, value],
+            d_output,
+            bias: numbers(elements(problem.bias)),
+            mask: (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect(),
+            block_list: vec![0b10_1101_1011; problem.visibility.block_list.map_or(0, |list| list.shape(&problem.dims).iter().product())],
+            alibi_slopes: numbers(heads(problem.alibi.is_some())),
+            sinks: numbers(heads(problem.sinks)),
+            relative_bias: numbers(problem.relative_bias_len()),
+        };
+        data.inputs().check(problem)?;
+        Ok(data)
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        let [query, key, value] = &self.operands;
+        Inputs {
+            bias: &self.bias,
+            mask: &self.mask,
+            block_list: &self.block_list,
+            alibi_slopes: &self.alibi_slopes,
+            sinks: &self.sinks,
+            relative_bias: &self.relative_bias,
+            ..Inputs::new(query, key, value)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -222,9 +253,12 @@ mod tests {
             let stored = [biased.clone().stored(DType::F16, Layout::Bshd), plain.clone().stored(DType::BF16, Layout::Bhsd)];
             for problem in [plain, decode, biased].into_iter().chain(stored) {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
-                    check(&gpu, &problem, algorithm).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+                    let checked = check(&gpu, &problem, algorithm, Waiting::Blocking);
+                    pollster::block_on(checked).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
                 }
-                check_backward(&gpu, &problem, &WantGradients::all(&problem)).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+                let want = WantGradients::all(&problem);
+                let checked = check_backward(&gpu, &problem, &want, Waiting::Blocking);
+                pollster::block_on(checked).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
             }
         }
     }
@@ -243,13 +277,14 @@ mod tests {
             let key = gpu.plan(&problem, Algorithm::Fused).expect("planned").steps[0].key.clone();
             // Simulates a compiler that makes the output 10 % too large.
             gpu.compile_changed(key, a_tenth_more).expect("valid");
-            match check(&gpu, &problem, Algorithm::Fused) {
+            match pollster::block_on(check(&gpu, &problem, Algorithm::Fused, Waiting::Blocking)) {
                 Err(Error::Miscomputed { device, .. }) => assert!(device.starts_with(gpu.name())),
                 other => panic!("{}: {other:?}", gpu.name()),
             }
             let quiet = ShaderOptions { skip_canary: true, ..specialised };
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
-            assert_eq!(check(&quiet, &problem, Algorithm::Fused), Ok(()), "nobody asked");
+            let checked = check(&quiet, &problem, Algorithm::Fused, Waiting::Blocking);
+            assert_eq!(pollster::block_on(checked), Ok(()), "nobody asked");
         }
     }
 
@@ -263,18 +298,17 @@ mod tests {
             let plan = Plan::backward(&problem, &want, gpu.caps()).expect("planned");
             let key = plan.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::QueryGradient(_)));
             gpu.compile_changed(key.expect("one").clone(), a_tenth_more).expect("valid");
-            assert!(matches!(check_backward(&gpu, &problem, &want), Err(Error::Miscomputed { .. })), "{}", gpu.name());
+            let checked = pollster::block_on(check_backward(&gpu, &problem, &want, Waiting::Blocking));
+            assert!(matches!(checked, Err(Error::Miscomputed { .. })), "{}", gpu.name());
 
-            let checked = with_data(&problem, |inputs, d_output| {
-                let output = cpu::tiled::attention(&problem, inputs, &mut Progress::default())?.output;
-                let backward = BackwardInputs::new(&output, d_output);
-                let strict = Engine::on_gpu(gpu.clone());
-                assert!(matches!(strict.backward(&problem, inputs, &backward, &want), Err(Error::Miscomputed { .. })));
-                let got = Engine::on_gpu(gpu).falling_back().backward(&problem, inputs, &backward, &want)?;
-                assert_eq!(got, cpu::backward::attention(&problem, inputs, &backward, &want, &mut Progress::default())?);
-                Ok(())
-            });
-            checked.expect("the CPU's");
+            let data = TinyData::new(&problem).expect("valid");
+            let inputs = &data.inputs();
+            let output = cpu::tiled::attention(&problem, inputs, &mut Progress::default()).expect("computed").output;
+            let backward = BackwardInputs::new(&output, &data.d_output);
+            let strict = Engine::on_gpu(gpu.clone());
+            assert!(matches!(strict.backward(&problem, inputs, &backward, &want), Err(Error::Miscomputed { .. })));
+            let got = Engine::on_gpu(gpu).falling_back().backward(&problem, inputs, &backward, &want);
+            assert_eq!(got, cpu::backward::attention(&problem, inputs, &backward, &want, &mut Progress::default()));
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{self, Asked, Calls, Gpu, ShaderOptions, Waiting};
+use crate::gpu::{self, Asked, Calls, Gpu, ShaderOptions, Waiting, block_on};
 use crate::oracle;
 use crate::problem::{Algorithm, Backend, BackwardInputs, Gradients, Inputs, Outputs, Problem, WantGradients};
 use crate::progress::Progress;
@@ -48,9 +48,10 @@ enum Runner {
 }
 
 impl Engine {
-    /// Chooses a backend and prepares it, blocking. Errors: no adapter fits, or its device cannot be opened.
+    /// Chooses a backend and prepares it, blocking. Errors: no adapter fits, or its device cannot be opened; in
+    /// browsers, any backend but the CPU path and the oracle.
     pub fn new(options: EngineOptions) -> Result<Self> {
-        pollster::block_on(Self::new_async(options))
+        block_on(Self::new_async(options), "Engine::new_async")
     }
 
     /// [`Self::new`] without blocking.
@@ -76,12 +77,18 @@ impl Engine {
         })
     }
 
-    /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
+    /// [`Self::every_async`], blocking. Not in browsers.
+    #[cfg(not(target_family = "wasm"))]
     pub fn every(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
+        pollster::block_on(Self::every_async(shaders))
+    }
+
+    /// Creates engines for the CPU path and every adapter that can compute. Also returns why others were left out.
+    pub async fn every_async(shaders: ShaderOptions) -> (Vec<Self>, Vec<String>) {
         let cpu = Self { checked: shaders.checked, ..Self::of(Runner::Cpu, "cpu".into(), "every backend was asked for".into()) };
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
-        for chosen in pollster::block_on(gpu::choose_every()) {
-            match pollster::block_on(Gpu::open(&chosen, shaders)) {
+        for chosen in gpu::choose_every().await {
+            match Gpu::open(&chosen, shaders).await {
                 Ok(gpu) => engines.push(Self { why: chosen.why, ..Self::on_gpu(gpu) }),
                 Err(error) => left_out.push(error.to_string()),
             }
@@ -159,21 +166,58 @@ impl Engine {
     /// A wrong answer is [`Error::Miscomputed`]; with [`Backend::Auto`], attention and gradients are then computed by
     /// the CPU path. Gradients and layers try their kernels too, except projections. Appending to caches is not tried.
     pub fn check_kernels(&self, problem: &Problem) -> Result<()> {
+        block_on(self.check_kernels_of(problem, Waiting::Blocking), "Engine::check_kernels_async")
+    }
+
+    /// [`Self::check_kernels`] without blocking.
+    pub async fn check_kernels_async(&self, problem: &Problem) -> Result<()> {
+        self.check_kernels_of(problem, Waiting::Async).await
+    }
+
+    async fn check_kernels_of(&self, problem: &Problem, waiting: Waiting) -> Result<()> {
         problem.check()?;
         match &self.place {
-            Runner::Gpu(calls) if !is_empty(problem) => canary::check(calls.gpu(), problem, self.algorithm),
+            Runner::Gpu(calls) if !is_empty(problem) => canary::check(calls.gpu(), problem, self.algorithm, waiting).await,
             _ => Ok(()),
         }
     }
 
-    /// Computes `problem` and blocks until the answer is there. See [`Problem`] for the formulas.
+    /// Compiles the kernels of `problem`, or of gradients of it, one by one, and tries them as [`Self::check_kernels`]
+    /// does, so that the first call need not. The future yields after each kernel in browsers, which stay responsive;
+    /// elsewhere compiling blocks. `control` sees each kernel. Nothing to do without a GPU.
+    ///
+    /// Errors: those of a call, except of its data; `Cancelled` keeps what has been compiled.
+    pub async fn warm_up(&self, problem: &Problem, gradients: Option<&WantGradients>, control: &mut Progress<'_>) -> Result<()> {
+        problem.check()?;
+        gradients.map_or(Ok(()), |want| want.check(problem))?;
+        let Runner::Gpu(calls) = &self.place else { return control.report(1.0) };
+        if is_empty(problem) {
+            return control.report(1.0);
+        }
+        calls.compile(problem, self.algorithm, gradients, control).await?;
+        match gradients {
+            None => canary::check(calls.gpu(), problem, self.algorithm, Waiting::Async).await,
+            Some(want) => canary::check_backward(calls.gpu(), problem, want, Waiting::Async).await,
+        }?;
+        control.report(1.0)
+    }
+
+    /// Frees the device memory that is kept for the next calls of the same problems. Kernels stay compiled.
+    pub fn clear(&self) {
+        if let Runner::Gpu(calls) = &self.place {
+            calls.clear();
+        }
+    }
+
+    /// Computes `problem` and blocks until the answer is there. See [`Problem`] for the formulas. In browsers only the
+    /// CPU path and the oracle can: a device answers [`Self::attention_async`].
     pub fn attention(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         self.attention_controlled(problem, inputs, &mut Progress::default())
     }
 
     /// [`Self::attention`] with progress and cancellation.
     pub fn attention_controlled(&self, problem: &Problem, inputs: &Inputs<'_>, control: &mut Progress<'_>) -> Result<Outputs> {
-        pollster::block_on(self.run(problem, inputs, Waiting::Blocking, control))
+        block_on(self.run(problem, inputs, Waiting::Blocking, control), "Engine::attention_async")
     }
 
     /// [`Self::attention`] into existing `outputs`. On the CPU path, repeated calls of a problem allocate nothing, and
@@ -215,7 +259,8 @@ impl Engine {
         want: &WantGradients,
         control: &mut Progress<'_>,
     ) -> Result<Gradients> {
-        pollster::block_on(self.run_backward(Asked { problem, inputs, backward, want }, Waiting::Blocking, control))
+        let asked = Asked { problem, inputs, backward, want };
+        block_on(self.run_backward(asked, Waiting::Blocking, control), "Engine::backward_async")
     }
 
     /// [`Self::backward_controlled`] without blocking; see [`Self::attention_async`].
@@ -236,7 +281,7 @@ impl Engine {
         Self { falls_back: true, ..self }
     }
 
-    async fn run_backward(&self, asked: Asked<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
+    pub(crate) async fn run_backward(&self, asked: Asked<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Gradients> {
         let Asked { problem, inputs, backward, want } = asked;
         self.check_status(problem, inputs)?;
         if let Runner::Gpu(calls) = &self.place {
@@ -245,7 +290,7 @@ impl Engine {
             want.check(problem)?;
             backward.check(problem, want)?;
             let is_tried = || calls.is_prepared(problem, self.algorithm, Some(want));
-            if !is_empty(problem) && (is_tried() || self.may_run(canary::check_backward(calls.gpu(), problem, want))?) {
+            if !is_empty(problem) && (is_tried() || self.may_run(canary::check_backward(calls.gpu(), problem, want, waiting).await)?) {
                 return calls.backward(asked, waiting, control).await;
             }
         }
@@ -260,13 +305,19 @@ impl Engine {
         }
     }
 
-    async fn run(&self, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting, control: &mut Progress<'_>) -> Result<Outputs> {
+    pub(crate) async fn run(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        waiting: Waiting,
+        control: &mut Progress<'_>,
+    ) -> Result<Outputs> {
         self.check_status(problem, inputs)?;
         if let Runner::Gpu(calls) = &self.place {
             problem.check()?;
             inputs.check(problem)?;
             let is_tried = || calls.is_prepared(problem, self.algorithm, None);
-            if !is_empty(problem) && (is_tried() || self.may_run(canary::check(calls.gpu(), problem, self.algorithm))?) {
+            if !is_empty(problem) && (is_tried() || self.may_run(canary::check(calls.gpu(), problem, self.algorithm, waiting).await)?) {
                 return calls.attention(problem, inputs, self.algorithm, waiting, control).await;
             }
         }

@@ -1,12 +1,14 @@
 //! Autotuning: finds the fastest kernel on this device by measuring. Never needed for correctness.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use super::Engine;
 use super::agreement::agrees;
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Trial};
+use crate::gpu::{Gpu, Trial, Waiting, block_on};
 use crate::plan::{Plan, candidates, class_of, kernel_text, read_kernel};
 use crate::problem::{Algorithm, Inputs, Problem};
 use crate::progress::Progress;
@@ -51,10 +53,28 @@ impl Engine {
     /// Needs an engine on a GPU. [`Self::tuned`] saves the results. Cooperative matrices are tried with
     /// [`ShaderOptions::tune_matrices`](crate::gpu::ShaderOptions::tune_matrices).
     pub fn tune(&self, problem: &Problem, inputs: &Inputs<'_>, budget: Duration) -> Result<Tuned> {
+        block_on(self.run_tune(problem, inputs, budget, Waiting::Blocking, &mut Progress::default()), "Engine::tune_async")
+    }
+
+    /// [`Self::tune`] without blocking, with progress, as a share of `budget`, and cancellation, which keeps the
+    /// former kernel. Only the check against the CPU path, at the start, computes inside a poll.
+    pub async fn tune_async(&self, problem: &Problem, inputs: &Inputs<'_>, budget: Duration, control: &mut Progress<'_>) -> Result<Tuned> {
+        self.run_tune(problem, inputs, budget, Waiting::Async, control).await
+    }
+
+    async fn run_tune(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        budget: Duration,
+        waiting: Waiting,
+        control: &mut Progress<'_>,
+    ) -> Result<Tuned> {
         problem.check()?;
         inputs.check(problem)?;
         let gpu = self.tunable()?;
         let started = Instant::now();
+        let share = || (started.elapsed().as_secs_f64() / budget.as_secs_f64()).min(1.0);
         let expected = cpu::tiled::attention(problem, inputs, &mut Progress::default())?.output;
         let planned = Plan::of(problem, gpu.caps(), Algorithm::Fused, None)?.kernel();
         let mut kernels = candidates(problem, gpu.caps());
@@ -69,16 +89,17 @@ impl Engine {
                 break;
             }
             let plan = Plan::of(problem, gpu.caps(), Algorithm::Fused, Some(kernel));
-            let trial = plan.and_then(|plan| Trial::new(gpu, problem, inputs, plan)).and_then(|trial| {
-                let right = agrees(&trial.answer()?.output, &expected);
-                Ok(right.then_some(trial))
-            });
+            let answered = match plan.and_then(|plan| Trial::new(gpu, problem, inputs, plan)) {
+                Ok(trial) => trial.answer(waiting).await.map(|answer| (trial, answer)),
+                Err(error) => Err(error),
+            };
             let mut seconds = None;
-            if let Err(lost @ Error::Lost { .. }) = trial {
+            if let Err(lost @ Error::Lost { .. }) = answered {
                 return Err(lost);
             }
-            if let Ok(Some(trial)) = trial {
-                let once = trial.seconds(1)?;
+            let right = answered.ok().filter(|(_, answer)| agrees(&answer.output, &expected));
+            if let Some((trial, _)) = right {
+                let once = trial.seconds(1, waiting).await?;
                 seconds = Some(once);
                 best = best.min(once);
                 let batch = (BATCH_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
@@ -87,6 +108,7 @@ impl Engine {
                 log::warn!("{}: left out of tuning: wrong, or refused by the device", kernel_text(kernel));
             }
             trials.push((kernel, seconds));
+            control.report(share())?;
         }
         for round in 0..ROUNDS {
             // Kernels that are far behind are not worth the time.
@@ -95,11 +117,13 @@ impl Engine {
                 if round > 0 && started.elapsed() > budget {
                     break;
                 }
-                let seconds = trial.seconds(*batch)?;
+                let seconds = trial.seconds(*batch, waiting).await?;
                 trials[*at].1 = trials[*at].1.map(|least| least.min(seconds));
                 best = best.min(seconds);
+                control.report(share())?;
             }
         }
+        control.report(1.0)?;
         let of = |seconds: Option<f64>| seconds.unwrap_or(f64::INFINITY);
         let fastest = trials.iter().min_by(|a, b| of(a.1).total_cmp(&of(b.1))).copied().unwrap_or((planned, None));
         let winner = if of(fastest.1) < WORTH * of(trials[0].1) { fastest.0 } else { planned };

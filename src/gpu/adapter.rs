@@ -10,9 +10,9 @@ use crate::problem::Backend;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AdapterReport {
-    /// Name of the adapter.
+    /// Name of the adapter. Browsers may hide it until a device is opened.
     pub name: String,
-    /// Backend of wgpu: `vulkan`, `metal`, `dx12`, `gl`, `browser-webgpu`.
+    /// Backend of wgpu: `vulkan`, `metal`, `dx12`, `gl`, `webgpu`.
     pub backend: String,
     /// Driver and its version.
     pub driver: String,
@@ -70,10 +70,23 @@ fn instance() -> wgpu::Instance {
 
 /// Adapters that can compute, best first.
 async fn adapters(wishes: &Wishes) -> Vec<wgpu::Adapter> {
-    let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    let found = every_adapter(wishes).await;
     let mut adapters: Vec<_> = found.into_iter().filter(can_compute).collect();
     adapters.sort_by_key(|adapter| rank(&adapter.get_info(), wishes.low_power));
     adapters
+}
+
+#[cfg(not(target_family = "wasm"))]
+async fn every_adapter(_: &Wishes) -> Vec<wgpu::Adapter> {
+    instance().enumerate_adapters(wgpu::Backends::all()).await
+}
+
+/// Adapter that the browser prefers: it shows one at a time.
+#[cfg(target_family = "wasm")]
+async fn every_adapter(wishes: &Wishes) -> Vec<wgpu::Adapter> {
+    let power_preference = if wishes.low_power { wgpu::PowerPreference::LowPower } else { wgpu::PowerPreference::HighPerformance };
+    let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+    instance().request_adapter(&options).await.into_iter().collect()
 }
 
 fn can_compute(adapter: &wgpu::Adapter) -> bool {

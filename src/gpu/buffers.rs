@@ -99,7 +99,10 @@ pub(super) fn whole_vec4s(bytes: u64) -> u64 {
 
 fn make(gpu: &Gpu, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
     let size = whole_vec4s(bytes);
-    gpu.guarded(|| gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation }))
+    let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
+    let buffer = gpu.guarded(|| gpu.device().create_buffer(&descriptor))?;
+    gpu.owns(&buffer);
+    Ok(buffer)
 }
 
 /// Buffers that are read back together.
@@ -130,7 +133,8 @@ impl ReadBack {
         }
     }
 
-    /// Passes the bytes of each buffer to `take`, in order, once `submission`, which contains the copies, is done.
+    /// Passes the bytes of each buffer to `take`, in order, once `submission`, which contains the copies, is done. Returns
+    /// late errors of the handle first: they are the causes of others.
     pub(super) async fn read<T>(
         &self,
         gpu: &Gpu,
@@ -138,7 +142,9 @@ impl ReadBack {
         waiting: Waiting,
         take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
     ) -> Result<T> {
-        map(gpu, &self.staging, submission, waiting).await?;
+        let mapped = map(gpu, &self.staging, submission, waiting).await;
+        gpu.settled().await?;
+        mapped?;
         gpu.guarded(|| {
             let view = self.staging.get_mapped_range(..);
             let taken = view.map(|view| take(&mut self.parts.iter().map(|(_, place)| &view[place.start as usize..place.end as usize])));

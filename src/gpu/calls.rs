@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::host::{Prepared, call_bytes};
+use super::pipeline::PipelineKey;
 use super::{Gpu, Waiting};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -76,7 +77,7 @@ impl Calls {
         control: &mut Progress<'_>,
     ) -> Result<Outputs> {
         let key = CallKey::new(&self.gpu, problem, algorithm, None);
-        let call = self.take(&key, || Prepared::forward(&self.gpu, problem, algorithm))?;
+        let call = self.take(&key, || Prepared::forward(&self.gpu.for_call(), problem, algorithm))?;
         call.upload(inputs)?;
         let outputs = call.outputs(&call.bound, control, waiting, |_| {}).await;
         self.keep(key, call, outputs)
@@ -92,7 +93,7 @@ impl Calls {
         }
         let stats = backward.stats.or(computed.as_deref()).unwrap_or_default();
         let key = CallKey::new(&self.gpu, problem, Algorithm::Auto, Some(want));
-        let call = self.take(&key, || Prepared::backward(&self.gpu, problem, want))?;
+        let call = self.take(&key, || Prepared::backward(&self.gpu.for_call(), problem, want))?;
         call.upload_backward(inputs, backward, stats)?;
         let gradients = call.gradients(control, waiting).await;
         self.keep(key, call, gradients)
@@ -100,11 +101,38 @@ impl Calls {
 
     /// Bytes of the buffers of a call: of attention, or of the wanted gradients.
     pub(crate) fn bytes(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<u64> {
-        let plan = match want {
-            None => self.gpu.plan(problem, algorithm)?,
-            Some(want) => Plan::of_backward(problem, want, self.gpu.caps())?,
-        };
-        Ok(call_bytes(problem, want, &plan))
+        Ok(call_bytes(problem, want, &self.plan(problem, algorithm, want)?))
+    }
+
+    fn plan(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<Plan> {
+        match want {
+            None => self.gpu.plan(problem, algorithm),
+            Some(want) => Plan::of_backward(problem, want, self.gpu.caps()),
+        }
+    }
+
+    /// Compiles the kernels of a call of attention, or of the wanted gradients, one by one.
+    pub(crate) async fn compile(
+        &self,
+        problem: &Problem,
+        algorithm: Algorithm,
+        want: Option<&WantGradients>,
+        control: &mut Progress<'_>,
+    ) -> Result<()> {
+        let plan = self.plan(problem, algorithm, want)?;
+        let gpu = self.gpu.for_call();
+        for (at, step) in plan.steps.iter().enumerate() {
+            gpu.pipeline(PipelineKey::Attention(step.key.clone()))?;
+            gpu.settled().await?;
+            // The last share is for trying them.
+            control.report((at + 1) as f64 / (plan.steps.len() + 1) as f64)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the kept calls with their buffers.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
     }
 
     /// True if a call of attention, or of the wanted gradients, is prepared and not running.
@@ -125,7 +153,7 @@ impl Calls {
 
     /// Keeps a call, unless the device failed, and drops the oldest ones beyond the limits. Returns its result.
     fn keep<T>(&self, key: CallKey, call: Prepared, result: Result<T>) -> Result<T> {
-        if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. })) {
+        if !matches!(result, Err(Error::Device { .. } | Error::Lost { .. } | Error::Shader { .. })) {
             let mut kept = self.lock();
             kept.push((key, call));
             let mut bytes: u64 = kept.iter().map(|(_, call)| call.bytes()).sum();

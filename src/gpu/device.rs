@@ -5,6 +5,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
+use super::browser;
+use super::handle::Handle;
 use super::loss::{Scopes, Sentinel};
 use super::pipeline::{Pipeline, PipelineKey, compile};
 use super::probe;
@@ -43,6 +45,7 @@ pub struct ShaderOptions {
 #[derive(Clone)]
 pub struct Gpu {
     shared: Arc<Shared>,
+    handle: Arc<Handle>,
 }
 
 struct Shared {
@@ -78,8 +81,8 @@ impl Gpu {
 
     /// [`Self::from_device`] with options.
     pub fn from_device_with(device: wgpu::Device, queue: wgpu::Queue, options: ShaderOptions) -> Self {
-        let info = device.adapter_info();
-        let caps = caps(device.features(), &device.limits(), &info, options.matrix_size);
+        let (features, info) = browser::describe(&device);
+        let caps = caps(features, &device.limits(), &info, options.matrix_size);
         let is_software = caps.class == DeviceClass::Software;
         let read_off = DeviceCaps {
             specialise: options.specialise,
@@ -88,7 +91,9 @@ impl Gpu {
             scratch_budget: options.scratch_budget.unwrap_or(u64::MAX),
             ..caps
         };
-        let name = format!("{} ({}, {} {})", info.name, info.backend.to_str(), info.driver, info.driver_info);
+        // Browsers name no driver.
+        let driver = format!("{}, {} {}", info.backend.to_str(), info.driver, info.driver_info);
+        let name = format!("{} ({})", info.name, driver.trim_end_matches([',', ' ']));
         let sentinel = Sentinel::new(&device);
         let shared = Shared {
             device,
@@ -102,7 +107,37 @@ impl Gpu {
             pipelines: Mutex::default(),
             tuned: Mutex::default(),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), handle: Arc::default() }
+    }
+
+    /// Returns a handle of the device for objects whose late errors are not to be mixed with those of others: see
+    /// [`Self::settled`].
+    #[must_use]
+    pub fn with_own_errors(&self) -> Self {
+        Self { handle: Arc::default(), ..self.clone() }
+    }
+
+    /// Returns a handle for one call: its late errors are its own, its buffers are destroyed with it.
+    pub(super) fn for_call(&self) -> Self {
+        Self { handle: Arc::new(Handle::of_call()), ..self.clone() }
+    }
+
+    /// Waits until the browser has judged what was created and bound with this handle and its clones so far, and
+    /// returns the first error: a shader that does not compile, memory that is not there. Ready at once elsewhere,
+    /// where the functions return their errors themselves. Futures like [`crate::Engine::attention_async`] settle on
+    /// their own.
+    pub async fn settled(&self) -> Result<()> {
+        let judged = std::mem::take(&mut *self.handle.pipelines());
+        let settled = self.handle.late().await;
+        if settled.is_ok() {
+            self.pipelines().extend(judged);
+        }
+        settled
+    }
+
+    /// Has the handle, if it is that of a call, destroy a buffer at its end.
+    pub(super) fn owns(&self, buffer: &wgpu::Buffer) {
+        self.handle.owns(buffer);
     }
 
     /// Opens a device on the adapter, with all of its limits.
@@ -135,7 +170,7 @@ impl Gpu {
     /// On a software adapter, the first call (every plan makes one) submits a small dispatch and waits for it, because
     /// such adapters silently end loops early, and only a trial shows which. It takes milliseconds, once per adapter
     /// and process. Real GPUs are not probed: their time limit loses the device, which is noticed, and one more kernel
-    /// would delay every start by up to a second.
+    /// would delay every start by up to a second. Browsers are not either, because nothing can wait there.
     pub fn caps(&self) -> &DeviceCaps {
         let Shared { device, queue, read_off, caps, is_software, name, .. } = &*self.shared;
         caps.get_or_init(|| {
@@ -170,10 +205,10 @@ impl Gpu {
         self.shared.options.checked
     }
 
-    /// True if kernels are tried before their first use. Not in browsers, where nothing can wait.
+    /// True if kernels are tried before their first use.
     pub(crate) fn wants_canary(&self) -> bool {
         let off = || std::env::var_os("WGPU_ATTENTION_CANARY").is_some_and(|value| value == "off");
-        !self.shared.options.skip_canary && !cfg!(target_family = "wasm") && !off()
+        !self.shared.options.skip_canary && !off()
     }
 
     /// Number of pipelines compiled so far.
@@ -183,22 +218,28 @@ impl Gpu {
 
     /// Returns the pipeline of `key`, compiling it if it is new.
     pub(super) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
-        if let Some(pipeline) = self.pipelines().get(&key) {
-            return Ok(Arc::clone(pipeline));
+        let known = self.pipelines().get(&key).cloned();
+        if let Some(pipeline) = known.or_else(|| self.handle.pipelines().get(&key).cloned()) {
+            return Ok(pipeline);
         }
-        let compiled = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        let (compiled, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        let verdict = self.handle.verdict(verdict);
         self.check_alive()?;
-        let compiled = Arc::new(compiled?);
-        Ok(Arc::clone(self.pipelines().entry(key).or_insert(compiled)))
+        // All handles get it once it is known to be sound.
+        let mut pipelines = match verdict {
+            Some(verdict) => verdict.map(|()| self.pipelines())?,
+            None => self.handle.pipelines(),
+        };
+        Ok(Arc::clone(pipelines.entry(key).or_insert_with(|| Arc::new(compiled))))
     }
 
     fn pipelines(&self) -> MutexGuard<'_, HashMap<PipelineKey, Arc<Pipeline>>> {
         self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True if the device is lost: calls return [`Error::Lost`]. Browsers know of it only once a result is read back.
+    /// True if the device is lost: calls return [`Error::Lost`]. Browsers tell between two tasks of their event loop.
     pub fn is_lost(&self) -> bool {
-        cfg!(not(target_family = "wasm")) && self.shared.sentinel.sees_loss(self.device())
+        self.shared.is_lost()
     }
 
     /// Returns an error if the device is lost.
@@ -206,20 +247,20 @@ impl Gpu {
         if self.is_lost() { Err(Error::Lost { why: "the device was destroyed, reset or unplugged".into() }) } else { Ok(()) }
     }
 
-    /// Calls wgpu and returns its errors; on a lost device always [`Error::Lost`].
+    /// Calls wgpu and returns its errors, in browsers by [`Self::settled`]; on a lost device always [`Error::Lost`].
     pub(super) fn guarded<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
+        // Opened and closed around synchronous work, so that no other call's errors can get in between.
         let scopes = Scopes::open(self.device());
         let made = call();
-        match scopes.close() {
-            Some(error) => Err(self.failure(cause(error))),
-            None => self.check_alive().map(|()| made),
-        }
+        let (error, shared) = (scopes.close(), Arc::clone(&self.shared));
+        let verdict = async move { error.await.map_or(Ok(()), |error| Err(shared.failure(cause(error)))) };
+        self.handle.verdict(Box::pin(verdict)).unwrap_or(Ok(()))?;
+        self.check_alive().map(|()| made)
     }
 
     /// Converts an error of wgpu: [`Error::Lost`] if the device is lost, else [`Error::Device`].
     pub(super) fn failure(&self, why: impl Into<Cause>) -> Error {
-        let why = why.into();
-        if self.is_lost() { Error::Lost { why } } else { Error::Device { why } }
+        self.shared.failure(why.into())
     }
 
     /// Compiles a kernel from changed text, as a wrong compiler would.
@@ -230,9 +271,20 @@ impl Gpu {
         let own = source.text.clone();
         source.text = change(source.text);
         assert_ne!(source.text, own, "there is nothing to change");
-        let pipeline = compile(self.device(), self.caps(), self.is_checked(), &key, source)?;
+        let (pipeline, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source);
+        pollster::block_on(verdict)?;
         self.pipelines().insert(key, Arc::new(pipeline));
         Ok(())
+    }
+}
+
+impl Shared {
+    fn is_lost(&self) -> bool {
+        self.sentinel.sees_loss(&self.device)
+    }
+
+    fn failure(&self, why: Cause) -> Error {
+        if self.is_lost() { Error::Lost { why } } else { Error::Device { why } }
     }
 }
 
@@ -265,7 +317,7 @@ async fn request(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> 
         ..Default::default()
     };
     // On native targets the device is created before there is a future.
-    let requested = std::panic::catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)));
+    let requested = std::panic::catch_unwind(AssertUnwindSafe(|| browser::with_subgroups(|| adapter.request_device(&descriptor))));
     let future = requested.map_err(|_| "the driver refused a feature that it advertises".to_string())?;
     future.await.map_err(|error| error.to_string())
 }

@@ -2,7 +2,7 @@
 
 use super::adapter::{choose_every, report};
 use super::probe::run;
-use super::{AdapterReport, Gpu, ShaderOptions};
+use super::{AdapterReport, Gpu, ShaderOptions, block_on};
 use crate::error::Result;
 
 /// Findings about a device where specifications leave it open. Kernels rely on none of them but `loop_iterations`.
@@ -42,12 +42,21 @@ const LANES: &str = "@group(0) @binding(0) var<storage, read_write> words: array
 }";
 
 impl Gpu {
-    /// Probes the device with a few tiny shaders: compiles, submits and waits. Not in browsers.
+    /// Probes the device with a few tiny shaders: compiles, submits and waits. In browsers: [`Self::findings_async`].
     pub fn findings(&self) -> Result<Findings> {
-        let try_out = |wgsl: &str, words: &[u32]| run(self.device(), self.queue(), wgsl, words).map_err(|why| self.failure(why));
+        block_on(self.findings_async(), "Gpu::findings_async")
+    }
+
+    /// [`Self::findings`] for browsers, where it does not block.
+    pub async fn findings_async(&self) -> Result<Findings> {
         let is_nan = |bits: u32| f32::from_bits(bits).is_nan();
-        let numbers = try_out(NUMBERS, &[f32::NAN.to_bits(), 1.0f32.to_bits(), 70_000.0f32.to_bits(), 0])?;
-        let lanes = if self.caps().subgroup_size > 0 { try_out(LANES, &[0; 256])? } else { Vec::new() };
+        let try_out =
+            async |wgsl: &str, words: &[u32]| run(self.device(), self.queue(), wgsl, words).await.map_err(|why| self.failure(why));
+        let numbers = try_out(NUMBERS, &[f32::NAN.to_bits(), 1.0f32.to_bits(), 70_000.0f32.to_bits(), 0]).await?;
+        // Standard WGSL, which browsers take, enables subgroups; naga 30 rejects that line.
+        let enable = if cfg!(target_family = "wasm") { "enable subgroups;\n" } else { "" };
+        let has_lanes = self.caps().subgroup_size > 0;
+        let lanes = if has_lanes { try_out(&format!("{enable}{LANES}"), &[0; 256]).await? } else { Vec::new() };
         let ordered = |(at, pair): (u32, &[u32])| pair[0] > 0 && at % pair[0] == pair[1];
         Ok(Findings {
             loop_iterations: self.caps().loop_iterations,
@@ -66,8 +75,11 @@ pub async fn list_with_findings() -> Vec<(AdapterReport, Result<Findings>)> {
     let mut taken = false;
     let mut found = Vec::new();
     for chosen in choose_every().await {
-        let gpu = Gpu::open(&chosen, ShaderOptions::default()).await;
-        found.push((report(&chosen.adapter, &mut taken), gpu.and_then(|gpu| gpu.findings())));
+        let findings = match Gpu::open(&chosen, ShaderOptions::default()).await {
+            Ok(gpu) => gpu.findings_async().await,
+            Err(error) => Err(error),
+        };
+        found.push((report(&chosen.adapter, &mut taken), findings));
     }
     found
 }

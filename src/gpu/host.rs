@@ -109,12 +109,12 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares attention.
+    /// Prepares attention. `gpu` is the handle of the call.
     pub(super) fn forward(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         Self::new(&Ready::new(gpu, problem, None, gpu.plan(problem, algorithm)?, None)?)
     }
 
-    /// Prepares gradients.
+    /// Prepares gradients. `gpu` is the handle of the call.
     pub(super) fn backward(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
         Self::new(&Backward::of(gpu, problem, want)?.0)
     }
@@ -273,10 +273,11 @@ pub(super) async fn read_back(
     gpu: &Gpu,
     bound: &Dispatches,
     parts: impl IntoIterator<Item = (wgpu::Buffer, u64)>,
+    waiting: Waiting,
 ) -> Result<Vec<Vec<f32>>> {
     let results = ReadBack::new(gpu, parts)?;
-    let submission = submit(gpu, bound, &mut Progress::default(), Waiting::Blocking, |encoder| results.copy(encoder)).await?;
-    results.read(gpu, submission, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
+    let submission = submit(gpu, bound, &mut Progress::default(), waiting, |encoder| results.copy(encoder)).await?;
+    results.read(gpu, submission, waiting, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }
 
 /// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.

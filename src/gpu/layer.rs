@@ -30,8 +30,9 @@ pub(crate) async fn layer(
     algorithm: Algorithm,
     inputs: &Inputs<'_>,
     parts: &LayerParts<'_>,
-    steps: bool,
+    (steps, waiting): (bool, Waiting),
 ) -> Result<(Outputs, Vec<Vec<f32>>)> {
+    let gpu = &gpu.for_call();
     let mut prepared = Prepared::forward(gpu, problem, algorithm)?;
     let [to_query, to_key, to_value, context] =
         [BufferRef::Query, BufferRef::Key, BufferRef::Value, BufferRef::Output].map(|place| prepared.buffer(place).clone());
@@ -69,8 +70,8 @@ pub(crate) async fn layer(
     let results = ReadBack::new(gpu, wanted.map(|(buffer, len)| (buffer.clone(), 4 * len as u64)))?;
     gpu.guarded(|| prepared.upload_options(inputs))?;
     let copy = |encoder: &mut wgpu::CommandEncoder| results.copy(encoder);
-    let attention = prepared.outputs(&bound, &mut Progress::default(), Waiting::Blocking, copy).await?;
-    let results = results.read(gpu, None, Waiting::Blocking, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
+    let attention = prepared.outputs(&bound, &mut Progress::default(), waiting, copy).await?;
+    let results = results.read(gpu, None, waiting, |parts| parts.map(bytemuck::pod_collect_to_vec).collect());
     Ok((attention, results.await?))
 }
 
@@ -159,7 +160,9 @@ pub(crate) async fn layer_backward(
     problem: &Problem,
     inputs: &Inputs<'_>,
     parts: &LayerBackwardParts<'_>,
+    waiting: Waiting,
 ) -> Result<LayerBackwardResults> {
+    let gpu = &gpu.for_call();
     let want = WantGradients::all(problem);
     let mut recording = Recording { gpu, bound: Dispatches { steps: Vec::new() }, results: Vec::new() };
     let d_output = uploaded(gpu, "dY", parts.d_output)?;
@@ -170,14 +173,14 @@ pub(crate) async fn layer_backward(
     if parts.stats.is_none() {
         let forward = Prepared::forward(gpu, &problem.for_stats(), Algorithm::Auto)?;
         forward.upload(&projected)?;
-        computed = forward.outputs(&forward.bound, &mut Progress::default(), Waiting::Blocking, |_| {}).await?.stats;
+        computed = forward.outputs(&forward.bound, &mut Progress::default(), waiting, |_| {}).await?.stats;
     }
     let stats = parts.stats.or(computed.as_deref()).unwrap_or_default();
     let (d_operands, extras) = attention(&mut recording, problem, &projected, (context, stats), &want, d_context)?;
     for (side, d_y) in parts.sides.iter().zip(&d_operands) {
         recording.project_back(side, d_y)?;
     }
-    let mut results = read_back(gpu, &recording.bound, recording.results).await?.into_iter();
+    let mut results = read_back(gpu, &recording.bound, recording.results, waiting).await?.into_iter();
     let mut next = || results.next().unwrap_or_default();
     let output = [next(), next(), next()];
     let attention = extras.map(|wanted| wanted.then(&mut next));

@@ -139,7 +139,7 @@ fn checked_bytes(gpu: &Gpu, name: &str, len: usize) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::host::read_back;
-    use super::super::{Dispatches, choose_every};
+    use super::super::{Dispatches, Waiting, choose_every};
     use super::*;
 
     /// Computes Y on the device.
@@ -148,7 +148,7 @@ mod tests {
         let from = uploaded(gpu, "x", x).expect("it fits");
         let to = storage_buffer(gpu, "y", len, wgpu::BufferUsages::COPY_SRC).expect("it fits");
         let bound = Dispatches { steps: linear.bind_tiles(gpu, tile, rows, &from, &to).expect("it is valid") };
-        pollster::block_on(read_back(gpu, &bound, [(to, 4 * len as u64)])).expect("the device is there").remove(0)
+        pollster::block_on(read_back(gpu, &bound, [(to, 4 * len as u64)], Waiting::Blocking)).expect("the device is there").remove(0)
     }
 
     /// Tests every kernel with tails on every adapter: whole vec4s with bias and gaps after items, or none of these.

@@ -2,8 +2,17 @@
 //! So every wgpu call here is inside error scopes, and mapping a buffer shows whether the device is there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(not(target_family = "wasm"))]
+use std::sync::{Mutex, PoisonError};
+
+/// Future of an answer that browsers give later. It is ready at once elsewhere.
+#[cfg(not(target_family = "wasm"))]
+pub(super) type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+#[cfg(target_family = "wasm")]
+pub(super) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Error scopes of every kind on this thread, which keep errors from the app's handler. The last opened drops first.
 pub(super) struct Scopes([wgpu::ErrorScopeGuard; 3]);
@@ -15,17 +24,38 @@ impl Scopes {
         Self([internal, validation, memory])
     }
 
-    /// Closes the scopes. Returns the first error of the most telling kind.
-    pub(super) fn close(self) -> Option<wgpu::Error> {
-        let [internal, validation, memory] = self.0.map(|scope| pollster::block_on(scope.pop()));
-        internal.or(validation).or(memory)
+    /// Closes the scopes at once. Resolves to the first error of the most telling kind: now, in a browser later.
+    pub(super) fn close(self) -> impl Future<Output = Option<wgpu::Error>> + wgpu::WasmNotSend {
+        let [internal, validation, memory] = self.0.map(wgpu::ErrorScopeGuard::pop);
+        async move { internal.await.or(validation.await).or(memory.await) }
     }
 }
 
 /// Unused buffer. A lost device refuses to map it at once; any other leaves the mapping to the next poll.
+#[cfg(not(target_family = "wasm"))]
 #[derive(Debug)]
 pub(super) struct Sentinel(Mutex<wgpu::Buffer>);
 
+/// Loss that the browser has reported. wgpu adds callbacks to the app's there and replaces none.
+#[cfg(target_family = "wasm")]
+#[derive(Debug)]
+pub(super) struct Sentinel(Arc<AtomicBool>);
+
+#[cfg(target_family = "wasm")]
+impl Sentinel {
+    pub(super) fn new(device: &wgpu::Device) -> Self {
+        let lost = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&lost);
+        device.set_device_lost_callback(move |_, _| told.store(true, Ordering::Release));
+        Self(lost)
+    }
+
+    pub(super) fn sees_loss(&self, _: &wgpu::Device) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
 impl Sentinel {
     pub(super) fn new(device: &wgpu::Device) -> Self {
         let _scopes = Scopes::open(device);

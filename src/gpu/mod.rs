@@ -29,9 +29,16 @@
 //! threads that need a new pipeline at once both compile it. Calls of an [`crate::Engine`] that run at the same time have
 //! buffers of their own. Futures are `Send`, except in browsers. Recording, binding and planning never wait for the
 //! device, with one exception on software adapters: see [`Gpu::caps`].
+//!
+//! # Browsers
+//!
+//! Nothing can wait there: a function that would have to is refused at once as [`crate::Error::Unsupported`], and its
+//! twin ending in `_async` is to be awaited. Errors of wgpu arrive later too. Calls that are awaited return their own;
+//! those of objects that an app creates ([`Attention`], [`DeviceCache`]) and binds are returned by [`Gpu::settled`].
 
 mod adapter;
 mod attention;
+mod browser;
 mod buffers;
 mod cache;
 mod cache_append;
@@ -40,6 +47,7 @@ mod cache_steps;
 mod calls;
 mod device;
 mod findings;
+mod handle;
 mod host;
 mod layer;
 mod linear;
@@ -75,4 +83,4 @@ pub(crate) use calls::{Asked, Calls};
 pub(crate) use layer::{LayerBackwardParts, LayerBackwardResults, LayerParts, ProjectionBackward, layer, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
 pub(crate) use trial::{Trial, gradients_of_plan};
-pub(crate) use wait::Waiting;
+pub(crate) use wait::{Waiting, block_on};

@@ -1,6 +1,8 @@
 //! Pipelines: compilation of kernel variants.
 
-use super::loss::Scopes;
+use web_time::Instant;
+
+use super::loss::{Later, Scopes};
 use crate::error::{Error, Result};
 use crate::plan::DeviceCaps;
 use crate::wgsl::{
@@ -71,16 +73,24 @@ impl PipelineKey {
     }
 }
 
-/// Compiles a kernel from `source`, with every runtime check if it is to be `checked`.
+/// Compiles a kernel from `source`, with every runtime check if it is to be `checked`. Also returns the verdict on it.
 ///
 /// On a lost device, the pipeline does nothing and no error is found.
-pub(super) fn compile(device: &wgpu::Device, caps: &DeviceCaps, checked: bool, key: &PipelineKey, source: Source) -> Result<Pipeline> {
-    let started = std::time::Instant::now();
+pub(super) fn compile(
+    device: &wgpu::Device,
+    caps: &DeviceCaps,
+    checked: bool,
+    key: &PipelineKey,
+    source: Source,
+) -> (Pipeline, Later<Result<()>>) {
+    let started = Instant::now();
     let name = key.name();
     let bindings = key.bindings();
     // In a storage buffer, the params count against the limit on storage buffers.
     let params_in_storage = caps.params_in_storage && bindings.len() <= caps.storage_buffers as usize;
     let source = if params_in_storage { source.with_params_in_storage() } else { source };
+    // Browsers take standard WGSL, and have no cooperative matrices that the planner could choose.
+    let source = if cfg!(target_family = "wasm") { source.standard().unwrap_or(source) } else { source };
     let scopes = Scopes::open(device);
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()) };
     let checks = if checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
@@ -106,14 +116,18 @@ pub(super) fn compile(device: &wgpu::Device, caps: &DeviceCaps, checked: bool, k
         cache: None,
     });
 
-    if let Some(error) = scopes.close() {
-        let messages = pollster::block_on(module.get_compilation_info()).messages;
-        let place =
-            messages.iter().find_map(|message| message.location.as_ref()).map(|location| source.locate(location.line_number as usize));
-        return Err(Error::Shader { at: place.unwrap_or(name), why: error.to_string() });
-    }
-    log::debug!("compiled {key:?} in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
-    Ok(Pipeline { name, pipeline, layout, bindings })
+    let (error, label) = (scopes.close(), name.clone());
+    let verdict = async move {
+        if let Some(error) = error.await {
+            let messages = module.get_compilation_info().await.messages;
+            let place =
+                messages.iter().find_map(|message| message.location.as_ref()).map(|location| source.locate(location.line_number as usize));
+            return Err(Error::Shader { at: place.unwrap_or(label), why: error.to_string() });
+        }
+        log::debug!("compiled {label} in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+        Ok(())
+    };
+    (Pipeline { name, pipeline, layout, bindings }, Box::pin(verdict))
 }
 
 fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {

@@ -1,8 +1,13 @@
 //! Small shaders that probe what a device does where specifications leave it open.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
 
+use futures_intrusive::channel::shared::oneshot_channel;
+
+use super::handle::poll_once;
 use super::loss::{Scopes, poll};
 
 /// Number of iterations tried: one invocation that visits a million keys one by one.
@@ -18,7 +23,8 @@ const LOOP: &str = "@group(0) @binding(0) var<storage, read_write> words: array<
 
 /// Iterations after which the device ends all loops of an invocation; `None` if it does not, or does not answer.
 ///
-/// Found once per adapter and driver in a process, by compiling a kernel and waiting for a dispatch of milliseconds.
+/// Found once per adapter and driver in a process, by compiling a kernel and waiting for a dispatch of milliseconds. Not
+/// in browsers, which let nothing wait.
 pub(super) fn loop_iterations(device: &wgpu::Device, queue: &wgpu::Queue, adapter: &str) -> Option<u32> {
     static FOUND: Mutex<Option<HashMap<String, Option<u32>>>> = Mutex::new(None);
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
@@ -27,12 +33,13 @@ pub(super) fn loop_iterations(device: &wgpu::Device, queue: &wgpu::Queue, adapte
         return known;
     }
     let seed = 1;
-    let words = match run(device, queue, LOOP, &[TRIED, seed]) {
-        Ok(words) => words,
-        Err(error) => {
+    let words = match poll_once(pin!(run(device, queue, LOOP, &[TRIED, seed]))) {
+        Poll::Ready(Ok(words)) => words,
+        Poll::Ready(Err(error)) => {
             log::warn!("{adapter}: the probe of its loops failed: {error}");
             return None;
         }
+        Poll::Pending => return None,
     };
     let bound = steps_to(seed, words[1]);
     if let Some(bound) = bound {
@@ -52,8 +59,8 @@ fn steps_to(seed: u32, end: u32) -> Option<u32> {
     })
 }
 
-/// Runs one workgroup of a shader on the words at its binding 0, and returns them.
-pub(super) fn run(device: &wgpu::Device, queue: &wgpu::Queue, wgsl: &str, words: &[u32]) -> Result<Vec<u32>, String> {
+/// Runs one workgroup of a shader on the words at its binding 0, and returns them. Blocks, except in browsers.
+pub(super) async fn run(device: &wgpu::Device, queue: &wgpu::Queue, wgsl: &str, words: &[u32]) -> Result<Vec<u32>, String> {
     let scopes = Scopes::open(device);
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some("attention probe"), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
     // SAFETY: own shaders that stay inside their one buffer and end; unchecked like the kernels that they probe for.
@@ -85,13 +92,22 @@ pub(super) fn run(device: &wgpu::Device, queue: &wgpu::Queue, wgsl: &str, words:
     }
     encoder.copy_buffer_to_buffer(&storage, 0, &staging, 0, size);
     let submission = queue.submit([encoder.finish()]);
-    staging.map_async(wgpu::MapMode::Read, .., |_| {});
+    let (signal, mapped) = oneshot_channel();
+    staging.map_async(wgpu::MapMode::Read, .., move |result| {
+        let _ = signal.send(result); // fails if nobody waits any more
+    });
+    let error = scopes.close();
     let polled = poll(device, wgpu::PollType::Wait { submission_index: Some(submission), timeout: None });
-    let view = staging.get_mapped_range(..).map(|view| bytemuck::pod_collect_to_vec(&view)).map_err(|error| error.to_string());
-    match scopes.close() {
-        Some(error) => Err(error.to_string()),
-        None => polled.and(view),
+    if let Some(error) = error.await {
+        return Err(error.to_string());
     }
+    polled?;
+    let words = match mapped.receive().await {
+        Some(Ok(())) => staging.get_mapped_range(..).map(|view| bytemuck::pod_collect_to_vec(&view)).map_err(|error| error.to_string()),
+        _ => Err("the words cannot be read back".into()),
+    };
+    [storage, staging].iter().for_each(wgpu::Buffer::destroy);
+    words
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Times of dispatches, measured by the device.
 
 use super::buffers::{ReadBack, storage};
-use super::{Dispatches, Gpu, Waiting};
+use super::{Dispatches, Gpu, Waiting, block_on};
 use crate::error::{Error, Result};
 
 /// Dispatches that the device times one by one, for profilers.
@@ -66,8 +66,17 @@ impl Timestamps {
     }
 
     /// Waits until all submitted work is done. Returns the times of the last recording, one per dispatch; zeros if none
-    /// was submitted. Not in browsers, where nothing can wait.
+    /// was submitted. In browsers: [`Self::read_async`].
     pub fn read(&self) -> Result<Vec<DispatchTime>> {
+        block_on(self.times(Waiting::Blocking), "Timestamps::read_async")
+    }
+
+    /// [`Self::read`] without blocking.
+    pub async fn read_async(&self) -> Result<Vec<DispatchTime>> {
+        self.times(Waiting::Async).await
+    }
+
+    async fn times(&self, waiting: Waiting) -> Result<Vec<DispatchTime>> {
         let period = f64::from(self.gpu.queue().get_timestamp_period());
         let times = |parts: &mut dyn Iterator<Item = &[u8]>| {
             let ticks: Vec<u64> = parts.flat_map(bytemuck::pod_collect_to_vec::<u8, u64>).collect();
@@ -75,6 +84,6 @@ impl Timestamps {
             let kernels = self.dispatches.kernels().map(str::to_string);
             kernels.zip(nanoseconds).map(|(kernel, nanoseconds)| DispatchTime { kernel, nanoseconds }).collect()
         };
-        pollster::block_on(self.read_back.read(&self.gpu, None, Waiting::Blocking, times))
+        self.read_back.read(&self.gpu, None, waiting, times).await
     }
 }

@@ -1,10 +1,11 @@
 //! Trials of kernels on a problem: their answer, and their time.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::host::Prepared;
 use super::steps::Ready;
-use super::{Asked, Gpu, Waiting, loss};
+use super::wait::finished;
+use super::{Asked, Gpu, Waiting};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::problem::{Gradients, Inputs, Outputs, Problem};
@@ -16,34 +17,34 @@ pub(crate) struct Trial(Prepared);
 impl Trial {
     /// Compiles the plan's kernels and uploads the data. Both problem and data have been checked.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan) -> Result<Self> {
-        let prepared = Prepared::new(&Ready::new(gpu, problem, None, plan, None)?)?;
+        let prepared = Prepared::new(&Ready::new(&gpu.for_call(), problem, None, plan, None)?)?;
         prepared.upload(inputs)?;
         Ok(Self(prepared))
     }
 
     /// Computes the answer.
-    pub(crate) fn answer(&self) -> Result<Outputs> {
-        pollster::block_on(self.0.outputs(&self.0.bound, &mut Progress::default(), Waiting::Blocking, |_| {}))
+    pub(crate) async fn answer(&self, waiting: Waiting) -> Result<Outputs> {
+        self.0.outputs(&self.0.bound, &mut Progress::default(), waiting, |_| {}).await
     }
 
     /// Seconds per recording, of `times` recordings in one submit, copies excluded.
-    pub(crate) fn seconds(&self, times: u32) -> Result<f64> {
+    pub(crate) async fn seconds(&self, times: u32, waiting: Waiting) -> Result<f64> {
         let Prepared { gpu, bound, .. } = &self.0;
         let started = Instant::now();
-        gpu.guarded(|| {
+        let submission = gpu.guarded(|| {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention trial") });
             (0..times).for_each(|_| bound.record(&mut encoder));
-            gpu.queue().submit([encoder.finish()]);
+            gpu.queue().submit([encoder.finish()])
         })?;
-        loss::poll(gpu.device(), wgpu::PollType::wait_indefinitely()).map_err(|why| gpu.failure(why))?;
+        finished(gpu, submission, waiting).await?;
         Ok(started.elapsed().as_secs_f64() / f64::from(times))
     }
 }
 
 /// Gradients of `problem` by `plan`. Everything has been checked, and the request has statistics.
-pub(crate) fn gradients_of_plan(gpu: &Gpu, asked: Asked<'_>, plan: Plan) -> Result<Gradients> {
+pub(crate) async fn gradients_of_plan(gpu: &Gpu, asked: Asked<'_>, plan: Plan, waiting: Waiting) -> Result<Gradients> {
     let Asked { problem, inputs, backward, want } = asked;
-    let prepared = Prepared::new(&Ready::new(gpu, problem, Some(want), plan, None)?)?;
+    let prepared = Prepared::new(&Ready::new(&gpu.for_call(), problem, Some(want), plan, None)?)?;
     prepared.upload_backward(inputs, backward, backward.stats.unwrap_or_default())?;
-    pollster::block_on(prepared.gradients(&mut Progress::default(), Waiting::Blocking))
+    prepared.gradients(&mut Progress::default(), waiting).await
 }

@@ -7,6 +7,22 @@ use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 use super::Gpu;
 use crate::error::Result;
 
+/// Runs a call to its end on the calling thread.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn block_on<T>(call: impl Future<Output = Result<T>>, _twin: &'static str) -> Result<T> {
+    pollster::block_on(call)
+}
+
+/// Runs a call that need not wait, as of the CPU path. A browser lets nothing wait: others are refused, with the name of
+/// the `twin` to await.
+#[cfg(target_family = "wasm")]
+pub(crate) fn block_on<T>(call: impl Future<Output = Result<T>>, twin: &'static str) -> Result<T> {
+    match super::handle::poll_once(std::pin::pin!(call)) {
+        std::task::Poll::Ready(result) => result,
+        std::task::Poll::Pending => Err(crate::error::Error::unsupported("waiting for a device in a browser", format!("await `{twin}`"))),
+    }
+}
+
 /// Signal that a call can go on, or why it cannot.
 type Signal = OneshotSender<Result<(), String>>;
 

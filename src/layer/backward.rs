@@ -6,9 +6,10 @@ use super::matmul::{matmul, transposed};
 use super::{LayerOutputs, Linear, MultiHead, Steps};
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};
-use crate::gpu::{self, LayerBackwardParts, LayerBackwardResults, ProjectionBackward, RowMap};
+use crate::gpu::{self, Asked, LayerBackwardParts, LayerBackwardResults, ProjectionBackward, RowMap, Waiting, block_on};
 use crate::numbers::HostVec;
 use crate::problem::{BackwardInputs, Inputs, Problem, WantGradients};
+use crate::progress::Progress;
 
 /// Gradients of one projection.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +61,30 @@ impl MultiHead {
         forward: &LayerOutputs,
         d_output: &[f32],
     ) -> Result<LayerGradients> {
+        let computed = self.run_backward(engine, problem, inputs, (forward, d_output), Waiting::Blocking);
+        block_on(computed, "MultiHead::backward_async")
+    }
+
+    /// [`Self::backward`] without blocking; see [`Engine::attention_async`].
+    pub async fn backward_async(
+        &self,
+        engine: &Engine,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        forward: &LayerOutputs,
+        d_output: &[f32],
+    ) -> Result<LayerGradients> {
+        self.run_backward(engine, problem, inputs, (forward, d_output), Waiting::Async).await
+    }
+
+    async fn run_backward(
+        &self,
+        engine: &Engine,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        (forward, d_output): (&LayerOutputs, &[f32]),
+        waiting: Waiting,
+    ) -> Result<LayerGradients> {
         let x = self.check(problem, inputs)?;
         let steps = forward.steps.as_ref().ok_or_else(|| Error::invalid("forward", "has no steps: use forward_with_steps"))?;
         let stats = forward.stats.as_deref();
@@ -86,12 +111,15 @@ impl MultiHead {
             stats,
         };
         let want = WantGradients::all(problem);
-        let results = match engine.gpu() {
-            // Empty buffers cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check_backward(gpu, problem, &want))? => {
-                pollster::block_on(gpu::layer_backward(gpu, problem, inputs, &parts))?
-            }
-            _ => on_host(engine, problem, inputs, &parts)?,
+        let mut runs = None;
+        // Empty buffers cannot be bound.
+        if let Some(gpu) = engine.gpu().filter(|_| x.iter().all(|x| !x.is_empty())) {
+            let checked = canary::check_backward(gpu, problem, &want, waiting).await;
+            runs = engine.may_run(checked)?.then_some(gpu);
+        }
+        let results = match runs {
+            Some(gpu) => gpu::layer_backward(gpu, problem, inputs, &parts, waiting).await?,
+            None => on_host(engine, problem, inputs, &parts, waiting).await?,
         };
         // The sum of dY's own rows is db; those of the learned rows follow.
         let gradients = |linear: &Linear, rows: RowMap, [d_x, weight, mut sums]: [Vec<f32>; 3]| {
@@ -142,12 +170,20 @@ fn gather(rows: RowMap, all: Vec<f32>, width: usize) -> Vec<f32> {
     all.chunks_exact((rows.own + rows.appended) * width).flat_map(|item| &item[..rows.own * width]).copied().collect()
 }
 
-fn on_host(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, parts: &LayerBackwardParts<'_>) -> Result<LayerBackwardResults> {
+async fn on_host(
+    engine: &Engine,
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    parts: &LayerBackwardParts<'_>,
+    waiting: Waiting,
+) -> Result<LayerBackwardResults> {
     let output = project_back(&parts.output, parts.d_output);
     let [query, key, value, context] = parts.steps;
     let projected = Inputs { query: query.into(), key: key.into(), value: value.into(), ..*inputs };
     let backward = BackwardInputs { stats: parts.stats, ..BackwardInputs::new(context, &output[0]) };
-    let gradients = engine.backward(problem, &projected, &backward, &WantGradients::all(problem))?;
+    let want = &WantGradients::all(problem);
+    let asked = Asked { problem, inputs: &projected, backward: &backward, want };
+    let gradients = engine.run_backward(asked, waiting, &mut Progress::default()).await?;
     let [query, key, value] = &parts.sides;
     let back = |side, d_y: Option<HostVec>| project_back(side, &d_y.map(HostVec::into_f32).unwrap_or_default());
     let projections = [back(query, gradients.query), back(key, gradients.key), back(value, gradients.value), output];

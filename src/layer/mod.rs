@@ -17,9 +17,10 @@ pub use weights::{Naming, WeightFile, WeightTensor};
 
 use crate::engine::{Engine, canary};
 use crate::error::{Error, Result};
-use crate::gpu::{self, LayerParts, RowMap};
+use crate::gpu::{self, LayerParts, RowMap, Waiting, block_on};
 use crate::numbers::{DType, HostSlice};
 use crate::problem::{Dims, Inputs, Layout, Outputs, Problem, TensorSpec};
+use crate::progress::Progress;
 
 /// Multi-head attention layer:
 ///
@@ -199,30 +200,53 @@ impl MultiHead {
     /// [batch, seq_len_kv less appended keys, embed_dim] as query, key and value, f32 and contiguous (varlen:
     /// [tokens, embed_dim]), and the other data of `problem`. `problem` stores its tensors as [`Self::problem`] does.
     pub fn forward(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
-        self.compute(engine, problem, inputs, false)
+        let computed = self.compute(engine, problem, inputs, (false, Waiting::Blocking));
+        block_on(computed, "MultiHead::forward_async")
+    }
+
+    /// [`Self::forward`] without blocking; see [`Engine::attention_async`].
+    pub async fn forward_async(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+        self.compute(engine, problem, inputs, (false, Waiting::Async)).await
     }
 
     /// [`Self::forward`] that also returns Q, K, V and the outputs of the heads.
     pub fn forward_with_steps(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
-        self.compute(engine, problem, inputs, true)
+        let computed = self.compute(engine, problem, inputs, (true, Waiting::Blocking));
+        block_on(computed, "MultiHead::forward_with_steps_async")
     }
 
-    fn compute(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, steps: bool) -> Result<LayerOutputs> {
+    /// [`Self::forward_with_steps`] without blocking; see [`Engine::attention_async`].
+    pub async fn forward_with_steps_async(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<LayerOutputs> {
+        self.compute(engine, problem, inputs, (true, Waiting::Async)).await
+    }
+
+    async fn compute(
+        &self,
+        engine: &Engine,
+        problem: &Problem,
+        inputs: &Inputs<'_>,
+        (steps, waiting): (bool, Waiting),
+    ) -> Result<LayerOutputs> {
         let x = self.check(problem, inputs)?;
-        let (attention, output, projected) = match engine.gpu() {
-            // Empty buffers cannot be bound.
-            Some(gpu) if x.iter().all(|x| !x.is_empty()) && engine.may_run(canary::check(gpu, problem, engine.algorithm()))? => {
+        let mut runs = None;
+        // Empty buffers cannot be bound.
+        if let Some(gpu) = engine.gpu().filter(|_| x.iter().all(|x| !x.is_empty())) {
+            let checked = canary::check(gpu, problem, engine.algorithm(), waiting).await;
+            runs = engine.may_run(checked)?.then_some(gpu);
+        }
+        let (attention, output, projected) = match runs {
+            Some(gpu) => {
                 let parts = LayerParts {
                     x,
                     projections: [&self.query, &self.key, &self.value, &self.output].map(Linear::projection),
                     rows: self.rows(problem),
                     appended: self.appended_rows(),
                 };
-                let (attention, results) = pollster::block_on(gpu::layer(gpu, problem, engine.algorithm(), inputs, &parts, steps))?;
+                let (attention, results) = gpu::layer(gpu, problem, engine.algorithm(), inputs, &parts, (steps, waiting)).await?;
                 let mut results = results.into_iter();
                 (attention, results.next().unwrap_or_default(), results.collect::<Vec<_>>().try_into().ok())
             }
-            _ => self.on_host(engine, problem, inputs, x)?,
+            None => self.on_host(engine, problem, inputs, x, waiting).await?,
         };
         let Outputs { output: context, lse, stats, scores, weights } = attention;
         let projected = projected.filter(|_| steps);
@@ -230,14 +254,14 @@ impl MultiHead {
         Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
     }
 
-    fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3]) -> Result<Computed> {
+    async fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3], waiting: Waiting) -> Result<Computed> {
         let [x_q, x_k, x_v] = x;
         let [extra_k, extra_v] = self.appended_rows();
         let query = self.query.forward(x_q)?;
         let key = append(self.key.forward(x_k)?, problem.dims.batch, &extra_k);
         let value = append(self.value.forward(x_v)?, problem.dims.batch, &extra_v);
         let projected = Inputs { query: (&query).into(), key: (&key).into(), value: (&value).into(), ..*inputs };
-        let attention = engine.attention(problem, &projected)?;
+        let attention = engine.run(problem, &projected, waiting, &mut Progress::default()).await?;
         let context = attention.output.into_f32();
         let output = self.output.forward(&context)?;
         Ok((Outputs { output: context.into(), ..attention }, output, Some([query, key, value])))

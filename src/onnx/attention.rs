@@ -3,9 +3,11 @@
 use super::{OwnedTensor, Tensor, check_shape, four_axes};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::gpu::{Waiting, block_on};
 use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
-use crate::problem::{Alignment, AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem, ScoreStage, TensorSpec, Visibility};
+use crate::problem::{Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem, ScoreStage, TensorSpec, Visibility};
+use crate::progress::Progress;
 
 /// Attributes of ONNX `Attention`, opsets 23 to 25.
 ///
@@ -103,11 +105,26 @@ pub struct AttentionOutputs {
 impl Attention {
     /// Computes the node.
     pub fn run(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, engine: &Engine) -> Result<AttentionOutputs> {
-        self.run_with(inputs, wanted, &|problem, inputs| engine.attention(problem, inputs))
+        block_on(self.run_on(inputs, wanted, engine, Waiting::Blocking), "onnx::Attention::run_async")
+    }
+
+    /// [`Self::run`] without blocking; see [`Engine::attention_async`].
+    pub async fn run_async(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_on(inputs, wanted, engine, Waiting::Async).await
+    }
+
+    async fn run_on(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, engine: &Engine, waiting: Waiting) -> Result<AttentionOutputs> {
+        let attend = async |problem: &Problem, inputs: &Inputs<'_>| engine.run(problem, inputs, waiting, &mut Progress::default()).await;
+        self.run_with(inputs, wanted, attend).await
     }
 
     /// [`Self::run`] with any function that computes attention.
-    pub(crate) fn run_with(&self, inputs: &AttentionInputs<'_>, wanted: Wanted, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    pub(crate) async fn run_with(
+        &self,
+        inputs: &AttentionInputs<'_>,
+        wanted: Wanted,
+        attend: impl AsyncFn(&Problem, &Inputs<'_>) -> Result<Outputs>,
+    ) -> Result<AttentionOutputs> {
         self.check()?;
         let (q, q_layout) = inputs.query.heads("Q", self.q_num_heads)?;
         let (k, k_layout) = inputs.key.heads("K", self.kv_num_heads)?;
@@ -172,7 +189,7 @@ impl Attention {
             kv_lengths: lengths.as_deref().unwrap_or(&[]),
             ..Inputs::new(inputs.query.data, key, value)
         };
-        let outputs = attend(&problem, &lent)?;
+        let outputs = attend(&problem, &lent).await?;
         let qk = outputs.scores.or(outputs.weights).filter(|_| wanted.qk_matmul_output);
         let shape = match q_layout {
             Layout::Bshd => vec![dims.batch, dims.seq_len_q, dims.num_heads * dims.head_dim_v],

@@ -4,9 +4,11 @@ use super::attention::{Attention, AttentionInputs, AttentionOutputs, Mask, Wante
 use super::{OwnedTensor, Tensor, four_axes};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::gpu::{Waiting, block_on};
 use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
-use crate::problem::{AttentionFn, BroadcastShape, Dims, Inputs, Layout, Problem};
+use crate::problem::{BroadcastShape, Dims, Inputs, Layout, Outputs, Problem};
+use crate::progress::Progress;
 use crate::rotary::{Pairing, Rotary};
 
 /// Attributes of com.microsoft `MultiHeadAttention`.
@@ -60,11 +62,25 @@ impl<'a> MultiHeadAttentionInputs<'a> {
 impl MultiHeadAttention {
     /// Computes the node. Always returns present key and value.
     pub fn run(&self, inputs: &MultiHeadAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
-        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+        block_on(self.run_on(inputs, engine, Waiting::Blocking), "onnx::MultiHeadAttention::run_async")
+    }
+
+    /// [`Self::run`] without blocking; see [`Engine::attention_async`].
+    pub async fn run_async(&self, inputs: &MultiHeadAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_on(inputs, engine, Waiting::Async).await
+    }
+
+    async fn run_on(&self, inputs: &MultiHeadAttentionInputs<'_>, engine: &Engine, waiting: Waiting) -> Result<AttentionOutputs> {
+        let attend = async |problem: &Problem, inputs: &Inputs<'_>| engine.run(problem, inputs, waiting, &mut Progress::default()).await;
+        self.run_with(inputs, attend).await
     }
 
     /// [`Self::run`] with any function that computes attention.
-    pub(crate) fn run_with(&self, inputs: &MultiHeadAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    pub(crate) async fn run_with(
+        &self,
+        inputs: &MultiHeadAttentionInputs<'_>,
+        attend: impl AsyncFn(&Problem, &Inputs<'_>) -> Result<Outputs>,
+    ) -> Result<AttentionOutputs> {
         let heads = |argument, tensor: Tensor<'_>| three_axes(argument, tensor, self.num_heads);
         let shapes = [heads("query", inputs.query)?, heads("key", inputs.key)?, heads("value", inputs.value)?];
         let widths = shapes.map(|[_, heads, _, dim]| heads * dim);
@@ -108,7 +124,7 @@ impl MultiHeadAttention {
             past_value: inputs.past_value,
             ..AttentionInputs::new(query.view(), key.view(), value.view())
         };
-        node.run_with(&given, Wanted { present: true, ..Wanted::default() }, attend)
+        node.run_with(&given, Wanted { present: true, ..Wanted::default() }, attend).await
     }
 }
 
@@ -177,11 +193,25 @@ pub struct GroupQueryAttentionInputs<'a> {
 impl GroupQueryAttention {
     /// Computes the node. Always returns present key and value, as long as the longest item.
     pub fn run(&self, inputs: &GroupQueryAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
-        self.run_with(inputs, &|problem, inputs| engine.attention(problem, inputs))
+        block_on(self.run_on(inputs, engine, Waiting::Blocking), "onnx::GroupQueryAttention::run_async")
+    }
+
+    /// [`Self::run`] without blocking; see [`Engine::attention_async`].
+    pub async fn run_async(&self, inputs: &GroupQueryAttentionInputs<'_>, engine: &Engine) -> Result<AttentionOutputs> {
+        self.run_on(inputs, engine, Waiting::Async).await
+    }
+
+    async fn run_on(&self, inputs: &GroupQueryAttentionInputs<'_>, engine: &Engine, waiting: Waiting) -> Result<AttentionOutputs> {
+        let attend = async |problem: &Problem, inputs: &Inputs<'_>| engine.run(problem, inputs, waiting, &mut Progress::default()).await;
+        self.run_with(inputs, attend).await
     }
 
     /// [`Self::run`] with any function that computes attention.
-    pub(crate) fn run_with(&self, inputs: &GroupQueryAttentionInputs<'_>, attend: &AttentionFn<'_>) -> Result<AttentionOutputs> {
+    pub(crate) async fn run_with(
+        &self,
+        inputs: &GroupQueryAttentionInputs<'_>,
+        attend: impl AsyncFn(&Problem, &Inputs<'_>) -> Result<Outputs>,
+    ) -> Result<AttentionOutputs> {
         let q = three_axes("query", inputs.query, self.num_heads)?;
         let k = three_axes("key", inputs.key, self.kv_num_heads)?;
         let v = three_axes("value", inputs.value, self.kv_num_heads)?;
@@ -223,10 +253,10 @@ impl GroupQueryAttention {
             nonpad_kv_seqlen: Some(&lengths),
             ..AttentionInputs::new(query.view(), present_key.view(), present_value.view())
         };
-        let with_sinks = |problem: &Problem, inputs: &Inputs<'_>| {
-            attend(&Problem { sinks: !sinks.is_empty(), ..problem.clone() }, &Inputs { sinks: &sinks, ..*inputs })
+        let with_sinks = async |problem: &Problem, inputs: &Inputs<'_>| {
+            attend(&Problem { sinks: !sinks.is_empty(), ..problem.clone() }, &Inputs { sinks: &sinks, ..*inputs }).await
         };
-        let outputs = node.run_with(&given, Wanted::default(), &with_sinks)?;
+        let outputs = node.run_with(&given, Wanted::default(), with_sinks).await?;
         Ok(AttentionOutputs { present_key: Some(present_key), present_value: Some(present_value), ..outputs })
     }
 

@@ -17,7 +17,7 @@ pub enum Backend {
     /// Naive f64 oracle, for verification; slow.
     Oracle,
     /// First adapter, software or not, for which each word of this text is its wgpu backend or part of its name:
-    /// `vulkan`, `gl`, `metal`, `dx12`, `rtx 4090`, `llvmpipe gl`.
+    /// `vulkan`, `gl`, `metal`, `dx12`, `rtx 4090`, `llvmpipe gl`; in browsers, which show one adapter, `webgpu`.
     Adapter(String),
 }
 

@@ -1,6 +1,7 @@
 //! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
 use crate::error::{Error, Result};
+use crate::gpu::block_on;
 use crate::numbers::{DType, Random};
 use crate::problem::{Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
 use crate::terms::TERMS;
@@ -298,10 +299,23 @@ fn fit(mut p: Problem, before: &Problem) -> Problem {
 
 /// Reduces a failing case: takes the first simpler case that still `fails`, until none does.
 pub fn minimise(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
+    let reduced = block_on(async { Ok(reduce(case, async |case| fails(case)).await) }, "");
+    reduced.expect("it never waits")
+}
+
+/// [`minimise`] with a test that is awaited.
+pub(super) async fn reduce(case: Case, fails: impl AsyncFn(&Case) -> bool) -> Case {
     let mut smallest = case;
     // Each step removes an option or reduces a size, so this ends; the bound is for a nondeterministic `fails`.
     for _ in 0..500 {
-        let Some(simpler) = shrink(&smallest).find(|simpler| fails(simpler)) else { break };
+        let mut simpler = None;
+        for candidate in shrink(&smallest) {
+            if fails(&candidate).await {
+                simpler = Some(candidate);
+                break;
+            }
+        }
+        let Some(simpler) = simpler else { break };
         smallest = simpler;
     }
     smallest

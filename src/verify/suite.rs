@@ -6,16 +6,17 @@ use crate::cpu;
 use crate::custom::Term;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::gpu::{Asked, Waiting, block_on};
 use crate::numbers::DType;
 use crate::plan::DeviceClass;
-use crate::problem::{AttentionFn, BackwardInputs, Inputs, Operand, Problem, Returns, WantGradients};
+use crate::problem::{AttentionFn, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, Returns, WantGradients};
 use crate::progress::Progress;
 use crate::verify::case::Case;
 use crate::verify::compare::{gradient_errors, output_errors};
 use crate::verify::derivative::check_derivatives;
 use crate::verify::expect::{Expected, unsure_rows};
 use crate::verify::expect_backward::{AttendBackward, ExpectedGradients};
-use crate::verify::generate::{minimise, random};
+use crate::verify::generate::{random, reduce};
 use crate::verify::table::table;
 
 /// Implementation under test.
@@ -33,6 +34,41 @@ impl fmt::Debug for Candidate<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Candidate").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// Subject of the suite: a candidate, or an engine whose answers it awaits.
+#[derive(Clone, Copy)]
+enum Subject<'a> {
+    Candidate(&'a Candidate<'a>),
+    Engine(&'a Engine),
+}
+
+impl<'a> Subject<'a> {
+    fn name(self) -> &'a str {
+        match self {
+            Self::Candidate(candidate) => candidate.name,
+            Self::Engine(engine) => engine.chosen(),
+        }
+    }
+
+    /// Engine that runs the gradients, and how they are waited for.
+    fn engine(self) -> Option<(&'a Engine, Waiting)> {
+        match self {
+            Self::Candidate(candidate) => candidate.engine.map(|engine| (engine, Waiting::Blocking)),
+            Self::Engine(engine) => Some((engine, Waiting::Async)),
+        }
+    }
+
+    async fn attend(self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
+        match self {
+            Self::Candidate(candidate) => (candidate.attend)(problem, inputs),
+            Self::Engine(engine) => engine.attention_async(problem, inputs, &mut Progress::default()).await,
+        }
+    }
+}
+
+fn subjects<'a>(candidates: &'a [Candidate<'a>]) -> Vec<Subject<'a>> {
+    candidates.iter().map(Subject::Candidate).collect()
 }
 
 /// Result of a case.
@@ -84,8 +120,8 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn new(suite: &str, case: &str, candidate: &Candidate<'_>, verdict: Verdict) -> Self {
-        Self { suite: suite.into(), case: case.into(), backend: candidate.name.into(), verdict, note: String::new() }
+    pub(super) fn new(suite: &str, case: &str, backend: &str, verdict: Verdict) -> Self {
+        Self { suite: suite.into(), case: case.into(), backend: backend.into(), verdict, note: String::new() }
     }
 }
 
@@ -112,10 +148,14 @@ pub fn check(case: &Case, attend: &AttentionFn<'_>) -> Verdict {
 /// Runs `case` on `attend` and compares all outputs with `expected`, which several candidates can share. A
 /// `status` of a user's term that contradicts its `visible` is a failure.
 pub fn check_against(case: &Case, expected: &Expected, attend: &AttentionFn<'_>) -> Verdict {
+    judge(case, expected, attend(&case.problem, &case.data.inputs()))
+}
+
+fn judge(case: &Case, expected: &Expected, answer: Result<Outputs>) -> Verdict {
     if let Err(error) = cpu::check_status(&case.problem, &case.data.inputs()) {
         return Verdict::Failed(error.to_string());
     }
-    Verdict::of(attend(&case.problem, &case.data.inputs()), |outputs| output_errors(&case.problem, expected, &outputs))
+    Verdict::of(answer, |outputs| output_errors(&case.problem, expected, &outputs))
 }
 
 /// Computes all gradients of `case` with `backward` and compares them with the oracle's.
@@ -128,12 +168,19 @@ pub fn check_backward(case: &Case, backward: &AttendBackward<'_>) -> Verdict {
 
 /// Computes all gradients of `case` and compares them with `expected`, which several candidates can share.
 pub fn check_backward_against(case: &Case, expected: &ExpectedGradients, backward: &AttendBackward<'_>) -> Verdict {
+    judge_backward(case, expected, backward(&case.problem, &case.data.inputs(), &expected.inputs(), &wanted(case, expected)))
+}
+
+fn judge_backward(case: &Case, expected: &ExpectedGradients, answer: Result<Gradients>) -> Verdict {
     if unsure_rows(&case.problem, &case.data.inputs()).contains(&1.0) {
         return Verdict::Skipped("rounding may turn what a user's term shows, and with it gradients of any key".into());
     }
-    let want = WantGradients { through_lse: expected.d_lse.is_some(), ..WantGradients::all(&case.problem) };
-    let gradients = backward(&case.problem, &case.data.inputs(), &expected.inputs(), &want);
-    Verdict::of(gradients, |gradients| gradient_errors(&case.problem, expected, &gradients))
+    Verdict::of(answer, |gradients| gradient_errors(&case.problem, expected, &gradients))
+}
+
+/// Gradients that are compared: all.
+fn wanted(case: &Case, expected: &ExpectedGradients) -> WantGradients {
+    WantGradients { through_lse: expected.d_lse.is_some(), ..WantGradients::all(&case.problem) }
 }
 
 fn judged<T>(expected: Result<T>, check: impl FnOnce(T) -> Verdict) -> Verdict {
@@ -142,16 +189,21 @@ fn judged<T>(expected: Result<T>, check: impl FnOnce(T) -> Verdict) -> Verdict {
 
 /// Runs the forward pass of one case on every candidate.
 pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
+    block_on(forward_rows(suite, case, &subjects(candidates)), "verify::run_generated_async")
+}
+
+async fn forward_rows(suite: &str, case: &Case, subjects: &[Subject<'_>]) -> Result<Vec<Row>> {
     let expected = Expected::of(&case.problem, &case.data.inputs())?;
     let note = match expected.unsure_rows {
         0 => String::new(),
         rows => format!("not compared: {rows} rows, because rounding may turn what a user's term shows them"),
     };
-    let run = |candidate: &Candidate<'_>| {
-        let verdict = check_against(case, &expected, candidate.attend);
-        Row { note: note.clone(), ..Row::new(suite, &case.name, candidate, verdict) }
-    };
-    Ok(candidates.iter().map(run).collect())
+    let mut rows = Vec::new();
+    for subject in subjects {
+        let answer = subject.attend(&case.problem, &case.data.inputs()).await;
+        rows.push(Row { note: note.clone(), ..Row::new(suite, &case.name, subject.name(), judge(case, &expected, answer)) });
+    }
+    Ok(rows)
 }
 
 /// Software adapters run one in this many of the gradients that need kernels of their own.
@@ -163,7 +215,11 @@ const OTHERS: u64 = 20;
 /// of storage types. Therefore it runs only f32 problems with narrow heads, which share kernels, and one in twenty of
 /// the rest; the others are skipped with that reason.
 pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Vec<Row>> {
-    let engines: Vec<_> = candidates.iter().filter_map(|candidate| Some((candidate, candidate.engine?))).collect();
+    block_on(backward_rows(case, &subjects(candidates)), "verify::run_generated_async")
+}
+
+async fn backward_rows(case: &Case, subjects: &[Subject<'_>]) -> Result<Vec<Row>> {
+    let engines: Vec<_> = subjects.iter().filter_map(|subject| Some((subject.name(), subject.engine()?))).collect();
     if engines.is_empty() {
         return Ok(Vec::new());
     }
@@ -171,17 +227,25 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
     let is_cheap = Operand::ALL.iter().all(|&operand| p.spec(operand).dtype == DType::F32) && p.dims.head_dim.max(p.dims.head_dim_v) <= 64;
     let is_chosen = is_cheap || case.fill.seed.is_multiple_of(OTHERS);
     let expected = ExpectedGradients::of(case)?;
-    let verdict = |engine: &Engine| {
-        if !is_chosen && engine.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software) {
+    let mut rows = Vec::new();
+    for (name, (engine, waiting)) in engines {
+        let verdict = if !is_chosen && engine.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software) {
             let why = "gradients of other storage or wide heads on a software adapter, which compiles kernels for each";
-            return Verdict::Skipped(why.into());
-        }
-        check_backward_against(case, &expected, &|problem, inputs, backward, want| {
-            let stats = if case.fill.seed.is_multiple_of(2) { own_stats(engine, problem, inputs)? } else { None };
-            engine.backward(problem, inputs, &BackwardInputs { stats: stats.as_deref(), ..*backward }, want)
-        })
-    };
-    Ok(engines.into_iter().map(|(candidate, engine)| Row::new("gradients", &case.name, candidate, verdict(engine))).collect())
+            Verdict::Skipped(why.into())
+        } else {
+            judge_backward(case, &expected, gradients(engine, case, &expected, waiting).await)
+        };
+        rows.push(Row::new("gradients", &case.name, name, verdict));
+    }
+    Ok(rows)
+}
+
+/// All gradients of a case, half of the cases from the statistics of the engine's own forward pass.
+async fn gradients(engine: &Engine, case: &Case, expected: &ExpectedGradients, waiting: Waiting) -> Result<Gradients> {
+    let (problem, inputs, want) = (&case.problem, &case.data.inputs(), &wanted(case, expected));
+    let stats = if case.fill.seed.is_multiple_of(2) { own_stats(engine, problem, inputs, waiting).await? } else { None };
+    let backward = &BackwardInputs { stats: stats.as_deref(), ..expected.inputs() };
+    engine.run_backward(Asked { problem, inputs, backward, want }, waiting, &mut Progress::default()).await
 }
 
 /// Holds the derivatives of a case's users' terms against differences, as one row of the suite `derivatives`; no row if
@@ -207,9 +271,9 @@ pub fn run_derivatives(case: &Case) -> Result<Vec<Row>> {
 }
 
 /// Statistics of the engine's own forward pass, if it supports them.
-fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
+async fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting) -> Result<Option<Vec<[f32; 2]>>> {
     let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
-    match engine.attention(&problem, inputs) {
+    match engine.run(&problem, inputs, waiting, &mut Progress::default()).await {
         Err(Error::Unsupported { .. }) => Ok(None),
         outputs => outputs.map(|outputs| outputs.stats),
     }
@@ -228,6 +292,22 @@ pub fn run_generated(
     filter: &str,
     control: &mut Progress<'_>,
 ) -> Result<Vec<Row>> {
+    block_on(generated(&subjects(candidates), seed, random_cases, filter, control), "verify::run_generated_async")
+}
+
+/// [`run_generated`] on engines, without blocking: in a page it yields wherever a device computes.
+pub async fn run_generated_async(
+    engines: &[Engine],
+    seed: u64,
+    random_cases: u64,
+    filter: &str,
+    control: &mut Progress<'_>,
+) -> Result<Vec<Row>> {
+    let subjects: Vec<_> = engines.iter().map(Subject::Engine).collect();
+    generated(&subjects, seed, random_cases, filter, control).await
+}
+
+async fn generated(subjects: &[Subject<'_>], seed: u64, random_cases: u64, filter: &str, control: &mut Progress<'_>) -> Result<Vec<Row>> {
     let fixed = table()?;
     let total = fixed.len() as u64 + random_cases;
     let fixed = fixed.into_iter().map(|case| ("table", Ok(case)));
@@ -237,14 +317,14 @@ pub fn run_generated(
     for (at, (suite, case)) in fixed.chain(drawn).enumerate() {
         let case = case?;
         if case.name.contains(filter) {
-            for (candidate, mut row) in candidates.iter().zip(run_case(suite, &case, candidates)?) {
+            for (&subject, mut row) in subjects.iter().zip(forward_rows(suite, &case, subjects).await?) {
                 if suite == "random" && reduced < REDUCED && matches!(row.verdict, Verdict::Failed(_)) {
                     reduced += 1;
-                    row.verdict = Verdict::Failed(minimal_report(case.clone(), candidate.attend));
+                    row.verdict = Verdict::Failed(minimal_report(case.clone(), subject).await);
                 }
                 rows.push(row);
             }
-            rows.extend(run_backward_case(&case, candidates)?);
+            rows.extend(backward_rows(&case, subjects).await?);
             rows.extend(run_derivatives(&case)?);
         }
         control.report((at + 1) as f64 / total as f64)?;
@@ -253,7 +333,11 @@ pub fn run_generated(
 }
 
 /// Reduces a failing case and describes the result.
-fn minimal_report(case: Case, attend: &AttentionFn<'_>) -> String {
-    let smallest = minimise(case, |case| matches!(check(case, attend), Verdict::Failed(_)));
-    format!("{}, minimal: {:?} {:?}", check(&smallest, attend), smallest.problem, smallest.fill)
+async fn minimal_report(case: Case, subject: Subject<'_>) -> String {
+    let verdict = async |case: &Case| {
+        let answer = subject.attend(&case.problem, &case.data.inputs()).await;
+        judged(Expected::of(&case.problem, &case.data.inputs()), |expected| judge(case, &expected, answer))
+    };
+    let smallest = reduce(case, async |case| matches!(verdict(case).await, Verdict::Failed(_))).await;
+    format!("{}, minimal: {:?} {:?}", verdict(&smallest).await, smallest.problem, smallest.fill)
 }

@@ -232,7 +232,7 @@ pub(super) fn tables(problem: &Problem, random: &mut Random) -> Vec<u32> {
         words.extend((0..len).map(|_| match ty {
             crate::custom::TableType::F32 => random.normal().to_bits(),
             crate::custom::TableType::I32 => random.below(3) as u32,
-            crate::custom::TableType::U32 => random.below(1 << 32) as u32,
+            crate::custom::TableType::U32 => random.word(),
         }));
         if is_sorted {
             words[start..].sort_unstable();

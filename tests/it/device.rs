@@ -11,7 +11,8 @@ use wgpu_attention::plan::DeviceClass;
 use wgpu_attention::verify::{Case, Data, Fill, Verdict, check};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{
-    Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, RowSums, TensorSpec, merge, oracle,
+    Algorithm, Alignment, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Part, Problem, Progress, RowSums, TensorSpec, WantGradients,
+    merge, oracle,
 };
 
 /// Records the app's own work between two attentions: multiplies every element by -2.
@@ -185,6 +186,45 @@ fn long_work_can_be_cancelled_and_the_engine_goes_on() {
         let mut control = Default::default();
         let got = pollster::block_on(engine.attention_async(&short, &inputs, &mut control));
         assert_eq!(got.expect("computed"), expected, "{}", engine.chosen());
+    }
+}
+
+/// A warm-up compiles all that the next call needs and stops when told to; clearing changes no answer.
+#[test]
+fn kernels_can_be_compiled_beforehand() {
+    let problem = Problem::new(Dims { head_dim_v: 12, ..Dims::self_attention(1, 3, 41, 20) }).aligned(Alignment::TopLeft).causal();
+    let data = draw(6, problem.query_len());
+    let inputs = Inputs::new(&data, &data, &data[..problem.value_len()]);
+    for engine in cpu_and_adapters() {
+        let kernels = || engine.gpu().map(Gpu::pipelines_compiled);
+        let mut last = 0.0;
+        let mut follow = |done: f64| {
+            assert!(done > last);
+            last = done;
+            std::ops::ControlFlow::Continue(())
+        };
+        pollster::block_on(engine.warm_up(&problem, None, &mut Progress::new(&mut follow))).expect("compiled");
+        assert_eq!(last, 1.0, "{}", engine.chosen());
+        let compiled = kernels();
+        let outputs = engine.attention(&problem, &inputs).expect("computed");
+        assert_eq!(kernels(), compiled, "{}", engine.chosen());
+        engine.clear();
+        assert_eq!(engine.attention(&problem, &inputs).as_ref(), Ok(&outputs), "{}", engine.chosen());
+
+        let mut stop = |_: f64| std::ops::ControlFlow::Break(());
+        let want = &WantGradients::all(&problem);
+        let stopped = pollster::block_on(engine.warm_up(&problem, Some(want), &mut Progress::new(&mut stop)));
+        assert_eq!(stopped, Err(Error::Cancelled), "{}", engine.chosen());
+    }
+}
+
+/// Errors are returned by the functions themselves where they are known at once, and none are left for later.
+#[test]
+fn nothing_is_left_to_settle() {
+    for (device, queue) in devices(wgpu::Adapter::limits) {
+        let gpu = Gpu::from_device(device, queue).with_own_errors();
+        Attention::new(&gpu, &Problem::new(Dims::self_attention(1, 1, 9, 8)), Algorithm::Auto).expect("planned");
+        assert_eq!(pollster::block_on(gpu.settled()), Ok(()));
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use crate::common::bugs::BUGS;
 use crate::common::fails;
 use wgpu_attention::verify::{
-    Case, Expected, ExpectedTensor, Fill, Mismatch, Verdict, check, check_against, minimise, oracle, random, table,
+    Candidate, Case, Expected, ExpectedTensor, Fill, Mismatch, Verdict, check, check_against, minimise, oracle, random, run_generated,
+    run_generated_async, table,
 };
-use wgpu_attention::{Dims, Error, HostVec, Inputs, Layout, Outputs, Problem, Result};
+use wgpu_attention::{Backend, Dims, Error, HostVec, Inputs, Layout, Outputs, Problem, Progress, Result};
 
 /// Returns the table with its answers: bounds, and outputs of the oracle.
 fn cases() -> &'static [(Case, Expected, Outputs)] {
@@ -170,6 +171,18 @@ fn missing_and_surplus_parts_are_noticed() {
     let mut shifted = plain.problem;
     shifted.output.offset = 3;
     assert!(fails(&check(&Case::new("gap", shifted, Fill::seed(1)).expect("valid"), &gap)));
+}
+
+/// The suite has the same rows whether its answers are awaited or not.
+#[test]
+fn engines_are_awaited() {
+    let engine = crate::common::open(Backend::Cpu);
+    let attend = |problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs);
+    let candidate = Candidate { name: engine.chosen(), attend: &attend, engine: Some(&engine) };
+    let now = run_generated(&[candidate], 3, 5, "random", &mut Progress::default()).expect("cases");
+    let engines = std::slice::from_ref(&engine);
+    let awaited = pollster::block_on(run_generated_async(engines, 3, 5, "random", &mut Progress::default()));
+    assert_eq!((now.len() > 5, awaited), (true, Ok(now)));
 }
 
 #[test]

@@ -291,6 +291,8 @@ fn varlen_sequences_are_the_items_one_by_one() {
     let inputs = Inputs { cu_seqlens_q: &[0, 3, 7], cu_seqlens_kv: &[0, 3, 7], ..Inputs::new(&x, &x, &x) };
     for engine in every_engine() {
         let together = layer.forward(&engine, &problem, &inputs).expect("a valid problem").output;
+        let awaited = pollster::block_on(layer.forward_async(&engine, &problem, &inputs)).expect("a valid problem").output;
+        assert_eq!(awaited, together, "{}", engine.chosen());
         for (start, len) in [(0, 3), (3, 4)] {
             let x = &x[start * 6..(start + len) * 6];
             let alone = layer.forward(&engine, &layer.problem(1, len, len).aligned(Alignment::TopLeft).causal(), &Inputs::new(x, x, x));

@@ -1,9 +1,10 @@
 //! Autotuning: it tries every kernel and takes the fastest correct one, and its results can be saved.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Backend, Dims, Engine, Error, Inputs, Problem};
+use wgpu_attention::gpu::{Gpu, ShaderOptions};
+use wgpu_attention::{Backend, Dims, Engine, Error, Inputs, Problem, Progress};
 
 use crate::common::buffers::draw;
 use crate::common::{adapters, open};
@@ -19,6 +20,12 @@ fn winners_are_found_saved_and_used() {
         assert_eq!(tuned.trials[0].kernel, tuned.planned);
         assert!(tuned.trials.iter().all(|trial| trial.milliseconds.is_some_and(|ms| ms > 0.0)), "{tuned:?}");
         assert!(tuned.trials.iter().any(|trial| trial.kernel == tuned.winner));
+
+        let mut stop = |_: f64| ControlFlow::Break(());
+        let gpu = engine.gpu().expect("a GPU");
+        let untuned = Engine::on_gpu(Gpu::from_device(gpu.device().clone(), gpu.queue().clone()));
+        let stopped = pollster::block_on(untuned.tune_async(&problem, &inputs, Duration::MAX, &mut Progress::new(&mut stop)));
+        assert_eq!((stopped, untuned.tuned()), (Err(Error::Cancelled), Ok(String::new())));
 
         // Results survive as text, are valid for this adapter alone, and change no answer.
         let text = engine.tuned().expect("a GPU");

@@ -56,7 +56,7 @@ fn draw(random: &mut Random) -> Option<Mask> {
         (0..LENGTHS[0]).map(|_| random.normal().to_bits()).collect(),
         (0..LENGTHS[1]).map(|_| random.below(40) as u32).collect(),
         (0..LENGTHS[2]).map(|_| (random.below(9) as i32 - 2) as u32).collect::<Vec<_>>(),
-        (0..LENGTHS[3]).map(|_| if random.one_in(3) { random.below(1 << 32) } else { random.below(9) } as u32).collect(),
+        (0..LENGTHS[3]).map(|_| if random.one_in(3) { random.word() } else { random.below(9) as u32 }).collect(),
     ];
     words[2].sort_by_key(|&word| word as i32);
     Some(Mask { text, term, words })

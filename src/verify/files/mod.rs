@@ -49,9 +49,9 @@ pub fn run_dir(dir: &Path, candidates: &[Candidate<'_>], filter: &str, control: 
         rows.extend(candidates.iter().map(|candidate| match &file {
             Ok(file) => {
                 let (verdict, note) = check_on(file, candidate);
-                Row { note, ..Row::new(file.suite(), file.name(), candidate, verdict) }
+                Row { note, ..Row::new(file.suite(), file.name(), candidate.name, verdict) }
             }
-            Err(error) => Row::new("unreadable", &path.display().to_string(), candidate, Verdict::Failed(error.to_string())),
+            Err(error) => Row::new("unreadable", &path.display().to_string(), candidate.name, Verdict::Failed(error.to_string())),
         }));
         control.report((at + 1) as f64 / paths.len() as f64)?;
     }

@@ -46,7 +46,7 @@ pub(super) fn attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Give
         ..AttentionInputs::new(file.tensor("Q")?, file.tensor("K")?, file.tensor("V")?)
     };
     let wanted = Wanted { present: file.expects("present_key"), qk_matmul_output: file.expects("qk_matmul_output") };
-    Ok(give_all("Y", node.run_with(&inputs, wanted, runner.attend)?))
+    Ok(give_all("Y", runner.node(node.run_with(&inputs, wanted, runner.attention()))?))
 }
 
 pub(super) fn rotary_embedding(file: &CaseFile, _: &Runner<'_>) -> Result<Vec<Given>> {
@@ -101,7 +101,7 @@ pub(super) fn multi_head_attention(file: &CaseFile, runner: &Runner<'_>) -> Resu
         past_key: file.optional("past_key", CaseFile::tensor)?,
         past_value: file.optional("past_value", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run_with(&inputs, runner.attend)?))
+    Ok(give_all("output", runner.node(node.run_with(&inputs, runner.attention()))?))
 }
 
 pub(super) fn group_query_attention(file: &CaseFile, runner: &Runner<'_>) -> Result<Vec<Given>> {
@@ -127,5 +127,5 @@ pub(super) fn group_query_attention(file: &CaseFile, runner: &Runner<'_>) -> Res
         attention_bias: file.optional("attention_bias", CaseFile::tensor)?,
         head_sink: file.optional("head_sink", CaseFile::tensor)?,
     };
-    Ok(give_all("output", node.run_with(&inputs, runner.attend)?))
+    Ok(give_all("output", runner.node(node.run_with(&inputs, runner.attention()))?))
 }

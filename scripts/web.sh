@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Builds wgpu-attention for browsers and tests it in one.
+#
+#   scripts/web.sh setup           install what is missing (below)
+#   scripts/web.sh build           build web/ into target/web/www, an ES module
+#   scripts/web.sh test [CASES]    build, then run web/test/suite.mjs with CASES random cases of the generated suite (20): in headless
+#                                  Chromium and in Node on Dawn, both on SwiftShader, and in Node on Dawn on lavapipe
+#
+# Needs Rust for wasm32-unknown-unknown: `rustup target add wasm32-unknown-unknown`, or on Debian rustc-web, which setup installs as root or
+# with sudo. Further node 20, npm, and Chromium or Chrome (the variable CHROME names another). setup builds wasm-bindgen's program, of the
+# version in Cargo.lock, in two to ten minutes, and has npm install a driver of browsers and Dawn. All of it is in target/web.
+#
+# Dawn refuses the lavapipe of Debian 12; the lab's is new enough (scripts/gpulab.sh setup). What cannot run is said, and fails where CI is
+# set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/lib.sh
+
+target=wasm32-unknown-unknown
+out=target/web
+# Browsers with WebGPU have vectors.
+export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS="-C target-feature=+simd128"
+version=$(sed -n '/^name = "wasm-bindgen"$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
+
+setup() {
+    mkdir -p "$out"
+    has_std $target || { echo "web.sh: no Rust for browsers here: rustup target add $target" >&2; exit 1; }
+    [ "$("$out/bin/wasm-bindgen" --version 2>/dev/null)" = "wasm-bindgen $version" ] ||
+        cargo install wasm-bindgen-cli --version "$version" --no-default-features --root "$out" --target-dir "$out/cli"
+    command -v npm >/dev/null || { echo "web.sh: no npm here (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+    if ! cmp -s web/test/package-lock.json "$out/node_modules/.web-lock"; then
+        cp web/test/package.json web/test/package-lock.json "$out/"
+        (cd "$out" && npm ci --ignore-scripts --no-audit --no-fund >&2)
+        cp web/test/package-lock.json "$out/node_modules/.web-lock"
+    fi
+    find_chrome || { need chromium && find_chrome; } || { echo "web.sh: no Chromium here; CHROME can name a browser" >&2; exit 1; }
+}
+
+find_chrome() {
+    CHROME=${CHROME:-$(command -v chromium || command -v google-chrome || command -v chromium-browser)} && export CHROME
+}
+
+build() {
+    CARGO_TARGET_DIR=$out/cargo for_target $target build -p wgpu-attention-web
+    rm -rf "$out/www"
+    "$out/bin/wasm-bindgen" --target web --out-name web --out-dir "$out/www" "$out/cargo/$target/release/wgpu_attention_web.wasm"
+    echo '{ "type": "module" }' >"$out/www/package.json"
+    ls -l "$out/www" >&2
+}
+
+# Runs a program, named by what it is on; exit status 3 means that Dawn finds no adapter.
+try() {
+    local name=$1 status=0
+    shift
+    echo "== $name" >&2
+    "$@" || status=$?
+    case $status in
+        0) ;;
+        3) not_checked "$name: Dawn does not take the driver" ;;
+        *) failed=1 ;;
+    esac
+}
+
+run_tests() {
+    local random=${1:-20} failed=0 driver lavapipe
+    local options="{ \"backend\": \"webgpu\", \"random\": $random }"
+    cp web/test/*.mjs "$out/"
+    cp web/test/suite.mjs "$out/www/"
+    try "Chromium, SwiftShader" node "$out/browser.mjs" "$out/www" "$options"
+    if driver=$(scripts/swiftshader.sh); then
+        try "Dawn, SwiftShader" env VK_DRIVER_FILES="$driver" node "$out/node.mjs" "$out/www" "$options"
+    else
+        not_checked "Dawn on SwiftShader"
+    fi
+    lavapipe=(node)
+    if [ -e "${GPULAB_ROOT:-/var/lib/gpulab}/.ready" ] && [ "$(id -u)" = 0 ]; then
+        cp "$(readlink -f "$(command -v node)")" "$out/node" # the lab has no other
+        lavapipe=(scripts/gpulab.sh run lavapipe -- "$out/node")
+    fi
+    try "Dawn, lavapipe" "${lavapipe[@]}" "$out/node.mjs" "$out/www" "{ \"backend\": \"webgpu\", \"random\": $random, \"long\": true }"
+    try "CPU path" node "$out/node.mjs" "$out/www" "{ \"backend\": \"cpu\", \"random\": $random }"
+    return $failed
+}
+
+case ${1:-} in
+    setup) setup ;;
+    build) setup && build ;;
+    test) setup && build && run_tests "${2:-}" ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac
