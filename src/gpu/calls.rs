@@ -104,7 +104,7 @@ impl Calls {
             None => self.gpu.plan(problem, algorithm)?,
             Some(want) => Plan::of_backward(problem, want, self.gpu.caps())?,
         };
-        Ok(call_bytes(problem, want, &plan))
+        Ok(call_bytes(&plan))
     }
 
     /// True if a call of attention, or of the wanted gradients, is prepared and not running.

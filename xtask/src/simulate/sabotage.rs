@@ -59,7 +59,7 @@ const MOST_RUNS: usize = 48;
 
 /// Runs the command. Returns true if each change is noticed, or harmless by name.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
-    let mut tasks = tasks(args).map_err(|error| error.to_string())?;
+    let mut tasks = tasks(args.seed, args.only.as_deref(), args.random).map_err(|error| error.to_string())?;
     // These widths and this storage type have the branches of all others.
     let narrow = |name: &str| ["f32 D=64", "f32 D=67", "f32 cache D=64"].iter().any(|start| name.starts_with(start));
     tasks.retain(|task| args.only.is_some() || narrow(&task.case.name));
