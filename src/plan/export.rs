@@ -19,7 +19,7 @@ pub struct PlanExport {
     pub summary: String,
     /// Options of the problem, as `attn run` takes them: `causal=bottom-right`, `window=127,0`, ...
     pub options: Vec<String>,
-    /// What a device must have.
+    /// Features and limits that a device must have.
     pub requires: RequiredExport,
     /// Tensors that the caller binds: first those that are read, then those that are written.
     pub tensors: Vec<TensorExport>,
@@ -31,7 +31,7 @@ pub struct PlanExport {
     pub dispatches: Vec<DispatchExport>,
 }
 
-/// What a device must have to run a [`PlanExport`], by WebGPU's names.
+/// Features and limits that a device must have to run a [`PlanExport`], by WebGPU's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequiredExport {
     /// Features, such as `subgroups`.
@@ -212,7 +212,7 @@ impl Plan {
     }
 }
 
-/// Returns what a plan needs of a device.
+/// Returns the features and limits that a plan needs.
 fn required(plan: &PlanExport, shaders: &[Shader], keys: &[&KernelKey]) -> RequiredExport {
     let most = |numbers: &mut dyn Iterator<Item = u64>| numbers.max().unwrap_or(0);
     let sizes = || plan.tensors.iter().map(|tensor| tensor.bytes.next_multiple_of(4)).chain(plan.scratch.iter().copied());

@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> std::result::Result<bool, String> {
         for task in &tasks {
             let caps = DeviceCaps { specialise: task.specialise, ..caps.clone() };
             let is_new = match simulate::plan(&task.case.problem, &caps, task.algorithm) {
-                Ok(plan) => families(&plan, &task.case.problem).fold(false, |is_new, family| seen.insert(family) || is_new),
+                Ok(plan) => families(&plan, &task.case.problem).filter(|family| seen.insert(family.clone())).count() > 0,
                 Err(Error::Unsupported { .. }) => false,
                 Err(error) => return Err(format!("{} ({device}): {error}", task.case.name)),
             };
@@ -140,16 +140,16 @@ pub(crate) fn run(args: &Args) -> std::result::Result<bool, String> {
             };
             counts[count] += 1;
             if count > 0 {
-                println!("{} ({device}): {verdict}", task.case.name);
+                eprintln!("{} ({device}): {verdict}", task.case.name);
             }
         }
     }
     let [passed, failed, skipped] = counts;
-    println!("{passed} passed, {failed} failed, {skipped} skipped on {}", dawn.adapter.name);
+    eprintln!("{passed} passed, {failed} failed, {skipped} skipped on {}", dawn.adapter.name);
     Ok(failed == 0 && passed > 0 && sabotage(&dawn)?)
 }
 
-/// What a plan is an example of: its kernels by their names without sizes, the storage type of its keys, its options.
+/// Families that a plan is an example of: its kernels by their names without sizes, the storage type of its keys, its options.
 fn families(plan: &Plan, problem: &Problem) -> impl Iterator<Item = String> {
     let pass = plan.summary().split(' ').next().unwrap_or_default().to_string();
     let storage = format!("{pass} {}", problem.key.dtype);
@@ -164,6 +164,9 @@ fn families(plan: &Plan, problem: &Problem) -> impl Iterator<Item = String> {
     plan.shaders().into_iter().map(move |shader| name(shader.name)).chain([storage]).chain(options)
 }
 
+/// Change of a plan, with its name.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut PlanExport));
+
 /// Changes a plan in ways that must spoil its answer. Returns true if each was noticed.
 fn sabotage(dawn: &Dawn) -> std::result::Result<bool, String> {
     let problem = Problem::new(Dims::self_attention(1, 2, 100, 32));
@@ -172,11 +175,11 @@ fn sabotage(dawn: &Dawn) -> std::result::Result<bool, String> {
     let (own, other) = (export(&problem).map_err(|error| error.to_string())?, export(&scaled).map_err(|error| error.to_string())?);
     let pairs = own.dispatches[0].params.iter().zip(&other.dispatches[0].params);
     // The last byte has the exponent.
-    let byte = pairs.enumerate().filter(|(_, (own, other))| own != other).last().map(|(at, (_, &other))| (at, other));
+    let byte = pairs.enumerate().rfind(|(_, (own, other))| own != other).map(|(at, (_, &other))| (at, other));
     let (at, value) = byte.ok_or("the scale is no byte of the parameters")?;
     let case = Case::new("sabotage", problem, Fill::seed(1)).map_err(|error| error.to_string())?;
     let task = Task { case, algorithm: Some(Algorithm::Fused), specialise: Specialise::Always };
-    let changes: [(&str, &dyn Fn(&mut PlanExport)); 4] = [
+    let changes: [Change<'_>; 4] = [
         ("a byte of the parameters", &|plan| plan.dispatches[0].params[at] = value),
         ("a grid that lacks a workgroup", &|plan| plan.dispatches[0].grid[0] -= 1),
         ("a dispatch that is left out", &|plan| drop(plan.dispatches.pop())),
@@ -193,10 +196,10 @@ fn sabotage(dawn: &Dawn) -> std::result::Result<bool, String> {
     let mut all = true;
     for (what, change) in changes {
         if !matches!(dawn.check(&task, &caps, change), Verdict::Failed(_)) {
-            println!("not noticed: {what}");
+            eprintln!("not noticed: {what}");
             all = false;
         }
     }
-    println!("sabotage: {}", if all { "all 4 changes were noticed" } else { "this check proves nothing" });
+    eprintln!("sabotage: {}", if all { "all 4 changes were noticed" } else { "this check proves nothing" });
     Ok(all)
 }
