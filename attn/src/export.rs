@@ -14,7 +14,8 @@ Examples:
   attn export --shape 1,8,8,512,512,64 --causal --json > plan.json   the plan, for web/run-plan.mjs and others
   attn export --shape 1,32,8,1,4096,128 --dtype f16 --json > decode.json
   attn export --visible 'at.key <= at.position && at.position - at.key < 128' --json > window.json
-  attn export --stats --json > forward.json && attn export --backward --json > backward.json
+  attn export --stats --json > forward.json                          (m, l) too, which gradients read
+  attn export --backward --json > backward.json
   attn export --subgroups 32 --limit maxComputeWorkgroupStorageSize=32768 --json > apple.json
 
 Without --subgroups and --limit the plan runs on every device that has WebGPU. docs/export.md describes the JSON.";
