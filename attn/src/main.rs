@@ -8,7 +8,9 @@ mod backend;
 mod bench;
 mod devices;
 mod explain;
+mod export;
 mod failure;
+mod plan_args;
 mod report;
 mod run;
 mod shader;
@@ -63,6 +65,8 @@ enum Command {
     Tune(tune::Args),
     /// Print the WGSL that computes a problem, without a GPU
     Shader(shader::Args),
+    /// Export the plan of a problem for any WebGPU host, without a GPU
+    Export(export::Args),
     /// Render the output of `attn bench --json` as a page of tables and charts
     Report(report::Args),
 }
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
         Some(Command::Tune(args)) => tune::run(args, &mut terminal),
         Some(Command::Shader(args)) => shader::run(args, &mut terminal),
+        Some(Command::Export(args)) => export::run(args, &mut terminal),
         Some(Command::Report(args)) => report::run(args, &mut terminal),
     };
     match outcome {

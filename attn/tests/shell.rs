@@ -8,7 +8,7 @@ use std::process::Stdio;
 use common::{attn, command, folder, npy_f32, npy_i64, ran};
 use safetensors::tensor::{Dtype, TensorView};
 
-const COMMANDS: [&str; 9] = ["", "explain", "devices", "run", "shader", "verify", "bench", "tune", "report"];
+const COMMANDS: [&str; 10] = ["", "explain", "devices", "run", "shader", "export", "verify", "bench", "tune", "report"];
 
 fn help(command: &str) -> String {
     let arguments = [command, "--help"];
@@ -53,7 +53,7 @@ fn the_examples_of_the_help_run() {
     write("record.jsonl", record.into_bytes());
 
     let mut count = 0;
-    for command in ["explain", "devices", "run", "shader", "report"] {
+    for command in ["explain", "devices", "run", "shader", "export", "report"] {
         let help = help(command);
         for line in help.lines().filter(|line| line.starts_with(&format!("  attn {command} ")) && !line.contains('|')) {
             // An explanation may follow after several spaces.

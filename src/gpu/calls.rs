@@ -101,7 +101,7 @@ impl Calls {
 
     /// Bytes of the buffers of a call: of attention, or of the wanted gradients.
     pub(crate) fn bytes(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<u64> {
-        Ok(call_bytes(problem, want, &self.plan(problem, algorithm, want)?))
+        Ok(call_bytes(&self.plan(problem, algorithm, want)?))
     }
 
     fn plan(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<Plan> {

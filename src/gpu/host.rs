@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
-use super::steps::{Ready, argument};
+use super::steps::Ready;
 use super::wait::{Waiting, finished};
 use super::{Backward, Dispatches, Gpu};
 use crate::error::Result;
@@ -13,36 +13,20 @@ use crate::plan::{BufferRef, Plan};
 use crate::problem::{Algorithm, BackwardInputs, Gradients, Inputs, Operand, Outputs, Problem, WantGradients, table_bytes};
 use crate::progress::Progress;
 
-/// Arguments that a forward or a backward pass reads, and those that it writes.
-pub(super) fn arguments(is_backward: bool) -> [&'static [BufferRef]; 2] {
-    use BufferRef::*;
-    if is_backward {
-        let read = &[Query, Key, Value, Output, DOutput, DLse, Stats, Tables, Bias, Mask];
-        [read, &[DQuery, DKey, DValue, DBias, DRelativeBias, DSinks, DTermTables]]
-    } else {
-        [&[Query, Key, Value, Tables, Bias, Mask], &[Output, Lse, Stats, Scores, Weights]]
-    }
-}
-
 /// Bytes of all buffers of a call from host memory, before there are any.
-pub(super) fn call_bytes(problem: &Problem, want: Option<&WantGradients>, plan: &Plan) -> u64 {
-    let [inputs, results] = arguments(want.is_some());
-    let padded =
-        |places: &[BufferRef]| -> u64 { places.iter().filter_map(|&place| argument(problem, want, plan, place).1).map(whole_vec4s).sum() };
-    plan.scratch_bytes() + padded(inputs) + 2 * padded(results)
+pub(super) fn call_bytes(plan: &Plan) -> u64 {
+    let padded = |written: bool| -> u64 { plan.arguments(written).map(|(_, bytes)| whole_vec4s(bytes)).sum() };
+    plan.scratch_bytes() + padded(false) + 2 * padded(true)
 }
 
 /// Buffers of a problem's arguments, each with the bytes of it that are used.
 pub(super) struct Arguments(pub(super) Vec<(BufferRef, wgpu::Buffer, u64)>);
 
 impl Arguments {
-    /// Creates buffers for those of `places` that the problem has.
-    pub(super) fn new(ready: &Ready, places: &[BufferRef], usage: wgpu::BufferUsages) -> Result<Self> {
-        let make = |&place: &BufferRef| {
-            let (name, bytes) = ready.argument(place);
-            bytes.map(|bytes| Ok((place, storage(&ready.gpu, name, bytes, usage)?, bytes)))
-        };
-        places.iter().filter_map(make).collect::<Result<_>>().map(Self)
+    /// Creates buffers of these sizes in bytes.
+    pub(super) fn new(gpu: &Gpu, arguments: impl Iterator<Item = (BufferRef, u64)>, usage: wgpu::BufferUsages) -> Result<Self> {
+        let make = |(place, bytes): (BufferRef, u64)| Ok((place, storage(gpu, place.name(), bytes, usage)?, bytes));
+        arguments.map(make).collect::<Result<_>>().map(Self)
     }
 
     /// Binds a plan to the buffers of what it reads and writes.
@@ -121,11 +105,10 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
-        let [inputs, results] = arguments(ready.want.is_some());
-        let gpu = ready.gpu.clone();
+        let (gpu, plan) = (ready.gpu.clone(), &ready.plan);
         // A layer also reads back its queries, keys and values.
-        let inputs = Arguments::new(ready, inputs, refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
-        let results = Arguments::new(ready, results, wgpu::BufferUsages::COPY_SRC)?;
+        let inputs = Arguments::new(&gpu, plan.arguments(false), refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
+        let results = Arguments::new(&gpu, plan.arguments(true), wgpu::BufferUsages::COPY_SRC)?;
         let bound = inputs.bind(ready, &results)?;
         let read_back = ReadBack::new(&gpu, results.0.iter().map(|(_, buffer, bytes)| (buffer.clone(), *bytes)))?;
         let scratch_bytes = ready.plan.scratch_bytes();

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::buffers::{ReadBack, refilled};
-use super::host::{Arguments, Prepared, arguments, read_back};
+use super::host::{Arguments, Prepared, read_back};
 use super::linear::{DeviceLinear, Projection, RowMap, storage_buffer, transpose, uploaded};
 use super::{Backward, Dispatches, Gpu, Waiting};
 use crate::error::Result;
@@ -199,9 +199,8 @@ fn attention(
 ) -> Result<([wgpu::Buffer; 3], [bool; 4])> {
     let gpu = recording.gpu;
     let ready = Backward::of(gpu, problem, want)?.0;
-    let [read, written] = arguments(true);
-    let uploaded: Vec<BufferRef> = read.iter().copied().filter(|&place| place != BufferRef::DOutput).collect();
-    let mut read = Arguments::new(&ready, &uploaded, refilled(gpu))?;
+    let uploaded = ready.plan.arguments(false).filter(|&(place, _)| place != BufferRef::DOutput);
+    let mut read = Arguments::new(gpu, uploaded, refilled(gpu))?;
     read.upload(gpu, problem, inputs, |place| match place {
         BufferRef::Output => Some(bytemuck::cast_slice(context)),
         BufferRef::Stats => Some(bytemuck::cast_slice(stats)),
@@ -209,7 +208,7 @@ fn attention(
     })?;
     let bytes = d_context.size();
     read.0.push((BufferRef::DOutput, d_context, bytes));
-    let written = Arguments::new(&ready, written, wgpu::BufferUsages::COPY_SRC)?;
+    let written = Arguments::new(gpu, ready.plan.arguments(true), wgpu::BufferUsages::COPY_SRC)?;
     recording.bound.steps.extend(read.bind(&ready, &written)?.steps);
     let mut gradients = written.0.into_iter().map(|(_, buffer, bytes)| (buffer, bytes));
     let d_operands = [gradients.next(), gradients.next(), gradients.next()].map(|gradient| gradient.expect("all are wanted").0);

@@ -6,9 +6,8 @@ use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
 use crate::error::{Error, Result};
-use crate::numbers::DType;
 use crate::plan::{BindingRange, BufferRef, Plan, Step, of_slot};
-use crate::problem::{BroadcastShape, Operand, Problem, WantGradients};
+use crate::problem::{Problem, WantGradients};
 use crate::wgsl::{Access, Params, Slot};
 
 /// Plan of a problem with compiled pipelines, parameters and scratch.
@@ -22,10 +21,8 @@ pub(super) struct Ready {
     params: wgpu::Buffer,
     params_stride: u32,
     scratch: Vec<wgpu::Buffer>,
-    /// Dummy buffer for tables, bias and mask that a problem lacks, because generic variants always declare them.
-    spare: wgpu::Buffer,
-    /// Buffer for an lse that the app does not want.
-    spare_lse: wgpu::Buffer,
+    /// Dummies for tensors that kernels declare and the problem lacks.
+    dummies: Vec<wgpu::Buffer>,
     /// State of the cache that holds keys and values, if there is one.
     cache: Option<wgpu::Buffer>,
 }
@@ -71,27 +68,21 @@ impl Ready {
         let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
         let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
         let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
-        let spare = own("attention spare", 0)?;
-        let writes_lse = want.is_none() && !problem.want.lse;
-        let spare_lse = if writes_lse { own("attention lse", 4 * problem.lse_len() as u64)? } else { spare.clone() };
+        let dummies = plan.dummies.iter().map(|&bytes| own("attention dummy", bytes)).collect::<Result<_>>()?;
         let (gpu, problem, want) = (gpu.clone(), problem.clone(), want.copied());
-        Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, spare, spare_lse, cache })
-    }
-
-    /// Name of an argument of the problem, and its size in bytes if the problem has it.
-    pub(super) fn argument(&self, place: BufferRef) -> (&'static str, Option<u64>) {
-        argument(&self.problem, self.want.as_ref(), &self.plan, place)
+        Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, dummies, cache })
     }
 
     /// Binds the plan's own buffers and the given ones, which must be those that the problem has.
     pub(super) fn bind(&self, given: &Given<'_>) -> Result<Dispatches> {
         // Kernels do not check what they access.
         for &(place, binding) in given {
-            match (binding, self.argument(place)) {
-                (Some(binding), (name, Some(needed))) => check_binding(&self.gpu, name, binding, needed)?,
-                (None, (_, None)) => {}
-                (Some(_), (name, None)) => return Err(Error::invalid(name, "is bound, but the problem does not have it")),
-                (None, (name, Some(_))) => return Err(Error::invalid(name, "is not bound, but the problem needs it")),
+            let name = place.name();
+            match (binding, self.plan.tensor(place)) {
+                (Some(binding), Some(tensor)) => check_binding(&self.gpu, name, binding, tensor.bytes)?,
+                (None, None) => {}
+                (Some(_), None) => return Err(Error::invalid(name, "is bound, but the problem does not have it")),
+                (None, Some(_)) => return Err(Error::invalid(name, "is not bound, but the problem needs it")),
             }
         }
         let mut steps: Vec<BoundDispatch> = Vec::with_capacity(self.plan.steps.len());
@@ -121,8 +112,7 @@ impl Ready {
         for &(slot, place) in &step.places {
             let own = match place {
                 BufferRef::Scratch(index) => Some(&self.scratch[index]),
-                BufferRef::Tables | BufferRef::Bias | BufferRef::Mask => Some(&self.spare),
-                BufferRef::Lse => Some(&self.spare_lse),
+                BufferRef::Dummy(index) => Some(&self.dummies[index]),
                 BufferRef::Cache => self.cache.as_ref(),
                 _ => None,
             };
@@ -136,40 +126,6 @@ impl Ready {
             entries.push(wgpu::BindGroupEntry { binding: slot as u32, resource: wgpu::BindingResource::Buffer(resource) });
         }
         bind_group(&self.gpu, &self.pipelines[index], &entries)
-    }
-}
-
-/// Name of an argument of a problem or of the wanted gradients `d`, and its size in bytes if there is such a thing.
-pub(super) fn argument(p: &Problem, d: Option<&WantGradients>, plan: &Plan, place: BufferRef) -> (&'static str, Option<u64>) {
-    let stored = |dtype: DType, operand| dtype.bytes(p.operand_len(operand)) as u64;
-    let operand = |operand| Some(stored(p.spec(operand).dtype, operand));
-    let elements = |shape: BroadcastShape| shape.elements().unwrap_or(0) as u64;
-    let words = |wanted: bool, count: usize| wanted.then_some(4 * count as u64);
-    let gradient =
-        |wants: fn(&WantGradients) -> bool, operand| d.filter(|want| wants(want)).map(|want| stored(want.dtype(p, operand), operand));
-    let d_words = |wants: fn(&WantGradients) -> bool, count| words(d.is_some_and(wants), count);
-    match place {
-        BufferRef::Query => ("query", operand(Operand::Query)),
-        BufferRef::Key => ("key", operand(Operand::Key)),
-        BufferRef::Value => ("value", operand(Operand::Value)),
-        BufferRef::Output => ("output", operand(Operand::Output)),
-        BufferRef::Lse => ("lse", words(p.want.lse, p.lse_len())),
-        BufferRef::Stats => ("stats", words(p.want.stats || d.is_some(), 2 * p.lse_len())),
-        BufferRef::Tables => ("tables", words(plan.table_words > 0, plan.table_words as usize)),
-        BufferRef::Bias => ("bias", p.bias.map(|shape| 4 * elements(shape))),
-        BufferRef::Mask => ("mask", p.visibility.mask.map(elements)),
-        BufferRef::Scores => ("scores", words(p.want.scores.is_some(), p.scores_len())),
-        BufferRef::Weights => ("weights", words(p.want.weights, p.scores_len())),
-        BufferRef::DOutput => ("d_output", operand(Operand::Output)),
-        BufferRef::DLse => ("d_lse", d_words(|want| want.through_lse, p.lse_len())),
-        BufferRef::DQuery => ("d_query", gradient(|want| want.query, Operand::Query)),
-        BufferRef::DKey => ("d_key", gradient(|want| want.key, Operand::Key)),
-        BufferRef::DValue => ("d_value", gradient(|want| want.value, Operand::Value)),
-        BufferRef::DBias => ("d_bias", d_words(|want| want.bias, p.bias.and_then(BroadcastShape::elements).unwrap_or(0))),
-        BufferRef::DRelativeBias => ("d_relative_bias", d_words(|want| want.relative_bias, p.relative_bias_len())),
-        BufferRef::DSinks => ("d_sinks", d_words(|want| want.sinks, p.dims.num_heads)),
-        BufferRef::DTermTables => ("d_term_tables", d_words(|want| want.term_tables, p.d_term_tables_len())),
-        BufferRef::Cache | BufferRef::Scratch(_) => ("scratch", None),
     }
 }
 

@@ -71,7 +71,7 @@ impl Plan {
         }
         let generic = if plan.specialised { "" } else { "generic " };
         let summary = format!("backward: {generic}{}, {} B scratch", plan.steps.kernels().join("; "), plan.steps.scratch_bytes());
-        Ok(plan.steps.finish(summary))
+        Ok(plan.steps.finish(Some(want), summary))
     }
 }
 

@@ -1,11 +1,11 @@
 //! A plan under construction.
 
 use super::limits::{Piece, check_addressing, check_bytes, check_kernel, pieces, place_tables};
-use super::loops;
 use super::ranges::BindingRange;
 use super::step::{BufferRef, Plan, Step};
+use super::{loops, tensors};
 use crate::error::{Error, Result};
-use crate::problem::{Problem, TableLayout};
+use crate::problem::{Problem, TableLayout, WantGradients};
 use crate::wgsl::{DeviceCaps, Kernel, KernelKey, Params, Slot};
 
 /// A checked problem on a device, and the steps and scratch buffers so far.
@@ -126,8 +126,11 @@ impl<'a> Builder<'a> {
         self.caps.scratch_budget - self.scratch_bytes()
     }
 
-    /// Finishes the plan.
-    pub(super) fn finish(self, summary: String) -> Plan {
-        Plan { steps: self.steps, scratch: self.scratch, table_words: self.table_words, summary }
+    /// Finishes the plan of attention, or of the wanted gradients.
+    pub(super) fn finish(mut self, want: Option<&WantGradients>, summary: String) -> Plan {
+        let tensors = tensors::of(self.problem, want, self.table_words);
+        let dummies = tensors::add_dummies(self.problem, &tensors, &mut self.steps);
+        let options = self.problem.terms_text();
+        Plan { steps: self.steps, scratch: self.scratch, dummies, tensors, options, table_words: self.table_words, summary }
     }
 }

@@ -3,22 +3,79 @@
 use super::ranges::of_slot;
 use super::shader::Shader;
 use super::step::{BufferRef, Plan, Step};
-use crate::wgsl::{Slot, Source, compose};
+use crate::error::{Error, Result};
+use crate::wgsl::{Access, KernelKey, Slot};
 
-/// All that a WebGPU host needs to run a plan: kernels, and dispatches in order, with WebGPU's own barriers between.
+/// All that a WebGPU host needs to run a plan. docs/export.md describes it, and its JSON ([`Self::to_json`]).
 ///
-/// A host creates the `scratch` buffers, uploads each dispatch's `params`, binds the rest by name, and dispatches.
-/// Sizes of buffers are multiples of 16 bytes. Kernels do not check indices: a buffer must be as large as its tensor.
+/// A host compiles the kernels, creates the `scratch` buffers, uploads each dispatch's `params`, binds the caller's
+/// tensors by name, and dispatches in order, in one compute pass or several. Kernels do not check indices: a buffer
+/// must be as large as its tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanExport {
     /// Version of this format, [`Self::VERSION`].
     pub version: u32,
+    /// Summary of the plan in words.
+    pub summary: String,
+    /// Options of the problem, as `attn run` takes them: `causal=bottom-right`, `window=127,0`, ...
+    pub options: Vec<String>,
+    /// Features and limits that a device must have.
+    pub requires: RequiredExport,
+    /// Tensors that the caller binds: first those that are read, then those that are written.
+    pub tensors: Vec<TensorExport>,
+    /// Sizes of the scratch buffers in bytes, multiples of 16. Their contents need not be kept between runs.
+    pub scratch: Vec<u64>,
     /// The kernels, each once.
     pub kernels: Vec<KernelExport>,
-    /// Sizes of the scratch buffers in bytes.
-    pub scratch: Vec<u64>,
     /// Dispatches, in the order in which they run.
     pub dispatches: Vec<DispatchExport>,
+}
+
+/// Features and limits that a device must have to run a [`PlanExport`], by WebGPU's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequiredExport {
+    /// Features, such as `subgroups`.
+    pub features: Vec<&'static str>,
+    /// Limits, and the least that each must be.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Lanes that each subgroup must have; `None` if subgroups of any size will do.
+    pub subgroup_size: Option<u32>,
+}
+
+/// Tensor that the caller binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorExport {
+    /// `query`, `key`, `value`, `output`, `lse`, `stats`, `tables` ([`crate::gpu::Tables`]), `bias`, `mask`, `scores`,
+    /// `weights`, `d_output`, `d_lse`, `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or
+    /// `d_term_tables`.
+    pub name: &'static str,
+    /// True if the plan writes it, else it reads it.
+    pub written: bool,
+    /// `f32`, `f16`, `bf16`, `q8`, `q4`, `u32` or `u8` (the mask; 0 = masked).
+    pub dtype: &'static str,
+    /// Extents of the axes. Query, key, value and output: [batch, heads, sequence, width], whatever the layout.
+    pub shape: Vec<usize>,
+    /// Distances between elements along each axis, in elements.
+    pub strides: Vec<usize>,
+    /// First element.
+    pub offset: usize,
+    /// Size in bytes from the start of the binding on, without padding to whole words.
+    pub bytes: u64,
+    /// Vectors that the `tables` buffer is made up of, in order; empty for other tensors.
+    pub vectors: Vec<VectorExport>,
+}
+
+/// Vector in the `tables` buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VectorExport {
+    /// Field of [`crate::Inputs`].
+    pub name: &'static str,
+    /// `f32`, `u32` or `i32`.
+    pub dtype: &'static str,
+    /// First byte in the buffer.
+    pub offset: u64,
+    /// Number of elements.
+    pub len: u64,
 }
 
 /// A kernel of a [`PlanExport`]. Its entry point is `main`; workgroup memory need not be zeroed.
@@ -26,10 +83,14 @@ pub struct PlanExport {
 pub struct KernelExport {
     /// Name of the kernel and its shape.
     pub name: String,
-    /// Complete WGSL.
+    /// Directives that standard WGSL needs before `text`, and naga 30 rejects: `enable subgroups;`. Mostly empty.
+    pub directives: String,
+    /// Complete WGSL but for the directives.
     pub text: String,
     /// First line (from 1) and name of each file in the text, in order.
     pub files: Vec<(u32, String)>,
+    /// Threads of a workgroup, all along x.
+    pub threads: u32,
 }
 
 /// One dispatch of a [`PlanExport`].
@@ -41,7 +102,7 @@ pub struct DispatchExport {
     pub grid: [u32; 3],
     /// Contents of the buffer bound to [`BufferExport::Params`].
     pub params: Vec<u8>,
-    /// Bindings, all in group 0.
+    /// Bindings, all in group 0. All dispatches of a kernel have the same binding numbers and types.
     pub bindings: Vec<BindingExport>,
 }
 
@@ -50,6 +111,8 @@ pub struct DispatchExport {
 pub struct BindingExport {
     /// `@binding`.
     pub binding: u32,
+    /// Type of the binding, as `GPUBufferBindingType` names it: `uniform`, `read-only-storage` or `storage`.
+    pub kind: &'static str,
     /// Buffer that is bound.
     pub buffer: BufferExport,
     /// First byte that is bound.
@@ -63,12 +126,7 @@ pub struct BindingExport {
 pub enum BufferExport {
     /// The dispatch's own parameters.
     Params,
-    /// A tensor: `query`, `key`, `value`, `output`, `lse`, `stats`, `bias`, `mask`, `scores`, `weights`, `d_output`,
-    /// `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or `d_term_tables`; `tables` ([`crate::gpu::Tables`]);
-    /// `cache`, a device cache's state.
-    ///
-    /// Generic kernels always declare `tables`, `bias` and `mask`: bind 16 dummy bytes for those that the problem
-    /// lacks. A forward plan writes `lse` even if it is not wanted.
+    /// One of [`PlanExport::tensors`], by its name.
     Tensor(&'static str),
     /// Scratch buffer, by its index in [`PlanExport::scratch`].
     Scratch(usize),
@@ -81,14 +139,17 @@ impl PlanExport {
 
 impl From<&Shader> for KernelExport {
     fn from(shader: &Shader) -> Self {
-        Self::new(shader.name.clone(), shader.source.clone())
+        let Shader { name, threads, source, .. } = shader;
+        let files = source.parts().map(|(line, name)| (line as u32, name.to_string())).collect();
+        let directives = source.directives().unwrap_or_default();
+        Self { name: name.clone(), directives, text: source.text.clone(), files, threads: *threads }
     }
 }
 
 impl KernelExport {
-    fn new(name: String, source: Source) -> Self {
-        let files = source.parts().map(|(line, name)| (line as u32, name.to_string())).collect();
-        Self { name, text: source.text, files }
+    /// Returns the kernel in standard WGSL, as browsers take it.
+    pub fn standard(&self) -> String {
+        format!("{}{}", self.directives, self.text)
     }
 
     /// Locates a line of `text`, counted from 1, as `shaders/lib/score.wgsl:12`.
@@ -100,53 +161,84 @@ impl KernelExport {
 
 impl Plan {
     /// Returns the plan as plain data, to be run by any WebGPU host.
-    pub fn export(&self) -> PlanExport {
-        let mut keys = Vec::new();
-        let mut dispatches = Vec::new();
-        for step in &self.steps {
-            let kernel = keys.iter().position(|&key| key == &step.key).unwrap_or_else(|| {
-                keys.push(&step.key);
-                keys.len() - 1
-            });
-            let params = BindingExport { binding: Slot::Params as u32, buffer: BufferExport::Params, offset: 0, size: None };
-            let bindings = std::iter::once(params).chain(step.places.iter().map(|&(slot, place)| binding(step, slot, place))).collect();
-            let [x, y] = step.grid();
-            dispatches.push(DispatchExport { kernel, grid: [x, y, 1], params: bytemuck::bytes_of(&step.params).to_vec(), bindings });
+    ///
+    /// Errors: [`Error::Unsupported`] for kernels of cooperative matrices, which no standard has, and for attention on a
+    /// [`crate::gpu::DeviceCache`], whose state only this crate maintains.
+    pub fn export(&self) -> Result<PlanExport> {
+        let shaders = self.shaders();
+        if shaders.iter().any(|shader| shader.source.directives().is_none()) {
+            return Err(Error::unsupported("a plan of cooperative matrices for other hosts", "plan with DeviceCaps::matrix_size 0"));
         }
-        let kernels = keys.into_iter().map(|key| KernelExport::new(key.kernel.to_string(), compose(key))).collect();
-        PlanExport { version: PlanExport::VERSION, kernels, scratch: self.scratch.clone(), dispatches }
+        if self.steps.iter().any(|step| step.key.cached) {
+            let remedy = "plan a problem whose lengths and page table are in the tables buffer (Problem::paged)";
+            return Err(Error::unsupported("a plan on a device cache for other hosts", remedy));
+        }
+        let keys = self.keys();
+        let dispatch = |step: &Step| {
+            let bindings = step.key.bindings().into_iter().map(|(slot, access)| self.binding(step, slot, access)).collect();
+            let kernel = keys.iter().position(|&key| key == &step.key).expect("each key is listed");
+            let [x, y] = step.grid();
+            DispatchExport { kernel, grid: [x, y, 1], params: bytemuck::bytes_of(&step.params).to_vec(), bindings }
+        };
+        let mut export = PlanExport {
+            version: PlanExport::VERSION,
+            summary: self.summary.clone(),
+            options: self.options.clone(),
+            requires: RequiredExport { features: Vec::new(), limits: Vec::new(), subgroup_size: None },
+            tensors: self.tensors.iter().map(|(_, tensor)| tensor.clone()).collect(),
+            scratch: self.scratch.iter().chain(&self.dummies).map(|&bytes| bytes.next_multiple_of(16).max(16)).collect(),
+            kernels: shaders.iter().map(KernelExport::from).collect(),
+            dispatches: self.steps.iter().map(dispatch).collect(),
+        };
+        export.requires = required(&export, &shaders, &keys);
+        Ok(export)
+    }
+
+    fn binding(&self, step: &Step, slot: Slot, access: Access) -> BindingExport {
+        let kind = match access {
+            Access::Uniform => "uniform",
+            Access::Read => "read-only-storage",
+            Access::ReadWrite => "storage",
+        };
+        let buffer = match step.places.iter().find(|(own, _)| *own == slot) {
+            None => BufferExport::Params,
+            Some(&(_, BufferRef::Scratch(index))) => BufferExport::Scratch(index),
+            Some(&(_, BufferRef::Dummy(index))) => BufferExport::Scratch(self.scratch.len() + index),
+            Some((_, tensor)) => BufferExport::Tensor(tensor.name()),
+        };
+        let range = of_slot(step.bound.as_ref(), slot).map(|bound| bound.bytes.clone());
+        let (offset, size) = range.map_or((0, None), |range| (range.start, Some(range.end - range.start)));
+        BindingExport { binding: slot as u32, kind, buffer, offset, size }
     }
 }
 
-fn binding(step: &Step, slot: Slot, place: BufferRef) -> BindingExport {
-    let range = of_slot(step.bound.as_ref(), slot).map(|bound| bound.bytes.clone());
-    let (offset, size) = range.map_or((0, None), |range| (range.start, Some(range.end - range.start)));
-    BindingExport { binding: slot as u32, buffer: buffer(place), offset, size }
-}
-
-const fn buffer(place: BufferRef) -> BufferExport {
-    BufferExport::Tensor(match place {
-        BufferRef::Query => "query",
-        BufferRef::Key => "key",
-        BufferRef::Value => "value",
-        BufferRef::Output => "output",
-        BufferRef::Lse => "lse",
-        BufferRef::Stats => "stats",
-        BufferRef::Tables => "tables",
-        BufferRef::Bias => "bias",
-        BufferRef::Mask => "mask",
-        BufferRef::Scores => "scores",
-        BufferRef::Weights => "weights",
-        BufferRef::Cache => "cache",
-        BufferRef::DOutput => "d_output",
-        BufferRef::DLse => "d_lse",
-        BufferRef::DQuery => "d_query",
-        BufferRef::DKey => "d_key",
-        BufferRef::DValue => "d_value",
-        BufferRef::DBias => "d_bias",
-        BufferRef::DRelativeBias => "d_relative_bias",
-        BufferRef::DSinks => "d_sinks",
-        BufferRef::DTermTables => "d_term_tables",
-        BufferRef::Scratch(number) => return BufferExport::Scratch(number),
-    })
+/// Returns the features and limits that a plan needs.
+fn required(plan: &PlanExport, shaders: &[Shader], keys: &[&KernelKey]) -> RequiredExport {
+    let most = |numbers: &mut dyn Iterator<Item = u64>| numbers.max().unwrap_or(0);
+    let sizes = || plan.tensors.iter().map(|tensor| tensor.bytes.next_multiple_of(4)).chain(plan.scratch.iter().copied());
+    let all_bindings = || plan.dispatches.iter().flat_map(|dispatch| &dispatch.bindings);
+    let bound = |binding: &BindingExport| {
+        let whole = match binding.buffer {
+            BufferExport::Params => 0,
+            BufferExport::Tensor(name) => plan.tensors.iter().find(|tensor| tensor.name == name).map_or(0, |tensor| tensor.bytes),
+            BufferExport::Scratch(index) => plan.scratch[index],
+        };
+        binding.size.unwrap_or(whole).next_multiple_of(4)
+    };
+    let storage = |dispatch: &DispatchExport| dispatch.bindings.iter().filter(|binding| binding.kind != "uniform").count() as u64;
+    let threads = most(&mut shaders.iter().map(|shader| shader.threads.into()));
+    let uses_subgroups = plan.kernels.iter().any(|kernel| kernel.directives.contains("enable subgroups;"));
+    RequiredExport {
+        features: if uses_subgroups { vec!["subgroups"] } else { Vec::new() },
+        limits: vec![
+            ("maxBufferSize", most(&mut sizes())),
+            ("maxStorageBufferBindingSize", most(&mut all_bindings().map(bound))),
+            ("maxStorageBuffersPerShaderStage", most(&mut plan.dispatches.iter().map(storage))),
+            ("maxComputeWorkgroupStorageSize", most(&mut shaders.iter().map(|shader| shader.workgroup_bytes.into()))),
+            ("maxComputeInvocationsPerWorkgroup", threads),
+            ("maxComputeWorkgroupSizeX", threads),
+            ("maxComputeWorkgroupsPerDimension", most(&mut plan.dispatches.iter().flat_map(|dispatch| dispatch.grid).map(u64::from))),
+        ],
+        subgroup_size: keys.iter().find_map(|key| key.lanes()),
+    }
 }

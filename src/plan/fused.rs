@@ -130,7 +130,7 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
         key.workgroup_bytes(),
         plan.scratch_bytes(),
     );
-    Ok(plan.finish(summary))
+    Ok(plan.finish(None, summary))
 }
 
 /// Returns the scratch buffers of a merge.
@@ -189,7 +189,7 @@ pub(crate) fn merge_steps([parts, rows, head_dim_v]: [usize; 3], caps: &DeviceCa
     };
     let key = KernelKey { partial: true, ..plan.key(false, Kernel::Merge) };
     plan.push(key, params, 2.0 * (parts * rows * 4 * columns) as f64, partial_results)?;
-    Ok(plan.finish(String::new()).steps)
+    Ok(plan.finish(None, String::new()).steps)
 }
 
 /// Returns the tiles kernel of a shape; rows are reduced by shuffles where a subgroup holds all their threads.

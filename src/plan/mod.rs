@@ -4,6 +4,7 @@ mod backward;
 mod builder;
 mod export;
 mod fused;
+mod json;
 mod limits;
 mod loops;
 mod matrix;
@@ -14,6 +15,7 @@ mod software;
 mod staged;
 mod step;
 mod suited;
+mod tensors;
 mod term_tables;
 mod tile_list;
 mod tune;
@@ -26,7 +28,7 @@ pub(crate) use step::{BufferRef, Step};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
-pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
+pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport, RequiredExport, TensorExport, VectorExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
 pub use step::Plan;
 
@@ -84,12 +86,17 @@ impl Plan {
 
     /// Returns each kernel of the plan once, with its WGSL.
     pub fn shaders(&self) -> Vec<Shader> {
+        self.keys().into_iter().map(|key| Shader::new(key.kernel.to_string(), compose(key), key.threads(), key.workgroup_bytes())).collect()
+    }
+
+    /// Variants of the plan's kernels, each once, in the order in which they run first.
+    fn keys(&self) -> Vec<&KernelKey> {
         let mut keys: Vec<&KernelKey> = Vec::new();
         for step in &self.steps {
             if !keys.contains(&&step.key) {
                 keys.push(&step.key);
             }
         }
-        keys.into_iter().map(|key| Shader::new(key.kernel.to_string(), compose(key), key.workgroup_bytes())).collect()
+        keys
     }
 }

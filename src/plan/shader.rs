@@ -1,20 +1,22 @@
 //! Kernels as text, to be read, checked or compiled elsewhere.
 
-use crate::wgsl::{LinearKey, Source, compose_cache, compose_linear, compose_transpose, every_cache_key, every_linear_key};
+use crate::wgsl::{CacheKey, LinearKey, Source, compose_cache, compose_linear, compose_transpose, every_cache_key, every_linear_key};
 
 /// A kernel as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shader {
     /// Name of the kernel and its shape.
     pub name: String,
+    /// Threads of a workgroup, all along x.
+    pub threads: u32,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u32,
     pub(super) source: Source,
 }
 
 impl Shader {
-    pub(super) const fn new(name: String, source: Source, workgroup_bytes: u32) -> Self {
-        Self { name, workgroup_bytes, source }
+    pub(super) const fn new(name: String, source: Source, threads: u32, workgroup_bytes: u32) -> Self {
+        Self { name, threads, workgroup_bytes, source }
     }
 
     /// Complete WGSL of the kernel, as naga takes it.
@@ -36,12 +38,12 @@ impl Shader {
 
 /// Returns every variant of the kernels that maintain a cache on a device.
 pub fn cache_shaders() -> Vec<Shader> {
-    every_cache_key().into_iter().map(|key| Shader::new(key.to_string(), compose_cache(key), 0)).collect()
+    every_cache_key().into_iter().map(|key| Shader::new(key.to_string(), compose_cache(key), CacheKey::THREADS, 0)).collect()
 }
 
 /// Returns every variant of the kernels that the projections of a multi-head layer use.
 pub fn linear_shaders() -> Vec<Shader> {
-    let shader = |key: LinearKey| Shader::new(key.to_string(), compose_linear(key), key.tile.workgroup_bytes());
-    let transpose = Shader::new("transpose".into(), compose_transpose(), 0);
+    let shader = |key: LinearKey| Shader::new(key.to_string(), compose_linear(key), key.tile.threads(), key.tile.workgroup_bytes());
+    let transpose = Shader::new("transpose".into(), compose_transpose(), 64, 0);
     every_linear_key().map(shader).chain([transpose]).collect()
 }

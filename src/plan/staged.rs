@@ -72,7 +72,7 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
         parts.len(),
         plan.scratch_bytes(),
     );
-    Ok(plan.finish(summary))
+    Ok(plan.finish(None, summary))
 }
 
 fn part_params(base: &Params, part: &ScorePart, stage: ScoreStage) -> Params {

@@ -1,5 +1,6 @@
 //! Steps and buffers of a plan.
 
+use super::export::TensorExport;
 use super::ranges::BindingRange;
 use crate::wgsl::{Kernel, KernelKey, Params, Slot};
 
@@ -35,9 +36,39 @@ pub(crate) enum BufferRef {
     DTermTables,
     /// Scratch buffer of the plan, by index.
     Scratch(usize),
+    /// Dummy for a tensor that kernels declare and the problem lacks, by index in [`Plan::dummies`].
+    Dummy(usize),
 }
 
 impl BufferRef {
+    /// Name of a tensor, as callers know it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::Output => "output",
+            Self::Lse => "lse",
+            Self::Stats => "stats",
+            Self::Tables => "tables",
+            Self::Bias => "bias",
+            Self::Mask => "mask",
+            Self::Scores => "scores",
+            Self::Weights => "weights",
+            Self::Cache => "cache",
+            Self::DOutput => "d_output",
+            Self::DLse => "d_lse",
+            Self::DQuery => "d_query",
+            Self::DKey => "d_key",
+            Self::DValue => "d_value",
+            Self::DBias => "d_bias",
+            Self::DRelativeBias => "d_relative_bias",
+            Self::DSinks => "d_sinks",
+            Self::DTermTables => "d_term_tables",
+            Self::Scratch(_) | Self::Dummy(_) => "scratch",
+        }
+    }
+
     /// Returns the tensor that a slot refers to; `None` where the plan decides: params, scores, partial results.
     pub(super) fn of(slot: Slot) -> Option<Self> {
         match slot {
@@ -88,6 +119,12 @@ pub struct Plan {
     pub(crate) steps: Vec<Step>,
     /// Sizes of the scratch buffers in bytes.
     pub(crate) scratch: Vec<u64>,
+    /// Sizes in bytes of dummies for tensors that kernels declare and the problem lacks.
+    pub(crate) dummies: Vec<u64>,
+    /// Tensors that the caller binds: first those that are read.
+    pub(crate) tensors: Vec<(BufferRef, TensorExport)>,
+    /// Options of the problem, as text.
+    pub(crate) options: Vec<String>,
     pub(crate) table_words: u32,
     pub(crate) summary: String,
 }
@@ -107,6 +144,16 @@ impl Plan {
     /// Summary in words: kernel, tiles, grid, bytes of workgroup memory and of scratch.
     pub fn summary(&self) -> &str {
         &self.summary
+    }
+
+    /// Tensor that the caller binds to `place`; `None` if the problem does not have it.
+    pub(crate) fn tensor(&self, place: BufferRef) -> Option<&TensorExport> {
+        self.tensors.iter().find(|(own, _)| *own == place).map(|(_, tensor)| tensor)
+    }
+
+    /// Arguments that are written, or those that are read.
+    pub(crate) fn arguments(&self, written: bool) -> impl Iterator<Item = (BufferRef, u64)> {
+        self.tensors.iter().filter(move |(_, tensor)| tensor.written == written).map(|(place, tensor)| (*place, tensor.bytes))
     }
 
     /// Total size of the scratch buffers in bytes.

@@ -39,6 +39,44 @@ pub enum TableVector {
     Dropout,
 }
 
+impl TableVector {
+    /// Every vector, in the order of the buffer.
+    pub(crate) const ALL: [Self; COUNT] = [
+        Self::KvLengths,
+        Self::PrefixLengths,
+        Self::SegmentIdsQ,
+        Self::SegmentIdsKv,
+        Self::CuSeqlensQ,
+        Self::CuSeqlensKv,
+        Self::AlibiSlopes,
+        Self::RelativeBias,
+        Self::Sinks,
+        Self::PageTable,
+        Self::BlockList,
+        Self::TermTables,
+        Self::Dropout,
+    ];
+
+    /// Name of the field of [`crate::Inputs`], and the type of the elements.
+    pub(crate) const fn name_and_type(self) -> (&'static str, &'static str) {
+        match self {
+            Self::KvLengths => ("kv_lengths", "u32"),
+            Self::PrefixLengths => ("prefix_lengths", "u32"),
+            Self::SegmentIdsQ => ("segment_ids_q", "i32"),
+            Self::SegmentIdsKv => ("segment_ids_kv", "i32"),
+            Self::CuSeqlensQ => ("cu_seqlens_q", "u32"),
+            Self::CuSeqlensKv => ("cu_seqlens_kv", "u32"),
+            Self::AlibiSlopes => ("alibi_slopes", "f32"),
+            Self::RelativeBias => ("relative_bias", "f32"),
+            Self::Sinks => ("sinks", "f32"),
+            Self::PageTable => ("page_table", "u32"),
+            Self::BlockList => ("block_list", "u32"),
+            Self::TermTables => ("term_tables", "u32"),
+            Self::Dropout => ("dropout", "u32"),
+        }
+    }
+}
+
 /// Offset of each [`TableVector`] in the tables buffer, in words; 0 for those that the problem does not have.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

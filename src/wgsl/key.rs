@@ -448,6 +448,17 @@ impl KernelKey {
         }
     }
 
+    /// Lanes that a subgroup must have; `None` if subgroups of any size will do.
+    pub(crate) const fn lanes(&self) -> Option<u32> {
+        match self.kernel {
+            Kernel::Lanes(LaneShape { lanes, .. })
+            | Kernel::Decode(DecodeShape { lanes, .. })
+            | Kernel::QueryGradient(GradientShape::Vectors { lanes, .. })
+            | Kernel::KeyGradient(GradientShape::Vectors { lanes, .. }, _) => Some(lanes),
+            _ => None,
+        }
+    }
+
     /// Threads of a workgroup.
     pub(crate) fn threads(&self) -> u32 {
         match self.kernel {

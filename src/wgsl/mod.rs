@@ -49,10 +49,15 @@ impl Source {
         self
     }
 
+    /// Returns the directives that standard WGSL needs before the text; `None` for kernels of cooperative matrices.
+    pub(crate) fn directives(&self) -> Option<String> {
+        directives::standard(&self.text, self.parts.iter().map(|&(_, name)| name))
+    }
+
     /// Returns the kernel in standard WGSL, as Tint and browsers take it, with extensions enabled by name; `None` for
     /// kernels of cooperative matrices, which the standard does not have.
     pub(crate) fn standard(&self) -> Option<Self> {
-        let directives = directives::standard(&self.text, self.parts.iter().map(|&(_, name)| name))?;
+        let directives = self.directives()?;
         let lines = directives.lines().count();
         let mut parts = self.parts.clone();
         parts.iter_mut().skip(1).for_each(|(first, _)| *first += lines);

@@ -12,13 +12,17 @@
 //!
 //! `cargo xtask wgsl --out FOLDER` writes every kernel as standard WGSL, which `scripts/tint.sh` passes to Tint.
 //!
+//! `cargo xtask export` runs exported plans on Dawn, by web/run-plan.mjs, for `scripts/export.sh`.
+//!
 //! `cargo xtask fuzz` compares random problems on every backend with the oracle; its `--help` has examples.
 //!
 //! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the
 //! planner chooses differently, compares the answers with the oracle, and exits with 1 if the simulator finds anything.
 
 mod driver;
+mod export;
 mod fuzz;
+mod host;
 mod isa;
 mod kernels;
 mod lab;
@@ -51,6 +55,8 @@ enum Command {
     Stats(stats::Args),
     /// Compare random problems on every backend with the oracle, for as long as you like
     Fuzz(fuzz::Args),
+    /// Run exported plans on Dawn and compare the answers with the oracle
+    Export(export::Args),
     /// Write every kernel as standard WGSL, with an index of the origin of its lines
     Wgsl(wgsl::Args),
 }
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
+        Command::Export(args) => export::run(&args),
         Command::Wgsl(args) => wgsl::run(&args).map(|()| true),
     };
     match outcome {

@@ -7,7 +7,7 @@ use wgpu_attention::{
     Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec, gather,
 };
 
-use crate::simulate::stored;
+use crate::host::stored;
 
 /// Appends the keys and values of each item to a sequence of a cache, and computes the problem on the sequences.
 ///

@@ -16,7 +16,6 @@ use wgpu_attention::{Algorithm, Error, Problem, WantGradients};
 use wgpu_attention_simulator::LaneOrder;
 
 use crate::kernels::{self, SHORT};
-pub(crate) use device::stored;
 use device::{Device, Shaders};
 use log::Log;
 use variants::variants;
@@ -55,11 +54,11 @@ const SUBGROUPS: [u32; 6] = [0, 4, 8, 16, 32, 64];
 const CLASSES: [DeviceClass; 3] = [DeviceClass::Software, DeviceClass::Integrated, DeviceClass::Discrete];
 
 /// Problem with its data, and how to compute it.
-struct Task {
-    case: Case,
+pub(crate) struct Task {
+    pub(crate) case: Case,
     /// Algorithm of the forward pass; `None`: the gradients.
-    algorithm: Option<Algorithm>,
-    specialise: Specialise,
+    pub(crate) algorithm: Option<Algorithm>,
+    pub(crate) specialise: Specialise,
 }
 
 /// Runs the command. Returns true if nothing was found and every statement ran.
@@ -67,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     if args.sabotage {
         return sabotage::run(args);
     }
-    let mut tasks = tasks(args).map_err(|error| error.to_string())?;
+    let mut tasks = tasks(args.seed, args.only.as_deref(), args.random).map_err(|error| error.to_string())?;
     if args.every > 1 {
         let (first, step) = ((args.seed % args.every) as usize, args.every as usize);
         tasks = tasks.into_iter().skip(first).step_by(step).collect();
@@ -92,15 +91,16 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     Ok(found == 0 && (!whole || unreached == 0))
 }
 
-fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
+/// Returns problems that together need every kernel, those with `only` in their names, and some random ones.
+pub(crate) fn tasks(seed: u64, only: Option<&str>, random_tasks: u64) -> Result<Vec<Task>, Error> {
     let mut tasks = Vec::new();
-    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let wanted = |name: &str| only.is_none_or(|only| name.contains(only));
     for (at, (name, problem, algorithm, specialise)) in kernels::cases(&SHORT).into_iter().enumerate() {
         let others = variants(&problem, algorithm).into_iter().map(|(what, problem)| (format!("{name}, {what}"), problem));
         for (name, problem) in std::iter::once((name.clone(), problem)).chain(others).filter(|(name, _)| wanted(name)) {
             // Kernels have a slow path for a visible NaN.
             for nan in [false, true] {
-                let fill = Fill { nan, ..Fill::seed(args.seed.wrapping_add(at as u64)) };
+                let fill = Fill { nan, ..Fill::seed(seed.wrapping_add(at as u64)) };
                 let case = Case::new(name.clone(), problem.clone(), fill)?;
                 // The cases ask for specialised variants of gradients alone.
                 if algorithm.is_none() && problem.dims.head_dim < 80 {
@@ -110,7 +110,7 @@ fn tasks(args: &Args) -> Result<Vec<Task>, Error> {
             }
         }
     }
-    let drawn = (0..args.random).map(|at| random(args.seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
+    let drawn = (0..random_tasks).map(|at| random(seed.wrapping_add(at))).collect::<Result<Vec<_>, _>>()?;
     for (at, case) in table()?.into_iter().chain(drawn).enumerate().filter(|(_, case)| wanted(&case.name)) {
         let computed: &[(Option<Algorithm>, Specialise)] = &[
             (Some(Algorithm::Auto), Specialise::Always),
@@ -179,9 +179,8 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
     let bounded = roomy.clone().filter(|caps| joins_few && [0, 8, 32].contains(&caps.subgroup_size));
     let bounded = bounded.map(|caps| bounded_of(caps, task));
     for caps in roomy.chain(bounded) {
-        match plan(&task.case.problem, &caps, task.algorithm) {
+        match plan(&task.case.problem, &caps, task.algorithm).and_then(|plan| plan.export()) {
             Ok(plan) => {
-                let plan = plan.export();
                 let shuffles = plan.kernels.iter().any(|kernel| kernel.text.contains("subgroup"));
                 let size = if shuffles { caps.subgroup_size } else { 0 };
                 let texts: Vec<String> = plan.kernels.iter().map(|kernel| kernel.text.clone()).collect();
@@ -223,7 +222,7 @@ fn bounded_of(caps: DeviceCaps, task: &Task) -> DeviceCaps {
     DeviceCaps { loop_iterations, binding_bytes: 8 * longest as u64 + 1024, ..caps }
 }
 
-fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {
+pub(crate) fn plan(problem: &Problem, caps: &DeviceCaps, algorithm: Option<Algorithm>) -> Result<Plan, Error> {
     match algorithm {
         Some(algorithm) => Plan::new(problem, caps, algorithm),
         None => Plan::backward(problem, &WantGradients::all(problem), caps),

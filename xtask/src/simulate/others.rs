@@ -7,8 +7,9 @@ use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::{DType, HostVec};
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options};
 
-use super::device::{POISON, Shaders, bytes_of, f32s_of, stored, words_of};
+use super::device::{POISON, Shaders};
 use super::log::Log;
+use crate::host::{bytes_of, f32s_of, stored, words_of};
 
 /// Runs every one of them; gives the number of runs.
 pub(super) fn run(seed: u64, lanes: LaneOrder, shaders: &Shaders, log: &Log, wanted: impl Fn(&str) -> bool) -> usize {
