@@ -2,7 +2,8 @@
 //          key_range; tile_of; tile_shows_any: false if a tile is skipped; next_shown, next_span; steps_at_once: unroll
 //          factor of a loop over vec4s.
 // Expects: params, Item, Interval, is_visible, has_visible_terms, SHOWS_*; told: what terms tell of a tile without its
-//          pairs; test_told: whether is_visible asks those terms; any_thread; consts THREADS, BLOCK_ROWS, BLOCK_KEYS.
+//          pairs; test_told: whether is_visible asks those terms; any_thread; consts THREADS, BLOCK_ROWS, BLOCK_KEYS,
+//          LANES_ARE_VECTORS.
 // See: src/plan/fused.rs (the size of the grid).
 
 // Rows of `pack` query heads that share a key/value head are one block: virtual row r is row r / pack of head r % pack.
@@ -46,13 +47,20 @@ fn fused_work(workgroup: vec3<u32>) -> FusedWork {
     return FusedWork(index != NO_WORK && block.first_row < item.rows * params.pack, block, item);
 }
 
-// Blocks of a head run from last to first: under a causal mask the long ones start early.
+// Blocks of a head run from last to first: under a causal mask the long ones start early. Drivers that run lanes as vectors
+// give each thread of the processor an equal run of a dispatch: there, short blocks follow long ones, and splits their block.
 fn locate(index: u32) -> Block {
     let places = params.item_blocks;
-    let split = index / places % params.splits;
+    var split = index / places % params.splits;
+    var place = places - 1u - index % places;
+    if (LANES_ARE_VECTORS) {
+        split = index % params.splits;
+        let nth = index / params.splits % places;
+        place = select(nth / 2u, places - 1u - nth / 2u, nth % 2u == 0u);
+    }
     let pair = index / (places * params.splits);
     let heads = params.num_heads / params.pack;
-    let at = block_of(pair / heads, places - 1u - index % places, params.table_cu_seqlens_q, params.pack, BLOCK_ROWS);
+    let at = block_of(pair / heads, place, params.table_cu_seqlens_q, params.pack, BLOCK_ROWS);
     return Block(at.batch, pair % heads * params.pack, at.block * BLOCK_ROWS, split);
 }
 

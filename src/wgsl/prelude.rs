@@ -88,6 +88,7 @@ fn constants(text: &mut String, key: &KernelKey) {
     }
     gradient(text, key.kernel);
     let _ = writeln!(text, "const IS_GENERIC: bool = {};", key.generic);
+    let _ = writeln!(text, "const LANES_ARE_VECTORS: bool = {};", key.kernel.runs_lanes_as_vectors());
     let _ = writeln!(text, "const OF_TABLE: bool = {};", key.kernel.table().is_some());
     if let Kernel::TableLines(lines, _) = key.kernel {
         let _ = writeln!(text, "const LINES_ARE_KEYS: bool = {};", lines == Lines::Keys);
