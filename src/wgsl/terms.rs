@@ -83,6 +83,9 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
         let _ =
             writeln!(text, "    if ({}) {{ {sum}scored = next_score(scored, {}_score(scored.score, at)); }}", condition(*bit), term.name);
     }
+    if any_user(&|functions| functions.score.is_some()) {
+        text.push_str("    scored = next_score(scored, scored.score);\n");
+    }
     for user in users.iter().filter(|user| user.functions.score.is_some()) {
         let _ = writeln!(text, "    scored = next_user_score(scored, {}_score(scored.score, at));", user.name);
     }

@@ -1,7 +1,7 @@
 //! A user's score of -inf hides a pair as a bias of -inf does, and as `visible` does: forward and backward, on each engine.
 
 use crate::common::every_engine;
-use wgpu_attention::verify::{Case, Data, Expected, ExpectedGradients, Fill, Verdict, check_against, check_backward_against};
+use wgpu_attention::verify::{Case, Data, Expected, ExpectedGradients, Extreme, Fill, Verdict, check_against, check_backward_against};
 use wgpu_attention::{Algorithm, Alignment, BroadcastShape, Dims, HostVec, Problem, Table, Term, Varlen};
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 19, seq_len_kv: 75, head_dim: 8, head_dim_v: 8 };
@@ -71,6 +71,21 @@ fn minus_infinity_hides_as_a_bias_does() {
                     check_backward_against(case, &gradients, &|problem, inputs, given, want| engine.backward(problem, inputs, given, want));
                 assert_eq!(verdict, Verdict::Passed, "gradients of {what}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_product_that_overflows_hides_whatever_a_function_makes_of_it() {
+    let term = Term::wgsl("fn score(x: f32, at: Pair) -> f32 { return max(x, -5.0); }").expect("valid");
+    let fill = Fill { extreme: Extreme::Overflow, ..Fill::seed(20) };
+    let case = Case::new("overflow", Problem::new(DIMS).with_lse().with_term(term), fill).expect("valid");
+    let expected = Expected::of(&case.problem, &case.data.inputs()).expect("valid");
+    for engine in every_engine() {
+        for algorithm in [Algorithm::Fused, Algorithm::Staged] {
+            let engine = engine.clone().with_algorithm(algorithm);
+            let verdict = check_against(&case, &expected, &|problem, inputs| engine.attention(problem, inputs));
+            assert_eq!(verdict, Verdict::Passed, "{algorithm:?} on {}", engine.chosen());
         }
     }
 }
