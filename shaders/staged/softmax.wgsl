@@ -70,7 +70,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let old_m = m;
         for (var i = 0u; i < AT_ONCE; i++) {
             let key = first + i * ROW_THREADS;
-            let bits = select(NEGATIVE_INFINITY, scores[line + min(key, keys - 1u)], key < keys);
+            let stored = scores[line + select(first, key, key < keys)]; // none of another thread's
+            let bits = select(NEGATIVE_INFINITY, stored, key < keys);
             is_finite[i] = (bits & 0x7fffffffu) < INFINITE;
             score[i] = select(LOWEST, bitcast<f32>(bits), is_finite[i]);
             nan = select(nan, NAN_SUM, !is_finite[i] && bits != NEGATIVE_INFINITY);

@@ -45,7 +45,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/fused/tiles.wgsl", "if (largest_score_part >= INFINITE) {", "as above"),
     ("shaders/fused/merge.wgsl", "if (workgroup == NO_WORK) {", "workgroups past the last have no pair of an item and a head either"),
     ("shaders/staged/weighted_values.wgsl", "if (first / TILE % PART_TILES", "parts join the sums sooner"),
-    ("shaders/staged/softmax.wgsl", "if ((score & 0x7fffffffu) < INFINITE) {", "exp(-inf - m) is 0 here, where infinities are kept"),
+    ("shaders/software/weighted_values", "if ((first", "as above"),
     ("shaders/software/", "if (i * LANES + j < HEAD_VECS) {", "a row's elements past its end are 0, their sums are not stored"),
     ("shaders/software/", "if (i * LANES + j < VALUE_VECS) {", "as above"),
     ("shaders/lib/row_reduce_subgroup.wgsl", "workgroupBarrier();", "nobody reads workgroup memory after the sums"),
@@ -59,7 +59,7 @@ const MOST_RUNS: usize = 48;
 
 /// Runs the command. Returns true if each change is noticed, or harmless by name.
 pub(crate) fn run(args: &Args) -> Result<bool, String> {
-    let mut tasks = tasks(args).map_err(|error| error.to_string())?;
+    let mut tasks = tasks(args.seed, args.only.as_deref(), args.random).map_err(|error| error.to_string())?;
     // These widths and this storage type have the branches of all others.
     let narrow = |name: &str| ["f32 D=64", "f32 D=67", "f32 cache D=64"].iter().any(|start| name.starts_with(start));
     tasks.retain(|task| args.only.is_some() || narrow(&task.case.name));
