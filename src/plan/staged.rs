@@ -5,7 +5,7 @@ use super::limits::{check_bytes, grid};
 use super::step::{BufferRef, Plan};
 use super::{DeviceCaps, loops, software};
 use crate::error::{Error, Result};
-use crate::problem::{Operand, Problem, ScoreStage};
+use crate::problem::{Dims, Operand, Problem, ScoreStage};
 use crate::wgsl::{Kernel, Params, Slot, StagedShape};
 
 /// Bytes of the score matrix that are computed at a time where the whole matrix is not wanted.
@@ -30,7 +30,7 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
     let parts = parts(problem, caps)?;
     // Generic kernels compute whole tiles of rows.
     let generic = !caps.specialises(d.flops() / d.seq_len_q.max(1) as f64 * d.seq_len_q.next_multiple_of(StagedShape::TILE) as f64);
-    let has_groups = parts.iter().all(|part| part.pairs.is_multiple_of(d.group()));
+    let has_groups = parts.iter().all(|part| part.pairs.is_multiple_of(group(d)));
     let shape = |kernel: fn(StagedShape) -> Kernel, dim| {
         let fits = |shape: &StagedShape| {
             !generic && (has_groups || !matches!(shape, StagedShape::Few(_))) && loops::fits(kernel(*shape), &base, problem, caps)
@@ -89,6 +89,11 @@ fn part_params(base: &Params, part: &ScorePart, stage: ScoreStage) -> Params {
     }
 }
 
+/// Query heads of a key/value head, at least 1.
+fn group(d: &Dims) -> usize {
+    d.group().max(1)
+}
+
 /// Workgroups of the scores of a part.
 fn score_tiles(problem: &Problem, part: &ScorePart, shape: StagedShape) -> usize {
     let d = &problem.dims;
@@ -97,13 +102,13 @@ fn score_tiles(problem: &Problem, part: &ScorePart, shape: StagedShape) -> usize
         StagedShape::Rows(shape) => {
             part.pairs * part.rows.div_ceil(shape.block_rows() as usize) * d.seq_len_kv.div_ceil(shape.keys as usize)
         }
-        StagedShape::Few(_) => part.pairs / d.group() * d.seq_len_kv.div_ceil(StagedShape::FEW_KEYS),
+        StagedShape::Few(_) => part.pairs / group(d) * d.seq_len_kv.div_ceil(StagedShape::FEW_KEYS),
     }
 }
 
 /// Workgroups of the weighted values of a part.
 fn value_tiles(problem: &Problem, part: &ScorePart, shape: StagedShape) -> usize {
-    let (group, columns) = (problem.dims.group(), problem.dims.head_dim_v.div_ceil(4));
+    let (group, columns) = (group(&problem.dims), problem.dims.head_dim_v.div_ceil(4));
     match shape {
         StagedShape::Tiles => part.pairs * part.rows.div_ceil(StagedShape::TILE) * columns.div_ceil(StagedShape::COLUMNS),
         StagedShape::Rows(shape) => part.pairs * part.rows.div_ceil(shape.block_rows() as usize),
@@ -140,7 +145,7 @@ fn parts(problem: &Problem, caps: &DeviceCaps) -> Result<Vec<ScorePart>> {
     let mut parts = Vec::new();
     if rows_that_fit >= d.seq_len_q {
         let step = (rows_that_fit / d.seq_len_q.max(1)).max(1);
-        let step = if step > d.group() { step / d.group() * d.group() } else { step };
+        let step = if step > group(d) { step / group(d) * group(d) } else { step };
         for first_pair in (0..pairs).step_by(step) {
             parts.push(ScorePart { first_pair, pairs: step.min(pairs - first_pair), first_row: 0, rows: d.seq_len_q });
         }
