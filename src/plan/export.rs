@@ -3,6 +3,7 @@
 use super::ranges::of_slot;
 use super::shader::Shader;
 use super::step::{BufferRef, Plan, Step};
+use super::tensor::TensorExport;
 use crate::error::{Error, Result};
 use crate::wgsl::{Access, KernelKey, Slot};
 
@@ -40,42 +41,6 @@ pub struct RequiredExport {
     pub limits: Vec<(&'static str, u64)>,
     /// Lanes that each subgroup must have; `None` if subgroups of any size will do.
     pub subgroup_size: Option<u32>,
-}
-
-/// Tensor that the caller binds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorExport {
-    /// `query`, `key`, `value`, `output`, `lse`, `stats`, `tables` ([`crate::gpu::Tables`]), `bias`, `mask`, `scores`,
-    /// `weights`, `d_output`, `d_lse`, `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or
-    /// `d_term_tables`.
-    pub name: &'static str,
-    /// True if the plan writes it, else it reads it.
-    pub written: bool,
-    /// `f32`, `f16`, `bf16`, `q8`, `q4`, `u32` or `u8` (the mask; 0 = masked).
-    pub dtype: &'static str,
-    /// Extents of the axes. Query, key, value and output: [batch, heads, sequence, width], whatever the layout.
-    pub shape: Vec<usize>,
-    /// Distances between elements along each axis, in elements.
-    pub strides: Vec<usize>,
-    /// First element.
-    pub offset: usize,
-    /// Size in bytes from the start of the binding on, without padding to whole words.
-    pub bytes: u64,
-    /// Vectors that the `tables` buffer is made up of, in order; empty for other tensors.
-    pub vectors: Vec<VectorExport>,
-}
-
-/// Vector in the `tables` buffer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VectorExport {
-    /// Field of [`crate::Inputs`].
-    pub name: &'static str,
-    /// `f32`, `u32` or `i32`.
-    pub dtype: &'static str,
-    /// First byte in the buffer.
-    pub offset: u64,
-    /// Number of elements.
-    pub len: u64,
 }
 
 /// A kernel of a [`PlanExport`]. Its entry point is `main`; workgroup memory need not be zeroed.

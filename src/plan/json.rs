@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 
-use super::export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport, TensorExport, VectorExport};
+use super::export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport};
+use super::tensor::{TensorExport, VectorExport};
 
 impl PlanExport {
     /// Returns the plan as JSON: docs/export.md. A dispatch is one line.

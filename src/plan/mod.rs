@@ -15,6 +15,7 @@ mod software;
 mod staged;
 mod step;
 mod suited;
+mod tensor;
 mod tensors;
 mod term_tables;
 mod tile_list;
@@ -28,9 +29,10 @@ pub(crate) use step::{BufferRef, Step};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
-pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport, RequiredExport, TensorExport, VectorExport};
+pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport, RequiredExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
 pub use step::Plan;
+pub use tensor::{TensorExport, VectorExport};
 
 use crate::error::{Error, Result};
 use crate::problem::{Algorithm, Problem};

@@ -26,7 +26,7 @@ pub(super) fn most_keys(problem: &Problem, rows: usize, most: usize) -> usize {
     let ends = |range: Range<usize>| [range.start as i64, range.end as i64 - 1];
     let one = |x: usize| [x as i64; 2];
     let step = rows.max(1) * d.seq_len_q.div_ceil(rows.max(1)).div_ceil(MOST_BLOCKS).max(1);
-    let mut found = 0;
+    let (all, mut found) = (0..d.seq_len_kv, 0);
     // The last rows first: in a causal mask, they see most.
     for first in (0..d.seq_len_q).step_by(step).rev() {
         let rows = ends(first..d.seq_len_q.min(first + step));
@@ -36,8 +36,7 @@ pub(super) fn most_keys(problem: &Problem, rows: usize, most: usize) -> usize {
             let tile: Tile = [ends(0..d.batch), heads[0], heads[1], rows, keys, positions, keys, one(d.seq_len_q), one(d.seq_len_kv)];
             rules.iter().map(|rule| rule.of(&tile, &[])).min()
         };
-        let mut parts = vec![0..d.seq_len_kv];
-        let mut shown = 0;
+        let (mut parts, mut shown) = (Vec::from([all.clone()]), 0);
         while let Some(part) = parts.pop() {
             match status(&part) {
                 Some(Status::None) => {}

@@ -1,7 +1,7 @@
 //! Steps and buffers of a plan.
 
-use super::export::TensorExport;
 use super::ranges::BindingRange;
+use super::tensor::TensorExport;
 use crate::wgsl::{Kernel, KernelKey, Params, Slot};
 
 /// Buffer that a binding of a step refers to.

@@ -1,7 +1,7 @@
 //! Tensors that the caller of a plan binds, and dummies for those that kernels declare and the problem lacks.
 
-use super::export::{TensorExport, VectorExport};
 use super::step::{BufferRef, Step};
+use super::tensor::{TensorExport, VectorExport};
 use crate::numbers::DType;
 use crate::problem::{BroadcastShape, Operand, Problem, TableVector, Tables, WantGradients};
 

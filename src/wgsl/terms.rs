@@ -45,8 +45,7 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     );
     let _ = writeln!(text, "fn has_visible_terms() -> bool {{ return {}; }}", has(any(&|term| term.defines("visible")), shows));
     tile_status(text, key, &users, &any(&|term| term.defines("visible") && !term.defines("status")));
-    // What users' functions read of a table is clamped into it; of the other terms, those that read arrays by row and key
-    // need pairs that exist.
+    // Users' functions read tables by clamped indices; built-in terms with arrays of rows and keys need pairs that exist.
     let reads_anywhere = pairs.iter().all(|(_, term)| term.tensor.is_none() && !term.defines("visible"));
     let is_cheap = key.kernel.runs_lanes_as_vectors() && reads_anywhere && users.iter().map(User::operations).sum::<usize>() <= CHEAP;
     let _ = writeln!(text, "const EVALUATES_ALL: bool = {is_cheap};");

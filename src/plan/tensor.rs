@@ -1,0 +1,37 @@
+//! A tensor that the caller of a plan binds, as plain data.
+
+/// Tensor that the caller binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorExport {
+    /// `query`, `key`, `value`, `output`, `lse`, `stats`, `tables` ([`crate::gpu::Tables`]), `bias`, `mask`, `scores`,
+    /// `weights`, `d_output`, `d_lse`, `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or
+    /// `d_term_tables`.
+    pub name: &'static str,
+    /// True if the plan writes it, else it reads it.
+    pub written: bool,
+    /// `f32`, `f16`, `bf16`, `q8`, `q4`, `u32` or `u8` (the mask; 0 = masked).
+    pub dtype: &'static str,
+    /// Extents of the axes. Query, key, value and output: [batch, heads, sequence, width], whatever the layout.
+    pub shape: Vec<usize>,
+    /// Distances between elements along each axis, in elements.
+    pub strides: Vec<usize>,
+    /// First element.
+    pub offset: usize,
+    /// Size in bytes from the start of the binding on, without padding to whole words.
+    pub bytes: u64,
+    /// Vectors that the `tables` buffer is made up of, in order; empty for other tensors.
+    pub vectors: Vec<VectorExport>,
+}
+
+/// Vector in the `tables` buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VectorExport {
+    /// Field of [`crate::Inputs`].
+    pub name: &'static str,
+    /// `f32`, `u32` or `i32`.
+    pub dtype: &'static str,
+    /// First byte in the buffer.
+    pub offset: u64,
+    /// Number of elements.
+    pub len: u64,
+}
