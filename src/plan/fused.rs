@@ -3,7 +3,6 @@
 use super::builder::Builder;
 use super::limits::{check_bytes, grid};
 use super::ranges::{KeyRange, of_parts, parts};
-use super::shown;
 use super::step::{BufferRef, Plan, Step};
 use super::suited::{ANY, Suited};
 use super::{DeviceCaps, loops, matrix, software, tile_list};
@@ -260,8 +259,7 @@ pub(super) fn too_wide(problem: &Problem, caps: &DeviceCaps) -> Error {
 /// short, none is too short, and their results fit one buffer.
 fn splits(problem: &Problem, caps: &DeviceCaps, key: &KernelKey, blocks: usize) -> (usize, usize) {
     let d = &problem.dims;
-    let rows = d.seq_len_q.min(key.kernel.block_rows() as usize);
-    let keys = shown::most_keys(problem, rows, problem.most_keys(rows));
+    let keys = problem.most_keys(d.seq_len_q.min(key.kernel.block_rows() as usize));
     let to_fill = caps.full_grid().div_ceil(blocks.max(1));
     // A workgroup of very many keys must not take as long as a whole dispatch may.
     let to_be_short = (8.0 * problem.flops() / blocks.max(1) as f64 / caps.dispatch_flops()).ceil() as usize;

@@ -10,7 +10,6 @@ mod loops;
 mod matrix;
 mod ranges;
 mod shader;
-mod shown;
 mod software;
 mod staged;
 mod step;
