@@ -1,19 +1,14 @@
 // Defines: main: flash attention forward, whole query rows per thread, keys and values broadcast across the subgroup.
-// Expects: lib/*, load_query, load_key, load_value, store_output; THREADS, LANES, ROWS, KEYS, STEP, BLOCK_*, *_VECS.
+// Expects: lib/*, software/products.wgsl, software/sums.wgsl, store_output; THREADS, LANES, ROWS, KEYS, STEP, BLOCK_*, *_VECS.
 // See: src/oracle/forward.rs has the formulas.
 //
 // A thread keeps ROWS query rows, their unnormalised output, running max and running sum, and takes STEP keys at a
-// time: each lane loads every LANES-th vec4 of them once, then each is broadcast. On a CPU, where a lane is an element
-// of a vector, a shuffle by a constant costs one instruction, a load shared by all lanes about twelve; there is no
-// barrier. Subgroups have exactly LANES threads. Arrays are nested like the loops, to be unrolled into registers.
+// time. There is no barrier. The two products are in products.wgsl and sums.wgsl.
 
 const_assert THREADS == LANES;
 const_assert BLOCK_ROWS == THREADS * ROWS;
 const_assert BLOCK_KEYS == KEYS;
 const_assert KEYS % STEP == 0u;
-
-// Output from infinite and NaN values, kept apart so that 0 * NaN never reaches a row that masks the key. Rare.
-var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -100,17 +95,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
         }
 
         if (add_values(&acc, &shrink, &score, item, kv_head, first, range.end, lane)) {
-            for (var c = 0u; c < STEP; c++) {
-                let at = value_row(item, kv_head, min(first + c, range.end - 1u));
-                for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
-                    let v = special_part(load_value(at, e * 4u));
-                    for (var r = 0u; r < ROWS; r++) {
-                        if (bitcast<u32>(score[r][c]) != 0u) {
-                            special[r * VALUE_VECS + e] += exact_weight(score[r][c]) * v;
-                        }
-                    }
-                }
-            }
+            add_special_values(&score, item, kv_head, first, range.end);
         }
         first += STEP;
         if (has_visible_terms() && (first - range.start) % KEYS == 0u) {

@@ -1,5 +1,5 @@
 // Defines: main: as staged/scores.wgsl, with whole query rows per thread, keys broadcast across the subgroup.
-// Expects: lib/*, software/products.wgsl, scores (read_write); consts THREADS, LANES, ROWS, KEYS, STEP.
+// Expects: lib/*, staged/stage.wgsl, software/products.wgsl, scores (read_write); consts THREADS, LANES, ROWS, KEYS, STEP.
 // See: staged/scores.wgsl; src/oracle/forward.rs has the formulas.
 //
 // A workgroup, one subgroup, computes THREADS * ROWS rows x KEYS keys, STEP keys at a time.
@@ -42,17 +42,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 let row = params.first_row + local;
                 let key = first + c;
                 let is_there = row < item.rows && key < item.stored_keys;
-                let at = pair_of(item, head, row, key);
-                var scored = Scored(score[r][c], is_there);
-                if (params.score_stage == 1u) {
-                    scored.score = score_before_biases(scored.score, at);
-                }
-                if (params.score_stage == 2u) {
-                    scored = score_pair(scored.score, at, is_there && key >= keys[r].start && key < keys[r].end);
-                }
+                let bits = score_bits(score[r][c], pair_of(item, head, row, key), is_there, keys[r]);
                 if (local < params.row_count && key < end_key) {
-                    scores[(matrix_row + local) * params.seq_len_kv + key] =
-                        select(NEGATIVE_INFINITY, bitcast<u32>(scored.score), scored.visible);
+                    scores[(matrix_row + local) * params.seq_len_kv + key] = bits;
                 }
             }
         }

@@ -1,5 +1,5 @@
 // Defines: main: as staged/scores.wgsl for few query rows, with a whole key per thread, queries broadcast across the subgroup.
-// Expects: lib/*, load_query, load_key, scores (read_write); consts THREADS, LANES, KEYS, HEAD_VECS.
+// Expects: lib/*, staged/stage.wgsl, load_query, load_key, scores (read_write); consts THREADS, LANES, KEYS, HEAD_VECS.
 // See: staged/scores.wgsl; src/oracle/forward.rs has the formulas.
 //
 // A workgroup, one subgroup, computes KEYS keys of a key/value head, THREADS keys at a time, and all rows of its group.
@@ -52,18 +52,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                 }
             }
             let is_there = row < item.rows && key < item.stored_keys;
-            let at = pair_of(item, head, row, key);
-            var scored = Scored(score, is_there);
-            if (params.score_stage == 1u) {
-                scored.score = score_before_biases(scored.score, at);
-            }
-            if (params.score_stage == 2u) {
-                let keys = interval_of(item, row);
-                scored = score_pair(scored.score, at, is_there && key >= keys.start && key < keys.end);
-            }
+            let bits = score_bits(score, pair_of(item, head, row, key), is_there, interval_of(item, row));
             if (key < params.seq_len_kv) {
-                scores[(matrix_row + r) * params.seq_len_kv + key] =
-                    select(NEGATIVE_INFINITY, bitcast<u32>(scored.score), scored.visible);
+                scores[(matrix_row + r) * params.seq_len_kv + key] = bits;
             }
         }
     }

@@ -1,5 +1,6 @@
-// Defines: Sums, add_values: sums of weighted values, whole rows per thread, values broadcast across the subgroup.
-// Expects: load_value, any_thread; consts LANES, ROWS, STEP, VALUE_VECS.
+// Defines: Sums, add_values: sums of weighted values, whole rows per thread, values broadcast across the subgroup; special,
+//          add_special_values: those of values that are not finite.
+// Expects: load_value, any_thread, exact_weight; consts LANES, ROWS, STEP, VALUE_VECS.
 // See: products.wgsl, the other product.
 
 const VALUE_SLICES: u32 = (VALUE_VECS + LANES - 1u) / LANES;
@@ -37,4 +38,22 @@ fn add_values(sums: ptr<function, Sums>, scale: ptr<function, array<f32, ROWS>>,
         }
     }
     return any_thread(infinite, lane);
+}
+
+// Output from infinite and NaN values, kept apart so that 0 * NaN never reaches a row that masks the key. Rare.
+var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
+
+// Adds what add_values leaves out.
+fn add_special_values(weight: ptr<function, array<array<f32, STEP>, ROWS>>, item: Item, kv_head: u32, first: u32, end: u32) {
+    for (var c = 0u; c < STEP; c++) {
+        let at = value_row(item, kv_head, min(first + c, end - 1u));
+        for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path
+            let v = special_part(load_value(at, e * 4u));
+            for (var r = 0u; r < ROWS; r++) {
+                if (bitcast<u32>((*weight)[r][c]) != 0u) {
+                    special[r * VALUE_VECS + e] += exact_weight((*weight)[r][c]) * v;
+                }
+            }
+        }
+    }
 }

@@ -10,9 +10,6 @@ const PART: u32 = 512u; // keys that are summed before they join the total
 const_assert THREADS == LANES;
 const_assert PART % STEP == 0u;
 
-// Output from infinite and NaN values, kept apart so that 0 * NaN never reaches a row that masks the key. Rare.
-var<private> special: array<vec4<f32>, ROWS * VALUE_VECS>;
-
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let row_tiles = (params.row_count + TILE_ROWS - 1u) / TILE_ROWS;
@@ -47,17 +44,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
             }
         }
         if (add_values(&part, &scale, &weight, item, kv_head, first, item.keys, lane)) {
-            for (var c = 0u; c < STEP; c++) {
-                let at = value_row(item, kv_head, min(first + c, item.keys - 1u));
-                for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
-                    let v = special_part(load_value(at, e * 4u));
-                    for (var r = 0u; r < ROWS; r++) {
-                        if (bitcast<u32>(weight[r][c]) != 0u) {
-                            special[r * VALUE_VECS + e] += exact_weight(weight[r][c]) * v;
-                        }
-                    }
-                }
-            }
+            add_special_values(&weight, item, kv_head, first, item.keys);
         }
         if ((first + STEP) % PART == 0u || first + STEP >= item.keys) {
             for (var r = 0u; r < ROWS; r++) {

@@ -1,5 +1,5 @@
 // Defines: main: scores of a part of the score matrix: scale * Q K^T, then softcap, biases, masks up to score_stage.
-// Expects: lib/*, load_query, load_key, scores (read_write); head_vecs.
+// Expects: lib/*, staged/stage.wgsl, load_query, load_key, scores (read_write); head_vecs.
 // See: src/oracle/forward.rs has the formulas.
 //
 // A workgroup computes 32 rows x 32 keys, a thread 4 x 4 of them. Queries and keys pass through workgroup memory 32
@@ -84,15 +84,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 continue;
             }
             let is_there = row < item.rows && key < item.stored_keys;
-            var scored = Scored(products[c], is_there);
-            if (is_there && params.score_stage == 1u) {
-                scored.score = score_before_biases(scored.score, pair_of(item, head, row, key));
-            }
-            if (params.score_stage == 2u) {
-                let inside = is_there && key >= visible_keys.start && key < visible_keys.end;
-                scored = score_pair(scored.score, pair_of(item, head, row, key), inside);
-            }
-            scores[line + key] = select(NEGATIVE_INFINITY, bitcast<u32>(scored.score), scored.visible);
+            scores[line + key] = score_bits(products[c], pair_of(item, head, row, key), is_there, visible_keys);
         }
     }
 }

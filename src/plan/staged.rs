@@ -39,10 +39,9 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
     };
     let (of_scores, of_values) = (shape(Kernel::Scores, d.head_dim), shape(Kernel::WeightedValues, d.head_dim_v));
     let (scores, values) = (Kernel::Scores(of_scores), Kernel::WeightedValues(of_values));
-    // Threads of a row, of 64 in a workgroup.
-    let one_each = Kernel::Softmax(1);
-    let has_rows = matches!(of_scores, StagedShape::Rows(_)) && loops::fits(one_each, &base, problem, caps);
-    let softmax = if has_rows { one_each } else { Kernel::Softmax(64) };
+    let takes_rows = matches!(of_scores, StagedShape::Rows(_)) && loops::fits(Kernel::Softmax(1), &base, problem, caps);
+    let row_threads = if takes_rows { 1 } else { 64 };
+    let softmax = Kernel::Softmax(row_threads);
     let workgroup_bytes = plan.key(generic, scores).workgroup_bytes();
     let matrix = if problem.want.weights {
         BufferRef::Weights
@@ -62,8 +61,7 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
     for part in &parts {
         let params = part_params(&base, part, ScoreStage::Masked);
         push(scores, params, score_tiles(problem, part, of_scores), flops(problem, part, d.head_dim), matrix)?;
-        let rows = if softmax == one_each { 64 } else { 1 };
-        push(softmax, params, part.pairs * part.rows.div_ceil(rows), flops(problem, part, 4), matrix)?;
+        push(softmax, params, part.pairs * part.rows.div_ceil(64 / row_threads as usize), flops(problem, part, 4), matrix)?;
         push(values, params, value_tiles(problem, part, of_values), flops(problem, part, d.head_dim_v), matrix)?;
     }
     let summary = format!(

@@ -47,9 +47,11 @@ impl KernelKey {
             Kernel::Matrix(_) => [FUSED, files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
-            Kernel::Scores(StagedShape::Tiles) => [&[], &[], files!("staged/scores.wgsl")],
-            Kernel::Scores(StagedShape::Rows(_)) => [&[], files!("software/products.wgsl"), files!("software/scores.wgsl")],
-            Kernel::Scores(StagedShape::Few(_)) => [&[], &[], files!("software/scores_of_few.wgsl")],
+            Kernel::Scores(StagedShape::Tiles) => [&[], &[], files!("staged/stage.wgsl", "staged/scores.wgsl")],
+            Kernel::Scores(StagedShape::Rows(_)) => {
+                [files!("staged/stage.wgsl"), files!("software/products.wgsl"), files!("software/scores.wgsl")]
+            }
+            Kernel::Scores(StagedShape::Few(_)) => [&[], files!("staged/stage.wgsl"), files!("software/scores_of_few.wgsl")],
             Kernel::Softmax(_) => [&[], &[], files!("staged/softmax.wgsl")],
             Kernel::WeightedValues(StagedShape::Tiles) => [&[], &[], files!("staged/weighted_values.wgsl")],
             Kernel::WeightedValues(StagedShape::Rows(_)) => {
