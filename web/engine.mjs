@@ -5,8 +5,8 @@ import { Gpu, describe, nameOf } from './gpu.mjs';
 import { Jobs } from './jobs.mjs';
 import { load } from './load.mjs';
 
-// Calls that are kept, least recently used first, and the bytes of their buffers.
-const KEPT = 32;
+// Buffers of the calls that are kept, in number, and in bytes. The most recent call is kept even if it has more.
+const KEPT_BUFFERS = 36;
 const KEPT_BYTES = 2 ** 30;
 
 export async function createEngine(options = {}) {
@@ -267,10 +267,10 @@ export class Engine {
     const before = this.#take(key);
     if (before) destroyKept(before);
     this.#kept.set(key, kept);
-    for (const [oldest, { call }] of this.#kept) {
-      if (this.#kept.size <= KEPT && (this.#kept.size === 1 || this.keptBytes <= KEPT_BYTES)) break;
-      destroyKept(this.#kept.get(oldest));
-      this.#kept.delete(oldest);
+    for (const oldest of this.#kept.keys()) {
+      const buffers = [...this.#kept.values()].reduce((sum, { call }) => sum + call.buffers, 0);
+      if (this.#kept.size === 1 || (buffers <= KEPT_BUFFERS && this.keptBytes <= KEPT_BYTES)) break;
+      destroyKept(this.#take(oldest));
     }
   }
 }
@@ -281,7 +281,7 @@ function destroyKept({ call, planned }) {
 }
 
 /** Module that a request needs. */
-export const moduleOf = ({ score, visible }) => (score === undefined && visible === undefined ? 'core' : 'full');
+export const moduleOf = ({ score, visible, tables }) => ((score ?? visible ?? tables) === undefined ? 'core' : 'full');
 
 // Requests with equal keys are equal up to their data. Signals and functions are no part of it.
 function keyOf({ query, key, value, dOutput, signal, seconds, ...problem }) {

@@ -52,7 +52,8 @@ impl TriedKernels {
     pub fn of_attention(&mut self, plan: &Plan, problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Option<Canary>> {
         let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
         let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
-        let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
+        // A kernel that is asked for by name is specialised; devices have few generic ones, and all problems take the first.
+        let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged && !plan.key().generic);
         let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
         let Some((new, tried)) = self.plan(plan, caps, plan_tiny) else { return Ok(None) };
         let data = TinyData::new(&tiny)?;
@@ -241,6 +242,35 @@ impl TinyData {
             sinks: &self.sinks,
             relative_bias: &self.relative_bias,
             ..Inputs::new(query, key, value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::DeviceClass;
+
+    #[test]
+    fn every_variant_has_a_tiny_problem_until_it_is_tried() {
+        let problem = Problem::new(Dims::self_attention(1, 2, 40, 32));
+        let software = DeviceCaps { class: DeviceClass::Software, ..DeviceCaps::webgpu_defaults() };
+        let lanes = DeviceCaps { subgroup_size: 4, subgroup_max: 4, ..software.clone() };
+        for caps in [DeviceCaps::webgpu_defaults(), software, lanes] {
+            for specialise in [Specialise::Never, Specialise::Always] {
+                for algorithm in [Algorithm::Fused, Algorithm::Staged] {
+                    let caps = DeviceCaps { specialise, ..caps.clone() };
+                    let plan = Plan::new(&problem, &caps, algorithm).expect("planned");
+                    let mut tried = TriedKernels::default();
+                    let canary = tried.of_attention(&plan, &problem, &caps, algorithm).expect("planned");
+                    tried.add(canary.unwrap_or_else(|| panic!("`{}` is not tried", plan.summary())));
+                    assert!(tried.of_attention(&plan, &problem, &caps, algorithm).expect("planned").is_none());
+                }
+                let want = WantGradients::all(&problem);
+                let plan = Plan::backward(&problem, &want, &caps).expect("planned");
+                let canary = TriedKernels::default().of_gradients(&plan, &problem, &want, &caps).expect("planned");
+                assert!(canary.is_some(), "`{}` is not tried", plan.summary());
+            }
         }
     }
 }

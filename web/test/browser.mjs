@@ -1,6 +1,6 @@
 // Runs suite.mjs in a page of headless Chromium on SwiftShader. Exits with 1 if anything is wrong.
 //
-//   node browser.mjs FOLDER OPTIONS     FOLDER has the package and suite.mjs; OPTIONS are those of suite.mjs, as JSON
+//   node browser.mjs FOLDER OPTIONS     FOLDER has suite.mjs and what it imports; OPTIONS are passed to its run(), as JSON
 //
 // The environment variable CHROME names the browser.
 import { createReadStream, existsSync, mkdtempSync, rmSync } from 'node:fs';
@@ -52,10 +52,8 @@ try {
   page.on('console', (message) => console.log(`  page: ${message.text()}`));
   await page.goto(`http://127.0.0.1:${server.address().port}/`);
   result = await page.evaluate(async (options) => {
-    const web = await import('/web.js');
-    await web.default();
     const { run } = await import('/suite.mjs');
-    return run(web, options);
+    return run(options);
   }, JSON.parse(options));
 } catch (error) {
   result = { report: [], failures: [String(error)] };
