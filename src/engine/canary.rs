@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::agreement::{agrees, agrees_at};
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{Asked, Gpu, Trial, Waiting, gradients_of_plan};
+use crate::gpu::{Asked, Gpu, Trial, Waiting};
 use crate::numbers::HostVec;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
@@ -157,7 +157,7 @@ async fn differentiates(
     let backward =
         BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(&forward.output, d_output) };
     let expected = cpu::backward::attention(problem, inputs, &backward, want, &mut Progress::default())?;
-    let got = gradients_of_plan(gpu, Asked { problem, inputs, backward: &backward, want }, plan, waiting).await?;
+    let got = Trial::backward(gpu, Asked { problem, inputs, backward: &backward, want }, plan)?.gradients(waiting).await?;
     // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
     let least = problem.effective_scale().abs().max(1.0);
     let all = |of: Gradients| {

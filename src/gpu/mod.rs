@@ -82,5 +82,5 @@ pub(crate) use adapter::{choose, choose_every};
 pub(crate) use calls::{Asked, Calls};
 pub(crate) use layer::{LayerBackwardParts, LayerBackwardResults, LayerParts, ProjectionBackward, layer, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
-pub(crate) use trial::{Trial, gradients_of_plan};
+pub(crate) use trial::Trial;
 pub(crate) use wait::{Waiting, block_on};
