@@ -15,6 +15,7 @@ use crate::problem::{
     WantGradients,
 };
 use crate::progress::Progress;
+use crate::terms::TermSet;
 use crate::wgsl::{Kernel, KernelKey};
 
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
@@ -39,7 +40,7 @@ pub(crate) async fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, wa
     }
     let plan = gpu.plan(problem, algorithm)?;
     let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
-    let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
+    let tiny = tiny(problem, &plan, ROWS, if merges { MERGED_KEYS } else { KEYS });
     let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
     let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
     let is_right = async |plan, inputs: &Inputs<'_>, _: &HostVec| computes(gpu, &tiny, inputs, plan, waiting).await;
@@ -52,7 +53,7 @@ pub(crate) async fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGrad
         return Ok(());
     }
     let plan = Plan::of_backward(problem, want, gpu.caps())?;
-    let tiny = tiny(problem, KEYS, KEYS);
+    let tiny = tiny(problem, &plan, KEYS, KEYS);
     // A tiny problem has no terms of the user's, and none of their tables.
     let want = &WantGradients { term_tables: false, ..*want };
     let is_right =
@@ -93,8 +94,9 @@ async fn check_plan(
     Ok(())
 }
 
-/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay.
-fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
+/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay; where a kernel
+/// of `plan` has switches for some that are gone, a mask keeps it.
+fn tiny(problem: &Problem, plan: &Plan, rows: usize, keys: usize) -> Problem {
     let d = &problem.dims;
     let dims = Dims {
         batch: 1,
@@ -115,7 +117,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
     visibility.block_list = visibility.block_list.map(|_| BlockList::new(2, 4));
-    Problem {
+    let mut tiny = Problem {
         user_terms: Vec::new(),
         dims,
         query: spec(problem.query),
@@ -131,7 +133,12 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         varlen: None,
         paged: None,
         ..problem.clone()
+    };
+    let pair_terms = |of: TermSet| of.and(TermSet::pairs()) != TermSet::default();
+    if !pair_terms(TermSet::of(&tiny)) && plan.steps.iter().any(|step| step.key.is_switched() && pair_terms(step.key.terms)) {
+        tiny.visibility.mask = Some(BroadcastShape(shape));
     }
+    tiny
 }
 
 /// True if the device's answer agrees with the CPU's.
