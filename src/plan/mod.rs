@@ -2,6 +2,7 @@
 
 mod backward;
 mod builder;
+mod cache_step;
 mod export;
 mod fused;
 mod json;
@@ -21,6 +22,7 @@ mod tile_list;
 mod tune;
 
 pub(crate) use builder::CacheWords;
+pub(crate) use cache_step::CacheStep;
 pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use limits::{Piece, check_bytes, grid, pieces};
 pub(crate) use ranges::{BindingRange, of_slot};
