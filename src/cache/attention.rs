@@ -60,6 +60,7 @@ impl CachePlan {
                 }
             }
             let words = CacheWords {
+                state: self.size().state_words() as u32,
                 kv_lengths: slots.start as u32,
                 page_table: self.size().page_table(slots.start) as u32,
                 num_heads: problem.dims.num_heads,

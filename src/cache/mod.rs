@@ -28,6 +28,7 @@
 //! ```
 
 mod attention;
+mod export;
 mod host;
 mod ledger;
 mod plan;

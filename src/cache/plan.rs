@@ -140,7 +140,7 @@ impl CachePlan {
         let (layer, banks) = (self.shape.layer(layer)?, self.banks(layer)?);
         Error::check_sizes([("copies", copies)])?;
         let [key, value] = layer.sides().map(|(dim, dtype)| {
-            let page_words = dtype.bytes(dim) / 4 * (layer.num_kv_heads / banks) * self.shape.page_size;
+            let page_words = (dtype.bytes(dim) / 4).saturating_mul(layer.num_kv_heads / banks).saturating_mul(self.shape.page_size);
             let params = CacheParams { copies: copies as u32, page_words: page_words as u32, ..CacheParams::default() };
             CacheStep::new(CacheKey::CopyPages, params, copies.saturating_mul(page_words), &self.caps)
         });
