@@ -27,14 +27,23 @@
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
 
+mod attention;
+mod export;
 mod host;
+mod ledger;
+mod plan;
 mod pool;
+mod rows;
 mod shape;
 
 pub use host::KvCache;
 #[cfg(feature = "verify")]
 pub(crate) use host::write_slots;
+pub use ledger::{Growth, Ledger, StateWrite};
+pub use plan::{AppendSpec, CachePlan, RotationSpec};
 #[cfg(feature = "verify")]
 pub(crate) use pool::slots;
 pub use pool::{Append, PagePool, SequenceId, Slots};
-pub use shape::{CacheShape, LayerShape, Queries};
+pub use rows::RotarySpec;
+pub(crate) use rows::row_strides;
+pub use shape::{CacheShape, CacheSize, LayerShape, Queries};

@@ -277,6 +277,17 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
+impl Access {
+    /// Type of the binding, as `GPUBufferBindingType` names it.
+    pub(crate) const fn kind(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Read => "read-only-storage",
+            Self::ReadWrite => "storage",
+        }
+    }
+}
+
 impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
