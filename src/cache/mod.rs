@@ -26,6 +26,9 @@
 //! assert_eq!(engine.attention(&problem, &inputs)?.output.to_f32(), [1.0; 4]);
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
+//!
+//! A cache on a device is decided here and executed by [`crate::gpu::DeviceCache`], or by any other WebGPU host:
+//! [`CachePlan`] has the sizes of its buffers and its dispatches, [`Ledger`] its bookkeeping.
 
 mod attention;
 mod export;
