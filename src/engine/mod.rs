@@ -3,8 +3,10 @@
 mod agreement;
 pub(crate) mod canary;
 mod device_time;
+mod tiny;
 mod tune;
 
+pub use tiny::{Canary, TriedKernels};
 pub use tune::{Tuned, TunedKernel};
 
 use std::sync::Arc;

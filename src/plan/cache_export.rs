@@ -26,7 +26,8 @@ impl PlanExport {
             }
             let kernel = keys.iter().position(|&key| key == step.key).expect("each key is listed");
             let ([x, y], params) = (step.grid, bytemuck::bytes_of(&step.params).to_vec());
-            dispatches.push(DispatchExport { kernel, grid: [x, y, 1], params, bindings });
+            let flops = f64::from(step.params.workgroups) * f64::from(CacheKey::THREADS);
+            dispatches.push(DispatchExport { kernel, grid: [x, y, 1], params, bindings, flops });
             names.push(format!("{} in {x}x{y} workgroups", step.key));
         }
         tensors.sort_by_key(|tensor| tensor.written);
