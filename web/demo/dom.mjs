@@ -12,14 +12,15 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** Table with a caption; the first column has row headings, columns from the second on are numbers where `numbers` is set. */
-export function table(caption, headings, rows, { numbers = true } = {}) {
-  const cell = (text, at) => (at === 0 ? element('th', { scope: 'row' }, text) : element('td', { class: numbers && 'number' }, text));
+/** Table with a caption; the first column has row headings, columns from `numbersFrom` on are numbers. */
+export function table(caption, headings, rows, { numbersFrom = 1 } = {}) {
+  const kind = (at) => at >= numbersFrom && 'number';
+  const cell = (text, at) => (at === 0 ? element('th', { scope: 'row' }, text) : element('td', { class: kind(at) }, text));
   return element(
     'table',
     {},
     element('caption', {}, caption),
-    element('thead', {}, element('tr', {}, ...headings.map((text, at) => element('th', { scope: 'col', class: numbers && at > 0 && 'number' }, text)))),
+    element('thead', {}, element('tr', {}, ...headings.map((text, at) => element('th', { scope: 'col', class: kind(at) }, text)))),
     element('tbody', {}, ...rows.map((row) => element('tr', {}, ...row.map(cell)))),
   );
 }

@@ -1,5 +1,8 @@
 // Drawing of a heat map: cells, names, and the outlines of the chosen row and cell.
 
+/** Decades of a logarithmic scale. */
+export const DECADES = 4;
+
 const STOPS = 6;
 // Cells a side up to which each is a rectangle with a gap; beyond, a cell is a pixel of an image.
 const MAX_CELLS = 64;
@@ -48,7 +51,8 @@ function ramp(stops) {
   });
 }
 
-function layout(width, height, { rowNames }) {
+/** Rectangle of the cells of a map of so many pixels. */
+export function layout(width, height, { rowNames }) {
   const isNarrow = width < 440;
   const [left, top, right] = rowNames ? (isNarrow ? [70, 56, 34] : [96, 76, 52]) : [40, 22, 6];
   return { left, top, width: width - left - right, height: height - top - 6 };
@@ -72,11 +76,13 @@ function hatching({ surface, hatch }, ratio) {
   return tile;
 }
 
-/** Place in the ramp of a cell: 0 to 255, or -1 if it is hidden. */
-function shade({ weights, visible, most }, at) {
+/** Place in the ramp of a cell: 0 to 255, or -1 if it is masked. */
+function shade({ weights, visible, most, isLogarithmic }, at) {
   if (visible && visible[at] === 0) return -1;
   if (!weights) return 170;
-  return most > 0 ? Math.round(255 * Math.min(Math.max(weights[at] / most, 0), 1)) : 0;
+  const share = most > 0 ? weights[at] / most : 0;
+  const place = isLogarithmic ? 1 + Math.log10(share) / DECADES : share;
+  return Math.round(255 * Math.min(Math.max(place, 0), 1));
 }
 
 function rectangle({ left, top, width, height }, { rows, columns }, row, column) {

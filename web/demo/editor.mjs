@@ -65,7 +65,7 @@ export class Editor {
     const line = this.text.split('\n')[at.line - 1] ?? '';
     const length = /^\w+/.exec(line.slice(at.column - 1))?.[0].length ?? 1;
     const underline = element('span', { class: 'underline' });
-    const text = element('span', { class: 'why' }, at.why);
+    const text = element('span', { class: 'why' }, element('small', {}, at.why));
     for (const mark of [underline, text]) mark.style.setProperty('--line', at.line);
     underline.style.setProperty('--column', at.column - 1);
     underline.style.setProperty('--length', length);

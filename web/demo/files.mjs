@@ -27,7 +27,7 @@ export class Files {
       this.dragged(event, false);
       this.open([...event.dataTransfer.files]);
     });
-    for (const name of [...OPERANDS, 'layout', 'causal']) $(`file-${name}`).addEventListener('change', this.update);
+    for (const name of [...OPERANDS, 'layout', 'causal', 'scale']) $(`file-${name}`).addEventListener('change', this.update);
     for (const name of ['item', 'head', 'row', 'rows']) $(`file-${name}`).addEventListener('input', soon);
   }
 
@@ -101,7 +101,8 @@ export class Files {
     const { weights } = await attention(engine, { ...problem, query: q, key: k, value: v, weights: true });
     const { visible } = causal ? await explain(engine, problem) : {};
     const rowNames = first > 0 ? Array.from({ length: rows }, (_, row) => `${first + row}`) : undefined;
-    this.map.show({ rows, columns: key.tokens, weights, visible, rowNames });
+    const isLogarithmic = $('file-scale').value === 'logarithmic';
+    this.map.show({ rows, columns: key.tokens, weights, visible, rowNames, isLogarithmic });
     const cut = rows < query.tokens ? ` Rows ${first} to ${first + rows - 1} of ${query.tokens} are shown, with all of their keys.` : '';
     $('file-result').textContent = `${query.heads} heads, ${query.tokens} queries, ${key.tokens} keys, head_dim ${query.dim}.${cut}`;
   }

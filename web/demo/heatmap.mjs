@@ -1,6 +1,6 @@
 // Heat map of a matrix on a canvas, with a line that tells of the chosen cell, a legend, and a table of the chosen row.
 import { element, table, digits } from './dom.mjs';
-import { drawMap } from './draw.mjs';
+import { DECADES, drawMap } from './draw.mjs';
 
 // Rows of the table: of a longer row, the largest weights.
 const TABLE_ROWS = 48;
@@ -13,11 +13,11 @@ export class HeatMap {
     Object.assign(this, { label, row, column, hasWeights, data: null, selected: { row: 0, column: 0 }, hovered: null });
     this.canvas = element('canvas', { tabindex: '0', role: 'application', 'aria-roledescription': 'heat map', 'aria-label': label });
     this.readout = element('p', { class: 'readout', 'aria-live': 'polite' });
-    this.scale = element('span', { class: 'scale-most' });
-    const hidden = element('span', { class: 'key' }, element('span', { class: 'swatch hatched' }), ' hidden');
+    [this.least, this.most] = ['least', 'most'].map((name) => element('span', { class: name }));
+    const masked = element('span', { class: 'key' }, element('span', { class: 'swatch hatched' }), ' masked');
     this.legend = hasWeights
-      ? element('p', { class: 'legend' }, 'weight 0 ', element('span', { class: 'ramp' }), this.scale, hidden)
-      : element('p', { class: 'legend' }, element('span', { class: 'key' }, element('span', { class: 'swatch shown' }), ' visible'), hidden);
+      ? element('p', { class: 'legend' }, 'weight ', this.least, element('span', { class: 'ramp' }), this.most, masked)
+      : element('p', { class: 'legend' }, element('span', { class: 'key' }, element('span', { class: 'swatch shown' }), ' visible'), masked);
     container.append(this.canvas, this.readout, this.legend);
     if (hasWeights) {
       this.table = element('div', { class: 'scroll row-table', tabindex: '0', role: 'region', 'aria-label': `${label}: the chosen row` });
@@ -43,12 +43,12 @@ export class HeatMap {
 
   /**
    * Shows [rows, columns] weights, or none, and which pairs are visible: 0 or 1, or none where all are. Names are of rows and
-   * columns; numbers stand in for those that are left out.
+   * columns; numbers stand in for those that are left out. A logarithmic scale ends four decades below the largest weight.
    */
-  show({ rows, columns, weights, visible, rowNames, columnNames }) {
+  show({ rows, columns, weights, visible, rowNames, columnNames, isLogarithmic = false }) {
     const most = weights?.reduce((most, x) => (x > most ? x : most), 0);
-    this.data = { rows, columns, weights, visible, rowNames, columnNames, most };
-    this.scale.textContent = most === undefined ? '' : ` ${digits(most)}`;
+    this.data = { rows, columns, weights, visible, rowNames, columnNames, isLogarithmic, most };
+    if (weights) [this.least.textContent, this.most.textContent] = [isLogarithmic ? `≤ ${digits(most / 10 ** DECADES)}` : '0', digits(most)];
     this.canvas.setAttribute('aria-label', `${this.label}, ${rows} rows and ${columns} columns. Arrow keys move the chosen cell.`);
     this.select(Math.min(this.selected.row, rows - 1), Math.min(this.selected.column, columns - 1));
   }
@@ -91,13 +91,13 @@ export class HeatMap {
 
   tell({ row, column }) {
     const { rowNames, columnNames, weights } = this.data;
-    const value = !this.isVisible(row, column) ? 'hidden' : weights ? `weight ${this.weight(row, column).toFixed(4)}` : 'visible';
+    const value = !this.isVisible(row, column) ? 'masked' : weights ? `weight ${this.weight(row, column).toFixed(4)}` : 'visible';
     const where = `${this.row} ${this.name(rowNames, row)}, ${this.column} ${this.name(columnNames, column)}: ${value}`;
-    const of = this.hasWeights ? '' : `. The row sees ${this.ranges(row)}`;
+    const of = this.hasWeights ? '' : `. The row sees ${this.ranges(row)}.`;
     this.readout.textContent = where[0].toUpperCase() + where.slice(1) + of;
   }
 
-  /** Visible keys of a row in words: "1 to 4, 9". */
+  /** Visible keys of a row in words: "keys 1 to 4, 9". */
   ranges(row) {
     const runs = [];
     for (let at = 0; at < this.data.columns; at++) {
@@ -105,8 +105,10 @@ export class HeatMap {
       if (runs.at(-1)?.[1] === at - 1) runs.at(-1)[1] = at;
       else runs.push([at, at]);
     }
-    const texts = runs.map(([first, last]) => (first === last ? `${first}` : `${first} to ${last}`));
-    return texts.length === 0 ? 'nothing' : texts.length > 4 ? `${texts.slice(0, 4).join(', ')} and more` : texts.join(', ');
+    if (runs.length === 0) return 'nothing';
+    const texts = runs.slice(0, 4).map(([first, last]) => (first === last ? `${first}` : `${first} to ${last}`));
+    const isOne = runs.length === 1 && runs[0][0] === runs[0][1];
+    return `${isOne ? 'key' : 'keys'} ${texts.join(', ')}${runs.length > 4 ? ' and more' : ''}`;
   }
 
   fillTable() {
@@ -116,10 +118,12 @@ export class HeatMap {
     let order = Array.from({ length: columns }, (_, at) => at);
     const isCut = columns > TABLE_ROWS;
     if (isCut) order = order.sort((a, b) => this.weight(row, b) - this.weight(row, a)).slice(0, TABLE_ROWS);
+    // Bars as shares of the row's largest weight.
+    const most = order.reduce((most, at) => Math.max(most, this.weight(row, at)), 0) || 1;
     const rows = order.map((at) => {
-      if (!this.isVisible(row, at)) return [columnNames?.[at] ?? `${at}`, 'hidden'];
+      if (!this.isVisible(row, at)) return [columnNames?.[at] ?? `${at}`, 'masked'];
       const bar = element('span', { class: 'bar', 'aria-hidden': 'true' });
-      bar.style.inlineSize = `${(60 * this.weight(row, at)).toFixed(1)}%`;
+      bar.style.inlineSize = `${((60 * this.weight(row, at)) / most).toFixed(1)}%`;
       return [columnNames?.[at] ?? `${at}`, element('span', { class: 'barred' }, bar, this.weight(row, at).toFixed(4))];
     });
     const caption = `Weights of ${this.row} ${this.name(rowNames, row)}${isCut ? `, the ${TABLE_ROWS} largest of ${columns}` : ''}`;

@@ -102,6 +102,8 @@ try {
   });
   await open('auto');
   await see.start();
+  // Some browsers have none in private windows.
+  await navigator.serviceWorker?.register('offline.js').catch(() => {});
 } catch (error) {
   $('runs-on').textContent = `This page could not start: ${explainError(error)}`;
   throw error;

@@ -5,6 +5,7 @@ import { Editor } from './editor.mjs';
 import { HEAD_DIM, NUM_HEADS, project, split } from './embed.mjs';
 import { HeatMap } from './heatmap.mjs';
 import { latest, settled } from './latest.mjs';
+import { readLink, writeLink } from './link.mjs';
 import { exampleTables, parseTables, readTerm } from './terms.mjs';
 
 const START = 'window_sinks';
@@ -15,6 +16,8 @@ export class See {
     this.session = session;
     this.head = 0;
     this.map = new HeatMap($('map'), { label: 'Weights of the sentence', row: 'word', column: 'word' });
+    // “it” and “animal” of the example.
+    this.map.selected = { row: 7, column: 1 };
     this.square = new HeatMap($('square'), { label: 'Mask', hasWeights: false });
     this.editor = new Editor($('editor'), {
       label: 'Function in WGSL: visible(at) or score(x, at). at has batch, head, row, key, position, len_q, len_kv',
@@ -23,7 +26,7 @@ export class See {
     this.update = latest(() => this.compute());
     this.soon = settled(this.update, 120);
     this.addHeads();
-    for (const name of terms) $('gallery').append(element('option', { value: name }, name.replaceAll('_', ' ')));
+    for (const name of terms) $('gallery').append(element('option', { value: name, selected: name === START }, name.replaceAll('_', ' ')));
     this.listen();
   }
 
@@ -51,7 +54,11 @@ export class See {
       });
     }
     $('tables').addEventListener('input', () => this.edited());
-    $('gallery').addEventListener('change', () => this.choose($('gallery').value, true));
+    $('gallery').addEventListener('change', async () => {
+      await this.load($('gallery').value);
+      $('own').checked = true;
+      await this.update();
+    });
   }
 
   edited() {
@@ -59,24 +66,37 @@ export class See {
     this.soon();
   }
 
-  /** Loads a term of the gallery, and applies it if `apply` is set. */
-  async choose(name, apply) {
-    $('gallery').value = name;
+  /** Loads a term of the gallery into the editor. */
+  async load(name) {
     const answer = await fetch(`terms/${name}.wgsl`);
     if (!answer.ok) throw new Error(`terms/${name}.wgsl: ${answer.status}`);
     const { about, code, tables } = readTerm(await answer.text());
     if ($('gallery').value !== name) return;
     $('term-about').textContent = about;
-    this.editor.text = `${code}\n`;
+    this.editor.text = this.loaded = `${code}\n`;
     this.tableNames = tables;
     this.written = undefined;
     this.refreshTables();
-    if (apply) $('own').checked = true;
+  }
+
+  /** Shows what the page's address says, else the example. */
+  async start() {
+    const { head, term, tables } = readLink();
+    this.head = Math.min(Math.max(Math.trunc(Number(head ?? 0)) || 0, 0), NUM_HEADS - 1);
+    $('heads').querySelector(`[value="${this.head}"]`).checked = true;
+    await this.load($('gallery').value);
+    if (term !== undefined) this.editor.text = term;
+    if (tables !== undefined) $('tables').value = tables;
     await this.update();
   }
 
-  start() {
-    return this.choose(START, false);
+  /** Changes the page's address to what is shown. */
+  remember() {
+    const others = {};
+    if (this.head > 0) others.head = this.head;
+    if (this.editor.text !== this.loaded) others.term = this.editor.text;
+    if ($('tables').value !== this.written) others.tables = $('tables').value;
+    writeLink(others);
   }
 
   /** Writes example tables for the sentence, unless the user has changed them. */
@@ -104,6 +124,7 @@ export class See {
   async compute() {
     const { engine } = this.session;
     if (!engine) return;
+    this.remember();
     const words = split($('sentence').value);
     let square;
     try {

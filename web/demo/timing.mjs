@@ -113,7 +113,7 @@ export class Timing {
       return [describe(task), result.adapter, digits(median), `${digits(min)} to ${digits(max)}`, `${repetitions}`, digits(gflops)];
     });
     const headings = ['problem', 'on', 'median ms', 'least to most', 'runs', 'GFLOP/s'];
-    $('time-table').replaceChildren(...(isEmpty ? [] : [table('Timings, the last one first', headings, rows)]));
+    $('time-table').replaceChildren(...(isEmpty ? [] : [table('Timings, the last one first', headings, rows, { numbersFrom: 2 })]));
     $('time-table').hidden = isEmpty;
   }
 

@@ -44,10 +44,11 @@ function show({ passed, failed, skipped, rows }, engine, { filter }) {
     suites.get(suite)[verdict]++;
   }
   $('verify-result').textContent = verdictText({ passed, failed, skipped }, engine.name, filter);
+  if (rows.length === 0) return;
   const counts = [...suites].map(([suite, count]) => [suite, count.passed, count.failed, count.skipped].map(String));
   $('verify-tables').append(table(`Cases on ${engine.name}`, ['suite', 'passed', 'failed', 'skipped'], counts));
   const detail = (verdict) => rows.filter((row) => row.verdict === verdict).map((row) => [row.case, row.suite, row.detail]);
-  const list = (caption, found) => element('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption }, table(caption, ['case', 'suite', 'what was found'], found, { numbers: false }));
+  const list = (caption, found) => element('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption }, table(caption, ['case', 'suite', 'what was found'], found, { numbersFrom: Infinity }));
   if (failed > 0) $('verify-tables').append(list('Failed', detail('failed')));
   if (skipped > 0) $('verify-tables').append(element('details', {}, element('summary', {}, `${skipped} skipped`), list('Skipped', detail('skipped'))));
 }
