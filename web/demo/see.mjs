@@ -145,7 +145,7 @@ export class See {
 
   fail(error) {
     const isTerm = ['score', 'visible', 'tables'].includes(error.argument) || error.kind === 'shader';
-    if (isTerm && $('own').checked) this.editor.setError(explainError(error));
+    if (isTerm && $('own').checked) this.editor.setError(error.message);
     this.tell(isTerm ? 'The function has an error. The map shows what was computed last.' : explainError(error), isTerm);
   }
 
@@ -168,9 +168,10 @@ export class See {
     if (size === 0) return this.map.clear();
     const problem = this.problem(size);
     const { weights } = await attention(engine, { ...problem, ...project(words), weights: true });
-    const { visible } = await explain(engine, problem);
-    const first = this.head * size * size;
-    const shown = { rows: size, columns: size, weights: weights.subarray(first, first + size * size), visible };
-    this.map.show({ ...shown, rowNames: words, columnNames: words });
+    const shown = weights.subarray(this.head * size * size, (this.head + 1) * size * size);
+    // Explanations are of head 0. Where the mask depends on the head, a weight of 0 has to say it.
+    const isPerHead = /\bvisible\b[^]*\bat\.(kv_)?head\b/.test(problem.visible ?? problem.score ?? '');
+    const visible = isPerHead ? Uint8Array.from(shown, (weight) => (weight === 0 ? 0 : 1)) : (await explain(engine, problem)).visible;
+    this.map.show({ rows: size, columns: size, weights: shown, visible, rowNames: words, columnNames: words });
   }
 }

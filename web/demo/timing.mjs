@@ -1,5 +1,5 @@
 // Timings: shapes, a bar chart, and the record that `attn bench --json` would write.
-import { bench } from './package/index.js';
+import { bench, plan } from './package/index.js';
 import { $, digits, element, explainError, table } from './dom.mjs';
 
 // From attn/suite.txt: name, sizes, causal.
@@ -93,7 +93,7 @@ export class Timing {
     $('time-result').textContent = `Compiling, checking and timing ${task.name} on ${engine.name}.`;
     const work = () => bench(engine, { ...task.problem, seconds: task.seconds, signal: this.controller.signal });
     const result = await this.session.run((share) => ($('time-progress').value = share), work);
-    this.results.unshift({ ...result, task });
+    this.results.unshift({ ...result, kernel: await kernelOf(engine, task.problem), task });
     this.show();
   }
 
@@ -128,7 +128,7 @@ export class Timing {
     const line = ({ adapter, backend, median, min, max, gflops, repetitions, kernel, task }) => ({
       ...{ adapter: backend === 'cpu' ? `${adapter}, wasm` : adapter, op: 'fused', name: task.name, ms_median: median, ms_min: min, ms_max: max },
       ...{ n: repetitions, gflops, bytes: task.bytes, first_s: null, peak_bytes: null, checked: true, wrong: null, error_of_bound: null },
-      ...{ peer: false, ratio_to_best_peer: null, kernel: kernel ?? '', shape: task.sizes, causal: task.causal, window: null },
+      ...{ peer: false, ratio_to_best_peer: null, kernel, shape: task.sizes, causal: task.causal, window: null },
       ...{ terms: task.causal ? ['causal=bottom-right'] : [], dtype: task.dtype, backward: false, bf16_weights: false },
       // `attn bench` times calls from host to host; this does not.
       ...{ threads: backend === 'cpu' ? 1 : threads, timed: 'device, without uploads' },
@@ -147,6 +147,14 @@ export class Timing {
 }
 
 const describe = (task) => `${task.name}${task.causal && !task.name.endsWith('causal') ? ', causal' : ''}, ${task.dtype}`;
+
+/** Kernel of a problem in words. */
+async function kernelOf(engine, problem) {
+  if (engine.backend === 'cpu') return 'cpu path';
+  const planned = await plan(engine, problem);
+  planned.destroy();
+  return planned.summary;
+}
 
 /** Bars of GFLOP/s on one axis from 0. */
 function chart(results) {

@@ -31,7 +31,9 @@ export async function until(page, condition, what, argument) {
 /** Collects errors of the console and requests that leave the server. */
 export function watch(page, url) {
   const seen = { errors: [], foreign: [] };
-  page.on('console', (message) => ['error', 'warning'].includes(message.type()) && seen.errors.push(message.text()));
+  // Chromium says so where there is no WebGPU, whoever asks.
+  const isWrong = (message) => ['error', 'warning'].includes(message.type()) && message.text() !== 'No available adapters.';
+  page.on('console', (message) => isWrong(message) && seen.errors.push(message.text()));
   page.on('pageerror', (error) => seen.errors.push(error.stack));
   page.on('request', (request) => {
     if (!/^(data|blob):/.test(request.url()) && !request.url().startsWith(url)) seen.foreign.push(request.url());

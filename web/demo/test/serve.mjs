@@ -38,8 +38,6 @@ export async function open({ hasWebGpu = true } = {}) {
     executablePath: process.env.CHROME,
     headless: true,
     ignoreDefaultArgs: true,
-    // Requests are to reach the page's routes.
-    serviceWorkers: hasWebGpu ? 'allow' : 'block',
     args: [
       '--headless=new',
       '--no-sandbox',
