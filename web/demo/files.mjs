@@ -1,5 +1,5 @@
 // Attention of arrays from files: one head at a time, so many rows with all of their keys.
-import { attention, explain } from './package/index.js';
+import { attention, explain } from './package/index.mjs';
 import { $, element, explainError } from './dom.mjs';
 import { elements } from './floats.mjs';
 import { HeatMap } from './heatmap.mjs';

@@ -1,5 +1,5 @@
 // Opens an engine, says where it computes, and adds the sections of the page.
-import { createEngine } from './package/index.js';
+import { createEngine } from './package/index.mjs';
 import { $, explainError } from './dom.mjs';
 import { Files } from './files.mjs';
 import { See } from './see.mjs';

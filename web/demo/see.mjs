@@ -1,5 +1,5 @@
 // Sentence, masks and the user's function: their heat map, and the mask of a larger square.
-import { attention, explain } from './package/index.js';
+import { attention, explain } from './package/index.mjs';
 import { $, element, explainError } from './dom.mjs';
 import { Editor } from './editor.mjs';
 import { HEAD_DIM, NUM_HEADS, project, split } from './embed.mjs';

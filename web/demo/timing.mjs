@@ -1,5 +1,5 @@
 // Timings: shapes, a bar chart, and the record that `attn bench --json` would write.
-import { bench, plan } from './package/index.js';
+import { bench, plan } from './package/index.mjs';
 import { $, digits, element, explainError, table } from './dom.mjs';
 
 // From attn/suite.txt: name, sizes, causal.

@@ -1,5 +1,5 @@
 // Verification of the machine: the generated suite, its suites in a table, and what failed.
-import { verify } from './package/index.js';
+import { verify } from './package/index.mjs';
 import { $, element, explainError, table } from './dom.mjs';
 
 export function addVerification(session) {
@@ -13,6 +13,7 @@ export function addVerification(session) {
       const options = { random: $('verify-random').valueAsNumber || 0, seed: $('verify-seed').valueAsNumber || 0, filter: $('verify-filter').value };
       $('verify-result').textContent = 'Verifying. Each kernel is compiled when it is first met, so this takes a while.';
       $('verify-tables').replaceChildren();
+      $('verify-result').dataset.verdict = '';
       const report = await session.run(
         (share) => ($('verify-progress').value = share),
         () => verify(session.engine, { ...options, signal: controller.signal }),
@@ -43,6 +44,7 @@ function show({ passed, failed, skipped, rows }, engine, { filter }) {
     if (!suites.has(suite)) suites.set(suite, { passed: 0, failed: 0, skipped: 0 });
     suites.get(suite)[verdict]++;
   }
+  $('verify-result').dataset.verdict = failed > 0 ? 'failed' : '';
   $('verify-result').textContent = verdictText({ passed, failed, skipped }, engine.name, filter);
   if (rows.length === 0) return;
   const counts = [...suites].map(([suite, count]) => [suite, count.passed, count.failed, count.skipped].map(String));
@@ -55,7 +57,7 @@ function show({ passed, failed, skipped, rows }, engine, { filter }) {
 
 function verdictText({ passed, failed, skipped }, name, filter) {
   const scope = filter ? ` whose name contains “${filter}”` : '';
-  const left = skipped > 0 ? ` ${skipped} were skipped, because this backend does not offer them.` : '';
+  const left = skipped > 0 ? ` ${skipped} ${skipped === 1 ? 'was' : 'were'} skipped; the list says why.` : '';
   if (passed + failed === 0) return `No case${scope} was run, so nothing is verified.${left}`;
   if (failed === 0) return `Right: ${passed} cases${scope} agree with the f64 oracle on ${name}.${left}`;
   return `WRONG: ${failed} of ${passed + failed} cases${scope} do not agree with the f64 oracle on ${name}. Do not use this backend here, and report it.${left}`;
