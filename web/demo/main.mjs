@@ -51,10 +51,14 @@ async function open(backend) {
   $('runs-on').dataset.backend = engine.isSoftware ? 'software' : engine.backend;
   engine.device?.lost.then(async ({ reason, message }) => {
     if (session.engine !== engine || reason === 'destroyed') return;
-    await open($('backend').value);
+    await open($('backend').value).catch(couldNotOpen);
     $('runs-on').textContent += ` The device before was lost: ${message}`;
     await update();
   });
+}
+
+function couldNotOpen(error) {
+  $('runs-on').textContent = `This page could not start: ${explainError(error)}`;
 }
 
 /** Where an engine computes, in words. */
@@ -83,6 +87,8 @@ function addTheme() {
   });
 }
 
+removeEventListener('error', globalThis.couldNotStart, true);
+
 let sections = [];
 const update = () => Promise.all(sections.map((section) => section.update()));
 
@@ -95,16 +101,15 @@ try {
   sections = [see, new Files(session)];
   new Timing(session, site);
   addVerification(session);
-  $('backend').addEventListener('change', async () => {
+  $('backend').addEventListener('change', () => {
     $('runs-on').textContent = 'Changing.';
-    await open($('backend').value);
-    await update();
+    open($('backend').value).then(update, couldNotOpen);
   });
   await open('auto');
   await see.start();
   // Some browsers have none in private windows.
   await navigator.serviceWorker?.register('offline.js').catch(() => {});
 } catch (error) {
-  $('runs-on').textContent = `This page could not start: ${explainError(error)}`;
+  couldNotOpen(error);
   throw error;
 }

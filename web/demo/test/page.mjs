@@ -121,6 +121,13 @@ async function checkOffline(page) {
   await until(page, () => document.querySelectorAll('#map tbody tr').length === 12, 'the map');
 }
 
+/** A file that is missing is said. */
+async function checkNoStart(page) {
+  await page.route('**/draw.mjs', (route) => route.abort());
+  await page.reload();
+  await until(page, () => document.querySelector('#runs-on').textContent.startsWith('This page could not start'), 'what is wrong with a page that cannot start');
+}
+
 /** Fills each section, so that pictures and axe have something to look at. */
 async function fill(page) {
   await page.selectOption('#gallery', 'alibi');
@@ -211,6 +218,7 @@ async function main() {
     await checkFailure(page, checks);
     await page.screenshot({ path: join(pictures, 'failure.png'), fullPage: true });
     checks.expect(seen.errors.length === 0, `console without WebGPU: ${seen.errors}`);
+    await checkNoStart(page);
   } finally {
     await bare.close();
   }
