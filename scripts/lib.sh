@@ -35,19 +35,19 @@ not_checked() {
     [ -z "${CI:-}" ] || exit 1
 }
 
-# Runs cargo for a target: target, subcommand, further arguments. Debian's rustc-web, where rustup lacks the target, builds its library too.
+# Runs cargo for a target: target, subcommand, further arguments; the variable profile names another than release. Debian's rustc-web, where rustup lacks the target, builds its library too.
 for_target() {
-    local target=$1 command=$2 std=-Zbuild-std
+    local target=$1 command=$2 std=-Zbuild-std profile=${profile:-release}
     shift 2
     case $target in wasm32-*) std=-Zbuild-std=std,panic_abort ;; esac # it links against the second, which std does not bring
     echo "== $target: cargo $command" >&2
     if rustup_has "$target"; then
-        cargo "$command" --release --target "$target" "$@"
+        cargo "$command" --profile "$profile" --target "$target" "$@"
     else
         # Debian's compiler finds no linker for WebAssembly; rustup's brings one.
         CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER="$(rustc --print target-libdir)/../bin/rust-lld" \
             RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \
-            /usr/bin/cargo "$command" --release --target "$target" "$std" "$@"
+            /usr/bin/cargo "$command" --profile "$profile" --target "$target" "$std" "$@"
     fi
 }
 

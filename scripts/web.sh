@@ -2,8 +2,8 @@
 # Builds wgpu-attention for browsers and tests it in one.
 #
 #   scripts/web.sh setup           install what is missing (below)
-#   scripts/web.sh build           build web/ into target/web/www, an ES module
-#   scripts/web.sh test [CASES]    build, then run web/test/suite.mjs with CASES random cases of the generated suite (20): in headless
+#   scripts/web.sh build           build the npm package into target/web/package
+#   scripts/web.sh test [CASES]    build, then run web/library/test/suite.mjs with CASES random cases of the generated suite (20): in headless
 #                                  Chromium and in Node on Dawn, both on SwiftShader, and in Node on Dawn on lavapipe
 #
 # Needs Rust for wasm32-unknown-unknown: `rustup target add wasm32-unknown-unknown`, or on Debian rustc-web, which setup installs as root or
@@ -20,6 +20,11 @@ target=wasm32-unknown-unknown
 out=target/web
 # Browsers with WebGPU have vectors.
 export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS="-C target-feature=+simd128"
+# Features of WebAssembly that those browsers have too.
+features=()
+for feature in simd bulk-memory bulk-memory-opt sign-ext mutable-globals nontrapping-float-to-int reference-types multivalue call-indirect-overlong; do
+    features+=("--enable-$feature")
+done
 version=$(sed -n '/^name = "wasm-bindgen"$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
 
 setup() {
@@ -28,10 +33,10 @@ setup() {
     [ "$("$out/bin/wasm-bindgen" --version 2>/dev/null)" = "wasm-bindgen $version" ] ||
         cargo install wasm-bindgen-cli --version "$version" --no-default-features --root "$out" --target-dir "$out/cli"
     command -v npm >/dev/null || { echo "web.sh: no npm here (Debian: apt-get install nodejs npm)" >&2; exit 1; }
-    if ! cmp -s web/test/package-lock.json "$out/node_modules/.web-lock"; then
-        cp web/test/package.json web/test/package-lock.json "$out/"
+    if ! cmp -s web/library/test/package-lock.json "$out/node_modules/.web-lock"; then
+        cp web/library/test/package.json web/library/test/package-lock.json "$out/"
         (cd "$out" && npm ci --ignore-scripts --no-audit --no-fund >&2)
-        cp web/test/package-lock.json "$out/node_modules/.web-lock"
+        cp web/library/test/package-lock.json "$out/node_modules/.web-lock"
     fi
     find_chrome || { need chromium && find_chrome; } || { echo "web.sh: no Chromium here; CHROME can name a browser" >&2; exit 1; }
 }
@@ -40,12 +45,37 @@ find_chrome() {
     CHROME=${CHROME:-$(command -v chromium || command -v google-chrome || command -v chromium-browser)} && export CHROME
 }
 
+# Builds a module of the package: name, features.
+module() {
+    local wasm=$out/cargo/$target/web/wgpu_attention_web.wasm
+    CARGO_TARGET_DIR=$out/cargo profile=web for_target $target build -p wgpu-attention-web --features "$2"
+    "$out/bin/wasm-bindgen" --target web --no-typescript --out-name "$1" --out-dir "$out/package" "$wasm"
+    "$out/node_modules/.bin/wasm-opt" "$out/package/$1_bg.wasm" -o "$out/package/$1_bg.wasm" -Os "${features[@]}" --strip-debug --strip-producers
+}
+
 build() {
-    CARGO_TARGET_DIR=$out/cargo for_target $target build -p wgpu-attention-web
+    rm -rf "$out/package"
+    mkdir -p "$out/package"
+    module core ""
+    module full terms,verify
+    cp web/*.mjs web/*.d.ts web/package.json LICENSE-* "$out/package/"
+    sizes >&2
+}
+
+# Prints what a page downloads.
+sizes() {
+    local name
+    for name in core full; do
+        printf '%s: %s bytes, gzip %s\n' "$name" "$(cat "$out/package/$name"{.js,_bg.wasm} | wc -c)" "$(cat "$out/package/$name"{.js,_bg.wasm} | gzip -9 | wc -c)"
+    done
+    printf 'JavaScript: gzip %s\n' "$(cat "$out"/package/*.mjs | gzip -9 | wc -c)"
+}
+
+build_library() {
+    CARGO_TARGET_DIR=$out/cargo for_target $target build -p wgpu-attention-web-library
     rm -rf "$out/www"
-    "$out/bin/wasm-bindgen" --target web --out-name web --out-dir "$out/www" "$out/cargo/$target/release/wgpu_attention_web.wasm"
+    "$out/bin/wasm-bindgen" --target web --out-name web --out-dir "$out/www" "$out/cargo/$target/release/wgpu_attention_web_library.wasm"
     echo '{ "type": "module" }' >"$out/www/package.json"
-    ls -l "$out/www" >&2
 }
 
 # Runs a program, named by what it is on; exit status 3 means that Dawn finds no adapter.
@@ -64,8 +94,8 @@ try() {
 run_tests() {
     local random=${1:-20} failed=0 driver lavapipe
     local options="{ \"backend\": \"webgpu\", \"random\": $random }"
-    cp web/test/*.mjs "$out/"
-    cp web/test/suite.mjs "$out/www/"
+    cp web/library/test/*.mjs "$out/"
+    cp web/library/test/suite.mjs "$out/www/"
     try "Chromium, SwiftShader" node "$out/browser.mjs" "$out/www" "$options"
     if driver=$(scripts/swiftshader.sh); then
         try "Dawn, SwiftShader" env VK_DRIVER_FILES="$driver" node "$out/node.mjs" "$out/www" "$options"

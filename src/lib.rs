@@ -20,6 +20,9 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[macro_use]
+mod shader_text;
+
 pub mod cache;
 pub mod cpu;
 mod custom;
@@ -43,7 +46,7 @@ mod wgsl;
 
 pub use cpu::{Merged, Part, RowSums, merge};
 pub use custom::{Owner, Table, TableType, Term};
-pub use engine::{Engine, EngineOptions, Tuned, TunedKernel};
+pub use engine::{Canary, Engine, EngineOptions, TriedKernels, Tuned, TunedKernel};
 pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
 pub use numbers::{DType, Element, HostSlice, HostVec};

@@ -66,8 +66,8 @@ class BoundPlan {
     pass.end();
   }
 
-  recordIn(pass) {
-    for (const { pipeline, group, grid } of this.dispatches) {
+  recordIn(pass, first = 0, end = this.dispatches.length) {
+    for (const { pipeline, group, grid } of this.dispatches.slice(first, end)) {
       pass.setPipeline(pipeline);
       pass.setBindGroup(0, group);
       pass.dispatchWorkgroups(...grid);
@@ -162,8 +162,10 @@ async function compile(device, plan, index, code) {
   const { name, entryPoint } = plan.kernels[index];
   const { bindings } = plan.dispatches.find(({ kernel }) => kernel === index);
   const entries = bindings.map(({ binding, type }) => ({ binding, visibility: COMPUTE, buffer: { type } }));
+  device.pushErrorScope('validation'); // the pipeline has the error too, and no other handler should
   const layout = device.createBindGroupLayout({ label: name, entries });
   const module = device.createShaderModule({ label: name, code });
+  device.popErrorScope().catch(() => {});
   try {
     const pipeline = await device.createComputePipelineAsync({
       label: name,

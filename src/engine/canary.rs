@@ -1,34 +1,26 @@
 //! Canary: before a kernel first computes on a device, it computes a tiny problem whose answer the CPU knows. An
 //! untested compiler or driver is found out before it can silently return wrong answers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::agreement::{agrees, agrees_at};
-use crate::cpu;
+use super::tiny::{Canary, TriedKernels};
 use crate::error::{Error, Result};
 use crate::gpu::{Asked, Gpu, Trial, Waiting, gradients_of_plan};
-use crate::numbers::HostVec;
-use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
-use crate::problem::{
-    Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Problem, Returns, TensorSpec,
-    WantGradients,
-};
-use crate::progress::Progress;
-use crate::wgsl::{Kernel, KernelKey};
+use crate::plan::Plan;
+use crate::problem::{Algorithm, Problem, WantGradients};
 
-/// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
-const ROWS: usize = 3;
-const KEYS: usize = 37;
-/// Number of keys that every device splits, so that the merge kernel runs too.
-const MERGED_KEYS: usize = CHAIN + KEYS;
-
-/// Kernels already tried, or impossible to try, by adapter and driver.
-type Tried = HashMap<String, HashSet<KernelKey>>;
+/// Kernels tried, by adapter and driver.
+type Tried = HashMap<String, TriedKernels>;
 
 fn tried() -> MutexGuard<'static, Option<Tried>> {
     static TRIED: Mutex<Option<Tried>> = Mutex::new(None);
     TRIED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `call` on the kernels that were tried on this device.
+fn with_tried<T>(device: &str, call: impl FnOnce(&mut TriedKernels) -> T) -> T {
+    call(tried().get_or_insert_default().entry(device.into()).or_default())
 }
 
 /// Tries the kernels of `problem` that this process has not tried on this device yet. Logs and skips a kernel that no
@@ -37,13 +29,11 @@ pub(crate) async fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, wa
     if !gpu.wants_canary() {
         return Ok(());
     }
-    let plan = gpu.plan(problem, algorithm)?;
-    let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
-    let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
-    let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
-    let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
-    let is_right = async |plan, inputs: &Inputs<'_>, _: &HostVec| computes(gpu, &tiny, inputs, plan, waiting).await;
-    check_plan(gpu, &plan, &tiny, plan_tiny, is_right).await
+    let (device, plan) = (device(gpu), gpu.plan(problem, algorithm)?);
+    let Some(canary) = with_tried(&device, |tried| tried.of_attention(&plan, problem, gpu.caps(), algorithm))? else { return Ok(()) };
+    let got = Trial::new(gpu, &canary.problem, &canary.inputs(), canary.plan.clone())?.answer(waiting).await?;
+    let is_right = canary.agrees(&got)?;
+    conclude(device, canary, is_right)
 }
 
 /// Tries the kernels of the gradients of `problem`, as [`check`] does.
@@ -51,187 +41,43 @@ pub(crate) async fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGrad
     if !gpu.wants_canary() {
         return Ok(());
     }
-    let plan = Plan::of_backward(problem, want, gpu.caps())?;
-    let tiny = tiny(problem, KEYS, KEYS);
-    // A tiny problem has no terms of the user's, and none of their tables.
-    let want = &WantGradients { term_tables: false, ..*want };
-    let is_right =
-        async |plan, inputs: &Inputs<'_>, d_output: &HostVec| differentiates(gpu, &tiny, (inputs, d_output), want, plan, waiting).await;
-    check_plan(gpu, &plan, &tiny, |caps| Plan::backward(&tiny, want, caps), is_right).await
+    let (device, plan) = (device(gpu), Plan::of_backward(problem, want, gpu.caps())?);
+    let canary = with_tried(&device, |tried| tried.of_gradients(&plan, problem, want, gpu.caps()))?;
+    let Some(canary) = canary else { return Ok(()) };
+    let Some((want, backward)) = &canary.gradients() else { return Ok(()) };
+    let asked = Asked { problem: &canary.problem, inputs: &canary.inputs(), backward, want };
+    let got = gradients_of_plan(gpu, asked, canary.plan.clone(), waiting).await?;
+    let is_right = canary.gradients_agree(got)?;
+    conclude(device, canary, is_right)
 }
 
-/// Tries the new kernels of `plan`: `plan_tiny` plans a `tiny` problem that uses them, `is_right` computes and checks it.
-async fn check_plan(
-    gpu: &Gpu,
-    plan: &Plan,
-    tiny: &Problem,
-    plan_tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
-    is_right: impl AsyncFnOnce(Plan, &Inputs<'_>, &HostVec) -> Result<bool>,
-) -> Result<()> {
-    let device = format!("{}{}", gpu.name(), if gpu.is_checked() { ", checked" } else { "" });
-    let new: HashSet<KernelKey> = {
-        let mut tried = tried();
-        let known = tried.get_or_insert_default().entry(device.clone()).or_default();
-        plan.steps.iter().map(|step| step.key.without_user_terms()).filter(|key| !known.contains(key)).collect()
-    };
-    if new.is_empty() {
-        return Ok(());
+/// Name of a device and of the way in which its kernels are compiled.
+fn device(gpu: &Gpu) -> String {
+    format!("{}{}", gpu.name(), if gpu.is_checked() { ", checked" } else { "" })
+}
+
+/// Remembers that kernels are right, or returns the error.
+fn conclude(device: String, canary: Canary, is_right: bool) -> Result<()> {
+    if !is_right {
+        return Err(Error::Miscomputed { kernel: canary.plan.summary().into(), device });
     }
-    // Force the variant of `plan`, because a problem this small would get the other one.
-    let specialise = if plan.key().generic { Specialise::Never } else { Specialise::Always };
-    match plan_tiny(&DeviceCaps { specialise, ..gpu.caps().clone() }) {
-        Ok(tried) if tried.steps.iter().any(|step| new.contains(&step.key)) => {
-            let kernel = tried.summary().to_string();
-            let data = TinyData::new(tiny)?;
-            if !is_right(tried, &data.inputs(), &data.d_output).await? {
-                return Err(Error::Miscomputed { kernel, device });
-            }
-        }
-        _ => log::debug!("{device}: no tiny problem takes `{}`: not tried", plan.summary()),
-    }
-    tried().get_or_insert_default().entry(device).or_default().extend(new);
+    with_tried(&device, |tried| tried.add(canary));
     Ok(())
-}
-
-/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay.
-fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
-    let d = &problem.dims;
-    let dims = Dims {
-        batch: 1,
-        num_heads: d.group(),
-        num_kv_heads: 1,
-        seq_len_q: d.seq_len_q.min(rows),
-        seq_len_kv: d.seq_len_kv.min(keys),
-        ..*d
-    };
-    let spec = |spec: TensorSpec| match spec.layout {
-        Layout::Strided(_) => TensorSpec { layout: Layout::Bshd, offset: 0, ..spec },
-        _ => TensorSpec { offset: 0, ..spec },
-    };
-    let shape = dims.scores_shape();
-    let smaller =
-        |BroadcastShape(of): BroadcastShape| BroadcastShape(std::array::from_fn(|axis| if of[axis] == 1 { 1 } else { shape[axis] }));
-    let mut visibility = problem.visibility;
-    (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
-    visibility.mask = visibility.mask.map(smaller);
-    visibility.block_list = visibility.block_list.map(|_| BlockList::new(2, 4));
-    Problem {
-        user_terms: Vec::new(),
-        dims,
-        query: spec(problem.query),
-        key: spec(problem.key),
-        value: spec(problem.value),
-        output: spec(problem.output),
-        visibility,
-        bias: problem.bias.map(smaller),
-        relative_bias_max_distance: problem.relative_bias_max_distance.map(|distance| distance.min(keys as u32)),
-        want: Returns { lse: false, stats: false, ..problem.want },
-        dropout: None,
-        allow_bf16_weights: false,
-        varlen: None,
-        paged: None,
-        ..problem.clone()
-    }
-}
-
-/// True if the device's answer agrees with the CPU's.
-async fn computes(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>, plan: Plan, waiting: Waiting) -> Result<bool> {
-    let got = Trial::new(gpu, problem, inputs, plan)?.answer(waiting).await?;
-    let plain = Problem { want: Returns::default(), ..problem.clone() };
-    let expected = cpu::tiled::attention(&plain, inputs, &mut Progress::default())?;
-    Ok(agrees(&got.output, &expected.output))
-}
-
-/// True if the device's gradients agree with the CPU's.
-async fn differentiates(
-    gpu: &Gpu,
-    problem: &Problem,
-    (inputs, d_output): (&Inputs<'_>, &HostVec),
-    want: &WantGradients,
-    plan: Plan,
-    waiting: Waiting,
-) -> Result<bool> {
-    let forward = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
-    let forward = cpu::tiled::attention(&forward, inputs, &mut Progress::default())?;
-    let d_lse = want.through_lse.then(|| vec![0.5; problem.lse_len()]);
-    let backward =
-        BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..BackwardInputs::new(&forward.output, d_output) };
-    let expected = cpu::backward::attention(problem, inputs, &backward, want, &mut Progress::default())?;
-    let got = gradients_of_plan(gpu, Asked { problem, inputs, backward: &backward, want }, plan, waiting).await?;
-    // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
-    let least = problem.effective_scale().abs().max(1.0);
-    let all = |of: Gradients| {
-        let vectors = [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
-        [of.query, of.key, of.value].into_iter().chain(vectors)
-    };
-    Ok(all(got).zip(all(expected)).all(|pair| match pair {
-        (Some(got), Some(expected)) => agrees_at(least, &got, &expected),
-        (got, expected) => got.is_none() && expected.is_none(),
-    }))
-}
-
-/// Data of a tiny problem, and a gradient of its output.
-struct TinyData {
-    operands: [HostVec; 3],
-    d_output: HostVec,
-    bias: Vec<f32>,
-    mask: Vec<bool>,
-    block_list: Vec<u32>,
-    alibi_slopes: Vec<f32>,
-    sinks: Vec<f32>,
-    relative_bias: Vec<f32>,
-}
-
-impl TinyData {
-    fn new(problem: &Problem) -> Result<Self> {
-        let mut state = 1u32;
-        let mut numbers = |len: usize| -> Vec<f32> {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            };
-            (0..len).map(|_| next()).collect()
-        };
-        let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
-        let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
-        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
-        let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
-        let data = Self {
-            operands: [query, key, value],
-            d_output,
-            bias: numbers(elements(problem.bias)),
-            mask: (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect(),
-            block_list: vec![0b10_1101_1011; problem.visibility.block_list.map_or(0, |list| list.shape(&problem.dims).iter().product())],
-            alibi_slopes: numbers(heads(problem.alibi.is_some())),
-            sinks: numbers(heads(problem.sinks)),
-            relative_bias: numbers(problem.relative_bias_len()),
-        };
-        data.inputs().check(problem)?;
-        Ok(data)
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        let [query, key, value] = &self.operands;
-        Inputs {
-            bias: &self.bias,
-            mask: &self.mask,
-            block_list: &self.block_list,
-            alibi_slopes: &self.alibi_slopes,
-            sinks: &self.sinks,
-            relative_bias: &self.relative_bias,
-            ..Inputs::new(query, key, value)
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tiny::TinyData;
     use super::*;
+    use crate::cpu;
     use crate::engine::{Engine, EngineOptions};
     use crate::gpu::{ShaderOptions, choose_every};
     use crate::layer::{Linear, MultiHead};
     use crate::numbers::DType;
-    use crate::problem::{Alignment, Backend};
+    use crate::plan::Specialise;
+    use crate::problem::{Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Inputs, Layout};
+    use crate::progress::Progress;
+    use crate::wgsl::Kernel;
 
     fn gpus(options: ShaderOptions) -> Vec<Gpu> {
         let chosen = pollster::block_on(choose_every());

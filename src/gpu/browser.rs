@@ -1,6 +1,9 @@
 //! Devices of browsers, as far as wgpu 30 does not describe them: it never reports or requests subgroups, and leaves out
 //! vendor and architecture. This file goes when wgpu does both (gfx-rs/wgpu#8819).
 
+#[cfg(target_family = "wasm")]
+use crate::wgsl::DeviceClass;
+
 /// Features and description of a device.
 pub(super) fn describe(device: &wgpu::Device) -> (wgpu::Features, wgpu::AdapterInfo) {
     let (features, info) = (device.features(), device.adapter_info());
@@ -8,26 +11,18 @@ pub(super) fn describe(device: &wgpu::Device) -> (wgpu::Features, wgpu::AdapterI
     if let Some(device) = device.as_webgpu() {
         let subgroups = if device.features().has("subgroups") { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
         let own = device.adapter_info();
-        let device_type = if own.is_fallback_adapter() { wgpu::DeviceType::Cpu } else { device_type(&own.vendor(), &own.architecture()) };
+        let class =
+            if own.is_fallback_adapter() { DeviceClass::Software } else { DeviceClass::of_browser(&own.vendor(), &own.architecture()) };
+        let device_type = match class {
+            DeviceClass::Software => wgpu::DeviceType::Cpu,
+            DeviceClass::Discrete => wgpu::DeviceType::DiscreteGpu,
+            DeviceClass::Integrated => wgpu::DeviceType::IntegratedGpu,
+        };
         let words = [own.vendor(), own.architecture(), own.device(), own.description()];
         let name = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         return (features | subgroups, wgpu::AdapterInfo { name, device_type, ..info });
     }
     (features, info)
-}
-
-/// Kind of device, by the names that browsers give: `nvidia`, `ampere`. They tell neither for AMD, whose architectures
-/// are those of cards and of processors alike; unknown kinds are planned for as integrated.
-#[cfg(any(target_family = "wasm", test))]
-fn device_type(vendor: &str, architecture: &str) -> wgpu::DeviceType {
-    match (vendor, architecture) {
-        (_, "swiftshader" | "software" | "warp") => wgpu::DeviceType::Cpu,
-        ("nvidia", _) => wgpu::DeviceType::DiscreteGpu,
-        // Arc: `gen-12hp`, `xe-2hpg`.
-        ("intel", name) if name.contains("hp") => wgpu::DeviceType::DiscreteGpu,
-        ("intel" | "apple" | "arm" | "qualcomm" | "img-tec" | "samsung", _) => wgpu::DeviceType::IntegratedGpu,
-        _ => wgpu::DeviceType::Other,
-    }
 }
 
 /// Calls `request`, which requests a device of wgpu. In a browser the device gets subgroups too, where the adapter has
@@ -92,26 +87,5 @@ mod patch {
             Reflect::set(descriptor, &required, &features)?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::device_type;
-
-    #[test]
-    fn kinds_of_devices() {
-        for (vendor, architecture, expected) in [
-            ("google", "swiftshader", wgpu::DeviceType::Cpu),
-            ("mesa", "software", wgpu::DeviceType::Cpu),
-            ("nvidia", "ampere", wgpu::DeviceType::DiscreteGpu),
-            ("intel", "gen-12hp", wgpu::DeviceType::DiscreteGpu),
-            ("intel", "gen-12lp", wgpu::DeviceType::IntegratedGpu),
-            ("apple", "metal-3", wgpu::DeviceType::IntegratedGpu),
-            ("amd", "rdna-3", wgpu::DeviceType::Other),
-            ("", "", wgpu::DeviceType::Other),
-        ] {
-            assert_eq!(device_type(vendor, architecture), expected, "{vendor} {architecture}");
-        }
     }
 }

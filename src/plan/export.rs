@@ -59,7 +59,7 @@ pub struct KernelExport {
 }
 
 /// One dispatch of a [`PlanExport`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DispatchExport {
     /// Index of its kernel in [`PlanExport::kernels`].
     pub kernel: usize,
@@ -69,6 +69,8 @@ pub struct DispatchExport {
     pub params: Vec<u8>,
     /// Bindings, all in group 0. All dispatches of a kernel have the same binding numbers and types.
     pub bindings: Vec<BindingExport>,
+    /// Estimate of its floating-point operations. [`super::DeviceCaps::dispatch_flops`] are enough for one submit.
+    pub flops: f64,
 }
 
 /// A binding of a [`DispatchExport`].
@@ -143,7 +145,7 @@ impl Plan {
             let bindings = step.key.bindings().into_iter().map(|(slot, access)| self.binding(step, slot, access)).collect();
             let kernel = keys.iter().position(|&key| key == &step.key).expect("each key is listed");
             let [x, y] = step.grid();
-            DispatchExport { kernel, grid: [x, y, 1], params: bytemuck::bytes_of(&step.params).to_vec(), bindings }
+            DispatchExport { kernel, grid: [x, y, 1], params: bytemuck::bytes_of(&step.params).to_vec(), bindings, flops: step.flops }
         };
         let mut export = PlanExport {
             version: PlanExport::VERSION,

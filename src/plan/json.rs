@@ -68,6 +68,7 @@ fn dispatch(dispatch: &DispatchExport) -> String {
         ("grid", array(dispatch.grid)),
         ("bindings", array(dispatch.bindings.iter().map(binding))),
         ("params", array(&dispatch.params)),
+        ("flops", dispatch.flops.to_string()),
     ])
 }
 

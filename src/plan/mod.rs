@@ -2,6 +2,7 @@
 
 mod backward;
 mod builder;
+mod contents;
 mod export;
 mod fused;
 mod json;
@@ -28,6 +29,7 @@ pub(crate) use step::{BufferRef, Step};
 pub(crate) use tune::{class_of, kernel_text, read_kernel};
 
 pub use crate::wgsl::{DeviceCaps, DeviceClass, Specialise};
+pub use contents::{TensorBytes, gradients_of, outputs_of};
 pub use export::{BindingExport, BufferExport, DispatchExport, KernelExport, PlanExport, RequiredExport};
 pub use shader::{Shader, cache_shaders, linear_shaders};
 pub use step::Plan;

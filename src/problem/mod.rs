@@ -244,7 +244,7 @@ impl Problem {
     }
 
     /// [`Dims::flops`], for varlen sequences an upper bound, because only the total of their tokens is known.
-    pub(crate) fn flops(&self) -> f64 {
+    pub fn flops(&self) -> f64 {
         let rows = self.varlen.map_or(self.dims.batch * self.dims.seq_len_q, |varlen| varlen.tokens_q);
         Dims { batch: 1, seq_len_q: rows, ..self.dims }.flops()
     }

@@ -5,7 +5,7 @@ use crate::problem::{Alibi, Problem};
 
 pub(super) const TERM: Term = Term {
     name: "alibi",
-    wgsl: ("shaders/terms/alibi.wgsl", include_str!("../../shaders/terms/alibi.wgsl")),
+    wgsl: files!("terms/alibi.wgsl")[0],
     is_present: |p| p.alibi.is_some(),
     uses_position: true,
     values: |p, tables| [tables.alibi_slopes, u32::from(p.alibi == Some(Alibi::Symmetric)), 0, 0],

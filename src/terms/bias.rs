@@ -5,7 +5,7 @@ use crate::problem::{BroadcastShape, Problem, along_keys};
 
 pub(super) const TERM: Term = Term {
     name: "bias",
-    wgsl: ("shaders/terms/bias.wgsl", include_str!("../../shaders/terms/bias.wgsl")),
+    wgsl: files!("terms/bias.wgsl")[0],
     is_present: |p| p.bias.is_some(),
     values: |p, _| p.bias.map_or([0; 4], |shape| shape.strides().map(|step| step as u32)),
     tensor: Some(TermTensor::Bias),

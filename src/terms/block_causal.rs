@@ -7,7 +7,7 @@ use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "block_causal",
-    wgsl: ("shaders/terms/block_causal.wgsl", include_str!("../../shaders/terms/block_causal.wgsl")),
+    wgsl: files!("terms/block_causal.wgsl")[0],
     is_present: |p| p.visibility.block_causal.is_some(),
     uses_position: true,
     values: |p, _| [p.visibility.block_causal.map_or(0, |size| size.min(WHOLE)), 0, 0, 0],

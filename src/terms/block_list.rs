@@ -7,7 +7,7 @@ use crate::problem::{BlockList, Dims, Problem};
 
 pub(super) const TERM: Term = Term {
     name: "block_list",
-    wgsl: ("shaders/terms/block_list.wgsl", include_str!("../../shaders/terms/block_list.wgsl")),
+    wgsl: files!("terms/block_list.wgsl")[0],
     is_present: |p| p.visibility.block_list.is_some(),
     values: |p, _| {
         let d = &p.dims;

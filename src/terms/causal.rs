@@ -5,7 +5,7 @@ use crate::problem::{Alignment, Problem};
 
 pub(super) const TERM: Term = Term {
     name: "causal",
-    wgsl: ("shaders/terms/causal.wgsl", include_str!("../../shaders/terms/causal.wgsl")),
+    wgsl: files!("terms/causal.wgsl")[0],
     is_present: |p| p.visibility.causal,
     uses_position: true,
     interval: Some(|_, at, keys| keys.start..keys.end.min(at.position.saturating_add(1).max(at.prefix as i64))),

@@ -9,7 +9,7 @@ pub(super) const WHOLE: u32 = 1 << 30;
 
 pub(super) const TERM: Term = Term {
     name: "chunk",
-    wgsl: ("shaders/terms/chunk.wgsl", include_str!("../../shaders/terms/chunk.wgsl")),
+    wgsl: files!("terms/chunk.wgsl")[0],
     is_present: |p| p.visibility.chunk.is_some(),
     uses_position: true,
     values: |p, _| [p.visibility.chunk.map_or(0, |size| size.min(WHOLE)), 0, 0, 0],

@@ -5,7 +5,7 @@ use crate::problem::{BroadcastShape, Problem, along_keys};
 
 pub(super) const TERM: Term = Term {
     name: "mask",
-    wgsl: ("shaders/terms/mask.wgsl", include_str!("../../shaders/terms/mask.wgsl")),
+    wgsl: files!("terms/mask.wgsl")[0],
     is_present: |p| p.visibility.mask.is_some(),
     values: |p, _| p.visibility.mask.map_or([0; 4], |shape| shape.strides().map(|step| step as u32)),
     tensor: Some(TermTensor::Mask),

@@ -6,7 +6,7 @@ use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "relative_bias",
-    wgsl: ("shaders/terms/relative_bias.wgsl", include_str!("../../shaders/terms/relative_bias.wgsl")),
+    wgsl: files!("terms/relative_bias.wgsl")[0],
     is_present: |p| p.relative_bias_max_distance.is_some(),
     uses_position: true,
     values: |p, tables| [tables.relative_bias, p.relative_bias_max_distance.unwrap_or(0), 0, 0],

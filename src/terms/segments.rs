@@ -5,7 +5,7 @@ use crate::problem::Problem;
 
 pub(super) const TERM: Term = Term {
     name: "segments",
-    wgsl: ("shaders/terms/segments.wgsl", include_str!("../../shaders/terms/segments.wgsl")),
+    wgsl: files!("terms/segments.wgsl")[0],
     is_present: |p| p.visibility.segments,
     values: |_, tables| [tables.segment_ids_q, tables.segment_ids_kv, 0, 0],
     mask: Some(|p, inputs, at, first, to| {

@@ -6,7 +6,7 @@ use crate::problem::{Problem, ScoreOrder};
 
 pub(super) const TERM: Term = Term {
     name: "softcap",
-    wgsl: ("shaders/terms/softcap.wgsl", include_str!("../../shaders/terms/softcap.wgsl")),
+    wgsl: files!("terms/softcap.wgsl")[0],
     is_present: |p| p.softcap.is_some() && p.score_order == ScoreOrder::SoftcapThenBias,
     values: |p, _| [p.softcap.unwrap_or(0.0).to_bits(), 0, 0, 0],
     check: |p| match p.softcap {

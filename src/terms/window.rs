@@ -8,7 +8,7 @@ const OPEN: u32 = (1 << 30) - 1;
 
 pub(super) const TERM: Term = Term {
     name: "window",
-    wgsl: ("shaders/terms/window.wgsl", include_str!("../../shaders/terms/window.wgsl")),
+    wgsl: files!("terms/window.wgsl")[0],
     is_present: |p| p.visibility.window_left.is_some() || p.visibility.window_right.is_some(),
     uses_position: true,
     values: |p, _| {

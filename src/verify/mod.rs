@@ -56,8 +56,8 @@ pub use expect_backward::{AttendBackward, ExpectedGradients, backward_oracle};
 pub use files::{CaseFile, check_file, check_file_backward, run_dir};
 pub use generate::{minimise, random, random_large_of, random_of, random_text_of, shrink};
 pub use suite::{
-    Candidate, Row, Verdict, check, check_against, check_backward, check_backward_against, count, run_backward_case, run_case,
-    run_derivatives, run_generated, run_generated_async,
+    Awaited, Candidate, Row, Subject, Verdict, check, check_against, check_backward, check_backward_against, count, run_backward_case,
+    run_case, run_derivatives, run_generated, run_generated_async,
 };
 pub use table::table;
 pub use term_suite::run_terms;

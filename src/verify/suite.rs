@@ -1,6 +1,7 @@
 //! Runs generated cases on candidates: forward passes and gradients, each held against the oracle.
 
 use std::fmt;
+use std::pin::Pin;
 
 use crate::cpu;
 use crate::custom::Term;
@@ -36,39 +37,96 @@ impl fmt::Debug for Candidate<'_> {
     }
 }
 
-/// Subject of the suite: a candidate, or an engine whose answers it awaits.
-#[derive(Clone, Copy)]
-enum Subject<'a> {
-    Candidate(&'a Candidate<'a>),
-    Engine(&'a Engine),
+/// Answer of a [`Subject`] that is awaited.
+pub type Awaited<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
+
+/// Implementation under test whose answers are awaited: an engine, another host of plans, or a [`Candidate`].
+pub trait Subject {
+    /// Name in reports.
+    fn name(&self) -> &str;
+
+    /// Computes attention.
+    fn attention<'a>(&'a self, problem: &'a Problem, inputs: &'a Inputs<'a>) -> Awaited<'a, Outputs>;
+
+    /// Computes gradients.
+    fn backward<'a>(
+        &'a self,
+        problem: &'a Problem,
+        inputs: &'a Inputs<'a>,
+        backward: &'a BackwardInputs<'a>,
+        want: &'a WantGradients,
+    ) -> Awaited<'a, Gradients>;
+
+    /// True if it computes gradients.
+    fn has_gradients(&self) -> bool;
+
+    /// True if it compiles its kernels for a software adapter, which takes half a second for each.
+    fn compiles_slowly(&self) -> bool;
 }
 
-impl<'a> Subject<'a> {
-    fn name(self) -> &'a str {
-        match self {
-            Self::Candidate(candidate) => candidate.name,
-            Self::Engine(engine) => engine.chosen(),
-        }
+impl Subject for Engine {
+    fn name(&self) -> &str {
+        self.chosen()
     }
 
-    /// Engine that runs the gradients, and how they are waited for.
-    fn engine(self) -> Option<(&'a Engine, Waiting)> {
-        match self {
-            Self::Candidate(candidate) => candidate.engine.map(|engine| (engine, Waiting::Blocking)),
-            Self::Engine(engine) => Some((engine, Waiting::Async)),
-        }
+    fn attention<'a>(&'a self, problem: &'a Problem, inputs: &'a Inputs<'a>) -> Awaited<'a, Outputs> {
+        Box::pin(async { self.run(problem, inputs, Waiting::Async, &mut Progress::default()).await })
     }
 
-    async fn attend(self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
-        match self {
-            Self::Candidate(candidate) => (candidate.attend)(problem, inputs),
-            Self::Engine(engine) => engine.attention_async(problem, inputs, &mut Progress::default()).await,
-        }
+    fn backward<'a>(
+        &'a self,
+        problem: &'a Problem,
+        inputs: &'a Inputs<'a>,
+        backward: &'a BackwardInputs<'a>,
+        want: &'a WantGradients,
+    ) -> Awaited<'a, Gradients> {
+        let asked = Asked { problem, inputs, backward, want };
+        Box::pin(async move { self.run_backward(asked, Waiting::Async, &mut Progress::default()).await })
+    }
+
+    fn has_gradients(&self) -> bool {
+        true
+    }
+
+    fn compiles_slowly(&self) -> bool {
+        self.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software)
     }
 }
 
-fn subjects<'a>(candidates: &'a [Candidate<'a>]) -> Vec<Subject<'a>> {
-    candidates.iter().map(Subject::Candidate).collect()
+impl Subject for Candidate<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn attention<'a>(&'a self, problem: &'a Problem, inputs: &'a Inputs<'a>) -> Awaited<'a, Outputs> {
+        Box::pin(async { (self.attend)(problem, inputs) })
+    }
+
+    fn backward<'a>(
+        &'a self,
+        problem: &'a Problem,
+        inputs: &'a Inputs<'a>,
+        backward: &'a BackwardInputs<'a>,
+        want: &'a WantGradients,
+    ) -> Awaited<'a, Gradients> {
+        let asked = Asked { problem, inputs, backward, want };
+        Box::pin(async move {
+            let engine = self.engine.ok_or_else(|| Error::unsupported("gradients of a function", "give its engine"))?;
+            engine.run_backward(asked, Waiting::Blocking, &mut Progress::default()).await
+        })
+    }
+
+    fn has_gradients(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    fn compiles_slowly(&self) -> bool {
+        self.engine.is_some_and(Engine::compiles_slowly)
+    }
+}
+
+fn subjects<'a>(candidates: &'a [Candidate<'a>]) -> Vec<&'a dyn Subject> {
+    candidates.iter().map(|candidate| candidate as &dyn Subject).collect()
 }
 
 /// Result of a case.
@@ -192,7 +250,7 @@ pub fn run_case(suite: &str, case: &Case, candidates: &[Candidate<'_>]) -> Resul
     block_on(forward_rows(suite, case, &subjects(candidates)), "verify::run_generated_async")
 }
 
-async fn forward_rows(suite: &str, case: &Case, subjects: &[Subject<'_>]) -> Result<Vec<Row>> {
+async fn forward_rows(suite: &str, case: &Case, subjects: &[&dyn Subject]) -> Result<Vec<Row>> {
     let expected = Expected::of(&case.problem, &case.data.inputs())?;
     let note = match expected.unsure_rows {
         0 => String::new(),
@@ -200,7 +258,7 @@ async fn forward_rows(suite: &str, case: &Case, subjects: &[Subject<'_>]) -> Res
     };
     let mut rows = Vec::new();
     for subject in subjects {
-        let answer = subject.attend(&case.problem, &case.data.inputs()).await;
+        let answer = subject.attention(&case.problem, &case.data.inputs()).await;
         rows.push(Row { note: note.clone(), ..Row::new(suite, &case.name, subject.name(), judge(case, &expected, answer)) });
     }
     Ok(rows)
@@ -218,9 +276,9 @@ pub fn run_backward_case(case: &Case, candidates: &[Candidate<'_>]) -> Result<Ve
     block_on(backward_rows(case, &subjects(candidates)), "verify::run_generated_async")
 }
 
-async fn backward_rows(case: &Case, subjects: &[Subject<'_>]) -> Result<Vec<Row>> {
-    let engines: Vec<_> = subjects.iter().filter_map(|subject| Some((subject.name(), subject.engine()?))).collect();
-    if engines.is_empty() {
+async fn backward_rows(case: &Case, subjects: &[&dyn Subject]) -> Result<Vec<Row>> {
+    let subjects: Vec<_> = subjects.iter().filter(|subject| subject.has_gradients()).collect();
+    if subjects.is_empty() {
         return Ok(Vec::new());
     }
     let p = &case.problem;
@@ -228,24 +286,24 @@ async fn backward_rows(case: &Case, subjects: &[Subject<'_>]) -> Result<Vec<Row>
     let is_chosen = is_cheap || case.fill.seed.is_multiple_of(OTHERS);
     let expected = ExpectedGradients::of(case)?;
     let mut rows = Vec::new();
-    for (name, (engine, waiting)) in engines {
-        let verdict = if !is_chosen && engine.gpu().is_some_and(|gpu| gpu.caps().class == DeviceClass::Software) {
+    for subject in subjects {
+        let verdict = if !is_chosen && subject.compiles_slowly() {
             let why = "gradients of other storage or wide heads on a software adapter, which compiles kernels for each";
             Verdict::Skipped(why.into())
         } else {
-            judge_backward(case, &expected, gradients(engine, case, &expected, waiting).await)
+            judge_backward(case, &expected, gradients(*subject, case, &expected).await)
         };
-        rows.push(Row::new("gradients", &case.name, name, verdict));
+        rows.push(Row::new("gradients", &case.name, subject.name(), verdict));
     }
     Ok(rows)
 }
 
-/// All gradients of a case, half of the cases from the statistics of the engine's own forward pass.
-async fn gradients(engine: &Engine, case: &Case, expected: &ExpectedGradients, waiting: Waiting) -> Result<Gradients> {
+/// All gradients of a case, half of the cases from the statistics of the subject's own forward pass.
+async fn gradients(subject: &dyn Subject, case: &Case, expected: &ExpectedGradients) -> Result<Gradients> {
     let (problem, inputs, want) = (&case.problem, &case.data.inputs(), &wanted(case, expected));
-    let stats = if case.fill.seed.is_multiple_of(2) { own_stats(engine, problem, inputs, waiting).await? } else { None };
+    let stats = if case.fill.seed.is_multiple_of(2) { own_stats(subject, problem, inputs).await? } else { None };
     let backward = &BackwardInputs { stats: stats.as_deref(), ..expected.inputs() };
-    engine.run_backward(Asked { problem, inputs, backward, want }, waiting, &mut Progress::default()).await
+    subject.backward(problem, inputs, backward, want).await
 }
 
 /// Holds the derivatives of a case's users' terms against differences, as one row of the suite `derivatives`; no row if
@@ -270,10 +328,10 @@ pub fn run_derivatives(case: &Case) -> Result<Vec<Row>> {
     Ok(vec![Row { suite: "derivatives".into(), case: case.name.clone(), backend: "differences in f64".into(), verdict, note }])
 }
 
-/// Statistics of the engine's own forward pass, if it supports them.
-async fn own_stats(engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, waiting: Waiting) -> Result<Option<Vec<[f32; 2]>>> {
+/// Statistics of the subject's own forward pass, if it supports them.
+async fn own_stats(subject: &dyn Subject, problem: &Problem, inputs: &Inputs<'_>) -> Result<Option<Vec<[f32; 2]>>> {
     let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem.clone() };
-    match engine.run(&problem, inputs, waiting, &mut Progress::default()).await {
+    match subject.attention(&problem, inputs).await {
         Err(Error::Unsupported { .. }) => Ok(None),
         outputs => outputs.map(|outputs| outputs.stats),
     }
@@ -292,22 +350,17 @@ pub fn run_generated(
     filter: &str,
     control: &mut Progress<'_>,
 ) -> Result<Vec<Row>> {
-    block_on(generated(&subjects(candidates), seed, random_cases, filter, control), "verify::run_generated_async")
+    block_on(run_generated_async(&subjects(candidates), seed, random_cases, filter, control), "verify::run_generated_async")
 }
 
-/// [`run_generated`] on engines, without blocking: in a page it yields wherever a device computes.
+/// [`run_generated`] on subjects whose answers are awaited: in a page it yields wherever a device computes.
 pub async fn run_generated_async(
-    engines: &[Engine],
+    subjects: &[&dyn Subject],
     seed: u64,
     random_cases: u64,
     filter: &str,
     control: &mut Progress<'_>,
 ) -> Result<Vec<Row>> {
-    let subjects: Vec<_> = engines.iter().map(Subject::Engine).collect();
-    generated(&subjects, seed, random_cases, filter, control).await
-}
-
-async fn generated(subjects: &[Subject<'_>], seed: u64, random_cases: u64, filter: &str, control: &mut Progress<'_>) -> Result<Vec<Row>> {
     let fixed = table()?;
     let total = fixed.len() as u64 + random_cases;
     let fixed = fixed.into_iter().map(|case| ("table", Ok(case)));
@@ -333,9 +386,9 @@ async fn generated(subjects: &[Subject<'_>], seed: u64, random_cases: u64, filte
 }
 
 /// Reduces a failing case and describes the result.
-async fn minimal_report(case: Case, subject: Subject<'_>) -> String {
+async fn minimal_report(case: Case, subject: &dyn Subject) -> String {
     let verdict = async |case: &Case| {
-        let answer = subject.attend(&case.problem, &case.data.inputs()).await;
+        let answer = subject.attention(&case.problem, &case.data.inputs()).await;
         judged(Expected::of(&case.problem, &case.data.inputs()), |expected| judge(case, &expected, answer))
     };
     let smallest = reduce(case, async |case| matches!(verdict(case).await, Verdict::Failed(_))).await;

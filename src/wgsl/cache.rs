@@ -2,10 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::files::File;
 use super::{Access, Source};
 use crate::numbers::{BLOCK, DType, block_words};
 use crate::rotary::Pairing;
+use crate::shader_text::File;
 
 /// A variant of the cache kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

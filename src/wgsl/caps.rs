@@ -68,6 +68,20 @@ pub enum DeviceClass {
     Discrete,
 }
 
+impl DeviceClass {
+    /// Class of a device by the names that browsers give: `nvidia`, `ampere`. They tell neither for AMD, whose
+    /// architectures are those of cards and of processors alike; unknown kinds are planned for as integrated.
+    pub fn of_browser(vendor: &str, architecture: &str) -> Self {
+        match (vendor, architecture) {
+            (_, "swiftshader" | "software" | "warp") => Self::Software,
+            ("nvidia", _) => Self::Discrete,
+            // Arc: `gen-12hp`, `xe-2hpg`.
+            ("intel", name) if name.contains("hp") => Self::Discrete,
+            _ => Self::Integrated,
+        }
+    }
+}
+
 impl DeviceCaps {
     /// Returns the WebGPU default limits, without subgroups.
     pub const fn webgpu_defaults() -> Self {
@@ -96,7 +110,7 @@ impl DeviceCaps {
     /// Floating-point operations of one dispatch, few enough that it ends well before a driver's watchdog acts (one to
     /// two seconds): about a quarter of a second on the slowest known GPU of the class. A software adapter has no
     /// watchdog; there it bounds how long a cancellation may take.
-    pub(crate) const fn dispatch_flops(&self) -> f64 {
+    pub const fn dispatch_flops(&self) -> f64 {
         match self.class {
             DeviceClass::Software => 20e9,   // 10 GFLOP/s, two seconds
             DeviceClass::Integrated => 25e9, // 100 GFLOP/s
@@ -115,7 +129,8 @@ impl DeviceCaps {
     }
 
     /// Returns capabilities for a plan that is replayed: specialising it pays sooner than specialising a single call.
-    pub(crate) fn for_replays(&self, flops: f64) -> Self {
+    #[must_use]
+    pub fn for_replays(&self, flops: f64) -> Self {
         const STEPS: f64 = 32.0;
         let always = self.specialise == Specialise::Auto && self.specialises(STEPS * flops);
         Self { specialise: if always { Specialise::Always } else { self.specialise }, ..self.clone() }
@@ -127,6 +142,27 @@ impl DeviceCaps {
             DeviceClass::Software => 16,
             DeviceClass::Integrated => 64,
             DeviceClass::Discrete => 256,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceClass;
+
+    #[test]
+    fn classes_of_browsers_devices() {
+        for (vendor, architecture, expected) in [
+            ("google", "swiftshader", DeviceClass::Software),
+            ("mesa", "software", DeviceClass::Software),
+            ("nvidia", "ampere", DeviceClass::Discrete),
+            ("intel", "gen-12hp", DeviceClass::Discrete),
+            ("intel", "gen-12lp", DeviceClass::Integrated),
+            ("apple", "metal-3", DeviceClass::Integrated),
+            ("amd", "rdna-3", DeviceClass::Integrated),
+            ("", "", DeviceClass::Integrated),
+        ] {
+            assert_eq!(DeviceClass::of_browser(vendor, architecture), expected, "{vendor} {architecture}");
         }
     }
 }

@@ -1,15 +1,8 @@
 //! Choice of the files of `shaders/` that follow a kernel's prelude.
 
 use super::{GradientShape, Kernel, KernelKey, Lines, StagedShape, TileShape};
+use crate::shader_text::File;
 use crate::terms::TermSet;
-
-/// Name and text of a shader file.
-pub(super) type File = (&'static str, &'static str);
-
-/// Names and texts of shader files under `shaders/`.
-macro_rules! files {
-    ($($name:literal),*) => { &[$((concat!("shaders/", $name), include_str!(concat!("../../shaders/", $name)))),*] };
-}
 
 const SHARED: &[File] = files!(
     "lib/numbers.wgsl",

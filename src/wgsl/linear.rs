@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Source;
 use super::caps::{DeviceCaps, DeviceClass};
-use super::files::File;
+use crate::shader_text::File;
 
 /// A variant of the projection kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,11 +1,9 @@
 //! Composition of WGSL: a [`KernelKey`] becomes a generated prelude followed by the chosen files.
 
-#[macro_use]
-mod files;
-
 mod cache;
 mod caps;
 mod directives;
+mod files;
 mod key;
 mod linear;
 mod params;

@@ -180,8 +180,7 @@ fn engines_are_awaited() {
     let attend = |problem: &Problem, inputs: &Inputs<'_>| engine.attention(problem, inputs);
     let candidate = Candidate { name: engine.chosen(), attend: &attend, engine: Some(&engine) };
     let now = run_generated(&[candidate], 3, 5, "random", &mut Progress::default()).expect("cases");
-    let engines = std::slice::from_ref(&engine);
-    let awaited = pollster::block_on(run_generated_async(engines, 3, 5, "random", &mut Progress::default()));
+    let awaited = pollster::block_on(run_generated_async(&[&engine], 3, 5, "random", &mut Progress::default()));
     assert_eq!((now.len() > 5, awaited), (true, Ok(now)));
 }
 

@@ -1,0 +1,246 @@
+//! Tiny problems, by which kernels are tried before they first compute on a device. Pure: whoever has the device runs them.
+
+use std::collections::HashSet;
+
+use super::agreement::{agrees, agrees_at};
+use crate::cpu;
+use crate::error::Result;
+use crate::numbers::HostVec;
+use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
+use crate::problem::{
+    Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Outputs, Problem, Returns, TensorSpec,
+    WantGradients,
+};
+use crate::progress::Progress;
+use crate::wgsl::{Kernel, KernelKey};
+
+/// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
+const ROWS: usize = 3;
+const KEYS: usize = 37;
+/// Number of keys that every device splits, so that the merge kernel runs too.
+const MERGED_KEYS: usize = CHAIN + KEYS;
+
+/// Kernels that were tried on a device, or are impossible to try.
+#[derive(Clone, Debug, Default)]
+pub struct TriedKernels(HashSet<KernelKey>);
+
+/// Tiny problem that has kernels of a plan which were not tried yet.
+#[derive(Debug)]
+pub struct Canary {
+    pub(super) problem: Problem,
+    pub(super) plan: Plan,
+    pub(super) data: TinyData,
+    pub(super) pass: Pass,
+    new: HashSet<KernelKey>,
+}
+
+/// Pass that a canary tries.
+#[derive(Debug)]
+pub(super) enum Pass {
+    Attention,
+    /// Gradients, from the CPU's results of the forward pass.
+    Gradients {
+        want: WantGradients,
+        forward: Outputs,
+        d_lse: Option<Vec<f32>>,
+    },
+}
+
+impl TriedKernels {
+    /// Returns a tiny problem with the new kernels of `plan`, which is of attention. `None`, and they count as tried, if
+    /// there are none or no tiny problem has them. The arguments have been checked.
+    pub fn of_attention(&mut self, plan: &Plan, problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Option<Canary>> {
+        let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
+        let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
+        let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
+        let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
+        let Some((new, tried)) = self.plan(plan, caps, plan_tiny) else { return Ok(None) };
+        let data = TinyData::new(&tiny)?;
+        Ok(Some(Canary { problem: tiny, plan: tried, data, pass: Pass::Attention, new }))
+    }
+
+    /// [`Self::of_attention`] for a plan of gradients.
+    pub fn of_gradients(&mut self, plan: &Plan, problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Option<Canary>> {
+        let tiny = tiny(problem, KEYS, KEYS);
+        // A tiny problem has no terms of the user's, and none of their tables.
+        let want = WantGradients { term_tables: false, ..*want };
+        let Some((new, tried)) = self.plan(plan, caps, |caps| Plan::backward(&tiny, &want, caps)) else { return Ok(None) };
+        let data = TinyData::new(&tiny)?;
+        let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..tiny.clone() };
+        let forward = cpu::tiled::attention(&problem, &data.inputs(), &mut Progress::default())?;
+        let d_lse = want.through_lse.then(|| vec![0.5; tiny.lse_len()]);
+        Ok(Some(Canary { problem: tiny, plan: tried, data, pass: Pass::Gradients { want, forward, d_lse }, new }))
+    }
+
+    /// Adds the kernels of a canary whose answer was right.
+    pub fn add(&mut self, canary: Canary) {
+        self.0.extend(canary.new);
+    }
+
+    /// New kernels of `plan`, and a plan by `plan_tiny` that has some of them.
+    fn plan(
+        &mut self,
+        plan: &Plan,
+        caps: &DeviceCaps,
+        plan_tiny: impl FnOnce(&DeviceCaps) -> Result<Plan>,
+    ) -> Option<(HashSet<KernelKey>, Plan)> {
+        let new = plan.steps.iter().map(|step| step.key.without_user_terms()).filter(|key| !self.0.contains(key));
+        let new: HashSet<KernelKey> = new.collect();
+        if new.is_empty() {
+            return None;
+        }
+        // Force the variant of `plan`, because a problem this small would get the other one.
+        let specialise = if plan.key().generic { Specialise::Never } else { Specialise::Always };
+        match plan_tiny(&DeviceCaps { specialise, ..caps.clone() }) {
+            Ok(tried) if tried.steps.iter().any(|step| new.contains(&step.key)) => Some((new, tried)),
+            _ => {
+                log::debug!("no tiny problem takes `{}`: not tried", plan.summary());
+                self.0.extend(new);
+                None
+            }
+        }
+    }
+}
+
+impl Canary {
+    /// Problem.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// Plan of it.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Data of it.
+    pub fn inputs(&self) -> Inputs<'_> {
+        self.data.inputs()
+    }
+
+    /// Gradients that the plan computes, and what from; `None` if it computes attention.
+    pub fn gradients(&self) -> Option<(&WantGradients, BackwardInputs<'_>)> {
+        let Pass::Gradients { want, forward, d_lse } = &self.pass else { return None };
+        let backward = BackwardInputs::new(&forward.output, &self.data.d_output);
+        Some((want, BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..backward }))
+    }
+
+    /// True if outputs of the plan agree with the CPU's.
+    pub fn agrees(&self, got: &Outputs) -> Result<bool> {
+        let plain = Problem { want: Returns::default(), ..self.problem.clone() };
+        let expected = cpu::tiled::attention(&plain, &self.data.inputs(), &mut Progress::default())?;
+        Ok(agrees(&got.output, &expected.output))
+    }
+
+    /// True if gradients of the plan agree with the CPU's.
+    pub fn gradients_agree(&self, got: Gradients) -> Result<bool> {
+        let Some((want, backward)) = self.gradients() else { return Ok(false) };
+        let expected = cpu::backward::attention(&self.problem, &self.data.inputs(), &backward, want, &mut Progress::default())?;
+        // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
+        let least = self.problem.effective_scale().abs().max(1.0);
+        let all = |of: Gradients| {
+            let vectors = [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
+            [of.query, of.key, of.value].into_iter().chain(vectors)
+        };
+        Ok(all(got).zip(all(expected)).all(|pair| match pair {
+            (Some(got), Some(expected)) => agrees_at(least, &got, &expected),
+            (got, expected) => got.is_none() && expected.is_none(),
+        }))
+    }
+}
+
+/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay.
+fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
+    let d = &problem.dims;
+    let dims = Dims {
+        batch: 1,
+        num_heads: d.group(),
+        num_kv_heads: 1,
+        seq_len_q: d.seq_len_q.min(rows),
+        seq_len_kv: d.seq_len_kv.min(keys),
+        ..*d
+    };
+    let spec = |spec: TensorSpec| match spec.layout {
+        Layout::Strided(_) => TensorSpec { layout: Layout::Bshd, offset: 0, ..spec },
+        _ => TensorSpec { offset: 0, ..spec },
+    };
+    let shape = dims.scores_shape();
+    let smaller =
+        |BroadcastShape(of): BroadcastShape| BroadcastShape(std::array::from_fn(|axis| if of[axis] == 1 { 1 } else { shape[axis] }));
+    let mut visibility = problem.visibility;
+    (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
+    visibility.mask = visibility.mask.map(smaller);
+    visibility.block_list = visibility.block_list.map(|_| BlockList::new(2, 4));
+    Problem {
+        user_terms: Vec::new(),
+        dims,
+        query: spec(problem.query),
+        key: spec(problem.key),
+        value: spec(problem.value),
+        output: spec(problem.output),
+        visibility,
+        bias: problem.bias.map(smaller),
+        relative_bias_max_distance: problem.relative_bias_max_distance.map(|distance| distance.min(keys as u32)),
+        want: Returns { lse: false, stats: false, ..problem.want },
+        dropout: None,
+        allow_bf16_weights: false,
+        varlen: None,
+        paged: None,
+        ..problem.clone()
+    }
+}
+
+/// Data of a tiny problem, and a gradient of its output.
+#[derive(Debug)]
+pub(super) struct TinyData {
+    operands: [HostVec; 3],
+    pub(super) d_output: HostVec,
+    bias: Vec<f32>,
+    mask: Vec<bool>,
+    block_list: Vec<u32>,
+    alibi_slopes: Vec<f32>,
+    sinks: Vec<f32>,
+    relative_bias: Vec<f32>,
+}
+
+impl TinyData {
+    pub(super) fn new(problem: &Problem) -> Result<Self> {
+        let mut state = 1u32;
+        let mut numbers = |len: usize| -> Vec<f32> {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            (0..len).map(|_| next()).collect()
+        };
+        let mut operand = |operand| HostVec::from_f32(problem.spec(operand).dtype, &numbers(problem.operand_len(operand)));
+        let [query, key, value, d_output] = Operand::ALL.map(&mut operand);
+        let elements = |shape: Option<BroadcastShape>| shape.and_then(BroadcastShape::elements).unwrap_or(0);
+        let heads = |there: bool| if there { problem.dims.num_heads } else { 0 };
+        let data = Self {
+            operands: [query, key, value],
+            d_output,
+            bias: numbers(elements(problem.bias)),
+            mask: (0..elements(problem.visibility.mask)).map(|at| at % 3 != 1).collect(),
+            block_list: vec![0b10_1101_1011; problem.visibility.block_list.map_or(0, |list| list.shape(&problem.dims).iter().product())],
+            alibi_slopes: numbers(heads(problem.alibi.is_some())),
+            sinks: numbers(heads(problem.sinks)),
+            relative_bias: numbers(problem.relative_bias_len()),
+        };
+        data.inputs().check(problem)?;
+        Ok(data)
+    }
+
+    pub(super) fn inputs(&self) -> Inputs<'_> {
+        let [query, key, value] = &self.operands;
+        Inputs {
+            bias: &self.bias,
+            mask: &self.mask,
+            block_list: &self.block_list,
+            alibi_slopes: &self.alibi_slopes,
+            sinks: &self.sinks,
+            relative_bias: &self.relative_bias,
+            ..Inputs::new(query, key, value)
+        }
+    }
+}
