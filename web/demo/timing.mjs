@@ -57,9 +57,12 @@ export class Timing {
     const problem = { shape: { batch, numHeads, numKvHeads, seqLenQ, seqLenKv, headDim }, dtype, causal: causal && 'bottom-right' };
     // Query and output, key and value.
     const bytes = 2 * BYTES[dtype] * batch * headDim * (numHeads * seqLenQ + numKvHeads * seqLenKv);
+    // As `attn bench` counts them: of the pairs that are visible.
+    const visible = Array.from({ length: seqLenQ }, (_, row) => (causal ? Math.max(0, row + 1 + seqLenKv - seqLenQ) : seqLenKv));
+    const flops = 4 * batch * numHeads * headDim * visible.reduce((sum, keys) => sum + keys, 0);
     const seconds = $('time-seconds').valueAsNumber || 1;
     const isSuites = SHAPES.some((shape) => shape[0] === name && shape[2] === causal);
-    return { name: isSuites ? name : sizes.join(','), sizes, causal, dtype, problem: { ...problem, outputDtype: dtype }, bytes, seconds };
+    return { name: isSuites ? name : sizes.join(','), sizes, causal, dtype, problem: { ...problem, outputDtype: dtype }, bytes, flops, seconds };
   }
 
   async start() {
@@ -93,14 +96,17 @@ export class Timing {
     $('time-result').textContent = `Compiling, checking and timing ${task.name} on ${engine.name}.`;
     const work = () => bench(engine, { ...task.problem, seconds: task.seconds, signal: this.controller.signal });
     const result = await this.session.run((share) => ($('time-progress').value = share), work);
-    this.results.unshift({ ...result, kernel: await kernelOf(engine, task.problem), task });
+    const gflops = task.flops / (result.median * 1e6);
+    this.results.unshift({ ...result, gflops, kernel: await kernelOf(engine, task.problem), task });
     this.show();
   }
 
   setRunning(isRunning) {
     $('time-start').disabled = isRunning;
     $('time-cancel').disabled = !isRunning;
-    if (!isRunning) $('time-progress').value = 0;
+    // Without a value until the first share is reported.
+    if (isRunning) $('time-progress').removeAttribute('value');
+    else $('time-progress').value = 0;
   }
 
   show() {

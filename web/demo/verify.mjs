@@ -35,7 +35,9 @@ export function addVerification(session) {
 function setRunning(isRunning) {
   $('verify-start').disabled = isRunning;
   $('verify-cancel').disabled = !isRunning;
-  if (!isRunning) $('verify-progress').value = 0;
+  // Without a value until the first share is reported.
+  if (isRunning) $('verify-progress').removeAttribute('value');
+  else $('verify-progress').value = 0;
 }
 
 function show({ passed, failed, skipped, rows }, engine, { filter }) {

@@ -100,10 +100,11 @@ async function checkLink(page) {
     await page.keyboard.press('Control+Home');
     return (await rowTable(page, '#map')).text;
   };
+  await until(page, () => document.querySelector('#map tbody').textContent.includes('masked'), 'the map of the term');
   const before = await firstRow('the map');
   await page.reload();
   const after = await firstRow('the map after a reload');
-  checks.expect(after === before && after.includes('masked'), `the address gives another map: ${after}`);
+  checks.expect(after === before, `the address gives another map: ${after}, and it was ${before}`);
   await page.goto(server.url);
   await until(page, () => document.querySelectorAll('#map tbody tr').length === 12, 'the example');
 }

@@ -243,7 +243,8 @@ export async function checkTiming(page, checks) {
   }
   await page.fill('#time-seconds', '30');
   await page.click('#time-start');
-  await until(page, () => document.querySelector('#time-progress').value > 0, 'progress of a timing');
+  await until(page, () => document.querySelector('#time-start').disabled, 'the start of a timing');
+  await settle(page);
   await page.click('#time-cancel');
   await until(page, isDone, 'the end of a cancelled timing');
   checks.expect((await text(page, '#time-result')) === 'Cancelled.', `cancelled: ${await text(page, '#time-result')}`);
