@@ -3,8 +3,11 @@
 #
 #   scripts/web.sh setup           install what is missing (below)
 #   scripts/web.sh build           build the npm package into target/web/package
-#   scripts/web.sh test [all]      build, then test the package: in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
-#                                  path. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the library's own suite
+#   scripts/web.sh page            build, then assemble the demo page in target/web/demo, to be put on any web server
+#   scripts/web.sh test-page       the page, then its test in headless Chromium; screenshots go to target/web/screenshots
+#   scripts/web.sh test [all]      build, then test the package, in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
+#                                  path, and the page. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the
+#                                  library's own suite
 #   scripts/web.sh library [CASES] build web/library, which has the library on the browser's WebGPU through wgpu, and run its suite with CASES
 #                                  random cases of the generated suite (20)
 #
@@ -80,6 +83,28 @@ build_library() {
     echo '{ "type": "module" }' >"$out/www/package.json"
 }
 
+# Assembles the demo page: web/demo, the package, the gallery's terms, and site.json, which says what there is.
+page() {
+    rm -rf "$out/demo"
+    mkdir -p "$out/demo/terms"
+    cp web/demo/*.html web/demo/*.css web/demo/*.js web/demo/*.mjs "$out/demo/"
+    cp examples/terms/*.wgsl "$out/demo/terms/"
+    cp -r "$out/package" "$out/demo/package"
+    list() { (cd "$out/demo" && find . -type f "$@" | sed 's/^\.\/\(.*\)/"\1"/' | sort | paste -sd,); }
+    field() { sed -n "s/^$1 = \"\(.*\)\"$/\1/p" Cargo.toml | head -n 1; }
+    local files terms
+    files=$(list ! -name '*.d.ts' ! -name 'LICENSE*' ! -name package.json)
+    terms=$(list -name '*.wgsl' | sed 's/terms\///g; s/\.wgsl//g')
+    printf '{ "version": "%s", "repository": "%s", "terms": [%s], "files": [%s] }\n' "$(field version)" "$(field repository)" "$terms" "$files" \
+        >"$out/demo/site.json"
+}
+
+test_page() {
+    rm -rf "$out/page-test"
+    cp -r web/demo/test "$out/page-test" # beside node_modules
+    node --test web/demo/test/parsers.test.mjs && node "$out/page-test/page.mjs" "$out/demo" "$out/screenshots"
+}
+
 # Runs a program, named by what it is on; exit status 3 means that Dawn finds no adapter.
 try() {
     local name=$1 status=0
@@ -142,8 +167,11 @@ test_library() {
 case ${1:-} in
     setup) setup ;;
     build) setup && build ;;
+    page) setup && build && page ;;
+    test-page) setup && build && page && test_page ;;
     test)
         setup && build && test_package "${2:-}"
+        page && test_page
         if [ "${2:-}" = all ]; then build_library && test_library; fi
         ;;
     library) setup && build_library && test_library "${2:-}" ;;
