@@ -71,6 +71,7 @@ export class Files {
   async compute() {
     const { engine } = this.session;
     if (this.arrays.length === 0 || !engine) return;
+    $('file-map').setAttribute('aria-busy', 'true');
     try {
       await this.show(engine);
       $('file-map').classList.remove('stale');
@@ -78,6 +79,8 @@ export class Files {
       if (engine !== this.session.engine) return;
       $('file-result').textContent = explainError(error);
       $('file-map').classList.add('stale');
+    } finally {
+      $('file-map').setAttribute('aria-busy', 'false');
     }
   }
 

@@ -134,12 +134,17 @@ export class See {
       $('tables-error').textContent = error.message;
       return;
     }
+    $('map').setAttribute('aria-busy', 'true');
+    const slow = setTimeout(() => ($('see-problem').textContent = 'Computing; new functions are compiled first.'), 400);
     try {
       await this.showSquare(engine, square);
       await this.showWords(engine, words);
       this.tell('', false);
     } catch (error) {
       if (engine === this.session.engine) this.fail(error);
+    } finally {
+      clearTimeout(slow);
+      $('map').setAttribute('aria-busy', 'false');
     }
   }
 

@@ -81,7 +81,9 @@ export class Timing {
       if ($('time-cpu').checked && this.session.engine.backend !== 'cpu') await this.time(task, await this.session.cpuEngine());
       const [last, before] = this.results;
       const isPair = before && last.backend !== before.backend && last.task === before.task;
-      const times = isPair ? ` That is ${digits(before.gflops / last.gflops)} times the rate of the CPU path in WebAssembly.` : '';
+      const ratio = isPair ? before.gflops / last.gflops : 0;
+      const faster = ` That is ${digits(ratio)} times the rate of the CPU path in WebAssembly.`;
+      const times = !isPair ? '' : ratio >= 1 ? faster : ` The CPU path in WebAssembly has ${digits(1 / ratio)} times that rate.`;
       const shown = isPair ? before : last;
       $('time-result').textContent = `${digits(shown.gflops)} GFLOP/s on ${shown.adapter}: ${digits(shown.median)} ms.${times}`;
     } catch (error) {

@@ -55,8 +55,11 @@ export function rowTable(page, map) {
   }, map);
 }
 
-/** Waits until the page has computed what was last asked for. */
-export const settle = (page) => page.evaluate(() => new Promise((done) => setTimeout(done, 400)));
+/** Waits until the page has computed what was last asked for: it begins when nothing has been typed for 120 ms. */
+export async function settle(page) {
+  await page.waitForTimeout(200);
+  await until(page, () => !document.querySelector('[aria-busy="true"]'), 'the end of a computation');
+}
 
 /** Attention weights of one row in f64; null where `isVisible(key)` is false. */
 export function reference(query, key, dim, keys, isVisible) {

@@ -9,7 +9,8 @@ import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { open, serve } from './serve.mjs';
 import { Checks, rowTable, until, watch } from './checks.mjs';
-import { checkFailure, checkFiles, checkSee, checkTiming, checkVerification, checkWrite } from './sections.mjs';
+import { checkFiles } from './files.mjs';
+import { checkFailure, checkSee, checkTiming, checkVerification, checkWrite } from './sections.mjs';
 
 const [folder, pictures] = process.argv.slice(2).map((path) => resolve(path));
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
