@@ -63,7 +63,7 @@ build() {
     mkdir -p "$out/package"
     module core ""
     module full terms,verify
-    cp web/*.mjs web/*.d.ts web/package.json LICENSE-* "$out/package/"
+    cp web/*.mjs web/*.d.ts web/package.json web/README.md LICENSE-* "$out/package/"
     sizes >&2
 }
 
@@ -149,7 +149,9 @@ test_package() {
     local failed=0 cases='"random": 5, "filter": "nan-"'
     [ "${1:-}" = all ] && cases='"random": 20'
     cp web/test/*.mjs "$out/package/"
+    cp web/test/*.mjs "$out/"
     types
+    try "README" node "$out/newcomer.mjs" "$out/package" web/README.md
     try "Chromium, CPU path" node "$out/browser.mjs" "$out/package" "{ \"backend\": \"cpu\", \"random\": 20 }"
     everywhere "$out/package" '"random": 20' "$cases" "$([ "${1:-}" = all ] && echo "$cases")"
     for file in web/test/*.mjs; do rm "$out/package/$(basename "$file")"; done

@@ -1,4 +1,5 @@
 // Engines: a device or the CPU path, with the calls that are kept for the next time.
+import { DeviceCache, HostCache } from './cache.mjs';
 import { Call, prepare, runOnce } from './call.mjs';
 import { AttentionError, throwIfAborted } from './errors.mjs';
 import { Gpu, describe, nameOf } from './gpu.mjs';
@@ -8,6 +9,9 @@ import { load } from './load.mjs';
 // Buffers of the calls that are kept, in number, and in bytes. The most recent call is kept even if it has more.
 const KEPT_BUFFERS = 36;
 const KEPT_BYTES = 2 ** 30;
+
+// Limits that no cache in memory exceeds.
+const ANY_DEVICE = { maxBufferSize: 2 ** 32 - 1, maxStorageBufferBindingSize: 2 ** 32 - 1, maxComputeWorkgroupsPerDimension: 65535 };
 
 export async function createEngine(options = {}) {
   const { device: given, adapter: givenAdapter, backend = given || givenAdapter ? 'webgpu' : 'auto', onProgress } = options;
@@ -119,14 +123,23 @@ export class Engine {
   }
 
   /** Runs a job in the worker. */
-  job(job, request, { described = false, stage = 'compute' } = {}) {
+  job(job, request, { described = false, stored } = {}) {
     this.throwIfEnded();
-    const onShare = (share) => this.report(stage, share);
+    const onShare = (share) => this.report('compute', share);
     return this.#jobs.run(job, moduleOf(request), request, {
       described: described ? this.#described : undefined,
+      stored,
       signal: request.signal,
       onShare,
     });
+  }
+
+  /** Creates a decoding cache. */
+  async createCache(options) {
+    const { exports } = await load('core');
+    // Without a device, only the bookkeeping is used.
+    const ledger = new exports.Cache(options, this.#described ?? ANY_DEVICE);
+    return this.#gpu ? DeviceCache.create(this, ledger, options) : new HostCache(this, ledger, options);
   }
 
   /** Runs the generated suite, in a thread of its own. */

@@ -2,7 +2,7 @@
 //
 // run(options) returns { report, failures, counts }: lines to print, what is wrong, and how many checks passed, failed and were skipped.
 // Options: `backend`, `random` cases of the generated suite with `filter` in their names, and `long` where the adapter is fast.
-import { AttentionError, attention, backward, bench, createEngine, explain, plan, verify, warmUp } from './index.mjs';
+import { AttentionError, attention, backward, bench, createCache, createEngine, explain, plan, verify, warmUp } from './index.mjs';
 import { REQUESTS, WRONG } from './requests.mjs';
 import { difference, draw, reference, rounded, sizes, widen } from './reference.mjs';
 
@@ -20,6 +20,7 @@ export async function run({ backend, random = 0, filter = '', long = false, only
   await test.part('errors', () => errors(test, engine));
   await test.part('explain', () => explanations(test, engine));
   await test.part('signals', () => signals(test, engine));
+  await test.part('decode', () => decoding(test, engine));
   await test.part('bench', () => timing(test, engine));
   await test.part('harness', () => sabotage(test, engine));
   if (isGpu) {
@@ -191,6 +192,54 @@ async function signals(test, engine) {
   await attention(watched, request);
   test.check(stages.has('compute'), `stages: ${[...stages]}`);
   watched.destroy();
+}
+
+// Six steps of two sequences in each storage, compared with attention over the tokens so far: prompts of different lengths, a
+// window, tokens that are taken back, a slot that is used again.
+async function decoding(test, engine) {
+  const sizes = { numHeads: 4, numKvHeads: 2, headDim: 32, sequences: 2 };
+  for (const [stored, tolerance] of Object.entries({ f32: 2e-5, f16: 2e-3, bf16: 2e-2, q8: 2e-2, q4: 0.2 })) {
+    const window = stored === 'f16' ? { left: 3 } : undefined;
+    const cache = await createCache(engine, { ...sizes, stored, capacity: 12, pageSize: 4, window });
+    const tokens = [[], []]; // of each slot: { key, value } of a token
+    const slots = [cache.start()];
+    let worst = 0;
+    for (let step = 0; step < 6; step++) {
+      if (step === 1) slots.push(cache.start());
+      if (step === 4) {
+        cache.truncate(slots[0], 2);
+        tokens[slots[0]].length = 2;
+      }
+      const count = step === 0 ? 3 : 1;
+      const tensor = (seed, heads) => draw(seed + 7 * step, sizes.sequences * heads * count * sizes.headDim);
+      const [query, key, value] = [tensor(1, 4), tensor(2, 2), tensor(3, 2)];
+      const { output } = await cache.step({ query, key, value, tokens: count });
+      for (const slot of slots) {
+        for (let token = 0; token < count; token++) tokens[slot].push({ key: rowsOf(key, slot, token, count), value: rowsOf(value, slot, token, count) });
+        const expected = afterStep(sizes, tokens[slot], query.subarray(slot * 4 * count * 32, (slot + 1) * 4 * count * 32), count, window);
+        worst = Math.max(worst, difference(output.subarray(slot * expected.length, (slot + 1) * expected.length), expected));
+        test.check(cache.length(slot) === tokens[slot].length, `length of slot ${slot}`);
+      }
+    }
+    test.check(worst < tolerance && cache.bytes > 0, `decode in ${stored}: off by ${worst}`);
+    const full = await cache.step({ query: draw(1, 8 * 12 * 32), key: draw(1, 4 * 12 * 32), value: draw(1, 4 * 12 * 32), tokens: 12 }).catch((error) => error);
+    test.check(full.kind === 'limit' && full.remedy, `a cache that is full: ${full.message}`);
+    cache.free(slots[0]);
+    test.check(cache.start() === slots[0] && cache.length(slots[0]) === 0, 'a slot that is used again');
+    cache.destroy();
+    test.check((await kind(cache.step({}))) === 'lost', 'a cache that was destroyed');
+  }
+}
+
+// Keys or values of one token, [kv heads, dim].
+function rowsOf(array, slot, token, count) {
+  return [0, 1].map((head) => array.slice(((slot * 2 + head) * count + token) * 32, ((slot * 2 + head) * count + token + 1) * 32));
+}
+
+function afterStep({ numHeads, numKvHeads, headDim }, tokens, query, count, window) {
+  const packed = (name) => Float32Array.from([0, 1].flatMap((head) => tokens.flatMap((token) => [...token[name][head]])));
+  const shape = { numHeads, numKvHeads, seqLenQ: count, seqLenKv: tokens.length, headDim };
+  return reference({ shape, query, key: packed('key'), value: packed('value'), causal: 'bottom-right', window }).output;
 }
 
 async function timing(test, engine) {
