@@ -101,9 +101,9 @@ impl Model {
         }
         let slots = self.size.slots;
         for _ in 0..steps {
-            for slot in 0..slots {
+            for (slot, &count) in tokens.iter().enumerate() {
                 let (old, added) = (self.state[slot], self.state[slots + slot]);
-                assert_eq!(added as usize, tokens[slot]);
+                assert_eq!(added as usize, count);
                 self.state[slot] += added;
                 assert!(self.state[slot] <= self.state[2 * slots + slot], "no room for a step that was promised");
                 for position in old..self.state[slot] {
@@ -113,9 +113,9 @@ impl Model {
                     self.sequences[slot].as_mut().expect("a sequence").push(self.tokens);
                 }
             }
-            for slot in 0..slots {
+            for (slot, &count) in tokens.iter().enumerate() {
                 let length = self.state[slot] as usize;
-                (length - tokens[slot]..length).for_each(|position| self.look(slot, position, all || position.is_multiple_of(9973)));
+                (length - count..length).for_each(|position| self.look(slot, position, all || position.is_multiple_of(9973)));
             }
         }
         Ok(copies.len())
