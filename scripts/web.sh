@@ -5,8 +5,11 @@
 #   scripts/web.sh build           build the npm package into target/web/package
 #   scripts/web.sh page            build, then assemble the demo page in target/web/demo, to be put on any web server
 #   scripts/web.sh test-page       the page, then its test in headless Chromium; screenshots go to target/web/screenshots
-#   scripts/web.sh test [CASES]    build, then run web/library/test/suite.mjs with CASES random cases of the generated suite (20): in headless
-#                                  Chromium and in Node on Dawn, both on SwiftShader, and in Node on Dawn on lavapipe; and test-page
+#   scripts/web.sh test [all]      build, then test the package: in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
+#                                  path; then test-page. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the
+#                                  library's own suite
+#   scripts/web.sh library [CASES] build web/library, which has the library on the browser's WebGPU through wgpu, and run its suite with CASES
+#                                  random cases of the generated suite (20)
 #
 # Needs Rust for wasm32-unknown-unknown: `rustup target add wasm32-unknown-unknown`, or on Debian rustc-web, which setup installs as root or
 # with sudo. Further node 20, npm, and Chromium or Chrome (the variable CHROME names another). setup builds wasm-bindgen's program, of the
@@ -35,10 +38,10 @@ setup() {
     [ "$("$out/bin/wasm-bindgen" --version 2>/dev/null)" = "wasm-bindgen $version" ] ||
         cargo install wasm-bindgen-cli --version "$version" --no-default-features --root "$out" --target-dir "$out/cli"
     command -v npm >/dev/null || { echo "web.sh: no npm here (Debian: apt-get install nodejs npm)" >&2; exit 1; }
-    if ! cmp -s web/library/test/package-lock.json "$out/node_modules/.web-lock"; then
-        cp web/library/test/package.json web/library/test/package-lock.json "$out/"
+    if ! cmp -s web/test/package-lock.json "$out/node_modules/.web-lock"; then
+        cp web/test/package.json web/test/package-lock.json "$out/"
         (cd "$out" && npm ci --ignore-scripts --no-audit --no-fund >&2)
-        cp web/library/test/package-lock.json "$out/node_modules/.web-lock"
+        cp web/test/package-lock.json "$out/node_modules/.web-lock"
     fi
     find_chrome || { need chromium && find_chrome; } || { echo "web.sh: no Chromium here; CHROME can name a browser" >&2; exit 1; }
 }
@@ -60,7 +63,7 @@ build() {
     mkdir -p "$out/package"
     module core ""
     module full terms,verify
-    cp web/*.mjs web/*.d.ts web/package.json LICENSE-* "$out/package/"
+    cp web/*.mjs web/*.d.ts web/package.json web/README.md LICENSE-* "$out/package/"
     sizes >&2
 }
 
@@ -115,26 +118,51 @@ try() {
     esac
 }
 
-run_tests() {
-    local random=${1:-20} failed=0 driver lavapipe
-    local options="{ \"backend\": \"webgpu\", \"random\": $random }"
-    cp web/library/test/*.mjs "$out/"
-    cp web/library/test/suite.mjs "$out/www/"
-    try "Chromium, SwiftShader" node "$out/browser.mjs" "$out/www" "$options"
+# Runs a suite in Chromium, on Dawn, and on the CPU path: folder, options, further ones in Node on lavapipe, further ones on the CPU path.
+everywhere() {
+    local folder=$1 driver lavapipe=(node)
+    cp web/test/*.mjs "$out/"
+    try "Chromium, SwiftShader" node "$out/browser.mjs" "$folder" "{ \"backend\": \"webgpu\", $2 }"
     if driver=$(scripts/swiftshader.sh); then
-        try "Dawn, SwiftShader" env VK_DRIVER_FILES="$driver" node "$out/node.mjs" "$out/www" "$options"
+        try "Dawn, SwiftShader" env VK_DRIVER_FILES="$driver" node "$out/node.mjs" "$folder" "{ \"backend\": \"webgpu\", $3 }"
     else
         not_checked "Dawn on SwiftShader"
     fi
-    lavapipe=(node)
-    if [ -e "${GPULAB_ROOT:-/var/lib/gpulab}/.ready" ] && [ "$(id -u)" = 0 ]; then
-        cp "$(readlink -f "$(command -v node)")" "$out/node" # the lab has no other
-        lavapipe=(scripts/gpulab.sh run lavapipe -- "$out/node")
+    if [ -n "$4" ]; then
+        if [ -e "${GPULAB_ROOT:-/var/lib/gpulab}/.ready" ] && [ "$(id -u)" = 0 ]; then
+            cp "$(readlink -f "$(command -v node)")" "$out/node" # the lab has no other
+            lavapipe=(scripts/gpulab.sh run lavapipe -- "$out/node")
+        fi
+        try "Dawn, lavapipe" "${lavapipe[@]}" "$out/node.mjs" "$folder" "{ \"backend\": \"webgpu\", \"long\": true, $4 }"
     fi
-    try "Dawn, lavapipe" "${lavapipe[@]}" "$out/node.mjs" "$out/www" "{ \"backend\": \"webgpu\", \"random\": $random, \"long\": true }"
-    try "CPU path" node "$out/node.mjs" "$out/www" "{ \"backend\": \"cpu\", \"random\": $random }"
-    page
-    try "The page, Chromium" test_page
+}
+
+# Types: a small program that uses all of the package.
+types() {
+    cp web/test/consumer.ts "$out/package/"
+    echo "== types" >&2
+    (cd "$out/package" && ../node_modules/.bin/tsc --noEmit --strict --module nodenext --target es2022 --lib es2023,dom --types "" consumer.ts) || failed=1
+    rm "$out/package/consumer.ts"
+}
+
+test_package() {
+    local failed=0 cases='"random": 5, "filter": "nan-"'
+    [ "${1:-}" = all ] && cases='"random": 20'
+    cp web/test/*.mjs "$out/package/"
+    cp web/test/*.mjs "$out/"
+    types
+    try "README" node "$out/newcomer.mjs" "$out/package" web/README.md
+    try "Chromium, CPU path" node "$out/browser.mjs" "$out/package" "{ \"backend\": \"cpu\", \"random\": 20 }"
+    everywhere "$out/package" '"random": 20' "$cases" "$([ "${1:-}" = all ] && echo "$cases")"
+    for file in web/test/*.mjs; do rm "$out/package/$(basename "$file")"; done
+    return $failed
+}
+
+test_library() {
+    local failed=0 random="\"random\": ${1:-20}"
+    cp web/library/test/suite.mjs "$out/www/"
+    everywhere "$out/www" "$random" "$random" "$random"
+    try "CPU path" node "$out/node.mjs" "$out/www" "{ \"backend\": \"cpu\", $random }"
     return $failed
 }
 
@@ -143,7 +171,12 @@ case ${1:-} in
     build) setup && build ;;
     page) setup && build && page ;;
     test-page) setup && build && page && test_page ;;
-    test) setup && build && run_tests "${2:-}" ;;
+    test)
+        setup && build && test_package "${2:-}"
+        page && test_page
+        if [ "${2:-}" = all ]; then build_library && test_library; fi
+        ;;
+    library) setup && build_library && test_library "${2:-}" ;;
     *)
         usage >&2
         exit 2

@@ -200,7 +200,7 @@ impl Rotary {
     }
 
     /// Cosine and sine of every position and pair, as shaders read them.
-    pub(crate) fn angles(&self) -> &[[f32; 2]] {
+    pub fn angles(&self) -> &[[f32; 2]] {
         &self.angles
     }
 

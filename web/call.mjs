@@ -61,8 +61,9 @@ export class Call {
 
   constructor(gpu, plans, prepared, own, bound) {
     Object.assign(this, { gpu, plans, prepared, own, bound });
-    const scratch = plans.flatMap(({ scratch }) => scratch).reduce((sum, size) => sum + size, 0);
-    this.bytes = own.bytes + scratch;
+    const scratch = plans.flatMap(({ scratch }) => scratch);
+    this.bytes = own.bytes + scratch.reduce((sum, size) => sum + size, 0);
+    this.buffers = own.buffers.size + 1 + scratch.length + plans.length; // with that of the results, and parameters
   }
 
   /** Tensors that have to be uploaded. */

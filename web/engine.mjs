@@ -1,13 +1,17 @@
 // Engines: a device or the CPU path, with the calls that are kept for the next time.
+import { DeviceCache, HostCache } from './cache.mjs';
 import { Call, prepare, runOnce } from './call.mjs';
 import { AttentionError, throwIfAborted } from './errors.mjs';
 import { Gpu, describe, nameOf } from './gpu.mjs';
 import { Jobs } from './jobs.mjs';
 import { load } from './load.mjs';
 
-// Calls that are kept, least recently used first, and the bytes of their buffers.
-const KEPT = 32;
+// Buffers of the calls that are kept, in number, and in bytes. The most recent call is kept even if it has more.
+const KEPT_BUFFERS = 36;
 const KEPT_BYTES = 2 ** 30;
+
+// Limits that no cache in memory exceeds.
+const ANY_DEVICE = { maxBufferSize: 2 ** 32 - 1, maxStorageBufferBindingSize: 2 ** 32 - 1, maxComputeWorkgroupsPerDimension: 65535 };
 
 export async function createEngine(options = {}) {
   const { device: given, adapter: givenAdapter, backend = given || givenAdapter ? 'webgpu' : 'auto', onProgress } = options;
@@ -119,14 +123,23 @@ export class Engine {
   }
 
   /** Runs a job in the worker. */
-  job(job, request, { described = false, stage = 'compute' } = {}) {
+  job(job, request, { described = false, stored } = {}) {
     this.throwIfEnded();
-    const onShare = (share) => this.report(stage, share);
+    const onShare = (share) => this.report('compute', share);
     return this.#jobs.run(job, moduleOf(request), request, {
       described: described ? this.#described : undefined,
+      stored,
       signal: request.signal,
       onShare,
     });
+  }
+
+  /** Creates a decoding cache. */
+  async createCache(options) {
+    const { exports } = await load('core');
+    // Without a device, only the bookkeeping is used.
+    const ledger = new exports.Cache(options, this.#described ?? ANY_DEVICE);
+    return this.#gpu ? DeviceCache.create(this, ledger, options) : new HostCache(this, ledger, options);
   }
 
   /** Runs the generated suite, in a thread of its own. */
@@ -267,10 +280,10 @@ export class Engine {
     const before = this.#take(key);
     if (before) destroyKept(before);
     this.#kept.set(key, kept);
-    for (const [oldest, { call }] of this.#kept) {
-      if (this.#kept.size <= KEPT && (this.#kept.size === 1 || this.keptBytes <= KEPT_BYTES)) break;
-      destroyKept(this.#kept.get(oldest));
-      this.#kept.delete(oldest);
+    for (const oldest of this.#kept.keys()) {
+      const buffers = [...this.#kept.values()].reduce((sum, { call }) => sum + call.buffers, 0);
+      if (this.#kept.size === 1 || (buffers <= KEPT_BUFFERS && this.keptBytes <= KEPT_BYTES)) break;
+      destroyKept(this.#take(oldest));
     }
   }
 }
@@ -281,7 +294,7 @@ function destroyKept({ call, planned }) {
 }
 
 /** Module that a request needs. */
-export const moduleOf = ({ score, visible }) => (score === undefined && visible === undefined ? 'core' : 'full');
+export const moduleOf = ({ score, visible, tables }) => ((score ?? visible ?? tables) === undefined ? 'core' : 'full');
 
 // Requests with equal keys are equal up to their data. Signals and functions are no part of it.
 function keyOf({ query, key, value, dOutput, signal, seconds, ...problem }) {

@@ -68,6 +68,13 @@ export function bench(engine, problem) {
   });
 }
 
+export function createCache(engine, options) {
+  return checked(async () => {
+    await begin(engine, options);
+    return engine.createCache(options);
+  });
+}
+
 class AttentionPlan {
   #prepared;
 
@@ -105,7 +112,7 @@ class BoundAttention {
 // Checks what every function is given, and loads the module that the request needs.
 async function begin(engine, request) {
   if (!(engine instanceof Engine)) throw invalid('engine', 'is no engine', 'await createEngine() first');
-  if (typeof request !== 'object' || request === null) throw invalid('request', 'is no object', 'give { shape, query, key, value, ... }');
+  if (typeof request !== 'object' || request === null) throw invalid('request', 'is no object', 'see the types of the package');
   engine.throwIfEnded();
   return load(moduleOf(request));
 }

@@ -8,7 +8,7 @@ export class Jobs {
   #next = 0;
 
   /** Runs a job. `signal` ends the thread if the job is running; others start again in a new one. */
-  async run(job, module, request, { described, signal, onShare, onCall } = {}) {
+  async run(job, module, request, { described, stored, signal, onShare, onCall } = {}) {
     const { wasm } = await load(module);
     if (signal?.aborted) throw cancelled();
     return new Promise((resolve, reject) => {
@@ -18,7 +18,7 @@ export class Jobs {
         this.#restart();
       };
       signal?.addEventListener('abort', abort, { once: true });
-      const message = { id, job, module, wasm, request: withoutFunctions(request), described };
+      const message = { id, job, module, wasm, request: withoutFunctions(request), described, stored };
       this.#pending.set(id, { message, resolve, reject, onShare, onCall, forget: () => signal?.removeEventListener('abort', abort) });
       this.#post(message);
     });

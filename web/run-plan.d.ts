@@ -48,7 +48,7 @@ export interface Plan {
 }
 
 export interface Tensor {
-  /** `query`, `key`, `value`, `output`, `lse`, `stats`, `tables`, `bias`, `mask`, `scores`, `weights`, `d_output`, ... */
+  /** `query`, `key`, `value`, `output`, `lse`, `stats`, `tables`, `bias`, `mask`, `scores`, `weights`, `d_output`, `cache_key`, ... */
   name: string;
   access: 'read' | 'write';
   /** The mask is u8: one byte per element, 0 = masked. */

@@ -1,6 +1,6 @@
 // Thread of the CPU path, so that pages stay responsive: one job after another.
 //
-// In: { id, job, module, wasm, request, described }. Out: { id, result } or { id, error }, and { id, share } meanwhile. A
+// In: { id, job, module, wasm, request, described, stored }. Out: { id, result } or { id, error }, and { id, share } meanwhile. A
 // verification has plans run by the page's thread: { id, call, exported, contents } goes out, { call, results } or
 // { call, error } comes in.
 import { load } from './load.mjs';
@@ -11,16 +11,17 @@ const post = (message, transfer = []) => port.postMessage(message, transfer);
 const JOBS = {
   attention: ({ exports, request, watch }) => exports.attention(request, watch),
   backward: ({ exports, request, watch }) => exports.backward(request, watch),
+  decode: ({ exports, request, stored }) => exports.decode(request, stored),
   explain: ({ exports, request, described }) => exports.explain(request, described),
   verify: ({ exports, request, described, watch, run }) => exports.verify(request, described, run, watch),
 };
 
-async function run({ id, job, module, wasm, request, described }) {
+async function run({ id, job, module, wasm, request, described, stored }) {
   try {
     const { exports } = await load(module, wasm);
     const watch = (share) => post({ id, share });
     const run = (exported, contents) => ask({ id, exported, contents });
-    const result = await JOBS[job]({ exports, request, described, watch, run });
+    const result = await JOBS[job]({ exports, request, described, stored, watch, run });
     post({ id, result }, Object.values(result).filter(ArrayBuffer.isView).map(({ buffer }) => buffer));
   } catch (error) {
     const { kind = 'device', message = String(error), argument, remedy } = error;

@@ -49,11 +49,11 @@ pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: Shader
     })
 }
 
-/// Opens one fused engine per backend; duplicates of an adapter are dropped. `tuned` allows loading of tuned kernels.
-pub(crate) fn open_each(backends: &[Backend], tuned: bool) -> Result<Vec<Engine>, Failure> {
+/// Opens one fused engine per backend; duplicates of an adapter are dropped.
+pub(crate) fn open_each(backends: &[Backend], shaders: ShaderOptions) -> Result<Vec<Engine>, Failure> {
     let mut engines: Vec<Engine> = Vec::new();
     for backend in backends {
-        let engine = open_fused(backend, tuned)?;
+        let engine = open_with(backend, Algorithm::Fused, shaders)?;
         if engines.iter().all(|known| known.chosen() != engine.chosen()) {
             engines.push(engine);
         }

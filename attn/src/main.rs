@@ -10,6 +10,7 @@ mod devices;
 mod explain;
 mod export;
 mod failure;
+mod measure;
 mod plan_args;
 mod report;
 mod run;
@@ -61,6 +62,8 @@ enum Command {
     Verify(verify::Args),
     /// Time attention: fused against staged against CPU, each answer checked first
     Bench(bench::Args),
+    /// Verify, tune and time a GPU in ten minutes, and write a record
+    Measure(measure::Args),
     /// Find the fastest kernels of a GPU by trying them
     Tune(tune::Args),
     /// Print the WGSL that computes a problem, without a GPU
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(args, &mut terminal),
         Some(Command::Verify(args)) => verify::run(args, &mut terminal),
         Some(Command::Bench(args)) => bench::run(args, &mut terminal),
+        Some(Command::Measure(args)) => measure::run(args, &mut terminal),
         Some(Command::Tune(args)) => tune::run(args, &mut terminal),
         Some(Command::Shader(args)) => shader::run(args, &mut terminal),
         Some(Command::Export(args)) => export::run(args, &mut terminal),

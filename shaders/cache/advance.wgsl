@@ -1,6 +1,6 @@
 // Defines: main: start of a step: every slot grows by the keys that will be appended to it. One thread per slot.
 // Expects: cache/params.wgsl; state (read_write).
-// See: src/gpu/cache.rs (DeviceCache::extend), which counts the lengths on the host.
+// See: src/cache/ledger.rs (Ledger::extend), which counts the lengths on the host.
 //
 // A slot without pages for all of its new keys keeps its length, adds none and sets its overflow word.
 

@@ -1,6 +1,6 @@
 // Defines: CacheParams, the uniform of every cache kernel; THREADS, NO_WORK, cache_thread.
 // Expects: nothing. The bindings are declared by the prelude.
-// See: src/wgsl/cache.rs, field by field; src/gpu/cache.rs (State).
+// See: src/wgsl/cache.rs, field by field; src/cache/ledger.rs (State).
 //
 // The state is four words per slot, as arrays over the slots: visible keys; keys that a step adds; keys that its pages
 // hold; 1 if a step had more keys than fit. The page table, [slots, pages_per_slot], follows.

@@ -26,15 +26,27 @@
 //! assert_eq!(engine.attention(&problem, &inputs)?.output.to_f32(), [1.0; 4]);
 //! # Ok::<(), wgpu_attention::Error>(())
 //! ```
+//!
+//! A cache on a device is decided here and executed by [`crate::gpu::DeviceCache`], or by any other WebGPU host:
+//! [`CachePlan`] has the sizes of its buffers and its dispatches, [`Ledger`] its bookkeeping.
 
+mod attention;
+mod export;
 mod host;
+mod ledger;
+mod plan;
 mod pool;
+mod rows;
 mod shape;
 
 pub use host::KvCache;
 #[cfg(feature = "verify")]
 pub(crate) use host::write_slots;
+pub use ledger::{Growth, Ledger, StateWrite};
+pub use plan::{AppendSpec, CachePlan, RotationSpec};
 #[cfg(feature = "verify")]
 pub(crate) use pool::slots;
 pub use pool::{Append, PagePool, SequenceId, Slots};
-pub use shape::{CacheShape, LayerShape, Queries};
+pub use rows::RotarySpec;
+pub(crate) use rows::row_strides;
+pub use shape::{CacheShape, CacheSize, LayerShape, Queries};

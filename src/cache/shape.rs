@@ -52,6 +52,35 @@ impl LayerShape {
     }
 }
 
+/// Sequences that a cache on a device can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSize {
+    /// Number of sequences at a time.
+    pub slots: usize,
+    /// Number of pages that a sequence can have; times [`CacheShape::page_size`] it is the longest sequence.
+    pub pages_per_slot: usize,
+}
+
+impl CacheSize {
+    /// Words of the state for each slot before the page table: shaders/cache/params.wgsl.
+    const WORDS: usize = 4;
+
+    /// Number of tokens of the longest possible sequence.
+    pub(crate) const fn capacity(&self, page_size: usize) -> usize {
+        self.pages_per_slot.saturating_mul(page_size)
+    }
+
+    /// First word of a slot's page table in the state.
+    pub(crate) const fn page_table(&self, slot: usize) -> usize {
+        Self::WORDS * self.slots + slot * self.pages_per_slot
+    }
+
+    /// Number of words of the state.
+    pub(crate) const fn state_words(&self) -> u64 {
+        (self.pages_per_slot as u64).saturating_add(Self::WORDS as u64).saturating_mul(self.slots as u64)
+    }
+}
+
 /// Queries of an attention over a cache: [batch, num_heads, seq_len, head_dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queries {

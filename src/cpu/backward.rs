@@ -10,13 +10,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
 use super::job::{Cut, Job, Unit};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
+use super::pool;
 use super::shared::Shared;
 use super::term_tables;
 use super::tile_list::TileList;
@@ -117,8 +116,7 @@ pub(super) fn attention_on(
     for (index, some) in tasks.chunks(chunk).enumerate() {
         control.report((index * chunk) as f64 / tasks.len() as f64)?;
         let run = |units: &Vec<Unit>| SCRATCH.with_borrow_mut(|scratch| work.run(units, scratch));
-        let sums: Vec<Sums> =
-            if threads == 1 { some.iter().map(run).collect() } else { some.par_iter().with_max_len(1).map(run).collect() };
+        let sums: Vec<Sums> = if threads == 1 { some.iter().map(run).collect() } else { pool::map(some, run) };
         for (parts, tasks) in sums.chunks(per_head).zip(some.chunks(per_head)) {
             let Some(unit) = tasks.first().and_then(|units| units.first()) else { continue };
             write(&work.job, unit, Operand::Key, parts, |sums| &sums.key, key.as_mut());
@@ -253,7 +251,7 @@ fn by_pairs(
     };
     for (index, some) in tasks.chunks(4 * threads).enumerate() {
         control.report((index * 4 * threads) as f64 / tasks.len() as f64)?;
-        if threads == 1 { some.iter().for_each(run) } else { some.par_iter().with_max_len(1).for_each(run) }
+        if threads == 1 { some.iter().for_each(run) } else { pool::for_each(some, run) }
     }
     let (sum, others) = all.split_at_mut(elements);
     for copy in others.chunks(elements.max(1)) {

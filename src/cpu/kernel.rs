@@ -43,15 +43,19 @@ pub(super) enum Isa {
 /// Environment variable that names an instruction set, to use it instead of the best one.
 const VARIABLE: &str = "WGPU_ATTENTION_CPU";
 
+/// True if this is WebAssembly with vectors.
+const WASM: bool = cfg!(all(target_arch = "wasm32", target_feature = "simd128"));
+
 impl Isa {
     /// Instruction sets that this machine supports, the best one last.
     pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
         const ALL: [Isa; 8] = [Isa::Twin, Isa::Portable, Isa::Neon, Isa::Wasm, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx];
         ALL.into_iter().filter(|isa| match isa {
-            Self::Twin | Self::Portable => true,
+            // WebAssembly with vectors runs only where they are: the others would be downloaded in vain.
+            Self::Twin | Self::Portable => !WASM,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
-            Self::Wasm => cfg!(all(target_arch = "wasm32", target_feature = "simd128")),
+            Self::Wasm => WASM,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
@@ -66,6 +70,9 @@ impl Isa {
 
     /// Best instruction set that this machine supports, or the one that the environment variable names.
     pub(super) fn best() -> Self {
+        if WASM {
+            return Self::Wasm;
+        }
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
             let best = Self::available().next_back().unwrap_or(Self::Portable);
@@ -96,7 +103,7 @@ impl Isa {
     /// Engine of matrix products, if there is one.
     pub(super) const fn engine(self) -> Option<Engine> {
         match self {
-            Self::Twin => Some(Engine::Twin),
+            Self::Twin if !WASM => Some(Engine::Twin),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Some(Engine::Dots),
             #[cfg(target_arch = "x86_64")]
@@ -135,7 +142,8 @@ impl Isa {
                 #[cfg(target_arch = "aarch64")]
                 Self::Neon => neon(kernel),
                 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-                Self::Wasm => kernel.run::<v128>(),
+                _ => kernel.run::<v128>(),
+                #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
                 _ => kernel.run::<[f32; 4]>(),
             }
         }
@@ -168,7 +176,8 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Self::Neon => of::<float32x4_t>(),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Self::Wasm => of::<v128>(),
+            _ => of::<v128>(),
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             _ => of::<[f32; 4]>(),
         }
     }

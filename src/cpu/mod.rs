@@ -16,6 +16,7 @@ mod merge;
 mod narrow;
 mod pack;
 mod peak;
+mod pool;
 mod product;
 mod shared;
 mod simd;

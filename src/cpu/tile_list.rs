@@ -3,9 +3,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::kernel::{Isa, SimdKernel};
+use super::pool;
 use super::simd::Simd;
 use super::user_term::{UserTerm, status_of};
 use super::visible::{Item, hull};
@@ -39,7 +38,7 @@ impl TileList {
         let whole = words.chunks_exact_mut(row_tiles * line).flat_map(|list| list.chunks_mut(BAND * line)).enumerate();
         match threads {
             1 => whole.for_each(fill),
-            _ => whole.collect::<Vec<_>>().into_par_iter().for_each(fill),
+            _ => pool::for_each(whole.collect::<Vec<_>>(), fill),
         }
         Some(Self { list, words })
     }

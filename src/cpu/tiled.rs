@@ -16,12 +16,11 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
-
 use super::job::{Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
+use super::pool;
 use super::shared::{Buffer, Shared};
 use super::tile_list::TileList;
 use super::unit::{self, Scratch};
@@ -191,7 +190,7 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
 pub(super) fn threads(problem: &Problem, pairs: usize) -> usize {
     let d = &problem.dims;
     let is_small = pairs.saturating_mul(d.num_heads * (d.head_dim + d.head_dim_v)) < SMALL;
-    if is_small { 1 } else { rayon::current_num_threads() }
+    if is_small { 1 } else { pool::threads() }
 }
 
 /// Divides a problem into units, the longest first.
@@ -281,7 +280,7 @@ fn for_each(units: &[Unit], threads: usize, control: &mut Progress<'_>, run: imp
             return units.iter().for_each(&run);
         }
         let next = AtomicUsize::new(0);
-        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        pool::for_each(0..threads, |_| {
             while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                 run(unit);
             }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::tiny::{Canary, TriedKernels};
 use crate::error::{Error, Result};
-use crate::gpu::{Asked, Gpu, Trial, Waiting, gradients_of_plan};
+use crate::gpu::{Asked, Gpu, Trial, Waiting};
 use crate::plan::Plan;
 use crate::problem::{Algorithm, Problem, WantGradients};
 
@@ -46,7 +46,7 @@ pub(crate) async fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGrad
     let Some(canary) = canary else { return Ok(()) };
     let Some((want, backward)) = &canary.gradients() else { return Ok(()) };
     let asked = Asked { problem: &canary.problem, inputs: &canary.inputs(), backward, want };
-    let got = gradients_of_plan(gpu, asked, canary.plan.clone(), waiting).await?;
+    let got = Trial::backward(gpu, asked, canary.plan.clone())?.gradients(waiting).await?;
     let is_right = canary.gradients_agree(got)?;
     conclude(device, canary, is_right)
 }

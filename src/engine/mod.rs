@@ -2,6 +2,7 @@
 
 mod agreement;
 pub(crate) mod canary;
+mod device_time;
 mod tiny;
 mod tune;
 

@@ -12,6 +12,7 @@ use crate::problem::{
     WantGradients,
 };
 use crate::progress::Progress;
+use crate::terms::TermSet;
 use crate::wgsl::{Kernel, KernelKey};
 
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
@@ -51,8 +52,9 @@ impl TriedKernels {
     /// there are none or no tiny problem has them. The arguments have been checked.
     pub fn of_attention(&mut self, plan: &Plan, problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Option<Canary>> {
         let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
-        let tiny = tiny(problem, ROWS, if merges { MERGED_KEYS } else { KEYS });
-        let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged);
+        let tiny = tiny(problem, plan, ROWS, if merges { MERGED_KEYS } else { KEYS });
+        // A kernel that is asked for by name is specialised; devices have few generic ones, and all problems take the first.
+        let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged && !plan.key().generic);
         let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
         let Some((new, tried)) = self.plan(plan, caps, plan_tiny) else { return Ok(None) };
         let data = TinyData::new(&tiny)?;
@@ -61,7 +63,7 @@ impl TriedKernels {
 
     /// [`Self::of_attention`] for a plan of gradients.
     pub fn of_gradients(&mut self, plan: &Plan, problem: &Problem, want: &WantGradients, caps: &DeviceCaps) -> Result<Option<Canary>> {
-        let tiny = tiny(problem, KEYS, KEYS);
+        let tiny = tiny(problem, plan, KEYS, KEYS);
         // A tiny problem has no terms of the user's, and none of their tables.
         let want = WantGradients { term_tables: false, ..*want };
         let Some((new, tried)) = self.plan(plan, caps, |caps| Plan::backward(&tiny, &want, caps)) else { return Ok(None) };
@@ -149,8 +151,9 @@ impl Canary {
     }
 }
 
-/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay.
-fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
+/// Reduces `problem` to one item, one key/value head, few rows and few keys. The options of each score stay; where a kernel
+/// of `plan` has switches for some that are gone, a mask keeps it.
+fn tiny(problem: &Problem, plan: &Plan, rows: usize, keys: usize) -> Problem {
     let d = &problem.dims;
     let dims = Dims {
         batch: 1,
@@ -171,7 +174,7 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
     (visibility.kv_lengths, visibility.prefix_lengths, visibility.segments) = (false, false, false);
     visibility.mask = visibility.mask.map(smaller);
     visibility.block_list = visibility.block_list.map(|_| BlockList::new(2, 4));
-    Problem {
+    let mut tiny = Problem {
         user_terms: Vec::new(),
         dims,
         query: spec(problem.query),
@@ -187,7 +190,12 @@ fn tiny(problem: &Problem, rows: usize, keys: usize) -> Problem {
         varlen: None,
         paged: None,
         ..problem.clone()
+    };
+    let pair_terms = |of: TermSet| of.and(TermSet::pairs()) != TermSet::default();
+    if !pair_terms(TermSet::of(&tiny)) && plan.steps.iter().any(|step| step.key.is_switched() && pair_terms(step.key.terms)) {
+        tiny.visibility.mask = Some(BroadcastShape(shape));
     }
+    tiny
 }
 
 /// Data of a tiny problem, and a gradient of its output.
@@ -241,6 +249,35 @@ impl TinyData {
             sinks: &self.sinks,
             relative_bias: &self.relative_bias,
             ..Inputs::new(query, key, value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::DeviceClass;
+
+    #[test]
+    fn every_variant_has_a_tiny_problem_until_it_is_tried() {
+        let problem = Problem::new(Dims::self_attention(1, 2, 40, 32));
+        let software = DeviceCaps { class: DeviceClass::Software, ..DeviceCaps::webgpu_defaults() };
+        let lanes = DeviceCaps { subgroup_size: 4, subgroup_max: 4, ..software.clone() };
+        for caps in [DeviceCaps::webgpu_defaults(), software, lanes] {
+            for specialise in [Specialise::Never, Specialise::Always] {
+                for algorithm in [Algorithm::Fused, Algorithm::Staged] {
+                    let caps = DeviceCaps { specialise, ..caps.clone() };
+                    let plan = Plan::new(&problem, &caps, algorithm).expect("planned");
+                    let mut tried = TriedKernels::default();
+                    let canary = tried.of_attention(&plan, &problem, &caps, algorithm).expect("planned");
+                    tried.add(canary.unwrap_or_else(|| panic!("`{}` is not tried", plan.summary())));
+                    assert!(tried.of_attention(&plan, &problem, &caps, algorithm).expect("planned").is_none());
+                }
+                let want = WantGradients::all(&problem);
+                let plan = Plan::backward(&problem, &want, &caps).expect("planned");
+                let canary = TriedKernels::default().of_gradients(&plan, &problem, &want, &caps).expect("planned");
+                assert!(canary.is_some(), "`{}` is not tried", plan.summary());
+            }
         }
     }
 }

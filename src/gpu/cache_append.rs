@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::cache_steps::{self, Rows};
 use super::rotary::DeviceRotary;
 use super::{DeviceCache, Dispatches};
-use crate::error::{Error, Result};
-use crate::problem::TensorSpec;
-use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
+use crate::cache::{AppendSpec, RotationSpec};
+use crate::error::Result;
+use crate::wgsl::CacheSlot;
 
 /// New tokens of a step, as a layer's projections leave them: [batch, num_kv_heads, seq_len, dim].
 #[derive(Clone, Debug)]
@@ -49,38 +49,13 @@ impl DeviceCache {
     /// Errors: a layer or slots that do not exist, buffers too small, key and value of different or quantised types,
     /// a rotary without angles for a head or for the longest sequence, an odd head_dim to rotate in 16 bits.
     pub fn append(&self, layer: usize, new: &NewTokens<'_>) -> Result<Dispatches> {
-        let (shape, pools, size) = (self.shape().layer(layer)?, self.pools(layer)?, self.size());
-        self.check_slots(&new.slots)?;
-        let (dtype, batch, heads) = (new.key.spec.dtype, new.slots.len(), shape.num_kv_heads / pools.len());
-        if new.value.spec.dtype != dtype || dtype.is_quantised() {
-            let why = format!("new keys are {dtype}, new values {}: both must be the same, of f32, f16, bf16", new.value.spec.dtype);
-            return Err(Error::invalid("value", why));
-        }
-        let rows = |heads: usize, dim: usize| [batch, heads, new.seq_len, dim];
-        let pool_strides = shape.sides().map(|(dim, dtype)| {
-            let strides = TensorSpec::new(dtype, self.shape().layout).strides([self.shape().pages, heads, self.shape().page_size, dim]);
-            [strides.batch as u32, strides.head as u32, strides.seq as u32, 0]
-        });
-        let units = shape.sides().map(|(dim, dtype)| dim / CacheKey::unit(dtype));
-        let mut params = CacheParams {
-            key_strides: new.key.strides(&self.gpu, "key", rows(shape.num_kv_heads, shape.head_dim))?,
-            value_strides: new.value.strides(&self.gpu, "value", rows(shape.num_kv_heads, shape.head_dim_v))?,
-            key_pool_strides: pool_strides[0],
-            value_pool_strides: pool_strides[1],
-            batch: batch as u32,
-            seq_len: new.seq_len as u32,
-            num_kv_heads: heads as u32,
-            head_dim: shape.head_dim as u32,
-            head_dim_v: shape.head_dim_v as u32,
-            slots: size.slots as u32,
-            first_slot: new.slots.start as u32,
-            page_size: self.shape().page_size as u32,
-            pages_per_slot: size.pages_per_slot as u32,
-            ..CacheParams::default()
-        };
+        let (shape, pools) = (*self.shape().layer(layer)?, self.pools(layer)?);
+        let steps = self.plan.append_steps(layer, &new.spec())?;
+        let rows = |heads: usize, dim: usize| [new.slots.len(), heads, new.seq_len, dim];
+        new.key.check(&self.gpu, "key", rows(shape.num_kv_heads, shape.head_dim))?;
+        new.value.check(&self.gpu, "value", rows(shape.num_kv_heads, shape.head_dim_v))?;
         let mut bound = Dispatches { steps: Vec::new() };
-        for (bank, [key, value]) in pools.iter().enumerate() {
-            let mut threads = batch * new.seq_len * heads * (units[0] + units[1]);
+        for (bank, (step, [key, value])) in steps.iter().zip(pools).enumerate() {
             let mut bindings = vec![
                 (CacheSlot::State, self.state.as_entire_buffer_binding()),
                 (CacheSlot::NewKey, new.key.binding.clone()),
@@ -88,28 +63,27 @@ impl DeviceCache {
                 (CacheSlot::Key, key.as_entire_buffer_binding()),
                 (CacheSlot::Value, value.as_entire_buffer_binding()),
             ];
-            let mut query = None;
-            if let Some(Rotation { rotary, query: rotated }) = &new.rotation {
-                rotary.check(shape.head_dim, self.capacity())?;
-                params.pairs = rotary.pairs as u32;
+            if let Some(Rotation { rotary, query }) = &new.rotation {
                 bindings.push((CacheSlot::Angles, rotary.angles.as_entire_buffer_binding()));
                 // The first bank's dispatch rotates all queries.
-                if let (0, Some(RotatedQuery { rows: of_query, num_heads })) = (bank, rotated) {
-                    let shape = rows(*num_heads, shape.head_dim);
-                    params.query_strides = of_query.strides(&self.gpu, "query", shape)?;
-                    params.num_heads = *num_heads as u32;
-                    threads += batch * new.seq_len * num_heads * rotary.query_units(&of_query.spec, shape)?;
+                if let (0, Some(RotatedQuery { rows: of_query, num_heads })) = (bank, query) {
+                    of_query.check(&self.gpu, "query", rows(*num_heads, shape.head_dim))?;
                     bindings.push((CacheSlot::Query, of_query.binding.clone()));
-                    query = Some(of_query.spec.dtype);
                 }
             }
-            let rotary = new.rotation.as_ref().map(|rotation| rotation.rotary.pairing);
-            let key = CacheKey::Append { new: dtype, key: shape.key, value: shape.value, rotary, query };
-            bound.steps.extend(cache_steps::bound(&self.gpu, key, params, threads, &bindings)?.steps);
-            for strides in [&mut params.key_strides, &mut params.value_strides] {
-                strides[3] += heads as u32 * strides[1];
-            }
+            bound.steps.extend(cache_steps::bound(&self.gpu, step, &bindings)?.steps);
         }
         Ok(bound)
+    }
+}
+
+impl NewTokens<'_> {
+    /// Storage of the tokens.
+    fn spec(&self) -> AppendSpec {
+        let rotation = self.rotation.as_ref().map(|Rotation { rotary, query }| RotationSpec {
+            rotary: rotary.spec,
+            query: query.as_ref().map(|query| (query.rows.spec, query.num_heads)),
+        });
+        AppendSpec { slots: self.slots.clone(), seq_len: self.seq_len, key: self.key.spec, value: self.value.spec, rotation }
     }
 }

@@ -1,7 +1,9 @@
 //! Device and what is kept for it: capabilities, pipelines, results of tuning.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
@@ -14,6 +16,10 @@ use crate::error::{Cause, Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
 use crate::problem::{Algorithm, Problem};
 use crate::wgsl::Kernel;
+
+/// Number of pipelines at which those that nothing is bound to are dropped: an app that tries many users' terms would
+/// otherwise keep a few kernels of each, and some drivers take 20 MB for a text.
+const MOST_PIPELINES: usize = 256;
 
 /// Options of a device and its shaders. Later versions may add fields: end a literal with `..Default::default()`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,8 +64,10 @@ struct Shared {
     name: String,
     options: ShaderOptions,
     sentinel: Sentinel,
-    /// Pipelines compiled so far.
+    /// Pipelines kept for later calls.
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// Number of pipelines compiled so far.
+    compiled: AtomicUsize,
     /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
 }
@@ -105,6 +113,7 @@ impl Gpu {
             options,
             sentinel,
             pipelines: Mutex::default(),
+            compiled: AtomicUsize::new(0),
             tuned: Mutex::default(),
         };
         Self { shared: Arc::new(shared), handle: Arc::default() }
@@ -213,7 +222,7 @@ impl Gpu {
 
     /// Number of pipelines compiled so far.
     pub fn pipelines_compiled(&self) -> usize {
-        self.pipelines().len()
+        self.shared.compiled.load(Ordering::Relaxed)
     }
 
     /// Returns the pipeline of `key`, compiling it if it is new.
@@ -223,6 +232,7 @@ impl Gpu {
             return Ok(pipeline);
         }
         let (compiled, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        self.shared.compiled.fetch_add(1, Ordering::Relaxed);
         let verdict = self.handle.verdict(verdict);
         self.check_alive()?;
         // All handles get it once it is known to be sound.
@@ -230,7 +240,7 @@ impl Gpu {
             Some(verdict) => verdict.map(|()| self.pipelines())?,
             None => self.handle.pipelines(),
         };
-        Ok(Arc::clone(pipelines.entry(key).or_insert_with(|| Arc::new(compiled))))
+        Ok(keep(&mut pipelines, key, compiled, MOST_PIPELINES))
     }
 
     fn pipelines(&self) -> MutexGuard<'_, HashMap<PipelineKey, Arc<Pipeline>>> {
@@ -276,6 +286,15 @@ impl Gpu {
         self.pipelines().insert(key, Arc::new(pipeline));
         Ok(())
     }
+}
+
+/// Returns what is kept for `key`, which is `new` if there was nothing. Among `most` entries, those that nobody else holds
+/// are dropped first.
+fn keep<K: Eq + Hash, V>(kept: &mut HashMap<K, Arc<V>>, key: K, new: V, most: usize) -> Arc<V> {
+    if kept.len() >= most {
+        kept.retain(|_, value| Arc::strong_count(value) > 1);
+    }
+    Arc::clone(kept.entry(key).or_insert_with(|| Arc::new(new)))
 }
 
 impl Shared {
@@ -326,6 +345,19 @@ async fn request(adapter: &wgpu::Adapter, required_features: wgpu::Features) -> 
 mod tests {
     use super::super::choose_every;
     use super::*;
+
+    #[test]
+    fn what_nobody_holds_is_dropped_when_there_is_much() {
+        let mut kept = HashMap::new();
+        let held: Vec<_> = (0..3).map(|key| keep(&mut kept, key, key, 4)).collect();
+        assert_eq!(*keep(&mut kept, 2, 20, 4), 2, "it was there");
+        keep(&mut kept, 3, 3, 4);
+        assert_eq!(kept.len(), 4);
+        keep(&mut kept, 4, 4, 4);
+        let mut keys: Vec<_> = kept.keys().copied().collect();
+        keys.sort_unstable();
+        assert_eq!((keys, held.len()), (vec![0, 1, 2, 4], 3));
+    }
 
     #[test]
     fn what_an_adapter_refuses_is_an_error() {

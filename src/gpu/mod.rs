@@ -64,7 +64,7 @@ mod wait;
 
 pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
 pub use attention::{Attention, Backward, BackwardBindings, Bindings};
-pub use cache::{CacheSize, DeviceCache, Growth};
+pub use cache::DeviceCache;
 pub use cache_append::{NewTokens, RotatedQuery, Rotation};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use cache_steps::Rows;
@@ -76,11 +76,12 @@ pub use rotary::{DeviceRotary, TokenSizes};
 pub use steps::Dispatches;
 pub use timestamps::{DispatchTime, Timestamps};
 
+pub use crate::cache::{CacheSize, Growth};
 pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};
 pub(crate) use calls::{Asked, Calls};
 pub(crate) use layer::{LayerBackwardParts, LayerBackwardResults, LayerParts, ProjectionBackward, layer, layer_backward};
 pub(crate) use linear::{Projection, RowMap};
-pub(crate) use trial::{Trial, gradients_of_plan};
+pub(crate) use trial::Trial;
 pub(crate) use wait::{Waiting, block_on};

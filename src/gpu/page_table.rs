@@ -4,6 +4,7 @@ use super::cache_steps::bound;
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
 use crate::error::{Error, Result};
+use crate::plan::CacheStep;
 use crate::problem::{Problem, TableLayout};
 use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
@@ -56,6 +57,6 @@ impl Dispatches {
             (CacheSlot::NewValue, bindings.indices.clone()),
             (CacheSlot::Query, bindings.last_page_len.clone()),
         ];
-        bound(gpu, CacheKey::PageTable, params, batch * paged.pages_per_item, &bindings)
+        bound(gpu, &CacheStep::new(CacheKey::PageTable, params, batch * paged.pages_per_item, gpu.caps())?, &bindings)
     }
 }

@@ -4,10 +4,10 @@ use super::buffers::filled;
 use super::cache_steps::{Rows, bound};
 use super::steps::check_binding;
 use super::{Dispatches, Gpu};
-use crate::error::{Error, Result};
-use crate::plan::check_bytes;
-use crate::problem::{Layout, Strides, TensorSpec};
-use crate::rotary::{Pairing, Rotary};
+use crate::cache::{RotarySpec, row_strides};
+use crate::error::Result;
+use crate::plan::{CacheStep, check_bytes};
+use crate::rotary::Rotary;
 use crate::wgsl::{CacheKey, CacheParams, CacheSlot};
 
 /// Sizes of rows [tokens, num_heads, head_dim].
@@ -24,9 +24,7 @@ pub struct TokenSizes {
 /// Angles of a [`Rotary`] in a device buffer: 8 bytes per position and pair.
 #[derive(Clone, Debug)]
 pub struct DeviceRotary {
-    pub(super) pairing: Pairing,
-    pub(super) pairs: usize,
-    positions: usize,
+    pub(super) spec: RotarySpec,
     pub(super) angles: wgpu::Buffer,
 }
 
@@ -36,7 +34,7 @@ impl DeviceRotary {
         let bytes: &[u8] = bytemuck::cast_slice(rotary.angles());
         check_bytes("rotary", bytes.len() as u64, gpu.caps())?;
         let angles = filled(gpu, "rotary", wgpu::BufferUsages::STORAGE, bytes)?;
-        Ok(Self { pairing: rotary.pairing(), pairs: rotary.pairs(), positions: rotary.positions(), angles })
+        Ok(Self { spec: rotary.into(), angles })
     }
 
     /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] in f32,
@@ -45,46 +43,25 @@ impl DeviceRotary {
     /// Errors: a head too narrow, buffers too small, an odd number of pairs or an odd head_dim in 16 bits.
     pub fn rotate(&self, gpu: &Gpu, rows: &Rows<'_>, sizes: TokenSizes, positions: &wgpu::BufferBinding<'_>) -> Result<Dispatches> {
         let TokenSizes { tokens, num_heads, head_dim } = sizes;
-        self.check(head_dim, 0)?;
+        self.spec.check(head_dim, 0)?;
         let shape = [1, num_heads, tokens, head_dim];
-        let query_strides = rows.strides(gpu, "rows", shape)?;
+        let query_strides = row_strides(&rows.spec, "rows", shape)?;
+        rows.check(gpu, "rows", shape)?;
         check_binding(gpu, "positions", positions, 4 * tokens as u64)?;
-        let threads = tokens * num_heads * self.query_units(&rows.spec, shape)?;
+        let threads = tokens * num_heads * self.spec.query_units(&rows.spec, shape)?;
         let params = CacheParams {
             query_strides,
             seq_len: tokens as u32,
             num_heads: num_heads as u32,
-            pairs: self.pairs as u32,
+            pairs: self.spec.pairs as u32,
             ..CacheParams::default()
         };
+        let key = CacheKey::Rotate { rows: rows.spec.dtype, pairing: self.spec.pairing };
         let bindings = [
             (CacheSlot::State, positions.clone()),
             (CacheSlot::Query, rows.binding.clone()),
             (CacheSlot::Angles, self.angles.as_entire_buffer_binding()),
         ];
-        bound(gpu, CacheKey::Rotate { rows: rows.spec.dtype, pairing: self.pairing }, params, threads, &bindings)
-    }
-
-    /// Checks that there are angles for heads of this width and for so many positions.
-    pub(super) fn check(&self, head_dim: usize, positions: usize) -> Result<()> {
-        if 2 * self.pairs > head_dim {
-            return Err(Error::invalid("rotary", format!("a head of {head_dim} has no {} pairs to rotate", self.pairs)));
-        }
-        if positions > self.positions {
-            return Err(Error::invalid("rotary", format!("has {} positions, sequences may have {positions}", self.positions)));
-        }
-        Ok(())
-    }
-
-    /// Number of threads that rotate a row in place. 16-bit elements are written in pairs, which must not share words.
-    pub(super) fn query_units(&self, spec: &TensorSpec, shape: [usize; 4]) -> Result<usize> {
-        let unit = CacheKey::unit(spec.dtype);
-        let Strides { batch, head, seq, .. } = spec.strides(shape);
-        let whole = [spec.offset, batch, head, seq, self.pairs].iter().all(|step| step.is_multiple_of(unit));
-        if spec.dtype.is_quantised() || !whole || matches!(spec.layout, Layout::Strided(steps) if steps.dim != 1) {
-            let why = format!("{spec:?} of {shape:?} with {} pairs: in 16 bits all of it must be even", self.pairs);
-            return Err(Error::unsupported(format!("rotating in place what lies so: {why}"), "use f32, or rotary::Rotary on the host"));
-        }
-        Ok(self.pairs / unit)
+        bound(gpu, &CacheStep::new(key, params, threads, gpu.caps())?, &bindings)
     }
 }

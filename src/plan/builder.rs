@@ -1,5 +1,6 @@
 //! A plan under construction.
 
+use super::cache_words::CacheWords;
 use super::limits::{Piece, check_addressing, check_bytes, check_kernel, pieces, place_tables};
 use super::ranges::BindingRange;
 use super::step::{BufferRef, Plan, Step};
@@ -15,38 +16,11 @@ pub(super) struct Builder<'a> {
     /// Places of the problem's vectors in the tables buffer, and its size in words.
     pub(super) tables: TableLayout,
     pub(super) table_words: u32,
-    /// True if lengths and page table are words of a cache's state.
-    cached: bool,
+    /// Places of lengths and page table in a cache's state, if the keys are in a cache.
+    cache: Option<CacheWords>,
     steps: Vec<Step>,
     /// Sizes of the scratch buffers in bytes.
     scratch: Vec<u64>,
-}
-
-/// Places in a cache's state and tables that attention on the cache reads.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CacheWords {
-    /// First words of the lengths and of the page table in the state.
-    pub(crate) kv_lengths: u32,
-    pub(crate) page_table: u32,
-    /// Number of heads in the tables, and the index among them of the problem's first head.
-    pub(crate) num_heads: usize,
-    pub(crate) first_head: usize,
-}
-
-impl CacheWords {
-    /// Places of the vectors of `problem`, and the size of the tables buffer, which has neither lengths nor page table.
-    fn tables(&self, problem: &Problem) -> Result<(TableLayout, u32)> {
-        let mut others = problem.clone();
-        (others.paged, others.visibility.kv_lengths) = (None, false);
-        others.dims.num_heads = self.num_heads;
-        let (mut layout, words) = place_tables(&others)?;
-        let first_head = self.first_head as u32;
-        layout.alibi_slopes += first_head;
-        layout.sinks += first_head;
-        layout.relative_bias += first_head * problem.relative_bias_columns() as u32;
-        (layout.kv_lengths, layout.page_table) = (self.kv_lengths, self.page_table);
-        Ok((layout, words))
-    }
 }
 
 impl<'a> Builder<'a> {
@@ -55,7 +29,7 @@ impl<'a> Builder<'a> {
         let own = place_tables(problem)?;
         check_addressing(problem, own.1, caps)?;
         let (tables, table_words) = cache.map_or(Ok(own), |words| words.tables(problem))?;
-        Ok(Self { problem, caps, tables, table_words, cached: cache.is_some(), steps: Vec::new(), scratch: Vec::new() })
+        Ok(Self { problem, caps, tables, table_words, cache, steps: Vec::new(), scratch: Vec::new() })
     }
 
     /// Returns the params that follow from the problem.
@@ -66,7 +40,7 @@ impl<'a> Builder<'a> {
     /// Returns the generic or specialised variant of `kernel`.
     pub(super) fn key(&self, generic: bool, kernel: Kernel) -> KernelKey {
         let key = if generic { KernelKey::generic(kernel, self.problem) } else { KernelKey::new(kernel, self.problem) };
-        if self.cached { KernelKey { cached: true, tables: generic || self.table_words > 0, ..key } } else { key }
+        if self.cache.is_some() { KernelKey { cached: true, tables: generic || self.table_words > 0, ..key } } else { key }
     }
 
     /// Adds a scratch buffer.
@@ -128,7 +102,7 @@ impl<'a> Builder<'a> {
 
     /// Finishes the plan of attention, or of the wanted gradients.
     pub(super) fn finish(mut self, want: Option<&WantGradients>, summary: String) -> Plan {
-        let tensors = tensors::of(self.problem, want, self.table_words);
+        let tensors = tensors::of(self.problem, want, self.table_words, self.cache);
         let dummies = tensors::add_dummies(self.problem, &tensors, &mut self.steps);
         let options = self.problem.terms_text();
         Plan { steps: self.steps, scratch: self.scratch, dummies, tensors, options, table_words: self.table_words, summary }

@@ -5,7 +5,7 @@ use super::shader::Shader;
 use super::step::{BufferRef, Plan, Step};
 use super::tensor::TensorExport;
 use crate::error::{Error, Result};
-use crate::wgsl::{Access, KernelKey, Slot};
+use crate::wgsl::{Access, Slot};
 
 /// All that a WebGPU host needs to run a plan. docs/export.md describes it, and its JSON ([`Self::to_json`]).
 ///
@@ -33,7 +33,7 @@ pub struct PlanExport {
 }
 
 /// Features and limits that a device must have to run a [`PlanExport`], by WebGPU's names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequiredExport {
     /// Features, such as `subgroups`.
     pub features: Vec<&'static str>,
@@ -102,6 +102,11 @@ pub enum BufferExport {
 impl PlanExport {
     /// Version that this crate writes.
     pub const VERSION: u32 = 1;
+
+    /// Sets the features and limits that the kernels, buffers and dispatches need.
+    pub(super) fn require(&mut self, shaders: &[Shader], subgroup_size: Option<u32>) {
+        self.requires = required(self, shaders, subgroup_size);
+    }
 }
 
 impl From<&Shader> for KernelExport {
@@ -129,16 +134,11 @@ impl KernelExport {
 impl Plan {
     /// Returns the plan as plain data, to be run by any WebGPU host.
     ///
-    /// Errors: [`Error::Unsupported`] for kernels of cooperative matrices, which no standard has, and for attention on a
-    /// [`crate::gpu::DeviceCache`], whose state only this crate maintains.
+    /// Errors: [`Error::Unsupported`] for kernels of cooperative matrices, which no standard has.
     pub fn export(&self) -> Result<PlanExport> {
         let shaders = self.shaders();
         if shaders.iter().any(|shader| shader.source.directives().is_none()) {
             return Err(Error::unsupported("a plan of cooperative matrices for other hosts", "plan with DeviceCaps::matrix_size 0"));
-        }
-        if self.steps.iter().any(|step| step.key.cached) {
-            let remedy = "plan a problem whose lengths and page table are in the tables buffer (Problem::paged)";
-            return Err(Error::unsupported("a plan on a device cache for other hosts", remedy));
         }
         let keys = self.keys();
         let dispatch = |step: &Step| {
@@ -151,36 +151,32 @@ impl Plan {
             version: PlanExport::VERSION,
             summary: self.summary.clone(),
             options: self.options.clone(),
-            requires: RequiredExport { features: Vec::new(), limits: Vec::new(), subgroup_size: None },
+            requires: RequiredExport::default(),
             tensors: self.tensors.iter().map(|(_, tensor)| tensor.clone()).collect(),
             scratch: self.scratch.iter().chain(&self.dummies).map(|&bytes| bytes.next_multiple_of(16).max(16)).collect(),
             kernels: shaders.iter().map(KernelExport::from).collect(),
             dispatches: self.steps.iter().map(dispatch).collect(),
         };
-        export.requires = required(&export, &shaders, &keys);
+        let lanes = keys.iter().find_map(|key| key.lanes());
+        export.require(&shaders, lanes);
         Ok(export)
     }
 
     fn binding(&self, step: &Step, slot: Slot, access: Access) -> BindingExport {
-        let kind = match access {
-            Access::Uniform => "uniform",
-            Access::Read => "read-only-storage",
-            Access::ReadWrite => "storage",
-        };
         let buffer = match step.places.iter().find(|(own, _)| *own == slot) {
             None => BufferExport::Params,
             Some(&(_, BufferRef::Scratch(index))) => BufferExport::Scratch(index),
             Some(&(_, BufferRef::Dummy(index))) => BufferExport::Scratch(self.scratch.len() + index),
-            Some((_, tensor)) => BufferExport::Tensor(tensor.name()),
+            Some(&(_, place)) => BufferExport::Tensor(self.tensor(place).map_or(place.name(), |tensor| tensor.name)),
         };
         let range = of_slot(step.bound.as_ref(), slot).map(|bound| bound.bytes.clone());
         let (offset, size) = range.map_or((0, None), |range| (range.start, Some(range.end - range.start)));
-        BindingExport { binding: slot as u32, kind, buffer, offset, size }
+        BindingExport { binding: slot as u32, kind: access.kind(), buffer, offset, size }
     }
 }
 
 /// Returns the features and limits that a plan needs.
-fn required(plan: &PlanExport, shaders: &[Shader], keys: &[&KernelKey]) -> RequiredExport {
+fn required(plan: &PlanExport, shaders: &[Shader], subgroup_size: Option<u32>) -> RequiredExport {
     let most = |numbers: &mut dyn Iterator<Item = u64>| numbers.max().unwrap_or(0);
     let sizes = || plan.tensors.iter().map(|tensor| tensor.bytes.next_multiple_of(4)).chain(plan.scratch.iter().copied());
     let all_bindings = || plan.dispatches.iter().flat_map(|dispatch| &dispatch.bindings);
@@ -206,6 +202,6 @@ fn required(plan: &PlanExport, shaders: &[Shader], keys: &[&KernelKey]) -> Requi
             ("maxComputeWorkgroupSizeX", threads),
             ("maxComputeWorkgroupsPerDimension", most(&mut plan.dispatches.iter().flat_map(|dispatch| dispatch.grid).map(u64::from))),
         ],
-        subgroup_size: keys.iter().find_map(|key| key.lanes()),
+        subgroup_size,
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
             let turns = |vecs: u32| (shape.block_keys() * vecs).div_ceil(shape.threads);
             let pairs = shape.rows * shape.keys;
             let skip_test = (shape.block_rows() * shape.block_keys()).div_ceil(shape.threads);
-            let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
+            let dropout = if key.is_switched() || key.dropout { 10 * pairs } else { 0 };
             let once = head + turns(head) + turns(value) + skip_test + shape.rows + 2 * pairs + dropout;
             (shape.block_keys(), once + shape.block_keys() * (1 + shape.rows))
         }
@@ -48,7 +48,7 @@ pub(super) fn stream_at_once(key: &KernelKey, shape: GradientShape, caps: &Devic
         GradientShape::Tiles { threads, own, cols, stream: of_thread } => {
             let pairs = own * of_thread;
             let skip_test = (shape.block_own() * stream).div_ceil(threads);
-            let dropout = if key.generic || key.dropout { 10 * pairs } else { 0 };
+            let dropout = if key.is_switched() || key.dropout { 10 * pairs } else { 0 };
             let sums = stream * own * (2 + 2 * vecs.div_ceil(cols));
             vecs + (stream * vecs).div_ceil(threads) + skip_test + 3 * pairs + dropout + sums
         }

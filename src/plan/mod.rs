@@ -2,6 +2,9 @@
 
 mod backward;
 mod builder;
+mod cache_export;
+mod cache_step;
+mod cache_words;
 mod contents;
 mod export;
 mod fused;
@@ -21,7 +24,8 @@ mod term_tables;
 mod tile_list;
 mod tune;
 
-pub(crate) use builder::CacheWords;
+pub(crate) use cache_step::CacheStep;
+pub(crate) use cache_words::CacheWords;
 pub(crate) use fused::{CHAIN, candidates, merge_steps};
 pub(crate) use limits::{Piece, check_bytes, grid, pieces};
 pub(crate) use ranges::{BindingRange, of_slot};

@@ -19,6 +19,10 @@ impl Shader {
         Self { name, threads, workgroup_bytes, source }
     }
 
+    pub(super) fn of_cache(key: CacheKey) -> Self {
+        Self::new(key.to_string(), compose_cache(key), CacheKey::THREADS, 0)
+    }
+
     /// Complete WGSL of the kernel, as naga takes it.
     pub fn text(&self) -> &str {
         &self.source.text
@@ -38,7 +42,7 @@ impl Shader {
 
 /// Returns every variant of the kernels that maintain a cache on a device.
 pub fn cache_shaders() -> Vec<Shader> {
-    every_cache_key().into_iter().map(|key| Shader::new(key.to_string(), compose_cache(key), CacheKey::THREADS, 0)).collect()
+    every_cache_key().into_iter().map(Shader::of_cache).collect()
 }
 
 /// Returns every variant of the kernels that the projections of a multi-head layer use.

@@ -55,7 +55,7 @@ impl BufferRef {
             Self::Mask => "mask",
             Self::Scores => "scores",
             Self::Weights => "weights",
-            Self::Cache => "cache",
+            Self::Cache => "cache_state",
             Self::DOutput => "d_output",
             Self::DLse => "d_lse",
             Self::DQuery => "d_query",

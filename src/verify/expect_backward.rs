@@ -71,9 +71,13 @@ impl ExpectedGradients {
         let operands = Operands::gather(problem, inputs, d_output);
         let pairs = oracle::pairs(problem, inputs, &forward, &operands, d_lse.as_deref());
         let reference = oracle::sums(problem, inputs, &pairs, &operands);
-        let errors = errors(problem, inputs, &forward, d_output, d_lse.as_deref(), &pairs)?;
+        let (errors, doubts) = errors(problem, inputs, &forward, d_output, d_lse.as_deref(), &pairs)?;
         let heads = problem.dims.num_heads;
         let unit = SAFETY * DType::F32.epsilon();
+        let judged = |tensor, of: fn(&Reference) -> &[f64]| {
+            let exempt = doubts.as_ref().map_or(vec![], |sums| of(sums).iter().map(|&pairs| pairs > 0.0).collect());
+            ExpectedTensor { exempt, ..tensor }
+        };
         let operand = |operand, values, errors| ExpectedTensor::stored(problem, operand, values, errors, unit);
         let vector = |shape: &[usize], values: Vec<f64>, errors: Vec<f64>| {
             ExpectedTensor::new(shape, values, errors.into_iter().map(|error| error + TINY).collect(), unit)
@@ -81,15 +85,17 @@ impl ExpectedGradients {
         let table = [heads, problem.relative_bias_columns()];
         let has_table = problem.relative_bias_max_distance.is_some();
         Ok(Self {
-            query: operand(Operand::Query, reference.query, errors.query),
-            key: operand(Operand::Key, reference.key, errors.key),
+            query: judged(operand(Operand::Query, reference.query, errors.query), |doubts| &doubts.query),
+            key: judged(operand(Operand::Key, reference.key, errors.key), |doubts| &doubts.key),
             value: operand(Operand::Value, reference.value, errors.value),
-            bias: problem.bias.map(|shape| vector(&shape.0, reference.bias, errors.bias)),
-            relative_bias: has_table.then(|| vector(&table, reference.relative_bias, errors.relative_bias)),
+            bias: problem.bias.map(|shape| judged(vector(&shape.0, reference.bias, errors.bias), |doubts| &doubts.bias)),
+            relative_bias: has_table
+                .then(|| judged(vector(&table, reference.relative_bias, errors.relative_bias), |doubts| &doubts.relative_bias)),
             sinks: problem.sinks.then(|| vector(&[heads], reference.sinks, errors.sinks)),
             term_tables: WantGradients::all(problem)
                 .term_tables
-                .then(|| vector(&[reference.term_tables.len()], reference.term_tables, errors.term_tables)),
+                .then(|| vector(&[reference.term_tables.len()], reference.term_tables, errors.term_tables))
+                .map(|tables| judged(tables, |doubts| &doubts.term_tables)),
             forward: forward.into_outputs(problem, inputs),
             d_output: stored,
             d_lse,
@@ -102,7 +108,8 @@ impl ExpectedGradients {
     }
 }
 
-/// Error bounds of all gradients: the oracle's sums over the errors of the pairs.
+/// Error bounds of all gradients: the oracle's sums over the errors of the pairs. Also returns, where there are any, the
+/// number of pairs in each sum that are NaN unless rounding makes a slope beside it 0.
 fn errors(
     problem: &Problem,
     inputs: &Inputs<'_>,
@@ -110,7 +117,7 @@ fn errors(
     d_output: HostSlice<'_>,
     d_lse: Option<&[f32]>,
     pairs: &Pairs,
-) -> Result<Reference> {
+) -> Result<(Reference, Option<Reference>)> {
     let d = &problem.dims;
     let unit = SAFETY * DType::F32.epsilon();
     let bounds = Bounds::new(problem, inputs, forward)?;
@@ -188,7 +195,25 @@ fn errors(
     for table in problem.owned_tables().filter(|table| is_unsure[table.range.start]) {
         sums.term_tables[table.range].fill(f64::INFINITY);
     }
-    Ok(sums)
+    Ok((sums, doubts(problem, inputs, pairs, &bounds, operands)))
+}
+
+/// Counts, in each sum, the pairs that are NaN unless rounding makes a slope beside it 0; `None` if there are none.
+fn doubts(problem: &Problem, inputs: &Inputs<'_>, pairs: &Pairs, bounds: &Bounds, mut operands: Operands) -> Option<Reference> {
+    let is_doubtful = |at: usize| f64::from(pairs.d_score[at].is_nan() && !bounds.slopes[at].is_finite());
+    let mut counted = pairs.clone();
+    counted.d_score = (0..pairs.d_score.len()).map(is_doubtful).collect();
+    if counted.d_score.iter().all(|&count| count == 0.0) {
+        return None;
+    }
+    counted.d_bias.clone_from(&counted.d_score);
+    for (at, read) in counted.d_tables.iter_mut().flat_map(|of_table| of_table.iter_mut().enumerate()) {
+        *read = read.map(|(element, _)| (element, counted.d_score[at]));
+    }
+    for operand in [&mut operands.query, &mut operands.key] {
+        operand.fill(1.0);
+    }
+    Some(oracle::sums(&Problem { scale: Some(1.0), ..problem.clone() }, inputs, &counted, &operands))
 }
 
 /// Draws a gradient of the lse. With poison, it is NaN for rows with neither visible keys nor a sink.

@@ -20,7 +20,7 @@ enum Value {
     Bits(u32),
 }
 
-/// Score and slope after all terms of a problem, with the bounds of their errors.
+/// Score and slope after all terms of a problem, with the bounds of their errors: infinite or NaN for an unknown slope.
 #[derive(Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) score: Rough,
@@ -40,7 +40,7 @@ pub(super) fn of_terms(problem: &Problem, inputs: &Inputs<'_>, x: Rough, pair: [
         all.score = of_program(program, [before, (0.0, 0.0)], pair, &tables)?;
         if let Some(program) = functions.slope() {
             let slope = of_program(program, [before, all.score], pair, &tables)?;
-            all.slope = multiplied(all.slope, slope);
+            all.slope = multiplied(all.slope, slope).unwrap_or((f64::NAN, f64::INFINITY));
         }
     }
     Some(all)
@@ -80,15 +80,18 @@ pub(super) fn of_table(
             slope = score.and_then(|x| of_program(&table.gradient.slope, [x, (0.0, 0.0)], pair, &tables));
         } else if let Some(program) = functions.slope().filter(|_| index > table.term) {
             let own = score.zip(after).and_then(|(x, y)| of_program(program, [x, y], pair, &tables));
-            slope = slope.zip(own).map(|(slope, own)| multiplied(slope, own));
+            slope = slope.zip(own).and_then(|(slope, own)| multiplied(slope, own));
         }
         score = after;
     }
     (element, slope)
 }
 
-fn multiplied((a, ea): Rough, (b, eb): Rough) -> Rough {
-    (a * b, a.abs() * eb + b.abs() * ea + ea * eb + UNIT * (a * b).abs())
+/// Product of the slopes of two terms; `None` where rounding may make one 0, which hides that the other is NaN.
+fn multiplied((a, ea): Rough, (b, eb): Rough) -> Option<Rough> {
+    let may_hide = |(x, ex): Rough, other: f64| other.is_nan() && ex > 0.0 && x.abs() <= ex;
+    let is_sure = !may_hide((a, ea), b) && !may_hide((b, eb), a);
+    is_sure.then(|| (a * b, a.abs() * eb + b.abs() * ea + ea * eb + UNIT * (a * b).abs()))
 }
 
 pub(crate) fn of_program(program: &Program, scores: [Rough; 2], pair: [i32; 9], tables: &[&[u32]]) -> Option<Rough> {

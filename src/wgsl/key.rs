@@ -16,7 +16,7 @@ pub(crate) const ROW_STATS: usize = 3;
 pub(crate) struct KernelKey {
     pub(crate) kernel: Kernel,
     /// True for a generic variant, which reads head_dim and every score option at run time and has rolled loops: few
-    /// variants, quick to compile, slow to run. A specialised variant has them as constants.
+    /// variants, quick to compile, slow to run. A specialised variant has them as constants. See [`Self::is_switched`].
     pub(crate) generic: bool,
     /// Elements of a query row and of a value row (the most, for generic variants); 0 where unused.
     pub(crate) head_dim: u32,
@@ -25,7 +25,7 @@ pub(crate) struct KernelKey {
     pub(crate) key: Storage,
     pub(crate) value: Storage,
     pub(crate) output: Storage,
-    /// Terms that look at pairs. A specialised variant has exactly these, a generic one reads switches from the params.
+    /// Terms that look at pairs. A specialised variant has exactly these, a generic one all or none.
     pub(crate) terms: TermSet,
     /// Terms that the user wrote, in both kinds of variants.
     pub(crate) user_terms: Vec<Arc<Functions>>,
@@ -115,6 +115,11 @@ impl Kernel {
             Self::PairTableGradient(table) | Self::TableLines(_, table) => Some(table),
             _ => None,
         }
+    }
+
+    /// True if a generic variant of the kernel computes scores.
+    pub(super) const fn visits_scores(self) -> bool {
+        matches!(self, Self::Tiles(_) | Self::Scores(_)) || self.visits_pairs_backward()
     }
 
     /// True if the kernel computes gradients of (row, key) pairs.
@@ -272,6 +277,17 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
+impl Access {
+    /// Type of the binding, as `GPUBufferBindingType` names it.
+    pub(crate) const fn kind(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Read => "read-only-storage",
+            Self::ReadWrite => "storage",
+        }
+    }
+}
+
 impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
@@ -349,7 +365,9 @@ impl KernelKey {
     /// Returns the generic variant of `kernel` that fits `problem`.
     pub(crate) fn generic(kernel: Kernel, problem: &Problem) -> Self {
         let specialised = Self::new(kernel, problem);
-        let scores = matches!(kernel, Kernel::Tiles(_) | Kernel::Scores(_)) || kernel.visits_pairs_backward();
+        // Most problems have none of what is behind switches, and compile in less than half of the time without it.
+        let plain = specialised.terms == TermSet::default() && !specialised.dropout && !specialised.paged;
+        let switched = kernel.visits_scores() && !plain;
         let roomy = |dim: u32| [0, 64, 128, 256, 576].into_iter().find(|&size| dim <= size).unwrap_or(dim.next_multiple_of(64));
         let scalar = |storage: Storage| Storage { vectors: storage.dtype.is_quantised(), ..storage };
         Self {
@@ -360,12 +378,18 @@ impl KernelKey {
             key: scalar(specialised.key),
             value: scalar(specialised.value),
             output: scalar(specialised.output),
-            terms: if scores { TermSet::pairs() } else { TermSet::default() },
+            terms: if switched { TermSet::pairs() } else { TermSet::default() },
             tables: !matches!(kernel, Kernel::Sum | Kernel::TableGradient | Kernel::NarrowGradient(_)),
             paged: false,
             dropout: false,
             ..specialised
         }
+    }
+
+    /// True if built-in terms of pairs, dropout and paging are behind switches in the params. Generic kernels that see
+    /// scores have two variants: this, and one for problems with none of these.
+    pub(crate) fn is_switched(&self) -> bool {
+        self.generic && !(self.kernel.visits_scores() && self.terms == TermSet::default())
     }
 
     /// Returns the variant without the user's terms, whose functions a tiny problem cannot judge.

@@ -143,11 +143,11 @@ fn sizes(text: &mut String, key: &KernelKey) {
     }
 }
 
-/// Writes the switches of paging and dropout: constants in specialised variants, flags in generic ones.
+/// Writes the switches of paging and dropout, which are constants where a variant has no switches.
 fn switches(text: &mut String, key: &KernelKey) {
     for (name, specialised, flag) in [("is_paged", key.paged, "FLAG_PAGED"), ("is_dropping", key.dropout, "FLAG_DROPOUT")] {
         // The backward pass does not support paged keys.
-        let by_flag = key.generic && !(flag == "FLAG_PAGED" && key.kernel.reads_row_stats());
+        let by_flag = key.is_switched() && !(flag == "FLAG_PAGED" && key.kernel.reads_row_stats());
         let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { specialised.to_string() };
         let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
     }

@@ -12,7 +12,7 @@ use crate::terms::{TERMS, Term, TermSet};
 const CHEAP: usize = 64;
 
 /// Writes `interval_of_terms`, `is_visible`, `score_of`, `slopes_of` and the values of the terms. A specialised variant has
-/// only the pair terms of its key; a generic one has all, each behind its switch. Interval terms are always switched:
+/// only the pair terms of its key; a generic one has all, each behind its switch, or none. Interval terms are always switched:
 /// a row asks for them twice, and constants would multiply the variants.
 pub(super) fn chains(text: &mut String, key: &KernelKey) {
     let _ = writeln!(text, "const TERMS: u32 = {}u;", TERMS.len());
@@ -34,7 +34,7 @@ pub(super) fn chains(text: &mut String, key: &KernelKey) {
     let any_user = |wanted: &dyn Fn(&Functions) -> bool| users.iter().any(|user| wanted(user.functions));
     let any = |wanted: &dyn Fn(&Term) -> bool| {
         let bits: u32 = pairs.iter().filter(|(_, term)| wanted(term)).map(|(bit, _)| 1 << bit).sum();
-        if key.generic { format!("(params.terms & {bits}u) != 0u") } else { (bits != 0).to_string() }
+        if key.is_switched() { format!("(params.terms & {bits}u) != 0u") } else { (bits != 0).to_string() }
     };
     let shows = any_user(&|functions| functions.visible.is_some());
     let has = |built_in: String, user: bool| if user { "true".to_string() } else { built_in };

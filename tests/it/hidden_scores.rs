@@ -89,3 +89,34 @@ fn a_product_that_overflows_hides_whatever_a_function_makes_of_it() {
         }
     }
 }
+
+/// The slope of the first term is 1e-8, or 0 where f32 rounds the tanh to 1: a NaN of the second is then hidden, or is not.
+/// Neither is judged, and everything else is.
+#[test]
+fn a_slope_that_rounding_makes_0_may_hide_a_nan() {
+    let saturated = "fn score(x: f32, at: Pair) -> f32 { return select(x, tanh(x + 10), at.row == 2); }";
+    let nan = "fn score(x: f32, at: Pair) -> f32 { return x; }
+        fn slope(x: f32, y: f32, at: Pair) -> f32 { return select(1, bitcast<f32>(0x7fc00000u), at.row == 2 && at.key == 3); }";
+    let term = |text: &str| Term::wgsl(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let problem = Problem::new(Dims::self_attention(1, 1, 6, 8)).with_term(term(saturated)).with_term(term(nan));
+    let mut case = Case::new("saturated", problem, Fill { poison: false, ..Fill::seed(21) }).expect("valid");
+    // Small scores, so that it is the tanh that saturates.
+    case.data.query = HostVec::F32(case.data.query.into_f32().iter().map(|x| x * 0.1).collect());
+    let expected = ExpectedGradients::of(&case).expect("valid");
+    let [d_query, d_key] = [&expected.query, &expected.key];
+    assert!(d_query.values[2 * 8].is_nan() && d_key.values[3 * 8].is_nan(), "in f64 the slope is not 0");
+    assert_eq!(d_query.exempt.iter().filter(|&&exempt| exempt).count(), 8, "row 2");
+    assert_eq!(d_key.exempt.iter().filter(|&&exempt| exempt).count(), 8, "key 3");
+    for engine in every_engine() {
+        let verdict =
+            check_backward_against(&case, &expected, &|problem, inputs, backward, want| engine.backward(problem, inputs, backward, want));
+        assert_eq!(verdict, Verdict::Passed, "{}", engine.chosen());
+        let wrong = check_backward_against(&case, &expected, &|problem, inputs, backward, want| {
+            let mut gradients = engine.backward(problem, inputs, backward, want)?;
+            let Some(HostVec::F32(query)) = &mut gradients.query else { panic!("asked for, and stored as f32") };
+            query[8] = f32::NAN;
+            Ok(gradients)
+        });
+        assert!(matches!(wrong, Verdict::Failed(_)), "a NaN in row 1 is noticed");
+    }
+}

@@ -7,6 +7,7 @@
 mod absurd;
 mod binding_limits;
 mod cache;
+mod cache_export;
 mod case_files;
 mod common;
 mod conformance;

@@ -2,8 +2,9 @@
 
 use crate::common::{adapters, engines};
 use wgpu_attention::gpu::ShaderOptions;
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan};
 use wgpu_attention::verify::{Case, Fill, Verdict, check, oracle};
-use wgpu_attention::{Alignment, Backend, Dims, Engine, EngineOptions, Error, Problem, Table, TableData, Term};
+use wgpu_attention::{Algorithm, Alignment, Backend, Dims, Engine, EngineOptions, Error, Problem, Table, TableData, Term};
 
 const TOKENS: usize = 150;
 
@@ -96,4 +97,18 @@ fn tables_that_are_not_sorted_are_refused() {
     assert!(error.to_string().contains("`documents` is declared sorted, but element 71 is -1, after 0"), "{error}");
     let error = Term::with_tables("fn score(x: f32, at: Pair) -> f32 { return x; }", &[Table::f32("a", 3).sorted()]).expect_err("floats");
     assert!(error.to_string().contains("only tables of integers"), "{error}");
+}
+
+/// Keys are split by built-in intervals alone, so that skipping what a status rules out changes no bit.
+#[test]
+fn splits_do_not_follow_a_status() {
+    let window = "at.key <= at.position && at.position - at.key < 100";
+    let plain = format!("fn visible(at: Pair) -> bool {{ return {window}; }}");
+    let [derived, given] = [plain, with_status(window, "return SOME;")].map(|text| {
+        let term = Term::wgsl(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let problem = Problem::new(Dims::self_attention(1, 1, 9000, 8)).aligned(Alignment::BottomRight).with_term(term);
+        let caps = DeviceCaps { class: DeviceClass::Software, ..DeviceCaps::webgpu_defaults() };
+        Plan::new(&problem, &caps, Algorithm::Fused).expect("it can be planned").summary().to_string()
+    });
+    assert_eq!(derived, given);
 }

@@ -6,11 +6,11 @@ use js_sys::{Float32Array, Function, Object, Uint8Array};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wgpu_attention::plan::Plan;
-use wgpu_attention::{Algorithm, BroadcastShape, Dims, HostVec, Inputs, Problem, Progress, Returns, ScoreStage, TensorSpec, cpu};
+use wgpu_attention::{Algorithm, BroadcastShape, DType, Dims, HostVec, Inputs, Problem, Progress, Returns, ScoreStage, TensorSpec, cpu};
 
 use crate::device::caps;
 use crate::errors::{Answer, Thrown, to_js};
-use crate::object::{set, to_array};
+use crate::object::{elements, set, to_array};
 use crate::request::{OutputGradients, Request, Tensors, wanted};
 
 /// Calls `watch`, a function of the completed share, if there is one.
@@ -36,6 +36,22 @@ pub fn attention(request: &JsValue, watch: Option<Function>) -> Result<Object, T
     for (name, numbers) in [("lse", outputs.lse), ("weights", outputs.weights)] {
         numbers.into_iter().for_each(|numbers| set(&answer, name, &Float32Array::from(&numbers[..])));
     }
+    Ok(answer)
+}
+
+/// Attention of a request whose keys and values are f32 and rounded to `stored`, as a cache stores them: `{ output }`.
+#[wasm_bindgen]
+pub fn decode(request: &JsValue, stored: &str) -> Result<Object, Thrown> {
+    let (data, request) = (request, Request::read(request)?);
+    let stored: DType = stored.parse().map_err(to_js)?;
+    let rounded = |name| Ok::<_, Thrown>(HostVec::from_f32(stored, &elements(data, name, DType::F32)?.into_f32()));
+    let (query, key, value) = (elements(data, "query", DType::F32)?, rounded("key")?, rounded("value")?);
+    let mut problem = request.problem.clone();
+    (problem.key.dtype, problem.value.dtype) = (stored, stored);
+    let inputs = Inputs { query: query.as_slice(), key: key.as_slice(), value: value.as_slice(), ..request.vectors() };
+    let outputs = cpu::tiled::attention(&problem, &inputs, &mut Progress::default()).map_err(to_js)?;
+    let answer = Object::new();
+    set(&answer, "output", &to_array(outputs.output));
     Ok(answer)
 }
 

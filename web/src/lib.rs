@@ -2,6 +2,7 @@
 //! JavaScript owns devices, buffers and workers, and runs the plans.
 #![cfg(target_family = "wasm")]
 
+pub mod cache;
 pub mod cpu;
 pub mod device;
 mod errors;

@@ -30,7 +30,10 @@ pub(crate) fn user_term(request: &JsValue, problem: &mut Problem) -> Answer<Vec<
     // One term, so that both functions may read the tables.
     let first = score.as_deref().map_or(0, |score| score.lines().count());
     let whole: String = score.iter().chain(&visible).flat_map(|text| text.lines()).flat_map(|line| [line, "\n"]).collect();
-    let term = Term::with_tables(&whole, &tables).map_err(|error| in_its_text(error, score.is_some(), first))?;
+    let term = Term::with_tables(&whole, &tables).map_err(|error| {
+        let of_score = score.as_ref().is_some_and(|score| visible.is_none() || Term::with_tables(score, &tables).is_err());
+        in_its_text(error, if of_score { "score" } else { "visible" }, if of_score { 0 } else { first })
+    })?;
     problem.user_terms.push(term);
     problem.term_tables(&data).map_err(to_js)
 }
@@ -45,17 +48,14 @@ impl Table {
     }
 }
 
-/// Error about a user's text, with the line of the one of both that it is in.
-fn in_its_text(error: Error, has_score: bool, lines_of_score: usize) -> JsValue {
+/// Error about a user's text, with the line in it: `before` lines of the whole are another one's.
+fn in_its_text(error: Error, argument: &str, before: usize) -> JsValue {
     const REMEDY: &str = "see docs/terms.md: `fn score(x: f32, at: Pair) -> f32`, `fn visible(at: Pair) -> bool`";
     let Error::Invalid { argument: "term", why } = &error else { return to_js(error) };
     let place = why.strip_prefix("line ").and_then(|rest| rest.split_once(','));
-    let line = place.and_then(|(line, _)| line.parse::<usize>().ok());
-    match (line, place) {
-        (Some(line), Some((_, rest))) if line > lines_of_score => {
-            invalid("visible", &format!("line {},{rest}", line - lines_of_score), REMEDY)
-        }
-        _ => invalid(if has_score { "score" } else { "visible" }, why, REMEDY),
+    match place.and_then(|(line, rest)| Some((line.parse::<usize>().ok()?.checked_sub(before)?, rest))) {
+        Some((line, rest)) => invalid(argument, &format!("line {line},{rest}"), REMEDY),
+        None => invalid(argument, why, REMEDY),
     }
 }
 

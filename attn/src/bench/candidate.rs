@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
 
 use super::check::{Deviation, Tensors, check_gradients, deviation};
@@ -26,6 +27,8 @@ pub(super) struct Candidate {
     pub(super) kernel: String,
     /// Wall time of each run, in ms.
     pub(super) times: Vec<f64>,
+    /// Time on the device alone, in ms, of each batch of runs; empty on the CPU and for peers.
+    pub(super) device_times: Vec<f64>,
     /// Wall time of the first call, in seconds, including the compilation of kernels that are not cached.
     pub(super) first: f64,
     /// Peak memory of the process, in bytes, while this candidate computed alone.
@@ -40,25 +43,48 @@ enum Runner {
     Peer(Peer),
 }
 
+/// Choice of a device's kernels.
+#[derive(Clone, Copy)]
+pub(super) enum Kernels<'a> {
+    /// The planner's.
+    Planned,
+    /// Those that `attn tune` has found, from a file.
+    Tuned(&'a Path),
+    /// Cooperative matrices where the device has them.
+    Matrices,
+}
+
 /// Collects the candidates: fused on every adapter and on the CPU, staged on adapters if `staged`, each once; then the
-/// peers. `tuned` is a file of tuned kernels to load.
-pub(super) fn all(backends: &[Backend], peers: &[String], tuned: Option<&Path>, staged: bool) -> Result<Vec<Candidate>, Failure> {
+/// peers.
+pub(super) fn all(backends: &[Backend], peers: &[String], kernels: Kernels<'_>, staged: bool) -> Result<Vec<Candidate>, Failure> {
     let mut found: Vec<Candidate> = Vec::new();
-    let engines = backend::open_each(backends, tuned.is_some())?;
-    let kernels = tuned.map(|path| match engines.iter().any(|engine| engine.gpu().is_some()) {
-        true => crate::tune::read(path, true),
-        false => Err(Failure::at("--tuned", "no backend here has kernels to choose: add a GPU by --backend")),
-    });
-    let kernels = kernels.transpose()?;
+    let (tune_matrices, prefer_matrices) = (matches!(kernels, Kernels::Tuned(_)), matches!(kernels, Kernels::Matrices));
+    let shaders = ShaderOptions { tune_matrices, prefer_matrices, ..Default::default() };
+    let engines = backend::open_each(backends, shaders)?;
+    let option = if prefer_matrices { "--matrices" } else { "--tuned" };
+    if !matches!(kernels, Kernels::Planned) && !engines.iter().any(|engine| engine.gpu().is_some()) {
+        return Err(Failure::at(option, "no backend here has kernels to choose: add a GPU by --backend"));
+    }
+    let tuned = if let Kernels::Tuned(path) = kernels { crate::tune::read(path, true)? } else { String::new() };
     for engine in engines {
-        if let (Some(_), Some(kernels)) = (engine.gpu(), &kernels) {
-            let count = engine.load_tuned(kernels)?;
-            note(format_args!("{}: {count} tuned kernels", engine.chosen()));
+        let mut fused = "fused";
+        if let Some(gpu) = engine.gpu() {
+            match kernels {
+                Kernels::Planned => {}
+                Kernels::Tuned(_) => {
+                    note(format_args!("{}: {} tuned kernels", engine.chosen(), engine.load_tuned(&tuned)?));
+                    fused = "fused, tuned";
+                }
+                Kernels::Matrices if gpu.caps().matrix_size == 0 => {
+                    note(format_args!("{}: no cooperative matrices here; its other kernels are timed", engine.chosen()));
+                }
+                Kernels::Matrices => fused = "fused, matrices",
+            }
         }
         if engine.gpu().is_some() && staged {
             found.push(Candidate::ours(engine.clone().with_algorithm(Algorithm::Staged), "staged"));
         }
-        let op = if engine.gpu().is_none() && engine.chosen() != Backend::Cpu.to_string() { "naive" } else { "fused" };
+        let op = if engine.gpu().is_none() && engine.chosen() != Backend::Cpu.to_string() { "naive" } else { fused };
         found.push(Candidate::ours(engine, op));
     }
     for (number, command) in peers.iter().enumerate() {
@@ -77,8 +103,8 @@ fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) 
 
 impl Candidate {
     fn new(runner: Runner, adapter: String, op: &str) -> Self {
-        let (outputs, deviation) = Default::default();
-        Self { runner, outputs, adapter, op: op.into(), deviation, kernel: String::new(), times: Vec::new(), first: 0.0, peak_bytes: None }
+        let (outputs, deviation, kernel, times, device_times) = Default::default();
+        Self { runner, outputs, adapter, op: op.into(), deviation, kernel, times, device_times, first: 0.0, peak_bytes: None }
     }
 
     fn ours(engine: Engine, op: &str) -> Self {
@@ -99,6 +125,7 @@ impl Candidate {
     /// Returns false if this candidate does not support the problem.
     pub(super) fn warm_up(&mut self, task: &Task, tensors: &Tensors) -> Result<bool, Failure> {
         self.times.clear();
+        self.device_times.clear();
         let who = format!("{}: {}", task.name, self.who());
         let mut progress = ProgressBar::new(format!("{who}: checking"));
         progress.report(0.0);
@@ -155,6 +182,26 @@ impl Candidate {
         let Deviation { of_bound, .. } = self.deviation;
         let less_exact = || format!("error {} x the {} bound", two_digits(of_bound), task.problem.output.dtype);
         if self.is_wrong() { Some("WRONG".into()) } else { (of_bound > 1.0).then(less_exact) }
+    }
+
+    /// Times an engine on its device alone for the time `long`.
+    pub(super) fn visit_device(&mut self, task: &Task, tensors: &Tensors, long: Duration) -> Result<(), Failure> {
+        let Runner::Engine(engine) = &self.runner else { return Ok(()) };
+        let inputs = &tensors.inputs();
+        self.device_times = if task.backward {
+            let problem = &task.problem.clone().with_stats();
+            let stats = engine.attention(problem, inputs)?.stats;
+            let backward = BackwardInputs { stats: stats.as_deref(), ..BackwardInputs::new(&self.outputs.output, &tensors.d_output) };
+            let forward = engine.device_times(problem, inputs, long / 2)?;
+            let gradients = engine.backward_device_times(problem, inputs, &backward, &WantGradients::default(), long / 2)?;
+            // Both passes of a step belong together: the fastest to the fastest.
+            let [forward, gradients] = [forward, gradients].map(machine::sorted);
+            forward.iter().zip(&gradients).map(|(forward, gradients)| forward + gradients).collect()
+        } else {
+            engine.device_times(&task.problem, inputs, long)?
+        };
+        self.device_times.iter_mut().for_each(|seconds| *seconds *= 1e3);
+        Ok(())
     }
 
     /// Runs for the time `long`, at least once.

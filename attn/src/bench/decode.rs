@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wgpu_attention::cache::LayerShape;
+use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, PageTable, Problem};
 
 use super::check::{Deviation, draw, stored};
@@ -148,7 +149,7 @@ struct Candidate<'a> {
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
-    for engine in backend::open_each(backends, false)? {
+    for engine in backend::open_each(backends, ShaderOptions::default())? {
         let copy = match engine.gpu() {
             Some(gpu) => decode_device::copy_gb_s(gpu)?,
             None => host_copy,

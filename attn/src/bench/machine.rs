@@ -67,8 +67,13 @@ pub(super) fn milliseconds(start: Instant) -> f64 {
 
 /// Minimum, median and maximum, or `None` if there are no times.
 pub(super) fn spread(times: &[f64]) -> Option<[f64; 3]> {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
+    let times = sorted(times.to_vec());
     let (&min, &max) = (times.first()?, times.last()?);
     Some([min, (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0, max])
+}
+
+/// Times in ascending order.
+pub(super) fn sorted(mut times: Vec<f64>) -> Vec<f64> {
+    times.sort_by(f64::total_cmp);
+    times
 }

@@ -20,7 +20,7 @@ use crate::backend::BackendsArg;
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 use crate::user_terms::TermArgs;
-use candidate::Candidate;
+use candidate::{Candidate, Kernels};
 use task::{Task, bytes, needs_data};
 
 pub(crate) use check::{tensors, unit};
@@ -44,7 +44,7 @@ Every answer is checked against the f64 oracle before it is timed (rows picked f
 less exact than our bound, which is said; beyond 8 times the bound of its storage type its answer is WRONG.
 
 Times are wall time in ms, from arrays in host memory to the answer in host memory; candidates are interleaved. \
-GFLOP/s belong to the median and count 4 * D operations for each pair of a row and a key in the row's interval, \
+Device ms is the time of a run on the device alone, of several recorded in one submit. GFLOP/s belong to the median and count 4 * D operations for each pair of a row and a key in the row's interval, \
 3.5 times as many with --backward. `attn report` draws what --json writes.";
 
 /// Arguments of `attn bench`.
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     shapes: ShapeArgs,
     #[command(flatten)]
     terms: TermArgs,
-    /// Time the shapes of attn/suite.txt whose names begin with NAME; may be repeated
+    /// Time the shape of attn/suite.txt called NAME, or all whose names begin with it; may be repeated
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
     #[command(flatten)]
@@ -70,7 +70,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
-    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "backward", "fused", "seconds"])]
+    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "matrices", "backward", "fused", "seconds"])]
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
@@ -81,6 +81,9 @@ pub(crate) struct Args {
     /// each weight
     #[arg(long)]
     bf16_weights: bool,
+    /// Prefer kernels of cooperative matrices, where the device has them
+    #[arg(long, conflicts_with = "tuned")]
+    matrices: bool,
     /// Leave out the staged kernels, which are slow on long sequences
     #[arg(long)]
     fused: bool,
@@ -124,7 +127,8 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     if args.decode.decode {
         return decode::run(&args.decode, backends, args.seconds, args.json, terminal);
     }
-    let mut candidates = candidate::all(backends, &args.compare, args.tuned.as_deref(), !(args.fused || args.backward))?;
+    let kernels = if args.matrices { Kernels::Matrices } else { args.tuned.as_deref().map_or(Kernels::Planned, Kernels::Tuned) };
+    let mut candidates = candidate::all(backends, &args.compare, kernels, !(args.fused || args.backward))?;
     if args.json {
         terminal.json(&machine::line(machine::copy_gb_s()), false)?;
     }
@@ -137,7 +141,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 /// Times one shape for the tour (`attn` without a subcommand).
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
     let shapes = ShapeArgs { shape: Vec::new(), causal: true, term: Vec::new(), dtype: DType::F32 };
-    let mut candidates = candidate::all(backends, &[], None, true)?;
+    let mut candidates = candidate::all(backends, &[], Kernels::Planned, true)?;
     shapes.tasks(&["1,8,8,512,512,64"])?.iter().try_for_each(|task| time(task, &mut candidates, 2.0, false, terminal))
 }
 
@@ -167,6 +171,9 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
             candidate.visit(task, &tensors, Duration::from_secs_f64(share / rounds as f64))?;
         }
     }
+    for candidate in &mut warm {
+        candidate.visit_device(task, &tensors, Duration::from_secs_f64(share / 4.0))?;
+    }
     drop(progress);
     // Ratios are relative to the fastest peer.
     let medians = warm.iter().filter(|candidate| candidate.is_peer()).filter_map(|candidate| machine::spread(&candidate.times));
@@ -180,13 +187,15 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
         return Ok(());
     }
     writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
-    let mut rows = vec!["op\tmedian ms\tmin..max ms\tn\tGFLOP/s\ton".to_string()];
+    let mut rows = vec!["op\tmedian ms\tmin..max ms\tn\tGFLOP/s\tdevice ms\tGFLOP/s\ton".to_string()];
     for candidate in &warm {
         let Some([min, median, max]) = machine::spread(&candidate.times) else { continue };
         let faster = ratio(candidate, median).map(|ratio| format!("{ratio:.2} times as fast as the fastest peer"));
         let notes: Vec<String> = [Some(candidate.adapter.clone()), faster, candidate.exactness(task)].into_iter().flatten().collect();
         let (op, n, gflops, notes) = (&candidate.op, candidate.times.len(), task.flops() / (median * 1e6), notes.join(", "));
-        rows.push(format!("{op}\t{median:.3}\t{min:.3}..{max:.3}\t{n}\t{gflops:.2}\t{notes}"));
+        let device = machine::spread(&candidate.device_times).map(|[_, median, _]| median);
+        let device = device.map_or("\t".into(), |ms| format!("{ms:.3}\t{:.2}", task.flops() / (ms * 1e6)));
+        rows.push(format!("{op}\t{median:.3}\t{min:.3}..{max:.3}\t{n}\t{gflops:.2}\t{device}\t{notes}"));
     }
     terminal.table(4, &rows)?;
     for candidate in warm.iter().filter(|candidate| !candidate.kernel.is_empty()) {
@@ -200,9 +209,12 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
 
 fn as_json(task: &Task, candidate: &Candidate, [min, median, max]: [f64; 3], ratio: Option<f64>) -> Value {
     let Candidate { adapter, op, kernel, times, deviation, .. } = candidate;
+    let device = machine::spread(&candidate.device_times);
     let mut line = json!({
         "adapter": adapter, "op": op, "name": task.name, "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(),
         "gflops": task.flops() / (median * 1e6), "bytes": bytes(&task.problem),
+        "device_ms_min": device.map(|[min, ..]| min), "device_ms_median": device.map(|[_, median, _]| median),
+        "device_gflops": device.map(|[_, median, _]| task.flops() / (median * 1e6)),
         "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak_bytes,
         "checked": !candidate.is_wrong(), "wrong": candidate.is_wrong().then_some(&deviation.why),
         "error_of_bound": deviation.of_bound, "peer": candidate.is_peer(), "ratio_to_best_peer": ratio, "kernel": kernel,

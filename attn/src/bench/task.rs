@@ -124,7 +124,7 @@ impl Task {
         Ok(task)
     }
 
-    /// Returns the tasks of the suite whose names begin with one of `wanted`.
+    /// Returns the tasks of the suite that `wanted` names: one, or all whose names begin so.
     pub(super) fn suite(wanted: &[String], dtype: DType) -> Result<Vec<Self>, String> {
         let lines = SUITE.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let tasks: Vec<Self> =
@@ -135,7 +135,11 @@ impl Task {
                 return Err(format!("no shape is called `{part}`; there are {}", names.join(" ")));
             }
         }
-        Ok(tasks.into_iter().filter(|task| wanted.iter().any(|part| task.name.starts_with(part.as_str()))).collect())
+        let is_name = |part: &str| tasks.iter().any(|task| task.name == part);
+        let exact: Vec<bool> = wanted.iter().map(|part| is_name(part)).collect();
+        let wants =
+            |name: &str| wanted.iter().zip(&exact).any(|(part, &exact)| if exact { name == part } else { name.starts_with(part.as_str()) });
+        Ok(tasks.into_iter().filter(|task| wants(&task.name)).collect())
     }
 
     /// Returns the maximum number of keys visible to a row, if there is a window.
@@ -208,6 +212,8 @@ mod tests {
         assert_eq!(names.len(), all.len(), "each name once");
         assert!(all.iter().all(|task| task.problem.check().is_ok()));
         assert!(Task::suite(&["no such".into()], DType::F32).is_err());
+        let count = |part: &str| Task::suite(&[part.into()], DType::F32).map_or(0, |tasks| tasks.len());
+        assert_eq!([count("prefill-2048"), count("prefill-204")], [1, 2]);
         assert!(Task::read("x 1,1,1,8,8,4 windows=3", DType::F32).is_err());
         assert!(Task::read("x 1,1,1,8,8,4 window=3,0", DType::F32).is_err(), "rows have no positions");
         assert!(Task::read("x 1,1,1,8,8,4 segments", DType::F32).is_err(), "there are no segment ids");

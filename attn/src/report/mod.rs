@@ -47,6 +47,9 @@ struct Entry {
     shape: [f64; 6],
     ms: [f64; 3],
     gflops: f64,
+    /// Median time on the device alone.
+    device_ms: Option<f64>,
+    device_gflops: Option<f64>,
     /// Operations per byte that has to move.
     intensity: f64,
     peak_bytes: Option<f64>,
@@ -153,6 +156,8 @@ impl Entry {
             shape: shape.try_into().ok()?,
             ms: [number("ms_min")?, median, number("ms_max")?],
             gflops,
+            device_ms: number("device_ms_median"),
+            device_gflops: number("device_gflops"),
             intensity: gflops * median * 1e6 / number("bytes")?.max(1.0),
             peak_bytes: number("peak_bytes"),
             ratio: number("ratio_to_best_peer"),
@@ -212,13 +217,21 @@ fn page(record: &Record) -> Result<String, Failure> {
 }
 
 fn table(record: &Record, name: &str) -> String {
-    let mut html = format!("<h3>{}</h3><table><tr><th>who<th>median ms<th>min<th>max<th>GFLOP/s<th>x the fastest peer", escape(name));
-    for Entry { who, peer, ms: [min, median, max], gflops, ratio, flaw, .. } in record.entries.iter().filter(|entry| entry.name == name) {
+    let mut html = format!(
+        "<h3>{}</h3><table><tr><th>who<th>median ms<th>min<th>max<th>GFLOP/s<th>device ms<th>GFLOP/s<th>x the fastest peer",
+        escape(name)
+    );
+    for entry in record.entries.iter().filter(|entry| entry.name == name) {
+        let Entry { who, peer, ms: [min, median, max], gflops, device_ms, device_gflops, ratio, flaw, .. } = entry;
         let class = if *peer { "" } else { " class=\"ours\"" };
         let flaw = flaw.as_ref().map_or_else(String::new, |flaw| format!(" <span class=\"wrong\">{flaw}</span>"));
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
+        let [device_ms, device_gflops] =
+            [(device_ms, 3), (device_gflops, 1)].map(|(x, digits)| x.map_or(String::new(), |x| format!("{x:.digits$}")));
         let who = escape(who);
-        html += &format!("<tr{class}><td>{who}{flaw}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{gflops:.1}<td>{ratio}");
+        html += &format!(
+            "<tr{class}><td>{who}{flaw}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{gflops:.1}<td>{device_ms}<td>{device_gflops}<td>{ratio}"
+        );
     }
     html + "</table>"
 }

@@ -1,7 +1,6 @@
-// What a page must do, as plain JavaScript: run in a browser by browser.mjs, in Node on Dawn by node.mjs.
+// What the library must do in a page, through wgpu: run in a browser by browser.mjs, in Node on Dawn by node.mjs.
 //
-// run(web, options) returns { report, failures }: lines to print, and what is wrong. `web` is the module that wasm-bindgen
-// generated. Options: `backend` to start, `random` cases of the generated suite, `filter` of its cases' names, and whether the
+// run(options) returns { report, failures }: lines to print, and what is wrong. Options: `backend` to start, `random` cases of the generated suite, `filter` of its cases' names, and whether the
 // adapter is fast enough for a `long` call of several submits.
 const SHAPE = [1, 2, 40, 70, 32]; // batch, heads, queries, keys, head_dim
 const STORED = ['f32', 'f16', 'bf16', 'q8', 'q4'];
@@ -55,7 +54,17 @@ function patch(prototype, name, change) {
   };
 }
 
-export async function run(web, { backend, random = 0, filter = '', long = false }) {
+// The module that wasm-bindgen generated.
+async function load() {
+  const web = await import('./web.js');
+  const isNode = !globalThis.document;
+  const bytes = isNode && (await import('node:fs')).readFileSync(new URL('./web_bg.wasm', import.meta.url));
+  await web.default(isNode ? { module_or_path: bytes } : undefined);
+  return web;
+}
+
+export async function run({ backend, random = 0, filter = '', long = false }) {
+  const web = await load();
   const report = [];
   const failures = [];
   const expect = (right, what) => right || failures.push(what);

@@ -2,16 +2,15 @@
 // with 3 if Dawn finds no adapter.
 //
 //   node node.mjs FOLDER OPTIONS        as browser.mjs
-import { readFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { resolve } from 'node:path';
 import { create, globals } from 'webgpu';
 import { conclude } from './conclude.mjs';
-import { run } from './suite.mjs';
 
-const folder = process.argv[2];
+const folder = resolve(process.argv[2]);
 const options = JSON.parse(process.argv[3]);
 Object.assign(globalThis, globals);
-// wgpu looks for a window, by its prototype.
+// wgpu, which the library's own suite uses, looks for a window, by its prototype.
 globalThis.Window = class {};
 globalThis.Navigator = class {};
 Object.setPrototypeOf(globalThis, Window.prototype);
@@ -22,10 +21,9 @@ globalThis.window = globalThis;
 if (options.backend !== 'cpu' && (await navigator.gpu.requestAdapter()) === null) process.exit(3);
 let result;
 try {
-  const web = await import(resolve(folder, 'web.js'));
-  await web.default({ module_or_path: readFileSync(join(folder, 'web_bg.wasm')) });
-  result = await run(web, options);
+  const { run } = await import(pathToFileURL(`${folder}/suite.mjs`));
+  result = await run(options);
 } catch (error) {
   result = { report: [], failures: [String(error?.stack ?? error)] };
 }
-conclude('Dawn', result);
+conclude('Node', result);

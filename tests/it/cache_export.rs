@@ -1,0 +1,461 @@
+//! Caches kept by other hosts: bookkeeping as plain data, and exported steps run by plain wgpu.
+
+use crate::common::STORAGE;
+use crate::common::buffers::{draw, read};
+use crate::common::plan_host::{BoundPlan, PlanHost};
+use crate::common::stack::{Stack, gpus};
+use fastrand::Rng;
+use wgpu_attention::cache::{
+    AppendSpec, CachePlan, CacheShape, CacheSize, Growth, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
+};
+use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Gpu};
+use wgpu_attention::plan::{BufferExport, DeviceCaps, Plan, PlanExport};
+use wgpu_attention::rotary::{Pairing, Rotary};
+use wgpu_attention::verify::Expected;
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, Problem, TensorSpec, gather, wgpu};
+
+const SIZE: CacheSize = CacheSize { slots: 3, pages_per_slot: 4 };
+const PAGE: usize = 4;
+const QUERIES: Queries = Queries { num_heads: 4, seq_len: 2 };
+
+/// Shape of a cache of two layers that differ in heads, widths and storage types.
+fn shape(dtype: DType) -> CacheShape {
+    let other = STORAGE[(STORAGE.iter().position(|&d| d == dtype).expect("one") + 2) % STORAGE.len()];
+    let layers = vec![LayerShape::new(2, 64).head_dim_v(32).stored(dtype, dtype), LayerShape::new(1, 32).stored(other, dtype)];
+    CacheShape::new(layers).page_size(PAGE).pages(10)
+}
+
+/// New tokens of all slots, [slot, token, head, dim] in f32.
+fn new_tokens(rotation: Option<RotationSpec>) -> AppendSpec {
+    let spec = TensorSpec::new(DType::F32, Layout::Bshd);
+    AppendSpec { slots: 0..SIZE.slots, seq_len: QUERIES.seq_len, key: spec, value: spec, rotation }
+}
+
+fn causal(mut problem: Problem) -> Problem {
+    problem.query.layout = Layout::Bshd;
+    problem.aligned(Alignment::BottomRight).causal()
+}
+
+/// One step of decoding: changes of the sequences, then the tokens that are added to each slot.
+struct Step {
+    change: fn(&mut dyn Sequences),
+    tokens: [usize; 3],
+}
+
+/// Sequences of a cache or of a model of it.
+trait Sequences {
+    fn start(&mut self);
+    fn fork(&mut self, slot: usize, prefix: usize);
+    fn truncate(&mut self, slot: usize, length: usize);
+}
+
+/// Six steps: two sequences, of which one is forked within a page, which is copied, and one is truncated.
+const STEPS: [Step; 6] = [
+    Step {
+        change: |sequences| {
+            sequences.start();
+            sequences.start();
+        },
+        tokens: [2, 1, 0],
+    },
+    Step { change: |_| {}, tokens: [2, 2, 0] },
+    Step { change: |_| {}, tokens: [2, 2, 0] },
+    Step { change: |sequences| sequences.fork(0, 5), tokens: [1, 2, 2] },
+    Step { change: |sequences| sequences.truncate(1, 2), tokens: [2, 2, 1] },
+    Step { change: |_| {}, tokens: [2, 2, 2] },
+];
+
+impl Sequences for Ledger {
+    fn start(&mut self) {
+        self.start().expect("a slot");
+    }
+    fn fork(&mut self, slot: usize, prefix: usize) {
+        self.fork(slot, prefix).expect("a slot");
+    }
+    fn truncate(&mut self, slot: usize, length: usize) {
+        self.truncate(slot, length).expect("shorter");
+    }
+}
+
+impl Sequences for DeviceCache {
+    fn start(&mut self) {
+        self.start().expect("a slot");
+    }
+    fn fork(&mut self, slot: usize, prefix: usize) {
+        self.fork(slot, prefix).expect("a slot");
+    }
+    fn truncate(&mut self, slot: usize, length: usize) {
+        self.truncate(slot, length).expect("shorter");
+    }
+}
+
+/// Keys and values of each token of each sequence, in one layer.
+#[derive(Default)]
+struct Model(Vec<Vec<[Vec<f32>; 2]>>);
+
+impl Sequences for Model {
+    fn start(&mut self) {
+        self.0.push(Vec::new());
+    }
+    fn fork(&mut self, slot: usize, prefix: usize) {
+        self.0.push(self.0[slot][..prefix].to_vec());
+    }
+    fn truncate(&mut self, slot: usize, length: usize) {
+        self.0[slot].truncate(length);
+    }
+}
+
+/// Layer that another host keeps: buffers of each bank, and plans bound to them.
+struct HostLayer {
+    shape: LayerShape,
+    /// Query, new keys, new values.
+    new: [wgpu::Buffer; 3],
+    output: wgpu::Buffer,
+    pools: Vec<[wgpu::Buffer; 2]>,
+    append: Vec<BoundPlan>,
+    attention: Vec<BoundPlan>,
+    model: Model,
+}
+
+/// Cache that another host keeps: all it knows are exported plans and a ledger.
+struct HostCache {
+    host: PlanHost,
+    plan: CachePlan,
+    ledger: Ledger,
+    state: wgpu::Buffer,
+    advance: BoundPlan,
+    layers: Vec<HostLayer>,
+    rotary: Option<Rotary>,
+}
+
+impl HostCache {
+    fn new(gpu: &Gpu, plan: CachePlan, rotary: Option<Rotary>) -> Self {
+        let mut host = PlanHost::new(gpu.device(), gpu.queue());
+        let advance = plan.advance().expect("planned");
+        let state = host.tensor(&advance, "cache_state");
+        assert_eq!(state.size(), plan.state_bytes());
+        let advance = host.bind(&advance, &[("cache_state", &state)]);
+        let ledger = plan.ledger().expect("room");
+        let rotated = (TensorSpec::new(DType::F32, Layout::Bshd), QUERIES.num_heads);
+        let rotation = rotary.as_ref().map(|rotary| RotationSpec { rotary: RotarySpec::from(rotary), query: Some(rotated) });
+        let layers = 0..plan.shape().layers.len();
+        let layers = layers.map(|layer| Self::layer(&mut host, &plan, &state, layer, rotation.clone(), rotary.as_ref())).collect();
+        Self { host, plan, ledger, state, advance, layers, rotary }
+    }
+
+    fn layer(
+        host: &mut PlanHost,
+        plan: &CachePlan,
+        state: &wgpu::Buffer,
+        layer: usize,
+        rotation: Option<RotationSpec>,
+        rotary: Option<&Rotary>,
+    ) -> HostLayer {
+        let problem = causal(plan.problem(layer, 0..SIZE.slots, QUERIES).expect("a layer"));
+        let attention = plan.attention(layer, &problem, 0..SIZE.slots, Algorithm::Auto).expect("planned");
+        let attention: Vec<PlanExport> = attention.iter().map(|plan| plan.export().expect("standard")).collect();
+        let append = plan.append(layer, &new_tokens(rotation)).expect("planned");
+        // The last bank reads the last head.
+        let last = attention.last().expect("a bank");
+        let (query, output) = (host.tensor(last, "query"), host.tensor(last, "output"));
+        let [key, value] = ["key", "value"].map(|name| host.tensor(&append[0], name));
+        let angles = rotary.map(|rotary| {
+            let angles = host.tensor(&append[0], "angles");
+            host.queue.write_buffer(&angles, 0, bytemuck::cast_slice(rotary.angles()));
+            angles
+        });
+        let pools: Vec<_> = attention.iter().map(|plan| ["cache_key", "cache_value"].map(|name| host.tensor(plan, name))).collect();
+        let mut bind = |plan: &PlanExport, [cache_key, cache_value]: &[wgpu::Buffer; 2]| {
+            let all = [("key", &key), ("value", &value), ("query", &query), ("output", &output), ("cache_state", state)];
+            let own = [("cache_key", cache_key), ("cache_value", cache_value)];
+            let given: Vec<_> = all.into_iter().chain(own).chain(angles.as_ref().map(|angles| ("angles", angles))).collect();
+            host.bind(plan, &given)
+        };
+        let append = append.iter().zip(&pools).map(|(plan, pools)| bind(plan, pools)).collect();
+        let attention = attention.iter().zip(&pools).map(|(plan, pools)| bind(plan, pools)).collect();
+        let shape = plan.shape().layers[layer];
+        HostLayer { shape, new: [query, key, value], output, pools, append, attention, model: Model::default() }
+    }
+
+    /// Runs a step with these queries, keys and values of each layer. `spoil` is written to the state last.
+    fn run(&mut self, step: &Step, inputs: &[[Vec<f32>; 3]], spoil: Option<&StateWrite>) {
+        (step.change)(&mut self.ledger);
+        let copies = self.ledger.extend(Growth { tokens: &step.tokens, steps: 1 }).expect("room");
+        for StateWrite { offset, words } in self.ledger.take_writes().iter().chain(spoil) {
+            self.host.queue.write_buffer(&self.state, 4 * *offset as u64, bytemuck::cast_slice(words));
+        }
+        let mut copied = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().filter(|_| !copies.is_empty()) {
+            let plan = self.plan.copy_pages(number, copies.len()).expect("planned");
+            let pairs = self.host.tensor(&plan, "page_copies");
+            self.host.queue.write_buffer(&pairs, 0, bytemuck::cast_slice(&copies));
+            for [key, value] in &layer.pools {
+                copied.push(self.host.bind(&plan, &[("page_copies", &pairs), ("cache_key", key), ("cache_value", value)]));
+            }
+        }
+        for (layer, inputs) in self.layers.iter().zip(inputs) {
+            for (buffer, data) in layer.new.iter().zip(inputs) {
+                self.host.queue.write_buffer(buffer, 0, bytemuck::cast_slice(data));
+            }
+        }
+        let mut encoder = self.host.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let of_layers = self.layers.iter().flat_map(|layer| layer.append.iter().chain(&layer.attention));
+            copied.iter().chain([&self.advance]).chain(of_layers).for_each(|plan| plan.record_in(&mut pass));
+        }
+        self.host.queue.submit([encoder.finish()]);
+    }
+
+    /// Compares the outputs of a step with the oracle's for the tokens that each sequence should have.
+    fn check(&mut self, step: &Step, inputs: &[[Vec<f32>; 3]]) -> Result<(), String> {
+        let rows = QUERIES.seq_len;
+        for (layer, [query, key, value]) in self.layers.iter_mut().zip(inputs) {
+            let LayerShape { num_kv_heads, head_dim, head_dim_v, key: stored, value: stored_v, .. } = layer.shape;
+            (step.change)(&mut layer.model);
+            let got = read(&self.host.device, &self.host.queue, &layer.output);
+            for (slot, &count) in step.tokens.iter().enumerate() {
+                let items = |data: &[f32], width: usize| data[slot * rows * width..][..rows * width].to_vec();
+                let got = items(&got, QUERIES.num_heads * head_dim_v);
+                let Some(tokens) = layer.model.0.get_mut(slot) else {
+                    assert!(got.iter().all(|&x| x == 0.0), "a slot without a sequence has an output");
+                    continue;
+                };
+                let [new, new_v] = [items(key, num_kv_heads * head_dim), items(value, num_kv_heads * head_dim_v)];
+                for row in rows - count..rows {
+                    let position = tokens.len();
+                    let mut key = new[row * num_kv_heads * head_dim..][..num_kv_heads * head_dim].to_vec();
+                    if let Some(rotary) = &self.rotary {
+                        key.chunks_mut(head_dim).for_each(|head| rotary.apply(head, position).expect("inside"));
+                    }
+                    let value = &new_v[row * num_kv_heads * head_dim_v..][..num_kv_heads * head_dim_v];
+                    tokens.push([HostVec::from_f32(stored, &key).to_f32(), HostVec::from_f32(stored_v, value).to_f32()]);
+                }
+                let mut query = items(query, QUERIES.num_heads * head_dim);
+                for (row, heads) in query.chunks_mut(QUERIES.num_heads * head_dim).enumerate() {
+                    let position = (tokens.len() + row).checked_sub(rows);
+                    if let (Some(rotary), Some(position)) = (&self.rotary, position) {
+                        heads.chunks_mut(head_dim).for_each(|head| rotary.apply(head, position).expect("inside"));
+                    }
+                }
+                let [keys, values] = [0, 1].map(|side| tokens.iter().flat_map(|token| token[side].clone()).collect::<Vec<f32>>());
+                let dims = Dims {
+                    batch: 1,
+                    num_heads: QUERIES.num_heads,
+                    num_kv_heads,
+                    seq_len_q: rows,
+                    seq_len_kv: tokens.len(),
+                    head_dim,
+                    head_dim_v,
+                };
+                let problem = Problem::new(dims).stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal();
+                let expected = Expected::of(&problem, &Inputs::new(&query, &keys, &values)).expect("valid").output;
+                let spec = TensorSpec::default(); // The output of the cache's problem is [head, row, dim].
+                let got = gather((&got).into(), &spec, [1, QUERIES.num_heads, rows, head_dim_v]);
+                expected.compare(&got).map_err(|bad| format!("slot {slot}, {stored}: {bad}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decodes on another host and compares with the oracle after each step. With `beside`, a [`DeviceCache`] decodes the same
+/// and must compute the same bits.
+fn decode(gpu: &Gpu, plan: CachePlan, rotary: Option<Rotary>, beside: bool, spoil: Option<StateWrite>) -> Result<(), String> {
+    let mut device = beside.then(|| {
+        let cache = DeviceCache::new(gpu, plan.shape().clone(), SIZE).expect("a cache");
+        let rotary = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
+        let stack = Stack::new(gpu, &cache, QUERIES, causal, rotary.as_ref(), None);
+        (cache, stack)
+    });
+    let mut cache = HostCache::new(gpu, plan, rotary);
+    for (number, step) in STEPS.iter().enumerate() {
+        let mut seed = 10 * number;
+        let mut drawn = |buffer: &wgpu::Buffer| {
+            seed += 1;
+            draw(seed, buffer.size() as usize / 4)
+        };
+        let inputs: Vec<[Vec<f32>; 3]> = cache.layers.iter().map(|layer| layer.new.each_ref().map(&mut drawn)).collect();
+        cache.run(step, &inputs, spoil.as_ref().filter(|_| number + 1 == STEPS.len()));
+        cache.check(step, &inputs).map_err(|why| format!("step {number}, {why}"))?;
+        let Some((device, stack)) = &mut device else { continue };
+        (step.change)(device);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        device.extend(Growth { tokens: &step.tokens, steps: 1 }, &mut encoder).expect("room");
+        for (layer, inputs) in stack.layers.iter().zip(&inputs) {
+            for (buffer, data) in [&layer.query, &layer.key, &layer.value].into_iter().zip(inputs) {
+                gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(data));
+            }
+        }
+        stack.record(device, &mut encoder.begin_compute_pass(&Default::default()));
+        gpu.queue().submit([encoder.finish()]);
+        let words = |buffer: &wgpu::Buffer| read(gpu.device(), gpu.queue(), buffer).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let state = words(&cache.state);
+        assert_eq!(state, words(device.lengths())[..state.len()], "{}, step {number}: states differ", gpu.name());
+        for (layer, other) in cache.layers.iter().zip(&stack.layers) {
+            assert!(words(&layer.output) == words(&other.output), "{}, step {number}: outputs differ", gpu.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn exported_steps_decode_as_a_device_cache_does() {
+    for gpu in gpus() {
+        for dtype in STORAGE {
+            let plan = CachePlan::new(shape(dtype), SIZE, gpu.caps()).expect("a cache");
+            decode(&gpu, plan, None, true, None).unwrap_or_else(|why| panic!("{}, {dtype}: {why}", gpu.name()));
+        }
+    }
+}
+
+#[test]
+fn exported_steps_rotate_new_keys_and_queries() {
+    for gpu in gpus() {
+        for (pairing, layout) in [(Pairing::HalfSplit, Layout::Bshd), (Pairing::Interleaved, Layout::Bhsd)] {
+            let layer = LayerShape::new(2, 32);
+            let shape = CacheShape::uniform(1, layer).page_size(PAGE).pages(10).layout(layout);
+            let plan = CachePlan::new(shape, SIZE, gpu.caps()).expect("a cache");
+            let rotary = Rotary::new(pairing, 10000.0, 16, SIZE.pages_per_slot * PAGE).expect("valid");
+            decode(&gpu, plan, Some(rotary), true, None).unwrap_or_else(|why| panic!("{}, {pairing:?}: {why}", gpu.name()));
+        }
+    }
+}
+
+/// Splits the heads of a layer over banks, each with plans and pools of its own.
+#[test]
+fn exported_steps_in_several_banks() {
+    for gpu in gpus() {
+        // A head of the first layer is 10 KiB.
+        let caps = DeviceCaps { binding_bytes: 16 << 10, ..gpu.caps().clone() };
+        let plan = CachePlan::new(shape(DType::F32), SIZE, &caps).expect("a cache");
+        assert_eq!([plan.banks(0), plan.banks(1)], [Ok(2), Ok(1)]);
+        let rotary = Rotary::new(Pairing::HalfSplit, 10000.0, 32, SIZE.pages_per_slot * PAGE).expect("valid");
+        decode(&gpu, plan, Some(rotary), false, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
+    }
+}
+
+/// Notices one wrong word of the state: a length, tokens that a step adds, room, an entry of the page table.
+#[test]
+fn wrong_words_of_the_state_are_noticed() {
+    let table = 4 * SIZE.slots;
+    for gpu in gpus() {
+        for (offset, word) in [(0, 8), (SIZE.slots + 1, 1), (2 * SIZE.slots + 2, 7), (table + 1, 0), (table + 2 * SIZE.pages_per_slot, 3)] {
+            let plan = CachePlan::new(shape(DType::F32), SIZE, gpu.caps()).expect("a cache");
+            let spoil = StateWrite { offset, words: vec![word] };
+            let noticed = decode(&gpu, plan, None, false, Some(spoil));
+            assert!(noticed.is_err_and(|why| why.starts_with("step 5")), "{}: word {offset} = {word} is not noticed", gpu.name());
+        }
+    }
+}
+
+/// Buffers that a plan writes, and those that it reads, by name.
+fn names(plan: &PlanExport) -> [Vec<&'static str>; 2] {
+    [true, false].map(|written| plan.tensors.iter().filter(|tensor| tensor.written == written).map(|tensor| tensor.name).collect())
+}
+
+/// Plans for every device that has WebGPU name their tensors, with sizes that the cache's own match.
+#[test]
+fn plans_describe_all_that_they_bind() {
+    for dtype in STORAGE {
+        let plan = CachePlan::new(shape(dtype), SIZE, &DeviceCaps::webgpu_defaults()).expect("a cache");
+        let rotary = RotarySpec { pairing: Pairing::HalfSplit, pairs: 8, positions: 16 };
+        let query = Some((TensorSpec::new(DType::BF16, Layout::Bshd), 4));
+        let problem = causal(plan.problem(0, 0..SIZE.slots, QUERIES).expect("a layer")).sinks();
+        let attention = plan.attention(0, &problem, 0..SIZE.slots, Algorithm::Auto).expect("planned");
+        let [attention] = &attention.iter().map(Plan::export).collect::<Result<Vec<_>, _>>().expect("standard")[..] else {
+            panic!("there is one bank")
+        };
+        let append = |rotation| plan.append(0, &new_tokens(rotation)).expect("planned").remove(0);
+        let advance = plan.advance().expect("planned");
+        let copies = plan.copy_pages(0, 3).expect("planned");
+        let plain = append(None);
+        let rotated = append(Some(RotationSpec { rotary, query }));
+        assert_eq!(names(&advance), [vec!["cache_state"], vec![]]);
+        assert_eq!(names(&copies), [vec!["cache_key", "cache_value"], vec!["page_copies"]]);
+        assert_eq!(names(&plain), [vec!["cache_key", "cache_value"], vec!["cache_state", "key", "value"]]);
+        assert_eq!(names(&rotated), [vec!["cache_key", "cache_value", "query"], vec!["cache_state", "key", "value", "angles"]]);
+        assert_eq!(names(attention), [vec!["output"], vec!["query", "cache_key", "cache_value", "cache_state", "tables"]]);
+        let pools = plan.pool_bytes(0).expect("a layer");
+        for export in [&advance, &copies, &plain, &rotated, attention] {
+            let json = export.to_json();
+            for tensor in &export.tensors {
+                let kept = ["cache_key", "cache_value", "cache_state"].iter().position(|&name| name == tensor.name);
+                if let Some(kept) = kept {
+                    assert_eq!(tensor.bytes.next_multiple_of(16), [pools[0], pools[1], plan.state_bytes()][kept], "{}", export.summary);
+                }
+                assert!(json.contains(&format!("{{\"name\": \"{}\", \"access\"", tensor.name)));
+            }
+            for dispatch in &export.dispatches {
+                let named = |name| export.tensors.iter().any(|tensor| tensor.name == name);
+                assert!(dispatch.bindings.iter().all(|binding| !matches!(binding.buffer, BufferExport::Tensor(name) if !named(name))));
+                let words = |name: &str| export.requires.limits.iter().find(|limit| limit.0 == name).expect("listed").1;
+                assert!(u64::from(dispatch.grid[0]) <= words("maxComputeWorkgroupsPerDimension"));
+                assert!(words("maxStorageBuffersPerShaderStage") >= dispatch.bindings.len() as u64 - 1);
+            }
+        }
+        // Lengths and page table are in the state, so only the sinks are in the tables.
+        let tables = attention.tensors.iter().find(|tensor| tensor.name == "tables").expect("listed");
+        assert_eq!(tables.vectors.iter().map(|vector| (vector.name, vector.offset, vector.len)).collect::<Vec<_>>(), [("sinks", 0, 4)]);
+        assert_eq!(tables.bytes, 16);
+        assert!(matches!(plan.copy_pages(0, 0), Err(Error::Invalid { argument: "copies", .. })));
+        assert!(plan.copy_pages(2, 1).is_err() && plan.pool_bytes(2).is_err() && plan.append(2, &new_tokens(None)).is_err());
+        let short = RotationSpec { rotary: RotarySpec { positions: 15, ..rotary }, query: None };
+        assert!(matches!(plan.append(0, &new_tokens(Some(short))), Err(Error::Invalid { argument: "rotary", .. })));
+    }
+}
+
+/// Applies the ledger's words to a state of its own, with `advance` in Rust: lengths and pages are the ledger's.
+#[test]
+fn words_of_the_state_follow_the_ledger() {
+    let size = CacheSize { slots: 4, pages_per_slot: 5 };
+    let shape = CacheShape::uniform(1, LayerShape::new(1, 4)).page_size(3).pages(12);
+    let plan = CachePlan::new(shape, size, &DeviceCaps::webgpu_defaults()).expect("a cache");
+    let mut ledger = plan.ledger().expect("room");
+    let mut state = vec![0u32; plan.state_bytes() as usize / 4];
+    let mut rng = Rng::with_seed(3);
+    let (mut copied, mut refused) = (0, 0);
+    for _ in 0..10_000 {
+        let (slot, amount) = (rng.usize(0..4), rng.usize(0..9));
+        let done = match rng.u32(0..8) {
+            0 => ledger.start().map(|_| ()),
+            1 => ledger.fork(slot, amount).map(|_| ()),
+            2 => ledger.free(slot).map(|_| ()),
+            3 => ledger.truncate(slot, amount).map(|_| ()),
+            _ => {
+                let tokens: Vec<usize> = (0..4).map(|slot| if ledger.length(slot).is_ok() { rng.usize(0..3) } else { 0 }).collect();
+                let steps = rng.usize(0..3);
+                let extended = ledger.extend(Growth { tokens: &tokens, steps });
+                let steps = if extended.is_ok() { steps } else { 0 };
+                apply(&mut ledger, &mut state);
+                for _ in 0..steps {
+                    for slot in 0..4 {
+                        state[slot] += state[4 + slot];
+                        assert!(state[slot] <= state[8 + slot], "no room for a step that was promised");
+                    }
+                }
+                extended.map(|copies| {
+                    let written: Vec<u32> = copies.iter().map(|copy| copy[1]).collect();
+                    assert!(copies.iter().all(|[from, _]| !written.contains(from)));
+                    copied += copies.len();
+                })
+            }
+        };
+        refused += usize::from(done.is_err());
+        apply(&mut ledger, &mut state);
+        for slot in 0..4 {
+            let length = ledger.length(slot).unwrap_or(0);
+            assert_eq!(state[slot] as usize, length);
+            let pages = ledger.pages(slot).unwrap_or(&[]);
+            assert_eq!(state[8 + slot] as usize, 3 * pages.len());
+            assert_eq!(state[16 + 5 * slot..][..pages.len()], *pages);
+        }
+    }
+    assert!(copied > 50 && refused > 50, "{copied} pages were copied, {refused} calls refused");
+}
+
+fn apply(ledger: &mut Ledger, state: &mut [u32]) {
+    for StateWrite { offset, words } in ledger.take_writes() {
+        state[offset..offset + words.len()].copy_from_slice(&words);
+    }
+}
