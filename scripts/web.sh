@@ -5,8 +5,8 @@
 #   scripts/web.sh build           build the npm package into target/web/package
 #   scripts/web.sh page            build, then assemble the demo page in target/web/demo, to be put on any web server
 #   scripts/web.sh test-page       the page, then its test in headless Chromium; screenshots go to target/web/screenshots
-#   scripts/web.sh test [all]      build, then test the package, in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
-#                                  path, and the page. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the
+#   scripts/web.sh test [all]      build, then test the package: in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
+#                                  path; then test-page. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the
 #                                  library's own suite
 #   scripts/web.sh library [CASES] build web/library, which has the library on the browser's WebGPU through wgpu, and run its suite with CASES
 #                                  random cases of the generated suite (20)
@@ -166,17 +166,22 @@ test_library() {
     return $failed
 }
 
+# Not joined by &&, which would let a function go on after a command that fails.
 case ${1:-} in
     setup) setup ;;
-    build) setup && build ;;
-    page) setup && build && page ;;
-    test-page) setup && build && page && test_page ;;
-    test)
-        setup && build && test_package "${2:-}"
-        page && test_page
-        if [ "${2:-}" = all ]; then build_library && test_library; fi
+    build | page | test-page | test)
+        setup
+        build
+        [ "$1" != test ] || test_package "${2:-}"
+        [ "$1" = build ] || page
+        case $1 in test*) test_page ;; esac
+        [ "$1 ${2:-}" != "test all" ] || { build_library && test_library; }
         ;;
-    library) setup && build_library && test_library "${2:-}" ;;
+    library)
+        setup
+        build_library
+        test_library "${2:-}"
+        ;;
     *)
         usage >&2
         exit 2
