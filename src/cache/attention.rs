@@ -14,7 +14,8 @@ impl CachePlan {
     /// Plans attention over the sequences in `slots`, for a [`Self::problem`]: one plan for each bank of heads, which
     /// serves all layers of this layer's shape. All of them read the whole query and write to the whole output.
     ///
-    /// Errors: those of [`Plan::new`]; a problem of another batch, keys or values; with several banks, an lse, dropout, or
+    /// Errors: those of [`Plan::new`]; a problem of another batch, keys or values, or one that may see more than the cache
+    /// keeps; with several banks, an lse, dropout, or
     /// a mask, bias, block list or user's term that differs between heads.
     pub fn attention(&self, layer: usize, problem: &Problem, slots: Range<usize>, algorithm: Algorithm) -> Result<Vec<Plan>> {
         let banks = self.attention_of_banks(layer, problem, slots, algorithm, |_| None)?;
@@ -39,6 +40,7 @@ impl CachePlan {
             return Err(Error::invalid("problem", "its keys and values are not this cache's: begin with the cache's own `problem`"));
         }
         problem.check()?;
+        self.shape().retention().check(problem)?;
         let banks = self.banks(layer)?;
         let by_head = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([_, heads, ..])| heads > 1);
         let lists_by_head = problem.visibility.block_list.is_some_and(|list| list.heads > 1);

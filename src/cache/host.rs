@@ -1,6 +1,6 @@
 //! Cache in host memory.
 
-use super::pool::{PagePool, SequenceId, Slots, no_memory, slots};
+use super::pool::{PagePool, SequenceId, Slots, copies, no_memory, slots};
 use super::shape::{CacheShape, Queries};
 use crate::error::{Error, Result};
 use crate::numbers::{DType, HostSlice, HostVec};
@@ -20,7 +20,7 @@ impl KvCache {
     pub fn new(shape: CacheShape) -> Result<Self> {
         shape.check()?;
         let layers = shape.layers.iter().map(|layer| layer.sides().map(|(_, dtype)| HostVec::zeros(dtype, 0))).collect();
-        let (pool, pages) = (PagePool::new(shape.page_size, 0)?, shape.pages);
+        let (pool, pages) = (PagePool::keeping(shape.page_size, 0, shape.retention())?, shape.pages);
         let mut cache = Self { shape: shape.pages(0), pool, layers };
         cache.grow(pages)?;
         Ok(cache)
@@ -78,9 +78,10 @@ impl KvCache {
     }
 
     /// Makes room for `tokens` more tokens of a sequence, which [`Self::append`] then writes in each layer, and copies a
-    /// shared page that they will be written to. If it fails, nothing changes.
+    /// shared page that they will be written to. Gives back pages that they do not see, if the cache has a window. If it
+    /// fails, nothing changes.
     pub fn extend(&mut self, id: SequenceId, tokens: usize) -> Result<()> {
-        if let Some((slots, page)) = self.pool.take(id, tokens)? {
+        for (slots, page) in copies(&self.pool.take(&[(id, tokens)], 1)?) {
             for (layer, data) in self.shape.layers.iter().zip(&mut self.layers) {
                 for ((dim, _), data) in layer.sides().into_iter().zip(data) {
                     copy_slots(data, self.shape.layout, [self.shape.pages, layer.num_kv_heads, self.shape.page_size, dim], slots, page);
@@ -93,7 +94,7 @@ impl KvCache {
     /// Writes the last tokens of a sequence in one layer: key [tokens, num_kv_heads, head_dim], value
     /// [tokens, num_kv_heads, head_dim_v], rounded to the layer's storage types. If it fails, nothing is written.
     ///
-    /// Errors: more tokens than the sequence has, or on a page that another sequence shares.
+    /// Errors: more tokens than the sequence has, on a page that another sequence shares, or on one that was given back.
     pub fn append(&mut self, layer: usize, id: SequenceId, key: HostSlice<'_>, value: HostSlice<'_>) -> Result<()> {
         let shape = self.shape.layer(layer)?;
         let tokens = key.len() / (shape.num_kv_heads * shape.head_dim);
@@ -108,6 +109,9 @@ impl KvCache {
             return Err(Error::invalid("key", format!("has {tokens} tokens, but the sequence has {length}: extend it first")));
         };
         let slots = slots(self.pool.pages_of(id)?, self.shape.page_size, start..length);
+        if slots.iter().any(|slots| slots.page == PageTable::UNUSED) {
+            return Err(Error::invalid("key", format!("has {tokens} tokens, some on pages that were given back: append each step's")));
+        }
         if slots.iter().any(|slots| self.pool.references[slots.page as usize] > 1) {
             return Err(Error::invalid("key", format!("has {tokens} tokens, some on pages that another sequence shares")));
         }
@@ -117,8 +121,9 @@ impl KvCache {
         Ok(())
     }
 
-    /// Problem of f32 queries over a layer of the sequences in `table`, every key visible. The inputs also take
-    /// [`PageTable::entries`] and [`PageTable::kv_lengths`].
+    /// Problem of f32 queries over a layer of the sequences in `table`, every key visible; with a window, those that the
+    /// cache keeps ([`CacheShape::window`]). The inputs also take [`PageTable::entries`] and [`PageTable::kv_lengths`].
+    /// They are refused with a problem that may see a page that was given back.
     pub fn problem(&self, layer: usize, table: &PageTable, queries: Queries) -> Result<Problem> {
         self.shape.problem(layer, table.kv_lengths.len(), queries, table.longest(), table.pages_per_item)
     }

@@ -1,8 +1,9 @@
 //! Bookkeeping of a cache on a device: sequences in slots, and the words of the state that tell the device about them.
 
-use super::pool::{PagePool, SequenceId};
+use super::pool::{Change, PagePool, SequenceId, copies};
 use super::shape::{CacheShape, CacheSize};
 use crate::error::{Error, Result};
+use crate::problem::PageTable;
 
 /// Tokens for which [`Ledger::extend`] makes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ enum State {
 impl Ledger {
     /// Creates the bookkeeping of an empty cache, whose state is all zeros.
     pub(super) fn new(shape: &CacheShape, size: CacheSize) -> Result<Self> {
-        let pool = PagePool::new(shape.page_size, shape.pages)?;
+        let pool = PagePool::keeping(shape.page_size, shape.pages, shape.retention())?;
         Ok(Self { size, pool, slots: vec![None; size.slots], added: vec![0; size.slots], writes: Vec::new() })
     }
 
@@ -70,6 +71,8 @@ impl Ledger {
     }
 
     /// Starts a sequence with the first `prefix` tokens of another one, on shared pages. Returns its slot.
+    ///
+    /// Errors: no free slot, and those of [`PagePool::fork`].
     pub fn fork(&mut self, slot: usize, prefix: usize) -> Result<usize> {
         let id = self.sequence(slot)?;
         let to = self.free_slot()?;
@@ -89,6 +92,8 @@ impl Ledger {
     }
 
     /// Removes the tokens of a slot from `length` on, as after wrong speculation. Returns the pages that became free.
+    ///
+    /// Errors: those of [`PagePool::truncate`].
     pub fn truncate(&mut self, slot: usize, length: usize) -> Result<Vec<u32>> {
         let id = self.sequence(slot)?;
         let freed = self.pool.truncate(id, length)?;
@@ -101,13 +106,16 @@ impl Ledger {
         self.pool.length(self.sequence(slot)?)
     }
 
-    /// Pages of a slot's sequence, in token order.
+    /// Pages of a slot's sequence, in token order; [`PageTable::UNUSED`] where one was given back.
     pub fn pages(&self, slot: usize) -> Result<&[u32]> {
         self.pool.pages_of(self.sequence(slot)?)
     }
 
     /// Makes room for new tokens. Returns the pages to copy before the next step, (from, to), in the pools of every layer:
     /// shared ones that are about to be written. No page is a destination twice, and no destination is a source.
+    ///
+    /// With a window, it first gives back the pages that no step sees any more; those that a step is the last to see hold
+    /// tokens of later steps. [`PagePool`] says which pages stay.
     ///
     /// It counts on all steps being run; [`Self::truncate`] takes tokens back. If the device needs nothing new, nothing
     /// is returned or written.
@@ -117,39 +125,24 @@ impl Ledger {
         if tokens.len() != self.size.slots {
             return Err(Error::invalid("tokens", format!("has {} numbers for {} slots", tokens.len(), self.size.slots)));
         }
-        let page_size = self.pool.page_size();
-        let capacity = self.size.capacity(page_size);
-        let growing = || tokens.iter().copied().enumerate().filter(|&(_, count)| count > 0);
-        let mut needed = 0;
-        for (slot, count) in growing() {
+        let capacity = self.size.capacity(self.pool.page_size());
+        let mut growing = Vec::new();
+        for (slot, &count) in tokens.iter().enumerate().filter(|&(_, &count)| count > 0) {
             let id = self.sequence(slot)?;
-            let more = count.saturating_mul(steps);
-            let end = self.pool.length(id)?.saturating_add(more);
+            let end = self.pool.length(id)?.saturating_add(count.saturating_mul(steps));
             if end > capacity || u32::try_from(count).is_err() {
                 return Err(Error::limit("tokens of a slot", end, capacity, "make the cache with more pages_per_slot"));
             }
-            needed += self.pool.pages_needed(id, more)?;
+            growing.push((id, count));
         }
-        // This counts a copy for each sequence that shares a last page. If too few pages are free, try on a clone.
-        if needed > self.pool.free_pages() {
-            let mut trial = self.pool.clone();
-            for (slot, count) in growing() {
-                trial.take(self.sequence(slot)?, count * steps)?;
-            }
-        }
-        let mut copies = Vec::new();
-        for (slot, count) in growing() {
-            let (id, more) = (self.sequence(slot)?, count * steps);
-            let known = self.pool.length(id)?.div_ceil(page_size);
-            let copy = self.pool.take(id, more)?;
-            let first_new = known - usize::from(copy.is_some());
-            copies.extend(copy.map(|(from, to)| [from.page, to]));
-            self.write_pages(slot, first_new)?;
+        let changes = self.pool.take(&growing, steps)?;
+        for slot in (0..if changes.is_empty() { 0 } else { self.size.slots }).filter(|&slot| tokens[slot] > 0) {
+            self.write_taken(slot, &changes)?;
         }
         for (slot, &count) in tokens.iter().enumerate() {
             self.add(slot, count as u32);
         }
-        Ok(copies)
+        Ok(copies(&changes).map(|(from, to)| [from.page, to]).collect())
     }
 
     /// Adds free pages, numbered from the last one on.
@@ -172,7 +165,7 @@ impl Ledger {
         self.add(slot, 0);
         self.write_state(State::Length, slot, self.pool.length(id).unwrap_or(0) as u32);
         // It fails only for a missing sequence, and this one exists.
-        let _ = self.write_pages(slot, 0);
+        let _ = self.write_pages(slot);
     }
 
     fn add(&mut self, slot: usize, count: u32) {
@@ -182,18 +175,36 @@ impl Ledger {
         }
     }
 
-    /// Writes a slot's pages from `first` on, and the number of keys that they hold, if they have changed.
-    fn write_pages(&mut self, slot: usize, first: usize) -> Result<()> {
+    /// Writes the pages of a slot. A page that was given back is page 0 to the device: nothing of it is visible.
+    fn write_pages(&mut self, slot: usize) -> Result<()> {
         let pages = self.pool.pages_of(self.sequence(slot)?)?;
-        if first > 0 && first == pages.len() {
-            return Ok(());
+        let words: Vec<u32> = pages.iter().map(|&page| if page == PageTable::UNUSED { 0 } else { page }).collect();
+        self.write_entries(slot, 0, words);
+        Ok(())
+    }
+
+    /// Writes the pages that a slot took. Those that it has given back since are written too, because earlier steps use
+    /// them; so the entries of pages given back stay as they are.
+    fn write_taken(&mut self, slot: usize, changes: &[Change]) -> Result<()> {
+        let of = self.sequence(slot)?;
+        let mut taken = changes.iter().filter_map(|&change| match change {
+            Change::Took { sequence, at, page } if sequence == of => Some((at, page)),
+            _ => None,
+        });
+        if let Some((first, page)) = taken.next() {
+            let words = std::iter::once(page).chain(taken.map(|(_, page)| page)).collect();
+            self.write_entries(slot, first, words);
         }
-        let (words, reserved) = (pages[first..].to_vec(), pages.len() * self.pool.page_size());
+        Ok(())
+    }
+
+    /// Writes the last entries of a slot's page table, from `first` on, and the number of keys that its pages hold.
+    fn write_entries(&mut self, slot: usize, first: usize, words: Vec<u32>) {
+        let reserved = (first + words.len()) * self.pool.page_size();
         if !words.is_empty() {
             self.writes.push(StateWrite { offset: self.size.page_table(slot) + first, words });
         }
         self.write_state(State::Reserved, slot, reserved as u32);
-        Ok(())
     }
 
     fn write_state(&mut self, word: State, slot: usize, value: u32) {

@@ -33,6 +33,7 @@ mod host;
 mod ledger;
 mod plan;
 mod pool;
+mod retention;
 mod rows;
 mod shape;
 

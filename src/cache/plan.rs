@@ -116,8 +116,9 @@ impl CachePlan {
         (0..self.banks.len()).flat_map(|layer| self.pool_bytes(layer).map(|bytes| self.banks[layer] as u64 * (bytes[0] + bytes[1]))).sum()
     }
 
-    /// Problem of f32 queries over the sequences in `slots` of a layer, every key visible. Everything but its keys and
-    /// values can be changed before [`Self::attention`]. Errors: the layer does not exist.
+    /// Problem of f32 queries over the sequences in `slots` of a layer, every key visible; with a window, those that the
+    /// cache keeps ([`CacheShape::window`]). Everything but its keys and values can be changed before [`Self::attention`],
+    /// and with a window more keys can be masked. Errors: the layer does not exist.
     pub fn problem(&self, layer: usize, slots: Range<usize>, queries: Queries) -> Result<Problem> {
         self.shape.problem(layer, slots.len(), queries, self.size.capacity(self.shape.page_size), self.size.pages_per_slot)
     }

@@ -1,5 +1,6 @@
 //! Layers, pages and storage of a cache.
 
+use super::retention::Retention;
 use crate::error::{Error, Result};
 use crate::numbers::DType;
 use crate::problem::{Dims, Layout, Paged, Problem, TensorSpec};
@@ -103,12 +104,16 @@ pub struct CacheShape {
     /// Layout of a page: [`Layout::Bhsd`] is [num_kv_heads, page_size, dim], [`Layout::Bshd`] is
     /// [page_size, num_kv_heads, dim]. Bhsd reads faster (2x on Mesa's lavapipe, f32): a head's keys are contiguous.
     pub layout: Layout,
+    /// Window of all layers; see [`Self::window`]. By default every token is kept.
+    pub window_left: Option<u32>,
+    /// Number of first tokens that are kept beside the window; see [`Self::keep_first`].
+    pub first_tokens: u32,
 }
 
 impl CacheShape {
     /// Creates a shape of these layers with no pages yet, of 16 token slots each, in [`Layout::Bhsd`].
     pub const fn new(layers: Vec<LayerShape>) -> Self {
-        Self { layers, page_size: 16, pages: 0, layout: Layout::Bhsd }
+        Self { layers, page_size: 16, pages: 0, layout: Layout::Bhsd, window_left: None, first_tokens: 0 }
     }
 
     /// [`Self::new`] with `layers` equal layers.
@@ -131,6 +136,32 @@ impl CacheShape {
         Self { layout, ..self }
     }
 
+    /// Keeps the `left` tokens before each new one, so that a window of 1,024 tokens is 1023. Layers with other windows
+    /// need a cache of their own.
+    ///
+    /// Before a sequence of L tokens grows, it gives back each page all of whose tokens come before `L - left`. So it has
+    /// at most `ceil((left + n) / page_size) + 1` pages if it gains n tokens at a time, however many steps are extended at
+    /// once. Positions do not change.
+    ///
+    /// The problems of the cache mask what is not kept: row at position p sees key j if `j >= p - left`. Rows count from
+    /// the last key ([`crate::Alignment::BottomRight`]), and only those of new tokens have a defined output.
+    pub fn window(self, left: u32) -> Self {
+        Self { window_left: Some(left), ..self }
+    }
+
+    /// Keeps the first `tokens` of each sequence beside its window, as attention sinks: key j is also visible if
+    /// `j < tokens`, and its page is kept.
+    ///
+    /// Built-in terms are intervals of keys, so the cache's problem has this and the window as a [`crate::Term`] instead:
+    /// `at.key < tokens || at.position - at.key <= left`.
+    pub fn keep_first(self, tokens: u32) -> Self {
+        Self { first_tokens: tokens, ..self }
+    }
+
+    pub(super) fn retention(&self) -> Retention {
+        Retention { window_left: self.window_left, first_tokens: self.first_tokens }
+    }
+
     /// Refuses no or too many layers, sizes of 0, strided layouts, and quantised rows that are not whole blocks.
     pub(crate) fn check(&self) -> Result<()> {
         if self.layers.is_empty() || self.layers.len() > MOST_LAYERS {
@@ -138,6 +169,10 @@ impl CacheShape {
         }
         if matches!(self.layout, Layout::Strided(_)) {
             return Err(Error::invalid("layout", "a cache of its own is contiguous: Bshd or Bhsd"));
+        }
+        if self.first_tokens > 0 && self.window_left.is_none() {
+            let why = format!("are {}, but without a window all tokens are kept: set `window` too", self.first_tokens);
+            return Err(Error::invalid("first_tokens", why));
         }
         for layer in &self.layers {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = *layer;
@@ -179,6 +214,6 @@ impl CacheShape {
         let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v };
         let mut problem = Problem::new(dims).paged(paged);
         (problem.key, problem.value) = (TensorSpec::new(key, self.layout), TensorSpec::new(value, self.layout));
-        Ok(problem)
+        self.retention().masked(problem)
     }
 }

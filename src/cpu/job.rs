@@ -14,7 +14,7 @@ use super::tile_list::TileList;
 use super::user_term::UserTerm;
 use super::visible::Item;
 use crate::numbers::HostSlice;
-use crate::problem::{Inputs, Operand, Problem, ScoreStage};
+use crate::problem::{Inputs, Operand, PageTable, Problem, ScoreStage};
 use crate::terms::TileAt;
 
 /// Keys between two rescalings of the output. GFLOP/s on Ice Lake with AVX-512, one thread, 1x1x1024x64: 64 keys 140,
@@ -229,7 +229,8 @@ impl Job<'_> {
             (Operand::Key | Operand::Value, None) => (item.stored, item.first_kv + seq),
             (Operand::Key | Operand::Value, Some(paged)) => {
                 let page = self.inputs.page_table[item.batch * paged.pages_per_item + seq / paged.page_size];
-                (page as usize, seq % paged.page_size)
+                // Keys that are masked may be read with others. A page that is missing is page 0 to them.
+                (if page == PageTable::UNUSED { 0 } else { page as usize }, seq % paged.page_size)
             }
         };
         let start = spec.offset + stored * strides.batch + head * strides.head + seq * strides.seq;

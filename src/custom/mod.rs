@@ -34,3 +34,4 @@ pub use owner::Owner;
 pub(crate) use owner::{Strides, TableGradient};
 pub use term::{Table, Term};
 pub use tile::Status as TileStatus;
+pub(crate) use tile::Tile;

@@ -101,6 +101,8 @@ impl DeviceCache {
     }
 
     /// Starts a sequence with the first `prefix` tokens of another one, on shared pages. Returns its slot.
+    ///
+    /// Errors: no free slot, and those of [`PagePool::fork`].
     pub fn fork(&mut self, slot: usize, prefix: usize) -> Result<usize> {
         self.change(|ledger| ledger.fork(slot, prefix))
     }
@@ -111,6 +113,8 @@ impl DeviceCache {
     }
 
     /// Removes the tokens of a slot from `length` on, as after wrong speculation. Returns the pages that became free.
+    ///
+    /// Errors: those of [`PagePool::truncate`].
     pub fn truncate(&mut self, slot: usize, length: usize) -> Result<Vec<u32>> {
         self.change(|ledger| ledger.truncate(slot, length))
     }
@@ -120,13 +124,13 @@ impl DeviceCache {
         self.ledger.length(slot)
     }
 
-    /// Pages of a slot's sequence, in token order.
+    /// Pages of a slot's sequence, in token order; [`crate::PageTable::UNUSED`] where one was given back.
     pub fn pages(&self, slot: usize) -> Result<&[u32]> {
         self.ledger.pages(slot)
     }
 
     /// Makes room for new tokens, and records what must be done first: copies of shared pages that are about to be
-    /// written. It counts on all steps being run; [`Self::truncate`] takes tokens back. If the device needs nothing new,
+    /// written. With a window, pages that no step sees any more are given back first ([`PagePool`]). It counts on all steps being run; [`Self::truncate`] takes tokens back. If the device needs nothing new,
     /// nothing is written or recorded.
     ///
     /// Errors: an empty slot, a sequence longer than its pages, too few free pages. The cache is then unchanged.
@@ -153,8 +157,9 @@ impl DeviceCache {
         &self.advance
     }
 
-    /// Problem of f32 queries over the sequences in `slots` of a layer, every key visible. Everything but its keys and
-    /// values can be changed before [`Self::attention`]. Errors: the layer does not exist.
+    /// Problem of f32 queries over the sequences in `slots` of a layer, every key visible; with a window, those that the
+    /// cache keeps ([`CacheShape::window`]). Everything but its keys and values can be changed before [`Self::attention`],
+    /// and with a window more keys can be masked. Errors: the layer does not exist.
     pub fn problem(&self, layer: usize, slots: Range<usize>, queries: Queries) -> Result<Problem> {
         self.plan.problem(layer, slots, queries)
     }

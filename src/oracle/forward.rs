@@ -7,7 +7,7 @@ use super::walk;
 use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::problem::{Alibi, Alignment, BroadcastShape, Inputs, Operand, Outputs, Problem, ScoreOrder, ScoreStage, gather};
+use crate::problem::{Alibi, Alignment, BroadcastShape, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage, gather};
 
 /// All results of the oracle, dense, in f64.
 ///
@@ -298,7 +298,10 @@ impl Reference {
 pub(crate) fn key_row(problem: &Problem, inputs: &Inputs<'_>, b: usize, kv_head: usize, j: usize) -> usize {
     let heads = problem.dims.num_kv_heads;
     if let Some(paged) = problem.paged {
-        let page = inputs.page_table[b * paged.pages_per_item + j / paged.page_size] as usize;
+        let page = match inputs.page_table[b * paged.pages_per_item + j / paged.page_size] {
+            PageTable::UNUSED => 0, // the key is masked, whatever its elements are
+            page => page as usize,
+        };
         return (page * heads + kv_head) * paged.page_size + j % paged.page_size;
     }
     match problem.varlen {

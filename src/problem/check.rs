@@ -2,7 +2,7 @@
 
 use super::Operand;
 use super::inputs::Inputs;
-use super::{Paged, Problem};
+use super::{PageTable, Paged, Problem, ScoreStage};
 use crate::error::{Error, Result};
 
 impl Problem {
@@ -107,12 +107,26 @@ impl Paged {
     }
 
     /// Checks that all pages in use are in the pool. The sizes of lengths and table have been checked.
-    pub(crate) fn check_table(&self, inputs: &Inputs<'_>) -> Result<()> {
+    ///
+    /// A page may be missing, [`PageTable::UNUSED`], if the problem sees none of its keys: caches with a window give such
+    /// pages back.
+    pub(crate) fn check_table(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<()> {
+        let returns_all = matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
         for (item, &length) in inputs.kv_lengths.iter().enumerate() {
             let used = &inputs.page_table[item * self.pages_per_item..][..(length as usize).div_ceil(self.page_size)];
-            if let Some((at, page)) = used.iter().enumerate().find(|&(_, &page)| page as usize >= self.pages) {
-                let why = format!("item {item} uses page {page} at {at}, but the pool has {} pages", self.pages);
-                return Err(Error::invalid("page_table", why));
+            for (at, &page) in used.iter().enumerate().filter(|&(_, &page)| page as usize >= self.pages) {
+                if page != PageTable::UNUSED || self.pages == 0 {
+                    let why = format!("item {item} uses page {page} at {at}, but the pool has {} pages", self.pages);
+                    return Err(Error::invalid("page_table", why));
+                }
+                let keys = at * self.page_size..((at + 1) * self.page_size).min(length as usize);
+                if returns_all || !problem.hides(inputs, item, keys.clone()) {
+                    let why = format!(
+                        "item {item} has no page for its keys {keys:?}, but may see them or return their scores: give the problem the \
+                         window of the cache, as the cache's own `problem` has it"
+                    );
+                    return Err(Error::invalid("page_table", why));
+                }
             }
         }
         Ok(())

@@ -126,7 +126,7 @@ impl<'a> Inputs<'a> {
                 check_cu_seqlens("cu_seqlens_kv", self.cu_seqlens_kv, tokens.tokens_kv, d.seq_len_kv)?;
             }
         }
-        problem.paged.map_or(Ok(()), |paged| paged.check_table(self))
+        problem.paged.map_or(Ok(()), |paged| paged.check_table(problem, self))
     }
 }
 

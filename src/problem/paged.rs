@@ -1,5 +1,9 @@
 //! Paged keys and values: a pool of pages, and a table of pages for each item.
 
+use std::ops::Range;
+
+use super::{Inputs, Problem};
+use crate::custom::{Tile, TileStatus};
 use crate::error::{Error, Result};
 
 /// Keys and values in a pool of pages, as serving engines keep them. See [`crate::Problem::paged`].
@@ -26,14 +30,15 @@ pub struct PageTable {
     pub page_size: usize,
     /// Width of the table.
     pub pages_per_item: usize,
-    /// Pages of each item, [batch, pages_per_item]; [`PageTable::UNUSED`] where an item has fewer.
+    /// Pages of each item, [batch, pages_per_item]; [`PageTable::UNUSED`] where an item has fewer, or does not see one.
     pub entries: Vec<u32>,
     /// Number of keys of each item, `[batch]`.
     pub kv_lengths: Vec<u32>,
 }
 
 impl PageTable {
-    /// Entry where an item has no page.
+    /// Entry where an item has no page. In front of its length it stands for keys that the problem masks for every row,
+    /// by its window or by a user's term as a whole; otherwise the table is refused.
     pub const UNUSED: u32 = u32::MAX;
 
     /// Builds the table from the pages and the length of each item. An item must have exactly the pages for its length.
@@ -86,5 +91,35 @@ impl PageTable {
     /// Returns what a problem with this table and a pool of `pages` pages needs as [`crate::Problem::paged`].
     pub fn paged(&self, pages: usize) -> Paged {
         Paged { page_size: self.page_size, pages, pages_per_item: self.pages_per_item }
+    }
+}
+
+impl Problem {
+    /// True if it is known that no row of an item sees any of `keys`: they come before the window of its first row, or a
+    /// user's term shows none of them.
+    pub(crate) fn hides(&self, inputs: &Inputs<'_>, item: usize, keys: Range<usize>) -> bool {
+        let (d, length) = (&self.dims, inputs.kv_lengths[item] as usize);
+        let rows = match self.varlen {
+            Some(_) => (inputs.cu_seqlens_q[item + 1] - inputs.cu_seqlens_q[item]) as usize,
+            None => d.seq_len_q,
+        };
+        if rows == 0 || keys.is_empty() {
+            return true;
+        }
+        let offset = self.visibility.alignment.map_or(0, |alignment| alignment.offset(rows, length));
+        if self.visibility.window_left.is_some_and(|left| keys.end as i64 <= offset - i64::from(left)) {
+            return true;
+        }
+        let ends = |range: Range<usize>| [range.start as i64, range.end as i64 - 1];
+        let (rows, keys, one) = (ends(0..rows), ends(keys), |x: usize| [x as i64; 2]);
+        let tile = |kv_head: usize| -> Tile {
+            let heads = ends(kv_head * d.group()..(kv_head + 1) * d.group());
+            [one(item), heads, one(kv_head), rows, keys, rows.map(|row| row + offset), keys, [rows[1] + 1; 2], one(length)]
+        };
+        self.user_terms.iter().enumerate().any(|(index, term)| {
+            let tables = self.tables_of(index, inputs.term_tables);
+            let status = term.functions().status.as_ref();
+            status.is_some_and(|rule| (0..d.num_kv_heads).all(|kv_head| rule.of(&tile(kv_head), &tables) == TileStatus::None))
+        })
     }
 }

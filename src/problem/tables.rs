@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::table_layout::{COUNT, TableLayout, TableVector, words};
 use crate::error::Result;
-use crate::problem::{Dropout, Inputs, Problem};
+use crate::problem::{Dropout, Inputs, PageTable, Problem};
 
 /// Contents of the tables buffer of a problem: lengths, slopes, sinks and other small vectors, which
 /// [`crate::gpu::Bindings`] bind as one buffer.
@@ -127,6 +127,11 @@ impl<'a> Tables<'a> {
 /// Contents of the tables buffer, from inputs that have been checked.
 pub(crate) fn table_bytes(problem: &Problem, inputs: &Inputs<'_>) -> Vec<u8> {
     let mut bytes = inputs.vectors().map(|(_, bytes)| bytes).concat();
+    // Kernels may load keys that they mask. A page that is missing is page 0 to them.
+    if let Some(words) = Tables::of_inputs(problem, inputs).words(TableVector::PageTable) {
+        let table = &mut bytes[4 * words.start as usize..4 * words.end as usize];
+        table.chunks_exact_mut(4).filter(|entry| **entry == PageTable::UNUSED.to_ne_bytes()).for_each(|entry| entry.fill(0));
+    }
     if problem.dropout_rule().is_some() {
         let seed = inputs.dropout.seed;
         bytes.extend_from_slice(bytemuck::cast_slice(&[seed as u32, (seed >> 32) as u32, inputs.dropout.offset]));

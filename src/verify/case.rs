@@ -246,6 +246,7 @@ fn options(problem: &Problem, random: &mut Random) -> Data {
     data.term_tables = super::user_terms::tables(problem, random);
     if let Some(paged) = problem.paged {
         data.page_table = page_table(&paged, &mut data.kv_lengths, random);
+        drop_hidden_pages(problem, &paged, &mut data);
     }
     data
 }
@@ -279,6 +280,20 @@ fn page_table(paged: &Paged, kv_lengths: &mut [u32], random: &mut Random) -> Vec
         }
     }
     table
+}
+
+/// Takes away every other page that no row sees, as a cache with a window gives them back.
+fn drop_hidden_pages(problem: &Problem, paged: &Paged, data: &mut Data) {
+    if matches!(problem.want.scores, Some(ScoreStage::Raw | ScoreStage::Capped)) {
+        return; // they are returned for masked pairs too
+    }
+    let hidden = |&(item, at): &(usize, usize)| {
+        let keys = at * paged.page_size..((at + 1) * paged.page_size).min(data.kv_lengths[item] as usize);
+        !keys.is_empty() && problem.hides(&data.inputs(), item, keys)
+    };
+    let entries = (0..problem.dims.batch).flat_map(|item| (item % 2..paged.pages_per_item).step_by(2).map(move |at| (item, at)));
+    let hidden: Vec<_> = entries.filter(hidden).collect();
+    hidden.into_iter().for_each(|(item, at)| data.page_table[item * paged.pages_per_item + at] = PageTable::UNUSED);
 }
 
 /// Draws the boundaries of `batch` sequences of at most `longest` tokens each and `tokens` tokens in all.

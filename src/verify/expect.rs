@@ -28,7 +28,7 @@ use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::{DType, HostSlice, HostVec};
 use crate::oracle::{self, Reference};
-use crate::problem::{Alibi, Inputs, Operand, Outputs, Problem, ScoreOrder, ScoreStage};
+use crate::problem::{Alibi, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage};
 use crate::verify::case::{QueryRow, rows};
 use crate::verify::rounding::{self, SAFETY, at_most};
 
@@ -262,6 +262,8 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
         |biases: &[f32]| -> Vec<f32> { biases.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect() };
     let (bias, relative) = (unsigned_biases(inputs.bias), unsigned_biases(inputs.relative_bias));
     let slopes: Vec<f32> = inputs.alibi_slopes.iter().map(|x| -x.abs()).collect();
+    // Without the user's terms, keys on pages that are missing are visible.
+    let page_table: Vec<u32> = inputs.page_table.iter().map(|&page| if page == PageTable::UNUSED { 0 } else { page }).collect();
     let unsigned_inputs = Inputs {
         query: query.as_slice(),
         key: key.as_slice(),
@@ -269,6 +271,7 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
         alibi_slopes: &slopes,
         relative_bias: &relative,
         term_tables: &[],
+        page_table: &page_table,
         ..*inputs
     };
     let answer = oracle::attention(&unsigned, &unsigned_inputs)?;

@@ -8,6 +8,7 @@ mod absurd;
 mod binding_limits;
 mod cache;
 mod cache_export;
+mod cache_window;
 mod case_files;
 mod common;
 mod conformance;

@@ -4,7 +4,7 @@ use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows, Tables};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{
-    Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Outputs, Problem, Result, TensorSpec, gather,
+    Algorithm, BroadcastShape, DType, Error, HostSlice, HostVec, Inputs, Layout, Outputs, PageTable, Problem, Result, TensorSpec, gather,
 };
 
 use crate::host::stored;
@@ -86,6 +86,9 @@ fn new_tokens(problem: &Problem, inputs: &Inputs<'_>, dense: &[f32], [_, heads, 
     for (item, &length) in inputs.kv_lengths.iter().enumerate() {
         for position in 0..length as usize {
             let page = inputs.page_table[item * pages_per_item + position / page_size] as usize;
+            if page == PageTable::UNUSED as usize {
+                continue; // no row sees it
+            }
             let token = item * seq_len + seq_len - length as usize + position;
             for head in 0..heads {
                 let from = ((page * heads + head) * page_size + position % page_size) * dim;
