@@ -175,7 +175,10 @@ case ${1:-} in
         [ "$1" != test ] || test_package "${2:-}"
         [ "$1" = build ] || page
         case $1 in test*) test_page ;; esac
-        [ "$1 ${2:-}" != "test all" ] || { build_library && test_library; }
+        if [ "$1 ${2:-}" = "test all" ]; then
+            build_library
+            test_library
+        fi
         ;;
     library)
         setup

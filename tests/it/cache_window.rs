@@ -113,7 +113,7 @@ impl Model {
                     self.sequences[slot].as_mut().expect("a sequence").push(self.tokens);
                 }
             }
-            for (slot, &count) in tokens.iter().enumerate() {
+            for (slot, count) in tokens.iter().enumerate() {
                 let length = self.state[slot] as usize;
                 (length - count..length).for_each(|position| self.look(slot, position, all || position.is_multiple_of(9973)));
             }
