@@ -18,6 +18,8 @@ use crate::wgsl::{Kernel, KernelKey};
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
 const ROWS: usize = 3;
 const KEYS: usize = 37;
+/// Upper bound on the rows where staged kernels are chosen by their number.
+const STAGED_ROWS: usize = 17;
 /// Number of keys that every device splits, so that the merge kernel runs too.
 const MERGED_KEYS: usize = CHAIN + KEYS;
 
@@ -51,8 +53,9 @@ impl TriedKernels {
     /// Returns a tiny problem with the new kernels of `plan`, which is of attention. `None`, and they count as tried, if
     /// there are none or no tiny problem has them. The arguments have been checked.
     pub fn of_attention(&mut self, plan: &Plan, problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Option<Canary>> {
-        let merges = plan.steps.iter().any(|step| step.key.kernel == Kernel::Merge);
-        let tiny = tiny(problem, plan, ROWS, if merges { MERGED_KEYS } else { KEYS });
+        let has = |is_wanted: fn(Kernel) -> bool| plan.steps.iter().any(|step| is_wanted(step.key.kernel));
+        let rows = if has(|kernel| matches!(kernel, Kernel::Scores(_))) { STAGED_ROWS } else { ROWS };
+        let tiny = tiny(problem, plan, rows, if has(|kernel| kernel == Kernel::Merge) { MERGED_KEYS } else { KEYS });
         // A kernel that is asked for by name is specialised; devices have few generic ones, and all problems take the first.
         let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged && !plan.key().generic);
         let plan_tiny = |caps: &DeviceCaps| tiny.check().and_then(|()| Plan::of(&tiny, caps, algorithm, kernel));
