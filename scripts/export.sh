@@ -27,7 +27,7 @@ install_node() {
     cp scripts/export/package-lock.json $folder/node_modules/.export-lock
 }
 
-cargo build --release -q -p wgpu-attention-cli -p xtask
+cargo build --release -q --workspace
 failed=0
 if install_node; then
     cp scripts/export/*.mjs $folder/

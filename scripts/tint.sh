@@ -23,5 +23,6 @@ if ! cmp -s scripts/tint/package-lock.json target/tint/node_modules/.tint-lock; 
 fi
 cp scripts/tint/check.mjs target/tint/
 rm -rf target/tint/kernels
-cargo run --release -q -p xtask -- wgsl --out target/tint/kernels
+cargo build --release -q --workspace
+target/release/xtask wgsl --out target/tint/kernels
 node target/tint/check.mjs target/tint/kernels

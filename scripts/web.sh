@@ -8,6 +8,9 @@
 #   scripts/web.sh test [all]      build, then test the package: in headless Chromium and in Node on Dawn, both on SwiftShader, and on the CPU
 #                                  path; then test-page. `all` runs the whole generated suite everywhere, in Node on lavapipe too, and the
 #                                  library's own suite
+#   scripts/web.sh time            build, then time the first answer, the longest tasks of the page, and a prefill beside `attn bench`, all on
+#                                  SwiftShader
+#   scripts/web.sh sizes           build the smallest module and one that verifies, and hold them to 200 and 350 kB, gzip, with all JavaScript
 #   scripts/web.sh library [CASES] build web/library, which has the library on the browser's WebGPU through wgpu, and run its suite with CASES
 #                                  random cases of the generated suite (20)
 #
@@ -50,19 +53,20 @@ find_chrome() {
     CHROME=${CHROME:-$(command -v chromium || command -v google-chrome || command -v chromium-browser)} && export CHROME
 }
 
-# Builds a module of the package: name, features.
+# Builds a module: name, features, folder (that of the package).
 module() {
-    local wasm=$out/cargo/$target/web/wgpu_attention_web.wasm
+    local wasm=$out/cargo/$target/web/wgpu_attention_web.wasm folder=${3:-$out/package}
     CARGO_TARGET_DIR=$out/cargo profile=web for_target $target build -p wgpu-attention-web --features "$2"
-    "$out/bin/wasm-bindgen" --target web --no-typescript --out-name "$1" --out-dir "$out/package" "$wasm"
-    "$out/node_modules/.bin/wasm-opt" "$out/package/$1_bg.wasm" -o "$out/package/$1_bg.wasm" -Os "${features[@]}" --strip-debug --strip-producers
+    "$out/bin/wasm-bindgen" --target web --no-typescript --out-name "$1" --out-dir "$folder" "$wasm"
+    "$out/node_modules/.bin/wasm-opt" "$folder/$1_bg.wasm" -o "$folder/$1_bg.wasm" -Os "${features[@]}" --strip-debug --strip-producers
 }
 
 build() {
     rm -rf "$out/package"
     mkdir -p "$out/package"
-    module core ""
-    module full terms,verify
+    module core backward,cache
+    module cpu cpu
+    module full backward,cache,cpu,terms,verify
     cp web/*.mjs web/*.d.ts web/package.json web/README.md LICENSE-* "$out/package/"
     sizes >&2
 }
@@ -70,10 +74,27 @@ build() {
 # Prints what a page downloads.
 sizes() {
     local name
-    for name in core full; do
+    for name in core cpu full; do
         printf '%s: %s bytes, gzip %s\n' "$name" "$(cat "$out/package/$name"{.js,_bg.wasm} | wc -c)" "$(cat "$out/package/$name"{.js,_bg.wasm} | gzip -9 | wc -c)"
     done
     printf 'JavaScript: gzip %s\n' "$(cat "$out"/package/*.mjs | gzip -9 | wc -c)"
+}
+
+# Holds what a page loads to a size, gzip: features, bytes.
+hold() {
+    module held "$1" "$out/sizes"
+    local size
+    size=$(cat "$out"/sizes/held{.js,_bg.wasm} "$out"/package/*.mjs | gzip -9 | wc -c)
+    echo "$1, with all JavaScript: gzip $size bytes of $2"
+    [ "$size" -le "$2" ]
+}
+
+time_package() {
+    local driver
+    driver=$(scripts/swiftshader.sh)
+    cargo build --release --workspace
+    cp web/test/*.mjs "$out/"
+    VK_DRIVER_FILES=$driver node "$out/time.mjs" "$out/package" target/release/attn bench --backend vulkan --shape 1,8,8,512,512,64 --json
 }
 
 build_library() {
@@ -179,6 +200,17 @@ case ${1:-} in
             build_library
             test_library
         fi
+        ;;
+    time)
+        setup
+        build
+        time_package
+        ;;
+    sizes)
+        setup
+        build
+        hold plan 200000
+        hold backward,cache,verify 350000
         ;;
     library)
         setup

@@ -38,7 +38,6 @@ pub mod plan;
 mod problem;
 mod progress;
 pub mod rotary;
-#[cfg_attr(not(feature = "verify"), expect(dead_code, reason = "some of it is for the generator"))]
 mod terms;
 #[cfg(feature = "verify")]
 pub mod verify;
@@ -49,11 +48,11 @@ pub use custom::{Owner, Table, TableType, Term};
 pub use engine::{Canary, Engine, EngineOptions, TriedKernels, Tuned, TunedKernel};
 pub use error::{Cause, Error, Result};
 pub use half::{bf16, f16};
-pub use numbers::{DType, Element, HostSlice, HostVec};
+pub use numbers::{DType, Element, Hadamard, HostSlice, HostVec};
 pub use problem::{
     Algorithm, Alibi, Alignment, AttentionFn, Backend, BackwardInputs, BlockList, BroadcastShape, Dims, Dropout, Gradients, Inputs, Layout,
-    Outputs, PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TableData, TensorSpec, TileLists, Varlen, Visibility,
-    WantGradients, gather,
+    Outputs, PageTable, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, SummedRows, TableData, TensorSpec, TileLists, Varlen,
+    Visibility, WantGradients, gather,
 };
 pub use progress::{Progress, ProgressFn};
 pub use terms::{TermWord, term_words};

@@ -18,7 +18,7 @@ export async function createEngine(options = {}) {
   if (!['auto', 'webgpu', 'cpu'].includes(backend)) {
     throw new AttentionError('invalid', `invalid \`backend\`: is '${backend}'`, { argument: 'backend', remedy: "'auto', 'webgpu' or 'cpu'" });
   }
-  load('core').catch(() => {}); // while adapters are asked
+  load('core').catch(() => {}); // while adapters are asked for
   if (backend === 'cpu') return Engine.open(undefined, { why: 'it was asked for', onProgress });
   if (given) return Engine.open(given, { why: "the caller's device", onProgress });
   const adapter = givenAdapter ?? (await globalThis.navigator?.gpu?.requestAdapter({ powerPreference: 'high-performance' })) ?? undefined;
@@ -123,11 +123,10 @@ export class Engine {
   }
 
   /** Runs a job in the worker. */
-  job(job, request, { described = false, stored } = {}) {
+  job(job, request, { stored } = {}) {
     this.throwIfEnded();
     const onShare = (share) => this.report('compute', share);
-    return this.#jobs.run(job, moduleOf(request), request, {
-      described: described ? this.#described : undefined,
+    return this.#jobs.run(job, moduleOf(request) === 'full' ? 'full' : 'cpu', request, {
       stored,
       signal: request.signal,
       onShare,
@@ -222,6 +221,16 @@ export class Engine {
     }
   }
 
+  /** Summary of a request's plan; undefined if there is nothing for a device to do. */
+  async summary(request) {
+    const planned = (await this.planner(moduleOf(request))).attention(request, false);
+    try {
+      return planned.count > 0 ? planned.summary(0) : undefined;
+    } finally {
+      planned.free();
+    }
+  }
+
   /** Plans a request for recording, compiles and tries it. */
   async plan(request) {
     const planner = await this.planner(moduleOf(request));
@@ -293,11 +302,11 @@ function destroyKept({ call, planned }) {
   planned.free();
 }
 
-/** Module that a request needs. */
+/** Module that plans a request. */
 export const moduleOf = ({ score, visible, tables }) => ((score ?? visible ?? tables) === undefined ? 'core' : 'full');
 
 // Requests with equal keys are equal up to their data. Signals and functions are no part of it.
-function keyOf({ query, key, value, dOutput, signal, seconds, ...problem }) {
+function keyOf({ query, key, value, dOutput, signal, seconds, item, head, ...problem }) {
   const plain = (_, part) => {
     if (ArrayBuffer.isView(part)) return [part.constructor.name, part.length];
     return typeof part === 'number' ? String(part) : part; // JSON has no infinity

@@ -22,7 +22,7 @@ export interface EngineOptions {
 
 export interface Progress {
   /** What is being done. */
-  stage: 'compile' | 'check' | 'compute' | 'verify';
+  stage: 'compile' | 'check' | 'compute' | 'verify' | 'bench';
   /** Completed share, 0 to 1. */
   share: number;
 }
@@ -138,6 +138,8 @@ export interface Problem {
   lse?: boolean;
   /** Also return the weights [batch, numHeads, seqLenQ, seqLenKv]. Takes the staged kernels and their memory. */
   weights?: boolean;
+  /** Also return the sum of each key's weights over these rows: all, or so many of the last ones. */
+  keySums?: 'all' | number;
 }
 
 // ---- calls with typed arrays -----------------------------------------------------------------------------------------------------
@@ -159,6 +161,8 @@ export interface AttentionResult {
   /** Natural logarithm; -Infinity for rows that see nothing. */
   lse?: Float32Array;
   weights?: Float32Array;
+  /** [batch, numKvHeads, seqLenKv]: over rows, and over the heads that share the key. Keys past an item's length have 0. */
+  keySums?: Float32Array;
 }
 
 /** Computes attention. The first call of each kernel compiles it and tries it on a tiny problem (see `miscomputed`). */
@@ -182,15 +186,20 @@ export function backward(
 export function warmUp(engine: Engine, problem: Problem & CallOptions): Promise<void>;
 
 /** What a problem is and how it is computed, without computing it. */
-export function explain(engine: Engine, problem: Problem): Promise<Explanation>;
+export function explain(engine: Engine, problem: Problem & ExplainOptions): Promise<Explanation>;
+export interface ExplainOptions {
+  /** Whose visible pairs are shown: item of the batch, and query head. Default 0. */
+  item?: number;
+  head?: number;
+}
 export interface Explanation {
   /** Kernels, tiles and grid in words. */
   summary: string;
-  /** Visible pairs of one head, 0 or 1, [seqLenQ, seqLenKv] (head 0 of item 0 unless asked otherwise). */
+  /** Visible pairs of the head, 0 or 1, [seqLenQ, seqLenKv]. */
   visible: Uint8Array;
-  /** Share of pairs that are visible. */
+  /** Share of the head's pairs that are visible. */
   density: number;
-  /** Multiply-adds times two of the visible pairs. */
+  /** Multiply-adds times two of the visible pairs, if all heads see as many. */
   flops: number;
 }
 
@@ -215,12 +224,17 @@ export interface BoundAttention {
 
 // ---- decoding ------------------------------------------------------------------------------------------------------------------
 
+export type CacheStorage = DType | 'q8' | 'q4';
+
 export interface CacheOptions {
   numHeads: number;
   numKvHeads?: number;
   headDim: number;
-  /** Storage of keys and values. Default `f16`. */
-  stored?: DType | 'q8' | 'q4';
+  /**
+   * Storage of keys and values. Default `f16`. With `hadamard` they are stored rotated, which spreads channels of large
+   * magnitude; `headDim` must be a multiple of 32.
+   */
+  stored?: CacheStorage | { key?: CacheStorage; value?: CacheStorage; hadamard?: boolean };
   /** Sequences at a time. Default 1. */
   sequences?: number;
   /** Tokens that each sequence can have. */
@@ -283,6 +297,7 @@ export interface BenchResult {
   median: number;
   min: number;
   max: number;
+  /** Of the visible pairs; of all pairs where a head has more than 2^24. */
   gflops: number;
   repetitions: number;
 }

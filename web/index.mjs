@@ -13,7 +13,9 @@ export async function attention(engine, request) {
     const computed = await engine.compute('attention', request, (call, given) => arraysOf(exports, call, request, given));
     if (!computed) return engine.job('attention', request);
     const results = decoded(computed);
-    return { output: results.output, ...(request.lse && { lse: results.lse }), ...(request.weights && { weights: results.weights }) };
+    const { output, lse, weights, key_sums: keySums } = results;
+    const asked = { lse: request.lse, weights: request.weights, keySums: request.keySums !== undefined };
+    return Object.fromEntries(Object.entries({ output, lse, weights, keySums }).filter(([name]) => name === 'output' || asked[name]));
   };
   return orOnCpu(engine, 'attention', request, run);
 }
@@ -40,7 +42,8 @@ export async function warmUp(engine, problem) {
 export function explain(engine, problem) {
   return checked(async () => {
     await begin(engine, problem);
-    return engine.job('explain', problem, { described: true });
+    const [explanation, summary] = await Promise.all([engine.job('explain', problem), engine.backend === 'webgpu' && engine.summary(problem)]);
+    return { ...explanation, summary: summary || explanation.summary };
   });
 }
 

@@ -34,6 +34,8 @@ export class Jobs {
     const job = this.#pending.get(id);
     this.#pending.delete(id);
     job?.forget();
+    // A thread of Node without a job lets the process end.
+    if (this.#pending.size === 0) this.#worker?.then((worker) => worker.unref?.(), () => {});
     return job;
   }
 
@@ -51,24 +53,25 @@ export class Jobs {
     this.#worker ??= this.#start();
     try {
       const worker = await this.#worker;
-      if (this.#pending.has(message.id)) worker.postMessage(message);
+      if (!this.#pending.has(message.id)) return;
+      worker.ref?.();
+      worker.postMessage(message);
     } catch (error) {
       this.#settle(message.id)?.reject(AttentionError.of(error));
     }
   }
 
   async #start() {
-    const url = new URL('./worker.mjs', import.meta.url);
     const take = (message) => this.#take(message);
     if (globalThis.Worker) {
+      // Written out, so that bundlers find the file.
       const worker = new Worker(new URL('./worker.mjs', import.meta.url), { type: 'module', name: 'wgpu-attention' });
       worker.onmessage = ({ data }) => take(data);
       worker.onerror = ({ message }) => this.end(new AttentionError('device', `the worker failed: ${message}`));
       return worker;
     }
     const { Worker: Thread } = await import('node:worker_threads');
-    const thread = new Thread(url);
-    thread.unref();
+    const thread = new Thread(new URL('./worker.mjs', import.meta.url));
     thread.on('message', take);
     thread.on('error', (error) => this.end(AttentionError.of(error)));
     return thread;

@@ -1,9 +1,14 @@
-// Loads the WebAssembly modules: `core`, and `full`, which also reads users' WGSL and has the oracle.
+// Loads the WebAssembly modules: `core` plans, `cpu` is the CPU path, `full` has both, reads users' WGSL, and verifies.
 
 const loads = new Map(); // name -> promise of { exports, wasm }
 
-const URLS = { core: new URL('./core_bg.wasm', import.meta.url), full: new URL('./full_bg.wasm', import.meta.url) };
-const IMPORTS = { core: () => import('./core.js'), full: () => import('./full.js') };
+// Written out, so that bundlers find the files.
+const URLS = {
+  core: new URL('./core_bg.wasm', import.meta.url),
+  cpu: new URL('./cpu_bg.wasm', import.meta.url),
+  full: new URL('./full_bg.wasm', import.meta.url),
+};
+const IMPORTS = { core: () => import('./core.js'), cpu: () => import('./cpu.js'), full: () => import('./full.js') };
 
 /** Loads a module once. `wasm` is the compiled module, where another thread has sent it. */
 export function load(name, wasm) {

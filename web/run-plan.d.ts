@@ -44,11 +44,13 @@ export interface Plan {
     }[];
     /** Bytes of the uniform buffer. */
     params: number[];
+    /** Estimate of its floating-point operations. */
+    flops: number;
   }[];
 }
 
 export interface Tensor {
-  /** `query`, `key`, `value`, `output`, `lse`, `stats`, `tables`, `bias`, `mask`, `scores`, `weights`, `d_output`, `cache_key`, ... */
+  /** `query`, `key`, `value`, `output`, `lse`, `stats`, `tables`, `bias`, `mask`, `scores`, `weights`, `key_sums`, `d_output`, `cache_key`, ... */
   name: string;
   access: 'read' | 'write';
   /** The mask is u8: one byte per element, 0 = masked. */
@@ -92,8 +94,8 @@ export interface PreparedPlan {
 export interface BoundPlan {
   /** Records one compute pass. Nothing is submitted, copied or allocated. */
   record(encoder: GPUCommandEncoder): void;
-  /** Records into a compute pass of the caller. */
-  recordIn(pass: GPUComputePassEncoder): void;
+  /** Records into a compute pass of the caller: all dispatches, or those from `first` on and before `end`. */
+  recordIn(pass: GPUComputePassEncoder, first?: number, end?: number): void;
 }
 
 export class PlanError extends Error {

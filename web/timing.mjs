@@ -4,21 +4,26 @@ import { AttentionError, throwIfAborted } from './errors.mjs';
 // Relative to the largest output: errors of sums in another order, and of the output's storage.
 const TOLERANCE = { f32: 1e-4, f16: 2e-3, bf16: 2e-2 };
 
+// Pairs of a head that are looked at one by one.
+const MOST_PAIRS = 2 ** 24;
+
 export async function time(engine, problem, arraysOf) {
   const { seconds = 1, signal, ...rest } = problem;
   const request = { ...rest, ...drawn(problem), signal };
   const compute = await prepared(engine, request, arraysOf);
   try {
+    const flops = await flopsOf(engine, rest);
     const spent = [];
     const batch = engine.backend === 'cpu' ? 1 : await batchOf(compute);
-    const end = performance.now() + 1000 * seconds;
+    const begin = performance.now();
     do {
       throwIfAborted(signal);
       const start = performance.now();
       await compute.run(batch);
       spent.push((performance.now() - start) / batch);
-    } while (spent.length < 3 || performance.now() < end);
-    return report(engine, problem, spent, batch);
+      engine.report('bench', Math.min(1, spent.length / 3, (performance.now() - begin) / (1000 * seconds)));
+    } while (spent.length < 3 || performance.now() < begin + 1000 * seconds);
+    return report(engine, problem, spent, batch, flops);
   } finally {
     compute.destroy();
   }
@@ -36,6 +41,13 @@ function drawn({ shape, dtype = 'f32' }) {
   const query = tensor(batch, numHeads, seqLenQ, headDim);
   const key = tensor(batch, numKvHeads, seqLenKv, headDim);
   return { query, key, value: tensor(batch, numKvHeads, seqLenKv, headDimV), dtype };
+}
+
+// Operations of the visible pairs; of all pairs where a list of them would be long.
+async function flopsOf(engine, problem) {
+  const { batch = 1, numHeads, seqLenQ, seqLenKv = seqLenQ, headDim, headDimV = headDim } = problem.shape;
+  if (seqLenQ * seqLenKv <= MOST_PAIRS) return (await engine.job('explain', problem)).flops;
+  return 2 * batch * numHeads * seqLenQ * seqLenKv * (headDim + headDimV);
 }
 
 // Checks the answer, and returns a function that computes it some times.
@@ -84,11 +96,10 @@ async function batchOf({ run }) {
   return Math.max(1, Math.min(100, Math.round(20 / Math.max(0.1, performance.now() - start))));
 }
 
-function report(engine, { shape, causal, dtype = 'f32' }, spent, batch) {
+function report(engine, { shape, causal, dtype = 'f32' }, spent, batch, flops) {
   const sorted = spent.toSorted((a, b) => a - b);
-  const { batch: items = 1, numHeads, numKvHeads = numHeads, seqLenQ, seqLenKv = seqLenQ, headDim, headDimV = headDim } = shape;
+  const { batch: items = 1, numHeads, numKvHeads = numHeads, seqLenQ, seqLenKv = seqLenQ, headDim } = shape;
   const median = sorted[Math.floor(sorted.length / 2)];
-  const flops = 2 * items * numHeads * seqLenQ * seqLenKv * (headDim + headDimV);
   const sizes = [items, numHeads, numKvHeads, seqLenQ, seqLenKv, headDim].join(',');
   return {
     name: [sizes, causal && 'causal', dtype].filter(Boolean).join(' '),

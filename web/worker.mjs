@@ -12,7 +12,7 @@ const JOBS = {
   attention: ({ exports, request, watch }) => exports.attention(request, watch),
   backward: ({ exports, request, watch }) => exports.backward(request, watch),
   decode: ({ exports, request, stored }) => exports.decode(request, stored),
-  explain: ({ exports, request, described }) => exports.explain(request, described),
+  explain: ({ exports, request }) => exports.explain(request),
   verify: ({ exports, request, described, watch, run }) => exports.verify(request, described, run, watch),
 };
 

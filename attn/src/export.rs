@@ -15,6 +15,7 @@ Examples:
   attn export --shape 1,32,8,1,4096,128 --dtype f16 --json > decode.json
   attn export --visible 'at.key <= at.position && at.position - at.key < 128' --json > window.json
   attn export --stats --json > forward.json                          (m, l) too, which gradients read
+  attn export --key-sums all --json > heavy_hitters.json             the sum of each key's weights too
   attn export --backward --json > backward.json
   attn export --subgroups 32 --limit maxComputeWorkgroupStorageSize=32768 --json > apple.json
 

@@ -1,7 +1,7 @@
 //! Arguments of a plan for a device that need not be here, shared by `attn shader` and `attn export`.
 
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport};
-use wgpu_attention::{Algorithm, Alignment, WantGradients};
+use wgpu_attention::{Algorithm, Alignment, SummedRows, WantGradients};
 
 use crate::backend::one_of;
 use crate::bench::ShapeArgs;
@@ -25,6 +25,9 @@ pub(crate) struct PlanArgs {
     /// Also write (m, l) of each row, which --backward reads
     #[arg(long, conflicts_with = "backward")]
     stats: bool,
+    /// Also write the sums of each key's weights over these rows: all, or the last N of each item
+    #[arg(long, value_name = "all|N", value_parser = summed_rows, conflicts_with = "backward")]
+    key_sums: Option<SummedRows>,
     /// Plan the gradients of query, key and value instead of the forward pass
     #[arg(long, conflicts_with = "algorithm")]
     backward: bool,
@@ -40,6 +43,14 @@ pub(crate) struct PlanArgs {
     /// Limit of the device, such as maxStorageBufferBindingSize=1073741824; may be repeated [default: WebGPU's own]
     #[arg(long, value_name = "NAME=NUMBER")]
     limit: Vec<String>,
+}
+
+/// Reads the rows of key sums.
+pub(crate) fn summed_rows(text: &str) -> Result<SummedRows, String> {
+    match text {
+        "all" => Ok(SummedRows::All),
+        _ => text.parse().map(SummedRows::Last).map_err(|_| format!("`{text}` is neither `all` nor a number of rows")),
+    }
 }
 
 fn class(text: &str) -> Result<DeviceClass, String> {
@@ -68,7 +79,8 @@ impl PlanArgs {
         }
         let terms = self.terms.read()?;
         task.add(&terms)?;
-        (task.problem.want.lse, task.problem.want.stats) = (self.lse, self.stats);
+        let want = &mut task.problem.want;
+        (want.lse, want.stats, want.key_sums) = (self.lse, self.stats, self.key_sums);
         let (problem, caps) = (&task.problem, self.caps()?);
         let plan = match self.backward {
             true => Plan::backward(problem, &WantGradients::default(), &caps),

@@ -11,7 +11,7 @@ use wgpu_attention::oracle::{self, Reference};
 use wgpu_attention::verify::{Data, backward_oracle, oracle};
 use wgpu_attention::{
     Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, Dropout, HostVec, Inputs, Layout, Owner, Problem, ScoreOrder,
-    ScoreStage, Table, Term, Varlen, WantGradients,
+    ScoreStage, SummedRows, Table, Term, Varlen, WantGradients,
 };
 
 const DIMS: Dims = Dims { batch: 2, num_heads: 4, num_kv_heads: 2, seq_len_q: 5, seq_len_kv: 7, head_dim: 8, head_dim_v: 6 };
@@ -74,6 +74,22 @@ fn grouped_heads_lse_and_weights() {
     let (shape, _, weights) = read_npy(Path::new(&weights));
     assert_eq!(shape, [2, 4, 5, 7]);
     assert_close(&weights, &oracle.weights, 1e-5);
+}
+
+#[test]
+fn key_sums_of_all_and_of_the_last_rows() {
+    let files = files("key_sums");
+    let sums = files.path("key_sums.npy");
+    for (rows, summed) in [("all", SummedRows::All), ("2", SummedRows::Last(2))] {
+        files.run(&["--key-sums", &sums, "--summed-rows", rows, "--causal", "bottom-right"]).ok();
+        let problem = Problem::new(DIMS).aligned(Alignment::BottomRight).causal().with_key_sums(summed);
+        let expected = oracle(&problem, &files.inputs()).expect("a valid problem").key_sums.expect("wanted");
+        let (shape, _, got) = read_npy(Path::new(&sums));
+        assert_eq!(shape, [2, 2, 7]);
+        assert_close(&got, &expected.into_iter().map(f64::from).collect::<Vec<f64>>(), 1e-5);
+    }
+    let refused = files.run(&["--key-sums", &sums, "--summed-rows", "some"]);
+    assert!(refused.err.contains("neither `all` nor a number"), "{}", refused.err);
 }
 
 #[test]

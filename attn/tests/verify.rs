@@ -17,8 +17,8 @@ fn generated_problems_pass_on_the_cpu() {
     let told = attn(&["verify", "--backend", "cpu", "--count", "20", "--seed", "3"]).ok();
     let last = told.out.lines().last().expect("a last line");
     assert!(last.contains(" passed, 0 failed, "), "{last}");
-    let told = attn(&["verify", "--backend", "cpu", "--count", "1", "--filter", "random-1-1", "--verbose"]).ok().out;
-    assert!(told.contains("\n  gradients of random-1-1 on cpu: passed") && told.contains("  random-1-1 on cpu: passed"), "{told}");
+    let told = attn(&["verify", "--backend", "cpu", "--count", "3", "--filter", "random-3-3", "--verbose"]).ok().out;
+    assert!(told.contains("\n  gradients of random-3-3 on cpu: passed") && told.contains("  random-3-3 on cpu: passed"), "{told}");
     let told = lines(&attn(&["verify", "--backend", "cpu", "--count", "20", "--filter", "random", "--json"]).ok().out);
     let (counts, rows) = told.split_last().expect("the counts");
     let of = |suite: &'static str| rows.iter().filter(move |row| row["suite"] == suite && row["backend"] == "cpu");
@@ -28,7 +28,7 @@ fn generated_problems_pass_on_the_cpu() {
     assert!(of("random").count() == 20 && of("random").all(|row| row["verdict"] == "passed"));
     assert!(of("gradients").count() == 20 && of("gradients").all(|row| row["verdict"] != "failed"));
     let passed = of("gradients").filter(|row| row["verdict"] == "passed").count();
-    assert!(passed >= 15, "gradients of keys in pages are skipped, all others pass: {passed}");
+    assert!(passed >= 15, "gradients of keys in pages or rotated are skipped, all others pass: {passed}");
     assert_eq!(*counts, json!({ "passed": 20 + passed + derivatives, "failed": 0, "skipped": 20 - passed }));
 }
 

@@ -6,6 +6,7 @@
 // Side `a` (qk) is as wide as a query, side `b` (vo) as a value.
 
 const OWNS_ROWS: bool = true;
+const VO_IS_ONE: bool = false;
 
 // `exists` is false past the ends of the grid and of an item.
 struct Work {

@@ -1,19 +1,6 @@
-// Defines: RowStats, row_end: m, 1 / l and delta of a row; PairGradient, pair_gradient: weight and gradients of a pair.
-// Expects: lib/*, row_stats; const OF_TABLE.
+// Defines: row_stats_of: the statistics of a row; pair_gradient: weight and gradients of a pair.
+// Expects: lib/*, row_stats.wgsl, row_stats; const OF_TABLE.
 // See: src/oracle/backward.rs has the formulas.
-
-struct RowStats {
-    m: f32,
-    share: f32, // 1 / l; NaN by its bits if a visible score is not finite
-    delta: f32, // dot(d_output, output)
-}
-
-// All three are 0 for a masked pair. The weight of a visible pair is never 0 by its bits.
-struct PairGradient {
-    weight: f32, // after dropout
-    d_bias: f32, // with respect to the biases, or to the element of a user's table
-    d_score: f32, // with respect to scale * dot(query, key)
-}
 
 fn row_stats_of(item: Item, head: u32, row: u32) -> RowStats {
     let at = ROW_STATS * lse_at(item, head, row);

@@ -1,6 +1,6 @@
 // Defines: main: preprocess: m, 1 / l and delta = dot(d_output, output) - d_lse of each query row, then a copy of the
 //          tables.
-// Expects: lib/*, load_result, load_d_output, d_lse_at, forward_stats (read), row_stats (read_write); value_vecs.
+// Expects: lib/*, row_stats.wgsl, load_result, load_d_output, d_lse_at, forward_stats (read), row_stats (read_write); value_vecs.
 // See: src/oracle/backward.rs has the formulas.
 //
 // A thread takes one row. The kernels that follow bind one buffer instead of four.
@@ -34,9 +34,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let of_row = lse_at(item, head, row);
     let sum = forward_stats[2u * of_row + 1u];
-    let share = select(bitcast<u32>(1.0 / bitcast<f32>(sum)), 0u, sum == 0u);
     row_stats[ROW_STATS * of_row] = forward_stats[2u * of_row];
-    row_stats[ROW_STATS * of_row + 1u] = select(share, NOT_A_NUMBER, (sum & 0x7fffffffu) >= INFINITE);
+    row_stats[ROW_STATS * of_row + 1u] = share_of(sum);
     // Where nothing is summed, the lse is no number, and its gradient may be anything.
     let d_lse = select(bitcast<u32>(d_lse_at(of_row)), 0u, sum == 0u);
     row_stats[ROW_STATS * of_row + 2u] = bitcast<u32>(delta - bitcast<f32>(d_lse));

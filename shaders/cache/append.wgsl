@@ -1,11 +1,12 @@
 // Defines: main: appends new keys, rotated, and values to the cache, in its storage type; rotates queries in place.
-// Expects: cache/params.wgsl; state, load_new_value, rotated, rotate_query, store_key, store_value; consts KEY_UNIT,
+// Expects: cache/params.wgsl; state, take_key, take_value, rotate_query, store_key, store_value; consts KEY_UNIT,
 //          VALUE_UNIT, QUERY_UNIT, HAS_QUERY.
 // See: src/cache/host.rs (KvCache::append).
 //
 // Runs after `advance`: an item that now has `length` keys gets the last `added` of the seq_len new ones, the last of
 // them at length - 1. So token t has position length - seq_len + t, as under a causal mask aligned to the bottom right.
-// A thread takes a unit of elements: one f32, a word of two halves, or a block of 32.
+// A thread takes a unit of elements: one f32, a word of two halves, or a block of 32; of rows that are stored rotated, 32
+// elements of a rotated block (cache/hadamard.wgsl).
 
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -47,17 +48,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (is_value) {
         var numbers: array<f32, VALUE_UNIT>;
         let row = row_at(cache.value_strides, token, head);
-        for (var i = 0u; i < VALUE_UNIT; i++) {
-            numbers[i] = load_new_value(row + unit * VALUE_UNIT + i);
-        }
+        take_value(&numbers, row, unit, u32(position));
         let steps = cache.value_pool_strides;
         store_value(place.x * steps.x + head * steps.y + place.y * steps.z + unit * VALUE_UNIT, &numbers);
     } else {
         var numbers: array<f32, KEY_UNIT>;
         let row = row_at(cache.key_strides, token, head);
-        for (var i = 0u; i < KEY_UNIT; i++) {
-            numbers[i] = rotated(row, unit * KEY_UNIT + i, u32(position));
-        }
+        take_key(&numbers, row, unit, u32(position));
         let steps = cache.key_pool_strides;
         store_key(place.x * steps.x + head * steps.y + place.y * steps.z + unit * KEY_UNIT, &numbers);
     }

@@ -1,12 +1,14 @@
 // Defines: main: merge of partial results over disjoint keys:
 //          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
-// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output; value_vecs; const
-//          PARTS_OF_LSE.
+// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output, rotated_back; value_vecs;
+//          const PARTS_OF_LSE.
 // See: src/oracle/forward.rs has the formulas.
 //
-// A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination and
-// overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the denominator here,
-// not in the parts. An app's parts have lse instead: m = lse, l = 1, weights as exact as lse, |lse| * 2^-24.
+// A thread takes one vec4 of one row; those past the end stand in for the last one, because all threads of a workgroup
+// rotate the output of rotated values together. Each part is normalised by its own sum, so the result is a convex
+// combination and overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the
+// denominator here, not in the parts. An app's parts have lse instead: m = lse, l = 1, weights as exact as lse,
+// |lse| * 2^-24.
 
 const THREADS: u32 = 64u;
 
@@ -37,11 +39,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     let index = workgroup * THREADS + thread;
     let column = index % value_vecs();
-    let row = index / value_vecs() % params.seq_len_q;
-    let pair = index / value_vecs() / params.seq_len_q;
-    if (pair >= params.batch * params.num_heads) {
-        return;
-    }
+    let rows = params.batch * params.num_heads * params.seq_len_q;
+    let place = min(index / value_vecs(), rows - 1u);
+    let row = place % params.seq_len_q;
+    let pair = place / params.seq_len_q;
     let head = pair % params.num_heads;
     let item = item_of_rows(pair / params.num_heads);
     // Parts are stored as [split, lse_at] rows of whole vec4s.
@@ -72,10 +73,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
         }
     }
+    let output = rotated_back(numbers, thread);
+    if (index / value_vecs() >= rows) {
+        return;
+    }
     if (column == 0u) {
         store_lse(at, lse_bits(m, total, is_nan));
         store_stats(at, vec2<u32>(bitcast<u32>(m), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
     }
     store_output(output_row(item, head, row), column * 4u,
-        select(bitcast<vec4<u32>>(numbers), vec4<u32>(NOT_A_NUMBER), is_nan));
+        select(bitcast<vec4<u32>>(output), vec4<u32>(NOT_A_NUMBER), is_nan));
 }

@@ -22,7 +22,8 @@ struct Params {
     offsets: vec4<u32>,
     // Runtime values of each term, which reads them as NAME_values().
     term_values: array<vec4<u32>, TERMS>,
-    // Backward: stride of each axis of pairs in the gradient of a bias, 0 where it is summed.
+    // Backward: stride of each axis of pairs in the gradient of a bias, 0 where it is summed. Key sums: strides of [batch,
+    // kv_head, _, key].
     sums_strides: vec4<u32>,
     // Start in the tables of the user's terms and number of elements, of two tables each.
     user_tables: array<vec4<u32>, 4>,
@@ -98,6 +99,8 @@ struct Params {
     list_start: u32,
     list_share: u32,
     list_item_words: u32,
-    // Backward: first element of `sums` that a step writes.
+    // Backward and key sums: first element of `sums` that a step writes.
     sums_start: u32,
+    // Key sums: last rows of each item that are summed, at most.
+    summed_rows: u32,
 }

@@ -1,9 +1,11 @@
-// Defines: any_thread: a vote across the workgroup.
+// Defines: any_thread: a vote across the workgroup; VOTES: whether there are votes.
 // Expects: nothing.
 // See: shaders/software/lanes.wgsl, the same where the workgroup is one subgroup; src/wgsl/shapes.rs (bytes of workgroup memory).
 
 var<workgroup> votes: atomic<u32>; // 1 if any thread voted yes
 var<workgroup> verdict: u32; // copy of votes that all threads read
+
+const VOTES: bool = true;
 
 // True in all threads if `yes` is true in any. Every thread must call it, in uniform control flow; the result is uniform.
 fn any_thread(yes: bool, thread: u32) -> bool {

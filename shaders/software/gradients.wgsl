@@ -168,7 +168,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                         let loaded =
                             stream_vo(item, work, head, min(first + c, range.end - 1u),
                                 min(i * LANES + lane, VALUE_VECS - 1u));
-                        infinite = infinite || !is_finite(loaded);
+                        if (!VO_IS_ONE) {
+                            infinite = infinite || !is_finite(loaded);
+                        }
                         b[c] = finite_part(loaded);
                     }
                     for (var j = 0u; j < LANES; j++) {
@@ -182,7 +184,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_invocation_id) l
                         }
                     }
                 }
-                if (any_thread(infinite, lane)) {
+                if (!VO_IS_ONE && any_thread(infinite, lane)) {
                     for (var c = 0u; c < STREAM; c++) {
                         for (var e = 0u; e < VALUE_VECS + params.zero; e++) { // rolled: slow path for non-finite values
                             let b = special_part(stream_vo(item, work, head, min(first + c, range.end - 1u), e));

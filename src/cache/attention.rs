@@ -35,7 +35,7 @@ impl CachePlan {
         self.check_slots(&slots)?;
         let queries = Queries { num_heads: d.num_heads, seq_len: d.seq_len_q };
         let own = self.problem(layer, slots.clone(), queries)?;
-        let of = |p: &Problem| (p.dims, p.paged, p.visibility.kv_lengths, p.key, p.value);
+        let of = |p: &Problem| (p.dims, p.paged, p.visibility.kv_lengths, p.key, p.value, p.key_hadamard, p.value_hadamard);
         if of(&own) != of(problem) {
             return Err(Error::invalid("problem", "its keys and values are not this cache's: begin with the cache's own `problem`"));
         }

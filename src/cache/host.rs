@@ -16,7 +16,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Creates an empty cache. Errors: a size of 0, too many layers, a strided layout, partial blocks, no memory.
+    /// Creates an empty cache. Errors: a size of 0, too many layers, a strided layout, partial blocks of quantised or rotated
+    /// rows, no memory.
     pub fn new(shape: CacheShape) -> Result<Self> {
         shape.check()?;
         let layers = shape.layers.iter().map(|layer| layer.sides().map(|(_, dtype)| HostVec::zeros(dtype, 0))).collect();
@@ -72,7 +73,7 @@ impl KvCache {
         self.shape.layer(layer).map(|_| self.layers[layer][1].as_slice())
     }
 
-    /// Keys and values of a layer, to write in place.
+    /// Keys and values of a layer, to write in place, as they are stored: rotated, if the layer says so.
     pub fn data_mut(&mut self, layer: usize) -> Result<&mut [HostVec; 2]> {
         self.shape.layer(layer).map(|_| &mut self.layers[layer])
     }
@@ -92,7 +93,8 @@ impl KvCache {
     }
 
     /// Writes the last tokens of a sequence in one layer: key [tokens, num_kv_heads, head_dim], value
-    /// [tokens, num_kv_heads, head_dim_v], rounded to the layer's storage types. If it fails, nothing is written.
+    /// [tokens, num_kv_heads, head_dim_v], rotated if the layer says so, and rounded to its storage types. If it fails, nothing
+    /// is written.
     ///
     /// Errors: more tokens than the sequence has, on a page that another sequence shares, or on one that was given back.
     pub fn append(&mut self, layer: usize, id: SequenceId, key: HostSlice<'_>, value: HostSlice<'_>) -> Result<()> {
@@ -115,7 +117,14 @@ impl KvCache {
         if slots.iter().any(|slots| self.pool.references[slots.page as usize] > 1) {
             return Err(Error::invalid("key", format!("has {tokens} tokens, some on pages that another sequence shares")));
         }
-        for ((to, from), (dim, _)) in self.layers[layer].iter_mut().zip([key, value]).zip(shape.sides()) {
+        for (((to, from), (dim, _)), rotation) in self.layers[layer].iter_mut().zip([key, value]).zip(shape.sides()).zip(shape.rotations())
+        {
+            let rotated = rotation.map(|rotation| {
+                let mut rows: Vec<f32> = (0..from.len()).map(|at| from.get(at)).collect();
+                rotation.rotate(&mut rows);
+                rows
+            });
+            let from = rotated.as_ref().map_or(from, HostSlice::from);
             write_slots(to, self.shape.layout, [self.shape.pages, shape.num_kv_heads, self.shape.page_size, dim], &slots, from);
         }
         Ok(())

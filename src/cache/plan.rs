@@ -55,8 +55,8 @@ pub struct RotationSpec {
 impl CachePlan {
     /// Plans a cache for a device with `caps`.
     ///
-    /// Errors: a size of 0, a strided layout, rows that are not whole words (an odd head_dim in 16 bits) or blocks, a
-    /// single head's pool that exceeds one buffer or binding.
+    /// Errors: a size of 0, a strided layout, rows that are not whole words (an odd head_dim in 16 bits) or blocks, quantised or
+    /// rotated, a single head's pool that exceeds one buffer or binding.
     pub fn new(shape: CacheShape, size: CacheSize, caps: &DeviceCaps) -> Result<Self> {
         shape.check()?;
         Error::check_sizes([("slots", size.slots), ("pages_per_slot", size.pages_per_slot)])?;
@@ -165,7 +165,11 @@ impl CachePlan {
             let strides = self.pool_spec(shape, side).strides(self.pool_shape(shape, banks, side));
             [strides.batch as u32, strides.head as u32, strides.seq as u32, 0]
         });
-        let units = shape.sides().map(|(dim, dtype)| dim / CacheKey::unit(dtype));
+        let hadamard = shape.rotations();
+        let units = [0, 1].map(|side| {
+            let (dim, dtype) = shape.sides()[side];
+            dim / CacheKey::unit_of(dtype, hadamard[side])
+        });
         let mut params = CacheParams {
             key_strides: row_strides(&new.key, "key", rows(shape.num_kv_heads, shape.head_dim))?,
             value_strides: row_strides(&new.value, "value", rows(shape.num_kv_heads, shape.head_dim_v))?,
@@ -201,7 +205,7 @@ impl CachePlan {
                 }
             }
             let rotary = new.rotation.as_ref().map(|rotation| rotation.rotary.pairing);
-            let key = CacheKey::Append { new: dtype, key: shape.key, value: shape.value, rotary, query };
+            let key = CacheKey::Append { new: dtype, key: shape.key, value: shape.value, rotary, query, hadamard };
             steps.push(CacheStep::new(key, params, threads, &self.caps)?);
             for strides in [&mut params.key_strides, &mut params.value_strides] {
                 strides[3] += heads as u32 * strides[1];

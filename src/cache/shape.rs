@@ -2,7 +2,7 @@
 
 use super::retention::Retention;
 use crate::error::{Error, Result};
-use crate::numbers::DType;
+use crate::numbers::{DType, Hadamard};
 use crate::problem::{Dims, Layout, Paged, Problem, TensorSpec};
 
 /// Most layers that a cache may have.
@@ -22,12 +22,17 @@ pub struct LayerShape {
     pub key: DType,
     /// Storage type of values.
     pub value: DType,
+    /// True if keys are stored rotated; see [`Self::hadamard`].
+    pub key_hadamard: bool,
+    /// True if values are stored rotated.
+    pub value_hadamard: bool,
 }
 
 impl LayerShape {
     /// Creates a layer of f32 keys and values of equal width.
     pub const fn new(num_kv_heads: usize, head_dim: usize) -> Self {
-        Self { num_kv_heads, head_dim, head_dim_v: head_dim, key: DType::F32, value: DType::F32 }
+        let (key, value) = (DType::F32, DType::F32);
+        Self { num_kv_heads, head_dim, head_dim_v: head_dim, key, value, key_hadamard: false, value_hadamard: false }
     }
 
     /// Sets the width of a value.
@@ -42,6 +47,14 @@ impl LayerShape {
         self
     }
 
+    /// Stores keys, values or both rotated ([`Hadamard`]), which spreads elements of large magnitude over a block: the error
+    /// of q8 and q4 falls several times where a model has channels that are much larger than others. The rows that are
+    /// appended, the query and the output stay as they are; the width must be a multiple of 32.
+    pub const fn hadamard(mut self, key: bool, value: bool) -> Self {
+        (self.key_hadamard, self.value_hadamard) = (key, value);
+        self
+    }
+
     /// Bytes of the keys and values of one token.
     pub const fn token_bytes(&self) -> usize {
         self.num_kv_heads.saturating_mul(self.key.bytes(self.head_dim).saturating_add(self.value.bytes(self.head_dim_v)))
@@ -50,6 +63,12 @@ impl LayerShape {
     /// Width and storage type of keys and of values.
     pub(crate) fn sides(&self) -> [(usize, DType); 2] {
         [(self.head_dim, self.key), (self.head_dim_v, self.value)]
+    }
+
+    /// Rotations of new keys and of new values.
+    pub(crate) fn rotations(&self) -> [Option<Hadamard>; 2] {
+        [(self.head_dim, self.key_hadamard), (self.head_dim_v, self.value_hadamard)]
+            .map(|(width, rotates)| Hadamard::of(width).filter(|_| rotates))
     }
 }
 
@@ -162,7 +181,7 @@ impl CacheShape {
         Retention { window_left: self.window_left, first_tokens: self.first_tokens }
     }
 
-    /// Refuses no or too many layers, sizes of 0, strided layouts, and quantised rows that are not whole blocks.
+    /// Refuses no or too many layers, sizes of 0, strided layouts, and quantised or rotated rows that are not whole blocks.
     pub(crate) fn check(&self) -> Result<()> {
         if self.layers.is_empty() || self.layers.len() > MOST_LAYERS {
             return Err(Error::invalid("layers", format!("are {}; a cache has 1 to {MOST_LAYERS}", self.layers.len())));
@@ -177,7 +196,9 @@ impl CacheShape {
         for layer in &self.layers {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = *layer;
             Error::check_sizes([("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("head_dim_v", head_dim_v)])?;
-            for ((dim, dtype), argument) in layer.sides().into_iter().zip(["head_dim", "head_dim_v"]) {
+            let rotates = [layer.key_hadamard, layer.value_hadamard];
+            for (((dim, dtype), rotates), argument) in layer.sides().into_iter().zip(rotates).zip(["head_dim", "head_dim_v"]) {
+                Hadamard::check(argument, rotates, dim)?;
                 TensorSpec::new(dtype, self.layout).check_blocks(argument, [1, 1, 1, dim])?;
             }
         }
@@ -208,11 +229,11 @@ impl CacheShape {
         seq_len_kv: usize,
         pages_per_item: usize,
     ) -> Result<Problem> {
-        let &LayerShape { num_kv_heads, head_dim, head_dim_v, key, value } = self.layer(layer)?;
+        let &LayerShape { num_kv_heads, head_dim, head_dim_v, key, value, key_hadamard, value_hadamard } = self.layer(layer)?;
         let Queries { num_heads, seq_len: seq_len_q } = queries;
         let paged = Paged { page_size: self.page_size, pages: self.pages, pages_per_item };
         let dims = Dims { batch, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v };
-        let mut problem = Problem::new(dims).paged(paged);
+        let mut problem = Problem::new(dims).paged(paged).hadamard(key_hadamard, value_hadamard);
         (problem.key, problem.value) = (TensorSpec::new(key, self.layout), TensorSpec::new(value, self.layout));
         self.retention().masked(problem)
     }

@@ -166,9 +166,13 @@ impl<'a> Block<'a> {
             let fits = packing.pack(rows, to);
             (rows, fits.then(|| packing.packed(count, width, to)))
         };
-        let packs_values = summed == Operand::Key || (job.output.is_some() && job.problem.dropout_rule().is_none());
+        let packs_values = summed == Operand::Key || job.problem.dropout_rule().is_none();
         let (key, packed_key) = read(Operand::Key, true, key, packed_key);
-        let (value, packed_value) = read(Operand::Value, packs_values, value, packed_value);
+        // Without an output, values are only of use to gradients.
+        let (value, packed_value) = match summed == Operand::Key || job.output.is_some() {
+            true => read(Operand::Value, packs_values, value, packed_value),
+            false => (Rows::unread(keys.len(), job.problem.dims.head_dim_v), None),
+        };
         let columns = packed_key.zip(job.matrix).filter(|_| summed == Operand::Key && reads_rows).and_then(|(packed, plan)| {
             let (engine, isa, parts) = (packed.engine, job.isa, plan.key);
             let packing = Packing { engine, isa, parts, is_transposed: true, smallest: SMALLEST };
@@ -249,9 +253,12 @@ impl Job<'_> {
         Widen { data, at: self.row_place(unit, operand, r), rows: 1, width, to, to_step: width }.read(self.isa);
     }
 
-    /// Reads the query of row `r` of a unit, without the scale.
+    /// Reads the query of row `r` of a unit, rotated as the keys are, without the scale.
     pub(super) fn read_unscaled_query(&self, unit: &Unit, r: usize, to: &mut [f32]) {
         self.read_row(self.inputs.query, Operand::Query, unit, r, to);
+        if let Some(rotation) = self.problem.query_rotation() {
+            rotation.rotate(to);
+        }
     }
 
     /// Reads the scaled query of row `r` of a unit.
@@ -333,6 +340,9 @@ impl Job<'_> {
         // SAFETY: `Problem::check` rejects outputs whose elements share a place, and each row is finished once.
         unsafe {
             if let Some(output) = &self.output {
+                if let Some(rotation) = self.problem.output_rotation() {
+                    rotation.rotate(row);
+                }
                 // A row whose weights are all 0 has output 0, even if a value with weight 0 has left a NaN.
                 let factor = (total != 0.0).then_some(factor * divided);
                 output.write_row(self.isa, self.place(unit, Operand::Output, head, i), row, factor);

@@ -32,7 +32,7 @@ impl MatrixPlan {
     /// bf16 where the problem allows it, else kept. `None` without an engine, or where plain products are faster.
     pub(super) fn new(isa: Isa, problem: &Problem) -> Option<Self> {
         let engine = isa.engine()?;
-        let query = parts(problem.query.dtype);
+        let query = parts(if problem.key_hadamard { DType::F32 } else { problem.query.dtype });
         let weights = match problem.output.dtype {
             _ if problem.allow_bf16_weights && problem.value.dtype == DType::BF16 => 1,
             DType::F32 => 3,

@@ -7,6 +7,7 @@ mod backward_matrix;
 mod backward_unit;
 mod job;
 mod kernel;
+mod key_sums;
 mod matrix;
 mod matrix_block;
 mod matrix_pack;

@@ -14,10 +14,12 @@
 //! - threads take units one by one, the longest first; where units are too few, keys are split and the parts merged.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::job::{Job, KEY_BLOCK, Unit};
 use super::kernel::Isa;
+use super::key_sums;
 use super::matrix_pack::MatrixPlan;
 use super::pack::SharedOutput;
 use super::pool;
@@ -60,6 +62,7 @@ struct Call {
     pieces: Vec<Unit>,
     partials: Buffer,
     row: Buffer,
+    stats: Vec<[f32; 2]>,
 }
 
 /// Computes `problem` on the host with the machine's best instruction set, on all threads of the current rayon pool.
@@ -127,7 +130,8 @@ fn fit(problem: &Problem, outputs: &mut Outputs) -> Result<()> {
     fill(&mut outputs.lse, problem.want.lse, problem.lse_len(), f32::NEG_INFINITY)?;
     fill(&mut outputs.stats, problem.want.stats, problem.lse_len(), NOTHING_SEEN)?;
     fill(&mut outputs.scores, problem.want.scores.is_some(), problem.scores_len(), f32::NEG_INFINITY)?;
-    fill(&mut outputs.weights, problem.want.weights, problem.scores_len(), 0.0)
+    fill(&mut outputs.weights, problem.want.weights, problem.scores_len(), 0.0)?;
+    fill(&mut outputs.key_sums, problem.want.key_sums.is_some(), problem.key_sums_len(), 0.0)
 }
 
 /// Fills a wanted buffer with `len` elements, or returns an error if memory has no room for them.
@@ -149,7 +153,7 @@ fn fill<T: Clone>(buffer: &mut Option<Vec<T>>, wanted: bool, len: usize, x: T) -
 fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, control: &mut Progress<'_>) -> Result<()> {
     let d = &problem.dims;
     let mut call = CALL.take();
-    let Call { items, units, pieces, partials, row } = &mut call;
+    let Call { items, units, pieces, partials, row, stats: own_stats } = &mut call;
     items.clear();
     items.extend((0..d.batch).map(|batch| Item::new(problem, inputs, batch)));
     let pairs: usize = items.iter().map(|item| item.seen_by_some(problem, 0..item.rows).len() * item.rows.max(FEW_ROWS)).sum();
@@ -161,9 +165,15 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
     split(units, parts, record, pieces);
 
     let partials_len = if parts > 1 { units.iter().map(|unit| unit.rows * record * parts).sum() } else { 0 };
-    let Outputs { output, lse, stats, scores, weights } = outputs;
+    let Outputs { output, lse, stats, scores, weights, key_sums } = outputs;
+    let mut stats = stats.as_mut();
+    if stats.is_none() && problem.want.needs_stats() {
+        own_stats.clear();
+        own_stats.resize(problem.lse_len(), NOTHING_SEEN);
+        stats = Some(own_stats);
+    }
     let list = TileList::build(problem, &users, isa, items, threads);
-    let job = Job {
+    let mut job = Job {
         problem,
         inputs,
         isa,
@@ -172,15 +182,25 @@ fn run(isa: Isa, problem: &Problem, inputs: &Inputs<'_>, outputs: &mut Outputs, 
         list: list.as_ref(),
         output: (!output.as_slice().is_empty()).then(|| SharedOutput::new(output)),
         lse: lse.as_mut().map(|lse| Shared::new(lse)),
-        stats: stats.as_mut().map(|stats| Shared::new(stats)),
+        stats: stats.map(|stats| Shared::new(stats)),
         scores: problem.want.scores.zip(scores.as_mut()).map(|(stage, scores)| (stage, Shared::new(scores))),
         weights: weights.as_mut().map(|weights| Shared::new(weights)),
         users,
         partials: Shared::new(partials.take(partials_len)),
     };
-    let done = for_each(pieces, threads, control, |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
+    let end = if key_sums.is_some() { 0.5 } else { 1.0 };
+    let mut done =
+        for_each(pieces, threads, (control, 0.0..end), |piece| SCRATCH.with_borrow_mut(|scratch| unit::run(&job, piece, scratch)));
     if parts > 1 && done.is_ok() {
         units.iter().zip(pieces.chunks_exact(parts)).for_each(|(unit, pieces)| merge(&job, unit, pieces, row.take(record - 2)));
+    }
+    if let (Some(rows), Some(sums), true) = (problem.want.key_sums, key_sums, done.is_ok()) {
+        (job.output, job.scores, job.weights) = (None, None, None);
+        let wanted = if threads == 1 { 1 } else { UNITS_PER_THREAD * threads };
+        let (units, sums) = (key_sums::units(&job, rows, wanted), Shared::new(sums));
+        done = for_each(&units, threads, (control, end..1.0), |unit| {
+            SCRATCH.with_borrow_mut(|scratch| key_sums::run(&job, unit, &sums, scratch));
+        });
     }
     CALL.set(call);
     done
@@ -272,8 +292,9 @@ fn merge(job: &Job<'_>, unit: &Unit, pieces: &[Unit], row: &mut [f32]) {
     }
 }
 
-/// Runs all units, on this thread or on the pool, whose threads each take the next unit as soon as they are free.
-fn for_each(units: &[Unit], threads: usize, control: &mut Progress<'_>, run: impl Fn(&Unit) + Sync) -> Result<()> {
+/// Runs all units, on this thread or on the pool, whose threads each take the next unit as soon as they are free. They are
+/// the part `share` of the call's work.
+fn for_each(units: &[Unit], threads: usize, (control, share): (&mut Progress<'_>, Range<f64>), run: impl Fn(&Unit) + Sync) -> Result<()> {
     let all_of = |units: &[Unit]| {
         let threads = threads.min(units.len());
         if threads <= 1 {
@@ -293,9 +314,9 @@ fn for_each(units: &[Unit], threads: usize, control: &mut Progress<'_>, run: imp
     let cost = |units: &[Unit]| units.iter().map(|unit| unit.work.max(1)).sum::<usize>() as f64;
     let (total, mut done) = (cost(units), 0.0);
     for chunk in units.chunks(UNITS_PER_THREAD * threads) {
-        control.report(done / total)?;
+        control.report(share.start + (share.end - share.start) * done / total)?;
         all_of(chunk);
         done += cost(chunk);
     }
-    control.report(1.0)
+    control.report(share.end)
 }

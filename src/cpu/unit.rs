@@ -13,9 +13,9 @@ use crate::problem::{Operand, ScoreStage};
 /// Scratch memory of one thread.
 #[derive(Default)]
 pub(super) struct Scratch {
-    panels: Vec<Panel>,
-    block: BlockBuffers,
-    tile: Tile,
+    pub(super) panels: Vec<Panel>,
+    pub(super) block: BlockBuffers,
+    pub(super) tile: Tile,
 }
 
 /// Computes a unit and writes its results.

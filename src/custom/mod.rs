@@ -32,6 +32,7 @@ pub(crate) use functions::Functions;
 pub use functions::TableType;
 pub use owner::Owner;
 pub(crate) use owner::{Strides, TableGradient};
+pub(crate) use term::ARE_READ;
 pub use term::{Table, Term};
 pub use tile::Status as TileStatus;
 pub(crate) use tile::Tile;

@@ -10,6 +10,9 @@ use super::program::Program;
 use super::status::TileRule;
 use crate::error::{Error, Result};
 
+/// True if terms are read: the feature `terms`.
+pub(crate) const ARE_READ: bool = cfg!(feature = "terms");
+
 /// Term that a user writes in WGSL.
 ///
 /// The text defines one or both of
@@ -141,55 +144,62 @@ impl Term {
         let named = tables.iter().map(|table| (table.name.to_string(), table.ty)).collect();
         let sorted = tables.iter().map(|table| table.is_sorted).collect();
         let owners: Vec<Option<Owner>> = tables.iter().map(|table| table.owner).collect();
+        if !ARE_READ {
+            return Err(Error::unsupported("users' terms in a build without the feature `terms`", "build with it"));
+        }
         let functions = Arc::new(parse::functions(text, named, sorted, &owners)?);
         Ok(Self { functions, lengths: tables.iter().map(|table| table.len as u32).collect(), owners })
     }
 
     /// The text that the term was read from.
     pub fn text(&self) -> &str {
-        &self.functions.text
+        &self.functions().text
     }
 
     /// Tables of the term.
     pub fn tables(&self) -> impl Iterator<Item = Table<'_>> {
-        let all = self.functions.tables.iter().zip(&self.lengths).zip(&self.functions.sorted).zip(&self.owners);
+        let all = self.functions().tables.iter().zip(&self.lengths).zip(&self.functions().sorted).zip(&self.owners);
         all.map(|((((name, ty), &len), &is_sorted), &owner)| Table { name, ty: *ty, len: len as usize, is_sorted, owner })
     }
 
     /// True if the text defines `score`.
     pub fn has_score(&self) -> bool {
-        self.functions.function("score").is_some()
+        self.functions().function("score").is_some()
     }
 
     /// True if the text defines `status`.
     pub fn has_status(&self) -> bool {
-        self.functions.function("status").is_some()
+        self.functions().function("status").is_some()
     }
 
     /// True if the text defines `visible`.
     pub fn has_visible(&self) -> bool {
-        self.functions.function("visible").is_some()
+        self.functions().function("visible").is_some()
     }
 
     pub(crate) fn functions(&self) -> &Arc<Functions> {
+        // A build without terms can leave out all that follows.
+        if !ARE_READ {
+            unreachable!("there is no term");
+        }
         &self.functions
     }
 
     /// True if a function reads the position of the row, or of those of a tile.
     pub(crate) fn uses_position(&self) -> bool {
-        let Functions { visible, score, status, .. } = &*self.functions;
+        let Functions { visible, score, status, .. } = &**self.functions();
         visible.iter().chain(score).any(Program::uses_position) || status.as_ref().is_some_and(TileRule::uses_position)
     }
 
     /// True if a function reads the head, of the query or of the key.
     pub(crate) fn uses_head(&self) -> bool {
-        let Functions { visible, score, .. } = &*self.functions;
-        visible.iter().chain(score).chain(self.functions.slope()).any(Program::uses_head)
+        let Functions { visible, score, .. } = &**self.functions();
+        visible.iter().chain(score).chain(self.functions().slope()).any(Program::uses_head)
     }
 
     /// Refuses a term whose score has no derivative.
     pub(crate) fn check_slope(&self) -> Result<()> {
-        match &self.functions.slope {
+        match &self.functions().slope {
             Some(Err(why)) => Err(Error::unsupported(format!("gradients through a score function that {why}"), "define `slope`")),
             _ => Ok(()),
         }

@@ -4,16 +4,16 @@ use crate::numbers::{DType, HostVec};
 
 /// True if two outputs are equal up to the rounding of their storage and of sums in another order.
 pub(crate) fn agrees(got: &HostVec, expected: &HostVec) -> bool {
-    agrees_at(0.0, got, expected)
+    agrees_at(0.0, DType::F32, got, expected)
 }
 
-/// [`agrees`] for sums whose terms have a size of at least `least` and may cancel.
-pub(crate) fn agrees_at(least: f32, got: &HostVec, expected: &HostVec) -> bool {
-    let rounding = match expected.as_slice().dtype() {
-        DType::F16 => 2e-3,
-        DType::BF16 => 2e-2,
-        _ => 1e-4,
-    };
+/// [`agrees`] for sums whose terms have a size of at least `least` and may cancel, computed from elements of `from`.
+pub(crate) fn agrees_at(least: f32, from: DType, got: &HostVec, expected: &HostVec) -> bool {
+    let rounding = [from, expected.as_slice().dtype()].into_iter().fold(1e-4, |most: f32, dtype| match dtype {
+        DType::F16 => most.max(2e-3),
+        DType::BF16 => most.max(2e-2),
+        _ => most,
+    });
     let (got, expected) = (got.to_f32(), expected.to_f32());
     let size = expected.iter().filter(|x| x.is_finite()).fold(least, |size, x| size.max(x.abs()));
     got.len() == expected.len()

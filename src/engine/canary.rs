@@ -75,7 +75,7 @@ mod tests {
     use crate::layer::{Linear, MultiHead};
     use crate::numbers::DType;
     use crate::plan::Specialise;
-    use crate::problem::{Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Inputs, Layout};
+    use crate::problem::{Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Inputs, Layout, SummedRows};
     use crate::progress::Progress;
     use crate::wgsl::Kernel;
 
@@ -97,7 +97,8 @@ mod tests {
                 ..plain.clone().aligned(Alignment::TopLeft).causal()
             };
             let stored = [biased.clone().stored(DType::F16, Layout::Bshd), plain.clone().stored(DType::BF16, Layout::Bhsd)];
-            for problem in [plain, decode, biased].into_iter().chain(stored) {
+            let sums = [plain.clone().with_key_sums(SummedRows::All), decode.clone().with_key_sums(SummedRows::Last(1))];
+            for problem in [plain, decode, biased].into_iter().chain(stored).chain(sums) {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     let checked = check(&gpu, &problem, algorithm, Waiting::Blocking);
                     pollster::block_on(checked).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
@@ -131,6 +132,20 @@ mod tests {
             let quiet = Gpu::from_device_with(gpu.device().clone(), gpu.queue().clone(), quiet);
             let checked = check(&quiet, &problem, Algorithm::Fused, Waiting::Blocking);
             assert_eq!(pollster::block_on(checked), Ok(()), "nobody asked");
+        }
+    }
+
+    #[test]
+    fn wrong_key_sums_are_caught() {
+        let specialised = ShaderOptions { specialise: Specialise::Always, ..ShaderOptions::default() };
+        let problem = Problem::new(Dims::self_attention(2, 4, 50, 76)).with_key_sums(SummedRows::All);
+        for gpu in gpus(specialised) {
+            let plan = gpu.plan(&problem, Algorithm::Fused).expect("planned");
+            let key = plan.steps.iter().map(|step| &step.key).find(|key| matches!(key.kernel, Kernel::KeySums(_)));
+            let changed = |text: String| text.replace("sums[at] = total;", "sums[at] = 1.1 * total;");
+            gpu.compile_changed(key.expect("one").clone(), changed).expect("valid");
+            let checked = pollster::block_on(check(&gpu, &problem, Algorithm::Fused, Waiting::Blocking));
+            assert!(matches!(checked, Err(Error::Miscomputed { .. })), "{}", gpu.name());
         }
     }
 

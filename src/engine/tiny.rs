@@ -3,23 +3,22 @@
 use std::collections::HashSet;
 
 use super::agreement::{agrees, agrees_at};
-use crate::cpu;
 use crate::error::Result;
 use crate::numbers::HostVec;
+use crate::oracle;
 use crate::plan::{CHAIN, DeviceCaps, Plan, Specialise};
 use crate::problem::{
     Algorithm, BackwardInputs, BlockList, BroadcastShape, Dims, Gradients, Inputs, Layout, Operand, Outputs, Problem, Returns, TensorSpec,
     WantGradients,
 };
-use crate::progress::Progress;
 use crate::terms::TermSet;
 use crate::wgsl::{Kernel, KernelKey};
 
 /// Upper bounds on the rows and keys of a tiny problem: they leave tails and give every loop over keys several steps.
 const ROWS: usize = 3;
 const KEYS: usize = 37;
-/// Upper bound on the rows where staged kernels are chosen by their number.
-const STAGED_ROWS: usize = 17;
+/// Upper bound on the rows where kernels besides the first are chosen by their number.
+const MORE_ROWS: usize = 17;
 /// Number of keys that every device splits, so that the merge kernel runs too.
 const MERGED_KEYS: usize = CHAIN + KEYS;
 
@@ -41,7 +40,7 @@ pub struct Canary {
 #[derive(Debug)]
 pub(super) enum Pass {
     Attention,
-    /// Gradients, from the CPU's results of the forward pass.
+    /// Gradients, from the oracle's results of the forward pass.
     Gradients {
         want: WantGradients,
         forward: Outputs,
@@ -54,7 +53,7 @@ impl TriedKernels {
     /// there are none or no tiny problem has them. The arguments have been checked.
     pub fn of_attention(&mut self, plan: &Plan, problem: &Problem, caps: &DeviceCaps, algorithm: Algorithm) -> Result<Option<Canary>> {
         let has = |is_wanted: fn(Kernel) -> bool| plan.steps.iter().any(|step| is_wanted(step.key.kernel));
-        let rows = if has(|kernel| matches!(kernel, Kernel::Scores(_))) { STAGED_ROWS } else { ROWS };
+        let rows = if has(|kernel| matches!(kernel, Kernel::Scores(_) | Kernel::KeySums(_))) { MORE_ROWS } else { ROWS };
         let tiny = tiny(problem, plan, rows, if has(|kernel| kernel == Kernel::Merge) { MERGED_KEYS } else { KEYS });
         // A kernel that is asked for by name is specialised; devices have few generic ones, and all problems take the first.
         let kernel = Some(plan.kernel()).filter(|_| algorithm != Algorithm::Staged && !plan.key().generic);
@@ -72,7 +71,8 @@ impl TriedKernels {
         let Some((new, tried)) = self.plan(plan, caps, |caps| Plan::backward(&tiny, &want, caps)) else { return Ok(None) };
         let data = TinyData::new(&tiny)?;
         let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..tiny.clone() };
-        let forward = cpu::tiled::attention(&problem, &data.inputs(), &mut Progress::default())?;
+        let inputs = data.inputs();
+        let forward = oracle::attention(&problem, &inputs)?.into_outputs(&problem, &inputs);
         let d_lse = want.through_lse.then(|| vec![0.5; tiny.lse_len()]);
         Ok(Some(Canary { problem: tiny, plan: tried, data, pass: Pass::Gradients { want, forward, d_lse }, new }))
     }
@@ -130,25 +130,30 @@ impl Canary {
         Some((want, BackwardInputs { stats: forward.stats.as_deref(), d_lse: d_lse.as_deref(), ..backward }))
     }
 
-    /// True if outputs of the plan agree with the CPU's.
+    /// True if outputs of the plan agree with the oracle's.
     pub fn agrees(&self, got: &Outputs) -> Result<bool> {
-        let plain = Problem { want: Returns::default(), ..self.problem.clone() };
-        let expected = cpu::tiled::attention(&plain, &self.data.inputs(), &mut Progress::default())?;
-        Ok(agrees(&got.output, &expected.output))
+        let want = Returns { key_sums: self.problem.want.key_sums, ..Returns::default() };
+        let plain = Problem { want, ..self.problem.clone() };
+        let expected = oracle::attention(&plain, &self.data.inputs())?.into_outputs(&plain, &self.data.inputs());
+        let sums = |of: &Outputs| HostVec::F32(of.key_sums.clone().unwrap_or_default());
+        Ok(agrees(&got.output, &expected.output) && agrees(&sums(got), &sums(&expected)))
     }
 
-    /// True if gradients of the plan agree with the CPU's.
+    /// True if gradients of the plan agree with the oracle's.
     pub fn gradients_agree(&self, got: Gradients) -> Result<bool> {
         let Some((want, backward)) = self.gradients() else { return Ok(false) };
-        let expected = cpu::backward::attention(&self.problem, &self.data.inputs(), &backward, want, &mut Progress::default())?;
-        // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size.
+        let expected = oracle::gradients(&self.problem, &self.data.inputs(), backward.d_output, backward.d_lse)?;
+        let expected = expected.into_gradients(&self.problem, want);
+        // Terms are up to 1 times the scale, and cancel where one key is visible to a row: compare at their size. They are
+        // computed from the output as it is stored.
+        let from = self.problem.output.dtype;
         let least = self.problem.effective_scale().abs().max(1.0);
         let all = |of: Gradients| {
             let vectors = [of.bias, of.relative_bias, of.sinks].map(|vector| vector.map(HostVec::F32));
             [of.query, of.key, of.value].into_iter().chain(vectors)
         };
         Ok(all(got).zip(all(expected)).all(|pair| match pair {
-            (Some(got), Some(expected)) => agrees_at(least, &got, &expected),
+            (Some(got), Some(expected)) => agrees_at(least, from, &got, &expected),
             (got, expected) => got.is_none() && expected.is_none(),
         }))
     }
@@ -266,7 +271,8 @@ mod tests {
         let problem = Problem::new(Dims::self_attention(1, 2, 40, 32));
         let software = DeviceCaps { class: DeviceClass::Software, ..DeviceCaps::webgpu_defaults() };
         let lanes = DeviceCaps { subgroup_size: 4, subgroup_max: 4, ..software.clone() };
-        for caps in [DeviceCaps::webgpu_defaults(), software, lanes] {
+        let slow_barriers = DeviceCaps { slow_barriers: true, ..software.clone() };
+        for caps in [DeviceCaps::webgpu_defaults(), software, lanes, slow_barriers] {
             for specialise in [Specialise::Never, Specialise::Always] {
                 for algorithm in [Algorithm::Fused, Algorithm::Staged] {
                     let caps = DeviceCaps { specialise, ..caps.clone() };

@@ -248,6 +248,7 @@ pub(crate) fn caps(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu:
         prefer_matrices: false,
         matrix_size: if features.contains(MATRIX_FEATURES) && [8, 16].contains(&matrix_size) { matrix_size } else { 0 },
         slow_compiler: llvm_version(&info.name).is_some_and(|version| version < 16),
+        slow_barriers: class == DeviceClass::Software && llvm_version(&info.name).is_none(),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,

@@ -39,13 +39,28 @@ pub struct Bindings<'a> {
     pub scores: Option<wgpu::BufferBinding<'a>>,
     /// Softmax weights, f32, [`Problem::scores_len`] elements, if wanted. The weight of a masked key is 0.
     pub weights: Option<wgpu::BufferBinding<'a>>,
+    /// Sums of each key's weights as in [`crate::Outputs::key_sums`], f32, [`Problem::key_sums_len`] elements, if wanted.
+    pub key_sums: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl<'a> Bindings<'a> {
     /// Binds whole buffers for query, key, value and output only.
     pub fn new(query: &'a wgpu::Buffer, key: &'a wgpu::Buffer, value: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
         let [query, key, value, output] = [query, key, value, output].map(wgpu::Buffer::as_entire_buffer_binding);
-        Self { query, key, value, output, lse: None, stats: None, tables: None, bias: None, mask: None, scores: None, weights: None }
+        Self {
+            query,
+            key,
+            value,
+            output,
+            lse: None,
+            stats: None,
+            tables: None,
+            bias: None,
+            mask: None,
+            scores: None,
+            weights: None,
+            key_sums: None,
+        }
     }
 }
 
@@ -76,6 +91,7 @@ impl Attention {
             (BufferRef::Mask, bindings.mask.as_ref()),
             (BufferRef::Scores, bindings.scores.as_ref()),
             (BufferRef::Weights, bindings.weights.as_ref()),
+            (BufferRef::KeySums, bindings.key_sums.as_ref()),
         ])
     }
 }

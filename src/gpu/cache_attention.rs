@@ -31,13 +31,15 @@ pub struct QueryBindings<'a> {
     pub bias: Option<wgpu::BufferBinding<'a>>,
     /// Boolean mask, one byte per element, 0 = masked, if the problem has one.
     pub mask: Option<wgpu::BufferBinding<'a>>,
+    /// Sums of each key's weights as in [`crate::Outputs::key_sums`], f32, [`Problem::key_sums_len`] elements, if wanted.
+    pub key_sums: Option<wgpu::BufferBinding<'a>>,
 }
 
 impl<'a> QueryBindings<'a> {
     /// Binds whole buffers for query and output only.
     pub fn new(query: &'a wgpu::Buffer, output: &'a wgpu::Buffer) -> Self {
         let (query, output) = (query.as_entire_buffer_binding(), output.as_entire_buffer_binding());
-        Self { query, output, lse: None, tables: None, bias: None, mask: None }
+        Self { query, output, lse: None, tables: None, bias: None, mask: None, key_sums: None }
     }
 }
 
@@ -70,8 +72,8 @@ impl CacheAttention {
         }
         let mut bound = Dispatches { steps: Vec::new() };
         for (bank, [key, value]) in self.banks.iter().zip(pools) {
-            let QueryBindings { query, output, lse, tables, bias, mask } = buffers.clone();
-            let bindings = Bindings { query, output, lse, tables, bias, mask, ..Bindings::new(key, key, value, value) };
+            let QueryBindings { query, output, lse, tables, bias, mask, key_sums } = buffers.clone();
+            let bindings = Bindings { query, output, lse, tables, bias, mask, key_sums, ..Bindings::new(key, key, value, value) };
             bound.steps.extend(bank.bind(&bindings)?.steps);
         }
         Ok(bound)

@@ -161,6 +161,7 @@ impl Prepared {
             stats: results.elements(BufferRef::Stats),
             scores: results.elements(BufferRef::Scores),
             weights: results.elements(BufferRef::Weights),
+            key_sums: results.elements(BufferRef::KeySums),
         };
         self.run(bound, control, waiting, copy, decode).await
     }

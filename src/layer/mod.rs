@@ -90,6 +90,8 @@ pub struct LayerOutputs {
     pub scores: Option<Vec<f32>>,
     /// Weights of every head, if [`Problem::want`] asks for them. [`average_heads`] returns their mean.
     pub weights: Option<Vec<f32>>,
+    /// Sums of each key's weights, if [`Problem::want`] asks for them.
+    pub key_sums: Option<Vec<f32>>,
     /// Intermediate results, from [`MultiHead::forward_with_steps`].
     pub steps: Option<Steps>,
 }
@@ -248,10 +250,10 @@ impl MultiHead {
             }
             None => self.on_host(engine, problem, inputs, x, waiting).await?,
         };
-        let Outputs { output: context, lse, stats, scores, weights } = attention;
+        let Outputs { output: context, lse, stats, scores, weights, key_sums } = attention;
         let projected = projected.filter(|_| steps);
         let steps = projected.map(|[query, key, value]| Steps { query, key, value, context: context.into_f32() });
-        Ok(LayerOutputs { output, lse, stats, scores, weights, steps })
+        Ok(LayerOutputs { output, lse, stats, scores, weights, key_sums, steps })
     }
 
     async fn on_host(&self, engine: &Engine, problem: &Problem, inputs: &Inputs<'_>, x: [&[f32]; 3], waiting: Waiting) -> Result<Computed> {

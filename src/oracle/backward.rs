@@ -71,6 +71,7 @@ pub(crate) struct Operands {
 /// A masked pair contributes to no gradient, even if its operands are NaN; a row without visible keys adds only dlse to
 /// the gradient of its sink. The data is as [`crate::BackwardInputs`] describes.
 pub fn gradients(problem: &Problem, inputs: &Inputs<'_>, d_output: HostSlice<'_>, d_lse: Option<&[f32]>) -> Result<ReferenceGradients> {
+    problem.check_not_rotated()?;
     let forward = attention(problem, inputs)?;
     if d_output.len() < problem.output_len() {
         let why = format!("has {} elements, the problem's output {}", d_output.len(), problem.output_len());

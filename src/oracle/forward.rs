@@ -7,7 +7,9 @@ use super::walk;
 use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::HostVec;
-use crate::problem::{Alibi, Alignment, BroadcastShape, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage, gather};
+use crate::problem::{
+    Alibi, Alignment, BroadcastShape, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage, SummedRows, gather,
+};
 
 /// All results of the oracle, dense, in f64.
 ///
@@ -121,11 +123,13 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
             let kv_head = h / (d.num_heads / d.num_kv_heads);
             let row = (b * d.num_heads + h) * d.seq_len_q + i;
             let q = &query[((item.stored * d.num_heads + h) * tokens_q + item.first_q + i) * d.head_dim..][..d.head_dim];
+            let q = q.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+            let q = if problem.key_hadamard { hadamard(&q) } else { q };
             let mut seen = Vec::new();
             for j in 0..item.keys {
                 let at = row * d.seq_len_kv + j;
                 let k = &key[key_row(problem, inputs, b, kv_head, j) * d.head_dim..][..d.head_dim];
-                let dot: f64 = q.iter().zip(k).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+                let dot: f64 = q.iter().zip(k).map(|(&x, &y)| x * f64::from(y)).sum();
                 let cap_first = problem.score_order == ScoreOrder::SoftcapThenBias;
                 out.raw[at] = scale * dot;
                 out.capped[at] = if cap_first { cap(scale * dot) } else { scale * dot };
@@ -162,9 +166,26 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
                     out.output[row * d.head_dim_v + e] += kept * weight * f64::from(value[from + e]);
                 }
             }
+            if problem.value_hadamard {
+                let output = &mut out.output[row * d.head_dim_v..][..d.head_dim_v];
+                output.copy_from_slice(&hadamard(output));
+            }
         }
     }
     Ok(out)
+}
+
+/// Multiplies each block of a row by the normalised Hadamard matrix. The blocks are as wide as the largest power of two up
+/// to 256 that divides the row's width. A block with NaN or infinity becomes NaN.
+pub(crate) fn hadamard(row: &[f64]) -> Vec<f64> {
+    let n = 1 << row.len().trailing_zeros().min(8);
+    let sign = |a: usize, b: usize| if (a & b).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let element = |block: &[f64], a: usize| (0..n).map(|b| sign(a, b) * block[b]).sum::<f64>() / (n as f64).sqrt();
+    let of_block = |block: &[f64]| match block.iter().all(|x| x.is_finite()) {
+        true => (0..n).map(|a| element(block, a)).collect::<Vec<f64>>(),
+        false => vec![f64::NAN; n],
+    };
+    row.chunks_exact(n).flat_map(of_block).collect()
 }
 
 /// Index of each stored pair in [batch, num_heads, seq_len_q, seq_len_kv], and the pair as users' terms see it.
@@ -290,7 +311,31 @@ impl Reference {
                 ScoreStage::Masked => narrow(&self.masked),
             }),
             weights: problem.want.weights.then(|| narrow(&self.weights)),
+            key_sums: problem.want.key_sums.map(|_| narrow(&self.key_sums(problem, inputs))),
         }
+    }
+
+    /// Sums the weights of each key over the rows that the problem names, and over the heads of the key's group:
+    /// [batch, num_kv_heads, seq_len_kv].
+    pub fn key_sums(&self, problem: &Problem, inputs: &Inputs<'_>) -> Vec<f64> {
+        let d = problem.dims;
+        let mut sums = vec![0.0; problem.key_sums_len()];
+        for b in 0..d.batch {
+            let rows = Item::new(problem, inputs, b).rows;
+            let first = match problem.want.key_sums {
+                None => rows,
+                Some(SummedRows::All) => 0,
+                Some(SummedRows::Last(count)) => rows.saturating_sub(count),
+            };
+            for (h, i) in (0..d.num_heads).flat_map(|h| (first..rows).map(move |i| (h, i))) {
+                let kv_head = h / (d.num_heads / d.num_kv_heads);
+                for j in 0..d.seq_len_kv {
+                    let weight = self.weights[((b * d.num_heads + h) * d.seq_len_q + i) * d.seq_len_kv + j];
+                    sums[(b * d.num_kv_heads + kv_head) * d.seq_len_kv + j] += weight;
+                }
+            }
+        }
+        sums
     }
 }
 

@@ -12,4 +12,4 @@ pub(crate) use backward::{Operands, Pairs, pairs, sums};
 pub use backward::{ReferenceGradients, gradients};
 pub use forward::{Reference, attention};
 #[cfg(feature = "verify")]
-pub(crate) use forward::{key_row, pairs_of};
+pub(crate) use forward::{hadamard, key_row, pairs_of};

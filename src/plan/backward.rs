@@ -1,32 +1,15 @@
 //! Plan of the backward pass: kernels and shapes for the gradients that are wanted.
 
 use super::builder::Builder;
-use super::fused::{CHAIN, every_row, fits, item_blocks};
-use super::limits::{check_bytes, grid};
+use super::fused::{every_row, item_blocks};
+use super::gradient_shapes::{GENERIC, TILES};
+use super::limits::{CHAIN, check_bytes, fits, grid};
 use super::step::{BufferRef, Plan};
-use super::suited::{ANY, Suited};
 use super::{DeviceCaps, loops, software, tile_list};
 use crate::error::{Error, Result};
 use crate::numbers::DType;
 use crate::problem::{BlockList, BroadcastShape, Operand, Problem, Returns, WantGradients};
 use crate::wgsl::{Flags, GradientShape, Kernel, KernelKey, KeySide, Params, ROW_STATS, Slot};
-
-/// Shapes of the gradient kernels, fastest first, smallest last, each with the fewest rows or keys it is meant for.
-const TILES: &[Suited<GradientShape>] = &[
-    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 128, own: 4, cols: 16, stream: 2 } },
-    Suited { min_rows: 17, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 128, own: 4, cols: 16, stream: 1 } },
-    Suited { min_rows: 9, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 64, own: 4, cols: 16, stream: 1 } },
-    Suited { min_rows: 9, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 64, own: 2, cols: 8, stream: 1 } },
-    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 32, own: 2, cols: 8, stream: 1 } },
-    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 32, own: 1, cols: 8, stream: 1 } },
-    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 8, own: 1, cols: 4, stream: 1 } },
-    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 4, own: 1, cols: 2, stream: 1 } },
-    Suited { min_rows: 1, max_rows: ANY, max_dim: ANY, shape: GradientShape::Tiles { threads: 2, own: 1, cols: 2, stream: 1 } },
-];
-
-/// Shapes of the gradient kernels' generic variants.
-const GENERIC: &[GradientShape] =
-    &[GradientShape::Tiles { threads: 32, own: 1, cols: 8, stream: 1 }, GradientShape::Tiles { threads: 8, own: 1, cols: 4, stream: 1 }];
 
 /// Rows and keys of a square in shaders/backward/square.wgsl.
 pub(super) const SQUARE: usize = 16;

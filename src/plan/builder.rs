@@ -17,7 +17,7 @@ pub(super) struct Builder<'a> {
     pub(super) tables: TableLayout,
     pub(super) table_words: u32,
     /// Places of lengths and page table in a cache's state, if the keys are in a cache.
-    cache: Option<CacheWords>,
+    pub(super) cache: Option<CacheWords>,
     steps: Vec<Step>,
     /// Sizes of the scratch buffers in bytes.
     scratch: Vec<u64>,

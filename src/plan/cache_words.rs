@@ -26,6 +26,12 @@ impl CacheWords {
         others
     }
 
+    /// Number of key/value heads of all banks, and the index among them of the problem's first.
+    pub(super) fn kv_heads(&self, problem: &Problem) -> [usize; 2] {
+        let group = problem.dims.group().max(1);
+        [self.num_heads / group, self.first_head / group]
+    }
+
     /// Places of the vectors of `problem`, and the size of the tables buffer.
     pub(super) fn tables(&self, problem: &Problem) -> Result<(TableLayout, u32)> {
         let (mut layout, words) = place_tables(&self.in_tables(problem))?;

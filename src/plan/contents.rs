@@ -45,6 +45,7 @@ pub fn outputs_of(problem: &Problem, written: &TensorBytes) -> Outputs {
         stats: elements(written, "stats"),
         scores: elements(written, "scores"),
         weights: elements(written, "weights"),
+        key_sums: elements(written, "key_sums"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The fused algorithm: choice of kernel and shape, splits of the keys, merge of the results.
 
 use super::builder::Builder;
-use super::limits::{check_bytes, grid};
+use super::key_sums::{self, From};
+use super::limits::{CHAIN, check_bytes, fits, grid};
 use super::ranges::{KeyRange, of_parts, parts};
 use super::step::{BufferRef, Plan, Step};
 use super::suited::{ANY, Suited};
@@ -55,12 +56,6 @@ pub(super) fn heads_packed(d: &Dims) -> usize {
     if d.seq_len_q * d.group() <= 64 { d.group() } else { 1 }
 }
 
-/// Most keys of an invocation. The error of a chain of sums grows with its length; longer sums are merged from chains.
-///
-/// Relative error on lavapipe of 131,072 keys with 0.1 in every value: one chain 6.5e-4; chains of 4,096 keys 2.1e-5 to
-/// 3.9e-5, depending on the kernel; chains of 2,048 keys at most 2e-5.
-pub(crate) const CHAIN: usize = 2048;
-
 /// Most bytes of partial results for which splits are preferred to consecutive steps.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
@@ -81,26 +76,22 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
     let all = params;
     let rows = problem.lse_len();
     let width = 4 * d.head_dim_v.div_ceil(4);
-    let writes_parts = splits > 1 || turns > 1 || (problem.want.lse && problem.want.stats);
+    // The merge also rotates back the output of rotated values.
+    let writes_parts = splits > 1 || turns > 1 || (problem.want.lse && problem.want.needs_stats()) || problem.value_hadamard;
     if writes_parts {
-        // Partial outputs are stored in scratch as rows of whole vec4s, in the order of the lse.
         (key.partial, key.output) = (true, Storage::SCRATCH);
-        params.offsets[3] = 0;
-        let width = width as u32;
-        params.output_strides = match problem.varlen {
-            Some(_) => [0, width, d.num_heads as u32 * width, 1],
-            None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
-        };
-        params.output_split_stride = grid(rows)? * width;
+        params = to_scratch_rows(problem, params);
+        params.output_split_stride = grid(rows)? * width as u32;
         params.lse_split_stride = rows as u32;
-        plan.scratch("partial results", 4 * (splits * rows * width as usize) as u64)?;
+        plan.scratch("partial results", 4 * (splits * rows * width) as u64)?;
         plan.scratch("partial results", 8 * (splits * rows * turns.min(2)) as u64)?;
     }
     let list = tile_list::forward(&mut plan, params)?;
     if let Some((with_list, _)) = list {
         (key.listed, key.tables, params) = (true, true, with_list);
     }
-    let stats_or_lse = if problem.want.stats { BufferRef::Stats } else { BufferRef::Lse };
+    let stats = key_sums::stats(&mut plan)?;
+    let stats_or_lse = if problem.want.needs_stats() { stats } else { BufferRef::Lse };
     for (params, share, bound) in of_parts(problem, params, &parts, splits * rows) {
         plan.push_bound(key.clone(), params, share * problem.flops(), bound, |slot| match slot {
             Slot::Output if writes_parts => Some(BufferRef::Scratch(0)),
@@ -118,8 +109,10 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
             ..every_row(problem, Operand::Query, all)
         };
         let merge = plan.key(key.generic, Kernel::Merge);
-        plan.push(merge, params, 2.0 * (splits * rows * width) as f64, partial_results)?;
+        let place = |slot| if slot == Slot::Stats { Some(stats) } else { partial_results(slot) };
+        plan.push(merge, params, 2.0 * (splits * rows * width) as f64, place)?;
     }
+    key_sums::push(&mut plan, key.generic, From { stats, list })?;
     let summary = format!(
         "fused {}{}{}, heads packed {pack}, key splits {splits}{}, {workgroups} workgroups, {} B workgroup memory, {} B scratch",
         if key.generic { "generic " } else { "" },
@@ -130,6 +123,18 @@ pub(super) fn plan(mut plan: Builder<'_>, mut key: KernelKey) -> Result<Plan> {
         plan.scratch_bytes(),
     );
     Ok(plan.finish(None, summary))
+}
+
+/// Params of a kernel whose output is scratch: rows of whole vec4s, in the order of the lse.
+pub(super) fn to_scratch_rows(problem: &Problem, mut params: Params) -> Params {
+    let d = &problem.dims;
+    let width = d.head_dim_v.next_multiple_of(4) as u32;
+    params.offsets[3] = 0;
+    params.output_strides = match problem.varlen {
+        Some(_) => [0, width, d.num_heads as u32 * width, 1],
+        None => [(d.num_heads * d.seq_len_q) as u32 * width, d.seq_len_q as u32 * width, width, 1],
+    };
+    params
 }
 
 /// Returns the scratch buffers of a merge.
@@ -196,11 +201,6 @@ fn tiles(shape: TileShape, caps: &DeviceCaps) -> Kernel {
     Kernel::Tiles(TileShape { subgroups: caps.subgroup_size >= shape.cols, ..shape })
 }
 
-/// True if a workgroup of the kernel fits the device.
-pub(super) fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
-    key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
-}
-
 /// Returns all kernels that autotuning tries: they fit the device and compile in reasonable time, at any size.
 pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     let by_lanes = software::kernels(problem, caps).map(|suited| suited.shape);
@@ -215,10 +215,10 @@ pub(crate) fn candidates(problem: &Problem, caps: &DeviceCaps) -> Vec<Kernel> {
     found
 }
 
-/// True if a backward pass recomputes the kernel's scores bit by bit, or if its statistics are not wanted. With scores
+/// True if a pass over its statistics recomputes the kernel's scores bit by bit, or if there is none. With scores
 /// of millions, sums in another order change weights by factors of e.
 fn sums_in_order(kernel: Kernel, problem: &Problem) -> bool {
-    !problem.want.stats || !matches!(kernel, Kernel::Decode(_) | Kernel::Matrix(_))
+    !problem.want.needs_stats() || !matches!(kernel, Kernel::Decode(_) | Kernel::Matrix(_))
 }
 
 /// Returns the kernel `wanted` if it is one of [`candidates`], else the first one that is meant for the problem's rows
@@ -241,7 +241,8 @@ pub(super) fn choose(plan: &Builder<'_>, wanted: Option<Kernel>) -> Option<Kerne
         let best = by_matrix.chain(by_lanes).filter(|&kernel| sums_in_order(kernel, problem));
         best.map(|kernel| plan.key(false, kernel)).chain(by_tiles).find(fits)
     } else {
-        GENERIC.iter().map(|&shape| plan.key(true, Kernel::Tiles(shape))).chain(by_tiles).find(fits)
+        let by_generic = software::generic(widest, caps).into_iter().chain(GENERIC.iter().map(|&shape| Kernel::Tiles(shape)));
+        by_generic.map(|kernel| plan.key(true, kernel)).chain(by_tiles).find(fits)
     }
 }
 

@@ -5,6 +5,12 @@ use crate::error::{Error, Result};
 use crate::problem::{Alignment, BroadcastShape, Operand, Problem, TableLayout};
 use crate::wgsl::KernelKey;
 
+/// Most keys of an invocation. The error of a chain of sums grows with its length; longer sums are merged from chains.
+///
+/// Relative error on lavapipe of 131,072 keys with 0.1 in every value: one chain 6.5e-4; chains of 4,096 keys 2.1e-5 to
+/// 3.9e-5, depending on the kernel; chains of 2,048 keys at most 2e-5.
+pub(crate) const CHAIN: usize = 2048;
+
 /// Checks that shaders can address `problem`, with `table_words` words of tables: they count elements in u32, positions
 /// in i32, and bind whole tensors.
 pub(super) fn check_addressing(problem: &Problem, table_words: u32, caps: &DeviceCaps) -> Result<()> {
@@ -21,6 +27,9 @@ pub(super) fn check_addressing(problem: &Problem, table_words: u32, caps: &Devic
     buffers.push(("bias", elements(problem.bias), 4 * elements(problem.bias)));
     if problem.want.weights || problem.want.scores.is_some() {
         buffers.push(("weights or scores", problem.scores_len() as u64, 4 * problem.scores_len() as u64));
+    }
+    if problem.want.key_sums.is_some() {
+        buffers.push(("key_sums", problem.key_sums_len() as u64, 4 * problem.key_sums_len() as u64));
     }
     for (name, elements, bytes) in buffers {
         if elements > u32::MAX.into() {
@@ -94,6 +103,11 @@ pub(super) fn check_kernel(key: &KernelKey, caps: &DeviceCaps) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// True if a workgroup of the kernel fits the device.
+pub(super) fn fits(key: &KernelKey, caps: &DeviceCaps) -> bool {
+    key.workgroup_bytes() <= caps.workgroup_bytes && key.threads() <= caps.workgroup_threads
 }
 
 /// Workgroups of one dispatch, in lines of `width`.

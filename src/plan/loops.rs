@@ -29,6 +29,10 @@ pub(super) fn keys_at_once(key: &KernelKey, caps: &DeviceCaps) -> usize {
             let slices = (head + value).div_ceil(shape.lanes) + 2;
             (shape.keys, shape.keys / shape.step * (2 + slices * (1 + shape.lanes) + 2 * shape.step * shape.rows) + shape.rows * shape.keys)
         }
+        Kernel::Rows(shape) => {
+            let dropout = if key.is_switched() || key.dropout { 10 * shape.step } else { 0 };
+            (shape.keys, shape.keys / shape.step * (2 + (head + value) * (1 + shape.step) + 6 * shape.step + dropout))
+        }
         Kernel::Decode(shape) => {
             let slices = head.div_ceil(shape.lanes) + value.div_ceil(shape.lanes);
             let skip_test = 4 * shape.rows;
@@ -136,12 +140,15 @@ fn iterations(kernel: Kernel, params: &Params, problem: &Problem) -> u64 {
         // Kernels that [`keys_at_once`] or [`stream_at_once`] limits, and kernels whose threads have little to do.
         Kernel::Tiles(_)
         | Kernel::Lanes(_)
+        | Kernel::Rows(_)
         | Kernel::Decode(_)
         | Kernel::Matrix(_)
         | Kernel::TileList
         | Kernel::Merge
+        | Kernel::RotateOutput
         | Kernel::QueryGradient(_)
         | Kernel::KeyGradient(..)
+        | Kernel::KeySums(_)
         | Kernel::NarrowGradient(_) => 0,
     }
 }
@@ -168,7 +175,7 @@ mod tests {
             {
                 let plan = Plan::new(&problem, &caps, Algorithm::Fused).expect("it fits");
                 let steps = plan.steps.iter().filter(|step| step.key.partial);
-                let most = super::keys_at_once(&plan.steps[0].key, &caps).min(super::super::fused::CHAIN);
+                let most = super::keys_at_once(&plan.steps[0].key, &caps).min(super::super::limits::CHAIN);
                 let mut last = 0..0;
                 for step in steps {
                     let range = step.params.range_start as usize..(step.params.range_end as usize).min(keys);

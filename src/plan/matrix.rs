@@ -33,7 +33,8 @@ pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps, rows: usize) -> impl
     let (size, lanes) = (caps.matrix_size, caps.subgroup_max);
     let widest = problem.dims.head_dim.max(problem.dims.head_dim_v);
     let is_f16 = [Operand::Query, Operand::Key, Operand::Value].map(|operand| problem.spec(operand).dtype == DType::F16) == [true; 3];
-    let works = size > 0 && lanes >= size && is_f16 && caps.class != DeviceClass::Software;
+    // A query that is rotated is no longer f16.
+    let works = size > 0 && lanes >= size && is_f16 && !problem.key_hadamard && caps.class != DeviceClass::Software;
     let fitting = SHAPES.iter().filter(move |suited| works && suited.suits(rows, widest));
     let kernels = fitting.map(move |suited| {
         let Matrices { tiles, key_tiles } = suited.shape;
@@ -72,6 +73,13 @@ mod tests {
 
     fn f16(rows: usize, head_dim: usize) -> Problem {
         Problem::new(Dims { seq_len_q: rows, ..Dims::self_attention(1, 8, 1024, head_dim) }).stored(DType::F16, Layout::Bhsd)
+    }
+
+    #[test]
+    fn rotated_queries_are_no_factors_of_f16() {
+        let count = |problem: &Problem| kernels(problem, &caps([32, 32]), 128).count();
+        let [plain, keys, values] = [(false, false), (true, false), (false, true)].map(|(key, value)| f16(128, 64).hadamard(key, value));
+        assert!(count(&plain) > 0 && count(&values) > 0 && count(&keys) == 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::suited::{ANY, Suited};
 use super::{DeviceCaps, DeviceClass};
 use crate::problem::Problem;
-use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape, StagedShape};
+use crate::wgsl::{DecodeShape, GradientShape, Kernel, LaneShape, RowShape, StagedShape};
 
 /// Shapes of the prefill kernel, fastest first, for subgroups of any size.
 ///
@@ -32,6 +32,12 @@ const DECODE: &[Suited<u32>] = &[
     Suited { min_rows: 0, max_rows: 8, max_dim: ANY, shape: 8 },
 ];
 
+/// Shape of the rows kernel's generic variants, for adapters that compile barriers slowly.
+///
+/// Through Dawn SwiftShader compiles one in 0.2 to 0.35 s, tiles in 0.8 to 1.1 s; specialised they are no faster than lanes
+/// there. The first call on Mesa 22.3 would take 2.3 s instead of 0.8: LLVM unrolls all of it.
+const ROWS: RowShape = RowShape { threads: 8, keys: 32, step: 4 };
+
 /// Owned vectors of a thread in the gradient kernels.
 ///
 /// CPU time in ms of dQ / dK and dV with lavapipe (Mesa 26.2), by owned x streamed vectors at a time. 8 heads of 64,
@@ -55,6 +61,12 @@ pub(super) fn kernels(problem: &Problem, caps: &DeviceCaps) -> impl Iterator<Ite
         let prefill = PREFILL.iter().filter(move |suited| suited.shape.rows as usize * widest <= most);
         decode.chain(prefill.map(move |suited| suited.map(|shape| Kernel::Lanes(LaneShape { lanes, ..shape }))))
     })
+}
+
+/// Kernel whose generic variants a software adapter compiles fastest, if those are not tiles.
+pub(super) fn generic(widest: usize, caps: &DeviceCaps) -> Option<Kernel> {
+    // A thread keeps a row of queries and one of output.
+    (caps.slow_barriers && widest <= 576).then_some(Kernel::Rows(ROWS))
 }
 
 /// Keys of a workgroup that computes scores: enough to be worth the queries that it loads first.

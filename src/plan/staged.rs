@@ -1,12 +1,14 @@
 //! The staged algorithm: scores, softmax, weighted values, over as much of the score matrix as fits.
 
 use super::builder::Builder;
+use super::fused::{every_row, to_scratch_rows};
+use super::key_sums::{self, From};
 use super::limits::{check_bytes, grid};
 use super::step::{BufferRef, Plan};
 use super::{DeviceCaps, loops, software};
 use crate::error::{Error, Result};
 use crate::problem::{Dims, Operand, Problem, ScoreStage};
-use crate::wgsl::{Kernel, Params, Slot, StagedShape};
+use crate::wgsl::{Kernel, Params, Slot, StagedShape, Storage};
 
 /// Bytes of the score matrix that are computed at a time where the whole matrix is not wanted.
 const SCRATCH_BYTES: u64 = 64 << 20;
@@ -49,9 +51,24 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
         let largest = parts.iter().map(|part| 4 * (part.pairs * part.rows * d.seq_len_kv) as u64).max();
         plan.scratch("scores", largest.unwrap_or(0).max(16))?
     };
+    // The output of rotated values is rotated back at the end.
+    let output_vecs = problem.lse_len() * d.head_dim_v.div_ceil(4);
+    let rotated = if problem.value_hadamard { Some(plan.scratch("rotated output", 16 * output_vecs as u64)?) } else { None };
+    let stats = key_sums::stats(&mut plan)?;
     let mut push = |kernel, params: Params, workgroups: usize, flops: f64, scores: BufferRef| -> Result<()> {
-        let params = Params { end_workgroup: grid(workgroups)?, ..params };
-        plan.push(plan.key(generic, kernel), params, flops, |slot| (slot == Slot::Scores).then_some(scores))
+        let mut params = Params { end_workgroup: grid(workgroups)?, ..params };
+        let mut key = plan.key(generic, kernel);
+        let output = rotated.filter(|_| kernel == values);
+        if output.is_some() {
+            (key.output, params) = (Storage::SCRATCH, to_scratch_rows(problem, params));
+        }
+        plan.push(key, params, flops, |slot| match slot {
+            Slot::Scores => Some(scores),
+            Slot::Output => output,
+            Slot::PartialOutput => rotated,
+            Slot::Stats => Some(stats),
+            _ => None,
+        })
     };
     if let Some(stage) = problem.want.scores {
         let all = ScorePart { first_pair: 0, pairs: d.batch * d.num_heads, first_row: 0, rows: d.seq_len_q };
@@ -64,6 +81,10 @@ pub(super) fn plan(mut plan: Builder<'_>, why: &str) -> Result<Plan> {
         push(softmax, params, part.pairs * part.rows.div_ceil(64 / row_threads as usize), flops(problem, part, 4), matrix)?;
         push(values, params, value_tiles(problem, part, of_values), flops(problem, part, d.head_dim_v), matrix)?;
     }
+    if rotated.is_some() {
+        push(Kernel::RotateOutput, every_row(problem, Operand::Query, base), output_vecs.div_ceil(64), (256 * output_vecs) as f64, matrix)?;
+    }
+    key_sums::push(&mut plan, generic, From { stats, list: None })?;
     let summary = format!(
         "staged {}{scores}, {softmax}, {values} ({why}) in {} part(s), {workgroup_bytes} B workgroup memory, {} B scratch",
         if generic { "generic " } else { "" },

@@ -21,6 +21,8 @@ pub(crate) enum BufferRef {
     Scores,
     /// Softmax weights, wanted by [`crate::Returns::weights`].
     Weights,
+    /// Sums of weights, wanted by [`crate::Returns::key_sums`].
+    KeySums,
     /// State of a device cache.
     Cache,
     /// Gradient of the output, an input of the backward pass.
@@ -55,6 +57,7 @@ impl BufferRef {
             Self::Mask => "mask",
             Self::Scores => "scores",
             Self::Weights => "weights",
+            Self::KeySums => "key_sums",
             Self::Cache => "cache_state",
             Self::DOutput => "d_output",
             Self::DLse => "d_lse",

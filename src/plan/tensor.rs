@@ -6,7 +6,7 @@ use crate::problem::TensorSpec;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorExport {
     /// `query`, `key`, `value`, `output`, `lse`, `stats`, `tables` ([`crate::gpu::Tables`]), `bias`, `mask`, `scores`,
-    /// `weights`, `d_output`, `d_lse`, `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or
+    /// `weights`, `key_sums`, `d_output`, `d_lse`, `d_query`, `d_key`, `d_value`, `d_bias`, `d_relative_bias`, `d_sinks` or
     /// `d_term_tables`; of a cache's steps also `cache_state`, `cache_key`, `cache_value`, `page_copies` or `angles`.
     pub name: &'static str,
     /// True if the plan writes it, else it reads it. Those of a cache that are written keep their other elements.

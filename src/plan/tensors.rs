@@ -12,7 +12,7 @@ const fn arguments(is_backward: bool) -> [&'static [BufferRef]; 2] {
         let read = &[Query, Key, Value, Output, DOutput, DLse, Stats, Tables, Bias, Mask];
         [read, &[DQuery, DKey, DValue, DBias, DRelativeBias, DSinks, DTermTables]]
     } else {
-        [&[Query, Key, Value, Cache, Tables, Bias, Mask], &[Output, Lse, Stats, Scores, Weights]]
+        [&[Query, Key, Value, Cache, Tables, Bias, Mask], &[Output, Lse, Stats, Scores, Weights, KeySums]]
     }
 }
 
@@ -31,6 +31,10 @@ pub(super) fn of(
             (BufferRef::Key, Some(_)) => Some(stored(problem, Operand::Key, "cache_key")),
             (BufferRef::Value, Some(_)) => Some(stored(problem, Operand::Value, "cache_value")),
             (BufferRef::Cache, words) => words.map(|words| TensorExport::contiguous(place.name(), "u32", 4, &[words.state as usize])),
+            (BufferRef::KeySums, Some(words)) => problem.want.key_sums.map(|_| {
+                let [heads, _] = words.kv_heads(problem);
+                TensorExport::contiguous(place.name(), "f32", 4, &[problem.dims.batch, heads, problem.dims.seq_len_kv])
+            }),
             (BufferRef::Tables, _) => (table_words > 0).then(|| tables(in_tables.as_ref().unwrap_or(problem), table_words)),
             _ => tensor(problem, want, place),
         };
@@ -68,6 +72,7 @@ fn tensor(p: &Problem, want: Option<&WantGradients>, place: BufferRef) -> Option
         BufferRef::Mask => p.visibility.mask.map(|BroadcastShape(shape)| TensorExport::contiguous(place.name(), "u8", 1, &shape)),
         BufferRef::Scores => floats(p.want.scores.is_some(), &scores),
         BufferRef::Weights => floats(p.want.weights, &scores),
+        BufferRef::KeySums => floats(p.want.key_sums.is_some(), &[p.dims.batch, p.dims.num_kv_heads, p.dims.seq_len_kv]),
         BufferRef::DLse => floats(wants(|want| want.through_lse).is_some(), &rows),
         BufferRef::DQuery => gradient(|want| want.query, Operand::Query),
         BufferRef::DKey => gradient(|want| want.key, Operand::Key),

@@ -34,7 +34,7 @@ pub(super) fn push(plan: &mut Builder<'_>, params: Params, list: BlockList, bits
 /// where it would not fit.
 pub(super) fn forward(plan: &mut Builder<'_>, params: Params) -> Result<Option<(Params, BufferRef)>> {
     let problem = plan.problem;
-    let Some(list) = wanted(problem, 1) else { return Ok(None) };
+    let Some(list) = wanted(problem, 1 + usize::from(problem.want.key_sums.is_some())) else { return Ok(None) };
     let words = plan.table_words as usize + list.words(&problem.dims);
     if 4 * words as u64 > plan.scratch_left().min(plan.caps.binding_bytes) {
         return Ok(None);

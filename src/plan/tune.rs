@@ -2,7 +2,7 @@
 
 use super::fused::heads_packed;
 use crate::problem::{Operand, Problem};
-use crate::wgsl::{DecodeShape, Kernel, LaneShape, MatrixShape, TileShape};
+use crate::wgsl::{DecodeShape, Kernel, LaneShape, MatrixShape, RowShape, TileShape};
 
 /// Class of `problem`, whose members share a kernel: sizes rounded up to powers of two, widths, types, score options.
 pub(crate) fn class_of(problem: &Problem) -> String {
@@ -39,6 +39,7 @@ pub(crate) fn kernel_text(kernel: Kernel) -> String {
             format!("tiles {threads} {rows} {cols} {keys} {}", u32::from(subgroups))
         }
         Kernel::Lanes(LaneShape { lanes, rows, keys, step }) => format!("lanes {lanes} {rows} {keys} {step}"),
+        Kernel::Rows(RowShape { threads, keys, step }) => format!("rows {threads} {keys} {step}"),
         Kernel::Decode(DecodeShape { lanes, rows }) => format!("decode {lanes} {rows}"),
         Kernel::Matrix(MatrixShape { size, tiles, lanes, keys }) => format!("matrix {size} {tiles} {lanes} {keys}"),
         other => other.to_string(),
@@ -55,6 +56,7 @@ pub(crate) fn read_kernel(text: &str) -> Option<Kernel> {
             Some(Kernel::Tiles(TileShape { threads, rows, cols, keys, subgroups: subgroups == 1 }))
         }
         ("lanes", &[lanes, rows, keys, step]) => Some(Kernel::Lanes(LaneShape { lanes, rows, keys, step })),
+        ("rows", &[threads, keys, step]) => Some(Kernel::Rows(RowShape { threads, keys, step })),
         ("matrix", &[size, tiles, lanes, keys]) => Some(Kernel::Matrix(MatrixShape { size, tiles, lanes, keys })),
         ("decode", &[lanes, rows]) => Some(Kernel::Decode(DecodeShape { lanes, rows })),
         _ => None,

@@ -1,6 +1,6 @@
 //! Methods that add one option to a problem. Those of terms are beside the term.
 
-use super::{Problem, ScoreStage, Varlen};
+use super::{Problem, ScoreStage, SummedRows, Varlen};
 use crate::custom::Term;
 use crate::numbers::DType;
 use crate::problem::{Alignment, Layout, Paged, TensorSpec};
@@ -52,6 +52,13 @@ impl Problem {
     #[must_use]
     pub const fn allow_bf16_weights(mut self) -> Self {
         self.allow_bf16_weights = true;
+        self
+    }
+
+    /// Reads keys, values or both as they are stored rotated: see [`Problem::key_hadamard`].
+    #[must_use]
+    pub const fn hadamard(mut self, key: bool, value: bool) -> Self {
+        (self.key_hadamard, self.value_hadamard) = (key, value);
         self
     }
 
@@ -113,6 +120,13 @@ impl Problem {
     #[must_use]
     pub const fn with_weights(mut self) -> Self {
         self.want.weights = true;
+        self
+    }
+
+    /// Requests the sum of each key's weights over some rows.
+    #[must_use]
+    pub const fn with_key_sums(mut self, rows: SummedRows) -> Self {
+        self.want.key_sums = Some(rows);
         self
     }
 }

@@ -4,6 +4,7 @@ use super::Operand;
 use super::inputs::Inputs;
 use super::{PageTable, Paged, Problem, ScoreStage};
 use crate::error::{Error, Result};
+use crate::numbers::Hadamard;
 
 impl Problem {
     /// Checks everything but the terms.
@@ -13,6 +14,9 @@ impl Problem {
             if value == 0 {
                 return Err(Error::invalid(argument, "is 0; it must be at least 1"));
             }
+        }
+        for (argument, rotates, width) in [("head_dim", self.key_hadamard, d.head_dim), ("head_dim_v", self.value_hadamard, d.head_dim_v)] {
+            Hadamard::check(argument, rotates, width)?;
         }
         if !d.num_heads.is_multiple_of(d.num_kv_heads) {
             return Err(Error::invalid(

@@ -82,6 +82,7 @@ impl WantGradients {
         if Operand::ALL.iter().any(|&operand| problem.spec(operand).dtype.is_quantised()) || self.dtype.is_some_and(DType::is_quantised) {
             return Err(Error::unsupported("gradients in or of quantised storage", "train on f32, f16 or bf16"));
         }
+        problem.check_not_rotated()?;
         problem.user_terms.iter().try_for_each(|term| term.check_slope())?;
         for (operand, wanted) in [(Operand::Query, self.query), (Operand::Key, self.key), (Operand::Value, self.value)] {
             let shape = problem.shape(operand);
@@ -91,6 +92,16 @@ impl WantGradients {
                     "give every element a place of its own, and sum the gradients of those that are the same",
                 ));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Problem {
+    /// Refuses keys and values that are stored rotated, of which no gradient is computed.
+    pub(crate) fn check_not_rotated(&self) -> Result<()> {
+        if self.key_hadamard || self.value_hadamard {
+            return Err(Error::unsupported("gradients of keys or values that are stored rotated", "train on rows that are not"));
         }
         Ok(())
     }

@@ -170,12 +170,17 @@ pub struct Outputs {
     pub scores: Option<Vec<f32>>,
     /// Softmax weights, [batch, num_heads, seq_len_q, seq_len_kv], if wanted.
     pub weights: Option<Vec<f32>>,
+    /// Sums of the weights of each key, [batch, num_kv_heads, seq_len_kv], if wanted: over the rows that
+    /// [`crate::Returns::key_sums`] names and over the query heads that share the key. Weights are those before dropout; a
+    /// sink's share belongs to no key. A row that does not see the key adds 0, a row that sees NaN makes the sums of all
+    /// keys that it sees NaN. Keys past an item's length have 0.
+    pub key_sums: Option<Vec<f32>>,
 }
 
 impl Default for Outputs {
     /// Empty outputs, for [`crate::Engine::attention_into`].
     fn default() -> Self {
-        Self { output: HostVec::F32(Vec::new()), lse: None, stats: None, scores: None, weights: None }
+        Self { output: HostVec::F32(Vec::new()), lse: None, stats: None, scores: None, weights: None, key_sums: None }
     }
 }
 

@@ -24,7 +24,7 @@ pub use gradients::{BackwardInputs, Gradients, WantGradients};
 pub use inputs::{AttentionFn, Inputs, Outputs};
 pub(crate) use owned_tables::OwnedTable;
 pub use paged::{PageTable, Paged};
-pub use sizes::{Alibi, Dims, Returns, ScoreOrder, ScoreStage, Varlen};
+pub use sizes::{Alibi, Dims, Returns, ScoreOrder, ScoreStage, SummedRows, Varlen};
 pub(crate) use table_layout::TableLayout;
 pub use table_layout::TableVector;
 pub use tables::Tables;
@@ -36,7 +36,7 @@ pub(crate) use visibility::along_keys;
 pub use visibility::{Alignment, BroadcastShape, Visibility};
 
 use crate::custom::Term;
-use crate::numbers::DType;
+use crate::numbers::{DType, Hadamard};
 
 /// Scaled dot-product attention with all of its options:
 ///
@@ -48,6 +48,8 @@ use crate::numbers::DType;
 /// output_i    = sum_j weight(i,j) * value_j                    with dropout: weight becomes 0 or weight / (1 - probability)
 /// lse_i       = ln(sum over visible keys of exp(biased))       with the sink, if there is one
 /// ```
+///
+/// Where keys are stored rotated, query_i is H query_i here; where values are, output_i is H times this sum.
 ///
 /// A row with no visible key has output 0, weights 0 and lse -inf (the sink, if there is one). A masked key is left out
 /// by selection: NaN or infinity in it changes nothing.
@@ -76,11 +78,16 @@ pub struct Problem {
     /// Sinks: one more logit per head, f32 `[num_heads]`, in the denominator only.
     pub sinks: bool,
     /// Dropout probability in training, at least 0 and below 1. In the output, a dropped weight is 0, the others are
-    /// divided by 1 - probability; lse, scores and weights ignore it. See [`crate::Inputs::dropout`].
+    /// divided by 1 - probability; lse, scores, weights and key sums ignore it. See [`crate::Inputs::dropout`].
     pub dropout: Option<f32>,
     /// Permission to round each weight `exp(score - m)` to bf16 before it is multiplied by a bf16 value, as PyTorch does:
     /// output error up to 2^-8 * sum_j weight(i,j) |value_j|. The CPU path takes it where that is faster.
     pub allow_bf16_weights: bool,
+    /// True if keys are stored rotated, as [`crate::Hadamard`] does: `key` holds H k. The query is rotated too, so that
+    /// scores are those of q and k.
+    pub key_hadamard: bool,
+    /// True if values are stored rotated: `value` holds H v. The output is rotated back.
+    pub value_hadamard: bool,
     /// Varlen sequences instead of a padded batch; with paged keys only the queries are varlen.
     pub varlen: Option<Varlen>,
     /// Pages of a pool that hold keys and values. Needs [`Visibility::kv_lengths`].
@@ -136,13 +143,15 @@ impl Problem {
             sinks: false,
             dropout: None,
             allow_bf16_weights: false,
+            key_hadamard: false,
+            value_hadamard: false,
             varlen: None,
             paged: None,
             query: PLAIN,
             key: PLAIN,
             value: PLAIN,
             output: PLAIN,
-            want: Returns { lse: false, stats: false, scores: None, weights: false },
+            want: Returns { lse: false, stats: false, scores: None, weights: false, key_sums: None },
         }
     }
 
@@ -159,6 +168,16 @@ impl Problem {
     /// Rule of dropout; `None` if nothing drops.
     pub(crate) fn dropout_rule(&self) -> Option<DropoutRule> {
         self.dropout.filter(|&probability| probability > 0.0).map(DropoutRule::new)
+    }
+
+    /// Rotation of the query, for keys that are stored rotated.
+    pub(crate) fn query_rotation(&self) -> Option<Hadamard> {
+        if self.key_hadamard { Hadamard::of(self.dims.head_dim) } else { None }
+    }
+
+    /// Rotation of the output, for values that are stored rotated.
+    pub(crate) fn output_rotation(&self) -> Option<Hadamard> {
+        if self.value_hadamard { Hadamard::of(self.dims.head_dim_v) } else { None }
     }
 
     /// Shape [batch, heads, seq, dim] of an operand's layout. Varlen sequences are one item of all tokens; with paged
@@ -222,6 +241,12 @@ impl Problem {
     /// Number of elements of the scores and of the weights.
     pub fn scores_len(&self) -> usize {
         self.dims.scores_shape().into_iter().fold(1, usize::saturating_mul)
+    }
+
+    /// Number of elements of the key sums.
+    pub fn key_sums_len(&self) -> usize {
+        let d = &self.dims;
+        [d.batch, d.num_kv_heads, d.seq_len_kv].into_iter().fold(1, usize::saturating_mul)
     }
 
     /// True if there is no row to compute.

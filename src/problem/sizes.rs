@@ -80,6 +80,25 @@ pub enum ScoreStage {
     Masked,
 }
 
+/// Rows whose weights [`Returns::key_sums`] adds up, of each item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SummedRows {
+    /// All rows, as heavy hitters are found (H2O).
+    All,
+    /// The last rows, so many of them or all that the item has, as an observation window (SnapKV).
+    Last(usize),
+}
+
+impl SummedRows {
+    /// Number of summed rows of an item with `rows` rows: its last ones.
+    pub(crate) fn of(self, rows: usize) -> usize {
+        match self {
+            Self::All => rows,
+            Self::Last(most) => most.min(rows),
+        }
+    }
+}
+
 /// Results to return besides the output. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Returns {
@@ -91,6 +110,16 @@ pub struct Returns {
     pub scores: Option<ScoreStage>,
     /// Softmax weights, f32 [batch, num_heads, seq_len_q, seq_len_kv]. Needs the staged algorithm.
     pub weights: bool,
+    /// Sum of each key's softmax weights over these rows and over the query heads that share the key: f32
+    /// [batch, num_kv_heads, seq_len_kv]. See [`crate::Outputs::key_sums`].
+    pub key_sums: Option<SummedRows>,
+}
+
+impl Returns {
+    /// True if a pass computes the softmax statistics: key sums are computed from them.
+    pub(crate) const fn needs_stats(&self) -> bool {
+        self.stats || self.key_sums.is_some()
+    }
 }
 
 /// Varlen sequences: different lengths one after the other, [tokens, heads, dim], without padding. Item b has the

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::problem::Problem;
 
 /// All terms. Scores change in this order; a term's index is its bit in [`TermSet`] and its place in the params.
-pub(crate) const TERMS: [Term; 12] = [
+pub(crate) const TERMS: [Term; 12] = Term::in_this_build([
     causal::TERM,
     window::TERM,
     chunk::TERM,
@@ -41,7 +41,7 @@ pub(crate) const TERMS: [Term; 12] = [
     alibi::TERM,
     relative_bias::TERM,
     softcap::AFTER_BIASES,
-];
+]);
 
 /// Terms of a kernel or a problem, a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -120,6 +120,23 @@ impl Term {
         text: TermText { word: "", value: "", help: "", needs_data: false, write: |_| String::new(), read: |_, _| Ok(()) },
     };
 
+    /// Terms without functions that this build never calls, which are then left out of it: tests draw terms, programs read
+    /// them.
+    pub(super) const fn in_this_build<const N: usize>(mut terms: [Self; N]) -> [Self; N] {
+        let mut at = 0;
+        while at < N {
+            if !cfg!(feature = "verify") {
+                terms[at].draw = Self::NOTHING.draw;
+                terms[at].remove = Self::NOTHING.remove;
+            }
+            if cfg!(target_family = "wasm") {
+                terms[at].text.read = Self::NOTHING.text.read;
+            }
+            at += 1;
+        }
+        terms
+    }
+
     /// True if the WGSL file defines `NAME_hook`.
     pub(crate) fn defines(&self, hook: &str) -> bool {
         self.wgsl.1.contains(&format!("fn {}_{hook}(", self.name))

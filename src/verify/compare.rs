@@ -124,6 +124,7 @@ pub(super) fn output_errors(problem: &Problem, expected: &Expected, got: &Output
         optional("stats", stats.as_deref(), expected.stats.as_ref()),
         optional("scores", got.scores.as_deref(), expected.scores.as_ref()),
         optional("weights", got.weights.as_deref(), expected.weights.as_ref()),
+        optional("key sums", got.key_sums.as_deref(), expected.key_sums.as_ref()),
     ];
     errors.into_iter().flatten().collect()
 }

@@ -12,6 +12,7 @@
 //! m error        = the row's largest score error
 //! l error        = l * weight error
 //! lse error      = the row's largest score error + S u (sqrt(seq_len_kv) + 16 + |lse|)
+//! key sum error  = sum_i weight(i,j) * (weight error + S u (sqrt(terms) + 16))      over its terms: rows, and heads of a group
 //! ```
 //!
 //! b is 2^-8 where weights may be rounded to bf16 and values are bf16, else 0.
@@ -28,8 +29,8 @@ use crate::custom::Term;
 use crate::error::Result;
 use crate::numbers::{DType, HostSlice, HostVec};
 use crate::oracle::{self, Reference};
-use crate::problem::{Alibi, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage};
-use crate::verify::case::{QueryRow, rows};
+use crate::problem::{Alibi, Inputs, Operand, Outputs, PageTable, Problem, ScoreOrder, ScoreStage, TensorSpec, gather};
+use crate::verify::case::{QueryRow, rows, scatter};
 use crate::verify::rounding::{self, SAFETY, at_most};
 
 /// Smallest normal number. Anything below it may be flushed to 0.
@@ -87,6 +88,8 @@ pub struct Expected {
     pub scores: Option<ExpectedTensor>,
     /// [batch, num_heads, seq_len_q, seq_len_kv].
     pub weights: Option<ExpectedTensor>,
+    /// [batch, num_kv_heads, seq_len_kv].
+    pub key_sums: Option<ExpectedTensor>,
     /// Number of rows that are not judged, because rounding may turn what a user's term shows them.
     pub unsure_rows: usize,
 }
@@ -133,6 +136,12 @@ impl Expected {
             stats: want.stats.then(stats),
             scores: want.scores.map(scores),
             weights: want.weights.then(|| pairs(&answer.weights, &weight_error)),
+            key_sums: want.key_sums.map(|_| {
+                let errors = Reference { weights: (0..answer.weights.len()).map(weight_error).collect(), ..answer.clone() };
+                let summing = SAFETY * DType::F32.epsilon() * (((d.seq_len_q * d.group()) as f64).sqrt() + 16.0);
+                let shape = [d.batch, d.num_kv_heads, d.seq_len_kv];
+                ExpectedTensor::new(shape, answer.key_sums(problem, inputs), errors.key_sums(problem, inputs), summing)
+            }),
             unsure_rows: 0,
         };
         let unsure = unsure_rows(problem, inputs);
@@ -144,6 +153,10 @@ impl Expected {
             expected.lse.iter_mut().for_each(|lse| exempt(lse, arrange_lse(&unsure, 1)));
             expected.stats.iter_mut().for_each(|stats| exempt(stats, arrange_lse(&wide(2), 2)));
             expected.scores.iter_mut().chain(&mut expected.weights).for_each(|pairs| exempt(pairs, wide(d.seq_len_kv)));
+            if let Some(sums) = &mut expected.key_sums {
+                let of_rows = Reference { weights: wide(d.seq_len_kv), ..answer };
+                sums.exempt = of_rows.key_sums(problem, inputs).into_iter().map(|rows| rows > 0.0).collect();
+            }
         }
         Ok(expected)
     }
@@ -210,8 +223,9 @@ impl Bounds {
                 false => (2.0 * error).exp_m1() + summing(problem),
             });
         }
-        let value = absolute(inputs.value);
-        let weighted_values = oracle::attention(problem, &Inputs { value: value.as_slice(), ..*inputs })?.output;
+        let mut unsigned = problem.clone();
+        let value = unsigned_operand(&mut unsigned, Operand::Value, inputs.value);
+        let weighted_values = oracle::attention(&unsigned, &Inputs { value: value.as_slice(), ..*inputs })?.output;
         let largest_value = value.to_f32().into_iter().filter(|x| x.is_finite()).fold(0.0, f32::max).into();
         Ok(Self { before_terms, scores, slopes, score, weight, weighted_values, largest_value })
     }
@@ -257,7 +271,7 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
     unsigned.softcap = None;
     unsigned.score_order = ScoreOrder::SoftcapThenBias;
     unsigned.alibi = problem.alibi.map(|_| Alibi::Symmetric);
-    let (query, key) = (absolute(inputs.query), absolute(inputs.key));
+    let (query, key) = (unsigned_operand(&mut unsigned, Operand::Query, inputs.query), absolute(inputs.key));
     let unsigned_biases =
         |biases: &[f32]| -> Vec<f32> { biases.iter().map(|&x| if x == f32::NEG_INFINITY { x } else { x.abs() }).collect() };
     let (bias, relative) = (unsigned_biases(inputs.bias), unsigned_biases(inputs.relative_bias));
@@ -283,6 +297,30 @@ fn magnitudes(problem: &Problem, inputs: &Inputs<'_>) -> Result<Vec<f64>> {
         _ => masked,
     };
     Ok(answer.masked.iter().zip(answer.raw).map(magnitude).collect())
+}
+
+/// Magnitudes of the query or the value as it counts in scores or in the output: rotated, if the problem rotates it. Changes
+/// the problem to one that takes them as they are.
+///
+/// Rotating rounds partial sums, which the root mean square of a block bounds where they cancel in the end.
+fn unsigned_operand(problem: &mut Problem, operand: Operand, data: HostSlice<'_>) -> HostVec {
+    let (shape, spec) = (problem.shape(operand), *problem.spec(operand));
+    let rotation = if operand == Operand::Query { problem.query_rotation() } else { problem.output_rotation() };
+    let Some(rotation) = rotation else { return absolute(data) };
+    let dense = gather(data, &spec, shape);
+    let magnitudes = dense.chunks_exact(rotation.block()).flat_map(|block| {
+        let wide: Vec<f64> = block.iter().map(|&x| x.into()).collect();
+        let root_mean_square = (wide.iter().map(|x| x * x).sum::<f64>() / wide.len() as f64).sqrt();
+        oracle::hadamard(&wide).into_iter().map(move |x| (x.abs() + 2.0 * root_mean_square) as f32)
+    });
+    let magnitudes: Vec<f32> = magnitudes.collect();
+    let spec = TensorSpec { dtype: DType::F32, ..spec };
+    if operand == Operand::Query {
+        (problem.query, problem.key_hadamard) = (spec, false);
+    } else {
+        (problem.value, problem.value_hadamard) = (spec, false);
+    }
+    scatter(&spec, shape, &magnitudes, 0.0)
 }
 
 pub(super) fn absolute(data: HostSlice<'_>) -> HostVec {

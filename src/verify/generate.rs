@@ -1,9 +1,12 @@
 //! Random cases over every option of [`Problem`], and the reduction of failing cases to small ones.
 
+use crate::custom::ARE_READ;
 use crate::error::{Error, Result};
 use crate::gpu::block_on;
-use crate::numbers::{DType, Random};
-use crate::problem::{Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen};
+use crate::numbers::{DType, Hadamard, Random};
+use crate::problem::{
+    Alignment, Dims, Layout, Operand, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, SummedRows, TensorSpec, Varlen,
+};
 use crate::terms::TERMS;
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::user_terms;
@@ -42,11 +45,12 @@ pub fn random_text_of(kind: u64, seed: u64, is_large: bool) -> Result<std::resul
 fn small(kind: u64, seed: u64) -> (Problem, Fill) {
     let (kind_source, rest) = (&mut Random::new(kind ^ 0x5eed), &mut Random::new(seed ^ 0x5eed5));
     let dims = small_dims(kind_source, rest);
-    options(seed, dims, kind_source, rest)
+    let (problem, fill) = options(seed, dims, kind_source, rest);
+    (rotate(problem, fill, kind), fill)
 }
 
 /// Draws a case of a kind, as [`random_of`], of sizes at which kernels change: several tiles, split keys, wide heads. Keys
-/// and values are quantised now and then.
+/// and values are of two types now and then, of which one or both are quantised.
 pub fn random_large_of(kind: u64, seed: u64) -> Result<Case> {
     let (problem, fill) = large(kind, seed);
     Case::new(format!("large-{kind}-{seed}"), problem, fill)
@@ -56,9 +60,21 @@ fn large(kind: u64, seed: u64) -> (Problem, Fill) {
     let (kind_source, rest) = (&mut Random::new(kind ^ 0x1a26e), &mut Random::new(seed ^ 0x1a26e5));
     let dims = large_dims(kind_source, rest);
     let (problem, fill) = options(seed, dims, kind_source, rest);
-    let spec = TensorSpec::new(kind_source.pick(&DType::QUANTISED), kind_source.pick(&[Layout::Bhsd, Layout::Bshd]));
-    let blocks = Problem { key: spec, value: spec, ..problem.clone() };
-    (if kind_source.one_in(6) && blocks.check().is_ok() { blocks } else { problem }, fill)
+    let (dtype, layout) = (kind_source.pick(&DType::QUANTISED), kind_source.pick(&[Layout::Bhsd, Layout::Bshd]));
+    let is_quantised = kind_source.one_in(6);
+    let other = kind_source.pick(&[dtype, dtype, DType::F32, DType::F16, DType::BF16, DType::Q8, DType::Q4]);
+    let [key, value] = if kind_source.one_in(2) { [dtype, other] } else { [other, dtype] }.map(|dtype| TensorSpec::new(dtype, layout));
+    let blocks = Problem { key, value, ..problem.clone() };
+    let problem = if is_quantised && blocks.check().is_ok() { blocks } else { problem };
+    (rotate(problem, fill, kind), fill)
+}
+
+/// Takes keys and values of some kinds as stored rotated, where their widths have blocks. Sums of elements near the limits of
+/// f32 would overflow.
+fn rotate(problem: Problem, fill: Fill, kind: u64) -> Problem {
+    let random = &mut Random::new(kind ^ 0x407a7e);
+    let [key, value] = [problem.dims.head_dim, problem.dims.head_dim_v].map(|width| random.one_in(3) && Hadamard::of(width).is_some());
+    if matches!(fill.extreme, Extreme::Values(_) | Extreme::Overflow) { problem } else { problem.hadamard(key, value) }
 }
 
 fn small_dims(kind: &mut Random, rest: &mut Random) -> Dims {
@@ -135,7 +151,7 @@ fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Prob
         let offset = if !kind.one_in(4) { 0 } else { 4 * rest.below(3) + kind.below(4) };
         TensorSpec { dtype, layout, offset }
     });
-    if kind.one_in(6) {
+    if kind.one_in(6) && ARE_READ {
         user_terms::draw(&mut p, kind);
     }
     p.want = Returns {
@@ -143,6 +159,7 @@ fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Prob
         stats: kind.one_in(8),
         scores: kind.one_in(6).then(|| rest.pick(&[ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Masked])),
         weights: kind.one_in(6),
+        key_sums: None,
     };
     p.allow_bf16_weights = Random::new(seed ^ 0xbf16).one_in(3);
     p.dropout = kind.one_in(8).then(|| rest.pick(&[0.0, 0.1, 0.5, 0.9]));
@@ -151,6 +168,7 @@ fn options(seed: u64, dims: Dims, kind: &mut Random, rest: &mut Random) -> (Prob
     if rest.one_in(8) {
         fill.extreme = extreme(&p, rest);
     }
+    p.want.key_sums = kind.one_in(5).then(|| rest.pick(&[SummedRows::All, SummedRows::All, SummedRows::Last(1), SummedRows::Last(8)]));
     (p, fill)
 }
 
@@ -234,7 +252,8 @@ pub fn shrink(case: &Case) -> impl Iterator<Item = Case> + use<> {
     simpler.filter_map(move |(q, fill)| Case::new(name.clone(), fit(q, &p), fill).ok())
 }
 
-const PLAINER: [fn(&mut Problem); 15] = [
+const PLAINER: [fn(&mut Problem); 17] = [
+    |p| (p.key_hadamard, p.value_hadamard) = (false, false),
     |p| p.user_terms.clear(),
     |p| p.dropout = None,
     |p| p.allow_bf16_weights = false,
@@ -248,6 +267,7 @@ const PLAINER: [fn(&mut Problem); 15] = [
     |p| p.want.stats = false,
     |p| p.want.scores = None,
     |p| p.want.weights = false,
+    |p| p.want.key_sums = None,
     |p| each_spec(p, |spec| spec.dtype = DType::F32),
     |p| each_spec(p, |spec| (spec.layout, spec.offset) = (Layout::Bhsd, 0)),
 ];

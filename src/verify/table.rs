@@ -1,15 +1,18 @@
 //! Fixed table: named problems with every option, alone and combined, and with lengths at which tiled code breaks.
 
+use crate::custom::ARE_READ;
 use crate::custom::{Table, Term};
 use crate::error::Result;
 use crate::numbers::DType;
 use crate::problem::{
-    Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, TensorSpec, Varlen,
+    Alibi, Alignment, BlockList, BroadcastShape, Dims, Layout, Paged, Problem, ScoreOrder, ScoreStage, Strides, SummedRows, TensorSpec,
+    Varlen,
 };
 use crate::verify::case::{Case, Extreme, Fill};
 use crate::verify::generate::packed_qkv;
 use crate::verify::user_terms;
 use Alignment::{BottomRight, Offset, TopLeft};
+use SummedRows::{All, Last};
 
 /// Lengths at the edges of tiles of 16, 32 and 64, besides 1 and 13.
 const EDGES: [usize; 12] = [1, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129];
@@ -24,10 +27,14 @@ const STAGES: [ScoreStage; 3] = [ScoreStage::Raw, ScoreStage::Capped, ScoreStage
 /// Builds the whole table.
 pub fn table() -> Result<Vec<Case>> {
     let mut rows = Rows(Vec::new());
-    for part in [lengths, visibility, block_lists, scores, storage, together, paged, dropout, extremes, tables] {
+    for part in
+        [lengths, visibility, block_lists, scores, storage, quantised, rotated, together, paged, dropout, extremes, tables, key_sums]
+    {
         part(&mut rows);
     }
-    tile_lists(&mut rows)?;
+    if ARE_READ {
+        tile_lists(&mut rows)?;
+    }
     let seeded = rows.0.into_iter().zip(1000..);
     seeded.map(|((name, problem, fill), seed)| Case::new(name, problem, Fill { seed, ..fill })).collect()
 }
@@ -278,6 +285,48 @@ fn storage(rows: &mut Rows) {
     ]);
 }
 
+/// Keys and values of different types, of which one or both are quantised: prefill, decode, and in pages.
+fn quantised(rows: &mut Rows) {
+    let types =
+        [(DType::Q8, DType::Q4), (DType::Q4, DType::Q8), (DType::F16, DType::Q4), (DType::Q4, DType::F32), (DType::BF16, DType::Q8)];
+    for (key, value) in types {
+        let dims = Dims { head_dim: 64, head_dim_v: 32, seq_len_kv: 70, ..BASE };
+        let stored = |problem: Problem| Problem {
+            key: TensorSpec::new(key, Layout::Bshd),
+            value: TensorSpec::new(value, Layout::Bshd),
+            ..problem.aligned(BottomRight).causal()
+        };
+        let decode = Dims { seq_len_q: 1, ..dims };
+        let pages = Paged { page_size: 16, pages: 12, pages_per_item: 5 };
+        rows.add(format!("{key}-keys-{value}-values"), stored(of(dims)));
+        rows.add(format!("{key}-keys-{value}-values-paged-decode"), stored(of(decode).paged(pages)));
+    }
+}
+
+/// Keys and values that are stored rotated, in blocks of every width.
+fn rotated(rows: &mut Rows) {
+    let of = |head_dim: usize, head_dim_v: usize| of(Dims { head_dim, head_dim_v, ..BASE }).aligned(BottomRight).causal();
+    for (head_dim, head_dim_v) in [(32, 128), (96, 32), (128, 64), (192, 256), (576, 512)] {
+        rows.add(format!("rotated-{head_dim}-{head_dim_v}"), of(head_dim, head_dim_v).hadamard(true, true));
+    }
+    let decode = Problem::new(Dims { seq_len_q: 1, seq_len_kv: 600, head_dim: 64, head_dim_v: 128, ..BASE });
+    let blocks = |dtype| TensorSpec::new(dtype, Layout::Bshd);
+    let decode = Problem { key: blocks(DType::Q8), value: blocks(DType::Q4), ..decode };
+    let pages = Paged { page_size: 16, pages: 80, pages_per_item: 40 };
+    rows.add_all([
+        ("rotated-keys", of(64, 64).hadamard(true, false)),
+        ("rotated-values", of(64, 64).hadamard(false, true)),
+        ("rotated-f16", of(64, 64).stored(DType::F16, Layout::Bshd).hadamard(true, true)),
+        ("rotated-blocks-decode", decode.clone().hadamard(true, true)),
+        ("rotated-blocks-paged-decode-sinks", decode.paged(pages).sinks().with_stats().hadamard(true, true)),
+        ("rotated-hand-out", of(64, 96).with_scores(ScoreStage::Masked).with_weights().hadamard(true, true)),
+        (
+            "rotated-varlen",
+            of(32, 64).varlen(Varlen { tokens_q: 20, tokens_kv: 36 }).stored(DType::BF16, Layout::Bshd).hadamard(true, true),
+        ),
+    ]);
+}
+
 fn together(rows: &mut Rows) {
     let full = BroadcastShape(BASE.scores_shape());
     let per_item = BroadcastShape([BASE.batch, 1, 1, BASE.seq_len_kv]);
@@ -298,6 +347,9 @@ fn together(rows: &mut Rows) {
 
 /// Gradients of the tables of users' terms, alone and with other options, whole and varlen.
 fn tables(rows: &mut Rows) {
+    if !ARE_READ {
+        return;
+    }
     let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::BF16, Layout::Bshd);
     let long = of(Dims { seq_len_q: 40, seq_len_kv: 70, ..BASE });
     for (kind, problem) in [("", base().dropout(0.1)), ("-long", long), ("-varlen", varlen.clone())] {
@@ -348,6 +400,42 @@ fn paged(rows: &mut Rows) {
         ("paged-segments", pool(8, dims).segments()),
         ("paged-keys-and-values-in-turns", Problem { key, value: TensorSpec { offset: half, ..key }, ..pool(8, dims) }),
     ]);
+}
+
+/// Sums of each key's weights, over all rows and over the last ones.
+fn key_sums(rows: &mut Rows) {
+    let causal = base().aligned(BottomRight).causal();
+    let varlen = of(Dims { batch: 3, ..BASE }).varlen(Varlen { tokens_q: 30, tokens_kv: 41 }).stored(DType::F16, Layout::Bshd);
+    let paged = |dims: Dims| of(Dims { batch: 3, ..dims }).paged(Paged { page_size: 8, pages: 12, pages_per_item: 3 });
+    let mask = BroadcastShape([BASE.batch, 1, BASE.seq_len_q, BASE.seq_len_kv]);
+    let quantised = Dims { head_dim: 32, head_dim_v: 32, ..BASE };
+    let blocks = TensorSpec::new(DType::Q8, Layout::Bshd);
+    for summed in [All, Last(1), Last(5)] {
+        let mut add = |name: &str, problem: Problem| rows.add(format!("key-sums-{name}-{summed:?}"), problem.with_key_sums(summed));
+        add("plain", base());
+        add("causal-sinks", causal.clone().sinks());
+        add("window", causal.clone().window(Some(4), None));
+        add("mask-softcap", base().mask(mask).softcap(3.0));
+        add("bias-alibi", base().bias(mask).alibi(Alibi::Signed).aligned(BottomRight));
+        add("varlen", varlen.clone().aligned(BottomRight).causal());
+        add("paged", paged(BASE).aligned(BottomRight).causal());
+        add("decode", paged(Dims { seq_len_q: 1, num_heads: 8, ..BASE }).stored(DType::F16, Layout::Bshd));
+        add("quantised", Problem { key: blocks, value: blocks, ..of(quantised) });
+        add("and-statistics", base().sinks().with_stats());
+    }
+    rows.add_all([
+        ("key-sums-dropout", base().dropout(0.5).with_key_sums(All)),
+        ("key-sums-of-no-row", base().with_key_sums(Last(0))),
+        ("key-sums-of-more-rows-than-exist", base().with_key_sums(Last(100))),
+        ("key-sums-beside-weights", base().with_weights().with_key_sums(All)),
+        ("key-sums-of-many-rows", of(Dims { num_kv_heads: 1, seq_len_q: 300, ..BASE }).with_key_sums(All)),
+        ("key-sums-of-long-keys", of(Dims { seq_len_q: 2, seq_len_kv: 2500, ..BASE }).with_key_sums(All)),
+        ("key-sums-decode-long-keys", of(Dims { seq_len_q: 1, seq_len_kv: 2500, ..BASE }).sinks().with_key_sums(Last(1))),
+    ]);
+    let nan = of(BASE).aligned(TopLeft).window(Some(2), Some(2)).with_key_sums(All);
+    rows.0.push(("key-sums-nan".into(), nan, Fill { nan: true, ..Fill::seed(0) }));
+    rows.extreme("key-sums-scores-3000", base().with_key_sums(All), Extreme::Scores(3000.0));
+    rows.extreme("key-sums-overflow", causal.with_key_sums(All), Extreme::Overflow);
 }
 
 /// Elements near the limits of f32, and sums of many equal ones.

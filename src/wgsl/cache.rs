@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Access, Source};
-use crate::numbers::{BLOCK, DType, block_words};
+use crate::numbers::{BLOCK, DType, Hadamard, block_words};
 use crate::rotary::Pairing;
 use crate::shader_text::File;
 
@@ -30,6 +30,8 @@ pub(crate) enum CacheKey {
         rotary: Option<Pairing>,
         /// Storage type of the queries that are rotated in place, if any.
         query: Option<DType>,
+        /// Rotations under which keys and values are stored, if any.
+        hadamard: [Option<Hadamard>; 2],
     },
 }
 
@@ -87,6 +89,11 @@ impl CacheKey {
         }
     }
 
+    /// Elements that a thread writes of rows that may be rotated: a part of a block then.
+    pub(crate) const fn unit_of(dtype: DType, hadamard: Option<Hadamard>) -> usize {
+        if hadamard.is_some() { BLOCK } else { Self::unit(dtype) }
+    }
+
     /// Returns the bindings in the order of their numbers.
     pub(crate) fn bindings(self) -> Vec<(CacheSlot, Access)> {
         let buffers = self.buffers().into_iter().map(|(slot, access, ..)| (slot, access));
@@ -108,7 +115,7 @@ impl CacheKey {
                 (Query, Read, "last_page_len", "u32"),
             ],
             Self::Rotate { rows, .. } => vec![(State, Read, "positions", "u32"), (Query, ReadWrite, "query_words", word(rows)), angles],
-            Self::Append { new, key, value, rotary, query } => {
+            Self::Append { new, key, value, rotary, query, .. } => {
                 let mut buffers = vec![
                     (State, Read, "state", "u32"),
                     (NewKey, Read, "new_key_words", word(new)),
@@ -126,15 +133,16 @@ impl CacheKey {
     /// Returns the files after the prelude.
     fn files(self) -> impl Iterator<Item = File> {
         let shared: &[File] = files!("cache/params.wgsl", "io/widen.wgsl");
-        let own: [&[File]; 3] = match self {
-            Self::Advance => [files!("cache/advance.wgsl"), &[], &[]],
-            Self::PageTable => [files!("cache/page_table.wgsl"), &[], &[]],
-            Self::CopyPages => [files!("cache/copy_pages.wgsl"), &[], &[]],
-            Self::Rotate { .. } => [files!("cache/rotate_query.wgsl"), files!("cache/rotate.wgsl"), &[]],
-            Self::Append { key, value, rotary, query, .. } => [
+        let own: [&[File]; 4] = match self {
+            Self::Advance => [files!("cache/advance.wgsl"), &[], &[], &[]],
+            Self::PageTable => [files!("cache/page_table.wgsl"), &[], &[], &[]],
+            Self::CopyPages => [files!("cache/copy_pages.wgsl"), &[], &[], &[]],
+            Self::Rotate { .. } => [files!("cache/rotate_query.wgsl"), files!("cache/rotate.wgsl"), &[], &[]],
+            Self::Append { key, value, rotary, query, hadamard, .. } => [
                 if rotary.is_some() { files!("cache/append.wgsl", "cache/rotate_key.wgsl") } else { files!("cache/append.wgsl") },
                 if query.is_some() { files!("cache/rotate_query.wgsl") } else { &[] },
                 if key.is_quantised() || value.is_quantised() { files!("cache/blocks.wgsl") } else { &[] },
+                if hadamard == [None; 2] { &[] } else { files!("cache/hadamard.wgsl") },
             ],
         };
         [shared].into_iter().chain(own).flatten().copied()
@@ -149,11 +157,15 @@ impl std::fmt::Display for CacheKey {
             Self::CopyPages => f.write_str("copy pages"),
             Self::PageTable => f.write_str("page table"),
             Self::Rotate { rows, pairing } => write!(f, "rotate {rows}, {}", turned(pairing)),
-            Self::Append { new, key, value, rotary, query } => {
+            Self::Append { new, key, value, rotary, query, hadamard } => {
                 write!(f, "append {new} to {key}")?;
                 (if key == value { Ok(()) } else { write!(f, " and {value}") })?;
                 rotary.iter().try_for_each(|pairing| write!(f, ", {}", turned(pairing)))?;
-                query.iter().try_for_each(|_| f.write_str(", with queries"))
+                query.iter().try_for_each(|_| f.write_str(", with queries"))?;
+                let named = hadamard.iter().zip(["keys", "values"]);
+                named.filter_map(|(rotation, rows)| rotation.map(|rotation| (rotation, rows))).try_for_each(|(rotation, rows)| {
+                    write!(f, ", {rows} in Hadamard blocks of {}", rotation.block()) // words after the types
+                })
             }
         }
     }
@@ -175,12 +187,14 @@ fn prelude(key: CacheKey) -> String {
     }
     match key {
         CacheKey::Advance | CacheKey::CopyPages | CacheKey::PageTable => {}
-        CacheKey::Rotate { rows, .. } => lines.extend([loader("query", rows), writer("query", rows)]),
-        CacheKey::Append { new, key, value, rotary, query } => {
-            lines.extend([loader("new_key", new), loader("new_value", new), writer("key", key), writer("value", value)]);
+        CacheKey::Rotate { rows, .. } => lines.extend([loader("query", rows), writer("query", rows, None)]),
+        CacheKey::Append { new, key, value, rotary, query, hadamard: [of_key, of_value] } => {
+            lines.extend([loader("new_key", new), loader("new_value", new), writer("key", key, of_key), writer("value", value, of_value)]);
+            lines.push("fn stored_value(at: u32, i: u32, position: u32) -> f32 { return load_new_value(at + i); }".into());
+            lines.extend([taker("key", "rotated", of_key), taker("value", "stored_value", of_value)]);
             lines.push(format!("const HAS_QUERY: bool = {};", query.is_some()));
             match query {
-                Some(query) => lines.extend([loader("query", query), writer("query", query)]),
+                Some(query) => lines.extend([loader("query", query), writer("query", query, None)]),
                 None => lines.push("const QUERY_UNIT: u32 = 1u;\nfn rotate_query(at: u32, unit: u32, position: u32) {}".into()),
             }
             if rotary.is_none() {
@@ -206,10 +220,16 @@ fn loader(name: &str, dtype: DType) -> String {
 }
 
 /// Returns `NAME_UNIT` and `store_NAME(at, numbers)`, which writes so many elements from element `at` on.
-fn writer(name: &str, dtype: DType) -> String {
-    let half = |narrow: &str| format!("{name}_words[at / 2u] = {narrow}(vec2<f32>((*numbers)[0], (*numbers)[1]));");
+fn writer(name: &str, dtype: DType, hadamard: Option<Hadamard>) -> String {
+    let (unit, constant) = (CacheKey::unit_of(dtype, hadamard), format!("{}_UNIT", name.to_uppercase()));
+    let half = |narrow: &str| {
+        format!(
+            "for (var i = 0u; i < {constant}; i += 2u) {{ \
+             {name}_words[(at + i) / 2u] = {narrow}(vec2<f32>((*numbers)[i], (*numbers)[i + 1u])); }}"
+        )
+    };
     let body = match dtype {
-        DType::F32 => format!("{name}_words[at] = (*numbers)[0];"),
+        DType::F32 => format!("for (var i = 0u; i < {constant}; i++) {{ {name}_words[at + i] = (*numbers)[i]; }}"),
         DType::F16 => half("narrow_f16"),
         DType::BF16 => half("narrow_bf16"),
         DType::Q8 | DType::Q4 => format!(
@@ -219,11 +239,35 @@ fn writer(name: &str, dtype: DType) -> String {
             words = block_words(dtype),
         ),
     };
-    let (unit, constant) = (CacheKey::unit(dtype), format!("{}_UNIT", name.to_uppercase()));
     format!(
         "const {constant}: u32 = {unit}u;\n\
          fn store_{name}(at: u32, numbers: ptr<function, array<f32, {constant}>>) {{\n    {body}\n}}"
     )
+}
+
+/// Returns `take_NAME(numbers, at, unit, position)`, which takes a unit of the new row at element `at` to `numbers`, all 0:
+/// its elements as `element` returns them, or that part of a rotated block.
+fn taker(name: &str, element: &str, hadamard: Option<Hadamard>) -> String {
+    let constant = format!("{}_UNIT", name.to_uppercase());
+    let body = match hadamard {
+        None => format!("for (var i = 0u; i < {constant}; i++) {{ (*numbers)[i] = {element}(at, unit * {constant} + i, position); }}"),
+        Some(hadamard) => {
+            let ([scale, root], parts) = (hadamard.factors(), hadamard.block() / BLOCK);
+            format!(
+                "var largest = 0u;\n    \
+                 for (var part = 0u; part < {parts}u; part++) {{\n        \
+                     let sign = select({scale:?}, -{scale:?}, (countOneBits((unit % {parts}u) & part) & 1u) == 1u);\n        \
+                     for (var i = 0u; i < {constant}; i++) {{\n            \
+                         let x = {element}(at, (unit / {parts}u * {parts}u + part) * {constant} + i, position);\n            \
+                         largest = max(largest, bitcast<u32>(x) & 0x7fffffffu);\n            \
+                         (*numbers)[i] += sign * x;\n        \
+                     }}\n    \
+                 }}\n    \
+                 rotate_part(numbers, largest, {root:?});"
+            )
+        }
+    };
+    format!("fn take_{name}(numbers: ptr<function, array<f32, {constant}>>, at: u32, unit: u32, position: u32) {{\n    {body}\n}}")
 }
 
 /// Returns every variant. Keys and values are written by functions of their own, so of the kernels that store them in
@@ -235,12 +279,23 @@ pub(crate) fn every_cache_key() -> Vec<CacheKey> {
     for new in DType::FLOATS {
         keys.extend(pairings.map(|pairing| CacheKey::Rotate { rows: new, pairing }));
         for (key, value) in stored().flat_map(|key| stored().map(move |value| (key, value))) {
-            keys.push(CacheKey::Append { new, key, value, rotary: None, query: None });
+            let plain = CacheKey::Append { new, key, value, rotary: None, query: None, hadamard: [None; 2] };
+            keys.push(plain);
             for rotary in pairings.map(Some).into_iter().filter(|_| key == value) {
-                keys.extend([None, Some(new)].map(|query| CacheKey::Append { new, key, value, rotary, query }));
+                keys.extend([None, Some(new)].map(|query| CacheKey::Append { new, key, value, rotary, query, hadamard: [None; 2] }));
             }
         }
     }
+    // Rotated rows of every type, beside a rotary embedding and without, and those of one side.
+    let new = DType::F32;
+    let [of_key, of_value] = [64, 32].map(Hadamard::of);
+    for stored in stored() {
+        for (rotary, query) in [(None, None), (Some(Pairing::HalfSplit), Some(new))] {
+            keys.push(CacheKey::Append { new, key: stored, value: stored, rotary, query, hadamard: [of_key, of_value] });
+        }
+    }
+    let one_side = [[of_key, None], [None, of_value]];
+    keys.extend(one_side.map(|hadamard| CacheKey::Append { new, key: new, value: DType::F16, rotary: None, query: None, hadamard }));
     keys
 }
 

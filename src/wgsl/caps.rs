@@ -17,6 +17,9 @@ pub struct DeviceCaps {
     pub prefer_matrices: bool,
     /// True if a software adapter takes ten seconds or more to compile a large kernel: llvmpipe with LLVM before 2023.
     pub slow_compiler: bool,
+    /// True if a software adapter compiles kernels with barriers several times as long as others: SwiftShader, which saves
+    /// all variables at each.
+    pub slow_barriers: bool,
     /// `max_compute_workgroup_storage_size`.
     pub workgroup_bytes: u32,
     /// `max_compute_invocations_per_workgroup`, and `max_compute_workgroup_size_x` if that is smaller.
@@ -92,6 +95,7 @@ impl DeviceCaps {
             matrix_size: 0,
             prefer_matrices: false,
             slow_compiler: false,
+            slow_barriers: false,
             workgroup_bytes: 16384,
             workgroup_threads: 256,
             workgroups_per_dimension: 65535,

@@ -19,7 +19,10 @@ const SHARED: &[File] = files!(
 const FUSED: &[File] = files!("lib/block.wgsl", "lib/row_result.wgsl");
 
 /// Files of backward kernels that own rows or keys and stream the other ones.
-const STREAMS: &[File] = files!("lib/block.wgsl", "backward/pair.wgsl", "backward/stream.wgsl");
+const STREAMS: &[File] = files!("lib/block.wgsl", "backward/row_stats.wgsl", "backward/pair.wgsl", "backward/stream.wgsl");
+
+/// Files of backward kernels that visit squares of pairs.
+const SQUARES: &[File] = files!("backward/row_stats.wgsl", "backward/pair.wgsl", "backward/square.wgsl");
 
 impl KernelKey {
     /// Returns the files after the prelude: those of every kernel, those of its terms, then the kernel's own.
@@ -36,10 +39,14 @@ impl KernelKey {
             Kernel::Lanes(_) => {
                 [FUSED, files!("software/lanes.wgsl", "software/products.wgsl", "software/sums.wgsl"), files!("software/prefill.wgsl")]
             }
+            Kernel::Rows(_) => [FUSED, &[], files!("software/rows.wgsl")],
             Kernel::Decode(_) => [FUSED, files!("software/lanes.wgsl"), files!("software/decode.wgsl")],
+            // Browsers have no cooperative matrices.
+            Kernel::Matrix(_) if cfg!(target_family = "wasm") => [&[], &[], &[]],
             Kernel::Matrix(_) => [FUSED, files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
             Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
+            Kernel::RotateOutput => [&[], &[], files!("staged/rotate_output.wgsl")],
             Kernel::Scores(StagedShape::Tiles) => [&[], &[], files!("staged/stage.wgsl", "staged/scores.wgsl")],
             Kernel::Scores(StagedShape::Rows(_)) => {
                 [files!("staged/stage.wgsl"), files!("software/products.wgsl"), files!("software/scores.wgsl")]
@@ -53,19 +60,18 @@ impl KernelKey {
             Kernel::WeightedValues(StagedShape::Few(_)) => {
                 [&[], files!("software/lanes.wgsl"), files!("software/weighted_values_of_few.wgsl")]
             }
-            Kernel::Preprocess { .. } => [&[], &[], files!("backward/rows.wgsl")],
+            Kernel::KeySums(shape) => [
+                files!("lib/block.wgsl", "backward/row_stats.wgsl", "backward/stream.wgsl"),
+                files!("backward/rows_of_group.wgsl", "backward/key_sums.wgsl"),
+                gradient(shape),
+            ],
+            Kernel::Preprocess { .. } => [&[], files!("backward/row_stats.wgsl"), files!("backward/rows.wgsl")],
             Kernel::QueryGradient(shape) => [STREAMS, files!("backward/own_rows.wgsl"), gradient(shape)],
-            Kernel::KeyGradient(shape, _) => [STREAMS, files!("backward/own_keys.wgsl"), gradient(shape)],
-            Kernel::BiasGradient | Kernel::PairTableGradient(_) => {
-                [files!("backward/pair.wgsl"), files!("backward/square.wgsl"), files!("backward/bias.wgsl")]
-            }
-            Kernel::Diagonals => {
-                [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(Lines::Diagonals), files!("backward/diagonals.wgsl")]
-            }
+            Kernel::KeyGradient(shape, _) => [STREAMS, files!("backward/rows_of_group.wgsl", "backward/own_keys.wgsl"), gradient(shape)],
+            Kernel::BiasGradient | Kernel::PairTableGradient(_) => [SQUARES, &[], files!("backward/bias.wgsl")],
+            Kernel::Diagonals => [SQUARES, lines_of(Lines::Diagonals), files!("backward/diagonals.wgsl")],
             Kernel::RelativeGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/relative.wgsl")],
-            Kernel::TableLines(lines, _) => {
-                [files!("backward/pair.wgsl", "backward/square.wgsl"), lines_of(lines), files!("backward/table_lines.wgsl")]
-            }
+            Kernel::TableLines(lines, _) => [SQUARES, lines_of(lines), files!("backward/table_lines.wgsl")],
             Kernel::TableGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/table_gradient.wgsl")],
             Kernel::SinkGradient => [&[], files!("backward/reduce.wgsl"), files!("backward/sinks.wgsl")],
             Kernel::Sum => [&[], &[], files!("backward/sum.wgsl")],
@@ -80,8 +86,12 @@ impl KernelKey {
             }
         }
         let tells = self.terms.iter().any(|(_, term)| term.defines("status"));
-        if self.kernel.has_tiles() && (tells || self.user_terms.iter().any(|functions| functions.visible.is_some())) {
+        if self.kernel.has_tiles() && (tells || self.user_terms().iter().any(|functions| functions.visible.is_some())) {
             files.extend(files!("lib/interval.wgsl"));
+        }
+        if self.hadamard > 0 {
+            files.extend(files!("lib/hadamard.wgsl"));
+            files.extend_from_slice(if self.head_dim > 0 { files!("lib/hadamard_query.wgsl") } else { files!("lib/hadamard_output.wgsl") });
         }
         files.into_iter().chain(own.into_iter().flatten().copied())
     }

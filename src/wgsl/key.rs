@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, StagedShape, TileShape};
-use crate::custom::Functions;
-use crate::numbers::DType;
+use super::shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, RowShape, StagedShape, TileShape};
+use crate::custom::{ARE_READ, Functions};
+use crate::numbers::{DType, Hadamard};
 use crate::problem::{Operand, Problem};
-use crate::terms::{TermSet, TermTensor};
+use crate::terms::TermSet;
 
 /// Words per row that the backward preprocess writes: shaders/lib/addressing.wgsl.
 pub(crate) const ROW_STATS: usize = 3;
@@ -39,6 +39,8 @@ pub(crate) struct KernelKey {
     pub(crate) dropout: bool,
     /// Storage type of dQ, dK and dV where it differs from their operand's.
     pub(crate) gradient: Option<DType>,
+    /// Width of the blocks in which a kernel rotates the queries that it reads or, if it reads none, the output; 0 without.
+    pub(crate) hadamard: u32,
     /// True if a fused kernel writes partial (m, l, output / l), or if Merge reads an app's parts with their lse.
     pub(crate) partial: bool,
     /// True if merge or softmax writes (m, l) of the rows.
@@ -53,6 +55,8 @@ pub(crate) enum Kernel {
     Tiles(TileShape),
     /// Fused forward with whole query rows per thread; keys are broadcast across the subgroup.
     Lanes(LaneShape),
+    /// Fused forward with a query row per thread, and nothing shared.
+    Rows(RowShape),
     /// Fused forward for few query rows; the elements of each key are spread over a subgroup.
     Decode(DecodeShape),
     /// Fused forward by cooperative matrices.
@@ -61,6 +65,10 @@ pub(crate) enum Kernel {
     TileList,
     /// Merge of partial results over disjoint keys.
     Merge,
+    /// Staged, last: the output of rotated values, rotated back.
+    RotateOutput,
+    /// Sums of the weights of each key, from the softmax statistics.
+    KeySums(GradientShape),
     /// Staged, first: the score matrix.
     Scores(StagedShape),
     /// Staged, second: softmax of the rows, with so many threads for each.
@@ -119,7 +127,7 @@ impl Kernel {
 
     /// True if a generic variant of the kernel computes scores.
     pub(super) const fn visits_scores(self) -> bool {
-        matches!(self, Self::Tiles(_) | Self::Scores(_)) || self.visits_pairs_backward()
+        matches!(self, Self::Tiles(_) | Self::Rows(_) | Self::Scores(_) | Self::KeySums(_)) || self.visits_pairs_backward()
     }
 
     /// True if the kernel computes gradients of (row, key) pairs.
@@ -134,7 +142,7 @@ impl Kernel {
 
     /// True if the kernel works on tiles of rows and keys, which it may skip.
     pub(super) const fn has_blocks(self) -> bool {
-        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..)) || self.block_rows() > 0
+        matches!(self, Self::QueryGradient(_) | Self::KeyGradient(..) | Self::KeySums(_)) || self.block_rows() > 0
     }
 
     /// True if it is made for processors that run the lanes of a subgroup as elements of a vector.
@@ -143,10 +151,12 @@ impl Kernel {
         matches!(
             self,
             Self::Lanes(_)
+                | Self::Rows(_)
                 | Self::Decode(_)
                 | Self::Scores(StagedShape::Rows(_) | StagedShape::Few(_))
                 | Self::QueryGradient(Vectors { .. })
                 | Self::KeyGradient(Vectors { .. }, _)
+                | Self::KeySums(Vectors { .. })
         )
     }
 
@@ -160,6 +170,7 @@ impl Kernel {
         match self {
             Self::Tiles(shape) => shape.block_rows(),
             Self::Lanes(shape) => shape.block_rows(),
+            Self::Rows(shape) => shape.threads,
             Self::Decode(shape) => shape.rows,
             Self::Matrix(shape) => shape.block_rows(),
             _ => 0,
@@ -175,6 +186,7 @@ impl std::fmt::Display for Kernel {
                 write!(f, "tiles {}x{}, {} threads of {}x{}, reduced by {by}", s.block_rows(), s.block_keys(), s.threads, s.rows, s.keys)
             }
             Self::Lanes(shape) => write!(f, "{shape}"),
+            Self::Rows(s) => write!(f, "rows {}x{}, {} threads of 1x{}", s.threads, s.keys, s.threads, s.step),
             Self::Decode(s) => write!(f, "decode {}x{}, {} lanes", s.rows, s.lanes, s.lanes),
             Self::Matrix(s) => {
                 let (rows, threads, size) = (s.block_rows(), s.threads(), s.size);
@@ -182,6 +194,8 @@ impl std::fmt::Display for Kernel {
             }
             Self::TileList => f.write_str("list of visible tiles"),
             Self::Merge => f.write_str("merge"),
+            Self::RotateOutput => f.write_str("rotate output"),
+            Self::KeySums(shape) => write!(f, "key sums by {shape}"),
             Self::Scores(shape) => write!(f, "scores by {shape}"),
             Self::Softmax(threads) => write!(f, "softmax, {threads} threads a row"),
             Self::WeightedValues(shape) => write!(f, "weighted values by {shape}"),
@@ -232,62 +246,6 @@ impl Storage {
     }
 }
 
-/// Binding of a kernel; its discriminant is the binding number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Slot {
-    Params,
-    Query,
-    Key,
-    Value,
-    Output,
-    Lse,
-    Tables,
-    Bias,
-    Mask,
-    Scores,
-    PartialOutput,
-    /// (m, l) of the parts; lse for parts of an app.
-    PartialStats,
-    Cache,
-    /// Output of the forward pass, read by the backward preprocess.
-    Result,
-    /// (m, l) of the whole rows.
-    Stats,
-    /// (m, l) of the forward pass, read by the backward preprocess.
-    ForwardStats,
-    DOutput,
-    /// Gradient of the lse, read by the backward preprocess.
-    DLse,
-    /// m, 1 / l and delta of each row, followed by the tables.
-    RowStats,
-    DQuery,
-    DKey,
-    DValue,
-    /// Terms of a sum, f32; the results go to `Sums`.
-    Parts,
-    Sums,
-    /// List of visible tiles, and the tables in front of it.
-    Bits,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Access {
-    Uniform,
-    Read,
-    ReadWrite,
-}
-
-impl Access {
-    /// Type of the binding, as `GPUBufferBindingType` names it.
-    pub(crate) const fn kind(self) -> &'static str {
-        match self {
-            Self::Uniform => "uniform",
-            Self::Read => "read-only-storage",
-            Self::ReadWrite => "storage",
-        }
-    }
-}
-
 impl KernelKey {
     /// Returns the specialised variant for `problem`. Fields that `kernel` does not use keep a default: fewer variants.
     pub(crate) fn new(kernel: Kernel, problem: &Problem) -> Self {
@@ -315,13 +273,17 @@ impl KernelKey {
             cached: false,
             dropout: false,
             gradient: None,
+            hadamard: 0,
             partial: false,
             stats: false,
             listed: false,
         };
+        let block = |rotation: Option<Hadamard>| rotation.map_or(0, |rotation| rotation.block() as u32);
+        let (of_query, of_output) = (block(problem.query_rotation()), block(problem.output_rotation()));
         match kernel {
             Kernel::Tiles(_)
             | Kernel::Lanes(_)
+            | Kernel::Rows(_)
             | Kernel::Decode(_)
             | Kernel::Matrix(_)
             | Kernel::QueryGradient(_)
@@ -339,13 +301,25 @@ impl KernelKey {
                 terms,
                 user_terms,
                 dropout,
+                hadamard: of_query,
                 ..unused
             },
             Kernel::TileList => Self { terms: terms.and(TermSet::visible()), user_terms, ..unused },
             Kernel::Preprocess { .. } => Self { head_dim_v, output: storage(Operand::Output), ..unused },
-            Kernel::Merge => Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.stats, ..unused },
-            Kernel::Scores(_) => Self { head_dim, query: storage(Operand::Query), key: storage(Operand::Key), terms, user_terms, ..unused },
-            Kernel::Softmax(_) => Self { stats: problem.want.stats, ..unused },
+            Kernel::Merge => {
+                Self { head_dim_v, output: storage(Operand::Output), stats: problem.want.needs_stats(), hadamard: of_output, ..unused }
+            }
+            Kernel::RotateOutput => Self { head_dim_v, output: storage(Operand::Output), hadamard: of_output, ..unused },
+            Kernel::Scores(_) => {
+                let (query, key) = (storage(Operand::Query), storage(Operand::Key));
+                Self { head_dim, query, key, terms, user_terms, hadamard: of_query, ..unused }
+            }
+            Kernel::Softmax(_) => Self { stats: problem.want.needs_stats(), ..unused },
+            // A weight is all that there is of a value.
+            Kernel::KeySums(_) => {
+                let (query, key) = (storage(Operand::Query), storage(Operand::Key));
+                Self { head_dim, head_dim_v: 1, query, key, terms, user_terms, hadamard: of_query, ..unused }
+            }
             Kernel::RelativeGradient | Kernel::SinkGradient => unused,
             Kernel::Sum | Kernel::TableGradient => Self { tables: false, ..unused },
             Kernel::NarrowGradient(operand) => {
@@ -373,7 +347,7 @@ impl KernelKey {
         Self {
             generic: true,
             head_dim: roomy(specialised.head_dim),
-            head_dim_v: roomy(specialised.head_dim_v),
+            head_dim_v: if matches!(kernel, Kernel::KeySums(_)) { 1 } else { roomy(specialised.head_dim_v) },
             query: scalar(specialised.query),
             key: scalar(specialised.key),
             value: scalar(specialised.value),
@@ -392,64 +366,15 @@ impl KernelKey {
         self.generic && !(self.kernel.visits_scores() && self.terms == TermSet::default())
     }
 
+    /// Terms that the user wrote.
+    pub(crate) fn user_terms(&self) -> &[Arc<Functions>] {
+        // As in `Term::functions`.
+        if ARE_READ { &self.user_terms } else { &[] }
+    }
+
     /// Returns the variant without the user's terms, whose functions a tiny problem cannot judge.
     pub(crate) fn without_user_terms(&self) -> Self {
         Self { user_terms: Vec::new(), listed: false, ..self.clone() }
-    }
-
-    /// Returns the bindings in the order of their numbers.
-    pub(crate) fn bindings(&self) -> Vec<(Slot, Access)> {
-        let mut bindings = vec![(Slot::Params, Access::Uniform)];
-        let mut add = |wanted: bool, slot, access| {
-            if wanted {
-                bindings.push((slot, access));
-            }
-        };
-        let kernel = self.kernel;
-        let fused = matches!(kernel, Kernel::Tiles(_) | Kernel::Lanes(_) | Kernel::Decode(_) | Kernel::Matrix(_));
-        let scores = matches!(kernel, Kernel::Scores(_));
-        let weighted = matches!(kernel, Kernel::WeightedValues(_));
-        let softmax = matches!(kernel, Kernel::Softmax(_));
-        let (d_query, d_key, d_value) = match kernel {
-            Kernel::QueryGradient(_) => (true, false, false),
-            Kernel::KeyGradient(_, side) => (false, side != KeySide::Value, side != KeySide::Key),
-            Kernel::NarrowGradient(operand) => (operand == Operand::Query, operand == Operand::Key, operand == Operand::Value),
-            _ => (false, false, false),
-        };
-        let backward = kernel.visits_pairs_backward();
-        let dv_only = matches!(kernel, Kernel::KeyGradient(_, KeySide::Value));
-        add(fused || scores || backward, Slot::Query, Access::Read);
-        add(fused || scores || backward, Slot::Key, Access::Read);
-        add(fused || weighted || (backward && !dv_only), Slot::Value, Access::Read);
-        add(fused || weighted || kernel == Kernel::Merge, Slot::Output, Access::ReadWrite);
-        add(fused || softmax || kernel == Kernel::Merge, Slot::Lse, Access::ReadWrite);
-        add(self.tables && !kernel.reads_row_stats(), Slot::Tables, Access::Read);
-        for (tensor, slot) in [(TermTensor::Bias, Slot::Bias), (TermTensor::Mask, Slot::Mask)] {
-            add(self.terms.iter().any(|(_, term)| term.tensor == Some(tensor)), slot, Access::Read);
-        }
-        add(scores || softmax, Slot::Scores, Access::ReadWrite);
-        add(weighted, Slot::Scores, Access::Read);
-        add(kernel == Kernel::Merge, Slot::PartialOutput, Access::Read);
-        add(kernel == Kernel::Merge, Slot::PartialStats, Access::Read);
-        add(self.stats, Slot::Stats, Access::ReadWrite);
-        add(self.cached, Slot::Cache, Access::Read);
-        let preprocess = matches!(kernel, Kernel::Preprocess { .. });
-        add(preprocess, Slot::Result, Access::Read);
-        add(preprocess, Slot::ForwardStats, Access::Read);
-        add(backward || preprocess, Slot::DOutput, Access::Read);
-        add(kernel == Kernel::Preprocess { through_lse: true }, Slot::DLse, Access::Read);
-        add(preprocess, Slot::RowStats, Access::ReadWrite);
-        add(kernel.reads_row_stats(), Slot::RowStats, Access::Read);
-        add(d_query, Slot::DQuery, Access::ReadWrite);
-        add(d_key, Slot::DKey, Access::ReadWrite);
-        add(d_value, Slot::DValue, Access::ReadWrite);
-        let from_parts = matches!(kernel, Kernel::RelativeGradient | Kernel::TableGradient | Kernel::Sum | Kernel::NarrowGradient(_));
-        add(from_parts, Slot::Parts, Access::Read);
-        let sums =
-            [Kernel::BiasGradient, Kernel::Diagonals, Kernel::RelativeGradient, Kernel::TableGradient, Kernel::SinkGradient, Kernel::Sum];
-        add(sums.contains(&kernel) || kernel.table().is_some(), Slot::Sums, Access::ReadWrite);
-        add(kernel == Kernel::TileList, Slot::Bits, Access::ReadWrite);
-        bindings
     }
 
     /// Bytes of workgroup memory. The planner checks them, because wgpu does not.
@@ -461,13 +386,15 @@ impl KernelKey {
             Kernel::Scores(StagedShape::Tiles) => 2 * 32 * 9 * 16,
             Kernel::Softmax(_) => 64 * 4,
             Kernel::WeightedValues(StagedShape::Tiles) => 32 * 9 * 16 + 32 * 8 * 16 + 4,
-            Kernel::Lanes(_) | Kernel::Scores(_) | Kernel::WeightedValues(_) => 0,
-            Kernel::Decode(_) | Kernel::Merge => 0,
+            Kernel::Lanes(_) | Kernel::Rows(_) | Kernel::Scores(_) | Kernel::WeightedValues(_) => 0,
+            Kernel::Merge | Kernel::RotateOutput if self.hadamard > 0 => 64 * 16,
+            Kernel::Decode(_) | Kernel::Merge | Kernel::RotateOutput => 0,
             Kernel::Preprocess { .. } | Kernel::Sum | Kernel::NarrowGradient(_) => 0,
             Kernel::BiasGradient | Kernel::Diagonals | Kernel::PairTableGradient(_) => 2 * 16 * 9 * 16 + 16 * 16 * 4,
             Kernel::TableLines(lines, _) => 2 * 16 * 9 * 16 + 16 * 16 * 4 + 4 * lines.of_block() as u32,
             Kernel::RelativeGradient | Kernel::TableGradient | Kernel::SinkGradient => 64 * 4,
             Kernel::QueryGradient(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, false),
+            Kernel::KeySums(shape) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, true),
             Kernel::KeyGradient(shape, side) => shape.workgroup_bytes(self.head_dim, self.head_dim_v, side != KeySide::Key),
         }
     }
@@ -478,7 +405,8 @@ impl KernelKey {
             Kernel::Lanes(LaneShape { lanes, .. })
             | Kernel::Decode(DecodeShape { lanes, .. })
             | Kernel::QueryGradient(GradientShape::Vectors { lanes, .. })
-            | Kernel::KeyGradient(GradientShape::Vectors { lanes, .. }, _) => Some(lanes),
+            | Kernel::KeyGradient(GradientShape::Vectors { lanes, .. }, _)
+            | Kernel::KeySums(GradientShape::Vectors { lanes, .. }) => Some(lanes),
             _ => None,
         }
     }
@@ -488,10 +416,11 @@ impl KernelKey {
         match self.kernel {
             Kernel::Tiles(shape) => shape.threads,
             Kernel::Lanes(shape) => shape.lanes,
+            Kernel::Rows(shape) => shape.threads,
             Kernel::Scores(shape) | Kernel::WeightedValues(shape) => shape.threads(),
             Kernel::Matrix(shape) => shape.threads(),
             Kernel::Decode(shape) => shape.lanes,
-            Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) => shape.threads(),
+            Kernel::QueryGradient(shape) | Kernel::KeyGradient(shape, _) | Kernel::KeySums(shape) => shape.threads(),
             _ => 64,
         }
     }

@@ -1,5 +1,6 @@
 //! Composition of WGSL: a [`KernelKey`] becomes a generated prelude followed by the chosen files.
 
+mod bindings;
 mod cache;
 mod caps;
 mod directives;
@@ -13,12 +14,13 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bindings::{Access, Slot};
 pub(crate) use cache::{CacheKey, CacheParams, CacheSlot, compose_cache, every_cache_key};
 pub use caps::{DeviceCaps, DeviceClass, Specialise};
-pub(crate) use key::{Access, Kernel, KernelKey, Lines, ROW_STATS, Slot, Storage};
+pub(crate) use key::{Kernel, KernelKey, Lines, ROW_STATS, Storage};
 pub(crate) use linear::{LinearKey, LinearParams, LinearTile, compose_linear, compose_transpose, every_linear_key};
 pub(crate) use params::{Flags, Params};
-pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, StagedShape, TileShape};
+pub(crate) use shapes::{DecodeShape, GradientShape, KeySide, LaneShape, MatrixShape, RowShape, StagedShape, TileShape};
 
 /// WGSL of a kernel as naga takes it, with the origin of its lines.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -76,8 +76,7 @@ pub(crate) struct Params {
     pub(crate) list_share: u32,
     pub(crate) list_item_words: u32,
     pub(crate) sums_start: u32,
-    /// Padding: the size of a uniform is a multiple of 16 bytes.
-    pub(crate) padding: u32,
+    pub(crate) summed_rows: u32,
 }
 
 impl Params {
@@ -104,7 +103,7 @@ impl Params {
                 | flag(problem.varlen.is_some(), Flags::VARLEN)
                 | flag(problem.paged.is_some(), Flags::PAGED)
                 | flag(problem.sinks, Flags::SINKS)
-                | flag(problem.want.stats, Flags::STATS)
+                | flag(problem.want.needs_stats(), Flags::STATS)
                 | flag(drop.is_some(), Flags::DROPOUT),
             user_tables: user_tables(problem),
             terms: TermSet::of(problem).0,

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use super::{
-    Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Lines, Slot, StagedShape, Storage, TileShape, directives,
-    terms,
+    Access, DecodeShape, GradientShape, Kernel, KernelKey, KeySide, LaneShape, Lines, RowShape, Slot, StagedShape, Storage, TileShape,
+    directives, terms,
 };
-use crate::numbers::DType;
+use crate::numbers::{DType, Hadamard};
 use crate::problem::Operand;
 
 /// Renders the prelude of `key`.
@@ -55,6 +55,11 @@ fn constants(text: &mut String, key: &KernelKey) {
         line("BLOCK_ROWS", shape.block_rows());
         line("BLOCK_KEYS", keys);
     }
+    if let Kernel::Rows(RowShape { threads, keys, step }) = key.kernel {
+        for (name, value) in [("THREADS", threads), ("STEP", step), ("BLOCK_ROWS", threads), ("BLOCK_KEYS", keys)] {
+            line(name, value);
+        }
+    }
     if let Kernel::Scores(StagedShape::Few(shape)) | Kernel::WeightedValues(StagedShape::Few(shape)) = key.kernel {
         for (name, value) in
             [("THREADS", shape.lanes), ("LANES", shape.lanes), ("ROWS", shape.rows), ("KEYS", StagedShape::FEW_KEYS as u32)]
@@ -95,17 +100,26 @@ fn constants(text: &mut String, key: &KernelKey) {
     }
     let partial = if key.kernel == Kernel::Merge { "PARTS_OF_LSE" } else { "PARTIAL" };
     let _ = writeln!(text, "const {partial}: bool = {};", key.partial);
+    if let Some(rotation) = Hadamard::of(key.hadamard as usize) {
+        let [scale, root] = rotation.factors();
+        let _ = writeln!(
+            text,
+            "const HADAMARD: u32 = {}u;\nconst HADAMARD_SCALE: f32 = {scale:?};\nconst HADAMARD_ROOT: f32 = {root:?};",
+            key.hadamard
+        );
+    }
     sizes(text, key);
     switches(text, key);
     terms::chains(text, key);
     terms::user_functions(text, key);
 }
 
-/// Writes the shape of a gradient kernel, and which of its sums are wanted.
+/// Writes the shape of a kernel of gradients or key sums, and which of its sums are wanted.
 fn gradient(text: &mut String, kernel: Kernel) {
     let (shape, rows, [a, b]) = match kernel {
         Kernel::QueryGradient(shape) => (shape, true, [true, false]),
         Kernel::KeyGradient(shape, side) => (shape, false, [side != KeySide::Value, side != KeySide::Key]),
+        Kernel::KeySums(shape) => (shape, false, [false, true]),
         _ => return,
     };
     let (own, cols, stream) = match shape {
@@ -151,8 +165,7 @@ fn switches(text: &mut String, key: &KernelKey) {
         let value = if by_flag { format!("(params.flags & {flag}) != 0u") } else { specialised.to_string() };
         let _ = writeln!(text, "fn {name}() -> bool {{ return {value}; }}");
     }
-    let vectors = key.key.vectors && key.value.vectors || key.key.dtype.is_quantised();
-    let _ = writeln!(text, "const READS_VECTORS: bool = {vectors};");
+    let _ = writeln!(text, "const READS_VECTORS: bool = {};", key.key.vectors && key.value.vectors);
 }
 
 fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
@@ -168,7 +181,7 @@ fn binding(text: &mut String, key: &KernelKey, slot: Slot, access: Access) {
     let gradient_of = |storage: Storage| Storage { dtype: key.gradient.unwrap_or(storage.dtype), ..storage };
     match slot {
         Slot::Params => declare("params", "Params"),
-        Slot::Query => reader(text, number, ["query", "query"], key.query, "head_dim"),
+        Slot::Query => reader(text, number, [if key.hadamard > 0 { "stored_query" } else { "query" }, "query"], key.query, "head_dim"),
         Slot::Key => reader(text, number, ["key", "key"], key.key, "head_dim"),
         Slot::Value => reader(text, number, ["value", "value"], key.value, "value_dim"),
         Slot::Output => {
@@ -364,6 +377,9 @@ fn missing(text: &mut String, key: &KernelKey) {
     }
     if has(Slot::Output) && !key.partial {
         text.push_str("fn prior_output(at: u32, dim: u32) -> vec4<f32> { return vec4<f32>(0.0); }\n");
+    }
+    if key.kernel == Kernel::Merge && key.hadamard == 0 {
+        text.push_str("fn rotated_back(numbers: vec4<f32>, thread: u32) -> vec4<f32> { return numbers; }\n");
     }
     if key.kernel == (Kernel::Preprocess { through_lse: false }) {
         text.push_str("fn d_lse_at(at: u32) -> f32 { return 0.0; }\n");

@@ -59,6 +59,14 @@ impl LaneShape {
     }
 }
 
+/// Shape of a workgroup of the rows kernel: a query row per thread, by `keys` keys, `step` at a time. Threads share nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RowShape {
+    pub(crate) threads: u32,
+    pub(crate) keys: u32,
+    pub(crate) step: u32,
+}
+
 /// Shape of a workgroup of the decode kernel: one subgroup of `lanes` threads, `rows` rows by `lanes` keys at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct DecodeShape {

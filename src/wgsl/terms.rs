@@ -138,7 +138,7 @@ impl User<'_> {
 
 fn users(key: &KernelKey) -> Vec<User<'_>> {
     let (mut users, mut first_table) = (Vec::new(), 0);
-    for (at, functions) in key.user_terms.iter().enumerate() {
+    for (at, functions) in key.user_terms().iter().enumerate() {
         users.push(User { name: format!("user{at}"), functions, first_table });
         first_table += functions.tables.len() as u32;
     }

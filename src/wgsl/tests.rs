@@ -10,7 +10,7 @@ use crate::custom::{Table, Term};
 use crate::numbers::DType;
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise};
 use crate::problem::{
-    Algorithm, Alibi, Alignment, BroadcastShape, Dims, Layout, Problem, Returns, ScoreOrder, Strides, TensorSpec, WantGradients,
+    Algorithm, Alibi, Alignment, BroadcastShape, Dims, Layout, Problem, Returns, ScoreOrder, Strides, SummedRows, TensorSpec, WantGradients,
 };
 
 /// Problems that together set every switch of the key.
@@ -28,11 +28,18 @@ fn problems() -> Vec<Problem> {
         let strided = |dim| TensorSpec { dtype, layout: Layout::Strided(Strides { batch: 90000, head: 20000, seq: 77, dim }), offset: 1 };
         problems.push(Problem { query: strided(2), key: strided(1), value: strided(2), output: strided(1), ..plain.clone() });
     }
-    for dtype in DType::QUANTISED {
-        let blocks = TensorSpec::new(dtype, Layout::Bshd);
-        let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key: blocks, value: blocks, ..plain.clone() };
+    let [q8, q4] = DType::QUANTISED;
+    for (key, value) in [(q8, q8), (q4, q4), (q8, q4), (DType::F16, q4), (q4, DType::F32)] {
+        let [key, value] = [key, value].map(|dtype| TensorSpec::new(dtype, Layout::Bshd));
+        let few = Problem { dims: Dims { head_dim_v: 32, ..dims }, key, value, ..plain.clone() };
         problems.push(few.clone());
         problems.push(Problem { dims: Dims { seq_len_q: 1, ..few.dims }, ..few });
+    }
+    for (head_dim, head_dim_v) in [(32, 128), (192, 64), (256, 32)] {
+        for seq_len_q in [1, 7, 40] {
+            let rotated = Problem::new(Dims { seq_len_q, head_dim, head_dim_v, ..dims }).hadamard(true, true);
+            problems.extend([rotated.clone(), rotated.stored(DType::F16, Layout::Bshd)]);
+        }
     }
     let full = BroadcastShape(dims.scores_shape());
     let mut visibility = plain.clone().aligned(Alignment::BottomRight).causal().visibility;
@@ -53,7 +60,7 @@ fn problems() -> Vec<Problem> {
     problems.push(Problem { dropout: Some(0.5), ..plain.clone() });
     problems.push(Problem::new(Dims { seq_len_q: 6000, ..Dims::self_attention(1, 1, 6000, 30) }).stored(DType::F16, Layout::Bhsd));
     problems.push(Problem {
-        want: Returns { lse: true, stats: true, scores: Some(crate::problem::ScoreStage::Masked), weights: true },
+        want: Returns { lse: true, stats: true, scores: Some(crate::problem::ScoreStage::Masked), weights: true, key_sums: None },
         ..plain.clone()
     });
     problems
@@ -81,13 +88,15 @@ fn devices() -> [DeviceCaps; 8] {
 /// Keys of all kernels that [`problems`] need on [`devices`].
 fn keys() -> HashSet<KernelKey> {
     let mut keys = HashSet::new();
-    for problem in problems() {
+    let sums = |(at, problem): (usize, &Problem)| problem.clone().with_key_sums([SummedRows::All, SummedRows::Last(2)][at % 2]);
+    let all = problems();
+    for problem in all.iter().chain(&all.iter().enumerate().map(sums).collect::<Vec<_>>()) {
         for caps in devices() {
-            if let Ok(plan) = Plan::backward(&problem, &WantGradients::all(&problem), &caps) {
+            if let Ok(plan) = Plan::backward(problem, &WantGradients::all(problem), &caps) {
                 keys.extend(plan.steps.into_iter().map(|step| step.key));
             }
             for algorithm in [Algorithm::Auto, Algorithm::Fused, Algorithm::Staged] {
-                if let Ok(plan) = Plan::new(&problem, &caps, algorithm) {
+                if let Ok(plan) = Plan::new(problem, &caps, algorithm) {
                     keys.extend(plan.steps.into_iter().map(|step| step.key));
                 }
             }

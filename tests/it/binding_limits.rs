@@ -6,8 +6,8 @@ use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{Attention, Bindings, CacheSize, DeviceCache, Gpu, Growth, NewTokens, QueryBindings, Rows};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, TensorSpec, Term,
-    wgpu,
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Engine, Error, HostVec, Inputs, Layout, Problem, Strides, SummedRows,
+    TensorSpec, Term, wgpu,
 };
 
 const LIMIT: u64 = 96 << 10;
@@ -127,17 +127,20 @@ fn caches_in_several_banks() {
             let mut problem = cache.problem(0, 0..2, queries).expect("a layer").aligned(Alignment::BottomRight).causal();
             (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
             (problem.sinks, problem.alibi) = (true, Some(Alibi::Signed));
+            problem.want.key_sums = Some(SummedRows::All);
             let tables = [draw(7, 8), draw(8, 8)];
             let data = [draw(1, 2 * 5 * 8 * 32), draw(2, 2 * 5 * 4 * 32), draw(3, 2 * 5 * 4 * 32)];
             let [query, key, value] = data.each_ref().map(|data| upload(gpu.device(), gpu.queue(), data));
             let on_device = upload(gpu.device(), gpu.queue(), &tables.concat());
             let output = empty(gpu.device(), 2 * 5 * 8 * 32);
+            let sums = empty(gpu.device(), problem.key_sums_len());
             assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
             let spec = TensorSpec::new(DType::F32, Layout::Bshd);
             let new = NewTokens { slots: 0..2, seq_len: 5, key: Rows::new(&key, spec), value: Rows::new(&value, spec), rotation: None };
             let append = cache.append(0, &new).expect("bound");
             assert_eq!(append.dispatches(), banks);
-            let buffers = QueryBindings { tables: Some(on_device.as_entire_buffer_binding()), ..QueryBindings::new(&query, &output) };
+            let (tables_there, key_sums) = (Some(on_device.as_entire_buffer_binding()), Some(sums.as_entire_buffer_binding()));
+            let buffers = QueryBindings { tables: tables_there, key_sums, ..QueryBindings::new(&query, &output) };
             let attention = cache.attention(0, &problem, 0..2, Algorithm::Auto).expect("planned").bind(&cache, 0, &buffers).expect("bound");
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             cache.extend(Growth { tokens: &[5, 3], steps: 1 }, &mut encoder).expect("room");
@@ -149,6 +152,7 @@ fn caches_in_several_banks() {
             }
             gpu.queue().submit([encoder.finish()]);
             let got = read(gpu.device(), gpu.queue(), &output);
+            let sums = read(gpu.device(), gpu.queue(), &sums);
             for (item, tokens) in [5, 3].into_iter().enumerate() {
                 let rows = |data: &[f32]| {
                     let own = &data[(item * 5 + 5 - tokens) * 128..(item * 5 + 5) * 128];
@@ -157,10 +161,13 @@ fn caches_in_several_banks() {
                 let (key, value) = (rows(&data[1]), rows(&data[2]));
                 let mut one = Problem::new(Dims { batch: 1, seq_len_kv: tokens, ..problem.dims }).aligned(Alignment::BottomRight).causal();
                 one = one.stored(DType::F32, Layout::Bshd);
-                (one.sinks, one.alibi) = (true, Some(Alibi::Signed));
+                (one.sinks, one.alibi, one.want.key_sums) = (true, Some(Alibi::Signed), problem.want.key_sums);
                 let query = &data[0][item * 5 * 256..][..5 * 256];
                 let inputs = Inputs { alibi_slopes: &tables[0], sinks: &tables[1], ..Inputs::new(query, &key, &value) };
-                let expected = Expected::of(&one, &inputs).expect("valid").output;
+                let Expected { output: expected, key_sums, .. } = Expected::of(&one, &inputs).expect("valid");
+                let heads = sums.chunks_exact(problem.dims.seq_len_kv).skip(4 * item).take(4);
+                let known = heads.flat_map(|keys| keys[..tokens].to_vec()).collect::<Vec<f32>>();
+                agree(&format!("key sums, {dtype}, item {item}, {}", gpu.name()), &known, &key_sums.expect("wanted"));
                 let got: Vec<f32> = got[item * 5 * 256..][..5 * 256].to_vec();
                 let logical = wgpu_attention::gather((&got).into(), &spec, [1, 8, 5, 32]);
                 agree(&format!("{dtype}, item {item}, {}", gpu.name()), &logical, &expected);

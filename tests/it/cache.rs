@@ -8,11 +8,11 @@ use wgpu_attention::cache::{CacheShape, KvCache, LayerShape, PagePool, Queries, 
 use wgpu_attention::gpu::ShaderOptions;
 use wgpu_attention::verify::{Expected, oracle};
 use wgpu_attention::{
-    Alignment, AttentionFn, DType, Dims, Error, HostVec, Inputs, Layout, Outputs, PageTable, Paged, Part, Problem, RowSums, Table,
-    TensorSpec, Term, merge,
+    Alignment, AttentionFn, DType, Dims, Error, Hadamard, HostVec, Inputs, Layout, Outputs, PageTable, Paged, Part, Problem, RowSums,
+    Table, TensorSpec, Term, merge,
 };
 
-/// Expected keys and values of each layer of each sequence, [tokens, num_kv_heads, dim], rounded to the storage type.
+/// Expected keys and values of each layer of each sequence, [tokens, num_kv_heads, dim], rotated and rounded as they are stored.
 type Naive = BTreeMap<SequenceId, [[Vec<f32>; 2]; 2]>;
 
 /// Paged cache of two different layers and a naive copy, driven by random operations.
@@ -31,7 +31,9 @@ impl Schedule {
                 (dtype, if dtype.is_quantised() { [32, 64][rng.usize(..2)] } else { plain[rng.usize(..plain.len())] })
             };
             let ((key, head_dim), (value, head_dim_v)) = (side(&[4, 5, 16]), side(&[3, 8]));
-            LayerShape::new(rng.usize(1..=2), head_dim).head_dim_v(head_dim_v).stored(key, value)
+            let rotates = |width: usize| Hadamard::of(width).is_some();
+            let layer = LayerShape::new(rng.usize(1..=2), head_dim).head_dim_v(head_dim_v).stored(key, value);
+            layer.hadamard(rotates(head_dim) && rng.bool(), rotates(head_dim_v) && rng.bool())
         };
         let layers = vec![layer(), layer()];
         let (page_size, pages) = ([1, 2, 4, 7, 16][rng.usize(..5)], rng.usize(0..12));
@@ -100,8 +102,15 @@ impl Schedule {
             };
             let (key, value) = (some(shape.head_dim, shape.key), some(shape.head_dim_v, shape.value));
             self.cache.append(layer, id, key.as_slice(), value.as_slice()).expect("there is room");
-            all_keys.extend(key.to_f32());
-            all_values.extend(value.to_f32());
+            let stored = |rows: &HostVec, dim: usize, is_rotated: bool| {
+                let mut numbers = rows.to_f32();
+                if is_rotated {
+                    Hadamard::of(dim).expect("whole blocks").rotate(&mut numbers);
+                }
+                HostVec::from_f32(rows.as_slice().dtype(), &numbers).to_f32()
+            };
+            all_keys.extend(stored(&key, shape.head_dim, shape.key_hadamard));
+            all_values.extend(stored(&value, shape.head_dim_v, shape.value_hadamard));
         }
     }
 
@@ -133,6 +142,7 @@ impl Schedule {
             assert_eq!(length, self.cache.pool().length(*id).expect("it is there"));
             let dims = Dims { batch: 1, seq_len_kv: length, ..problem.dims };
             let mut dense = Problem::new(dims).aligned(Alignment::BottomRight).causal().with_lse();
+            dense = dense.hadamard(shape.key_hadamard, shape.value_hadamard);
             (dense.key.layout, dense.value.layout) = (Layout::Bshd, Layout::Bshd);
             dense.user_terms.clone_from(&problem.user_terms);
             let item = heads * rows * shape.head_dim;

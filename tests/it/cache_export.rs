@@ -12,7 +12,7 @@ use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Gpu};
 use wgpu_attention::plan::{BufferExport, DeviceCaps, Plan, PlanExport};
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::verify::Expected;
-use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, Problem, TensorSpec, gather, wgpu};
+use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Hadamard, HostVec, Inputs, Layout, Problem, TensorSpec, gather, wgpu};
 
 const SIZE: CacheSize = CacheSize { slots: 3, pages_per_slot: 4 };
 const PAGE: usize = 4;
@@ -212,6 +212,7 @@ impl HostCache {
         let rows = QUERIES.seq_len;
         for (layer, [query, key, value]) in self.layers.iter_mut().zip(inputs) {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, key: stored, value: stored_v, .. } = layer.shape;
+            let LayerShape { key_hadamard, value_hadamard, .. } = layer.shape;
             (step.change)(&mut layer.model);
             let got = read(&self.host.device, &self.host.queue, &layer.output);
             for (slot, &count) in step.tokens.iter().enumerate() {
@@ -228,8 +229,11 @@ impl HostCache {
                     if let Some(rotary) = &self.rotary {
                         key.chunks_mut(head_dim).for_each(|head| rotary.apply(head, position).expect("inside"));
                     }
-                    let value = &new_v[row * num_kv_heads * head_dim_v..][..num_kv_heads * head_dim_v];
-                    tokens.push([HostVec::from_f32(stored, &key).to_f32(), HostVec::from_f32(stored_v, value).to_f32()]);
+                    let mut value = new_v[row * num_kv_heads * head_dim_v..][..num_kv_heads * head_dim_v].to_vec();
+                    for (rows, dim, is_rotated) in [(&mut key, head_dim, key_hadamard), (&mut value, head_dim_v, value_hadamard)] {
+                        Hadamard::of(dim).filter(|_| is_rotated).into_iter().for_each(|rotation| rotation.rotate(rows));
+                    }
+                    tokens.push([HostVec::from_f32(stored, &key).to_f32(), HostVec::from_f32(stored_v, &value).to_f32()]);
                 }
                 let mut query = items(query, QUERIES.num_heads * head_dim);
                 for (row, heads) in query.chunks_mut(QUERIES.num_heads * head_dim).enumerate() {
@@ -249,7 +253,7 @@ impl HostCache {
                     head_dim_v,
                 };
                 let problem = Problem::new(dims).stored(DType::F32, Layout::Bshd).aligned(Alignment::BottomRight).causal();
-                let problem = problem.window(self.plan.shape().window_left, None);
+                let problem = problem.window(self.plan.shape().window_left, None).hadamard(key_hadamard, value_hadamard);
                 let expected = Expected::of(&problem, &Inputs::new(&query, &keys, &values)).expect("valid").output;
                 let spec = TensorSpec::default(); // The output of the cache's problem is [head, row, dim].
                 let got = gather((&got).into(), &spec, [1, QUERIES.num_heads, rows, head_dim_v]);
@@ -332,13 +336,26 @@ fn exported_steps_rotate_new_keys_and_queries() {
     }
 }
 
+/// Rows of one layer are stored rotated, those of the other are not.
+#[test]
+fn exported_steps_decode_rotated_rows() {
+    for gpu in gpus() {
+        let mut shape = shape(DType::Q4);
+        shape.layers[0] = shape.layers[0].hadamard(true, true);
+        let plan = CachePlan::new(shape, SIZE, gpu.caps()).expect("a cache");
+        decode(&gpu, plan, None, true, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
+    }
+}
+
 /// Splits the heads of a layer over banks, each with plans and pools of its own.
 #[test]
 fn exported_steps_in_several_banks() {
     for gpu in gpus() {
         // A head of the first layer is 10 KiB.
         let caps = DeviceCaps { binding_bytes: 16 << 10, ..gpu.caps().clone() };
-        let plan = CachePlan::new(shape(DType::F32), SIZE, &caps).expect("a cache");
+        let mut shape = shape(DType::F32);
+        shape.layers[0] = shape.layers[0].hadamard(true, true);
+        let plan = CachePlan::new(shape, SIZE, &caps).expect("a cache");
         assert_eq!([plan.banks(0), plan.banks(1)], [Ok(2), Ok(1)]);
         let rotary = Rotary::new(Pairing::HalfSplit, 10000.0, 32, SIZE.pages_per_slot * PAGE).expect("valid");
         decode(&gpu, plan, Some(rotary), false, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));

@@ -1,9 +1,9 @@
 //! Caches on a device: steps recorded once and replayed, page tables, rotation in place, and refusals.
 
 use crate::common::buffers::{devices, draw, empty, read, upload};
+use crate::common::replay::{Replay, bytes};
 use crate::common::stack::{Stack, gpus};
 use crate::common::{STORAGE, agree};
-use fastrand::Rng;
 use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{
     Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, IndexBindings, NewTokens, QueryBindings, Rotation,
@@ -13,192 +13,19 @@ use wgpu_attention::plan::Specialise;
 use wgpu_attention::rotary::{Pairing, Rotary};
 use wgpu_attention::verify::{Expected, random_text_of};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Problem, Table, TableType, TensorSpec,
+    Algorithm, Alibi, Alignment, DType, Dims, Error, HostVec, Inputs, Layout, PageTable, Paged, Problem, SummedRows, Table, TensorSpec,
     Term, wgpu,
 };
 
-fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
-    bytemuck::cast_slice(&read(gpu.device(), gpu.queue(), buffer)).to_vec()
-}
-
-/// Reads pages of `heads` heads as host data.
-fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, heads: usize, dim: usize, dtype: DType) -> HostVec {
-    let len = cache.shape().pages * cache.shape().page_size * heads * dim;
-    let bytes = bytes(gpu, buffer)[..dtype.bytes(len)].to_vec();
-    match dtype {
-        DType::F32 => HostVec::F32(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::F16 => HostVec::F16(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::BF16 => HostVec::BF16(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::Q8 => HostVec::Q8(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::Q4 => HostVec::Q4(bytemuck::pod_collect_to_vec(&bytes)),
-    }
-}
-
-/// Returns the page table of all slots, as the host keeps it.
-fn table(cache: &DeviceCache, pages: &[Vec<u32>], lengths: &[usize]) -> PageTable {
-    PageTable::new(cache.shape().page_size, pages.iter().map(Vec::as_slice).zip(lengths.iter().copied())).expect("a valid table")
-}
-
-/// Replays steps of one or more tokens in several sequences, recorded once. After each, the output equals the oracle's
-/// for the device's keys and values and that of a call on host arrays; these keys and values equal the appended ones.
-/// The second layer has other heads, widths and storage types than the first.
-fn replayed(
-    gpu: &Gpu,
-    dtype: DType,
-    page_size: usize,
-    layout: Layout,
-    pairing: Option<Pairing>,
-    seq_len_q: usize,
-    change: impl Fn(&mut Problem),
-) {
-    let other = STORAGE[(STORAGE.iter().position(|&d| d == dtype).expect("one") + 2) % STORAGE.len()];
-    let layers =
-        vec![LayerShape::new(2, 64).head_dim_v(32).stored(dtype, dtype), LayerShape::new(1, 32).head_dim_v(64).stored(dtype, other)];
-    let capacity = 48usize;
-    let pages_per_slot = capacity.div_ceil(page_size);
-    let shape = CacheShape::new(layers).page_size(page_size).pages(3 * pages_per_slot).layout(layout);
-    let mut cache = DeviceCache::new(gpu, shape, CacheSize { slots: 3, pages_per_slot }).expect("a cache");
-    let rotary = pairing.map(|pairing| Rotary::new(pairing, 10000.0, 32, pages_per_slot * page_size).expect("valid"));
-    let on_device = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
-    let look = |problem: Problem| {
-        let mut problem = problem.aligned(Alignment::BottomRight).causal();
-        change(&mut problem);
-        problem
-    };
-    let queries = Queries { num_heads: 4, seq_len: seq_len_q };
-    let problem = look(cache.problem(0, 0..3, queries).expect("a layer"));
-    let (slopes, sinks) = (draw(5, 4), draw(6, 4));
-    let term_tables = &term_words(&problem)[..];
-    let mut vectors = Problem { paged: None, ..problem.clone() };
-    vectors.visibility.kv_lengths = false;
-    let mut contents = Tables::new(&vectors).term_tables(term_tables);
-    contents = if problem.alibi.is_some() { contents.alibi_slopes(&slopes) } else { contents };
-    contents = if problem.sinks { contents.sinks(&sinks) } else { contents };
-    let contents = contents.bytes().expect("valid");
-    let tables = (!contents.is_empty()).then(|| {
-        let buffer = empty(gpu.device(), contents.len() / 4);
-        gpu.queue().write_buffer(&buffer, 0, &contents);
-        buffer
-    });
-    let stack = Stack::new(gpu, &cache, queries, look, on_device.as_ref(), tables.as_ref());
-    assert_eq!((cache.start(), cache.start(), cache.start()), (Ok(0), Ok(1), Ok(2)));
-    let mut rng = Rng::with_seed(9);
-    let engine = wgpu_attention::Engine::on_gpu(gpu.clone());
-    for step in 0..6 {
-        // The second slot joins late; the third adds fewer tokens once.
-        let tokens = [seq_len_q, if step < 2 { 0 } else { seq_len_q }, if step == 3 { 1 } else { seq_len_q }];
-        let mut some = |len: usize| (0..len).map(|_| rng.f32() * 2.0 - 1.0).collect::<Vec<f32>>();
-        let inputs: Vec<[Vec<f32>; 3]> = stack
-            .layers
-            .iter()
-            .map(|layer| {
-                let data = [&layer.query, &layer.key, &layer.value].map(|buffer| some(buffer.size() as usize / 4));
-                for (buffer, data) in [&layer.query, &layer.key, &layer.value].into_iter().zip(&data) {
-                    gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(data));
-                }
-                data
-            })
-            .collect();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        cache.extend(Growth { tokens: &tokens, steps: 1 }, &mut encoder).expect("room");
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            stack.record(&cache, &mut pass);
-        }
-        gpu.queue().submit([encoder.finish()]);
-
-        let lengths: Vec<usize> = (0..3).map(|slot| cache.length(slot).expect("there")).collect();
-        let on_device: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes(gpu, cache.lengths())[..12]);
-        assert_eq!(on_device, lengths.iter().map(|&length| length as u32).collect::<Vec<_>>());
-        let pages: Vec<Vec<u32>> = (0..3).map(|slot| cache.pages(slot).expect("there").to_vec()).collect();
-        let table = table(&cache, &pages, &lengths);
-        for (number, (layer, [query, key, value])) in stack.layers.iter().zip(&inputs).enumerate() {
-            let what = format!("{}, {dtype}, pages of {page_size}, step {step}, layer {number}", gpu.name());
-            let [keys, values] = &cache.pools(number).expect("a layer")[0];
-            let shape = cache.shape().layers[number];
-            let (kv_heads, head_dim, head_dim_v) = (shape.num_kv_heads, shape.head_dim, shape.head_dim_v);
-            let pools =
-                [pool(gpu, &cache, keys, kv_heads, head_dim, shape.key), pool(gpu, &cache, values, kv_heads, head_dim_v, shape.value)];
-            let mut problem = layer.problem.clone();
-            problem.paged = Some(table.paged(cache.shape().pages));
-            problem.dims.seq_len_kv = table.longest();
-            let mut query = query.clone();
-            if let Some(rotary) = &rotary {
-                for (at, head) in query.chunks_mut(head_dim).enumerate() {
-                    let (item, t) = (at / (4 * seq_len_q), at % seq_len_q);
-                    if lengths[item] + t >= seq_len_q {
-                        rotary.apply(head, lengths[item] + t - seq_len_q).expect("inside");
-                    }
-                }
-                let turned = read(gpu.device(), gpu.queue(), &layer.query);
-                assert!(turned.iter().zip(&query).all(|(x, y)| (x - y).abs() < 1e-5), "{what}: rotated queries");
-            }
-            let host = Inputs {
-                kv_lengths: &table.kv_lengths,
-                page_table: &table.entries,
-                alibi_slopes: if problem.alibi.is_some() { &slopes } else { &[] },
-                sinks: if problem.sinks { &sinks } else { &[] },
-                term_tables,
-                ..Inputs::new(&query[..], pools[0].as_slice(), pools[1].as_slice())
-            };
-            let expected = Expected::of(&problem, &host).expect("valid").output;
-            agree(&what, &read(gpu.device(), gpu.queue(), &layer.output), &expected);
-            agree(&what, &engine.attention(&problem, &host).expect("valid").output.to_f32(), &expected);
-            // The appended elements, one by one.
-            let near =
-                if pairing.is_none() { 0.0 } else { [1e-5, 1e-2, 1e-2, 2e-2, 0.3][STORAGE.iter().position(|&d| d == dtype).expect("one")] };
-            let sides = [(shape.key, &pools[0], key, head_dim, rotary.as_ref()), (shape.value, &pools[1], value, head_dim_v, None)];
-            for (dtype, data, new, dim, rotary) in sides {
-                for (row, new) in new.chunks(dim).enumerate() {
-                    let (item, t, head) = (row / kv_heads / seq_len_q, row / kv_heads % seq_len_q, row % kv_heads);
-                    if t + tokens[item] < seq_len_q {
-                        continue;
-                    }
-                    let position = lengths[item] + t - seq_len_q;
-                    let mut new = new.to_vec();
-                    if let Some(rotary) = rotary {
-                        rotary.apply(&mut new, position).expect("inside");
-                    }
-                    let stored = HostVec::from_f32(dtype, &new).to_f32();
-                    let (page, slot) = (pages[item][position / page_size] as usize, position % page_size);
-                    let in_page = if layout == Layout::Bshd { slot * kv_heads + head } else { head * page_size + slot };
-                    let at = page * page_size * kv_heads + in_page;
-                    for (i, &x) in stored.iter().enumerate() {
-                        let got = data.as_slice().get(at * dim + i);
-                        assert!((got - x).abs() <= near, "{what}: {got} instead of {x} at {position}, head {head}, {i}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Draws the tables of a problem's users' terms.
-fn term_words(problem: &Problem) -> Vec<u32> {
-    let tables = problem.user_terms.iter().flat_map(Term::tables);
-    let words = tables.enumerate().map(|(n, table)| match table.ty {
-        TableType::F32 => draw(n, table.len).into_iter().map(f32::to_bits).collect(),
-        _ => (0..table.len as u32).map(|at| (at * 7 + 1) % 5).collect::<Vec<u32>>(),
-    });
-    words.collect::<Vec<_>>().concat()
-}
-
 #[test]
 fn steps_recorded_once_are_replayed() {
-    fn plain(_: &mut Problem) {}
     for gpu in gpus() {
         for (n, dtype) in STORAGE.into_iter().enumerate() {
             let layouts = [Layout::Bshd, Layout::Bhsd];
-            replayed(&gpu, dtype, [4, 1, 5, 16, 48][n], layouts[n % 2], None, 1, plain);
-            replayed(
-                &gpu,
-                dtype,
-                [48, 7, 16, 1, 4][n],
-                layouts[(n + 1) % 2],
-                Some([Pairing::HalfSplit, Pairing::Interleaved][n % 2]),
-                1,
-                plain,
-            );
+            Replay { page_size: [4, 1, 5, 16, 48][n], layout: layouts[n % 2], ..Replay::of(dtype) }.run(&gpu, |_| {});
+            let pairing = Some([Pairing::HalfSplit, Pairing::Interleaved][n % 2]);
+            let (page_size, layout) = ([48, 7, 16, 1, 4][n], layouts[(n + 1) % 2]);
+            Replay { page_size, layout, pairing, ..Replay::of(dtype) }.run(&gpu, |_| {});
         }
     }
 }
@@ -207,11 +34,30 @@ fn steps_recorded_once_are_replayed() {
 #[test]
 fn several_tokens_with_options() {
     for gpu in gpus() {
-        replayed(&gpu, DType::F32, 4, Layout::Bshd, Some(Pairing::HalfSplit), 3, |p| {
+        Replay { layout: Layout::Bshd, pairing: Some(Pairing::HalfSplit), seq_len_q: 3, ..Replay::of(DType::F32) }.run(&gpu, |p| {
             (p.softcap, p.sinks, p.alibi) = (Some(5.0), true, Some(Alibi::Symmetric));
         });
-        replayed(&gpu, DType::Q8, 4, Layout::Bhsd, None, 7, |p| p.visibility.window_left = Some(5));
-        replayed(&gpu, DType::Q4, 8, Layout::Bshd, None, 8, |p| (p.sinks, p.softcap) = (true, Some(20.0)));
+        Replay { seq_len_q: 7, ..Replay::of(DType::Q8) }.run(&gpu, |p| p.visibility.window_left = Some(5));
+        Replay { page_size: 8, layout: Layout::Bshd, seq_len_q: 8, ..Replay::of(DType::Q4) }
+            .run(&gpu, |p| (p.sinks, p.softcap) = (true, Some(20.0)));
+    }
+}
+
+/// The sums of each key's weights are written by the recorded step, as the sequences grow.
+#[test]
+fn key_sums() {
+    let shaders = ShaderOptions { specialise: Specialise::Always, ..Default::default() };
+    let specialised = devices(wgpu::Adapter::limits).into_iter();
+    let specialised = specialised.map(|(device, queue)| Gpu::from_device_with(device, queue, shaders));
+    for gpu in gpus().into_iter().chain(specialised) {
+        Replay { pairing: Some(Pairing::HalfSplit), ..Replay::of(DType::F16) }.run(&gpu, |p| {
+            (p.sinks, p.want.key_sums) = (true, Some(SummedRows::All));
+        });
+        Replay { page_size: 5, layout: Layout::Bshd, seq_len_q: 3, ..Replay::of(DType::Q8) }
+            .run(&gpu, |p| p.want.key_sums = Some(SummedRows::Last(2)));
+        let mut rotated = Replay::of(DType::Q4);
+        rotated.layers.iter_mut().for_each(|layer| *layer = layer.hadamard(true, true));
+        rotated.run(&gpu, |p| p.want.key_sums = Some(SummedRows::All));
     }
 }
 
@@ -231,14 +77,15 @@ fn users_terms() {
     let drawn = (0..4).filter_map(|kind| random_text_of(kind, kind, false).expect("valid").ok());
     let drawn: Vec<Term> = drawn.map(|case| case.problem.user_terms[0].clone()).collect();
     for gpu in gpus() {
-        replayed(&gpu, DType::F32, 4, Layout::Bshd, Some(Pairing::HalfSplit), 1, |p| p.user_terms.push(term.clone()));
-        replayed(&gpu, DType::F16, 7, Layout::Bhsd, None, 3, |p| {
+        Replay { layout: Layout::Bshd, pairing: Some(Pairing::HalfSplit), ..Replay::of(DType::F32) }
+            .run(&gpu, |p| p.user_terms.push(term.clone()));
+        Replay { page_size: 7, seq_len_q: 3, ..Replay::of(DType::F16) }.run(&gpu, |p| {
             (p.softcap, p.sinks, p.alibi) = (Some(5.0), true, Some(Alibi::Symmetric));
             p.user_terms.push(term.clone());
         });
         for (n, term) in drawn.iter().enumerate() {
             let (page_size, rows) = [(5, 1), (16, 3)][n % 2];
-            replayed(&gpu, DType::F32, page_size, Layout::Bhsd, None, rows, |p| p.user_terms.push(term.clone()));
+            Replay { page_size, seq_len_q: rows, ..Replay::of(DType::F32) }.run(&gpu, |p| p.user_terms.push(term.clone()));
         }
     }
 }
@@ -249,8 +96,8 @@ fn specialised_kernels() {
     let shaders = ShaderOptions { specialise: Specialise::Always, ..Default::default() };
     for (device, queue) in devices(wgpu::Adapter::limits) {
         let gpu = Gpu::from_device_with(device, queue, shaders);
-        replayed(&gpu, DType::F16, 16, Layout::Bhsd, Some(Pairing::HalfSplit), 1, |p| p.sinks = true);
-        replayed(&gpu, DType::Q8, 48, Layout::Bshd, None, 3, |_| {});
+        Replay { page_size: 16, pairing: Some(Pairing::HalfSplit), ..Replay::of(DType::F16) }.run(&gpu, |p| p.sinks = true);
+        Replay { page_size: 48, layout: Layout::Bshd, seq_len_q: 3, ..Replay::of(DType::Q8) }.run(&gpu, |_| {});
     }
 }
 

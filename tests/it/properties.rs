@@ -27,7 +27,7 @@ fn every_gpu() {
         for adapter in 0..adapters {
             scope.spawn(move || {
                 let both_algorithms: Vec<_> = gpus(ShaderOptions::default()).into_iter().skip(2 * adapter).take(2).collect();
-                table_and_random(&both_algorithms, 60);
+                table_and_random(&both_algorithms, 30);
             });
         }
     });

@@ -174,9 +174,7 @@ export class See {
     const problem = this.problem(size);
     const { weights } = await attention(engine, { ...problem, ...project(words), weights: true });
     const shown = weights.subarray(this.head * size * size, (this.head + 1) * size * size);
-    // Explanations are of head 0. Where the mask depends on the head, a weight of 0 has to say it.
-    const isPerHead = /\bvisible\b[^]*\bat\.(kv_)?head\b/.test(problem.visible ?? problem.score ?? '');
-    const visible = isPerHead ? Uint8Array.from(shown, (weight) => (weight === 0 ? 0 : 1)) : (await explain(engine, problem)).visible;
+    const { visible } = await explain(engine, { ...problem, head: this.head });
     this.map.show({ rows: size, columns: size, weights: shown, visible, rowNames: words, columnNames: words });
   }
 }

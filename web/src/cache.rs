@@ -10,9 +10,7 @@ use wgpu_attention::{Algorithm, Alignment, DType, Layout, Problem, TensorSpec};
 use crate::device::caps;
 use crate::errors::{Answer, Thrown, invalid, to_js};
 use crate::object::{check_names, count, member, set, word};
-
-/// Storage types of keys and values.
-const STORED: &[(&str, DType)] = &[("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16), ("q8", DType::Q8), ("q4", DType::Q4)];
+use crate::stored::Stored;
 
 /// New tokens and queries: f32 [slots, heads, tokens, dim].
 const NEW: TensorSpec = TensorSpec::new(DType::F32, Layout::Bhsd);
@@ -43,9 +41,9 @@ impl Cache {
             check_names(&window, "window", &["left"])?;
             count(&window, "left")
         });
-        let stored = word(options, "stored", STORED)?.unwrap_or(DType::F16);
+        let Stored { key, value, hadamard } = Stored::read(member(options, "stored"))?;
         let pages_per_slot = capacity.div_ceil(page_size.max(1));
-        let layer = LayerShape::new(num_kv_heads, head_dim).stored(stored, stored);
+        let layer = LayerShape::new(num_kv_heads, head_dim).stored(key, value).hadamard(hadamard, hadamard);
         let shape = CacheShape::uniform(1, layer).page_size(page_size).pages(slots.saturating_mul(pages_per_slot));
         let plan = CachePlan::new(shape, CacheSize { slots, pages_per_slot }, &caps(described)?).map_err(to_js)?;
         let ledger = plan.ledger().map_err(to_js)?;

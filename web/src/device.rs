@@ -1,14 +1,20 @@
 //! Plans for a device, and trials of its kernels.
 
-use js_sys::Uint8Array;
+use js_sys::{Uint8Array, Uint16Array};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
-use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport, TensorBytes, gradients_of, outputs_of};
-use wgpu_attention::{Algorithm, Canary, Problem, Returns, TriedKernels, WantGradients, gpu::Tables};
+#[cfg(feature = "backward")]
+use wgpu_attention::Returns;
+#[cfg(feature = "backward")]
+use wgpu_attention::plan::gradients_of;
+use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport, TensorBytes, outputs_of};
+use wgpu_attention::{Algorithm, Canary, DType, HostVec, Problem, TriedKernels, WantGradients, gpu::Tables};
 
 use crate::errors::{Answer, Thrown, thrown, to_js};
-use crate::object::{count, flag, text};
-use crate::request::{Request, wanted};
+use crate::object::{count, flag, text, to_array};
+use crate::request::Request;
+#[cfg(feature = "backward")]
+use crate::request::wanted;
 
 /// Capabilities of a GPUDevice, and its kernels that have been tried.
 #[wasm_bindgen]
@@ -28,6 +34,7 @@ pub(crate) fn caps(described: &JsValue) -> Answer<DeviceCaps> {
     };
     Ok(DeviceCaps {
         class,
+        slow_barriers: class == DeviceClass::Software,
         subgroup_size: limit("subgroupMinSize")? as u32,
         subgroup_max: limit("subgroupMaxSize")? as u32,
         workgroup_bytes: limit("maxComputeWorkgroupStorageSize")? as u32,
@@ -71,6 +78,7 @@ impl Device {
     }
 
     /// Plans the forward pass and the gradients of a request.
+    #[cfg(feature = "backward")]
     pub fn backward(&self, request: &JsValue) -> Result<Planned, Thrown> {
         let (problem, want) = (Request::read(request)?.problem, wanted(request)?);
         let problem = Problem { want: Returns { stats: true, ..Returns::default() }, ..problem };
@@ -87,8 +95,9 @@ impl Device {
     pub fn canary(&mut self, planned: &Planned, plan: usize) -> Result<Option<Trial>, Thrown> {
         let (problem, of) = (&planned.problem, &planned.plans[plan]);
         let canary = match planned.want.filter(|_| plan == 1) {
-            None => self.tried.of_attention(of, problem, &self.caps, Algorithm::Auto),
+            #[cfg(feature = "backward")]
             Some(want) => self.tried.of_gradients(of, problem, &want, &self.caps),
+            _ => self.tried.of_attention(of, problem, &self.caps, Algorithm::Auto),
         };
         let Some(canary) = canary.map_err(to_js)? else { return Ok(None) };
         let export = canary.plan().export().map_err(to_js)?;
@@ -99,8 +108,9 @@ impl Device {
     pub fn judge(&mut self, trial: Trial) -> Result<(), Thrown> {
         let Trial { canary, written, .. } = trial;
         let is_right = match canary.gradients() {
-            None => canary.agrees(&outputs_of(canary.problem(), &written)),
+            #[cfg(feature = "backward")]
             Some((want, _)) => canary.gradients_agree(gradients_of(canary.problem(), want, &written)),
+            _ => canary.agrees(&outputs_of(canary.problem(), &written)),
         };
         if is_right.map_err(to_js)? {
             self.tried.add(canary);
@@ -115,6 +125,12 @@ impl Device {
 /// True if an operand or the score matrix is empty: nothing can be bound, so the CPU path answers.
 pub(crate) fn is_empty(problem: &Problem) -> bool {
     [problem.query_len(), problem.key_len(), problem.scores_len()].contains(&0)
+}
+
+/// Bits of numbers as f16, or as bf16: what uploads to a device take.
+#[wasm_bindgen]
+pub fn narrow(numbers: &[f32], is_bf16: bool) -> Uint16Array {
+    to_array(HostVec::from_f32(if is_bf16 { DType::BF16 } else { DType::F16 }, numbers)).into()
 }
 
 /// Plan of a request; of gradients, that of the forward pass and theirs.
@@ -132,6 +148,11 @@ impl Planned {
     #[wasm_bindgen(getter)]
     pub fn count(&self) -> usize {
         self.plans.len()
+    }
+
+    /// Summary of a plan in words.
+    pub fn summary(&self, plan: usize) -> String {
+        self.plans[plan].summary().into()
     }
 
     /// A plan as JSON.

@@ -3,7 +3,7 @@
 use js_sys::{Float32Array, Uint8Array};
 use wasm_bindgen::{JsCast, JsValue};
 use wgpu_attention::{
-    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, HostVec, Inputs, Layout, Problem, TensorSpec, WantGradients,
+    Alibi, Alignment, BackwardInputs, BroadcastShape, DType, Dims, HostVec, Inputs, Layout, Problem, SummedRows, TensorSpec, WantGradients,
 };
 
 use crate::errors::{Answer, invalid, to_js};
@@ -31,6 +31,7 @@ const NAMES: &[&str] = &[
     "tables",
     "lse",
     "weights",
+    "keySums",
     "query",
     "key",
     "value",
@@ -38,6 +39,8 @@ const NAMES: &[&str] = &[
     "dLse",
     "want",
     "seconds",
+    "item",
+    "head",
     "signal",
 ];
 
@@ -64,6 +67,7 @@ impl Request {
         problem.output = TensorSpec::new(word(request, "outputDtype", DTYPES)?.unwrap_or(DType::F32), layout);
         (problem.scale, problem.softcap) = (number(request, "scale")?, number(request, "softcap")?);
         (problem.want.lse, problem.want.weights) = (flag(request, "lse")?, flag(request, "weights")?);
+        problem.want.key_sums = summed_rows(request)?;
         place(request, &mut problem)?;
         if let Some(window) = member(request, "window") {
             check_names(&window, "window", &["left", "right"])?;
@@ -175,6 +179,16 @@ fn dims(request: &JsValue) -> Answer<Dims> {
         head_dim,
         head_dim_v: count(&shape, "headDimV")?.unwrap_or(head_dim),
     })
+}
+
+/// Rows of `keySums`: all, or a number of last ones.
+fn summed_rows(request: &JsValue) -> Answer<Option<SummedRows>> {
+    let Some(rows) = member(request, "keySums") else { return Ok(None) };
+    match (rows.as_string().as_deref(), rows.as_f64().filter(|rows| rows.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(rows))) {
+        (Some("all"), _) => Ok(Some(SummedRows::All)),
+        (_, Some(rows)) => Ok(Some(SummedRows::Last(rows as usize))),
+        _ => Err(invalid("keySums", "names no rows", "'all', or the number of the last rows to sum")),
+    }
 }
 
 /// Reads causality and alignment.

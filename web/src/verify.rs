@@ -4,16 +4,18 @@ use js_sys::{Array, Function, Object, Promise, Uint8Array};
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
+#[cfg(feature = "cpu")]
+use wgpu_attention::cpu;
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, PlanExport, TensorBytes, gradients_of, outputs_of};
 use wgpu_attention::verify::{Awaited, Row, Subject, Verdict, count, run_generated_async};
 use wgpu_attention::{
-    Algorithm, BackwardInputs, Error, Gradients, Inputs, Outputs, Problem, Progress, Result as Checked, Returns, WantGradients, cpu,
+    Algorithm, BackwardInputs, Error, Gradients, Inputs, Outputs, Problem, Progress, Result as Checked, Returns, WantGradients, oracle,
 };
 
-use crate::cpu::progress;
 use crate::device::{caps, is_empty};
 use crate::errors::{Thrown, to_js};
 use crate::object::{member, number, set, text};
+use crate::progress::progress;
 
 /// Runs the suite on a device that is described and runs plans by `run(json, { name: bytes })`, a promise of the written
 /// bytes; without a description, on the CPU path. Returns `{ passed, failed, skipped, rows }`.
@@ -22,7 +24,11 @@ pub async fn verify(options: JsValue, described: JsValue, run: Function, watch: 
     let seed = number(&options, "seed")?.unwrap_or(1.0) as u64;
     let random = number(&options, "random")?.unwrap_or(20.0) as u64;
     let filter = text(&options, "filter")?.unwrap_or_default();
-    let subject: &dyn Subject = if described.is_undefined() { &CpuPath } else { &Host { caps: caps(&described)?, run } };
+    let subject: &dyn Subject = match described.is_undefined() {
+        #[cfg(feature = "cpu")]
+        true => &CpuPath,
+        _ => &Host { caps: caps(&described)?, run },
+    };
     let mut watch = progress(watch);
     let rows = run_generated_async(&[subject], seed, random, &filter, &mut Progress::new(&mut watch)).await.map_err(to_js)?;
     let report = Object::new();
@@ -69,7 +75,7 @@ impl Host {
 
     async fn attend(&self, problem: &Problem, inputs: &Inputs<'_>) -> Checked<Outputs> {
         if is_empty(problem) {
-            return cpu::tiled::attention(problem, inputs, &mut Progress::default());
+            return Ok(oracle::attention(problem, inputs)?.into_outputs(problem, inputs));
         }
         let plan = Plan::new(problem, &self.caps, Algorithm::Auto)?.export()?;
         inputs.check(problem)?;
@@ -95,7 +101,7 @@ impl Subject for Host {
     ) -> Awaited<'a, Gradients> {
         Box::pin(async move {
             if is_empty(problem) {
-                return cpu::backward::attention(problem, inputs, backward, want, &mut Progress::default());
+                return Ok(oracle::gradients(problem, inputs, backward.d_output, backward.d_lse)?.into_gradients(problem, want));
             }
             let plan = Plan::backward(problem, want, &self.caps)?.export()?;
             let forward = Problem { want: Returns { stats: true, ..Returns::default() }, dropout: None, ..problem.clone() };
@@ -116,8 +122,10 @@ impl Subject for Host {
 }
 
 /// The CPU path of this module.
+#[cfg(feature = "cpu")]
 struct CpuPath;
 
+#[cfg(feature = "cpu")]
 impl Subject for CpuPath {
     fn name(&self) -> &str {
         "cpu"

@@ -39,7 +39,7 @@ function isVisible(request, b, h, i, j, length, position) {
   return js.visible?.({ b, h, i, j, position }) ?? true;
 }
 
-/** Computes `{ output, lse, weights, visible }` of a request with f64 or f32 arrays. `js` has users' functions as JavaScript. */
+/** Computes `{ output, lse, weights, visible, keySums }` of a request with f64 or f32 arrays. `js` has users' functions as JavaScript. */
 export function reference(request) {
   const { query, key, value, layout, softcap, bias, alibiSlopes, sinks, kvLengths, js = {} } = request;
   const { batch, numHeads, numKvHeads, seqLenQ, seqLenKv, headDim, headDimV } = sizes(request.shape);
@@ -82,7 +82,14 @@ export function reference(request) {
       }
     }
   }
-  return { output, lse, weights, visible };
+  const keySums = new Float64Array(batch * numKvHeads * seqLenKv);
+  const first = typeof request.keySums === 'number' ? Math.max(0, seqLenQ - request.keySums) : 0;
+  weights.forEach((weight, at) => {
+    const [j, row] = [at % seqLenKv, Math.floor(at / seqLenKv)];
+    const kv = Math.floor(row / seqLenQ / (numHeads / numKvHeads));
+    if (row % seqLenQ >= first) keySums[kv * seqLenKv + j] += weight;
+  });
+  return { output, lse, weights, visible, keySums };
 }
 
 /** Number of f16 or bf16 bits. */

@@ -109,6 +109,7 @@ function wrongIn(request, got) {
   if (!(difference(output, expected.output) < TOLERANCE[dtype])) wrong.push(`output differs by ${difference(output, expected.output)}`);
   if (request.lse && !(difference(got.lse, expected.lse) < 2e-5)) wrong.push('lse');
   if (request.weights && !(difference(got.weights, expected.weights) < 2e-5)) wrong.push('weights');
+  if (request.keySums !== undefined && !(difference(got.keySums, expected.keySums) < 2e-5)) wrong.push('key sums');
   if (!request.lse && got.lse) wrong.push('an lse that nobody asked for');
   return wrong;
 }
@@ -176,6 +177,22 @@ async function explanations(test, engine) {
     test.check(summary.length > 10 && difference(visible, expected) === 0, `what ${name} shows: ${summary}`);
     test.check(Math.abs(density - share) < 1e-9 && flops > 0, `density of ${name}: ${density}`);
   }
+  // Each head of each item has its own.
+  const own = { shape: { batch: 2, numHeads: 2, seqLenQ: 3, headDim: 4 }, kvLengths: Uint32Array.of(3, 2) };
+  const mask = { shape: [1, 2, 1, 3], data: Uint8Array.of(1, 1, 1, 0, 1, 1) };
+  const visible = 'fn visible(at: Pair) -> bool { return at.key < at.batch + at.head + 1; }';
+  for (const [options, item, head, row] of [
+    [{ mask }, 0, 1, [0, 1, 1]],
+    [{ mask }, 1, 0, [1, 1, 0]],
+    [{ visible }, 0, 1, [1, 1, 0]],
+    [{ visible, mask }, 1, 1, [0, 1, 0]],
+    [{ visible }, 0, 0, [1, 0, 0]],
+  ]) {
+    const shown = await explain(engine, { ...own, ...options, item, head });
+    test.check(difference(shown.visible, [row, row, row].flat()) === 0, `what head ${head} of item ${item} sees: ${shown.visible}`);
+  }
+  const past = await explain(engine, { ...own, head: 2 }).catch((error) => error);
+  test.check(past.kind === 'invalid' && past.argument === 'head' && past.remedy, `head 2 of 2: ${past}`);
 }
 
 async function signals(test, engine) {
@@ -198,7 +215,8 @@ async function signals(test, engine) {
 // window, tokens that are taken back, a slot that is used again.
 async function decoding(test, engine) {
   const sizes = { numHeads: 4, numKvHeads: 2, headDim: 32, sequences: 2 };
-  for (const [stored, tolerance] of Object.entries({ f32: 2e-5, f16: 2e-3, bf16: 2e-2, q8: 2e-2, q4: 0.2 })) {
+  const storages = [['f32', 2e-5], ['f16', 2e-3], ['bf16', 2e-2], ['q8', 2e-2], ['q4', 0.2], [{ key: 'q8', value: 'f32' }, 2e-2], [{ value: 'q4', hadamard: true }, 0.4], [{ key: 'f32', value: 'f32', hadamard: true }, 2e-5]];
+  for (const [stored, tolerance] of storages) {
     const window = stored === 'f16' ? { left: 3 } : undefined;
     const cache = await createCache(engine, { ...sizes, stored, capacity: 12, pageSize: 4, window });
     const tokens = [[], []]; // of each slot: { key, value } of a token
@@ -221,7 +239,7 @@ async function decoding(test, engine) {
         test.check(cache.length(slot) === tokens[slot].length, `length of slot ${slot}`);
       }
     }
-    test.check(worst < tolerance && cache.bytes > 0, `decode in ${stored}: off by ${worst}`);
+    test.check(worst < tolerance && cache.bytes > 0, `decode in ${JSON.stringify(stored)}: off by ${worst}`);
     const full = await cache.step({ query: draw(1, 8 * 12 * 32), key: draw(1, 4 * 12 * 32), value: draw(1, 4 * 12 * 32), tokens: 12 }).catch((error) => error);
     test.check(full.kind === 'limit' && full.remedy, `a cache that is full: ${full.message}`);
     cache.free(slots[0]);
@@ -243,6 +261,10 @@ function afterStep({ numHeads, numKvHeads, headDim }, tokens, query, count, wind
 }
 
 async function timing(test, engine) {
+  const shape = { numHeads: 1, seqLenQ: 2, seqLenKv: 4, headDim: 8 };
+  const [all, seen] = [await bench(engine, { shape, seconds: 0.05 }), await bench(engine, { shape, causal: 'top-left', seconds: 0.05 })];
+  const flops = (result) => result.gflops * result.median * 1e6;
+  test.check(Math.abs(flops(all) / 256 - 1) < 1e-9 && Math.abs(flops(seen) / 96 - 1) < 1e-9, `operations: ${flops(all)}, causal ${flops(seen)}`);
   const { median, min, max, gflops, repetitions, name } = await bench(engine, { shape: { numHeads: 1, seqLenQ: 64, headDim: 32 }, seconds: 0.05 });
   test.check(min > 0 && min <= median && median <= max && gflops > 0 && repetitions >= 3 && name.includes('64'), `bench: ${median} ms, ${gflops} GFLOP/s`);
 }

@@ -82,7 +82,8 @@ impl Dawn {
     /// Kinds of devices that plans are made for: the least that WebGPU has, then with subgroups.
     fn caps(&self) -> Vec<(&'static str, DeviceCaps)> {
         let portable = DeviceCaps::webgpu_defaults();
-        let mut caps = vec![("portable", portable.clone())];
+        let software = DeviceCaps { class: DeviceClass::Software, slow_barriers: true, ..portable.clone() };
+        let mut caps = vec![("portable", portable.clone()), ("software", software)];
         let size = self.adapter.subgroup_size;
         if size > 0 {
             let with = |class| DeviceCaps { class, subgroup_size: size, subgroup_max: size, ..portable.clone() };

@@ -30,6 +30,7 @@ pub(crate) fn attention(
     outputs.stats = results.get("stats").map(|bytes| f32s_of(bytes).chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect());
     outputs.scores = results.get("scores").map(|bytes| f32s_of(bytes));
     outputs.weights = results.get("weights").map(|bytes| f32s_of(bytes));
+    outputs.key_sums = results.get("key_sums").map(|bytes| f32s_of(bytes));
     Ok(outputs)
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use wgpu_attention::plan::{DeviceCaps, DeviceClass, Plan, Shader, Specialise, cache_shaders, linear_shaders};
 use wgpu_attention::{
-    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, TensorSpec,
-    Term, WantGradients,
+    Algorithm, Alibi, Alignment, BroadcastShape, DType, Dims, Layout, Paged, Problem, Returns, ScoreOrder, ScoreStage, Strides, SummedRows,
+    TensorSpec, Term, WantGradients,
 };
 
 use crate::targets::TARGETS;
@@ -66,6 +66,7 @@ fn devices() -> Vec<(String, DeviceCaps)> {
     let mut devices = vec![("WebGPU defaults".into(), defaults)];
     devices.extend(TARGETS.iter().map(|target| (target.name.to_string(), target.caps())));
     devices.extend([0, 4, 8, 16].map(|size| (format!("software, subgroups of {size}"), software(size))));
+    devices.push(("software, slow barriers".into(), DeviceCaps { slow_barriers: true, ..software(0) }));
     devices
 }
 
@@ -133,6 +134,13 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
                     add(&format!("decode, user's {what}"), user_term(decode.clone(), text), Algorithm::Fused, Specialise::Always);
                 }
             }
+            if [64, 128].contains(&dim) && dtype != DType::BF16 {
+                let sums = |problem: Problem| problem.with_key_sums(SummedRows::All);
+                add("prefill, key sums", sums(prefill.clone()), Algorithm::Fused, Specialise::Always);
+                add("prefill, everything and key sums", sums(everything(prefill.clone())), Algorithm::Fused, Specialise::Always);
+                add("decode, key sums", sums(decode.clone()), Algorithm::Fused, Specialise::Always);
+                add("general, key sums", sums(everything(prefill.clone())), Algorithm::Fused, Specialise::Never);
+            }
             add("general", prefill.clone(), Algorithm::Fused, Specialise::Never);
             add("general decode", decode, Algorithm::Fused, Specialise::Never);
             add("general staged", prefill.clone(), Algorithm::Staged, Specialise::Never);
@@ -155,6 +163,7 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
     // Caches: pages, lengths in tables, and storage types.
     for dim in [64, 128] {
         for (cache, query) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::Q8, DType::F32), (DType::Q4, DType::F32)] {
+            let cached = |problem, query, cache| cached(problem, query, [cache, cache]);
             let mut add = |what: &str, problem: Problem, specialise| {
                 cases.push((format!("{cache} cache D={dim} {what}"), problem, Some(Algorithm::Fused), specialise));
             };
@@ -175,6 +184,17 @@ pub(crate) fn cases(sizes: &Sizes) -> Vec<Case> {
             add("paged, 8 tokens", paged(cached(speculative, query, cache)).aligned(Alignment::BottomRight).causal(), Specialise::Always);
         }
     }
+    // Rows that are stored rotated.
+    for (dim, specialise) in [(64, Specialise::Always), (128, Specialise::Always), (128, Specialise::Never)] {
+        let mut add = |what: &str, problem: Problem, algorithm| {
+            let general = if specialise == Specialise::Never { "general " } else { "" };
+            cases.push((format!("rotated D={dim} {general}{what}"), problem.hadamard(true, true), Some(algorithm), specialise));
+        };
+        let decode = cached(problem(sizes.decode, dim), DType::F32, [DType::Q8, DType::Q4]);
+        add("paged decode", paged(decode), Algorithm::Fused);
+        add("prefill", problem(sizes.prefill, dim).stored(DType::F16, Layout::Bshd), Algorithm::Fused);
+        add("staged", problem(sizes.prefill, dim), Algorithm::Staged);
+    }
     let odd = problem(sizes.prefill, 67);
     cases.push(("f32 D=67 prefill".into(), odd.clone(), Some(Algorithm::Fused), Specialise::Always));
     cases.push(("f32 D=67 staged".into(), odd, Some(Algorithm::Staged), Specialise::Always));
@@ -188,8 +208,9 @@ fn odd_cases() -> Vec<Case> {
         let ways = [("", Some(Algorithm::Fused)), (", staged", Some(Algorithm::Staged)), (", backward", None)];
         for (general, specialise) in [("", Specialise::Always), (", general", Specialise::Never)] {
             for (way, algorithm) in ways {
-                // Quantised keys have no gradients and no staged path.
-                if algorithm == Some(Algorithm::Fused) || !problem.key.dtype.is_quantised() {
+                // Quantised keys and values have no gradients, and those in pages neither.
+                let has_gradients = problem.paged.is_none() && [problem.key, problem.value].iter().all(|spec| !spec.dtype.is_quantised());
+                if algorithm.is_some() || has_gradients {
                     cases.push((format!("{what}{general}{way}"), problem.clone(), algorithm, specialise));
                 }
             }
@@ -211,7 +232,12 @@ fn odd_cases() -> Vec<Case> {
         );
     }
     for dtype in DType::QUANTISED {
-        add(&format!("{dtype} keys"), cached(plain.clone(), DType::F32, dtype));
+        add(&format!("{dtype} keys"), cached(plain.clone(), DType::F32, [dtype, dtype]));
+        let decode = problem(lengths(4, 2, 1, 2000), 64);
+        for [key, value] in [[DType::F16, dtype], [dtype, DType::F32]] {
+            add(&format!("{key} keys, {value} values"), cached(plain.clone(), DType::F32, [key, value]));
+            add(&format!("{key} keys, {value} values, paged decode"), paged(cached(decode.clone(), DType::F32, [key, value])));
+        }
     }
     add("user terms", crate::simulate::with_user_terms(plain.clone()));
     add("dropout", Problem { dropout: Some(0.5), ..plain.clone() });
@@ -278,9 +304,9 @@ fn problem(lengths: Lengths, head_dim: usize) -> Problem {
     Problem::new(Dims { batch: 1, num_heads, num_kv_heads, seq_len_q, seq_len_kv, head_dim, head_dim_v: head_dim })
 }
 
-fn cached(problem: Problem, query: DType, cache: DType) -> Problem {
+fn cached(problem: Problem, query: DType, [key, value]: [DType; 2]) -> Problem {
     let mut problem = problem.stored(query, Layout::Bshd);
-    (problem.key.dtype, problem.value.dtype) = (cache, cache);
+    (problem.key.dtype, problem.value.dtype) = (key, value);
     problem
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use wgpu_attention::cache::LayerShape;
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, HostVec, Inputs, Layout, PageTable, Problem};
+use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, Hadamard, HostVec, Inputs, Layout, PageTable, Problem};
 
 use super::check::{Deviation, draw, stored};
 use super::decode_device;
@@ -31,9 +31,10 @@ pub(crate) struct Args {
     /// Keys in the cache, for example 4096 or 4k (1k is 1024); may be repeated
     #[arg(long, value_name = "KEYS", requires = "decode", conflicts_with_all = OF_PREFILL, value_parser = context, default_values = ["1k", "4k", "16k"])]
     context: Vec<usize>,
-    /// Storage type of the cache: f32, f16, bf16, q8 or q4; may be repeated
-    #[arg(long, value_name = "STORAGE", requires = "decode", conflicts_with_all = OF_PREFILL, default_values = ["f32", "f16", "q8", "q4"])]
-    cache: Vec<DType>,
+    /// Storage type of the cache: f32, f16, bf16, q8 or q4, or that of keys and that of values, as f16:q4; followed by
+    /// +hadamard, rotated; may be repeated
+    #[arg(long, value_name = "STORAGE", requires = "decode", conflicts_with_all = OF_PREFILL, value_parser = storage, default_values = ["f32", "f16", "q8", "q4"])]
+    cache: Vec<Storage>,
     /// Numbers of query heads and of key/value heads
     #[arg(long, value_name = "H:HKV", requires = "decode", conflicts_with_all = OF_PREFILL, default_value = "32:8", value_parser = heads)]
     heads: [usize; 2],
@@ -58,6 +59,21 @@ fn heads(text: &str) -> Result<[usize; 2], String> {
     heads.ok_or_else(|| format!("`{text}` is not H:HKV with H a multiple of HKV"))
 }
 
+/// Storage of keys and values.
+#[derive(Clone, Copy, Debug)]
+struct Storage {
+    key: DType,
+    value: DType,
+    hadamard: bool,
+}
+
+/// Parses the storage of keys and values: `q4`, `f16:q4`, `q4+hadamard`.
+fn storage(text: &str) -> Result<Storage, Error> {
+    let (types, hadamard) = text.strip_suffix("+hadamard").map_or((text, false), |types| (types, true));
+    let (key, value) = types.split_once(':').unwrap_or((types, types));
+    Ok(Storage { key: key.parse()?, value: value.parse()?, hadamard })
+}
+
 /// Data of one step: a full cache whose last token is the new one, and the query of that token.
 pub(super) struct Full {
     pub(super) shape: LayerShape,
@@ -73,19 +89,20 @@ pub(super) struct Full {
 }
 
 impl Full {
-    fn new(args: &Args, keys: usize, dtype: DType) -> Result<Self, Failure> {
+    fn new(args: &Args, keys: usize, storage: Storage) -> Result<Self, Failure> {
         let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
-        let shape = LayerShape::new(num_kv_heads, dim).stored(dtype, dtype);
+        let shape = LayerShape::new(num_kv_heads, dim).stored(storage.key, storage.value).hadamard(storage.hadamard, storage.hadamard);
         let row = num_kv_heads * dim;
         let mut random = fastrand::Rng::with_seed(3);
         let mut some = |len: usize| draw(&mut random, len, format!("--context {keys}"));
         let query = some(num_heads * dim)?;
-        let mut full = || -> Result<(HostVec, Vec<f32>), Failure> {
-            let elements = some(keys * row)?;
+        let mut full = |dtype| -> Result<(HostVec, Vec<f32>), Failure> {
+            let mut elements = some(keys * row)?;
             let last = elements[(keys - 1) * row..].to_vec();
+            Hadamard::of(dim).filter(|_| storage.hadamard).into_iter().for_each(|rotation| rotation.rotate(&mut elements));
             Ok((stored(dtype, elements), last))
         };
-        let ((key, new_key), (value, new_value)) = (full()?, full()?);
+        let ((key, new_key), (value, new_value)) = (full(shape.key)?, full(shape.value)?);
         Ok(Self { shape, num_heads, keys, window: args.window, query, key, value, new: [new_key, new_value] })
     }
 
@@ -122,6 +139,7 @@ impl Full {
                 (first..self.keys).flat_map(|key| (0..dim).map(move |i| data.get(key * row + head / group * dim + i))).collect()
             };
             let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
+            let one = one.hadamard(self.shape.key_hadamard, self.shape.value_hadamard);
             let got = output.get(head * dim..(head + 1) * dim).unwrap_or_default();
             let found = Deviation::of(&one, &Inputs::new(&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)), got)?;
             if found.of_bound > 1.0 {
@@ -169,15 +187,16 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
         }
     }
     for &keys in &args.context {
-        for &dtype in &args.cache {
-            time(&Full::new(args, keys, dtype)?, &engines, seconds, json, terminal)?;
+        for &storage in &args.cache {
+            time(&Full::new(args, keys, storage)?, &engines, seconds, json, terminal)?;
         }
     }
     Ok(())
 }
 
 fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let dtype = full.shape.key;
+    let LayerShape { key, value, key_hadamard, .. } = full.shape;
+    let dtype = if key == value { key.to_string() } else { format!("{key}:{value}") } + if key_hadamard { "+hadamard" } else { "" };
     let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
     let mut progress = ProgressBar::new(format!("{name}: checking"));
     progress.report(0.0);
@@ -218,7 +237,7 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
         if json {
             let line = json!({
                 "adapter": adapter, "op": format!("decode {op}"), "context": full.keys, "heads": [full.num_heads, full.shape.num_kv_heads],
-                "head_dim": full.shape.head_dim, "window": full.window, "dtype": dtype.name(), "ms_median": median, "ms_min": min,
+                "head_dim": full.shape.head_dim, "window": full.window, "dtype": dtype, "ms_median": median, "ms_min": min,
                 "n": times.len(), "gflops": gflops, "gb_s": gb_s, "copy_gb_s": copy_gb_s, "of_copy": of_copy, "bytes": full.bytes(),
                 "cache_bytes": cache_bytes, "checked": true,
             });
@@ -239,6 +258,7 @@ fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(
     let mut problem = full.look(Problem::new(full.dims()));
     (problem.key.dtype, problem.value.dtype) = (full.shape.key, full.shape.value);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
+    problem = problem.hadamard(full.shape.key_hadamard, full.shape.value_hadamard);
     let mut table = PageTable::default();
     if is_paged {
         if !full.keys.is_multiple_of(PAGE_SIZE) {

@@ -10,11 +10,14 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use serde_json::json;
-use wgpu_attention::{Alibi, Alignment, BackwardInputs, DType, Engine, HostVec, Layout, Progress, Returns, ScoreStage, WantGradients};
+use wgpu_attention::{
+    Alibi, Alignment, BackwardInputs, DType, Engine, HostVec, Layout, Progress, Returns, ScoreStage, SummedRows, WantGradients,
+};
 
 use crate::arrays::{TensorFile, check_output, keep_apart, read_npy, write_tensor};
 use crate::backend::{self, BackendArg, one_of};
 use crate::failure::Failure;
+use crate::plan_args::summed_rows;
 use crate::terminal::{ProgressBar, Terminal, note};
 use crate::user_terms::TermArgs;
 use options::{ARRAYS, ArrayArgs, by_option};
@@ -100,6 +103,13 @@ pub(crate) struct Args {
     /// Also write the softmax weights, float32 [batch, num_heads, seq_len_q, seq_len_kv]
     #[arg(long, value_name = "F.npy", help_heading = "Results")]
     weights: Option<PathBuf>,
+    /// Also write the sum of each key's weights over rows and the heads that share the key, float32
+    /// [batch, num_kv_heads, seq_len_kv]
+    #[arg(long, value_name = "F.npy", help_heading = "Results")]
+    key_sums: Option<PathBuf>,
+    /// Rows whose weights are summed: all, or the last N of each item
+    #[arg(long, value_name = "all|N", default_value = "all", value_parser = summed_rows, requires = "key_sums", help_heading = "Results")]
+    summed_rows: SummedRows,
     /// Also write d_query.npy, d_key.npy, d_value.npy to this folder, and d_bias.npy, d_relative_bias.npy, d_sinks.npy
     /// if the problem has them, and d_table_NAME.npy of each --table with an owner; bfloat16 as float32
     #[arg(long, value_name = "DIR", help_heading = "Results")]
@@ -135,6 +145,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         stats: args.stats.is_some() || args.gradients.is_some(),
         scores: args.scores.as_ref().map(|_| args.scores_at),
         weights: args.weights.is_some(),
+        key_sums: args.key_sums.as_ref().map(|_| args.summed_rows),
     };
     let targets = targets(args, &request)?;
     let engine = backend::open(&args.backend.backend)?;
@@ -201,7 +212,8 @@ fn read(args: &Args) -> Result<Arrays, Failure> {
 
 /// Returns where the results go, by name, checked before anything is computed.
 fn targets(args: &Args, request: &Request) -> Result<BTreeMap<String, PathBuf>, Failure> {
-    let files = [("lse", &args.lse), ("stats", &args.stats), ("scores", &args.scores), ("weights", &args.weights)];
+    let files =
+        [("lse", &args.lse), ("stats", &args.stats), ("scores", &args.scores), ("weights", &args.weights), ("key_sums", &args.key_sums)];
     let files = files.into_iter().filter_map(|(name, path)| Some((name, path.clone()?)));
     let files = files.chain([("output", args.out.clone())]);
     let mut targets: BTreeMap<_, _> = files.map(|(name, path)| (name.to_string(), path)).collect();
@@ -254,7 +266,8 @@ fn compute(engine: &Engine, request: &Request) -> Result<Vec<(String, Option<Hos
         }
     }
     let rows = outputs.stats.map(|stats| stats.into_iter().flatten().collect());
-    let others = [("lse", outputs.lse), ("stats", rows), ("scores", outputs.scores), ("weights", outputs.weights)];
+    let others =
+        [("lse", outputs.lse), ("stats", rows), ("scores", outputs.scores), ("weights", outputs.weights), ("key_sums", outputs.key_sums)];
     results.insert(0, ("output", Some(outputs.output)));
     results.extend(others.map(|(name, values)| (name, values.map(HostVec::F32))));
     Ok(results.into_iter().map(|(name, value)| (name.to_string(), value)).chain(tables).collect())

@@ -224,6 +224,7 @@ fn result_shapes(problem: &Problem, arrays: &Arrays) -> BTreeMap<String, Vec<usi
         ("lse", lse),
         ("scores", scores.to_vec()),
         ("weights", scores.to_vec()),
+        ("key_sums", [d.batch, d.num_kv_heads, d.seq_len_kv][skip..].to_vec()),
     ]);
     let gradients = ["d_query", "d_key", "d_value", "d_bias", "d_relative_bias", "d_sinks"];
     let of = |gradient: &'static str| arrays.get(&*gradient[2..].replace('_', "-")).map(|array| (gradient, array.shape.clone()));

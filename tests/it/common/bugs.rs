@@ -3,8 +3,8 @@
 use wgpu_attention::oracle;
 use wgpu_attention::verify::oracle;
 use wgpu_attention::{
-    Alibi, Alignment, BroadcastShape, DType, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage, TensorSpec,
-    gather,
+    Alibi, Alignment, BroadcastShape, DType, Hadamard, HostVec, Inputs, Layout, Outputs, Paged, Problem, Result, ScoreOrder, ScoreStage,
+    SummedRows, TensorSpec, gather,
 };
 
 /// Mistake, and the attention that makes it.
@@ -116,7 +116,15 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug { name: "parts merged by one f32 lse each", attend: |p, x| summed(p, x, merged_by_lse) },
     Bug { name: "one f32 chain over all keys", attend: |p, x| summed(p, x, one_chain) },
     Bug { name: "query and key rounded to f16", attend: rounded_to_f16 },
+    Bug { name: "values stored as the keys are", attend: values_as_keys },
+    Bug { name: "query of rotated keys not rotated", attend: |p, x| changed(p, x, |p| p.key_hadamard = false) },
+    Bug { name: "output of rotated values not rotated back", attend: |p, x| changed(p, x, |p| p.value_hadamard = false) },
+    Bug { name: "rotated in blocks of half the width", attend: half_blocks },
     Bug { name: "scores returned at another stage", attend: other_stage },
+    Bug { name: "key sums over all rows", attend: |p, x| changed(p, x, |p| p.want.key_sums = p.want.key_sums.map(|_| SummedRows::All)) },
+    Bug { name: "key sums without the last row", attend: |p, x| other_sums(p, x, |_, i, rows| i + 1 != rows) },
+    Bug { name: "key sums of the first head of a group", attend: |p, x| other_sums(p, x, |h, _, _| h.is_multiple_of(p.dims.group())) },
+    Bug { name: "key sums without the sink", attend: sums_without_sink },
     Bug { name: "varlen sequences see each other", attend: varlen_as_one },
     Bug { name: "pages in the order of the pool", attend: |p, x| other_pages(p, x, |_, at| at) },
     Bug { name: "pages of the first item for all", attend: |p, x| other_pages(p, x, |p, at| x.page_table[at % p.pages_per_item] as usize) },
@@ -392,6 +400,30 @@ fn rounded_to_f16(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     oracle(&problem, &Inputs { query: query.as_slice(), key: key.as_slice(), ..*x })
 }
 
+/// Rounds values to the type of the keys, if their rows are whole blocks.
+fn values_as_keys(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+    let mut problem = p.clone();
+    problem.value.dtype = p.key.dtype;
+    if problem.check().is_err() {
+        return oracle(p, x);
+    }
+    let wide: Vec<f32> = (0..x.value.len()).map(|at| x.value.get(at)).collect();
+    oracle(&problem, &Inputs { value: HostVec::from_f32(p.key.dtype, &wide).as_slice(), ..*x })
+}
+
+/// Rotates the output back in blocks of half the width.
+fn half_blocks(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+    let block = Hadamard::of(p.dims.head_dim_v).map_or(0, Hadamard::block);
+    let Some(half) = Hadamard::of(block / 2).filter(|_| p.value_hadamard && p.output.dtype == DType::F32) else { return oracle(p, x) };
+    let mut outputs = changed(p, x, |p| p.value_hadamard = false)?;
+    if p.output.layout == Layout::Bhsd && p.output.offset == 0 {
+        let mut rows = outputs.output.to_f32();
+        half.rotate(&mut rows);
+        outputs.output = rows.into();
+    }
+    Ok(outputs)
+}
+
 fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     changed(p, x, |p| {
         p.want.scores = p.want.scores.map(|stage| match stage {
@@ -399,6 +431,29 @@ fn other_stage(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
             ScoreStage::Capped | ScoreStage::Masked => ScoreStage::Raw,
         });
     })
+}
+
+/// Sums the weights of some rows of padded batches: of head, row and number of rows.
+fn other_sums(p: &Problem, x: &Inputs<'_>, adds: impl Fn(usize, usize, usize) -> bool) -> Result<Outputs> {
+    let mut outputs = oracle(p, x)?;
+    if p.want.key_sums.is_some() && p.varlen.is_none() {
+        let d = p.dims;
+        let mut reference = oracle::attention(p, x)?;
+        for (row, weights) in reference.weights.chunks_mut(d.seq_len_kv.max(1)).enumerate() {
+            if !adds(row / d.seq_len_q % d.num_heads, row % d.seq_len_q, d.seq_len_q) {
+                weights.fill(0.0);
+            }
+        }
+        outputs.key_sums = Some(reference.key_sums(p, x).into_iter().map(|sum| sum as f32).collect());
+    }
+    Ok(outputs)
+}
+
+fn sums_without_sink(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
+    let without = oracle(&Problem { sinks: false, ..p.clone() }, &Inputs { sinks: &[], ..*x })?;
+    let mut outputs = oracle(p, x)?;
+    outputs.key_sums = without.key_sums;
+    Ok(outputs)
 }
 
 /// Treats all tokens as one sequence.
@@ -412,7 +467,7 @@ fn varlen_as_one(p: &Problem, x: &Inputs<'_>) -> Result<Outputs> {
     (problem.dims.batch, problem.dims.seq_len_q, problem.dims.seq_len_kv) = (1, varlen.tokens_q, varlen.tokens_kv);
     let (q, kv) = ([0, varlen.tokens_q as u32], [0, varlen.tokens_kv as u32]);
     problem.want.scores = None;
-    problem.want.weights = false;
+    (problem.want.weights, problem.want.key_sums) = (false, None);
     oracle(&problem, &Inputs { cu_seqlens_q: &q, cu_seqlens_kv: &kv, ..*x })
 }
 

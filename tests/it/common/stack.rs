@@ -4,7 +4,7 @@ use wgpu_attention::cache::Queries;
 use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
-use super::buffers::{devices, empty};
+use super::buffers::{devices, empty, upload};
 
 /// Opens one device per adapter, with all of the adapter's limits.
 pub(crate) fn gpus() -> Vec<Gpu> {
@@ -18,6 +18,8 @@ pub(crate) struct Layer {
     pub(crate) key: wgpu::Buffer,
     pub(crate) value: wgpu::Buffer,
     pub(crate) output: wgpu::Buffer,
+    /// Written if the problem wants key sums.
+    pub(crate) key_sums: wgpu::Buffer,
     pub(crate) append: Dispatches,
     pub(crate) attention: Dispatches,
 }
@@ -58,9 +60,11 @@ impl Stack {
             };
             let append = cache.append(layer, &tokens).expect("bound");
             let tables = tables.map(wgpu::Buffer::as_entire_buffer_binding);
-            let buffers = QueryBindings { tables, ..QueryBindings::new(&query, &output) };
+            let sums = upload(gpu.device(), gpu.queue(), &vec![f32::NAN; problem.key_sums_len()]);
+            let key_sums = problem.want.key_sums.map(|_| sums.as_entire_buffer_binding());
+            let buffers = QueryBindings { tables, key_sums, ..QueryBindings::new(&query, &output) };
             let attention = attention.bind(cache, layer, &buffers).expect("bound");
-            Layer { problem, query, key, value, output, append, attention }
+            Layer { problem, query, key, value, output, key_sums: sums, append, attention }
         };
         Self { layers: (0..cache.shape().layers.len()).map(layer).collect() }
     }

@@ -11,14 +11,16 @@ use crate::host::stored;
 
 /// Appends the keys and values of each item to a sequence of a cache, and computes the problem on the sequences.
 ///
-/// Unsupported: what caches on a device cannot have, such as quantised keys, whose blocks would be rounded again.
+/// Unsupported: what caches on a device cannot have, such as quantised or rotated keys, which would be rounded again.
 pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     let d = problem.dims;
     let no = |what: &str| Error::Unsupported { what: what.into(), remedy: "none".into() };
     let paged = problem.paged.filter(|_| problem.varlen.is_none()).ok_or_else(|| no("no pages"))?;
     let by_key = |shape: Option<BroadcastShape>| shape.is_some_and(|BroadcastShape([.., keys])| keys > 1);
     let is_wide = problem.want.stats || problem.want.weights || problem.want.scores.is_some();
-    if is_wide || by_key(problem.bias) || by_key(problem.visibility.mask) || problem.key.dtype.is_quantised() || problem.lse_len() == 0 {
+    let is_rounded =
+        problem.key.dtype.is_quantised() || problem.value.dtype.is_quantised() || problem.key_hadamard || problem.value_hadamard;
+    if is_wide || by_key(problem.bias) || by_key(problem.visibility.mask) || is_rounded || problem.lse_len() == 0 {
         return Err(no("what a cache does not have"));
     }
     let layer = LayerShape::new(d.num_kv_heads, d.head_dim).head_dim_v(d.head_dim_v).stored(problem.key.dtype, problem.value.dtype);
@@ -56,11 +58,13 @@ pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Re
     let (mask, bias) = (buffers.filled(&mask), buffers.filled(HostSlice::F32(inputs.bias).bytes()));
     let (query, output) = (buffers.filled(inputs.query.bytes()), buffers.empty(problem.output.dtype.bytes(problem.output_len())));
     let lse = buffers.empty(4 * problem.lse_len());
+    let key_sums = buffers.empty(4 * own.key_sums_len());
     let bindings = QueryBindings {
         lse: problem.want.lse.then(|| lse.as_entire_buffer_binding()),
         tables: (!words.is_empty()).then(|| tables.as_entire_buffer_binding()),
         bias: problem.bias.map(|_| bias.as_entire_buffer_binding()),
         mask: problem.visibility.mask.map(|_| mask.as_entire_buffer_binding()),
+        key_sums: problem.want.key_sums.map(|_| key_sums.as_entire_buffer_binding()),
         ..QueryBindings::new(&query, &output)
     };
     let attention = attention.bind(&cache, 0, &bindings)?;
@@ -76,6 +80,11 @@ pub(super) fn attention(gpu: &Gpu, problem: &Problem, inputs: &Inputs<'_>) -> Re
     let mut outputs = Outputs::default();
     outputs.output = buffers.read(&output, problem.output.dtype, problem.output_len());
     outputs.lse = problem.want.lse.then(|| buffers.read(&lse, DType::F32, problem.lse_len()).into_f32());
+    // The capacity of the cache may be more keys than the problem has.
+    outputs.key_sums = problem.want.key_sums.map(|_| {
+        let all = buffers.read(&key_sums, DType::F32, own.key_sums_len()).into_f32();
+        all.chunks_exact(own.dims.seq_len_kv).flat_map(|keys| keys[..d.seq_len_kv].to_vec()).collect()
+    });
     Ok(outputs)
 }
 

@@ -207,7 +207,8 @@ fn devices(args: &Args, task: &Task) -> (Vec<Planned>, Vec<String>) {
 fn caps(class: DeviceClass, size: u32, specialise: Specialise) -> DeviceCaps {
     // Few workgroups per dimension: grids have several lines, and the last is not full.
     let roomy = DeviceCaps { workgroup_bytes: 49152, workgroups_per_dimension: 5, ..DeviceCaps::webgpu_defaults() };
-    DeviceCaps { class, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
+    let slow_barriers = class == DeviceClass::Software;
+    DeviceCaps { class, slow_barriers, subgroup_size: size, subgroup_max: size, specialise, ..roomy }
 }
 
 /// A device like `caps` on which an invocation may go over one block of keys only, and on which few parts fit a binding: it goes over the keys

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use wgpu_attention::plan::{KernelExport, Shader, cache_shaders, linear_shaders};
 use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::{DType, HostVec};
+use wgpu_attention::{DType, Hadamard, HostVec};
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options};
 
 use super::device::{POISON, Shaders};
@@ -255,6 +255,15 @@ impl KernelCase<'_> {
         let got = self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?;
         let pools = [(4, cache_key, dim), (5, cache_value, dim_v)];
         let pools = pools.map(|(at, dtype, dim)| stored(dtype, &got[&at], (8 * heads * page * dim) as usize).to_f32());
+        // As a cache stores a row.
+        let kept = |mut row: Vec<f32>, rows: &str| {
+            if name.contains(&format!("{rows} in Hadamard blocks"))
+                && let Some(rotation) = Hadamard::of(row.len())
+            {
+                rotation.rotate(&mut row);
+            }
+            row
+        };
         let turned = |row: &[f32], position: u32| -> Answer<Vec<f32>> {
             let mut row = row.to_vec();
             if is_turned {
@@ -272,14 +281,10 @@ impl KernelCase<'_> {
                 let at = |dim: u32| (((item * heads + head) * tokens + token) * dim) as usize;
                 let entry = state[(12 + 3 * (1 + item) + position / page) as usize];
                 let to = |dim: u32| (((entry * heads + head) * page + position % page) * dim) as usize;
-                let row = turned(&key.to_f32()[at(dim)..][..dim as usize], position)?;
-                near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache_key))?;
-                near(
-                    "the value pool",
-                    &pools[1][to(dim_v)..][..dim_v as usize],
-                    &value.to_f32()[at(dim_v)..][..dim_v as usize],
-                    epsilon(cache_value),
-                )?;
+                let row = kept(turned(&key.to_f32()[at(dim)..][..dim as usize], position)?, "keys");
+                near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache_key) * largest(&row))?;
+                let row = kept(value.to_f32()[at(dim_v)..][..dim_v as usize].to_vec(), "values");
+                near("the value pool", &pools[1][to(dim_v)..][..dim_v as usize], &row, epsilon(cache_value) * largest(&row))?;
             }
             for head in (0..queries).filter(|_| has_query) {
                 let at = (((item * queries + head) * tokens + token) * dim) as usize;
@@ -340,6 +345,11 @@ fn epsilon(dtype: DType) -> f32 {
         DType::Q8 => 8e-3,
         DType::Q4 => 0.13,
     }
+}
+
+/// Largest finite magnitude of a row, at least 1.
+fn largest(row: &[f32]) -> f32 {
+    row.iter().map(|x| x.abs()).filter(|x| x.is_finite()).fold(1.0, f32::max)
 }
 
 fn same(what: &str, got: f32, expected: f32, within: f32) -> Answer {

@@ -38,7 +38,11 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/backward/square.wgsl", "if (first.", "as above"),
     ("shaders/lib/block.wgsl", "if (key >= max(first_key,", "as above"),
     ("shaders/backward/table_gradient.wgsl", "if (element >=", "work for lines whose elements are compared one by one all the same"),
-    ("shaders/backward/own_keys.wgsl", "if (interval_of(item, middle)", "a search that finds more rows, whose pairs are masked one by one"),
+    (
+        "shaders/backward/rows_of_group.wgsl",
+        "if (interval_of(item, middle)",
+        "a search that finds more rows, whose pairs are masked one by one",
+    ),
     ("shaders/lib/block.wgsl", "if (row < item.rows) {", "rows that do not exist are neither loaded nor stored"),
     ("shaders/lib/block.wgsl", "if (params.splits > 1u) {", "one split is all keys"),
     ("shaders/", "if (largest >= INFINITE) {", "the slow path for values that are not finite is right for all"),

@@ -8,7 +8,13 @@ use wgpu_attention::{
 pub(crate) fn variants(problem: &Problem, algorithm: Option<Algorithm>) -> Vec<(&'static str, Problem)> {
     let d = problem.dims;
     let v = &problem.visibility;
-    if problem.paged.is_some() || problem.key.dtype.is_quantised() || v.segments || v.kv_lengths {
+    if problem.key_hadamard
+        || problem.paged.is_some()
+        || problem.key.dtype.is_quantised()
+        || problem.value.dtype.is_quantised()
+        || v.segments
+        || v.kv_lengths
+    {
         return Vec::new();
     }
     // No whole vec4s, no whole rounds of threads; biases whose gradients are summed over rows, heads and keys.
