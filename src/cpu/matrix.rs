@@ -18,6 +18,7 @@ use std::mem::MaybeUninit;
 
 use super::kernel::SimdKernel;
 pub(super) use super::matrix_block::{BlockOfC, Engine, KEEP, LANES, PAIRS, ROWS, Step, TILE};
+use super::matrix_pack::MOST_PARTS;
 use super::product::Start;
 use super::simd::Simd;
 
@@ -133,11 +134,14 @@ impl MatrixProduct<'_> {
                 b: self.b.words.as_ptr().add(group * TILE),
                 steps,
                 is_wide: lane + LANES < width,
+                adds: false,
                 c: c.add(row * width + lane),
                 c_step: width,
             };
-            if matches!(start, Start::Nothing) {
-                return self.a.engine.0.compute(block);
+            // Sums of operands with few bits may be one long chain; others are summed in levels.
+            let is_chain = matches!(start, Start::There) && self.a.parts.count.max(self.b.count) < MOST_PARTS;
+            if is_chain || matches!(start, Start::Nothing) {
+                return self.a.engine.0.compute(BlockOfC { adds: is_chain, ..block });
             }
             let mut sums = Sums([MaybeUninit::uninit(); ROWS * 2 * LANES]);
             self.a.engine.0.compute(BlockOfC { c: sums.0.as_mut_ptr().cast(), c_step: 2 * LANES, ..block });

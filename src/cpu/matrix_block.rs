@@ -27,7 +27,7 @@ pub(super) type Step = [u32; 2];
 /// Stands for the operand of the step before.
 pub(super) const KEEP: u32 = u32::MAX;
 
-/// Block of c: [`ROWS`] rows of one or two groups of lanes, set to the sum of some steps.
+/// Block of c: [`ROWS`] rows of one or two groups of lanes, set to the sum of some steps, or increased by it.
 #[derive(Clone, Copy)]
 pub(super) struct BlockOfC<'a> {
     pub(super) a: *const f32,
@@ -37,6 +37,8 @@ pub(super) struct BlockOfC<'a> {
     pub(super) steps: &'a [Step],
     /// True if there are two groups of lanes.
     pub(super) is_wide: bool,
+    /// True if the sums start from what is in c.
+    pub(super) adds: bool,
     pub(super) c: *mut f32,
     /// Elements between two rows of c.
     pub(super) c_step: usize,

@@ -10,7 +10,9 @@ pub(super) unsafe fn compute(block: BlockOfC<'_>) {
     let lanes = if block.is_wide { 2 * LANES } else { LANES };
     for row in 0..ROWS {
         for lane in 0..lanes {
-            let (mut c, mut last) = (0.0, [0; 2]);
+            // SAFETY: inside a valid block.
+            let of_c = unsafe { &mut *block.c.add(row * block.c_step + lane) };
+            let (mut c, mut last) = (if block.adds { flush(*of_c) } else { 0.0 }, [0; 2]);
             for step in block.steps {
                 last = [0, 1].map(|operand: usize| if step[operand] == KEEP { last[operand] } else { step[operand] as usize });
                 // The second group of lanes is the next tile.
@@ -26,8 +28,7 @@ pub(super) unsafe fn compute(block: BlockOfC<'_>) {
                 }
                 c = flush(c + flush(chains[0] + chains[1]));
             }
-            // SAFETY: inside a valid block.
-            unsafe { *block.c.add(row * block.c_step + lane) = c };
+            *of_c = c;
         }
     }
 }

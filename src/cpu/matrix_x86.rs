@@ -79,7 +79,7 @@ fn is_permitted() -> bool {
     false
 }
 
-/// Computes a block of c by tiles: 0 to 3 are those of c, 4 and 5 of a, 6 and 7 of b.
+/// Computes a block of c by tiles: 0 to 3 are its own, 4 and 5 those of a, 6 and 7 of b.
 ///
 /// # Safety
 /// The block is valid and has a step, the first one without [`KEEP`]; the machine has tiles, and they are configured.
@@ -87,11 +87,9 @@ fn is_permitted() -> bool {
 pub(super) unsafe fn tiles(block: BlockOfC<'_>) {
     // The literals are the lines of the second group of lanes.
     macro_rules! compute {
-        ($zero:literal, $load:literal, $multiply:literal, $store:literal, $store_more:literal) => {
+        ($start:literal, $load:literal, $multiply:literal, $store:literal, $store_more:literal) => {
             asm!(
-                "tilezero tmm0",
-                "tilezero tmm2",
-                $zero,
+                $start,
                 "2:",
                 "mov {x:e}, dword ptr [{steps}]",
                 "cmp {x:e}, -1",
@@ -136,19 +134,34 @@ pub(super) unsafe fn tiles(block: BlockOfC<'_>) {
             )
         };
     }
-    // SAFETY: the text reads the block's steps and the tiles that they name, and writes the block of c; all of them are valid by
-    // contract. It changes only the registers that are named.
-    unsafe {
-        if block.is_wide {
+    macro_rules! wide {
+        ($start:literal) => {
             compute!(
-                "tilezero tmm1\ntilezero tmm3",
+                $start,
                 "tileloadd tmm7, [{x} + {b_step} * 1 + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm3, tmm5, tmm7",
                 "tilestored [{c} + {c_step} * 1 + 64], tmm1",
                 "tilestored [{c} + {c_step} * 1 + 64], tmm3"
-            );
-        } else {
-            compute!("", "", "", "", "");
+            )
+        };
+    }
+    // SAFETY: the text reads the block's steps, the tiles that they name and the block of c, and writes the latter; all of them are
+    // valid by contract. It changes only the registers that are named.
+    unsafe {
+        match (block.is_wide, block.adds) {
+            (true, false) => wide!("tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3"),
+            (true, true) => wide!(
+                "tileloadd tmm0, [{c} + {c_step} * 1]\ntileloadd tmm1, [{c} + {c_step} * 1 + 64]\nlea {x}, [{c} + {c_rows}]\n\
+                 tileloadd tmm2, [{x} + {c_step} * 1]\ntileloadd tmm3, [{x} + {c_step} * 1 + 64]"
+            ),
+            (false, false) => compute!("tilezero tmm0\ntilezero tmm2", "", "", "", ""),
+            (false, true) => compute!(
+                "tileloadd tmm0, [{c} + {c_step} * 1]\nlea {x}, [{c} + {c_rows}]\ntileloadd tmm2, [{x} + {c_step} * 1]",
+                "",
+                "",
+                "",
+                ""
+            ),
         }
     }
 }
@@ -202,7 +215,11 @@ unsafe fn dots_of<const N: usize>(block: BlockOfC<'_>) {
             }
             for row in 0..DOT_ROWS {
                 for v in 0..N {
-                    _mm512_storeu_ps(block.c.add((first + row) * block.c_step + v * LANES), sum[row][v]);
+                    let at = block.c.add((first + row) * block.c_step + v * LANES);
+                    if block.adds {
+                        sum[row][v] = _mm512_add_ps(sum[row][v], _mm512_loadu_ps(at));
+                    }
+                    _mm512_storeu_ps(at, sum[row][v]);
                 }
             }
         }

@@ -53,7 +53,7 @@ pub fn matrix_gflops() -> Option<f64> {
     let run = || {
         let mut c = [0.0f32; ROWS * 2 * LANES];
         let (a, b, of_c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        let block = BlockOfC { a, a_step: PAIRS, b, steps: &steps, is_wide: true, c: of_c, c_step: 2 * LANES };
+        let block = BlockOfC { a, a_step: PAIRS, b, steps: &steps, is_wide: true, adds: false, c: of_c, c_step: 2 * LANES };
         // SAFETY: a and b have the tiles of the first step, which all others keep; c is a block; the machine has the engine.
         unsafe {
             let _configured = Configured::new(engine);

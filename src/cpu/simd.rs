@@ -22,12 +22,24 @@ pub(super) trait Simd: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// Larger operand, lane by lane; `other` or NaN where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
+    /// True if `times_power` is infinite for an exponent over 127. Else such exponents are not allowed.
+    const SATURATES: bool = false;
+
     /// `self * 2^n` for an n from `split_exponent`. A subnormal result may be flushed to 0.
     ///
     /// Without an instruction for it: the bits of n shifted left by 23, which moves an integer into the exponent.
     unsafe fn times_power(self, whole: Self) -> Self;
     /// `self < than ? yes : no`, lane by lane; `no` where an operand is NaN.
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self;
+
+    /// True if a lane of `self` is less than that of `than`.
+    #[inline(always)]
+    unsafe fn any_less(self, than: Self) -> bool {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: LANES is at most 16.
+        unsafe { self.select_less(than, Self::splat(1.0), Self::splat(0.0)).store(lanes.as_mut_ptr()) };
+        lanes[..Self::LANES].contains(&1.0)
+    }
 
     /// Each lane truncated to bf16: its upper 16 bits.
     #[inline(always)]

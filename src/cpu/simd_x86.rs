@@ -11,6 +11,7 @@ use super::simd::Simd;
 const UPPER: i32 = 0xffff_0000_u32 as i32;
 
 impl Simd for __m512 {
+    const SATURATES: bool = true;
     const LANES: usize = 16;
     const VECTORS: usize = 4;
 
@@ -53,6 +54,11 @@ impl Simd for __m512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn select_less(self, than: Self, yes: Self, no: Self) -> Self {
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, than), no, yes)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn any_less(self, than: Self) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self, than) != 0
     }
 
     #[inline]

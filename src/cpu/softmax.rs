@@ -76,6 +76,10 @@ impl SimdKernel for Modify<'_> {
 
 /// One step of the running softmax: folds the scores into the running max and running sum, replaces them by
 /// `exp(score - max)`, and sets `alpha` to the factor on earlier sums. `max` starts at `f32::MIN`, `sum` at 0.
+///
+/// A *loose* step keeps `max` where the sum of each lane's new weights is at most [`MOST_LOOSE`], as FlashAttention-4
+/// does: earlier sums then stay as they are, and the max need not be known before the weights. Relative errors of its
+/// weights: 2^-13 in one part, 2^-18 in two, and that of [`exp`] in three, all beside 2^-22 of the score's magnitude.
 pub(super) struct Softmax<'a> {
     pub(super) panel: usize,
     pub(super) scores: &'a mut [f32],
@@ -86,7 +90,14 @@ pub(super) struct Softmax<'a> {
     pub(super) alpha: &'a mut [f32],
     /// Place for the weights as the matrix b of a product, and their number of parts. They do not replace the scores then.
     pub(super) packed: Option<(&'a mut [f32], usize)>,
+    /// True if a step of packed weights may be loose. Set to true if it was.
+    pub(super) loose: &'a mut bool,
 }
+
+/// Largest sum of a lane's weights in a loose step.
+const MOST_LOOSE: f32 = 65536.0;
+/// Limit on the magnitude of a max for a loose step.
+const MODERATE: f32 = 65536.0;
 
 impl SimdKernel for Softmax<'_> {
     #[inline(always)]
@@ -96,6 +107,7 @@ impl SimdKernel for Softmax<'_> {
         assert!(self.max.len() >= self.panel && self.sum.len() >= self.panel && self.alpha.len() >= self.panel);
         let packed = self.packed.as_ref();
         assert!(packed.is_none_or(|(to, parts)| to.len() >= panel_words(*parts, len / self.panel, self.panel)));
+        assert!(packed.is_some() || !*self.loose, "weights that replace their scores cannot be computed twice");
         // SAFETY: the machine has V's instructions by contract; the lengths were checked.
         unsafe {
             match self.panel / V::LANES {
@@ -111,11 +123,19 @@ impl SimdKernel for Softmax<'_> {
 
 impl Softmax<'_> {
     #[inline(always)]
-    unsafe fn vectors<V: Simd, const N: usize>(self) {
+    unsafe fn vectors<V: Simd, const N: usize>(mut self) {
         let is_scaled = self.scale != 1.0;
+        let parts = self.packed.as_ref().map_or(0, |(_, parts)| *parts);
         // SAFETY: passed on from the caller.
         unsafe {
-            match self.packed.as_ref().map_or(0, |(_, parts)| *parts) {
+            *self.loose = *self.loose
+                && match parts {
+                    1 => self.loose_step::<V, N, 1>(),
+                    2 => self.loose_step::<V, N, 2>(),
+                    _ => self.loose_step::<V, N, 3>(),
+                };
+            match parts {
+                _ if *self.loose => {}
                 0 if is_scaled => self.parts::<V, N, 0, true>(),
                 0 => self.parts::<V, N, 0, false>(),
                 1 if is_scaled => self.parts::<V, N, 1, true>(),
@@ -125,6 +145,54 @@ impl Softmax<'_> {
                 _ if is_scaled => self.parts::<V, N, 3, true>(),
                 _ => self.parts::<V, N, 3, false>(),
             }
+        }
+    }
+
+    /// Tries a loose step. Changes nothing but the place of the weights if it returns false.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "max and sum stay in registers only if every index is a constant")]
+    unsafe fn loose_step<V: Simd, const N: usize, const PARTS: usize>(&mut self) -> bool {
+        // SAFETY: every index is below the lengths that `run` checked.
+        unsafe {
+            let keys = self.scores.len() / self.panel;
+            let Some((to, _)) = &mut self.packed else { return false };
+            let (to, step) = (to.as_mut_ptr(), panel_words(1, keys, self.panel));
+            let scale = V::splat(self.scale * std::f32::consts::LOG2_E);
+            let mut max = [V::splat(0.0); N];
+            for v in 0..N {
+                let old = V::load(self.max.as_ptr().add(v * V::LANES));
+                if old.any_less(V::splat(-MODERATE)) || V::splat(MODERATE).any_less(old) {
+                    return false;
+                }
+                max[v] = old.mul(V::splat(-std::f32::consts::LOG2_E));
+            }
+            let scores = self.scores.as_ptr();
+            let exponent = |k: usize, v: usize| V::load(scores.add((k * N + v) * V::LANES)).mul_add(scale, max[v]);
+            let mut sum = [V::splat(0.0); N];
+            for pair in 0..keys.next_multiple_of(2 * PAIRS) / 2 {
+                for v in 0..N {
+                    let (mut even, mut odd) = (V::splat(0.0), V::splat(0.0));
+                    if 2 * pair < keys {
+                        even = loose_weight::<V, PARTS>(exponent(2 * pair, v));
+                        sum[v] = sum[v].add(even);
+                    }
+                    if 2 * pair + 1 < keys {
+                        odd = loose_weight::<V, PARTS>(exponent(2 * pair + 1, v));
+                        sum[v] = sum[v].add(odd);
+                    }
+                    store_pairs(even, odd, PARTS, to.add(panel_offset(pair, v * V::LANES, N * V::LANES)), step);
+                }
+            }
+            for v in 0..N {
+                if V::splat(MOST_LOOSE).any_less(sum[v]) {
+                    return false;
+                }
+            }
+            for v in 0..N {
+                let at = self.sum.as_mut_ptr().add(v * V::LANES);
+                V::load(at).add(sum[v]).store(at);
+            }
+            true
         }
     }
 
@@ -344,13 +412,41 @@ impl SimdKernel for Gradient<'_> {
 /// x / ln 2 = n + r with |r| <= 1/2; 2^r by a minimax polynomial of degree 5 (relative error 9e-8). Subnormals may be
 /// flushed to 0. Reducing x by ln 2 in two parts is a quarter slower and more accurate only where e^x is negligible.
 #[inline(always)]
-#[expect(clippy::approx_constant, reason = "a minimax coefficient near ln 2, not ln 2")]
 pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
     // SAFETY: passed on from the caller.
+    unsafe { exp2::<V, 5>(x.mul(V::splat(std::f32::consts::LOG2_E))) }
+}
+
+/// 2^x, as exact as a weight of so many parts needs to be. At least 2^127 where x is more.
+#[inline(always)]
+unsafe fn loose_weight<V: Simd, const PARTS: usize>(x: V) -> V {
+    // SAFETY: passed on from the caller.
     unsafe {
-        let (r, n) = x.mul(V::splat(std::f32::consts::LOG2_E)).split_exponent();
-        let mut power = V::splat(0.001_326_472_7);
-        for coefficient in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
+        let most = V::splat(127.0);
+        let x = if V::SATURATES { x } else { most.select_less(x, most, x) };
+        match PARTS {
+            1 => exp2::<V, 3>(x),
+            2 => exp2::<V, 4>(x),
+            _ => exp2::<V, 5>(x),
+        }
+    }
+}
+
+/// 2^x by a minimax polynomial of a degree: relative error 2^-13 for 3, 2^-18 for 4, 9e-8 for 5. Subnormals may be flushed
+/// to 0. NaN stays NaN.
+#[inline(always)]
+#[expect(clippy::approx_constant, reason = "a minimax coefficient near ln 2, not ln 2")]
+unsafe fn exp2<V: Simd, const DEGREE: usize>(x: V) -> V {
+    let coefficients: &[f32] = match DEGREE {
+        3 => &[0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06],
+        4 => &[0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3],
+        _ => &[0.001_326_472_7, 0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0],
+    };
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let (r, n) = x.split_exponent();
+        let mut power = V::splat(coefficients[0]);
+        for &coefficient in &coefficients[1..] {
             power = power.mul_add(r, V::splat(coefficient));
         }
         power.times_power(n)

@@ -195,6 +195,26 @@ fn weights_rounded_to_bf16() {
     }
 }
 
+/// Scores that grow with the key, by little or from nothing to thousands: steps of the softmax are loose, or must not be.
+#[test]
+fn growing_scores() {
+    let dims = Dims { seq_len_q: 70, seq_len_kv: 700, ..Dims::self_attention(1, 1, 0, 16) };
+    for (dtype, growth) in DType::FLOATS.into_iter().flat_map(|dtype| [1e-3f32, 0.02, 0.3, -0.3, 3.0].map(|growth| (dtype, growth))) {
+        for scale in [0.25, -0.3] {
+            let problem = Problem { scale: Some(scale), ..Problem::new(dims) }.stored(dtype, Layout::Bhsd);
+            for problem in [problem.clone().allow_bf16_weights(), problem.clone(), problem.with_lse()] {
+                let mut case = case(problem, PLAIN);
+                let mut key = case.data.key.to_f32();
+                for (j, row) in key.chunks_exact_mut(16).enumerate() {
+                    row.iter_mut().for_each(|x| *x *= 1.0 + growth.abs() * if growth < 0.0 { 700 - j } else { j } as f32);
+                }
+                case.data.key = HostVec::from_f32(dtype, &key);
+                compare(&case);
+            }
+        }
+    }
+}
+
 /// Instruction sets have names of their own, and tests alone use the twin of the tiles.
 #[test]
 fn instruction_sets() {

@@ -109,7 +109,11 @@ impl Panel {
     /// Adds the products of packed values and the weights that a tile has packed to the output, which is first rescaled.
     pub(super) fn add_packed(&mut self, job: &Job<'_>, plan: MatrixPlan, a: PackedRows<'_>, keys: usize, tile: &mut Tile) {
         let (width, rows) = (self.width, job.problem.dims.head_dim_v.next_multiple_of(ROWS));
-        let start = if self.started { Start::Scaled(tile.alpha.take(width)) } else { Start::Nothing };
+        let start = match self.started {
+            false => Start::Nothing,
+            true if tile.is_loose => Start::There,
+            true => Start::Scaled(tile.alpha.take(width)),
+        };
         let step = panel_words(1, keys, width);
         job.isa.run(MatrixProduct {
             a,
@@ -157,8 +161,10 @@ pub(super) struct Tile {
     pub(super) additive_mask: Buffer,
     pub(super) dropout_mask: Buffer,
     bounds: Buffer,
-    /// Factor of each lane on earlier sums.
+    /// Factor of each lane on earlier sums, unless they stay as they are.
     pub(super) alpha: Buffer,
+    /// True if the last step of the running softmax was loose: see [`Softmax`].
+    is_loose: bool,
     /// Products of output gradients with values, then the gradients of the scores.
     pub(super) products: Buffer,
     /// Capped scores, then the gradients of the biases; used only where a softcap comes before the biases.
@@ -297,6 +303,7 @@ impl Tile {
     pub(super) fn softmax(&mut self, job: &Job<'_>, panel: &mut Panel, keys: usize, plan: Option<MatrixPlan>) {
         let width = panel.width;
         let packed = plan.map(|plan| (self.packed.take(panel_words(plan.weights, keys, width)), plan.weights));
+        self.is_loose = packed.is_some() && job.lse.is_none() && job.stats.is_none() && job.weights.is_none();
         job.isa.run(Softmax {
             panel: width,
             scores: self.scores.take(width * keys),
@@ -305,6 +312,7 @@ impl Tile {
             sum: panel.sum.take(width),
             alpha: self.alpha.take(width),
             packed,
+            loose: &mut self.is_loose,
         });
     }
 
