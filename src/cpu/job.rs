@@ -8,7 +8,7 @@ use half::bf16;
 use super::kernel::Isa;
 use super::matrix::{Configured, PackedRows, ROWS, SMALLEST};
 use super::matrix_pack::{MatrixPlan, Packing};
-use super::pack::{RowLayout, Rows, SharedOutput, Widen};
+use super::pack::{Element, RowLayout, Rows, SharedOutput, Widen};
 use super::shared::{Buffer, LINE, Shared};
 use super::tile_list::TileList;
 use super::user_term::UserTerm;
@@ -157,7 +157,7 @@ impl<'a> Block<'a> {
             };
             let packing = Packing { engine, isa: job.isa, parts, is_transposed, smallest: SMALLEST };
             // Rows of bf16 need not be widened if only matrix products read them.
-            if let Some(rows) = job.bf16_rows(unit, operand, &keys).filter(|_| !reads_rows)
+            if let Some(rows) = job.rows_in_place::<bf16>(unit, operand, &keys).filter(|_| !reads_rows)
                 && packing.pack(rows, to)
             {
                 return (Rows::unread(count, width), Some(packing.packed(count, width, to)));
@@ -268,13 +268,17 @@ impl Job<'_> {
         to.iter_mut().for_each(|x| *x *= scale);
     }
 
-    /// Returns some keys or values in place if they are bf16 on one page, contiguous.
-    fn bf16_rows(&self, unit: &Unit, operand: Operand, keys: &Range<usize>) -> Option<Rows<'_, bf16>> {
-        let (HostSlice::BF16(data), width) = (self.operand(operand), self.problem.shape(operand)[3]) else { return None };
+    /// Returns some keys or values in place if they are stored in this type on one page, contiguous.
+    pub(super) fn rows_in_place<T: Element>(&self, unit: &Unit, operand: Operand, keys: &Range<usize>) -> Option<Rows<'_, T>> {
+        let (data, width) = (T::of(self.operand(operand))?, self.problem.shape(operand)[3]);
         let [first, last] = [keys.start, keys.end - 1].map(|key| self.place(unit, operand, unit.kv_head, key));
         let end = first.start + (keys.len() - 1) * first.row_step;
-        (first.step == 1 && last.start == end && self.problem.paged.is_none_or(|paged| keys.end - keys.start <= paged.page_size))
-            .then(|| Rows { data: &data[first.start..end + width], count: keys.len(), width, step: first.row_step })
+        (first.step == 1 && last.start == end && self.problem.paged.is_none_or(|paged| keys.len() <= paged.page_size)).then(|| Rows {
+            data: &data[first.start..end + width],
+            count: keys.len(),
+            width,
+            step: first.row_step,
+        })
     }
 
     fn operand(&self, operand: Operand) -> HostSlice<'_> {
@@ -290,21 +294,18 @@ impl Job<'_> {
         in_place: bool,
         scratch: &'a mut Buffer,
     ) -> Rows<'a> {
+        if let (true, Some(rows)) = (in_place, self.rows_in_place(unit, operand, keys)) {
+            return rows;
+        }
         let data = self.operand(operand);
         let (count, width) = (keys.len(), self.problem.shape(operand)[3]);
-        let place = |key| self.place(unit, operand, unit.kv_head, key);
         let page_size = self.problem.paged.map_or(usize::MAX, |paged| paged.page_size);
         let run_end = |key: usize| keys.end.min((key / page_size + 1) * page_size);
-        let at = place(keys.start);
-        if let (HostSlice::F32(data), 1, true) = (data, at.step, in_place && run_end(keys.start) == keys.end) {
-            let end = at.start + (count - 1) * at.row_step + width;
-            return Rows { data: &data[at.start..end], count, width, step: at.row_step };
-        }
         Rows::copy(count, width, scratch, |to, to_step| {
             let mut key = keys.start;
             while key < keys.end {
                 let (end, to) = (run_end(key), &mut to[(key - keys.start) * to_step..]);
-                Widen { data, at: place(key), rows: end - key, width, to, to_step }.read(self.isa);
+                Widen { data, at: self.place(unit, operand, unit.kv_head, key), rows: end - key, width, to, to_step }.read(self.isa);
                 key = end;
             }
         })

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::kernel::{Isa, SimdKernel};
 use super::matrix::{Configured, Engine, LANES, LARGEST, PAIRS, PackedRows, Parts, ROWS, TILE, words_of_row};
-use super::pack::Rows;
+use super::pack::{Element, Rows};
 use super::shared::Buffer;
 use super::simd::Simd;
 use crate::numbers::DType;
@@ -69,13 +69,7 @@ pub(super) fn panel_words(parts: usize, rows: usize, width: usize) -> usize {
 }
 
 /// Element of rows that are packed.
-pub(super) trait Element: Copy + Default {
-    /// Loads a vector.
-    ///
-    /// # Safety
-    /// `from` is valid for a vector of elements; the machine has V's instructions.
-    unsafe fn load<V: Simd>(from: *const Self) -> V;
-
+pub(super) trait Packed: Element {
     /// True if no element is NaN, infinite, [`LARGEST`] or more, or other than 0 and less than `smallest`.
     ///
     /// The range is one of bits: the largest magnitude is below its end, and the least one, less 1 so that 0 wraps to the
@@ -83,13 +77,7 @@ pub(super) trait Element: Copy + Default {
     fn are_in_range(data: &[Self], smallest: f32) -> bool;
 }
 
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(from: *const Self) -> V {
-        // SAFETY: passed on from the caller.
-        unsafe { V::load(from) }
-    }
-
+impl Packed for f32 {
     #[inline(always)]
     fn are_in_range(data: &[Self], smallest: f32) -> bool {
         let (mut largest, mut least) = (0, u32::MAX);
@@ -102,13 +90,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(from: *const Self) -> V {
-        // SAFETY: passed on from the caller.
-        unsafe { V::widen_bf16(from) }
-    }
-
+impl Packed for bf16 {
     #[inline(always)]
     fn are_in_range(data: &[Self], smallest: f32) -> bool {
         let (mut largest, mut least) = (0, u16::MAX);
@@ -123,7 +105,7 @@ impl Element for bf16 {
 
 /// True if all elements of rows are in range.
 #[inline(always)]
-fn rows_are_in_range<T: Element>(rows: &Rows<'_, T>, smallest: f32) -> bool {
+fn rows_are_in_range<T: Packed>(rows: &Rows<'_, T>, smallest: f32) -> bool {
     if rows.step == rows.width {
         return T::are_in_range(&rows.data[..rows.count * rows.width], smallest);
     }
@@ -137,7 +119,7 @@ fn rows_are_in_range<T: Element>(rows: &Rows<'_, T>, smallest: f32) -> bool {
 
 /// Loads elements `column..column + LANES` of a row; 0 past its end.
 #[inline(always)]
-unsafe fn load_padded<V: Simd, T: Element>(row: &[T], column: usize) -> V {
+unsafe fn load_padded<V: Simd, T: Packed>(row: &[T], column: usize) -> V {
     // SAFETY: the machine has V's instructions by contract; LANES is at most 16.
     unsafe {
         if column + V::LANES <= row.len() {
@@ -192,7 +174,7 @@ impl<'a> Packing<'a> {
     }
 
     /// Packs rows. Returns false if an element is out of range.
-    pub(super) fn pack<T: Element>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
+    pub(super) fn pack<T: Packed>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
         let ([rows, columns], mut fits) = (self.shape(from.count, from.width), false);
         let &Self { isa, parts, smallest, is_transposed, .. } = self;
         let to = to.take(PackedRows::words(parts, rows, columns));
@@ -245,7 +227,7 @@ struct Pack<'a, T> {
     fits: &'a mut bool,
 }
 
-impl<T: Element> SimdKernel for Pack<'_, T> {
+impl<T: Packed> SimdKernel for Pack<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let Self { from, is_transposed, parts, smallest, to, fits } = self;
@@ -260,7 +242,7 @@ impl<T: Element> SimdKernel for Pack<'_, T> {
 /// # Safety
 /// The machine has V's instructions.
 #[inline(always)]
-unsafe fn pack_rows<V: Simd, T: Element>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+unsafe fn pack_rows<V: Simd, T: Packed>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
     let words = words_of_row(from.width);
     let step = from.count.next_multiple_of(ROWS) * words;
     assert!(to.len() >= parts * step);
@@ -285,7 +267,7 @@ unsafe fn pack_rows<V: Simd, T: Element>(from: Rows<'_, T>, parts: usize, to: &m
 /// # Safety
 /// The machine has V's instructions.
 #[inline(always)]
-unsafe fn pack_columns<V: Simd, T: Element>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+unsafe fn pack_columns<V: Simd, T: Packed>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
     let words = words_of_row(from.count);
     let rows = from.width.next_multiple_of(ROWS);
     assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);

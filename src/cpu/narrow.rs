@@ -5,8 +5,10 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::job::{Job, KEY_BLOCK, Unit};
-use super::pack::Rows;
+use super::pack::{Element, Rows};
 use super::product::{Dots, Product, Start};
 use super::shared::{Buffer, LINE};
 use super::softmax::RowSoftmax;
@@ -20,12 +22,54 @@ use crate::problem::Operand;
 const BLOCK_IN_PLACE: usize = 1024;
 /// Keys whose weighted values are summed in one chain of multiply-adds.
 const CHAIN: usize = 64;
-/// Prefetch distance for rows read in place, in elements: 8 KiB.
-const AHEAD: usize = 2048;
+/// Prefetch distance for rows read in place, in bytes.
+const AHEAD: usize = 8192;
 
-/// Prefetch distance for an operand whose rows can be read in place, because they are f32 and whole cache lines.
-fn ahead(job: &Job<'_>, operand: Operand) -> Option<usize> {
-    (job.problem.spec(operand).dtype == DType::F32 && job.problem.shape(operand)[3].is_multiple_of(LINE)).then_some(AHEAD)
+/// Keys or values: in place where they are contiguous floats of whole vectors, else a copy.
+enum KeyRows<'a> {
+    F32(Rows<'a>),
+    F16(Rows<'a, f16>),
+    BF16(Rows<'a, bf16>),
+}
+
+/// Applies a generic function to rows of any type.
+macro_rules! of_any {
+    ($rows:expr, $function:expr) => {
+        match $rows {
+            KeyRows::F32(rows) => $function(rows),
+            KeyRows::F16(rows) => $function(rows),
+            KeyRows::BF16(rows) => $function(rows),
+        }
+    };
+}
+
+impl<'a> KeyRows<'a> {
+    fn read(job: &'a Job<'_>, unit: &Unit, operand: Operand, keys: &Range<usize>, scratch: &'a mut Buffer) -> Self {
+        if is_in_place(job, operand)
+            && let Some(rows) = job.rows_in_place(unit, operand, keys)
+        {
+            return Self::F16(rows);
+        }
+        if is_in_place(job, operand)
+            && let Some(rows) = job.rows_in_place(unit, operand, keys)
+        {
+            return Self::BF16(rows);
+        }
+        Self::F32(job.key_rows(unit, operand, keys, is_in_place(job, operand), scratch))
+    }
+}
+
+/// True if rows of an operand can be read in place, because they are whole vectors of floats. Browsers have a small download instead of
+/// kernels for 16 bits.
+fn is_in_place(job: &Job<'_>, operand: Operand) -> bool {
+    let dtype = job.problem.spec(operand).dtype;
+    let is_read = dtype == DType::F32 || DType::FLOATS.contains(&dtype) && !cfg!(target_arch = "wasm32");
+    is_read && job.problem.shape(operand)[3].is_multiple_of(LINE)
+}
+
+/// Prefetch distance, in elements, for rows read in place.
+fn ahead<T>(job: &Job<'_>, operand: Operand) -> Option<usize> {
+    is_in_place(job, operand).then_some(AHEAD / size_of::<T>())
 }
 
 /// Computes a unit and writes its results.
@@ -40,8 +84,8 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
     panel.output.take(unit.rows * output_step).fill(0.0);
     panel.max.take(unit.rows).fill(f32::MIN);
     panel.sum.take(unit.rows).fill(0.0);
-    let [key_in_place, value_in_place] = [Operand::Key, Operand::Value].map(|operand| ahead(job, operand).is_some());
-    let block = if key_in_place && value_in_place && job.problem.paged.is_none() { BLOCK_IN_PLACE } else { KEY_BLOCK };
+    let in_place = [Operand::Key, Operand::Value].into_iter().all(|operand| is_in_place(job, operand));
+    let block = if in_place && job.problem.paged.is_none() { BLOCK_IN_PLACE } else { KEY_BLOCK };
     for start in unit.keys.clone().step_by(block) {
         let keys = start..unit.keys.end.min(start + block);
         let step = Step::Rows(keys.len().next_multiple_of(LINE));
@@ -49,11 +93,11 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
         if !tile.may_see(&grid) {
             continue;
         }
-        let key = job.key_rows(unit, Operand::Key, &keys, key_in_place, key_buffer);
-        let value = job.key_rows(unit, Operand::Value, &keys, value_in_place, value_buffer);
-        let query = panel.query.take(unit.rows * query_step);
-        score(&grid, Rows { data: query, count: unit.rows, width: d.head_dim, step: query_step }, key, tile);
-        accumulate(job, unit, panel, &keys, value, tile);
+        let key = KeyRows::read(job, unit, Operand::Key, &keys, key_buffer);
+        let value = KeyRows::read(job, unit, Operand::Value, &keys, value_buffer);
+        let query = Rows { data: panel.query.take(unit.rows * query_step), count: unit.rows, width: d.head_dim, step: query_step };
+        of_any!(key, |key| score(&grid, query, key, tile));
+        of_any!(value, |value| accumulate(job, unit, panel, &keys, value, tile));
     }
     let (max, sum) = (panel.max.take(unit.rows), panel.sum.take(unit.rows));
     for (r, row) in panel.output.take(unit.rows * output_step).chunks_exact_mut(output_step).enumerate() {
@@ -62,11 +106,11 @@ pub(super) fn run(job: &Job<'_>, unit: &Unit, panel: &mut Panel, tile: &mut Tile
 }
 
 /// Computes the scores of some keys, -inf where masked.
-fn score(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_>, tile: &mut Tile) {
+fn score<T: Element>(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_, T>, tile: &mut Tile) {
     let (job, unit, keys) = (grid.job, grid.unit, &grid.keys);
     let step = keys.len().next_multiple_of(LINE);
     let scores = tile.scores.take(unit.rows * step);
-    job.isa.run(Dots { query, key, ahead: ahead(job, Operand::Key), scores, scores_step: step });
+    job.isa.run(Dots { query, key, ahead: ahead::<T>(job, Operand::Key), scores, scores_step: step });
     let mut kind = Masking::Nothing;
     if tile.has_additive_mask(job) {
         let to = tile.additive_mask.take(unit.rows * step);
@@ -85,7 +129,7 @@ fn score(grid: &Grid<'_>, query: Rows<'_>, key: Rows<'_>, tile: &mut Tile) {
 }
 
 /// Folds the scored keys into running max, running sum and output.
-fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_>, tile: &mut Tile) {
+fn accumulate<T: Element>(job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>, value: Rows<'_, T>, tile: &mut Tile) {
     let (count, step, output_step) = (keys.len(), keys.len().next_multiple_of(LINE), value.width.next_multiple_of(LINE));
     let scores = tile.scores.take(unit.rows * step);
     let any_masked = scores.iter().fold(false, |any, &score| any | (score == f32::NEG_INFINITY));
@@ -108,20 +152,11 @@ fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>
             }
         }
     }
-    let used = if finite { value } else { value.cleaned(&mut tile.clean) };
     let part = tile.rows.take(unit.rows * output_step);
-    for chain in (0..count).step_by(CHAIN) {
-        job.isa.run(Product {
-            a: Rows { data: &scores[chain..], count: unit.rows, width: CHAIN.min(count - chain), step },
-            transposed: false,
-            b: &used.data[chain * used.step..],
-            b_step: used.step,
-            c: &mut *part,
-            c_step: output_step,
-            width: output_step,
-            start: if chain == 0 { Start::Nothing } else { Start::There },
-            ahead: ahead(job, Operand::Value),
-        });
+    let weights = Rows { data: scores, count: unit.rows, width: count, step };
+    match finite {
+        true => weighted(job, weights, value, ahead::<T>(job, Operand::Value), part),
+        false => weighted(job, weights, value.cleaned(&mut tile.clean), None, part),
     }
     let output = panel.output.take(unit.rows * output_step);
     for ((row, part), &mut alpha) in output.chunks_exact_mut(output_step).zip(part.chunks_exact(output_step)).zip(alpha) {
@@ -135,7 +170,25 @@ fn accumulate(job: &Job<'_>, unit: &Unit, panel: &mut Panel, keys: &Range<usize>
         for j in (0..count).filter(|j| tile.sees(r * step + j)) {
             let weight = tile.scores.get(r * step + j);
             let unfinite = row.iter_mut().zip(value.row(j)).filter(|(_, value)| !value.is_finite());
-            unfinite.for_each(|(x, &value)| *x += weight * value);
+            unfinite.for_each(|(x, value)| *x += weight * value.widen());
         }
+    }
+}
+
+/// Sums weighted rows: `part[r] = sum over k of weights[r][k] * value[k]`, with rows padded to whole cache lines.
+fn weighted<T: Element>(job: &Job<'_>, weights: Rows<'_>, value: Rows<'_, T>, ahead: Option<usize>, part: &mut [f32]) {
+    let width = part.len() / weights.count;
+    for chain in (0..weights.width).step_by(CHAIN) {
+        job.isa.run(Product {
+            a: Rows { data: &weights.data[chain..], width: CHAIN.min(weights.width - chain), ..weights },
+            transposed: false,
+            b: &value.data[chain * value.step..],
+            b_step: value.step,
+            c: &mut *part,
+            c_step: width,
+            width,
+            start: if chain == 0 { Start::Nothing } else { Start::There },
+            ahead,
+        });
     }
 }

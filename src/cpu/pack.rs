@@ -57,8 +57,7 @@ impl SimdKernel for Widen<'_> {
             }
             HostSlice::BF16(data) if step == 1 => {
                 for (at, to) in rows {
-                    let widen = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
-                    to.iter_mut().zip(&data[at..][..width]).for_each(|(to, x)| *to = widen(x));
+                    to.iter_mut().zip(&data[at..][..width]).for_each(|(to, x)| *to = x.widen());
                 }
             }
             // The problem's check allows only step 1 and whole blocks for quantised operands.
@@ -68,6 +67,90 @@ impl SimdKernel for Widen<'_> {
             }
             data => rows.for_each(|(at, to)| to.iter_mut().enumerate().for_each(|(i, x)| *x = data.get(at + i * step))),
         }
+    }
+}
+
+/// Float that rows are stored in.
+pub(super) trait Element: Copy + Default {
+    /// Loads a vector.
+    ///
+    /// # Safety
+    /// `from` is valid for a vector of elements; the machine has V's instructions.
+    unsafe fn load<V: Simd>(from: *const Self) -> V;
+
+    /// Elements, if they are stored in this type.
+    fn of(data: HostSlice<'_>) -> Option<&[Self]>;
+
+    /// Returns the element as f32.
+    fn widen(self) -> f32;
+
+    /// True unless the element is NaN or infinite.
+    fn is_finite(self) -> bool;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V {
+        // SAFETY: passed on from the caller.
+        unsafe { V::load(from) }
+    }
+
+    fn of(data: HostSlice<'_>) -> Option<&[Self]> {
+        if let HostSlice::F32(data) = data { Some(data) } else { None }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V {
+        // SAFETY: passed on from the caller.
+        unsafe { V::widen_f16(from) }
+    }
+
+    fn of(data: HostSlice<'_>) -> Option<&[Self]> {
+        if let HostSlice::F16(data) = data { Some(data) } else { None }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        f16::is_finite(self)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V {
+        // SAFETY: passed on from the caller.
+        unsafe { V::widen_bf16(from) }
+    }
+
+    fn of(data: HostSlice<'_>) -> Option<&[Self]> {
+        if let HostSlice::BF16(data) = data { Some(data) } else { None }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        bf16::is_finite(self)
     }
 }
 
@@ -85,6 +168,22 @@ impl<'a, T> Rows<'a, T> {
     /// Returns one row.
     pub(super) fn row(&self, index: usize) -> &'a [T] {
         &self.data[index * self.step..][..self.width]
+    }
+}
+
+impl<T: Element> Rows<'_, T> {
+    /// Copies the rows, as f32, with NaN and infinity replaced by 0.
+    pub(super) fn cleaned(self, scratch: &mut Buffer) -> Rows<'_> {
+        Rows::copy(self.count, self.width, scratch, |to, step| {
+            for (r, to) in to.chunks_exact_mut(step).enumerate() {
+                to.iter_mut().zip(self.row(r)).for_each(|(to, x)| *to = if x.is_finite() { x.widen() } else { 0.0 });
+            }
+        })
+    }
+
+    /// True if no element is NaN or infinite.
+    pub(super) fn is_finite(self) -> bool {
+        (0..self.count).all(|r| all_finite(self.row(r)))
     }
 }
 
@@ -106,30 +205,15 @@ impl<'a> Rows<'a> {
         Self { data, count, width, step }
     }
 
-    /// Copies the rows with NaN and infinity replaced by 0.
-    pub(super) fn cleaned(self, scratch: &mut Buffer) -> Rows<'_> {
-        Rows::copy(self.count, self.width, scratch, |to, step| {
-            for (r, to) in to.chunks_exact_mut(step).enumerate() {
-                to.iter_mut().zip(self.row(r)).for_each(|(to, &x)| *to = if x.is_finite() { x } else { 0.0 });
-            }
-        })
-    }
-
     /// Returns `count` rows from `index` on.
     pub(super) fn part(self, index: usize, count: usize) -> Self {
         Self { data: &self.data[index * self.step..], count, ..self }
     }
-
-    /// True if no element is NaN or infinite.
-    pub(super) fn is_finite(self) -> bool {
-        (0..self.count).all(|r| all_finite(self.row(r)))
-    }
 }
 
 /// True if no element is NaN or infinite.
-pub(super) fn all_finite(data: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    !data.iter().fold(false, |found, x| found | (x.to_bits() & EXPONENT == EXPONENT))
+pub(super) fn all_finite<T: Element>(data: &[T]) -> bool {
+    !data.iter().fold(false, |found, x| found | !x.is_finite())
 }
 
 /// Output that several threads write row by row.

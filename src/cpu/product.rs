@@ -1,9 +1,14 @@
 //! Matrix products: queries with keys, weights with values.
 
 use super::kernel::SimdKernel;
-use super::pack::Rows;
+use super::pack::{Element, Rows};
 use super::shared::LINE;
 use super::simd::Simd;
+
+/// Elements of a cache line.
+const fn line<T>() -> usize {
+    LINE * size_of::<f32>() / size_of::<T>()
+}
 
 /// Initial value that a product is added to.
 #[derive(Clone, Copy)]
@@ -19,11 +24,11 @@ pub(super) enum Start<'a> {
 ///
 /// Scores: a = keys, b = query panel, k = dim. Weighted values: a = values along the dims, b = weights, k = key,
 /// start = rescaled output. The start is added last, so that many keys are summed in levels, not in one long chain.
-pub(super) struct Product<'a> {
+pub(super) struct Product<'a, T = f32> {
     pub(super) a: Rows<'a>,
     /// True if a[m][k] is element m of row k.
     pub(super) transposed: bool,
-    pub(super) b: &'a [f32],
+    pub(super) b: &'a [T],
     pub(super) b_step: usize,
     pub(super) c: &'a mut [f32],
     pub(super) c_step: usize,
@@ -34,10 +39,10 @@ pub(super) struct Product<'a> {
     pub(super) ahead: Option<usize>,
 }
 
-impl<'a> Product<'a> {
+impl<'a, T> Product<'a, T> {
     /// Creates a product whose b and c are contiguous rows of `width` lanes.
     #[inline]
-    pub(super) fn new(a: Rows<'a>, width: usize, b: &'a [f32], c: &'a mut [f32], start: Start<'a>) -> Self {
+    pub(super) fn new(a: Rows<'a>, width: usize, b: &'a [T], c: &'a mut [f32], start: Start<'a>) -> Self {
         Self { a, transposed: false, b, b_step: width, c, c_step: width, width, start, ahead: None }
     }
 
@@ -47,7 +52,7 @@ impl<'a> Product<'a> {
     }
 }
 
-impl SimdKernel for Product<'_> {
+impl<T: Element> SimdKernel for Product<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let (rows, columns) = self.shape();
@@ -72,7 +77,7 @@ impl SimdKernel for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<T: Element> Product<'_, T> {
     /// Covers the rows of c with tiles of 6, or of 12 where N vectors are few. The last 7 to 11 rows take two tiles.
     #[inline(always)]
     unsafe fn rows<V: Simd, const N: usize>(&self, lane: usize, c: *mut f32) {
@@ -132,9 +137,9 @@ impl Product<'_> {
             for k in 0..self.shape().1 {
                 let mut lanes = [V::splat(0.0); N];
                 for v in 0..N {
-                    lanes[v] = V::load(b.add(k * self.b_step + v * V::LANES));
-                    if let Some(ahead) = self.ahead {
-                        V::prefetch(b.wrapping_add(k * self.b_step + v * V::LANES + ahead));
+                    lanes[v] = T::load(b.add(k * self.b_step + v * V::LANES));
+                    if let (Some(ahead), true) = (self.ahead, (v * V::LANES).is_multiple_of(line::<T>())) {
+                        V::prefetch(b.wrapping_add(k * self.b_step + v * V::LANES + ahead).cast());
                     }
                 }
                 for r in 0..M {
@@ -165,23 +170,23 @@ impl Product<'_> {
 ///
 /// Elements from the width of a row to the next whole vector are read too: they must be 0 in the query and finite in the keys.
 /// Rows of scores must have room for a multiple of four keys.
-pub(super) struct Dots<'a> {
+pub(super) struct Dots<'a, T> {
     pub(super) query: Rows<'a>,
-    pub(super) key: Rows<'a>,
+    pub(super) key: Rows<'a, T>,
     /// Prefetch distance in elements of `key`; `None` disables prefetching.
     pub(super) ahead: Option<usize>,
     pub(super) scores: &'a mut [f32],
     pub(super) scores_step: usize,
 }
 
-impl SimdKernel for Dots<'_> {
+impl<T: Element> SimdKernel for Dots<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(mut self) {
         let rows = self.query.count;
         assert!(rows > 0 && self.key.count > 0 && self.query.width == self.key.width);
-        for Rows { data, count, width, step } in [self.query, self.key] {
-            assert!(data.len() >= (count - 1) * step + width.next_multiple_of(V::LANES));
-        }
+        let width = self.query.width.next_multiple_of(V::LANES);
+        assert!(self.query.data.len() >= (rows - 1) * self.query.step + width);
+        assert!(self.key.data.len() >= (self.key.count - 1) * self.key.step + width);
         assert!(self.scores.len() >= (rows - 1) * self.scores_step + self.key.count.next_multiple_of(4));
         let mut r = 0;
         while r < rows {
@@ -201,7 +206,7 @@ impl SimdKernel for Dots<'_> {
     }
 }
 
-impl Dots<'_> {
+impl<T: Element> Dots<'_, T> {
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "the accumulators stay in registers only if every index is a constant")]
     unsafe fn tile<V: Simd, const R: usize>(&mut self, r: usize) {
@@ -215,8 +220,8 @@ impl Dots<'_> {
                 let at = [0, 1, 2, 3].map(|i| (j + i).min(keys - 1) * self.key.step);
                 if let (Some(ahead), 0) = (self.ahead, r) {
                     for at in at {
-                        for k in (0..depth).step_by(LINE) {
-                            V::prefetch(key.wrapping_add(at + k + ahead));
+                        for k in (0..depth).step_by(line::<T>()) {
+                            V::prefetch(key.wrapping_add(at + k + ahead).cast());
                         }
                     }
                 }
@@ -224,7 +229,7 @@ impl Dots<'_> {
                 for k in (0..depth).step_by(V::LANES) {
                     let mut keys = [V::splat(0.0); 4];
                     for i in 0..4 {
-                        keys[i] = V::load(key.add(at[i] + k));
+                        keys[i] = T::load(key.add(at[i] + k));
                     }
                     for row in 0..R {
                         let query = V::load(query.add(row * self.query.step + k));
