@@ -69,7 +69,7 @@ pub(super) fn panel_words(parts: usize, rows: usize, width: usize) -> usize {
 }
 
 /// Element of rows that are packed.
-pub(super) trait Packed: Element {
+pub(super) trait Packable: Element {
     /// True if no element is NaN, infinite, [`LARGEST`] or more, or other than 0 and less than `smallest`.
     ///
     /// The range is one of bits: the largest magnitude is below its end, and the least one, less 1 so that 0 wraps to the
@@ -77,7 +77,7 @@ pub(super) trait Packed: Element {
     fn are_in_range(data: &[Self], smallest: f32) -> bool;
 }
 
-impl Packed for f32 {
+impl Packable for f32 {
     #[inline(always)]
     fn are_in_range(data: &[Self], smallest: f32) -> bool {
         let (mut largest, mut least) = (0, u32::MAX);
@@ -90,7 +90,7 @@ impl Packed for f32 {
     }
 }
 
-impl Packed for bf16 {
+impl Packable for bf16 {
     #[inline(always)]
     fn are_in_range(data: &[Self], smallest: f32) -> bool {
         let (mut largest, mut least) = (0, u16::MAX);
@@ -105,7 +105,7 @@ impl Packed for bf16 {
 
 /// True if all elements of rows are in range.
 #[inline(always)]
-fn rows_are_in_range<T: Packed>(rows: &Rows<'_, T>, smallest: f32) -> bool {
+fn rows_are_in_range<T: Packable>(rows: &Rows<'_, T>, smallest: f32) -> bool {
     if rows.step == rows.width {
         return T::are_in_range(&rows.data[..rows.count * rows.width], smallest);
     }
@@ -119,7 +119,7 @@ fn rows_are_in_range<T: Packed>(rows: &Rows<'_, T>, smallest: f32) -> bool {
 
 /// Loads elements `column..column + LANES` of a row; 0 past its end.
 #[inline(always)]
-unsafe fn load_padded<V: Simd, T: Packed>(row: &[T], column: usize) -> V {
+unsafe fn load_padded<V: Simd, T: Packable>(row: &[T], column: usize) -> V {
     // SAFETY: the machine has V's instructions by contract; LANES is at most 16.
     unsafe {
         if column + V::LANES <= row.len() {
@@ -174,7 +174,7 @@ impl<'a> Packing<'a> {
     }
 
     /// Packs rows. Returns false if an element is out of range.
-    pub(super) fn pack<T: Packed>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
+    pub(super) fn pack<T: Packable>(&self, from: Rows<'_, T>, to: &mut Buffer) -> bool {
         let ([rows, columns], mut fits) = (self.shape(from.count, from.width), false);
         let &Self { isa, parts, smallest, is_transposed, .. } = self;
         let to = to.take(PackedRows::words(parts, rows, columns));
@@ -208,7 +208,7 @@ impl PackedPanel {
         fits
     }
 
-    /// Packed panel.
+    /// Packable panel.
     pub(super) fn parts(&mut self) -> Parts<'_> {
         Parts { words: self.words.take(self.len), count: self.parts, step: self.len / self.parts }
     }
@@ -227,7 +227,7 @@ struct Pack<'a, T> {
     fits: &'a mut bool,
 }
 
-impl<T: Packed> SimdKernel for Pack<'_, T> {
+impl<T: Packable> SimdKernel for Pack<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd>(self) {
         let Self { from, is_transposed, parts, smallest, to, fits } = self;
@@ -242,7 +242,7 @@ impl<T: Packed> SimdKernel for Pack<'_, T> {
 /// # Safety
 /// The machine has V's instructions.
 #[inline(always)]
-unsafe fn pack_rows<V: Simd, T: Packed>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+unsafe fn pack_rows<V: Simd, T: Packable>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
     let words = words_of_row(from.width);
     let step = from.count.next_multiple_of(ROWS) * words;
     assert!(to.len() >= parts * step);
@@ -267,7 +267,7 @@ unsafe fn pack_rows<V: Simd, T: Packed>(from: Rows<'_, T>, parts: usize, to: &mu
 /// # Safety
 /// The machine has V's instructions.
 #[inline(always)]
-unsafe fn pack_columns<V: Simd, T: Packed>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
+unsafe fn pack_columns<V: Simd, T: Packable>(from: Rows<'_, T>, parts: usize, to: &mut [f32]) {
     let words = words_of_row(from.count);
     let rows = from.width.next_multiple_of(ROWS);
     assert!(parts <= MOST_PARTS && to.len() >= parts * rows * words);

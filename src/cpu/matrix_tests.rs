@@ -53,7 +53,7 @@ fn tiles_are_their_twin() {
             };
             let twin = of_engine(Engine::Twin);
             let is_untouched = |row: &[u32]| row[LANES..].iter().all(|bits| *bits == START.to_bits());
-            // What is added to a large c may vanish.
+            // A sum may vanish beside a large c.
             let is_alone = twin.chunks_exact(2 * LANES).all(is_untouched);
             assert!(is_alone != is_wide || adds, "a narrow block leaves the second group alone");
             assert!(is_alone || is_wide);
