@@ -31,7 +31,7 @@ impl From<&Rotary> for RotarySpec {
 impl RotarySpec {
     /// Checks that there are angles for heads of this width and for so many positions.
     pub(crate) fn check(&self, head_dim: usize, positions: usize) -> Result<()> {
-        if self.pairs > self.distance || self.distance.saturating_add(self.pairs) > head_dim {
+        if self.pairs == 0 || self.pairs > self.distance || self.distance.saturating_add(self.pairs) > head_dim {
             return Err(Error::invalid("rotary", format!("a head of {head_dim} has no {} pairs to rotate", self.pairs)));
         }
         if positions > self.positions {
@@ -47,7 +47,11 @@ impl RotarySpec {
 
     /// Returns the dispatch that gathers the angles of so many tokens.
     pub(crate) fn token_angles(&self, tokens: usize, caps: &DeviceCaps) -> Result<CacheStep> {
-        Error::check_sizes([("tokens", tokens), ("positions", self.positions)])?;
+        Error::check_sizes([("tokens", tokens), ("positions", self.positions), ("pairs", self.pairs)])?;
+        let angles = self.positions.saturating_mul(self.pairs);
+        if u32::try_from(angles).is_err() {
+            return Err(Error::limit("angles that a shader can count", angles, u32::MAX as usize, "make tables for fewer positions"));
+        }
         let [time, height, width] = self.sections.map_or([0; 3], Sections::pairs).map(|pairs| pairs as u32);
         let kind = self.sections.map_or(0, |sections| if matches!(sections, Sections::Chunks(_)) { 1 } else { 2 });
         let params = CacheParams {

@@ -38,7 +38,8 @@ impl DeviceRotary {
     }
 
     /// Rotates every head of `rows` in place, as [`Rotary::apply_tokens`] does: [tokens, num_heads, head_dim] in f32,
-    /// f16 or bf16. `positions` has a u32 per token, trusted to be below [`Rotary::positions`].
+    /// f16 or bf16. `positions` has a u32 per token, trusted to be below [`Rotary::positions`],
+    /// for all pairs, in sections or not.
     ///
     /// Errors: a head too narrow, buffers too small, an odd number of pairs or an odd head_dim in 16 bits.
     pub fn rotate(&self, gpu: &Gpu, rows: &Rows<'_>, sizes: TokenSizes, positions: &wgpu::BufferBinding<'_>) -> Result<Dispatches> {

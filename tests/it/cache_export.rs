@@ -142,9 +142,8 @@ impl HostCache {
         let norm = !norms.is_empty();
         let rotation = RotationSpec { norm, rotary: rotary.as_ref().map(RotarySpec::from), query: Some(rotated), ..Default::default() };
         let rotation = (norm || rotary.is_some()).then_some(rotation);
-        let layers = 0..plan.shape().layers.len();
         let layer = |layer| Self::layer(&mut host, &plan, &state, layer, rotation.clone(), (norms.get(layer), rotary.as_ref()));
-        let layers = layers.map(layer).collect();
+        let layers = (0..plan.shape().layers.len()).map(layer).collect();
         Self { host, plan, ledger, state, advance, layers, rotary, norms }
     }
 
@@ -337,8 +336,7 @@ fn exported_steps_decode_with_a_window() {
 fn exported_steps_normalise_and_rotate_new_keys_and_queries() {
     for gpu in gpus() {
         for (pairing, layout) in [(Pairing::HalfSplit, Layout::Bshd), (Pairing::Interleaved, Layout::Bhsd)] {
-            let layer = LayerShape::new(2, 32);
-            let shape = CacheShape::uniform(1, layer).page_size(PAGE).pages(10).layout(layout);
+            let shape = CacheShape::uniform(1, LayerShape::new(2, 32)).page_size(PAGE).pages(10).layout(layout);
             let plan = CachePlan::new(shape, SIZE, gpu.caps()).expect("a cache");
             let rotary = Rotary::new(pairing, 10000.0, 16, SIZE.pages_per_slot * PAGE).expect("valid");
             for norms in [vec![], norms(plan.shape())] {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use wgpu_attention::plan::{KernelExport, Shader, cache_shaders, linear_shaders};
 use wgpu_attention::rotary::{Pairing, QkNorm, Rotary, Sections};
-use wgpu_attention::{DType, Hadamard, HostVec};
+use wgpu_attention::{DType, Error, Hadamard, HostVec};
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options};
 
 use super::device::{POISON, Shaders};
@@ -234,7 +234,6 @@ impl KernelCase<'_> {
 
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
     fn append(&self) -> Answer {
-        let name = &self.shader.name;
         let (new, cache_key) = (self.dtype("append")?, self.dtype("to")?);
         let cache_value = self.dtype("and").unwrap_or(cache_key);
         let is_turned = self.export.text.contains("const INTERLEAVED");
@@ -245,9 +244,7 @@ impl KernelCase<'_> {
         let state = [&[9u32, 5, 2][..], &[9, 3, 2], &[12; 3], &[0; 3], &[8, 8, 8], &[3, 0, 8], &[5, 8, 8]].concat();
         let (length, added) = ([5u32, 2], [3u32, 2]);
         let rotary = self.rotary(48, 16)?;
-        let (is_normalised, by_token) = (name.contains(", normalised"), name.contains(" by token"));
-        let weights = [numbers(dim, 7), numbers(dim, 8)];
-        let norm = QkNorm::new(&weights[0], &weights[1], 1e-3).map_err(|error| error.to_string())?;
+        let (is_normalised, by_token) = (self.is_normalised(), self.shader.name.contains(" by token"));
         let given = |rows: u32, dim: u32, from: u32| HostVec::from_f32(new, &numbers(items * rows * tokens * dim, from));
         let (key, query) = (given(heads, dim, 1), given(queries, dim, 3));
         // The second and the third token of the first item hold zeros and infinity: blocks have a way of their own for each.
@@ -292,37 +289,13 @@ impl KernelCase<'_> {
             (5, room(cache_value, dim_v)),
         ];
         buffers.extend(has_query.then(|| (6, Buffer::filled(query.as_slice().bytes()))));
-        // The tokens of the second item come before those of the first.
-        let place = |item: u32, token: u32| if by_token { (1 - item) * 3 + token } else { length[item as usize] + token - tokens };
-        let lines =
-            if by_token { (0..items * tokens).map(|at| place(at / tokens, at % tokens)).collect() } else { (0..16).collect::<Vec<u32>>() };
-        let all = angles(&rotary);
-        let lines: Vec<f32> = lines.into_iter().flat_map(|line| all[48 * line as usize..][..48].to_vec()).collect();
-        buffers.extend(is_turned.then(|| (7, filled(&lines))));
-        buffers.extend(is_normalised.then(|| (8, filled(norm.words()))));
+        buffers.extend(is_turned.then(|| (7, filled(&angles(&rotary)))));
+        buffers.extend(is_normalised.then(|| (8, filled(norm().words()))));
         let got = self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?;
         let pools = [(4, cache_key, dim), (5, cache_value, dim_v)];
         let pools = pools.map(|(at, dtype, dim)| stored(dtype, &got[&at], (8 * heads * page * dim) as usize).to_f32());
-        // As a cache stores a row.
-        let kept = |mut row: Vec<f32>, rows: &str| {
-            if name.contains(&format!("{rows} in Hadamard blocks"))
-                && let Some(rotation) = Hadamard::of(row.len())
-            {
-                rotation.rotate(&mut row);
-            }
-            row
-        };
-        type Apply = fn(&QkNorm, &mut [f32]) -> wgpu_attention::Result<()>;
-        let turned = |row: &[f32], position: u32, apply: Apply| -> Answer<Vec<f32>> {
-            let mut row = row.to_vec();
-            if is_normalised {
-                apply(&norm, &mut row).map_err(|error| format!("{name}: {error}"))?;
-            }
-            if is_turned {
-                rotary.apply(&mut row, position as usize).map_err(|error| format!("{name}: {error}"))?;
-            }
-            Ok(row)
-        };
+        // The line of angles of a token is its number, or its position.
+        let line = |item: u32, token: u32| if by_token { item * tokens + token } else { length[item as usize] + token - tokens };
         for (item, token) in (0..items).flat_map(|item| (0..tokens).map(move |token| (item, token))) {
             // In front of an item that is shorter than the step there is nothing.
             let Some(position) = (length[item as usize] + token).checked_sub(tokens) else { continue };
@@ -333,18 +306,44 @@ impl KernelCase<'_> {
                 let at = |dim: u32| (((item * heads + head) * tokens + token) * dim) as usize;
                 let entry = state[(12 + 3 * (1 + item) + position / page) as usize];
                 let to = |dim: u32| (((entry * heads + head) * page + position % page) * dim) as usize;
-                let row = kept(turned(&key.to_f32()[at(dim)..][..dim as usize], place(item, token), QkNorm::apply_key)?, "keys");
+                let row = self.kept(self.turned(&key.to_f32()[at(dim)..][..dim as usize], line(item, token), QkNorm::apply_key)?, "keys");
                 near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache_key) * largest(&row))?;
-                let row = kept(value.to_f32()[at(dim_v)..][..dim_v as usize].to_vec(), "values");
+                let row = self.kept(value.to_f32()[at(dim_v)..][..dim_v as usize].to_vec(), "values");
                 near("the value pool", &pools[1][to(dim_v)..][..dim_v as usize], &row, epsilon(cache_value) * largest(&row))?;
             }
             for head in (0..queries).filter(|_| has_query) {
                 let at = (((item * queries + head) * tokens + token) * dim) as usize;
-                let row = turned(&query.to_f32()[at..][..dim as usize], place(item, token), QkNorm::apply_query)?;
+                let row = self.turned(&query.to_f32()[at..][..dim as usize], line(item, token), QkNorm::apply_query)?;
                 near("the queries", &stored(new, &got[&6], query.as_slice().len()).to_f32()[at..][..dim as usize], &row, epsilon(new))?;
             }
         }
         Ok(())
+    }
+
+    fn is_normalised(&self) -> bool {
+        self.shader.name.contains(", normalised")
+    }
+
+    /// A new row before it is stored: normalised, and rotated by a line of the angles.
+    fn turned(&self, row: &[f32], line: u32, apply: fn(&QkNorm, &mut [f32]) -> Result<(), Error>) -> Answer<Vec<f32>> {
+        let mut row = row.to_vec();
+        if self.is_normalised() {
+            apply(&norm(), &mut row).map_err(|error| error.to_string())?;
+        }
+        if self.export.text.contains("const INTERLEAVED") {
+            self.rotary(48, 16)?.apply(&mut row, line as usize).map_err(|error| error.to_string())?;
+        }
+        Ok(row)
+    }
+
+    /// A row as a cache stores it.
+    fn kept(&self, mut row: Vec<f32>, rows: &str) -> Vec<f32> {
+        if self.shader.name.contains(&format!("{rows} in Hadamard blocks"))
+            && let Some(rotation) = Hadamard::of(row.len())
+        {
+            rotation.rotate(&mut row);
+        }
+        row
     }
 
     /// The storage type after a word of the kernel's name.
@@ -362,6 +361,11 @@ impl KernelCase<'_> {
 }
 
 /// Cosine and sine of each position and pair: a row of ones and zeros turned tells both.
+/// Norm of heads of 64.
+fn norm() -> QkNorm {
+    QkNorm::new(&numbers(64, 7), &numbers(64, 8), 1e-3).expect("equally many")
+}
+
 fn angles(rotary: &Rotary) -> Vec<f32> {
     let pairs = rotary.pairs();
     let mut angles = Vec::new();
