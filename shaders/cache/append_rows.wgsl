@@ -34,6 +34,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 fn finish_query(token: u32, head: u32, thread: u32) {
     let at = row_at(cache.query_strides, token, head);
     measure_row(true, at, thread);
+    storageBarrier(); // every element of the row has been read before one is written
     let position = position_of(token);
     if (position < 0) {
         return;

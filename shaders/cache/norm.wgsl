@@ -1,5 +1,5 @@
 // Defines: measure_row; load_new_key, load_query: elements of the measured row after the norm.
-// Expects: cache/params.wgsl; raw_new_key, raw_query, norm_words: weights of queries, weights of keys, eps.
+// Expects: cache/params.wgsl; raw_row, norm_words: weights of queries, weights of keys, eps.
 // See: src/rotary/norm.rs (QkNorm).
 
 const PARTS: u32 = 8u;
@@ -17,16 +17,11 @@ var<private> row_factor: f32;
 fn measure_row(is_query: bool, at: u32, thread: u32) {
     var sum = 0.0;
     for (var i = thread; i < cache.head_dim; i += THREADS) {
-        var x = 0.0;
-        if (is_query) {
-            x = raw_query(at + i);
-        } else {
-            x = raw_new_key(at + i);
-        }
+        let x = raw_row(is_query, at + i);
         sum += x * x;
     }
     squares[thread] = sum;
-    workgroupBarrier(); // all squares are there, and every element of a row has been read before one is written
+    workgroupBarrier(); // all squares are there
     if (thread < THREADS / PARTS) {
         sum = 0.0;
         for (var part = 0u; part < PARTS; part++) {
@@ -49,9 +44,9 @@ fn normalised(x: f32, i: u32) -> f32 {
 }
 
 fn load_new_key(i: u32) -> f32 {
-    return normalised(raw_new_key(i), i);
+    return normalised(raw_row(false, i), i);
 }
 
 fn load_query(i: u32) -> f32 {
-    return normalised(raw_query(i), i);
+    return normalised(raw_row(true, i), i);
 }

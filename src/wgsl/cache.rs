@@ -219,6 +219,10 @@ fn prelude(key: CacheKey) -> String {
                 Some(query) => lines.extend([loader(of_queries, "query", query), writer("query", query, None)]),
                 None => lines.push(NO_QUERY.into()),
             }
+            if norm {
+                let of_query = if query.is_some() { "if (is_query) { return raw_query(i); } " } else { "" };
+                lines.push(format!("fn raw_row(is_query: bool, i: u32) -> f32 {{ {of_query}return raw_new_key(i); }}"));
+            }
             if rotary.is_none() {
                 lines.push("fn rotated(at: u32, i: u32, line: u32) -> f32 { return load_new_key(at + i); }".into());
             }
@@ -232,7 +236,6 @@ fn prelude(key: CacheKey) -> String {
 
 /// Functions of queries in kernels without.
 const NO_QUERY: &str = "const QUERY_UNIT: u32 = 1u;
-fn raw_query(i: u32) -> f32 { return 0.0; }
 fn store_query(at: u32, numbers: ptr<function, array<f32, QUERY_UNIT>>) {}";
 
 const fn word(dtype: DType) -> &'static str {
