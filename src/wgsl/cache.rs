@@ -366,7 +366,8 @@ mod tests {
             layouter.update(module.to_ctx()).expect("a valid module has a layout");
             let entry = info.get_entry_point(0);
             let mut found = Vec::new();
-            for (_, variable) in module.global_variables.iter().filter(|(handle, _)| !entry[*handle].is_empty()) {
+            for (handle, variable) in module.global_variables.iter() {
+                let Some(binding) = variable.binding.filter(|_| !entry[handle].is_empty()) else { continue };
                 let access = match variable.space {
                     naga::AddressSpace::Uniform => {
                         assert_eq!(layouter[variable.ty].size as usize, size_of::<CacheParams>());
@@ -375,7 +376,7 @@ mod tests {
                     naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Access::ReadWrite,
                     _ => Access::Read,
                 };
-                found.push((variable.binding.expect("bound").binding, access));
+                found.push((binding.binding, access));
             }
             found.sort_by_key(|&(number, _)| number);
             let believed: Vec<_> = key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect();
