@@ -163,7 +163,7 @@ impl BoundLayer {
             seq_len,
             key: Rows::new(&key, spec),
             value: Rows::new(&value, spec),
-            rotation: Some(Rotation { rotary, query: Some(rotated) }),
+            rotation: Some(Rotation { rotary: Some(rotary.into()), query: Some(rotated), ..Default::default() }),
         };
         let append = cache.append(layer, &new)?;
         let attention = cache.attention(layer, &problem, texts.clone(), Algorithm::Auto)?;

@@ -32,7 +32,8 @@ struct CacheParams {
     // The grid is linear; y counts lines of this width.
     grid_width: u32,
     workgroups: u32,
-    padding: u32,
+    // Distance between the elements of a pair, unless they are neighbours.
+    distance: u32,
 }
 
 const THREADS: u32 = 64u;

@@ -2,8 +2,8 @@
 // Expects: cache/params.wgsl; load_query, store_query, angles, INTERLEAVED, QUERY_UNIT.
 // See: src/rotary.rs (Rotary::apply).
 
-// Rotates QUERY_UNIT pairs of a row, from pair unit * QUERY_UNIT on.
-fn rotate_query(at: u32, unit: u32, position: u32) {
+// Rotates QUERY_UNIT pairs of a row, from pair unit * QUERY_UNIT on, by a line of the angles.
+fn rotate_query(at: u32, unit: u32, line: u32) {
     let first = unit * QUERY_UNIT;
     var a: array<f32, QUERY_UNIT>;
     var b: array<f32, QUERY_UNIT>;
@@ -11,8 +11,8 @@ fn rotate_query(at: u32, unit: u32, position: u32) {
         let pair = first + n;
         let place = at + select(pair, 2u * pair, INTERLEAVED);
         let x = load_query(place);
-        let y = load_query(place + select(cache.pairs, 1u, INTERLEAVED));
-        let angle = angles[position * cache.pairs + pair];
+        let y = load_query(place + select(cache.distance, 1u, INTERLEAVED));
+        let angle = angles[line * cache.pairs + pair];
         a[n] = angle.x * x - angle.y * y;
         b[n] = angle.y * x + angle.x * y;
     }
@@ -23,5 +23,5 @@ fn rotate_query(at: u32, unit: u32, position: u32) {
         b[0] = select(b[0], last, QUERY_UNIT > 1u);
     }
     store_query(at + select(first, 2u * first, INTERLEAVED), &a);
-    store_query(at + select(first + cache.pairs, 2u * first + QUERY_UNIT, INTERLEAVED), &b);
+    store_query(at + select(first + cache.distance, 2u * first + QUERY_UNIT, INTERLEAVED), &b);
 }

@@ -49,5 +49,5 @@ pub use plan::{AppendSpec, CachePlan, RotationSpec};
 pub(crate) use pool::slots;
 pub use pool::{Append, PagePool, SequenceId, Slots};
 pub use rows::RotarySpec;
-pub(crate) use rows::row_strides;
+pub(crate) use rows::{check_in_place, row_strides};
 pub use shape::{CacheShape, CacheSize, LayerShape, Queries};

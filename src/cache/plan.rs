@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::ledger::Ledger;
-use super::rows::{RotarySpec, row_strides};
+use super::rows::{RotarySpec, check_in_place, row_strides};
 use super::shape::{CacheShape, CacheSize, LayerShape, Queries};
 use crate::error::{Error, Result};
 use crate::numbers::DType;
@@ -39,16 +39,20 @@ pub struct AppendSpec {
     pub key: TensorSpec,
     /// Storage of new values, of the keys' type: f32, f16 or bf16.
     pub value: TensorSpec,
-    /// Rotary embedding by the tokens' positions.
+    /// Norm, and rotary embedding by the tokens' positions.
     pub rotation: Option<RotationSpec>,
 }
 
-/// Rotary embedding of new keys, and of queries in the same dispatch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Norm and rotary embedding of new keys, and of queries in the same dispatch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RotationSpec {
+    /// True if a [`crate::rotary::QkNorm`] comes before the rotary embedding.
+    pub norm: bool,
     /// Sizes of the angles.
-    pub rotary: RotarySpec,
-    /// Queries to rotate in place: storage of [batch, num_heads, seq_len, head_dim], and num_heads.
+    pub rotary: Option<RotarySpec>,
+    /// True if tokens have positions of their own: the angles are those that [`CachePlan::token_angles`] gathers.
+    pub by_token: bool,
+    /// Queries to change in place: storage of [batch, num_heads, seq_len, head_dim], and num_heads.
     pub query: Option<(TensorSpec, usize)>,
 }
 
@@ -150,12 +154,51 @@ impl CachePlan {
 
     /// Returns the dispatches that write new tokens to a layer, one for each bank.
     ///
-    /// Errors: a layer or slots that do not exist, key and value of different or quantised types, a rotary without angles
-    /// for a head or for the longest sequence, an odd head_dim to rotate in 16 bits.
+    /// Errors: those of [`Self::append`].
     pub(crate) fn append_steps(&self, layer: usize, new: &AppendSpec) -> Result<Vec<CacheStep>> {
         let (shape, banks) = (self.shape.layer(layer)?, self.banks(layer)?);
+        let mut params = self.append_params(shape, banks, new)?;
+        let rotation = new.rotation.clone().unwrap_or_default();
+        let tokens = new.slots.len() * new.seq_len;
+        let hadamard = shape.rotations();
+        let units = |side: usize| {
+            let (dim, dtype) = shape.sides()[side];
+            dim / CacheKey::unit_of(dtype, hadamard[side])
+        };
+        // With a norm, a workgroup takes a row. Rows fit u32, so tokens times heads do.
+        let threads = CacheKey::THREADS as usize;
+        let of_head = if rotation.norm { 2 * threads } else { units(0) + units(1) };
+        let mut steps = Vec::new();
+        for bank in 0..banks {
+            // The first bank's dispatch changes all queries.
+            let query = rotation.query.as_ref().filter(|_| bank == 0);
+            let of_queries = query.map_or(0, |(spec, num_heads)| {
+                let units = params.pairs as usize / CacheKey::unit(spec.dtype);
+                (tokens * num_heads).saturating_mul(if rotation.norm { threads } else { units })
+            });
+            let key = CacheKey::Append {
+                new: new.key.dtype,
+                key: shape.key,
+                value: shape.value,
+                norm: rotation.norm,
+                rotary: rotation.rotary.map(|rotary| rotary.pairing),
+                by_token: rotation.by_token,
+                query: query.map(|(spec, _)| spec.dtype),
+                hadamard,
+            };
+            let of_rows = (tokens * shape.num_kv_heads / banks).saturating_mul(of_head);
+            steps.push(CacheStep::new(key, params, of_rows.saturating_add(of_queries), &self.caps)?);
+            for strides in [&mut params.key_strides, &mut params.value_strides] {
+                strides[3] += params.num_kv_heads * strides[1];
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Checks an append, and returns the params of the first bank's dispatch.
+    fn append_params(&self, shape: &LayerShape, banks: usize, new: &AppendSpec) -> Result<CacheParams> {
         self.check_slots(&new.slots)?;
-        let (dtype, batch, heads) = (new.key.dtype, new.slots.len(), shape.num_kv_heads / banks);
+        let (dtype, batch) = (new.key.dtype, new.slots.len());
         if new.value.dtype != dtype || dtype.is_quantised() {
             let why = format!("new keys are {dtype}, new values {}: both must be the same, of f32, f16, bf16", new.value.dtype);
             return Err(Error::invalid("value", why));
@@ -165,11 +208,6 @@ impl CachePlan {
             let strides = self.pool_spec(shape, side).strides(self.pool_shape(shape, banks, side));
             [strides.batch as u32, strides.head as u32, strides.seq as u32, 0]
         });
-        let hadamard = shape.rotations();
-        let units = [0, 1].map(|side| {
-            let (dim, dtype) = shape.sides()[side];
-            dim / CacheKey::unit_of(dtype, hadamard[side])
-        });
         let mut params = CacheParams {
             key_strides: row_strides(&new.key, "key", rows(shape.num_kv_heads, shape.head_dim))?,
             value_strides: row_strides(&new.value, "value", rows(shape.num_kv_heads, shape.head_dim_v))?,
@@ -177,7 +215,7 @@ impl CachePlan {
             value_pool_strides,
             batch: batch as u32,
             seq_len: new.seq_len as u32,
-            num_kv_heads: heads as u32,
+            num_kv_heads: (shape.num_kv_heads / banks) as u32,
             head_dim: shape.head_dim as u32,
             head_dim_v: shape.head_dim_v as u32,
             slots: self.size.slots as u32,
@@ -186,32 +224,22 @@ impl CachePlan {
             pages_per_slot: self.size.pages_per_slot as u32,
             ..CacheParams::default()
         };
-        let mut steps = Vec::new();
-        for bank in 0..banks {
-            // Rows fit u32, so tokens times heads do.
-            let mut threads = (batch * new.seq_len * heads).saturating_mul(units[0] + units[1]);
-            let mut query = None;
-            if let Some(RotationSpec { rotary, query: rotated }) = &new.rotation {
-                rotary.check(shape.head_dim, self.size.capacity(self.shape.page_size))?;
-                params.pairs = rotary.pairs as u32;
-                // The first bank's dispatch rotates all queries.
-                if let (0, Some((spec, num_heads))) = (bank, rotated) {
-                    let shape = rows(*num_heads, shape.head_dim);
-                    params.query_strides = row_strides(spec, "query", shape)?;
-                    params.num_heads = *num_heads as u32;
-                    let units = (batch * new.seq_len * num_heads).saturating_mul(rotary.query_units(spec, shape)?);
-                    threads = threads.saturating_add(units);
-                    query = Some(spec.dtype);
-                }
-            }
-            let rotary = new.rotation.as_ref().map(|rotation| rotation.rotary.pairing);
-            let key = CacheKey::Append { new: dtype, key: shape.key, value: shape.value, rotary, query, hadamard };
-            steps.push(CacheStep::new(key, params, threads, &self.caps)?);
-            for strides in [&mut params.key_strides, &mut params.value_strides] {
-                strides[3] += heads as u32 * strides[1];
-            }
+        let Some(RotationSpec { norm, rotary, by_token, query }) = &new.rotation else { return Ok(params) };
+        if rotary.is_none() && (!norm || *by_token) {
+            return Err(Error::invalid("rotation", "has no rotary embedding: then it needs a norm, and no positions"));
         }
-        Ok(steps)
+        if let Some(rotary) = rotary {
+            rotary.check(shape.head_dim, if *by_token { 0 } else { self.size.capacity(self.shape.page_size) })?;
+            (params.pairs, params.distance) = (rotary.pairs as u32, rotary.distance as u32);
+        }
+        if let Some((spec, num_heads)) = query {
+            let [pairs, distance] = [params.pairs, params.distance].map(|elements| elements as usize);
+            let shape = rows(*num_heads, shape.head_dim);
+            params.query_strides = row_strides(spec, "query", shape)?;
+            params.num_heads = *num_heads as u32;
+            check_in_place(spec, shape, [pairs, distance, if *norm { shape[3] } else { 0 }])?;
+        }
+        Ok(params)
     }
 
     /// Storage of a pool of keys (side 0) or of values (side 1).

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::cache_steps::{self, Rows};
-use super::rotary::DeviceRotary;
+use super::rotary::{DeviceNorm, DeviceRotary, TokenAngles};
 use super::{DeviceCache, Dispatches};
-use crate::cache::{AppendSpec, RotationSpec};
-use crate::error::Result;
+use crate::cache::{AppendSpec, RotarySpec, RotationSpec};
+use crate::error::{Error, Result};
 use crate::wgsl::CacheSlot;
 
 /// New tokens of a step, as a layer's projections leave them: [batch, num_kv_heads, seq_len, dim].
@@ -21,20 +21,63 @@ pub struct NewTokens<'a> {
     pub key: Rows<'a>,
     /// New values, stored as the keys are: f32, f16 or bf16.
     pub value: Rows<'a>,
-    /// Rotary embedding by the tokens' positions.
+    /// Norm, and rotary embedding by the tokens' positions.
     pub rotation: Option<Rotation<'a>>,
 }
 
-/// Rotary embedding of new keys, and of queries in the same dispatch.
-#[derive(Clone, Debug)]
+/// Norm and rotary embedding of new keys, and of queries in the same dispatch.
+#[derive(Clone, Debug, Default)]
 pub struct Rotation<'a> {
-    /// Angles.
-    pub rotary: &'a DeviceRotary,
-    /// Queries to rotate in place.
+    /// Norm before the rotary embedding.
+    pub norm: Option<&'a DeviceNorm>,
+    /// Angles. A layer without rotary embedding may have a norm alone.
+    pub rotary: Option<Angles<'a>>,
+    /// Queries to change in place.
     pub query: Option<RotatedQuery<'a>>,
 }
 
-/// Queries to rotate in place, [batch, num_heads, seq_len, head_dim].
+/// Angles by which the tokens of a step are rotated. Masks do not depend on them: they count keys.
+#[derive(Clone, Copy, Debug)]
+pub enum Angles<'a> {
+    /// The position of a token is its index in its sequence.
+    ByIndex(&'a DeviceRotary),
+    /// Tokens have positions of their own.
+    ByToken(&'a TokenAngles),
+}
+
+impl<'a> From<&'a DeviceRotary> for Angles<'a> {
+    fn from(rotary: &'a DeviceRotary) -> Self {
+        Self::ByIndex(rotary)
+    }
+}
+
+impl<'a> From<&'a TokenAngles> for Angles<'a> {
+    fn from(angles: &'a TokenAngles) -> Self {
+        Self::ByToken(angles)
+    }
+}
+
+impl Angles<'_> {
+    fn spec(&self) -> RotarySpec {
+        match self {
+            Self::ByIndex(rotary) => rotary.spec,
+            Self::ByToken(angles) => angles.spec,
+        }
+    }
+
+    /// Returns the buffer with the angles of a step of so many tokens.
+    fn buffer(&self, tokens: usize) -> Result<&wgpu::Buffer> {
+        match self {
+            Self::ByIndex(rotary) => Ok(&rotary.angles),
+            Self::ByToken(TokenAngles { tokens: own, angles, .. }) if *own == tokens => Ok(angles),
+            Self::ByToken(TokenAngles { tokens: own, .. }) => {
+                Err(Error::invalid("rotary", format!("has the angles of {own} tokens, the step has {tokens}")))
+            }
+        }
+    }
+}
+
+/// Queries to change in place, [batch, num_heads, seq_len, head_dim].
 #[derive(Clone, Debug)]
 pub struct RotatedQuery<'a> {
     /// Rows of all heads.
@@ -46,8 +89,9 @@ pub struct RotatedQuery<'a> {
 impl DeviceCache {
     /// Binds the kernel that writes new tokens to a layer, one dispatch per bank.
     ///
-    /// Errors: a layer or slots that do not exist, buffers too small, key and value of different or quantised types,
-    /// a rotary without angles for a head or for the longest sequence, an odd head_dim to rotate in 16 bits.
+    /// Errors: a layer or slots that do not exist, buffers too small, key and value of different or quantised types, a
+    /// rotation of nothing, a norm of another width, a rotary without angles for a head or for the longest sequence, an odd
+    /// head_dim of queries in 16 bits.
     pub fn append(&self, layer: usize, new: &NewTokens<'_>) -> Result<Dispatches> {
         let (shape, pools) = (*self.shape().layer(layer)?, self.pools(layer)?);
         let steps = self.plan.append_steps(layer, &new.spec())?;
@@ -63,9 +107,16 @@ impl DeviceCache {
                 (CacheSlot::Key, key.as_entire_buffer_binding()),
                 (CacheSlot::Value, value.as_entire_buffer_binding()),
             ];
-            if let Some(Rotation { rotary, query }) = &new.rotation {
-                bindings.push((CacheSlot::Angles, rotary.angles.as_entire_buffer_binding()));
-                // The first bank's dispatch rotates all queries.
+            if let Some(Rotation { norm, rotary, query }) = &new.rotation {
+                if let Some(angles) = rotary {
+                    let angles = angles.buffer(new.slots.len() * new.seq_len)?;
+                    bindings.push((CacheSlot::Angles, angles.as_entire_buffer_binding()));
+                }
+                if let Some(norm) = norm {
+                    norm.check(shape.head_dim)?;
+                    bindings.push((CacheSlot::Norm, norm.words.as_entire_buffer_binding()));
+                }
+                // The first bank's dispatch changes all queries.
                 if let (0, Some(RotatedQuery { rows: of_query, num_heads })) = (bank, query) {
                     of_query.check(&self.gpu, "query", rows(*num_heads, shape.head_dim))?;
                     bindings.push((CacheSlot::Query, of_query.binding.clone()));
@@ -80,8 +131,10 @@ impl DeviceCache {
 impl NewTokens<'_> {
     /// Storage of the tokens.
     fn spec(&self) -> AppendSpec {
-        let rotation = self.rotation.as_ref().map(|Rotation { rotary, query }| RotationSpec {
-            rotary: rotary.spec,
+        let rotation = self.rotation.as_ref().map(|Rotation { norm, rotary, query }| RotationSpec {
+            norm: norm.is_some(),
+            rotary: rotary.map(|angles| angles.spec()),
+            by_token: matches!(rotary, Some(Angles::ByToken(_))),
             query: query.as_ref().map(|query| (query.rows.spec, query.num_heads)),
         });
         AppendSpec { slots: self.slots.clone(), seq_len: self.seq_len, key: self.key.spec, value: self.value.spec, rotation }

@@ -65,14 +65,14 @@ mod wait;
 pub use adapter::{AdapterReport, MATRIX_FEATURES, list, matrix_size};
 pub use attention::{Attention, Backward, BackwardBindings, Bindings};
 pub use cache::DeviceCache;
-pub use cache_append::{NewTokens, RotatedQuery, Rotation};
+pub use cache_append::{Angles, NewTokens, RotatedQuery, Rotation};
 pub use cache_attention::{CacheAttention, QueryBindings};
 pub use cache_steps::Rows;
 pub use device::{Gpu, ShaderOptions};
 pub use findings::{Findings, list_with_findings};
 pub use merge::{Merge, MergeBindings};
 pub use page_table::IndexBindings;
-pub use rotary::{DeviceRotary, TokenSizes};
+pub use rotary::{DeviceNorm, DeviceRotary, TokenAngles, TokenSizes};
 pub use steps::Dispatches;
 pub use timestamps::{DispatchTime, Timestamps};
 

@@ -16,6 +16,8 @@ pub(crate) enum CacheKey {
     CopyPages,
     /// Conversion of lengths and page table from FlashInfer's format.
     PageTable,
+    /// Gathering of the angles of tokens.
+    TokenAngles,
     /// Rotation of rows in place.
     Rotate { rows: DType, pairing: Pairing },
     /// Append of new keys and values to the cache.
@@ -26,9 +28,13 @@ pub(crate) enum CacheKey {
         key: DType,
         /// Storage type of the cache's values.
         value: DType,
+        /// True if new keys, and queries, are normalised first.
+        norm: bool,
         /// Rotation of the new keys, if any.
         rotary: Option<Pairing>,
-        /// Storage type of the queries that are rotated in place, if any.
+        /// True if the angles are those of each token, not of each position.
+        by_token: bool,
+        /// Storage type of the queries that are normalised and rotated in place, if any.
         query: Option<DType>,
         /// Rotations under which keys and values are stored, if any.
         hadamard: [Option<Hadamard>; 2],
@@ -46,6 +52,7 @@ pub(crate) enum CacheSlot {
     Value,
     Query,
     Angles,
+    Norm,
 }
 
 /// CacheParams of shaders/cache/params.wgsl, field by field.
@@ -72,7 +79,7 @@ pub(crate) struct CacheParams {
     pub(crate) page_words: u32,
     pub(crate) grid_width: u32,
     pub(crate) workgroups: u32,
-    pub(crate) padding: u32,
+    pub(crate) distance: u32,
 }
 
 impl CacheKey {
@@ -103,7 +110,7 @@ impl CacheKey {
     /// Returns the buffers in the order of their numbers, with the name and the element type that the text gives them.
     fn buffers(self) -> Vec<(CacheSlot, Access, &'static str, &'static str)> {
         use Access::{Read, ReadWrite};
-        use CacheSlot::{Angles, Key, NewKey, NewValue, Query, State, Value};
+        use CacheSlot::{Angles, Key, NewKey, NewValue, Norm, Query, State, Value};
         let angles = (Angles, Read, "angles", "vec2<f32>");
         match self {
             Self::Advance => vec![(State, ReadWrite, "state", "u32")],
@@ -114,8 +121,11 @@ impl CacheKey {
                 (NewValue, Read, "indices", "u32"),
                 (Query, Read, "last_page_len", "u32"),
             ],
+            Self::TokenAngles => {
+                vec![(State, Read, "positions", "u32"), (NewKey, Read, "tables", "vec2<f32>"), (Angles, ReadWrite, "angles", "vec2<f32>")]
+            }
             Self::Rotate { rows, .. } => vec![(State, Read, "positions", "u32"), (Query, ReadWrite, "query_words", word(rows)), angles],
-            Self::Append { new, key, value, rotary, query, .. } => {
+            Self::Append { new, key, value, norm, rotary, query, .. } => {
                 let mut buffers = vec![
                     (State, Read, "state", "u32"),
                     (NewKey, Read, "new_key_words", word(new)),
@@ -125,6 +135,7 @@ impl CacheKey {
                 ];
                 buffers.extend(query.map(|query| (Query, ReadWrite, "query_words", word(query))));
                 buffers.extend(rotary.map(|_| angles));
+                buffers.extend(norm.then_some((Norm, Read, "norm_words", "f32")));
                 buffers
             }
         }
@@ -133,14 +144,17 @@ impl CacheKey {
     /// Returns the files after the prelude.
     fn files(self) -> impl Iterator<Item = File> {
         let shared: &[File] = files!("cache/params.wgsl", "io/widen.wgsl");
-        let own: [&[File]; 4] = match self {
-            Self::Advance => [files!("cache/advance.wgsl"), &[], &[], &[]],
-            Self::PageTable => [files!("cache/page_table.wgsl"), &[], &[], &[]],
-            Self::CopyPages => [files!("cache/copy_pages.wgsl"), &[], &[], &[]],
-            Self::Rotate { .. } => [files!("cache/rotate_query.wgsl"), files!("cache/rotate.wgsl"), &[], &[]],
-            Self::Append { key, value, rotary, query, hadamard, .. } => [
-                if rotary.is_some() { files!("cache/append.wgsl", "cache/rotate_key.wgsl") } else { files!("cache/append.wgsl") },
-                if query.is_some() { files!("cache/rotate_query.wgsl") } else { &[] },
+        let own: [&[File]; 6] = match self {
+            Self::Advance => [files!("cache/advance.wgsl"), &[], &[], &[], &[], &[]],
+            Self::PageTable => [files!("cache/page_table.wgsl"), &[], &[], &[], &[], &[]],
+            Self::TokenAngles => [files!("cache/token_angles.wgsl"), &[], &[], &[], &[], &[]],
+            Self::CopyPages => [files!("cache/copy_pages.wgsl"), &[], &[], &[], &[], &[]],
+            Self::Rotate { .. } => [files!("cache/rotate_query.wgsl", "cache/rotate.wgsl"), &[], &[], &[], &[], &[]],
+            Self::Append { key, value, norm, rotary, query, hadamard, .. } => [
+                if norm { files!("cache/norm.wgsl", "cache/append_rows.wgsl") } else { files!("cache/append.wgsl") },
+                files!("cache/append_unit.wgsl"),
+                if rotary.is_some() { files!("cache/rotate_key.wgsl") } else { &[] },
+                if rotary.and(query).is_some() { files!("cache/rotate_query.wgsl") } else { &[] },
                 if key.is_quantised() || value.is_quantised() { files!("cache/blocks.wgsl") } else { &[] },
                 if hadamard == [None; 2] { &[] } else { files!("cache/hadamard.wgsl") },
             ],
@@ -156,11 +170,14 @@ impl std::fmt::Display for CacheKey {
             Self::Advance => f.write_str("advance"),
             Self::CopyPages => f.write_str("copy pages"),
             Self::PageTable => f.write_str("page table"),
+            Self::TokenAngles => f.write_str("token angles"),
             Self::Rotate { rows, pairing } => write!(f, "rotate {rows}, {}", turned(pairing)),
-            Self::Append { new, key, value, rotary, query, hadamard } => {
+            Self::Append { new, key, value, norm, rotary, by_token, query, hadamard } => {
                 write!(f, "append {new} to {key}")?;
                 (if key == value { Ok(()) } else { write!(f, " and {value}") })?;
+                (if *norm { f.write_str(", normalised") } else { Ok(()) })?;
                 rotary.iter().try_for_each(|pairing| write!(f, ", {}", turned(pairing)))?;
+                (if *by_token { f.write_str(" by token") } else { Ok(()) })?;
                 query.iter().try_for_each(|_| f.write_str(", with queries"))?;
                 let named = hadamard.iter().zip(["keys", "values"]);
                 named.filter_map(|(rotation, rows)| rotation.map(|rotation| (rotation, rows))).try_for_each(|(rotation, rows)| {
@@ -186,37 +203,53 @@ fn prelude(key: CacheKey) -> String {
         lines.push(format!("const INTERLEAVED: bool = {};", pairing == Pairing::Interleaved));
     }
     match key {
-        CacheKey::Advance | CacheKey::CopyPages | CacheKey::PageTable => {}
-        CacheKey::Rotate { rows, .. } => lines.extend([loader("query", rows), writer("query", rows, None)]),
-        CacheKey::Append { new, key, value, rotary, query, hadamard: [of_key, of_value] } => {
-            lines.extend([loader("new_key", new), loader("new_value", new), writer("key", key, of_key), writer("value", value, of_value)]);
-            lines.push("fn stored_value(at: u32, i: u32, position: u32) -> f32 { return load_new_value(at + i); }".into());
+        CacheKey::Advance | CacheKey::CopyPages | CacheKey::PageTable | CacheKey::TokenAngles => {}
+        CacheKey::Rotate { rows, .. } => lines.extend([loader("load_query", "query", rows), writer("query", rows, None)]),
+        CacheKey::Append { new, key, value, norm, rotary, by_token, query, hadamard: [of_key, of_value] } => {
+            // A norm is between what a row holds and what is loaded.
+            let [of_keys, of_queries] = if norm { ["raw_new_key", "raw_query"] } else { ["load_new_key", "load_query"] };
+            lines.extend([loader(of_keys, "new_key", new), loader("load_new_value", "new_value", new)]);
+            lines.extend([writer("key", key, of_key), writer("value", value, of_value)]);
+            let line = if by_token { "token" } else { "position" };
+            lines.push(format!("fn angle_line(token: u32, position: u32) -> u32 {{ return {line}; }}"));
+            lines.push("fn stored_value(at: u32, i: u32, line: u32) -> f32 { return load_new_value(at + i); }".into());
             lines.extend([taker("key", "rotated", of_key), taker("value", "stored_value", of_value)]);
             lines.push(format!("const HAS_QUERY: bool = {};", query.is_some()));
             match query {
-                Some(query) => lines.extend([loader("query", query), writer("query", query, None)]),
-                None => lines.push("const QUERY_UNIT: u32 = 1u;\nfn rotate_query(at: u32, unit: u32, position: u32) {}".into()),
+                Some(query) => lines.extend([loader(of_queries, "query", query), writer("query", query, None)]),
+                None => lines.push(NO_QUERY.into()),
+            }
+            if norm {
+                let of_query = if query.is_some() { "if (is_query) { return raw_query(i); } " } else { "" };
+                lines.push(format!("fn raw_row(is_query: bool, i: u32) -> f32 {{ {of_query}return raw_new_key(i); }}"));
             }
             if rotary.is_none() {
-                lines.push("fn rotated(at: u32, i: u32, position: u32) -> f32 { return load_new_key(at + i); }".into());
+                lines.push("fn rotated(at: u32, i: u32, line: u32) -> f32 { return load_new_key(at + i); }".into());
+            }
+            if rotary.and(query).is_none() {
+                lines.push("fn rotate_query(at: u32, unit: u32, line: u32) {}".into());
             }
         }
     }
     lines.join("\n") + "\n"
 }
 
+/// Functions of queries in kernels without.
+const NO_QUERY: &str = "const QUERY_UNIT: u32 = 1u;
+fn store_query(at: u32, numbers: ptr<function, array<f32, QUERY_UNIT>>) {}";
+
 const fn word(dtype: DType) -> &'static str {
     if matches!(dtype, DType::F32) { "f32" } else { "u32" }
 }
 
-/// Returns `load_NAME(i)`, which reads element i.
-fn loader(name: &str, dtype: DType) -> String {
+/// Returns `FUNCTION(i)`, which reads element i of `NAME_words`.
+fn loader(function: &str, name: &str, dtype: DType) -> String {
     let number = match dtype {
         DType::F16 => format!("widen_f16_at({name}_words[i / 2u], i)"),
         DType::BF16 => format!("widen_bf16_at({name}_words[i / 2u], i)"),
         _ => format!("{name}_words[i]"),
     };
-    format!("fn load_{name}(i: u32) -> f32 {{ return {number}; }}")
+    format!("fn {function}(i: u32) -> f32 {{ return {number}; }}")
 }
 
 /// Returns `NAME_UNIT` and `store_NAME(at, numbers)`, which writes so many elements from element `at` on.
@@ -245,12 +278,12 @@ fn writer(name: &str, dtype: DType, hadamard: Option<Hadamard>) -> String {
     )
 }
 
-/// Returns `take_NAME(numbers, at, unit, position)`, which takes a unit of the new row at element `at` to `numbers`, all 0:
-/// its elements as `element` returns them, or that part of a rotated block.
+/// Returns `take_NAME(numbers, at, unit, line)`, which takes a unit of the new row at element `at` to `numbers`, all 0: its
+/// elements as `element` returns them, or that part of a rotated block. `line` is the row's line of angles.
 fn taker(name: &str, element: &str, hadamard: Option<Hadamard>) -> String {
     let constant = format!("{}_UNIT", name.to_uppercase());
     let body = match hadamard {
-        None => format!("for (var i = 0u; i < {constant}; i++) {{ (*numbers)[i] = {element}(at, unit * {constant} + i, position); }}"),
+        None => format!("for (var i = 0u; i < {constant}; i++) {{ (*numbers)[i] = {element}(at, unit * {constant} + i, line); }}"),
         Some(hadamard) => {
             let ([scale, root], parts) = (hadamard.factors(), hadamard.block() / BLOCK);
             format!(
@@ -258,7 +291,7 @@ fn taker(name: &str, element: &str, hadamard: Option<Hadamard>) -> String {
                  for (var part = 0u; part < {parts}u; part++) {{\n        \
                      let sign = select({scale:?}, -{scale:?}, (countOneBits((unit % {parts}u) & part) & 1u) == 1u);\n        \
                      for (var i = 0u; i < {constant}; i++) {{\n            \
-                         let x = {element}(at, (unit / {parts}u * {parts}u + part) * {constant} + i, position);\n            \
+                         let x = {element}(at, (unit / {parts}u * {parts}u + part) * {constant} + i, line);\n            \
                          largest = max(largest, bitcast<u32>(x) & 0x7fffffffu);\n            \
                          (*numbers)[i] += sign * x;\n        \
                      }}\n    \
@@ -267,35 +300,49 @@ fn taker(name: &str, element: &str, hadamard: Option<Hadamard>) -> String {
             )
         }
     };
-    format!("fn take_{name}(numbers: ptr<function, array<f32, {constant}>>, at: u32, unit: u32, position: u32) {{\n    {body}\n}}")
+    format!("fn take_{name}(numbers: ptr<function, array<f32, {constant}>>, at: u32, unit: u32, line: u32) {{\n    {body}\n}}")
 }
 
 /// Returns every variant. Keys and values are written by functions of their own, so of the kernels that store them in
 /// different types only the plain ones are listed.
 pub(crate) fn every_cache_key() -> Vec<CacheKey> {
-    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable];
+    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable, CacheKey::TokenAngles];
     let pairings = [Pairing::HalfSplit, Pairing::Interleaved];
     let stored = || DType::FLOATS.into_iter().chain(DType::QUANTISED);
+    let none = [None; 2];
+    let append = |new, [key, value]: [DType; 2], norm: bool, rotary: Option<Pairing>, query: Option<DType>, hadamard| CacheKey::Append {
+        new,
+        key,
+        value,
+        norm,
+        rotary,
+        by_token: norm && query.is_some() && rotary.is_some(),
+        query,
+        hadamard,
+    };
     for new in DType::FLOATS {
         keys.extend(pairings.map(|pairing| CacheKey::Rotate { rows: new, pairing }));
         for (key, value) in stored().flat_map(|key| stored().map(move |value| (key, value))) {
-            let plain = CacheKey::Append { new, key, value, rotary: None, query: None, hadamard: [None; 2] };
-            keys.push(plain);
+            keys.push(append(new, [key, value], false, None, None, none));
             for rotary in pairings.map(Some).into_iter().filter(|_| key == value) {
-                keys.extend([None, Some(new)].map(|query| CacheKey::Append { new, key, value, rotary, query, hadamard: [None; 2] }));
+                keys.extend([None, Some(new)].map(|query| append(new, [key, value], false, rotary, query, none)));
             }
         }
+        // Norms, with and without queries and rotary embedding.
+        let rotaries = [None, Some(Pairing::HalfSplit), Some(Pairing::Interleaved)];
+        let variants = rotaries.into_iter().flat_map(|rotary| [None, Some(new)].map(|query| (rotary, query)));
+        keys.extend(variants.map(|(rotary, query)| append(new, [new, DType::Q8], true, rotary, query, none)));
     }
     // Rotated rows of every type, beside a rotary embedding and without, and those of one side.
     let new = DType::F32;
     let [of_key, of_value] = [64, 32].map(Hadamard::of);
     for stored in stored() {
-        for (rotary, query) in [(None, None), (Some(Pairing::HalfSplit), Some(new))] {
-            keys.push(CacheKey::Append { new, key: stored, value: stored, rotary, query, hadamard: [of_key, of_value] });
-        }
+        let both = [of_key, of_value];
+        keys.push(append(new, [stored; 2], false, None, None, both));
+        keys.extend([false, true].map(|norm| append(new, [stored; 2], norm, Some(Pairing::HalfSplit), Some(new), both)));
     }
     let one_side = [[of_key, None], [None, of_value]];
-    keys.extend(one_side.map(|hadamard| CacheKey::Append { new, key: new, value: DType::F16, rotary: None, query: None, hadamard }));
+    keys.extend(one_side.map(|hadamard| append(new, [new, DType::F16], false, None, None, hadamard)));
     keys
 }
 
@@ -319,7 +366,8 @@ mod tests {
             layouter.update(module.to_ctx()).expect("a valid module has a layout");
             let entry = info.get_entry_point(0);
             let mut found = Vec::new();
-            for (_, variable) in module.global_variables.iter().filter(|(handle, _)| !entry[*handle].is_empty()) {
+            for (handle, variable) in module.global_variables.iter() {
+                let Some(binding) = variable.binding.filter(|_| !entry[handle].is_empty()) else { continue };
                 let access = match variable.space {
                     naga::AddressSpace::Uniform => {
                         assert_eq!(layouter[variable.ty].size as usize, size_of::<CacheParams>());
@@ -328,7 +376,7 @@ mod tests {
                     naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Access::ReadWrite,
                     _ => Access::Read,
                 };
-                found.push((variable.binding.expect("bound").binding, access));
+                found.push((binding.binding, access));
             }
             found.sort_by_key(|&(number, _)| number);
             let believed: Vec<_> = key.bindings().into_iter().map(|(slot, access)| (slot as u32, access)).collect();

@@ -2,15 +2,16 @@
 
 use crate::common::STORAGE;
 use crate::common::buffers::{draw, read};
+use crate::common::heads::norms;
 use crate::common::plan_host::{BoundPlan, PlanHost};
 use crate::common::stack::{Stack, gpus};
 use fastrand::Rng;
 use wgpu_attention::cache::{
     AppendSpec, CachePlan, CacheShape, CacheSize, Growth, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
 };
-use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Gpu};
+use wgpu_attention::gpu::{DeviceCache, DeviceNorm, DeviceRotary, Gpu};
 use wgpu_attention::plan::{BufferExport, DeviceCaps, Plan, PlanExport};
-use wgpu_attention::rotary::{Pairing, Rotary};
+use wgpu_attention::rotary::{Pairing, QkNorm, Rotary};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{Algorithm, Alignment, DType, Dims, Error, Hadamard, HostVec, Inputs, Layout, Problem, TensorSpec, gather, wgpu};
 
@@ -126,10 +127,11 @@ struct HostCache {
     advance: BoundPlan,
     layers: Vec<HostLayer>,
     rotary: Option<Rotary>,
+    norms: Vec<QkNorm>,
 }
 
 impl HostCache {
-    fn new(gpu: &Gpu, plan: CachePlan, rotary: Option<Rotary>) -> Self {
+    fn new(gpu: &Gpu, plan: CachePlan, (norms, rotary): Heads) -> Self {
         let mut host = PlanHost::new(gpu.device(), gpu.queue());
         let advance = plan.advance().expect("planned");
         let state = host.tensor(&advance, "cache_state");
@@ -137,10 +139,12 @@ impl HostCache {
         let advance = host.bind(&advance, &[("cache_state", &state)]);
         let ledger = plan.ledger().expect("room");
         let rotated = (TensorSpec::new(DType::F32, Layout::Bshd), QUERIES.num_heads);
-        let rotation = rotary.as_ref().map(|rotary| RotationSpec { rotary: RotarySpec::from(rotary), query: Some(rotated) });
-        let layers = 0..plan.shape().layers.len();
-        let layers = layers.map(|layer| Self::layer(&mut host, &plan, &state, layer, rotation.clone(), rotary.as_ref())).collect();
-        Self { host, plan, ledger, state, advance, layers, rotary }
+        let norm = !norms.is_empty();
+        let rotation = RotationSpec { norm, rotary: rotary.as_ref().map(RotarySpec::from), query: Some(rotated), ..Default::default() };
+        let rotation = (norm || rotary.is_some()).then_some(rotation);
+        let layer = |layer| Self::layer(&mut host, &plan, &state, layer, rotation.clone(), (norms.get(layer), rotary.as_ref()));
+        let layers = (0..plan.shape().layers.len()).map(layer).collect();
+        Self { host, plan, ledger, state, advance, layers, rotary, norms }
     }
 
     fn layer(
@@ -149,7 +153,7 @@ impl HostCache {
         state: &wgpu::Buffer,
         layer: usize,
         rotation: Option<RotationSpec>,
-        rotary: Option<&Rotary>,
+        (norm, rotary): (Option<&QkNorm>, Option<&Rotary>),
     ) -> HostLayer {
         let problem = causal(plan.problem(layer, 0..SIZE.slots, QUERIES).expect("a layer"));
         let attention = plan.attention(layer, &problem, 0..SIZE.slots, Algorithm::Auto).expect("planned");
@@ -159,16 +163,15 @@ impl HostCache {
         let last = attention.last().expect("a bank");
         let (query, output) = (host.tensor(last, "query"), host.tensor(last, "output"));
         let [key, value] = ["key", "value"].map(|name| host.tensor(&append[0], name));
-        let angles = rotary.map(|rotary| {
-            let angles = host.tensor(&append[0], "angles");
-            host.queue.write_buffer(&angles, 0, bytemuck::cast_slice(rotary.angles()));
-            angles
-        });
+        let norm = ("norm", norm.map(|norm| bytemuck::cast_slice(norm.words())));
+        let angles = ("angles", rotary.map(|rotary| bytemuck::cast_slice(rotary.angles())));
+        let fill = |(name, bytes): (_, Option<&[u8]>)| Some((name, host.filled(&append[0], name, bytes?)));
+        let filled: Vec<_> = [norm, angles].into_iter().filter_map(fill).collect();
         let pools: Vec<_> = attention.iter().map(|plan| ["cache_key", "cache_value"].map(|name| host.tensor(plan, name))).collect();
         let mut bind = |plan: &PlanExport, [cache_key, cache_value]: &[wgpu::Buffer; 2]| {
             let all = [("key", &key), ("value", &value), ("query", &query), ("output", &output), ("cache_state", state)];
             let own = [("cache_key", cache_key), ("cache_value", cache_value)];
-            let given: Vec<_> = all.into_iter().chain(own).chain(angles.as_ref().map(|angles| ("angles", angles))).collect();
+            let given: Vec<_> = all.into_iter().chain(own).chain(filled.iter().map(|(name, buffer)| (*name, buffer))).collect();
             host.bind(plan, &given)
         };
         let append = append.iter().zip(&pools).map(|(plan, pools)| bind(plan, pools)).collect();
@@ -210,7 +213,7 @@ impl HostCache {
     /// Compares the outputs of a step with the oracle's for the tokens that each sequence should have.
     fn check(&mut self, step: &Step, inputs: &[[Vec<f32>; 3]]) -> Result<(), String> {
         let rows = QUERIES.seq_len;
-        for (layer, [query, key, value]) in self.layers.iter_mut().zip(inputs) {
+        for (number, (layer, [query, key, value])) in self.layers.iter_mut().zip(inputs).enumerate() {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, key: stored, value: stored_v, .. } = layer.shape;
             let LayerShape { key_hadamard, value_hadamard, .. } = layer.shape;
             (step.change)(&mut layer.model);
@@ -226,6 +229,7 @@ impl HostCache {
                 for row in rows - count..rows {
                     let position = tokens.len();
                     let mut key = new[row * num_kv_heads * head_dim..][..num_kv_heads * head_dim].to_vec();
+                    self.norms.get(number).into_iter().for_each(|norm| norm.apply_key(&mut key).expect("whole heads"));
                     if let Some(rotary) = &self.rotary {
                         key.chunks_mut(head_dim).for_each(|head| rotary.apply(head, position).expect("inside"));
                     }
@@ -236,6 +240,7 @@ impl HostCache {
                     tokens.push([HostVec::from_f32(stored, &key).to_f32(), HostVec::from_f32(stored_v, &value).to_f32()]);
                 }
                 let mut query = items(query, QUERIES.num_heads * head_dim);
+                self.norms.get(number).into_iter().for_each(|norm| norm.apply_query(&mut query).expect("whole heads"));
                 for (row, heads) in query.chunks_mut(QUERIES.num_heads * head_dim).enumerate() {
                     let position = (tokens.len() + row).checked_sub(rows);
                     if let (Some(rotary), Some(position)) = (&self.rotary, position) {
@@ -264,16 +269,20 @@ impl HostCache {
     }
 }
 
+/// Norms of the layers, or none, and a rotary embedding.
+type Heads = (Vec<QkNorm>, Option<Rotary>);
+
 /// Decodes on another host and compares with the oracle after each step. With `beside`, a [`DeviceCache`] decodes the same
 /// and must compute the same bits.
-fn decode(gpu: &Gpu, plan: CachePlan, rotary: Option<Rotary>, beside: bool, spoil: Option<StateWrite>) -> Result<(), String> {
+fn decode(gpu: &Gpu, plan: CachePlan, (norms, rotary): Heads, beside: bool, spoil: Option<StateWrite>) -> Result<(), String> {
     let mut device = beside.then(|| {
         let cache = DeviceCache::new(gpu, plan.shape().clone(), SIZE).expect("a cache");
         let rotary = rotary.as_ref().map(|rotary| DeviceRotary::new(gpu, rotary).expect("uploaded"));
-        let stack = Stack::new(gpu, &cache, QUERIES, causal, rotary.as_ref(), None);
+        let norms: Vec<_> = norms.iter().map(|norm| DeviceNorm::new(gpu, norm).expect("uploaded")).collect();
+        let stack = Stack::new(gpu, &cache, QUERIES, causal, (&norms, rotary.as_ref()), None);
         (cache, stack)
     });
-    let mut cache = HostCache::new(gpu, plan, rotary);
+    let mut cache = HostCache::new(gpu, plan, (norms, rotary));
     for (number, step) in STEPS.iter().enumerate() {
         let mut seed = 10 * number;
         let mut drawn = |buffer: &wgpu::Buffer| {
@@ -309,7 +318,7 @@ fn exported_steps_decode_as_a_device_cache_does() {
     for gpu in gpus() {
         for dtype in STORAGE {
             let plan = CachePlan::new(shape(dtype), SIZE, gpu.caps()).expect("a cache");
-            decode(&gpu, plan, None, true, None).unwrap_or_else(|why| panic!("{}, {dtype}: {why}", gpu.name()));
+            decode(&gpu, plan, Heads::default(), true, None).unwrap_or_else(|why| panic!("{}, {dtype}: {why}", gpu.name()));
         }
     }
 }
@@ -319,19 +328,21 @@ fn exported_steps_decode_as_a_device_cache_does() {
 fn exported_steps_decode_with_a_window() {
     for gpu in gpus() {
         let plan = CachePlan::new(shape(DType::F32).pages(7).window(3), SIZE, gpu.caps()).expect("a cache");
-        decode(&gpu, plan, None, true, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
+        decode(&gpu, plan, Heads::default(), true, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
     }
 }
 
 #[test]
-fn exported_steps_rotate_new_keys_and_queries() {
+fn exported_steps_normalise_and_rotate_new_keys_and_queries() {
     for gpu in gpus() {
         for (pairing, layout) in [(Pairing::HalfSplit, Layout::Bshd), (Pairing::Interleaved, Layout::Bhsd)] {
-            let layer = LayerShape::new(2, 32);
-            let shape = CacheShape::uniform(1, layer).page_size(PAGE).pages(10).layout(layout);
+            let shape = CacheShape::uniform(1, LayerShape::new(2, 32)).page_size(PAGE).pages(10).layout(layout);
             let plan = CachePlan::new(shape, SIZE, gpu.caps()).expect("a cache");
             let rotary = Rotary::new(pairing, 10000.0, 16, SIZE.pages_per_slot * PAGE).expect("valid");
-            decode(&gpu, plan, Some(rotary), true, None).unwrap_or_else(|why| panic!("{}, {pairing:?}: {why}", gpu.name()));
+            for norms in [vec![], norms(plan.shape())] {
+                decode(&gpu, plan.clone(), (norms, Some(rotary.clone())), true, None)
+                    .unwrap_or_else(|why| panic!("{}, {pairing:?}: {why}", gpu.name()));
+            }
         }
     }
 }
@@ -343,7 +354,7 @@ fn exported_steps_decode_rotated_rows() {
         let mut shape = shape(DType::Q4);
         shape.layers[0] = shape.layers[0].hadamard(true, true);
         let plan = CachePlan::new(shape, SIZE, gpu.caps()).expect("a cache");
-        decode(&gpu, plan, None, true, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
+        decode(&gpu, plan, Heads::default(), true, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
     }
 }
 
@@ -358,7 +369,8 @@ fn exported_steps_in_several_banks() {
         let plan = CachePlan::new(shape, SIZE, &caps).expect("a cache");
         assert_eq!([plan.banks(0), plan.banks(1)], [Ok(2), Ok(1)]);
         let rotary = Rotary::new(Pairing::HalfSplit, 10000.0, 32, SIZE.pages_per_slot * PAGE).expect("valid");
-        decode(&gpu, plan, Some(rotary), false, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
+        let heads = (norms(plan.shape()), Some(rotary));
+        decode(&gpu, plan, heads, false, None).unwrap_or_else(|why| panic!("{}: {why}", gpu.name()));
     }
 }
 
@@ -370,7 +382,7 @@ fn wrong_words_of_the_state_are_noticed() {
         for (offset, word) in [(0, 8), (SIZE.slots + 1, 1), (2 * SIZE.slots + 2, 7), (table + 1, 0), (table + 2 * SIZE.pages_per_slot, 3)] {
             let plan = CachePlan::new(shape(DType::F32), SIZE, gpu.caps()).expect("a cache");
             let spoil = StateWrite { offset, words: vec![word] };
-            let noticed = decode(&gpu, plan, None, false, Some(spoil));
+            let noticed = decode(&gpu, plan, Heads::default(), false, Some(spoil));
             assert!(noticed.is_err_and(|why| why.starts_with("step 5")), "{}: word {offset} = {word} is not noticed", gpu.name());
         }
     }
@@ -386,7 +398,7 @@ fn names(plan: &PlanExport) -> [Vec<&'static str>; 2] {
 fn plans_describe_all_that_they_bind() {
     for dtype in STORAGE {
         let plan = CachePlan::new(shape(dtype), SIZE, &DeviceCaps::webgpu_defaults()).expect("a cache");
-        let rotary = RotarySpec { pairing: Pairing::HalfSplit, pairs: 8, positions: 16 };
+        let rotary = RotarySpec::from(&Rotary::new(Pairing::HalfSplit, 10000.0, 16, 16).expect("valid"));
         let query = Some((TensorSpec::new(DType::BF16, Layout::Bshd), 4));
         let problem = causal(plan.problem(0, 0..SIZE.slots, QUERIES).expect("a layer")).sinks();
         let attention = plan.attention(0, &problem, 0..SIZE.slots, Algorithm::Auto).expect("planned");
@@ -397,11 +409,11 @@ fn plans_describe_all_that_they_bind() {
         let advance = plan.advance().expect("planned");
         let copies = plan.copy_pages(0, 3).expect("planned");
         let plain = append(None);
-        let rotated = append(Some(RotationSpec { rotary, query }));
+        let rotated = append(Some(RotationSpec { norm: true, rotary: Some(rotary), query, ..Default::default() }));
         assert_eq!(names(&advance), [vec!["cache_state"], vec![]]);
         assert_eq!(names(&copies), [vec!["cache_key", "cache_value"], vec!["page_copies"]]);
         assert_eq!(names(&plain), [vec!["cache_key", "cache_value"], vec!["cache_state", "key", "value"]]);
-        assert_eq!(names(&rotated), [vec!["cache_key", "cache_value", "query"], vec!["cache_state", "key", "value", "angles"]]);
+        assert_eq!(names(&rotated), [vec!["cache_key", "cache_value", "query"], vec!["cache_state", "key", "value", "angles", "norm"]]);
         assert_eq!(names(attention), [vec!["output"], vec!["query", "cache_key", "cache_value", "cache_state", "tables"]]);
         let pools = plan.pool_bytes(0).expect("a layer");
         for export in [&advance, &copies, &plain, &rotated, attention] {
@@ -427,7 +439,7 @@ fn plans_describe_all_that_they_bind() {
         assert_eq!(tables.bytes, 16);
         assert!(matches!(plan.copy_pages(0, 0), Err(Error::Invalid { argument: "copies", .. })));
         assert!(plan.copy_pages(2, 1).is_err() && plan.pool_bytes(2).is_err() && plan.append(2, &new_tokens(None)).is_err());
-        let short = RotationSpec { rotary: RotarySpec { positions: 15, ..rotary }, query: None };
+        let short = RotationSpec { rotary: Some(RotarySpec { positions: 15, ..rotary }), ..Default::default() };
         assert!(matches!(plan.append(0, &new_tokens(Some(short))), Err(Error::Invalid { argument: "rotary", .. })));
     }
 }

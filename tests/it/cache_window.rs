@@ -380,7 +380,7 @@ fn device_caches_with_windows_compute_the_same() {
             let mut caches = shapes.map(|shape| DeviceCache::new(&gpu, shape, size).expect("a cache"));
             let stacks = [0, 1].map(|which| {
                 let look = |problem: Problem| if which == 0 { kept.mask(problem) } else { problem.causal() };
-                Stack::new(&gpu, &caches[which], queries, look, None, None)
+                Stack::new(&gpu, &caches[which], queries, look, (&[], None), None)
             });
             caches.iter_mut().for_each(|cache| assert_eq!(cache.start(), Ok(0)));
             let rows = queries.seq_len;

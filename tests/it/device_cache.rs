@@ -174,7 +174,7 @@ fn many_steps_in_one_submit() {
     for gpu in gpus() {
         let shape = CacheShape::uniform(1, LayerShape::new(2, 16)).page_size(4).pages(10).layout(Layout::Bshd);
         let mut cache = DeviceCache::new(&gpu, shape, CacheSize { slots: 2, pages_per_slot: 5 }).expect("a cache");
-        let stack = Stack::new(&gpu, &cache, Queries { num_heads: 2, seq_len: 1 }, |problem| problem, None, None);
+        let stack = Stack::new(&gpu, &cache, Queries { num_heads: 2, seq_len: 1 }, |problem| problem, (&[], None), None);
         assert_eq!((cache.start(), cache.start()), (Ok(0), Ok(1)));
         let layer = &stack.layers[0];
         let (query, key, value) = (draw(1, 64), draw(2, 64), draw(3, 64));
@@ -319,7 +319,7 @@ fn invalid_requests_are_refused() {
         assert!(cache.append(1, &new).is_err() && cache.append(0, &NewTokens { slots: 1..3, ..new.clone() }).is_err());
         let short = Rotary::new(Pairing::HalfSplit, 10000.0, 32, 11).expect("valid");
         let short = DeviceRotary::new(&gpu, &short).expect("uploaded");
-        let rotation = Some(Rotation { rotary: &short, query: None });
+        let rotation = Some(Rotation { rotary: Some((&short).into()), ..Default::default() });
         assert!(cache.append(0, &NewTokens { rotation, ..new }).is_err(), "positions without angles");
     }
 }

@@ -110,7 +110,7 @@ impl<'a> Schedule<'a> {
         }
         let heads = 2 * self.cache.shape().layers[0].num_kv_heads;
         let look = |problem: Problem| problem.aligned(Alignment::BottomRight).causal();
-        let stack = Stack::new(self.gpu, &self.cache, Queries { num_heads: heads, seq_len }, look, None, None);
+        let stack = Stack::new(self.gpu, &self.cache, Queries { num_heads: heads, seq_len }, look, (&[], None), None);
         let layer = &stack.layers[0];
         let problem = layer.problem.clone();
         let data = [&layer.query, &layer.key, &layer.value].map(|buffer| {

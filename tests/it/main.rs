@@ -8,6 +8,7 @@ mod absurd;
 mod binding_limits;
 mod cache;
 mod cache_export;
+mod cache_heads;
 mod cache_rotation;
 mod cache_window;
 mod case_files;

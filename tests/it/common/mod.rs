@@ -3,6 +3,7 @@
 pub(crate) mod buffers;
 pub(crate) mod bugs;
 pub(crate) mod gradient_bugs;
+pub(crate) mod heads;
 pub(crate) mod plan_host;
 pub(crate) mod replay;
 pub(crate) mod stack;

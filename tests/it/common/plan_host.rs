@@ -35,6 +35,13 @@ impl PlanHost {
         self.buffer(tensor.bytes.next_multiple_of(4), BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC)
     }
 
+    /// Creates a buffer for a tensor with these first bytes.
+    pub(crate) fn filled(&self, plan: &PlanExport, name: &str, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.tensor(plan, name);
+        self.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
     /// Binds exactly the tensors of the plan.
     pub(crate) fn bind(&mut self, plan: &PlanExport, given: &Named<'_>) -> BoundPlan {
         for tensor in &plan.tensors {

@@ -15,15 +15,19 @@ pub(crate) fn bytes(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
 }
 
 /// Reads pages of `heads` heads as host data.
-fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, heads: usize, dim: usize, dtype: DType) -> HostVec {
+pub(crate) fn pool(gpu: &Gpu, cache: &DeviceCache, buffer: &wgpu::Buffer, heads: usize, dim: usize, dtype: DType) -> HostVec {
     let len = cache.shape().pages * cache.shape().page_size * heads * dim;
-    let bytes = bytes(gpu, buffer)[..dtype.bytes(len)].to_vec();
+    stored(dtype, &bytes(gpu, buffer)[..dtype.bytes(len)])
+}
+
+/// Data of this type from its bytes.
+pub(crate) fn stored(dtype: DType, bytes: &[u8]) -> HostVec {
     match dtype {
-        DType::F32 => HostVec::F32(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::F16 => HostVec::F16(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::BF16 => HostVec::BF16(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::Q8 => HostVec::Q8(bytemuck::pod_collect_to_vec(&bytes)),
-        DType::Q4 => HostVec::Q4(bytemuck::pod_collect_to_vec(&bytes)),
+        DType::F32 => HostVec::F32(bytemuck::pod_collect_to_vec(bytes)),
+        DType::F16 => HostVec::F16(bytemuck::pod_collect_to_vec(bytes)),
+        DType::BF16 => HostVec::BF16(bytemuck::pod_collect_to_vec(bytes)),
+        DType::Q8 => HostVec::Q8(bytemuck::pod_collect_to_vec(bytes)),
+        DType::Q4 => HostVec::Q4(bytemuck::pod_collect_to_vec(bytes)),
     }
 }
 
@@ -90,7 +94,7 @@ fn replay(gpu: &Gpu, Replay { layers, page_size, layout, pairing, seq_len_q }: R
         gpu.queue().write_buffer(&buffer, 0, &contents);
         buffer
     });
-    let stack = Stack::new(gpu, &cache, queries, look, on_device.as_ref(), tables.as_ref());
+    let stack = Stack::new(gpu, &cache, queries, look, (&[], on_device.as_ref()), tables.as_ref());
     assert_eq!((cache.start(), cache.start(), cache.start()), (Ok(0), Ok(1), Ok(2)));
     let mut rng = Rng::with_seed(9);
     let engine = Engine::on_gpu(gpu.clone());

@@ -1,7 +1,7 @@
 //! Stack of layers that decodes with a device cache, bound once.
 
 use wgpu_attention::cache::Queries;
-use wgpu_attention::gpu::{DeviceCache, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows};
+use wgpu_attention::gpu::{DeviceCache, DeviceNorm, DeviceRotary, Dispatches, Gpu, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows};
 use wgpu_attention::{Algorithm, DType, Layout, Problem, TensorSpec, wgpu};
 
 use super::buffers::{devices, empty, upload};
@@ -30,13 +30,13 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Binds a step of every slot. `change` sets the options of each layer's problem.
+    /// Binds a step of every slot. `change` sets the options of each layer's problem; norms are those of the layers, or none.
     pub(crate) fn new(
         gpu: &Gpu,
         cache: &DeviceCache,
         queries: Queries,
         change: impl Fn(Problem) -> Problem,
-        rotary: Option<&DeviceRotary>,
+        (norms, rotary): (&[DeviceNorm], Option<&DeviceRotary>),
         tables: Option<&wgpu::Buffer>,
     ) -> Self {
         let slots = 0..cache.size().slots;
@@ -53,8 +53,9 @@ impl Stack {
                 seq_len: d.seq_len_q,
                 key: Rows::new(&key, spec),
                 value: Rows::new(&value, spec),
-                rotation: rotary.map(|rotary| Rotation {
-                    rotary,
+                rotation: (rotary.is_some() || !norms.is_empty()).then(|| Rotation {
+                    norm: norms.get(layer),
+                    rotary: rotary.map(Into::into),
                     query: Some(RotatedQuery { rows: Rows::new(&query, problem.query), num_heads: d.num_heads }),
                 }),
             };

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use wgpu_attention::plan::{KernelExport, Shader, cache_shaders, linear_shaders};
-use wgpu_attention::rotary::{Pairing, Rotary};
-use wgpu_attention::{DType, Hadamard, HostVec};
+use wgpu_attention::rotary::{Pairing, QkNorm, Rotary, Sections};
+use wgpu_attention::{DType, Error, Hadamard, HostVec};
 use wgpu_attention_simulator::{Binding, Buffer, LaneOrder, Options};
 
 use super::device::{POISON, Shaders};
@@ -22,6 +22,7 @@ pub(super) fn run(seed: u64, lanes: LaneOrder, shaders: &Shaders, log: &Log, wan
             "advance" => vec![kernel.advance()],
             "copy" => vec![kernel.copy_pages()],
             "page" => vec![kernel.page_table()],
+            "token" => [0, 1, 2].map(|kind| kernel.token_angles(kind)).into(),
             "rotate" => vec![kernel.rotate()],
             "append" => vec![kernel.append()],
             _ => vec![Err("nobody runs it".into())],
@@ -174,6 +175,40 @@ impl KernelCase<'_> {
         same_words("tables", &got, &expected)
     }
 
+    /// Angles of four tokens by positions without sections, with chunks, and with interleaved ones; one is past the tables.
+    fn token_angles(&self, kind: u32) -> Answer {
+        let rotary = self.rotary(12, 8)?;
+        let rotary = match kind {
+            0 => Ok(rotary),
+            1 => rotary.with_sections(Sections::Chunks([3, 1, 2])),
+            _ => rotary.with_sections(Sections::Interleaved([3, 1, 2])),
+        };
+        let rotary = rotary.map_err(|error| error.to_string())?;
+        let positions = [3u32, 0, 7, 8, 1, 2, 5, 8, 6, 4, 0, 8];
+        let fields: Fields<'_> = &[
+            ("key_strides", &[3, 1, 2, kind]),
+            ("seq_len", &[4]),
+            ("pairs", &[6]),
+            ("page_size", &[8]),
+            ("workgroups", &[1]),
+            ("grid_width", &[1]),
+        ];
+        let buffers = vec![(1, words(&positions)), (2, filled(&angles(&rotary))), (7, Buffer::unwritten(4 * 4 * 12, POISON))];
+        let got = f32s_of(&self.dispatch(fields, [1, 1, 1], buffers)?[&7]);
+        for (token, pair) in (0..4).flat_map(|token| (0..6).map(move |pair| (token, pair))) {
+            let coordinate = rotary.sections().map_or(0, |sections| sections.coordinate(pair));
+            let position = positions[4 * coordinate + token] as usize;
+            let expected = rotary.angles().get(6 * position + pair).filter(|_| position < 8).map_or([f32::NAN; 2], |&angle| angle);
+            for (n, expected) in expected.into_iter().enumerate() {
+                let x = got[2 * (6 * token + pair) + n];
+                if x.to_bits() != expected.to_bits() && !(x.is_nan() && expected.is_nan()) {
+                    return Err(format!("{x} instead of {expected}: token {token}, pair {pair}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Rows of three tokens and two heads, a part of each turned.
     fn rotate(&self) -> Answer {
         let (heads, head_dim, positions) = (2, 12, [0u32, 6, 3]);
@@ -186,6 +221,7 @@ impl KernelCase<'_> {
             ("seq_len", &[3]),
             ("num_heads", &[heads]),
             ("pairs", &[4]),
+            ("distance", &[4]),
             ("workgroups", &[1]),
             ("grid_width", &[1]),
         ];
@@ -198,7 +234,6 @@ impl KernelCase<'_> {
 
     /// Two items of a cache of three slots get 3 and 2 of three new tokens; the pages lie in no order.
     fn append(&self) -> Answer {
-        let name = &self.shader.name;
         let (new, cache_key) = (self.dtype("append")?, self.dtype("to")?);
         let cache_value = self.dtype("and").unwrap_or(cache_key);
         let is_turned = self.export.text.contains("const INTERLEAVED");
@@ -209,6 +244,7 @@ impl KernelCase<'_> {
         let state = [&[9u32, 5, 2][..], &[9, 3, 2], &[12; 3], &[0; 3], &[8, 8, 8], &[3, 0, 8], &[5, 8, 8]].concat();
         let (length, added) = ([5u32, 2], [3u32, 2]);
         let rotary = self.rotary(48, 16)?;
+        let (is_normalised, by_token) = (self.is_normalised(), self.shader.name.contains(" by token"));
         let given = |rows: u32, dim: u32, from: u32| HostVec::from_f32(new, &numbers(items * rows * tokens * dim, from));
         let (key, query) = (given(heads, dim, 1), given(queries, dim, 3));
         // The second and the third token of the first item hold zeros and infinity: blocks have a way of their own for each.
@@ -220,7 +256,8 @@ impl KernelCase<'_> {
         let pool = |dim: u32| [heads * page * dim, page * dim, dim, 0];
         let units = dim / self.constant("KEY_UNIT") + dim_v / self.constant("VALUE_UNIT");
         let query_units = if has_query { items * tokens * queries * 24 / self.constant("QUERY_UNIT") } else { 0 };
-        let threads = items * tokens * heads * units + query_units;
+        let rows_in_all = items * tokens * (2 * heads + if has_query { queries } else { 0 });
+        let threads = if is_normalised { 64 * rows_in_all } else { items * tokens * heads * units + query_units };
         let workgroups = threads.div_ceil(64);
         let fields: Fields<'_> = &[
             ("key_strides", &of_rows(heads, dim)),
@@ -238,7 +275,8 @@ impl KernelCase<'_> {
             ("first_slot", &[1]),
             ("page_size", &[page]),
             ("pages_per_slot", &[3]),
-            ("pairs", &[24]),
+            ("pairs", &[if is_turned { 24 } else { 0 }]),
+            ("distance", &[if is_turned { 24 } else { 0 }]),
             ("workgroups", &[workgroups]),
             ("grid_width", &[2]),
         ];
@@ -252,25 +290,12 @@ impl KernelCase<'_> {
         ];
         buffers.extend(has_query.then(|| (6, Buffer::filled(query.as_slice().bytes()))));
         buffers.extend(is_turned.then(|| (7, filled(&angles(&rotary)))));
+        buffers.extend(is_normalised.then(|| (8, filled(norm().words()))));
         let got = self.dispatch(fields, [2, workgroups / 2 + 1, 1], buffers)?;
         let pools = [(4, cache_key, dim), (5, cache_value, dim_v)];
         let pools = pools.map(|(at, dtype, dim)| stored(dtype, &got[&at], (8 * heads * page * dim) as usize).to_f32());
-        // As a cache stores a row.
-        let kept = |mut row: Vec<f32>, rows: &str| {
-            if name.contains(&format!("{rows} in Hadamard blocks"))
-                && let Some(rotation) = Hadamard::of(row.len())
-            {
-                rotation.rotate(&mut row);
-            }
-            row
-        };
-        let turned = |row: &[f32], position: u32| -> Answer<Vec<f32>> {
-            let mut row = row.to_vec();
-            if is_turned {
-                rotary.apply(&mut row, position as usize).map_err(|error| format!("{name}: {error}"))?;
-            }
-            Ok(row)
-        };
+        // The line of angles of a token is its number, or its position.
+        let line = |item: u32, token: u32| if by_token { item * tokens + token } else { length[item as usize] + token - tokens };
         for (item, token) in (0..items).flat_map(|item| (0..tokens).map(move |token| (item, token))) {
             // In front of an item that is shorter than the step there is nothing.
             let Some(position) = (length[item as usize] + token).checked_sub(tokens) else { continue };
@@ -281,18 +306,44 @@ impl KernelCase<'_> {
                 let at = |dim: u32| (((item * heads + head) * tokens + token) * dim) as usize;
                 let entry = state[(12 + 3 * (1 + item) + position / page) as usize];
                 let to = |dim: u32| (((entry * heads + head) * page + position % page) * dim) as usize;
-                let row = kept(turned(&key.to_f32()[at(dim)..][..dim as usize], position)?, "keys");
+                let row = self.kept(self.turned(&key.to_f32()[at(dim)..][..dim as usize], line(item, token), QkNorm::apply_key)?, "keys");
                 near("the key pool", &pools[0][to(dim)..][..dim as usize], &row, epsilon(cache_key) * largest(&row))?;
-                let row = kept(value.to_f32()[at(dim_v)..][..dim_v as usize].to_vec(), "values");
+                let row = self.kept(value.to_f32()[at(dim_v)..][..dim_v as usize].to_vec(), "values");
                 near("the value pool", &pools[1][to(dim_v)..][..dim_v as usize], &row, epsilon(cache_value) * largest(&row))?;
             }
             for head in (0..queries).filter(|_| has_query) {
                 let at = (((item * queries + head) * tokens + token) * dim) as usize;
-                let row = turned(&query.to_f32()[at..][..dim as usize], position)?;
+                let row = self.turned(&query.to_f32()[at..][..dim as usize], line(item, token), QkNorm::apply_query)?;
                 near("the queries", &stored(new, &got[&6], query.as_slice().len()).to_f32()[at..][..dim as usize], &row, epsilon(new))?;
             }
         }
         Ok(())
+    }
+
+    fn is_normalised(&self) -> bool {
+        self.shader.name.contains(", normalised")
+    }
+
+    /// A new row before it is stored: normalised, and rotated by a line of the angles.
+    fn turned(&self, row: &[f32], line: u32, apply: fn(&QkNorm, &mut [f32]) -> Result<(), Error>) -> Answer<Vec<f32>> {
+        let mut row = row.to_vec();
+        if self.is_normalised() {
+            apply(&norm(), &mut row).map_err(|error| error.to_string())?;
+        }
+        if self.export.text.contains("const INTERLEAVED") {
+            self.rotary(48, 16)?.apply(&mut row, line as usize).map_err(|error| error.to_string())?;
+        }
+        Ok(row)
+    }
+
+    /// A row as a cache stores it.
+    fn kept(&self, mut row: Vec<f32>, rows: &str) -> Vec<f32> {
+        if self.shader.name.contains(&format!("{rows} in Hadamard blocks"))
+            && let Some(rotation) = Hadamard::of(row.len())
+        {
+            rotation.rotate(&mut row);
+        }
+        row
     }
 
     /// The storage type after a word of the kernel's name.
@@ -310,6 +361,11 @@ impl KernelCase<'_> {
 }
 
 /// Cosine and sine of each position and pair: a row of ones and zeros turned tells both.
+/// Norm of heads of 64.
+fn norm() -> QkNorm {
+    QkNorm::new(&numbers(64, 7), &numbers(64, 8), 1e-3).expect("equally many")
+}
+
 fn angles(rotary: &Rotary) -> Vec<f32> {
     let pairs = rotary.pairs();
     let mut angles = Vec::new();

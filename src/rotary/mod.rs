@@ -1,4 +1,4 @@
-//! Rotary position embedding.
+//! Rotary position embedding, and the norm of heads before it ([`QkNorm`]).
 //!
 //! The first `width` elements of a head are rotated in pairs (a, b) by an angle that grows with the position:
 //!
@@ -9,7 +9,14 @@
 //!
 //! The rest of the head is unchanged. Su et al., RoFormer, arXiv:2104.09864. [`Scaling`] stretches it to longer texts.
 
+mod norm;
+mod scaling;
+mod sections;
+
 use crate::error::{Error, Result};
+pub use norm::QkNorm;
+pub use scaling::Scaling;
+pub use sections::Sections;
 
 /// Pairing of the elements of a head that are rotated together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -21,119 +28,6 @@ pub enum Pairing {
     Interleaved,
 }
 
-/// Scaling of the frequencies f(pair) = base^(-2 pair / width), so that a model trained on `original_positions` reads
-/// longer texts. Names, defaults and formulas: Hugging Face's `rope_scaling` (transformers, `modeling_rope_utils.py`).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Scaling {
-    /// No scaling. The default.
-    #[default]
-    None,
-    /// `linear`: f' = f / factor (Chen et al., *Position Interpolation*, arXiv:2306.15595).
-    Linear {
-        /// Factor by which texts get longer.
-        factor: f32,
-    },
-    /// `llama3`, of Llama 3.1. With turns = original_positions * f / 2 pi, the full turns of a pair in the old length:
-    ///
-    /// ```text
-    /// s  = clamp((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    /// f' = (1 - s) f / factor + s f
-    /// ```
-    Llama3 {
-        /// Factor by which texts get longer; 8 in Llama 3.1, 32 in Llama 3.2.
-        factor: f32,
-        /// Turns below which a frequency is divided by the whole factor; 1 in Llama 3.
-        low_freq_factor: f32,
-        /// Turns above which a frequency stays as it is; 4 in Llama 3.
-        high_freq_factor: f32,
-        /// Number of positions that the model was trained on; 8192 in Llama 3.
-        original_positions: usize,
-    },
-    /// `yarn` (Peng et al., *YaRN*, arXiv:2309.00071):
-    ///
-    /// ```text
-    /// pair_of(turns) = width * ln(original_positions / (2 pi turns)) / (2 ln base)
-    /// low, high      = pair_of(beta_fast), pair_of(beta_slow)      rounded down and up if `truncate`
-    /// s              = clamp((pair - low) / (high - low), 0, 1)    low at least 0, high at most width - 1
-    /// f'             = s f / factor + (1 - s) f
-    /// ```
-    ///
-    /// Cosines and sines are multiplied by the attention factor, and scores therefore by its square.
-    Yarn {
-        /// Factor by which texts get longer.
-        factor: f32,
-        /// Turns above which a frequency stays as it is; usually 32.
-        beta_fast: f32,
-        /// Turns below which a frequency is divided by the whole factor; usually 1.
-        beta_slow: f32,
-        /// Number of positions that the model was trained on.
-        original_positions: usize,
-        /// Factor on cosines and sines. `None` is `0.1 ln(factor) + 1`, or 1 if factor is at most 1. Configurations
-        /// with `mscale` and `mscale_all_dim` mean `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.
-        attention_factor: Option<f32>,
-        /// True if `low` and `high` are rounded to whole pairs, the default of configurations; false in gpt-oss.
-        truncate: bool,
-    },
-}
-
-impl Scaling {
-    /// Scaled frequency of a pair.
-    fn frequency(self, pair: usize, base: f64, width: usize) -> f64 {
-        let turn = 2.0 * std::f64::consts::PI;
-        let plain = base.powf(-2.0 * pair as f64 / width as f64);
-        match self {
-            Self::None => plain,
-            Self::Linear { factor } => plain / f64::from(factor),
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-                let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
-                let turns = original_positions as f64 * plain / turn;
-                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 - kept) * plain / f64::from(factor) + kept * plain
-            }
-            Self::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
-                let pair_of = |turns: f32| width as f64 * (original_positions as f64 / (f64::from(turns) * turn)).ln() / (2.0 * base.ln());
-                let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
-                if truncate {
-                    (low, high) = (low.floor(), high.ceil());
-                }
-                (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
-                if low == high {
-                    high += 0.001;
-                }
-                let slowed = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                slowed * plain / f64::from(factor) + (1.0 - slowed) * plain
-            }
-        }
-    }
-
-    /// Factor on cosines and sines; 1 unless the scaling is YaRN.
-    pub fn attention_factor(self) -> f32 {
-        match self {
-            Self::Yarn { attention_factor: Some(given), .. } => given,
-            Self::Yarn { factor, .. } if factor > 1.0 => (0.1 * f64::from(factor).ln() + 1.0) as f32,
-            _ => 1.0,
-        }
-    }
-
-    fn check(self) -> Result<()> {
-        let numbers = match self {
-            Self::None => vec![],
-            Self::Linear { factor } => vec![factor],
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
-                vec![factor, low_freq_factor, high_freq_factor - low_freq_factor, original_positions as f32]
-            }
-            Self::Yarn { factor, beta_fast, beta_slow, original_positions, .. } => {
-                vec![factor, beta_slow, beta_fast - beta_slow, original_positions as f32]
-            }
-        };
-        if numbers.iter().any(|&x| !(x.is_finite() && x > 0.0)) || !self.attention_factor().is_finite() {
-            let why = format!("{self:?}: factors must be finite and above 0, the upper border above the lower one");
-            return Err(Error::invalid("scaling", why));
-        }
-        Ok(())
-    }
-}
-
 /// Most angles that tables may have: 8 GiB of cosines and sines.
 const MOST_ANGLES: usize = 1 << 30;
 
@@ -142,6 +36,9 @@ const MOST_ANGLES: usize = 1 << 30;
 pub struct Rotary {
     pairing: Pairing,
     pairs: usize,
+    /// Distance between the elements of a pair, unless they are neighbours.
+    distance: usize,
+    sections: Option<Sections>,
     /// Cosine and sine of each position and pair.
     angles: Vec<[f32; 2]>,
 }
@@ -154,30 +51,29 @@ impl Rotary {
 
     /// Builds tables with scaled frequencies. Errors: an odd or zero width, a base up to 1, a bad scaling, no memory.
     pub fn scaled(pairing: Pairing, base: f32, width: usize, positions: usize, scaling: Scaling) -> Result<Self> {
-        if !width.is_multiple_of(2) || width == 0 {
-            return Err(Error::invalid("width", format!("{width} cannot be split into pairs: it must be even and above 0")));
-        }
-        if !(base.is_finite() && base > 1.0) {
-            return Err(Error::invalid("base", format!("{base} is not a finite number above 1")));
-        }
-        scaling.check()?;
+        check(base, width, scaling)?;
         let pairs = width / 2;
-        let mut angles = Vec::new();
-        let count = pairs.checked_mul(positions.max(1)).filter(|&count| count <= MOST_ANGLES);
-        if count.is_none_or(|count| angles.try_reserve_exact(count).is_err()) {
-            return Err(Error::Limit {
-                limit: "memory",
-                needed: (pairs as u64).saturating_mul(8).saturating_mul(positions as u64),
-                available: 8 * MOST_ANGLES as u64,
-                remedy: "make tables for fewer positions".into(),
-            });
+        Ok(Self { pairing, pairs, distance: pairs, sections: None, angles: angles([pairs, positions], base, width, scaling)? })
+    }
+
+    /// Builds tables that rotate the first `pairs` of the pairs (i, i + head_dim / 2) of a head, as Gemma 4 does
+    /// (`rope_type: proportional`): pairs = partial_rotary_factor * head_dim / 2. Frequencies are those of the whole head,
+    /// base^(-2 pair / head_dim).
+    ///
+    /// Errors: those of [`Self::scaled`], with head_dim as the width; no pairs or more than head_dim / 2.
+    pub fn proportional(base: f32, pairs: usize, head_dim: usize, positions: usize, scaling: Scaling) -> Result<Self> {
+        check(base, head_dim, scaling)?;
+        if pairs == 0 || pairs > head_dim / 2 {
+            return Err(Error::invalid("pairs", format!("are {pairs}, a head of {head_dim} has 1 to {}", head_dim / 2)));
         }
-        let frequencies: Vec<f64> = (0..pairs).map(|pair| scaling.frequency(pair, base.into(), width)).collect();
-        let factor = f64::from(scaling.attention_factor());
-        for angle in (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency)) {
-            angles.push([angle.cos(), angle.sin()].map(|x| (factor * x) as f32));
-        }
-        Ok(Self { pairing, pairs, angles })
+        let angles = angles([pairs, positions], base, head_dim, scaling)?;
+        Ok(Self { pairing: Pairing::HalfSplit, pairs, distance: head_dim / 2, sections: None, angles })
+    }
+
+    /// Takes the angle of each pair from one of three positions of a token. Errors: sections that are not these pairs.
+    pub fn with_sections(self, sections: Sections) -> Result<Self> {
+        sections.check(self.pairs)?;
+        Ok(Self { sections: Some(sections), ..self })
     }
 
     /// Wraps tables [positions, pairs], as models and ONNX provide them.
@@ -186,7 +82,8 @@ impl Rotary {
             let why = format!("{} cosines and {} sines are no two tables of rows of {pairs}", cos.len(), sin.len());
             return Err(Error::invalid("cos", why));
         }
-        Ok(Self { pairing, pairs, angles: cos.into_iter().zip(sin).map(|(cos, sin)| [cos, sin]).collect() })
+        let angles = cos.into_iter().zip(sin).map(|(cos, sin)| [cos, sin]).collect();
+        Ok(Self { pairing, pairs, distance: pairs, sections: None, angles })
     }
 
     /// Pairing of the rotated elements.
@@ -197,6 +94,16 @@ impl Rotary {
     /// Number of pairs that are rotated in each head.
     pub fn pairs(&self) -> usize {
         self.pairs
+    }
+
+    /// Distance between the elements of a pair, unless they are neighbours: the number of pairs, or half of the head.
+    pub fn distance(&self) -> usize {
+        self.distance
+    }
+
+    /// Sections of the pairs, if tokens have three positions.
+    pub fn sections(&self) -> Option<Sections> {
+        self.sections
     }
 
     /// Cosine and sine of every position and pair, as shaders read them.
@@ -211,16 +118,25 @@ impl Rotary {
 
     /// Rotates one head in place. Errors: a head too narrow for the pairs, a position past the tables.
     pub fn apply(&self, head: &mut [f32], position: usize) -> Result<()> {
-        let pairs = self.pairs;
-        if head.len() / 2 < pairs {
+        self.apply_at(head, [position; 3])
+    }
+
+    /// Rotates one head in place, each pair by the position that its section takes: time, height or width.
+    ///
+    /// Errors: those of [`Self::apply`].
+    pub fn apply_at(&self, head: &mut [f32], positions: [usize; 3]) -> Result<()> {
+        let (pairs, distance) = (self.pairs, self.distance);
+        if head.len() < pairs + distance {
             return Err(Error::invalid("width", format!("a head of {} has no {pairs} pairs to rotate", head.len())));
         }
-        if position >= self.positions() {
-            return Err(Error::invalid("position", format!("{position} is past the {} positions of the tables", self.positions())));
+        if let Some(past) = positions.into_iter().find(|&position| position >= self.positions()) {
+            return Err(Error::invalid("position", format!("{past} is past the {} positions of the tables", self.positions())));
         }
-        for (pair, &[cos, sin]) in self.angles[position * pairs..][..pairs].iter().enumerate() {
+        for pair in 0..pairs {
+            let position = positions[self.sections.map_or(0, |sections| sections.coordinate(pair))];
+            let [cos, sin] = self.angles[position * pairs + pair];
             let (a, b) = match self.pairing {
-                Pairing::HalfSplit => (pair, pair + pairs),
+                Pairing::HalfSplit => (pair, pair + distance),
                 Pairing::Interleaved => (2 * pair, 2 * pair + 1),
             };
             (head[a], head[b]) = (cos * head[a] - sin * head[b], sin * head[a] + cos * head[b]);
@@ -242,6 +158,36 @@ impl Rotary {
         }
         Ok(())
     }
+}
+
+fn check(base: f32, width: usize, scaling: Scaling) -> Result<()> {
+    if !width.is_multiple_of(2) || width == 0 {
+        return Err(Error::invalid("width", format!("{width} cannot be split into pairs: it must be even and above 0")));
+    }
+    if !(base.is_finite() && base > 1.0) {
+        return Err(Error::invalid("base", format!("{base} is not a finite number above 1")));
+    }
+    scaling.check()
+}
+
+/// Cosines and sines [positions, pairs] of the frequencies of a width.
+fn angles([pairs, positions]: [usize; 2], base: f32, width: usize, scaling: Scaling) -> Result<Vec<[f32; 2]>> {
+    let mut angles = Vec::new();
+    let count = pairs.checked_mul(positions.max(1)).filter(|&count| count <= MOST_ANGLES);
+    if count.is_none_or(|count| angles.try_reserve_exact(count).is_err()) {
+        return Err(Error::Limit {
+            limit: "memory",
+            needed: (pairs as u64).saturating_mul(8).saturating_mul(positions as u64),
+            available: 8 * MOST_ANGLES as u64,
+            remedy: "make tables for fewer positions".into(),
+        });
+    }
+    let frequencies: Vec<f64> = (0..pairs).map(|pair| scaling.frequency(pair, base.into(), width)).collect();
+    let factor = f64::from(scaling.attention_factor());
+    for angle in (0..positions).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency)) {
+        angles.push([angle.cos(), angle.sin()].map(|x| (factor * x) as f32));
+    }
+    Ok(angles)
 }
 
 #[cfg(test)]
