@@ -41,7 +41,8 @@ fn check(heads: &Heads, seen: &[Seen]) -> Result<(), String> {
         let place = STORAGE.iter().position(|other| other == dtype).expect("one of them");
         let near = largest * [3e-6, 1e-3, 8e-3, 6e-3, 0.14][place];
         for (i, (&x, y)) in got.iter().zip(&exact).enumerate() {
-            if !((f64::from(x) - y).abs() <= near) {
+            let is_near = (f64::from(x) - y).abs() <= near;
+            if !is_near {
                 return Err(format!("{x} instead of {y} at {i}, position {positions:?}, query {is_query}, {dtype}"));
             }
         }
@@ -203,8 +204,11 @@ fn heads_are_what_the_oracle_says() {
     }
 }
 
+/// Name of a mistake, and what it does to a problem and what was seen of it.
+type Mistake = (&'static str, fn(&mut Heads, &mut [Seen]));
+
 /// Ways to get it wrong: what is computed must differ from each.
-const MISTAKES: &[(&str, fn(&mut Heads, &mut [Seen]))] = &[
+const MISTAKES: &[Mistake] = &[
     ("norm after rotary", |heads, _| heads.norm_last = true),
     ("no norm", |heads, _| heads.norm = None),
     ("eps forgotten", |heads, _| heads.norm.as_mut().expect("a norm").1 = 0.0),
