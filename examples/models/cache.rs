@@ -31,11 +31,11 @@ pub(crate) struct Attention<'a> {
 /// Cache of one sequence.
 pub(crate) enum Cache<'a> {
     Host { engine: &'a Engine, layer: Attention<'a>, cache: KvCache, id: SequenceId },
-    Device { gpu: &'a Gpu, layer: Attention<'a>, cache: Box<DeviceCache>, rotary: Option<DeviceRotary>, bound: Option<Bound> },
+    Device { gpu: &'a Gpu, layer: Attention<'a>, cache: Box<DeviceCache>, rotary: Option<DeviceRotary>, bound: Option<BoundStep> },
 }
 
 /// Step of a number of tokens, bound once and recorded for each step of this kind.
-pub(crate) struct Bound {
+pub(crate) struct BoundStep {
     seq_len: usize,
     /// New queries, keys and values.
     new: [wgpu::Buffer; 3],
@@ -94,7 +94,7 @@ impl<'a> Cache<'a> {
                 let seq_len = query.len() / layer.num_heads / layer.shape.layers[0].head_dim;
                 let bound = match bound.take().filter(|bound| bound.seq_len == seq_len) {
                     Some(old) => bound.insert(old),
-                    None => bound.insert(Bound::new(gpu, cache, layer, rotary.as_ref(), seq_len)?),
+                    None => bound.insert(BoundStep::new(gpu, cache, layer, rotary.as_ref(), seq_len)?),
                 };
                 for (buffer, rows) in bound.new.iter().zip([&query, &key, &value]) {
                     gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(rows));
@@ -112,7 +112,7 @@ impl<'a> Cache<'a> {
     }
 }
 
-impl Bound {
+impl BoundStep {
     fn new(gpu: &Gpu, cache: &DeviceCache, layer: &Attention<'_>, rotary: Option<&DeviceRotary>, seq_len: usize) -> Result<Self> {
         let num_heads = layer.num_heads;
         let problem = layer.problem(cache.problem(0, 0..1, Queries { num_heads, seq_len })?);
