@@ -91,6 +91,27 @@ impl WeightFile {
         self.source()?.tensor(name)
     }
 
+    /// Reads the projection with W `{name}.weight` [out, in] and, if the file has it, b `{name}.bias`: for models whose layer is
+    /// more than a [`MultiHead`]. Errors: those of [`Self::tensor`], another shape.
+    ///
+    /// ```
+    /// # fn main() -> wgpu_attention::Result<()> {
+    /// # let tensor = r#"{"q_proj.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#;
+    /// # let values = bytemuck::cast_slice::<f32, u8>(&[2.0, 3.0]);
+    /// # let bytes = [&(tensor.len() as u64).to_le_bytes(), tensor.as_bytes(), values].concat();
+    /// use wgpu_attention::layer::WeightFile;
+    ///
+    /// let file = WeightFile::from_bytes("model.safetensors", bytes)?;
+    /// assert_eq!(file.linear("q_proj")?.forward(&[1.0, 10.0])?, [32.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn linear(&self, name: &str) -> Result<Linear> {
+        let (source, bias) = (self.source()?, format!("{name}.bias"));
+        let bias = source.has(&bias).then_some(bias);
+        source.linear(&format!("{name}.weight"), bias)
+    }
+
     /// Builds the layer from the tensors with these names. Errors name the file and the tensor: missing, of another
     /// shape, or stored as another type than f32, f16 and bf16; normalised heads are unsupported.
     pub fn multi_head(&self, naming: &Naming, num_heads: usize, num_kv_heads: usize) -> Result<MultiHead> {
@@ -193,7 +214,7 @@ impl Source<'_> {
     fn llama(&self, stem: &str) -> Result<[Linear; 4]> {
         if let Some(norm) = ["q_norm", "k_norm"].iter().find(|norm| self.has(&format!("{stem}{norm}.weight"))) {
             let what = format!("`{stem}{norm}.weight`: heads that are normalised between projection and attention");
-            let remedy = "read the tensors with WeightFile::tensor, project with Linear, normalise, and run the attention alone";
+            let remedy = "project with WeightFile::linear, normalise, and run the attention alone: examples/models/qwen3.rs";
             return Err(Error::unsupported(what, remedy));
         }
         let parts = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|part| format!("{stem}{part}"));

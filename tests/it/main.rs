@@ -35,6 +35,7 @@ mod layer;
 mod layer_gradients;
 mod layer_weights;
 mod long_contexts;
+mod models;
 mod onnx;
 mod properties;
 mod threads;

@@ -1,0 +1,33 @@
+//! Mistral: a sliding window. The cache gives back the pages before it.
+
+use wgpu_attention::Result;
+use wgpu_attention::cache::{CacheShape, LayerShape};
+use wgpu_attention::layer::Naming;
+use wgpu_attention::rotary::{Pairing, Rotary};
+
+use super::cache::{Attention, Cache, Place};
+use super::file::LayerFile;
+
+pub(crate) fn layer(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
+    let [num_heads, num_kv_heads] = file.heads()?;
+    let weights = file.weights.multi_head(&Naming::Llama { prefix: "model.".into(), layer: 0 }, num_heads, num_kv_heads)?;
+    let head_dim = weights.query().out_features() / num_heads;
+    let pages = file.tokens().div_ceil(4);
+    // A window of 7 is a token and the 6 before it.
+    let window_left = file.get::<u32>("sliding_window")? - 1;
+    let attention = Attention {
+        shape: CacheShape::uniform(1, LayerShape::new(num_kv_heads, head_dim)).page_size(4).pages(pages).window(window_left),
+        num_heads,
+        norm: None,
+        rotary: Some(Rotary::new(Pairing::HalfSplit, file.get("rope_theta")?, head_dim, 4 * pages)?),
+        sinks: vec![],
+        options: &|problem| problem.causal(), // the window is the cache's
+    };
+    let mut cache = Cache::new(place, attention)?;
+    let mut output = Vec::new();
+    for hidden in file.steps()? {
+        let (query, key, value) = (weights.query().forward(hidden)?, weights.key().forward(hidden)?, weights.value().forward(hidden)?);
+        output.extend(weights.output().forward(&cache.step([query, key, value])?)?);
+    }
+    Ok(output)
+}
