@@ -17,8 +17,8 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::kernel::SimdKernel;
+use super::matrix_block::MOST_PARTS;
 pub(super) use super::matrix_block::{BlockOfC, Engine, KEEP, LANES, PAIRS, ROWS, Step, TILE};
-use super::matrix_pack::MOST_PARTS;
 use super::product::Start;
 use super::simd::Simd;
 

@@ -8,6 +8,9 @@ pub(super) const LANES: usize = 16;
 pub(super) const PAIRS: usize = 16;
 /// Words of a tile of b.
 pub(super) const TILE: usize = PAIRS * LANES;
+/// Most parts of an operand.
+pub(super) const MOST_PARTS: usize = 3;
+
 /// Instructions that compute the products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {

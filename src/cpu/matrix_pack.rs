@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::kernel::{Isa, SimdKernel};
 use super::matrix::{Configured, Engine, LANES, LARGEST, PAIRS, PackedRows, Parts, ROWS, TILE, words_of_row};
+use super::matrix_block::MOST_PARTS;
 use super::pack::{Element, Rows};
 use super::shared::Buffer;
 use super::simd::Simd;
@@ -59,9 +60,6 @@ pub(super) const fn parts(dtype: DType) -> usize {
         DType::F32 | DType::Q8 | DType::Q4 => 3,
     }
 }
-
-/// Most parts of an operand.
-pub(super) const MOST_PARTS: usize = 3;
 
 /// Number of words of the matrix b with `rows` rows of `width` lanes.
 pub(super) fn panel_words(parts: usize, rows: usize, width: usize) -> usize {
