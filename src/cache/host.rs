@@ -82,7 +82,15 @@ impl KvCache {
     /// shared page that they will be written to. Gives back pages that they do not see, if the cache has a window. If it
     /// fails, nothing changes.
     pub fn extend(&mut self, id: SequenceId, tokens: usize) -> Result<()> {
-        for (slots, page) in copies(&self.pool.take(&[(id, tokens)], 1)?) {
+        self.extend_all(&[(id, tokens)])
+    }
+
+    /// [`Self::extend`] for many sequences at once, each with its own number of tokens, as in a step whose sequences are
+    /// prompts and texts that are being written. If there are pages for some of them only, nothing changes.
+    ///
+    /// Errors: a sequence that is there twice, or not at all; too few free pages.
+    pub fn extend_all(&mut self, growing: &[(SequenceId, usize)]) -> Result<()> {
+        for (slots, page) in copies(&self.pool.take(growing, 1)?) {
             for (layer, data) in self.shape.layers.iter().zip(&mut self.layers) {
                 for ((dim, _), data) in layer.sides().into_iter().zip(data) {
                     copy_slots(data, self.shape.layout, [self.shape.pages, layer.num_kv_heads, self.shape.page_size, dim], slots, page);

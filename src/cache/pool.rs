@@ -1,6 +1,6 @@
 //! Page bookkeeping.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::retention::Retention;
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ pub struct Append {
 /// tokens, which is `k * page_size < first_tokens`. So a sequence that gains n tokens at a time has at most
 /// `ceil((window_left + n) / page_size) + 1` pages, and those of its first tokens. The others leave
 /// [`PageTable::UNUSED`] in its list, so that positions stay.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagePool {
     page_size: usize,
     retention: Retention,
@@ -51,7 +51,7 @@ pub struct PagePool {
     started: u64,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Sequence {
     pages: Vec<u32>,
     length: usize,
@@ -226,6 +226,10 @@ impl PagePool {
     /// Steps run one after the other, so a page that no later step sees may be another one's at the next step. That
     /// is why pages are given back and taken step by step, by all sequences. Without a window, all steps are one.
     pub(super) fn take(&mut self, growing: &[(SequenceId, usize)], steps: usize) -> Result<Vec<Change>> {
+        let mut ids = BTreeSet::new();
+        if let Some((id, _)) = growing.iter().find(|(id, _)| !ids.insert(id)) {
+            return Err(Error::invalid("sequence", format!("{id:?} is there twice")));
+        }
         for &(id, tokens) in growing {
             let end = tokens.checked_mul(steps).and_then(|tokens| self.length(id).ok()?.checked_add(tokens));
             if end.is_none() {

@@ -234,6 +234,26 @@ fn a_shared_last_page_is_copied_before_it_is_written() {
     assert!(pool.fork(first, 14).is_err() && pool.fork(second, 0).is_err());
 }
 
+/// Sequences grow together or not at all.
+#[test]
+fn many_sequences_grow_at_once() {
+    let mut cache = KvCache::new(CacheShape::uniform(1, LayerShape::new(1, 2)).page_size(4).pages(4)).expect("valid");
+    let [first, second] = [0; 2].map(|_| cache.pool_mut().start());
+    cache.extend_all(&[(first, 6), (second, 1)]).expect("three pages");
+    cache.append(0, first, (&[1.0; 12]).into(), (&[2.0; 12]).into()).expect("its tokens");
+    let fork = cache.pool_mut().fork(first, 5).expect("a prefix");
+    let before = cache.pool().clone();
+    // The fork copies a page, and the second sequence needs another.
+    let refused = cache.extend_all(&[(fork, 1), (first, 0), (second, 4)]);
+    assert!(matches!(refused, Err(Error::Limit { limit: "pages of the pool", needed: 2, available: 1, .. })), "{refused:?}");
+    assert!(matches!(cache.extend_all(&[(first, 1), (second, 1), (first, 1)]), Err(Error::Invalid { argument: "sequence", .. })));
+    assert_eq!(*cache.pool(), before, "a refusal changes nothing");
+    cache.extend_all(&[(fork, 3), (first, 0), (second, 3)]).expect("one page");
+    assert_eq!([fork, first, second].map(|id| cache.pool().length(id)), [Ok(8), Ok(6), Ok(4)]);
+    let page = cache.pool().pages_of(fork).expect("there")[1] as usize;
+    assert_eq!(cache.key(0).map(|key| key.get(8 * page)), Ok(1.0), "its prefix is copied");
+}
+
 #[test]
 fn page_indices_make_the_same_table() {
     let table = PageTable::from_indices(4, &[0, 2, 2, 3], &[5, 1, 0], &[3, 0, 4]).expect("a valid table");

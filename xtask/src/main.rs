@@ -16,9 +16,12 @@
 //!
 //! `cargo xtask fuzz` compares random problems on every backend with the oracle; its `--help` has examples.
 //!
+//! `cargo xtask soak` keeps many sequences in caches for thousands of steps and compares them with a dull model.
+//!
 //! `cargo xtask simulate` runs whole plans on the simulator of `simulator/`, at every subgroup size for which the
 //! planner chooses differently, compares the answers with the oracle, and exits with 1 if the simulator finds anything.
 
+mod buffers;
 mod driver;
 mod export;
 mod fuzz;
@@ -26,8 +29,10 @@ mod host;
 mod isa;
 mod kernels;
 mod lab;
+mod memory;
 mod record;
 mod simulate;
+mod soak;
 mod spirv;
 mod stats;
 mod targets;
@@ -55,6 +60,8 @@ enum Command {
     Stats(stats::Args),
     /// Compare random problems on every backend with the oracle, for as long as you like
     Fuzz(fuzz::Args),
+    /// Keep many sequences in caches for thousands of steps; compare keys, values and attention with a dull model
+    Soak(soak::Args),
     /// Run exported plans on Dawn and compare the answers with the oracle
     Export(export::Args),
     /// Write every kernel as standard WGSL, with an index of the origin of its lines
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args),

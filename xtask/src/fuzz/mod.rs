@@ -100,7 +100,7 @@ fn few_refused(progress: &Progress) -> bool {
     progress.passed + progress.skipped < 200 || 20 * refused <= progress.passed + progress.skipped
 }
 
-fn every_backend() -> Vec<String> {
+pub(crate) fn every_backend() -> Vec<String> {
     let adapters = pollster::block_on(gpu::list());
     let names = adapters.into_iter().map(|adapter| format!("{} {}", adapter.name, adapter.backend));
     std::iter::once("cpu".to_string()).chain(names).collect()
@@ -137,7 +137,7 @@ fn conclude(args: &Args, backend: &str, first: u64, progress: &Progress) -> Resu
     Ok(())
 }
 
-fn print(line: &str) -> Result<(), String> {
+pub(crate) fn print(line: &str) -> Result<(), String> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{line}").map_err(|error| format!("standard output: {error}"))
 }

@@ -9,6 +9,7 @@ use wgpu_attention::Error;
 use super::examine::{Engines, Outcome, draw, examine, remember_panics, smallest};
 use super::state::{Failure, Kind};
 use super::{Args, REFUSED_TEXT};
+use crate::memory::resident_bytes;
 
 /// Memory limit in bytes. A worker above it ends and another one goes on, because some drivers leak.
 const MOST_MEMORY: u64 = 3 << 30;
@@ -68,11 +69,4 @@ fn say(message: &Message) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, message).map_err(|error| error.to_string())?;
     writeln!(out).and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))
-}
-
-/// Returns the resident memory of this process in bytes, on Linux.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
 }
