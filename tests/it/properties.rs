@@ -27,7 +27,7 @@ fn every_gpu() {
         for adapter in 0..adapters {
             scope.spawn(move || {
                 let both_algorithms: Vec<_> = gpus(ShaderOptions::default()).into_iter().skip(2 * adapter).take(2).collect();
-                table_and_random(&both_algorithms, 30);
+                table_and_random(&both_algorithms, 10);
             });
         }
     });
@@ -40,7 +40,7 @@ fn specialised_variants() {
         println!("as on a device of class {class:?}:");
         let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend: Some(class), ..Default::default() });
         let candidates: Vec<_> = gpus.iter().map(Tested::candidate).collect();
-        let part = variable("ATTENTION_SPECIAL_PART", 24) as usize;
+        let part = variable("ATTENTION_SPECIAL_PART", 48) as usize;
         let cases = table().expect("every case is valid").into_iter().step_by(part.max(1));
         let rows: Vec<Row> = cases.flat_map(|case| run_case("specialised", &case, &candidates).expect("valid")).collect();
         report(&gpus, &rows);
@@ -68,7 +68,7 @@ fn cooperative_matrices() {
     let pretend = Some(DeviceClass::Discrete);
     let gpus = gpus(ShaderOptions { specialise: Specialise::Always, pretend, prefer_matrices: true, ..Default::default() });
     let (seed, random_cases) = (variable("ATTENTION_SEED", 1), variable("ATTENTION_MATRIX_CASES", 24));
-    let part = variable("ATTENTION_SPECIAL_PART", 24) as usize;
+    let part = variable("ATTENTION_SPECIAL_PART", 48) as usize;
     for gpu in gpus.iter().filter(|gpu| gpu.name.ends_with("fused")) {
         let device = gpu.gpu.as_ref().expect("a GPU");
         if device.caps().matrix_size == 0 {
