@@ -39,7 +39,7 @@ const WRONG_VALUES: [(&str, &str, &str); 24] = [
     ("gpt_oss_sliding", "sliding_window", "7"),
     ("gpt_oss_full", "factor", "1.0"),
     ("gpt_oss_full", "beta_fast", "32.0"),
-    ("phi3", "partial_rotary_factor", "1.0"),
+    ("phi3", "partial_rotary_factor", "0.5"),
     ("phi3", "short_factor", "1.0,1.1,1.3,1.7,2.1,2.8"),
     ("bert", "lengths", "19,12"),
     ("llama4_chunked", "attention_chunk_size", "7"),
