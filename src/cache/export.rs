@@ -55,7 +55,7 @@ impl CachePlan {
     /// Exports the dispatch that gathers the angles of the new tokens of a step, `tokens` of all slots, for positions of their
     /// own. Reads `positions` and `angles`, writes `token_angles`. One run serves all layers that have this rotary embedding.
     ///
-    /// `positions` is u32 [tokens], or [3, tokens] if the rotary embedding has sections, with the tokens in the order
+    /// `positions` is u32 `[tokens]`, or `[3, tokens]` if the rotary embedding has sections, with the tokens in the order
     /// [slot, token]. A position without angles rotates to NaN.
     ///
     /// Errors: no tokens, no positions, more than a shader can count.

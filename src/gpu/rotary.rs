@@ -71,7 +71,7 @@ impl DeviceRotary {
     /// Binds the gathering of the angles of a step's tokens, which have positions of their own: retained keys, depths of a
     /// tree, images (three positions a token, [`crate::rotary::Sections`]). Appends then take the [`TokenAngles`].
     ///
-    /// `positions` is u32 [tokens], or [3, tokens] with sections, in the order [slot, token]; it is read when the step
+    /// `positions` is u32 `[tokens]`, or `[3, tokens]` with sections, in the order `[slot, token]`; it is read when the step
     /// runs. A position without angles rotates to NaN. `tokens` is the number of slots times the step's seq_len.
     ///
     /// Errors: no tokens, a buffer that is too small or not for storage.
