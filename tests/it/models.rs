@@ -5,7 +5,9 @@
 mod example;
 
 use crate::common::{cpu_and_adapters, open};
-use example::{Layer, LayerFile, MODELS, Place};
+use example::{LayerFile, MODELS, Place};
+use half::bf16;
+use safetensors::SafeTensors;
 use wgpu_attention::Backend;
 
 #[test]
@@ -24,11 +26,10 @@ fn layers_are_those_of_transformers() {
 }
 
 /// Model, a value of its configuration, and a wrong one.
-const WRONG_VALUES: [(&str, &str, &str); 24] = [
+const WRONG_VALUES: [(&str, &str, &str); 23] = [
     ("llama3", "rope_theta", "400000.0"),
     ("llama3", "factor", "7.0"),
     ("llama3", "low_freq_factor", "1.5"),
-    ("llama3", "num_key_value_heads", "1"),
     ("mistral", "sliding_window", "6"),
     ("mistral", "sliding_window", "8"),
     ("qwen3", "rms_norm_eps", "0.0"),
@@ -51,32 +52,51 @@ const WRONG_VALUES: [(&str, &str, &str); 24] = [
     ("deepseek_v3", "rope_theta", "20000.0"),
 ];
 
-/// Error of a layer on the CPU path for the file of a model, once `change` has broken it; infinite if it is refused.
-fn error_of(name: &str, layer: Layer, change: impl FnOnce(&mut LayerFile)) -> f64 {
-    let mut file = LayerFile::open(name).expect("a file");
-    change(&mut file);
-    let engine = open(Backend::Cpu);
-    layer(Place { engine: &engine, device_cache: false }, &file).map_or(f64::INFINITY, |output| file.error(&output))
+/// Model, part of the name of a tensor of bf16, and a mistake with its elements.
+const WRONG_TENSORS: [(&str, &str, fn(f32) -> f32); 5] = [
+    ("qwen3", "q_norm.weight", |_| 1.0),
+    ("qwen3", "k_norm.weight", |_| 1.0),
+    ("gemma3_full", "k_norm.weight", |weight| weight - 1.0), // 1 + w is w then
+    ("gpt_oss_full", "sinks", |_| -1e30),
+    ("gpt_oss_sliding", "sinks", |sink| -sink),
+];
+
+/// Reads the file of a model with the elements of a tensor changed.
+fn with_tensor(name: &str, part: &str, change: fn(f32) -> f32) -> LayerFile {
+    let path = format!("{}/examples/models/data/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let mut bytes = std::fs::read(&path).expect("a file");
+    let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
+    let (_, tensor) = tensors.tensors().into_iter().find(|(name, _)| name.ends_with(part)).expect("a tensor");
+    let (start, len) = (tensor.data().as_ptr() as usize - bytes.as_ptr() as usize, tensor.data().len());
+    for element in bytes[start..start + len].chunks_exact_mut(2) {
+        let wrong = change(bf16::from_le_bytes([element[0], element[1]]).to_f32());
+        element.copy_from_slice(&bf16::from_f32(wrong).to_le_bytes());
+    }
+    LayerFile::parse(path, bytes).expect("a file")
 }
 
-fn layer_of(name: &str) -> Layer {
-    MODELS.into_iter().find(|(other, _)| *other == name).expect("a model").1
+/// Error of a model's layer on the CPU path. `None` if the library refuses it.
+fn error_of(name: &str, file: &LayerFile) -> Option<f64> {
+    let (_, layer) = MODELS.into_iter().find(|(other, _)| *other == name).expect("a model");
+    let output = layer(Place { engine: &open(Backend::Cpu), device_cache: false }, file);
+    output.ok().map(|output| file.error(&output))
 }
 
 #[test]
 fn mistakes_are_noticed() {
+    let is_large = |error: f64| error > 10.0 * LayerFile::TOLERANCE;
     for (name, key, wrong) in WRONG_VALUES {
-        let change = |file: &mut LayerFile| {
-            let old = file.config.insert(key.into(), wrong.into());
-            assert!(old.is_some_and(|old| old != wrong), "{name} has another {key}");
-        };
-        let error = error_of(name, layer_of(name), change);
-        assert!(error > 10.0 * LayerFile::TOLERANCE, "{name} with {key} = {wrong}: {error:e}");
+        let mut file = LayerFile::open(name).expect("a file");
+        let old = file.config.insert(key.into(), wrong.into());
+        assert!(old.is_some_and(|old| old != wrong), "{name} has another {key}");
+        let error = error_of(name, &file);
+        assert!(error.is_some_and(is_large), "{name} with {key} = {wrong}: {error:?}");
     }
-    // Parts of a layer that another model does not have.
-    let wide = |file: &mut LayerFile| drop(file.config.insert("sliding_window".into(), "1000".into()));
-    for (part, name, other) in [("norm", "qwen3", "mistral"), ("1 + w", "gemma3_full", "qwen3"), ("sinks", "gpt_oss_full", "mistral")] {
-        let error = error_of(name, layer_of(other), wide);
-        assert!(error > 10.0 * LayerFile::TOLERANCE, "{name} without {part}: {error:e}");
+    let mut file = LayerFile::open("llama3").expect("a file");
+    file.config.insert("num_key_value_heads".into(), "1".into());
+    assert_eq!(error_of("llama3", &file), None, "its projections are of two key/value heads");
+    for (name, part, change) in WRONG_TENSORS {
+        let error = error_of(name, &with_tensor(name, part, change));
+        assert!(error.is_some_and(is_large), "{name} with another {part}: {error:?}");
     }
 }
