@@ -4,7 +4,7 @@ use wgpu_attention::cache::{CacheShape, LayerShape};
 use wgpu_attention::layer::Naming;
 use wgpu_attention::{Alignment, Inputs, Result};
 
-use super::cache::{Attention, Cache, Place};
+use super::cache::{Attention, Place};
 use super::file::LayerFile;
 
 fn naming() -> Naming {
@@ -34,11 +34,5 @@ pub(crate) fn decoder(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
         sinks: vec![],
         options: &|problem| problem.aligned(Alignment::BottomRight).causal(),
     };
-    let mut cache = Cache::new(place, attention)?;
-    let mut output = Vec::new();
-    for hidden in file.steps()? {
-        let (query, key, value) = (weights.query().forward(hidden)?, weights.key().forward(hidden)?, weights.value().forward(hidden)?);
-        output.extend(weights.output().forward(&cache.step([query, key, value])?)?);
-    }
-    Ok(output)
+    attention.layer(place, file, [weights.query(), weights.key(), weights.value(), weights.output()])
 }

@@ -5,9 +5,12 @@ use wgpu_attention::gpu::{
     CacheSize, DeviceCache, DeviceNorm, DeviceRotary, Dispatches, Gpu, Growth, NewTokens, QueryBindings, RotatedQuery, Rotation, Rows,
     Tables,
 };
+use wgpu_attention::layer::Linear;
 use wgpu_attention::rotary::{QkNorm, Rotary};
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Cause, DType, Engine, Error, Inputs, Layout, Problem, Result, TensorSpec};
+
+use super::file::LayerFile;
 
 /// Engine that computes, and where the cache is: on its device, or in host memory.
 #[derive(Clone, Copy)]
@@ -53,7 +56,18 @@ pub(crate) struct BoundStep {
     attention: Dispatches,
 }
 
-impl Attention<'_> {
+impl<'a> Attention<'a> {
+    /// Output of the layer for the hidden states of a file, step by step, with the projections W_Q, W_K, W_V and W_O.
+    pub(crate) fn layer(self, place: Place<'a>, file: &LayerFile, [w_q, w_k, w_v, w_o]: [&Linear; 4]) -> Result<Vec<f32>> {
+        let mut cache = Cache::new(place, self)?;
+        let mut output = Vec::new();
+        for hidden in file.steps()? {
+            let new = [w_q.forward(hidden)?, w_k.forward(hidden)?, w_v.forward(hidden)?];
+            output.extend(w_o.forward(&cache.step(new)?)?);
+        }
+        Ok(output)
+    }
+
     /// Adds the options of this layer to the problem of a cache. Projections leave heads side by side.
     fn problem(&self, problem: Problem) -> Problem {
         let mut problem = (self.options)(problem);

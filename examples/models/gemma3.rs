@@ -5,7 +5,7 @@ use wgpu_attention::cache::{CacheShape, LayerShape};
 use wgpu_attention::rotary::{Pairing, QkNorm, Rotary, Scaling};
 use wgpu_attention::{Alignment, Problem, Result};
 
-use super::cache::{Attention, Cache, Place};
+use super::cache::{Attention, Place};
 use super::file::LayerFile;
 
 pub(crate) fn layer(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
@@ -29,10 +29,5 @@ pub(crate) fn layer(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
         sinks: vec![],
         options: &|problem| Problem { scale: Some(scale), ..problem.aligned(Alignment::BottomRight).causal() },
     };
-    let mut cache = Cache::new(place, attention)?;
-    let mut output = Vec::new();
-    for hidden in file.steps()? {
-        output.extend(w_o.forward(&cache.step([w_q.forward(hidden)?, w_k.forward(hidden)?, w_v.forward(hidden)?])?)?);
-    }
-    Ok(output)
+    attention.layer(place, file, [&w_q, &w_k, &w_v, &w_o])
 }

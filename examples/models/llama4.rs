@@ -5,7 +5,7 @@ use wgpu_attention::layer::Naming;
 use wgpu_attention::rotary::{Pairing, QkNorm, Rotary};
 use wgpu_attention::{Alignment, Problem, Result, Term};
 
-use super::cache::{Attention, Cache, Place};
+use super::cache::{Attention, Place};
 use super::file::LayerFile;
 
 /// Rotates neighbouring elements, then divides heads by their root mean square. A rotation keeps it, so that heads can be
@@ -37,11 +37,6 @@ fn layer(place: Place<'_>, file: &LayerFile, rotates: Option<(f32, f32)>, option
     let rotary = rotates.map(|(theta, _)| Rotary::new(Pairing::Interleaved, theta, head_dim, 4 * pages)).transpose()?;
     let ones = vec![1.0; head_dim];
     let norm = rotates.map(|(_, eps)| QkNorm::new(&ones, &ones, eps)).transpose()?;
-    let mut cache = Cache::new(place, Attention { shape, num_heads, norm, rotary, sinks: vec![], options })?;
-    let mut output = Vec::new();
-    for hidden in file.steps()? {
-        let (query, key) = (weights.query().forward(hidden)?, weights.key().forward(hidden)?);
-        output.extend(weights.output().forward(&cache.step([query, key, weights.value().forward(hidden)?])?)?);
-    }
-    Ok(output)
+    let attention = Attention { shape, num_heads, norm, rotary, sinks: vec![], options };
+    attention.layer(place, file, [weights.query(), weights.key(), weights.value(), weights.output()])
 }

@@ -5,7 +5,7 @@ use wgpu_attention::cache::{CacheShape, LayerShape};
 use wgpu_attention::layer::Naming;
 use wgpu_attention::rotary::{Pairing, Rotary};
 
-use super::cache::{Attention, Cache, Place};
+use super::cache::{Attention, Place};
 use super::file::LayerFile;
 
 pub(crate) fn layer(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
@@ -23,11 +23,5 @@ pub(crate) fn layer(place: Place<'_>, file: &LayerFile) -> Result<Vec<f32>> {
         sinks: vec![],
         options: &|problem| problem.causal(), // the window is the cache's
     };
-    let mut cache = Cache::new(place, attention)?;
-    let mut output = Vec::new();
-    for hidden in file.steps()? {
-        let (query, key, value) = (weights.query().forward(hidden)?, weights.key().forward(hidden)?, weights.value().forward(hidden)?);
-        output.extend(weights.output().forward(&cache.step([query, key, value])?)?);
-    }
-    Ok(output)
+    attention.layer(place, file, [weights.query(), weights.key(), weights.value(), weights.output()])
 }
