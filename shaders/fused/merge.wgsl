@@ -1,14 +1,12 @@
 // Defines: main: merge of partial results over disjoint keys:
 //          m = max m_s, l = sum l_s exp(m_s - m), output = sum (l_s exp(m_s - m) / l) output_s.
-// Expects: lib/*, partial_output, partial_stats (read), lse_words, stats_words, store_output, rotated_back; value_vecs;
-//          const PARTS_OF_LSE.
+// Expects: lib/*, lib/output_vec.wgsl; partial_output, partial_stats (read), lse_words, stats_words, store_output,
+//          rotated_back; value_vecs; const PARTS_OF_LSE.
 // See: src/oracle/forward.rs has the formulas.
 //
-// A thread takes one vec4 of one row; those past the end stand in for the last one, because all threads of a workgroup
-// rotate the output of rotated values together. Each part is normalised by its own sum, so the result is a convex
-// combination and overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the
-// denominator here, not in the parts. An app's parts have lse instead: m = lse, l = 1, weights as exact as lse,
-// |lse| * 2^-24.
+// A thread takes one vec4 of one row. Each part is normalised by its own sum, so the result is a convex combination and
+// overflows only where a part did. A part that sees no key has l = 0 and weight 0. A sink joins the denominator here, not
+// in the parts. An app's parts have lse instead: m = lse, l = 1, weights as exact as lse, |lse| * 2^-24.
 
 const THREADS: u32 = 64u;
 
@@ -37,16 +35,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if (workgroup == NO_WORK) {
         return;
     }
-    let index = workgroup * THREADS + thread;
-    let column = index % value_vecs();
-    let rows = params.batch * params.num_heads * params.seq_len_q;
-    let place = min(index / value_vecs(), rows - 1u);
-    let row = place % params.seq_len_q;
-    let pair = place / params.seq_len_q;
-    let head = pair % params.num_heads;
-    let item = item_of_rows(pair / params.num_heads);
+    let own = output_vec_of(workgroup * THREADS + thread);
     // Parts are stored as [split, lse_at] rows of whole vec4s.
-    let at = lse_at(item, head, row);
+    let at = lse_at(own.item, own.head, own.row);
     var m = LOWEST;
     var is_nan = false;
     for (var s = 0u; s < params.splits; s++) {
@@ -56,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     var total = 0.0;
     if (has_flag(FLAG_SINKS)) {
-        let sink = bitcast<f32>(table(params.table_sinks + head));
+        let sink = bitcast<f32>(table(params.table_sinks + own.head));
         m = max(m, sink);
         total = exp(sink - m);
     }
@@ -70,17 +61,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (part.l > 0.0) {
             let weight = part.l * exp(part.m - m) / total;
             numbers = fma(vec4<f32>(weight),
-                partial_output[(s * params.lse_split_stride + at) * value_vecs() + column], numbers);
+                partial_output[(s * params.lse_split_stride + at) * value_vecs() + own.column], numbers);
         }
     }
     let output = rotated_back(numbers, thread);
-    if (index / value_vecs() >= rows) {
+    if (!own.exists) {
         return;
     }
-    if (column == 0u) {
+    if (own.column == 0u) {
         store_lse(at, lse_bits(m, total, is_nan));
         store_stats(at, vec2<u32>(bitcast<u32>(m), select(bitcast<u32>(total), NOT_A_NUMBER, is_nan)));
     }
-    store_output(output_row(item, head, row), column * 4u,
+    store_output(output_row(own.item, own.head, own.row), own.column * 4u,
         select(bitcast<vec4<u32>>(output), vec4<u32>(NOT_A_NUMBER), is_nan));
 }

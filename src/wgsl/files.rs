@@ -45,8 +45,8 @@ impl KernelKey {
             Kernel::Matrix(_) if cfg!(target_family = "wasm") => [&[], &[], &[]],
             Kernel::Matrix(_) => [FUSED, files!("lib/vote.wgsl", "lib/subgroup_threads.wgsl"), files!("fused/matrix.wgsl")],
             Kernel::TileList => [&[], &[], files!("fused/tile_list.wgsl")],
-            Kernel::Merge => [&[], &[], files!("fused/merge.wgsl")],
-            Kernel::RotateOutput => [&[], &[], files!("staged/rotate_output.wgsl")],
+            Kernel::Merge => [&[], files!("lib/output_vec.wgsl"), files!("fused/merge.wgsl")],
+            Kernel::RotateOutput => [&[], files!("lib/output_vec.wgsl"), files!("staged/rotate_output.wgsl")],
             Kernel::Scores(StagedShape::Tiles) => [&[], &[], files!("staged/stage.wgsl", "staged/scores.wgsl")],
             Kernel::Scores(StagedShape::Rows(_)) => {
                 [files!("staged/stage.wgsl"), files!("software/products.wgsl"), files!("software/scores.wgsl")]
