@@ -45,17 +45,14 @@ macro_rules! of_any {
 
 impl<'a> KeyRows<'a> {
     fn read(job: &'a Job<'_>, unit: &Unit, operand: Operand, keys: &Range<usize>, scratch: &'a mut Buffer) -> Self {
-        if is_in_place(job, operand)
-            && let Some(rows) = job.rows_in_place(unit, operand, keys)
-        {
+        let in_place = is_in_place(job, operand);
+        if in_place && let Some(rows) = job.rows_in_place(unit, operand, keys) {
             return Self::F16(rows);
         }
-        if is_in_place(job, operand)
-            && let Some(rows) = job.rows_in_place(unit, operand, keys)
-        {
+        if in_place && let Some(rows) = job.rows_in_place(unit, operand, keys) {
             return Self::BF16(rows);
         }
-        Self::F32(job.key_rows(unit, operand, keys, is_in_place(job, operand), scratch))
+        Self::F32(job.key_rows(unit, operand, keys, in_place, scratch))
     }
 }
 
