@@ -5,6 +5,7 @@ pub mod tiled;
 
 mod backward_matrix;
 mod backward_unit;
+mod exp;
 mod job;
 mod kernel;
 mod key_sums;
