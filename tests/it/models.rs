@@ -52,8 +52,10 @@ const WRONG_VALUES: [(&str, &str, &str); 23] = [
     ("deepseek_v3", "rope_theta", "20000.0"),
 ];
 
+type Mistake = fn(f32) -> f32;
+
 /// Model, part of the name of a tensor of bf16, and a mistake with its elements.
-const WRONG_TENSORS: [(&str, &str, fn(f32) -> f32); 5] = [
+const WRONG_TENSORS: [(&str, &str, Mistake); 5] = [
     ("qwen3", "q_norm.weight", |_| 1.0),
     ("qwen3", "k_norm.weight", |_| 1.0),
     ("gemma3_full", "k_norm.weight", |weight| weight - 1.0), // 1 + w is w then
@@ -62,7 +64,7 @@ const WRONG_TENSORS: [(&str, &str, fn(f32) -> f32); 5] = [
 ];
 
 /// Reads the file of a model with the elements of a tensor changed.
-fn with_tensor(name: &str, part: &str, change: fn(f32) -> f32) -> LayerFile {
+fn with_tensor(name: &str, part: &str, change: Mistake) -> LayerFile {
     let path = format!("{}/examples/models/data/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
     let mut bytes = std::fs::read(&path).expect("a file");
     let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
