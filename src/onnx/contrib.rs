@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Waiting, block_on};
 use crate::layer::fold_broadcast;
 use crate::numbers::HostVec;
-use crate::problem::{BroadcastShape, Dims, Inputs, Layout, Outputs, Problem};
+use crate::problem::{Alignment, BroadcastShape, Dims, Inputs, Layout, Outputs, Problem};
 use crate::progress::Progress;
 use crate::rotary::{Pairing, Rotary};
 
@@ -178,7 +178,8 @@ pub struct GroupQueryAttentionInputs<'a> {
     pub past_key: Option<Tensor<'a>>,
     /// Past values, like past_key.
     pub past_value: Option<Tensor<'a>>,
-    /// Length of past and key together, less one, `[batch]`.
+    /// Length of past and key together, less one, `[batch]`. Prompts of different lengths, without a past, are padded on their
+    /// right: an item has so many rows, and what the output holds for the others has no meaning.
     pub seqlens_k: &'a [i32],
     /// Cosines [positions, head_size / 2], needed with `do_rotary`.
     pub cos_cache: Option<Tensor<'a>>,
@@ -222,7 +223,8 @@ impl GroupQueryAttention {
         }
         let lengths = self.lengths(inputs.seqlens_k, batch, seq)?;
         let rotary = self.rotary(inputs, dim / 2)?;
-        let positions: Vec<usize> = lengths.iter().flat_map(|&length| length as usize - seq..length as usize).collect();
+        let firsts = lengths.iter().map(|&length| (length as usize).saturating_sub(seq));
+        let positions: Vec<usize> = firsts.flat_map(|first| first..first + seq).collect();
         let rotate = |tensor: Tensor<'_>, heads: usize| -> Result<OwnedTensor> {
             let mut data = tensor.to_f32();
             if let Some(rotary) = &rotary {
@@ -247,33 +249,43 @@ impl GroupQueryAttention {
             ..Attention::default()
         };
         let bias = attention_bias(inputs.attention_bias, [batch, self.num_heads, seq, present_key.shape[2]])?;
-        let lengths: Vec<i64> = lengths.into_iter().map(i64::from).collect();
+        let nonpad: Vec<i64> = lengths.iter().map(|&length| length.into()).collect();
         let given = AttentionInputs {
             attn_mask: bias.as_ref().map(|(shape, bias)| Mask::Float(Tensor { shape, data: bias.into() })),
-            nonpad_kv_seqlen: Some(&lengths),
+            nonpad_kv_seqlen: Some(&nonpad),
             ..AttentionInputs::new(query.view(), present_key.view(), present_value.view())
         };
+        let is_prompt = lengths.iter().all(|&length| length as usize <= seq);
         let with_sinks = async |problem: &Problem, inputs: &Inputs<'_>| {
-            attend(&Problem { sinks: !sinks.is_empty(), ..problem.clone() }, &Inputs { sinks: &sinks, ..*inputs }).await
+            let mut problem = Problem { sinks: !sinks.is_empty(), ..problem.clone() };
+            if is_prompt {
+                problem.visibility.alignment = Some(Alignment::TopLeft);
+            }
+            attend(&problem, &Inputs { sinks: &sinks, ..*inputs }).await
         };
         let outputs = node.run_with(&given, Wanted::default(), with_sinks).await?;
         Ok(AttentionOutputs { present_key: Some(present_key), present_value: Some(present_value), ..outputs })
     }
 
-    /// Total number of keys of each item.
+    /// Total number of keys of each item: at least a row's for each row, or at most that in a prompt padded on its right.
     fn lengths(&self, seqlens_k: &[i32], batch: usize, seq: usize) -> Result<Vec<u32>> {
         if seqlens_k.len() != batch {
             return Err(Error::invalid("seqlens_k", format!("has {} numbers for {batch} items", seqlens_k.len())));
         }
-        let length = |&last: &i32| match u32::try_from(i64::from(last) + 1) {
-            Ok(length) if length as usize >= seq => Ok(length),
-            Ok(length) => Err(Error::unsupported(
-                format!("an item of {length} keys for {seq} rows: a prompt padded on its right"),
-                "run items of different prompt lengths one by one, or as varlen sequences",
-            )),
-            Err(_) => Err(Error::invalid("seqlens_k", format!("{last} is no length less one"))),
-        };
-        seqlens_k.iter().map(length).collect()
+        let length = |&last: &i32| u32::try_from(i64::from(last) + 1);
+        let lengths: Vec<u32> = seqlens_k
+            .iter()
+            .map(length)
+            .collect::<Result<_, _>>()
+            .map_err(|_| Error::invalid("seqlens_k", format!("{:?} are not all lengths less one", seqlens_k)))?;
+        let (is_shorter, is_longer) = (|&length: &u32| (length as usize) < seq, |&length: &u32| length as usize > seq);
+        if lengths.iter().any(is_shorter) && lengths.iter().any(is_longer) {
+            return Err(Error::unsupported(
+                format!("{seq} rows for items of {lengths:?} keys, some with a past and some padded"),
+                "run prompts that are padded on their right apart from items that continue a past",
+            ));
+        }
+        Ok(lengths)
     }
 
     fn rotary(&self, inputs: &GroupQueryAttentionInputs<'_>, pairs: usize) -> Result<Option<Rotary>> {
@@ -325,7 +337,7 @@ fn attention_bias(bias: Option<Tensor<'_>>, scores: [usize; 4]) -> Result<Option
     Ok(Some((shape, data)))
 }
 
-/// Joins the used part of `past`, `new`, and zeros up to the longest item, per item: [batch, heads, longest, dim].
+/// Joins the used part of `past`, the used part of `new`, and zeros up to the longest item, per item: [batch, heads, longest, dim].
 fn join_ragged(
     argument: &'static str,
     past: Option<Tensor<'_>>,
@@ -339,7 +351,7 @@ fn join_ragged(
     let rows = all.shape[2];
     let capacity = rows - seq;
     let longest = lengths.iter().max().map_or(0, |&length| length as usize);
-    if longest - seq.min(longest) > capacity {
+    if longest.saturating_sub(seq) > capacity {
         return Err(Error::invalid(argument, format!("has room for {capacity} keys; seqlens_k needs {}", longest - seq)));
     }
     let data = all.data.to_f32();
@@ -348,9 +360,10 @@ fn join_ragged(
         for head in 0..heads {
             let from = (item * heads + head) * rows;
             let row = |at: usize| (from + at) * dim;
-            ragged.extend_from_slice(&data[row(0)..row(length as usize - seq)]);
-            ragged.extend_from_slice(&data[row(capacity)..row(rows)]);
-            ragged.extend(std::iter::repeat_n(0.0, (longest - length as usize) * dim));
+            let (length, past) = (length as usize, (length as usize).saturating_sub(seq));
+            ragged.extend_from_slice(&data[row(0)..row(past)]);
+            ragged.extend_from_slice(&data[row(capacity)..row(capacity + length - past)]);
+            ragged.extend(std::iter::repeat_n(0.0, (longest - length) * dim));
         }
     }
     Ok(OwnedTensor { shape: vec![lengths.len(), heads, longest, dim], data: HostVec::from_f32(new.data.dtype(), &ragged) })

@@ -127,9 +127,62 @@ fn contrib_operators_refuse_unsupported_inputs() {
         head_sink: None,
     };
     assert!(node.run(&inputs(&[2, 2]), &oracle()).is_ok());
-    assert!(matches!(node.run(&inputs(&[2, 1]), &oracle()), Err(Error::Unsupported { .. })));
+    assert!(matches!(node.run(&inputs(&[3, 1]), &oracle()), Err(Error::Unsupported { .. })));
     assert_eq!(invalid(node.run(&inputs(&[2]), &oracle())), "seqlens_k");
     assert_eq!(invalid(node.run(&inputs(&[2, -2]), &oracle())), "seqlens_k");
     assert_eq!(invalid(node.run(&inputs(&[2, 5]), &oracle())), "past_key");
     assert_eq!(invalid(GroupQueryAttention { do_rotary: true, ..node }.run(&inputs(&[2, 2]), &oracle())), "cos_cache");
+}
+
+/// Prompts of different lengths, padded on their right with NaN, are what each computes alone.
+#[test]
+fn prompts_of_different_lengths() {
+    const SEQ: usize = 6;
+    let tables = [tensor(&[SEQ, 4]), tensor(&[SEQ, 4])];
+    let node = GroupQueryAttention { do_rotary: true, local_window_size: Some(3), ..GroupQueryAttention::new(4, 2) };
+    let run = |lengths: &[usize], seq: usize, [q, k, v]: [&OwnedTensor; 3]| {
+        let seqlens_k: Vec<i32> = lengths.iter().map(|&length| length as i32 - 1).collect();
+        let inputs = GroupQueryAttentionInputs {
+            query: q.view(),
+            key: k.view(),
+            value: v.view(),
+            past_key: None,
+            past_value: None,
+            seqlens_k: &seqlens_k,
+            cos_cache: Some(tables[0].view()),
+            sin_cache: Some(tables[1].view()),
+            attention_bias: None,
+            head_sink: None,
+        };
+        let outputs = node.run(&inputs, &oracle()).expect("supported");
+        assert_eq!(outputs.output.shape, [lengths.len(), seq, 32]);
+        [Some(outputs.output), outputs.present_key, outputs.present_value].map(|tensor| tensor.expect("always returned").data.to_f32())
+    };
+    let lengths = [4, SEQ, 1];
+    let widths = [32, 16, 16];
+    let mut all = widths.map(|width| tensor(&[lengths.len(), SEQ, width]));
+    for (tensor, width) in all.iter_mut().zip(widths) {
+        let HostVec::F32(data) = &mut tensor.data else { panic!("f32") };
+        for (item, length) in lengths.into_iter().enumerate() {
+            data[(item * SEQ + length) * width..(item + 1) * SEQ * width].fill(f32::NAN);
+        }
+    }
+    let [output, key, value] = run(&lengths, SEQ, all.each_ref());
+    for (item, length) in lengths.into_iter().enumerate() {
+        let alone = [0, 1, 2].map(|which: usize| {
+            let (width, from) = (widths[which], all[which].data.to_f32());
+            let rows = from[item * SEQ * width..][..length * width].to_vec();
+            OwnedTensor { shape: vec![1, length, width], data: rows.into() }
+        });
+        let [expected, of_key, of_value] = run(&[length], length, alone.each_ref());
+        assert_eq!(output[item * SEQ * 32..][..length * 32], expected, "item {item}");
+        // [batch, heads, longest, dim]; zeros follow.
+        for (present, alone) in [(&key, of_key), (&value, of_value)] {
+            for head in 0..2 {
+                let row = &present[(item * 2 + head) * SEQ * 8..][..SEQ * 8];
+                assert_eq!(row[..length * 8], alone[head * length * 8..][..length * 8], "item {item}");
+                assert!(row[length * 8..].iter().all(|&x| x == 0.0));
+            }
+        }
+    }
 }
