@@ -9,7 +9,7 @@ use wgpu_attention::{Engine, Tuned};
 
 use crate::arrays::{check_output, write_file};
 use crate::backend::{self, BackendArg};
-use crate::bench::{ShapeArgs, tensors};
+use crate::bench::{ShapeArgs, tensors_of};
 use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal, note};
 
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
     let engine = backend::open_fused(&args.backend.backend, true)?;
     engine.load_tuned(&old)?;
     for task in tasks {
-        let tensors = tensors(&task.problem)?;
+        let tensors = tensors_of(&task)?;
         let mut progress = ProgressBar::new(format!("{task}: tuning on {}", engine.chosen()));
         progress.report(0.0);
         let earlier = engine.tuned()?;

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs};
 
 use super::check::{Deviation, Tensors, check_gradients, deviation};
-use super::machine;
+use super::machine::{self, MemoryWatch, PeakMemory};
 use super::peer::Peer;
 use super::task::Task;
 use crate::backend;
@@ -31,8 +31,8 @@ pub(super) struct Candidate {
     pub(super) device_times: Vec<f64>,
     /// Wall time of the first call, in seconds, including the compilation of kernels that are not cached.
     pub(super) first: f64,
-    /// Peak memory of the process, in bytes, while this candidate computed alone.
-    pub(super) peak_bytes: Option<u64>,
+    /// Peak memory of the process while this candidate computed once, alone.
+    pub(super) peak: PeakMemory,
 }
 
 /// Error, over its bound, beyond which an answer is wrong. Up to here a peer is merely less exact.
@@ -98,13 +98,13 @@ fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) 
     let problem = task.problem.clone().with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward = BackwardInputs { stats: outputs.stats.as_deref(), ..BackwardInputs::new(&outputs.output, &tensors.d_output) };
-    engine.backward(&problem, &tensors.inputs(), &backward, &WantGradients::default())
+    engine.backward(&problem, &tensors.inputs(), &backward, &task.want())
 }
 
 impl Candidate {
     fn new(runner: Runner, adapter: String, op: &str) -> Self {
         let (outputs, deviation, kernel, times, device_times) = Default::default();
-        Self { runner, outputs, adapter, op: op.into(), deviation, kernel, times, device_times, first: 0.0, peak_bytes: None }
+        Self { runner, outputs, adapter, op: op.into(), deviation, kernel, times, device_times, first: 0.0, peak: PeakMemory::default() }
     }
 
     fn ours(engine: Engine, op: &str) -> Self {
@@ -135,14 +135,14 @@ impl Candidate {
         };
         match &mut self.runner {
             Runner::Engine(engine) => {
-                machine::reset_peak();
+                let memory = MemoryWatch::start("self");
                 let started = Instant::now();
                 let outputs = match engine.attention(&task.problem, &tensors.inputs()) {
                     Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => return left_out(&error),
                     other => other?,
                 };
                 self.first = started.elapsed().as_secs_f64();
-                self.peak_bytes = machine::peak_bytes();
+                self.peak = memory.peak();
                 let wrong = |why: &str| Failure::Check(format!("{who} is wrong: {why}"));
                 self.deviation = deviation(&task.problem, tensors, &outputs.output, &mut progress)?;
                 if self.deviation.of_bound > 1.0 {
@@ -151,8 +151,8 @@ impl Candidate {
                 if task.backward {
                     let gradients = both(engine, task, tensors, &mut self.outputs)?;
                     self.first = started.elapsed().as_secs_f64();
-                    self.peak_bytes = machine::peak_bytes();
-                    check_gradients(&task.problem, tensors, &outputs.output, &gradients).map_err(|why| wrong(&why))?;
+                    self.peak = memory.peak();
+                    check_gradients(&task.problem, tensors, &outputs.output, (&gradients, &task.want())).map_err(|why| wrong(&why))?;
                 }
                 self.kernel = engine.explain(&task.problem)?;
             }
@@ -162,6 +162,9 @@ impl Candidate {
                     Ok(ready) => ready,
                 };
                 (self.adapter, self.op) = (ready.adapter, ready.op);
+                let memory = MemoryWatch::start(&peer.process());
+                peer.run(1)?;
+                self.peak = memory.peak();
                 self.deviation = deviation(&task.problem, tensors, &ready.output, &mut progress)?;
                 if let Some(exactness) = self.exactness(task) {
                     note(format_args!("{}: {}: {exactness}: {}", task.name, self.who(), self.deviation.why));
@@ -193,7 +196,7 @@ impl Candidate {
             let stats = engine.attention(problem, inputs)?.stats;
             let backward = BackwardInputs { stats: stats.as_deref(), ..BackwardInputs::new(&self.outputs.output, &tensors.d_output) };
             let forward = engine.device_times(problem, inputs, long / 2)?;
-            let gradients = engine.backward_device_times(problem, inputs, &backward, &WantGradients::default(), long / 2)?;
+            let gradients = engine.backward_device_times(problem, inputs, &backward, &task.want(), long / 2)?;
             // Both passes of a step belong together: the fastest to the fastest.
             let [forward, gradients] = [forward, gradients].map(machine::sorted);
             forward.iter().zip(&gradients).map(|(forward, gradients)| forward + gradients).collect()

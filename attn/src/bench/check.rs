@@ -2,10 +2,10 @@
 
 use fastrand::Rng;
 use wgpu_attention::verify::{Expected, Mismatch};
-use wgpu_attention::{Alignment, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem};
+use wgpu_attention::{Alignment, BroadcastShape, DType, Dims, Gradients, HostVec, Inputs, Layout, Problem, WantGradients};
 
 use super::machine;
-use super::task::{bytes, shape_text};
+use super::task::{Task, bytes, shape_text};
 use crate::failure::Failure;
 use crate::terminal::ProgressBar;
 use crate::user_terms;
@@ -17,6 +17,8 @@ pub(crate) struct Tensors {
     pub(super) value: HostVec,
     /// Gradient of the output.
     pub(super) d_output: HostVec,
+    pub(super) bias: Vec<f32>,
+    pub(super) kv_lengths: Vec<u32>,
     /// Tables of terms in WGSL.
     pub(super) term_tables: Vec<u32>,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Tensors {
 impl Tensors {
     pub(crate) fn inputs(&self) -> Inputs<'_> {
         let inputs = Inputs::new(self.query.as_slice(), self.key.as_slice(), self.value.as_slice());
-        Inputs { term_tables: &self.term_tables, ..inputs }
+        Inputs { bias: &self.bias, kv_lengths: &self.kv_lengths, term_tables: &self.term_tables, ..inputs }
     }
 }
 
@@ -46,10 +48,17 @@ pub(super) fn stored(dtype: DType, elements: Vec<f32>) -> HostVec {
     if dtype == DType::F32 { HostVec::F32(elements) } else { HostVec::from_f32(dtype, &elements) }
 }
 
+/// Draws the tensors of a task.
+pub(crate) fn tensors_of(task: &Task) -> Result<Tensors, Failure> {
+    let (term_tables, kv_lengths) = (task.term_tables.clone(), task.kv_lengths.clone());
+    Ok(Tensors { term_tables, kv_lengths, ..tensors(&task.problem)? })
+}
+
 /// Draws the tensors uniformly from [-1, 1) with a fixed seed.
-pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
+pub(super) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
     // Drawn as f32, then narrowed: both copies exist for a moment.
-    let needed = 3.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64;
+    let bias = problem.bias.and_then(BroadcastShape::elements).unwrap_or(0);
+    let needed = 3.0 * bytes(problem) * 4.0 / problem.query.dtype.bytes(1) as f64 + 4.0 * bias as f64;
     let free = machine::free_bytes().map_or(f64::INFINITY, |free| free as f64);
     let option = format!("--shape {}", shape_text(&problem.dims));
     if needed > free {
@@ -57,12 +66,15 @@ pub(crate) fn tensors(problem: &Problem) -> Result<Tensors, Failure> {
         return Err(Failure::at(option, format!("needs about {needed:.1} GB of memory, {free:.1} GB are free: time a smaller one")));
     }
     let mut random = Rng::with_seed(1);
+    let bias = draw(&mut Rng::with_seed(3), bias, &option)?;
     let mut tensor = |len: usize| draw(&mut random, len, &option).map(|elements| stored(problem.query.dtype, elements));
     Ok(Tensors {
         query: tensor(problem.query_len())?,
         key: tensor(problem.key_len())?,
         value: tensor(problem.value_len())?,
         d_output: tensor(problem.output_len())?,
+        bias,
+        kv_lengths: Vec::new(),
         term_tables: Vec::new(),
     })
 }
@@ -111,7 +123,9 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
         let dims = Dims { batch: 1, num_heads: 1, num_kv_heads: 1, seq_len_q: 1, ..*d };
         let mut one = Problem { dims, ..problem.clone() }.stored(DType::F32, Layout::Bhsd);
         one.output.dtype = problem.output.dtype;
-        let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, d.seq_len_kv);
+        let lengths = tensors.kv_lengths.get(head / d.num_heads).map_or(&[][..], std::slice::from_ref);
+        let keys = lengths.first().map_or(d.seq_len_kv, |&keys| keys as usize);
+        let position = i as i64 + Alignment::BottomRight.offset(d.seq_len_q, keys);
         let aligned = Alignment::Offset(i32::try_from(position).map_err(|error| Failure::input(error.to_string()))?);
         one.visibility.alignment = problem.visibility.alignment.map(|_| aligned);
         let place = [head / d.num_heads, head % d.num_heads, head % d.num_heads / d.group(), i, d.seq_len_q];
@@ -123,7 +137,10 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
         // The bound of bf16 weights depends on the type of the values.
         let value = stored(problem.value.dtype, value);
         one.value.dtype = problem.value.dtype;
-        let inputs = Inputs { term_tables: &tensors.term_tables, ..Inputs::new(&query, &key, value.as_slice()) };
+        let bias = row_of_bias(problem, &tensors.bias, [place[0], place[1], i]);
+        one.bias = problem.bias.map(|_| BroadcastShape([1, 1, 1, d.seq_len_kv]));
+        let (term_tables, inputs) = (&tensors.term_tables, Inputs::new(&query, &key, value.as_slice()));
+        let inputs = Inputs { bias: &bias, kv_lengths: lengths, term_tables, ..inputs };
         let found = Deviation::of(&one, &inputs, &part(output, row * d.head_dim, d.head_dim))?;
         if found.of_bound > worst.of_bound {
             worst = Deviation { why: format!("query {i} of head {head}, counted over the batch: {}", found.why), ..found };
@@ -132,22 +149,44 @@ pub(super) fn deviation(problem: &Problem, tensors: &Tensors, output: &HostVec, 
     Ok(worst)
 }
 
+/// The bias of each key in the row of this item, head and query.
+fn row_of_bias(problem: &Problem, bias: &[f32], [item, head, query]: [usize; 3]) -> Vec<f32> {
+    let Some(shape) = problem.bias else { return Vec::new() };
+    let [of_item, of_head, of_query, of_key] = shape.strides();
+    let row = item * of_item + head * of_head + query * of_query;
+    (0..problem.dims.seq_len_kv).map(|key| bias[row + key * of_key]).collect()
+}
+
 /// Checks identities that gradients satisfy in every head, whatever the shape. The rows of dV add up to those of the
-/// output's gradient, because weights add up to 1. Both sum(query * dQ) and sum(key * dK) equal sum(score * dscore).
-pub(super) fn check_gradients(problem: &Problem, tensors: &Tensors, output: &HostVec, gradients: &Gradients) -> Result<(), String> {
+/// output's gradient, because weights add up to 1. Both sum(query * dQ) and sum(key * dK) equal sum(score * dscore). The
+/// gradients of a row's scores add up to 0, and so do those of the bias.
+pub(super) fn check_gradients(
+    problem: &Problem,
+    tensors: &Tensors,
+    output: &HostVec,
+    (gradients, want): (&Gradients, &WantGradients),
+) -> Result<(), String> {
     let d = &problem.dims;
     let wide = |gradient: &Option<HostVec>, name: &str| gradient.as_ref().map(HostVec::to_f32).ok_or_else(|| format!("{name} is missing"));
     let (query, key, value) = (wide(&gradients.query, "dQ")?, wide(&gradients.key, "dK")?, wide(&gradients.value, "dV")?);
     let error = problem.query.dtype.epsilon() + 2e-5;
+    if let Some(shape) = problem.bias.filter(|_| want.bias) {
+        let bias = gradients.bias.as_deref().filter(|bias| Some(bias.len()) == shape.elements()).ok_or("dBias is missing")?;
+        let (all, size) = sum(bias.iter().map(|&x| f64::from(x)));
+        if !(size > 0.0 && all.abs() <= error * size) {
+            return Err(format!("dBias adds up to {all}, its magnitudes to {size}"));
+        }
+    }
     let is_close = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() <= error * (a.1 + b.1);
     // Sum, and sum of the magnitudes.
     fn sum(terms: impl Iterator<Item = f64>) -> (f64, f64) {
         terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
     }
     let intervals: Vec<bool> = problem.interval_lengths().map(|keys| keys > 0).collect();
-    // A row that a term in WGSL leaves without a key has the answer 0, which has been checked.
+    // A row that a term in WGSL or a length leaves without a key has the answer 0, which has been checked.
     let is_answered = |row: usize| (row * d.head_dim_v..(row + 1) * d.head_dim_v).any(|at| output.as_slice().get(at) != 0.0);
-    let sees = |row: usize| intervals[row % d.seq_len_q] && (problem.user_terms.is_empty() || is_answered(row));
+    let sees =
+        |row: usize| intervals[row % d.seq_len_q] && (problem.user_terms.is_empty() && tensors.kv_lengths.is_empty() || is_answered(row));
     for kv_head in 0..d.batch * d.num_kv_heads {
         let rows = kv_head * d.group() * d.seq_len_q..(kv_head + 1) * d.group() * d.seq_len_q;
         let keys = kv_head * d.seq_len_kv..(kv_head + 1) * d.seq_len_kv;
@@ -179,6 +218,7 @@ mod tests {
 
     fn case() -> (Problem, Tensors) {
         let problem = Problem::new(Dims { num_kv_heads: 2, ..Dims::self_attention(2, 4, 40, 8) }).aligned(Alignment::BottomRight).causal();
+        let problem = Problem { bias: Some(BroadcastShape([2, 1, 40, 40])), ..problem };
         let tensors = tensors(&problem).expect("small");
         (problem, tensors)
     }
@@ -186,23 +226,26 @@ mod tests {
     #[test]
     fn wrong_gradients_are_not_timed() {
         let (problem, tensors) = case();
+        let want = WantGradients { bias: true, ..Default::default() };
         let oracle = wgpu_attention::oracle::gradients(&problem, &tensors.inputs(), tensors.d_output.as_slice(), None);
-        let right = oracle.expect("valid").into_gradients(&problem, &Default::default());
+        let right = oracle.expect("valid").into_gradients(&problem, &want);
         let output = HostVec::F32(Vec::new());
-        assert_eq!(check_gradients(&problem, &tensors, &output, &right), Ok(()));
+        assert_eq!(check_gradients(&problem, &tensors, &output, (&right, &want)), Ok(()));
         let scaled =
             |gradient: &Option<HostVec>, by: f32| gradient.as_ref().map(|g| HostVec::F32(g.to_f32().iter().map(|x| x * by).collect()));
-        let spoils: [&dyn Fn(&mut Gradients); 5] = [
+        let spoils: [&dyn Fn(&mut Gradients); 7] = [
             &|wrong| wrong.query = scaled(&right.query, 0.99),
             &|wrong| wrong.key = scaled(&right.key, 1.01),
             &|wrong| wrong.value = scaled(&right.value, 0.5),
             &|wrong| wrong.value = None,
+            &|wrong| wrong.bias = None,
+            &|wrong| wrong.bias.as_mut().expect("asked for")[1] += 0.1,
             &|wrong| wrong.query = scaled(&right.query, f32::NAN),
         ];
         for spoil in spoils {
             let mut wrong = right.clone();
             spoil(&mut wrong);
-            assert!(check_gradients(&problem, &tensors, &output, &wrong).is_err());
+            assert!(check_gradients(&problem, &tensors, &output, (&wrong, &want)).is_err());
         }
     }
 

@@ -21,9 +21,9 @@ use crate::failure::Failure;
 use crate::terminal::{ProgressBar, Terminal};
 use crate::user_terms::TermArgs;
 use candidate::{Candidate, Kernels};
-use task::{Task, bytes, needs_data};
+use task::{Task, needs_data};
 
-pub(crate) use check::{tensors, unit};
+pub(crate) use check::{tensors_of, unit};
 pub(crate) use task::{ShapeArgs, shape};
 
 const EXAMPLES: &str = "\
@@ -38,6 +38,8 @@ Examples:
   attn bench --decode --context 4k --context 128k --cache q8
   attn bench --overheads --backend vulkan      CPU time of a recorded attention, cold start
   attn bench --backward --backend cpu          forward and backward
+  attn bench --shape 64,32,8,1,8192,128 --kv-lengths 16..8192 --dtype bf16
+  attn bench --backward --shape 1,8,8,512,512,64 --bias 1,8,512,512
   attn bench --backend cpu --compare \"python3 benches/peers/peer.py torch\"
 
 Every answer is checked against the f64 oracle before it is timed (rows picked from large shapes). A peer may be \
@@ -70,7 +72,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
-    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "matrices", "backward", "fused", "seconds"])]
+    #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "bias", "constant_bias", "kv_lengths", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "matrices", "backward", "fused", "seconds"])]
     overheads: bool,
     #[command(flatten)]
     decode: decode::Args,
@@ -104,10 +106,16 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().map_err(|error| Failure::at(format!("--threads {threads}"), error))?;
     }
-    let ShapeArgs { shape, causal, term, dtype } = &args.shapes;
+    let ShapeArgs { shape, causal, term, bias, kv_lengths, dtype, .. } = &args.shapes;
     let is_suite_alone = shape.is_empty() && !args.suite.is_empty();
     let terms = args.terms.read()?;
-    let options = [causal.then_some("--causal"), (!term.is_empty()).then_some("--term"), terms.options().first().copied()];
+    let options = [
+        causal.then_some("--causal"),
+        (!term.is_empty()).then_some("--term"),
+        bias.map(|_| "--bias"),
+        kv_lengths.map(|_| "--kv-lengths"),
+        terms.options().first().copied(),
+    ];
     if let Some(option) = options.into_iter().flatten().next().filter(|_| is_suite_alone) {
         return Err(Failure::at(option, "is for --shape; the shapes of --suite have their own terms"));
     }
@@ -140,14 +148,14 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<(), Failure> {
 
 /// Times one shape for the tour (`attn` without a subcommand).
 pub(crate) fn brief(terminal: &mut Terminal, backends: &[Backend]) -> Result<(), Failure> {
-    let shapes = ShapeArgs { shape: Vec::new(), causal: true, term: Vec::new(), dtype: DType::F32 };
+    let (shape, term, bias, kv_lengths) = Default::default();
+    let shapes = ShapeArgs { shape, causal: true, term, bias, constant_bias: false, kv_lengths, dtype: DType::F32 };
     let mut candidates = candidate::all(backends, &[], Kernels::Planned, true)?;
     shapes.tasks(&["1,8,8,512,512,64"])?.iter().try_for_each(|task| time(task, &mut candidates, 2.0, false, terminal))
 }
 
 fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
-    let mut tensors = check::tensors(&task.problem)?;
-    tensors.term_tables.clone_from(&task.term_tables);
+    let tensors = check::tensors_of(task)?;
     let mut warm = Vec::new();
     for candidate in candidates {
         if candidate.warm_up(task, &tensors)? {
@@ -186,7 +194,7 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
         }
         return Ok(());
     }
-    writeln!(terminal, "  {task}, {:.1} MB of arrays", bytes(&task.problem) / 1e6)?;
+    writeln!(terminal, "  {task}, {:.1} MB of arrays", task.bytes() / 1e6)?;
     let mut rows = vec!["op\tmedian ms\tmin..max ms\tn\tGFLOP/s\tdevice ms\tGFLOP/s\ton".to_string()];
     for candidate in &warm {
         let Some([min, median, max]) = machine::spread(&candidate.times) else { continue };
@@ -198,10 +206,15 @@ fn time(task: &Task, candidates: &mut [Candidate], seconds: f64, json: bool, ter
         rows.push(format!("{op}\t{median:.3}\t{min:.3}..{max:.3}\t{n}\t{gflops:.2}\t{device}\t{notes}"));
     }
     terminal.table(4, &rows)?;
-    for candidate in warm.iter().filter(|candidate| !candidate.kernel.is_empty()) {
-        let peak = candidate.peak_bytes.filter(|_| task.backward);
-        let peak = peak.map_or_else(String::new, |peak| format!("; peak memory of the process {:.1} MB", peak as f64 / 1e6));
-        writeln!(terminal, "    {}: {}{peak}", candidate.who(), candidate.kernel)?;
+    for candidate in &warm {
+        let peak = candidate.peak.all.zip(candidate.peak.extra).filter(|_| task.backward);
+        let peak =
+            peak.map(|(all, extra)| format!("{:.1} MB more memory than before, {:.1} MB in all", extra as f64 / 1e6, all as f64 / 1e6));
+        let kernel = Some(candidate.kernel.clone()).filter(|kernel| !kernel.is_empty());
+        let notes: Vec<String> = [kernel, peak].into_iter().flatten().collect();
+        if !notes.is_empty() {
+            writeln!(terminal, "    {}: {}", candidate.who(), notes.join("; "))?;
+        }
     }
     writeln!(terminal)?;
     Ok(())
@@ -212,10 +225,10 @@ fn as_json(task: &Task, candidate: &Candidate, [min, median, max]: [f64; 3], rat
     let device = machine::spread(&candidate.device_times);
     let mut line = json!({
         "adapter": adapter, "op": op, "name": task.name, "ms_median": median, "ms_min": min, "ms_max": max, "n": times.len(),
-        "gflops": task.flops() / (median * 1e6), "bytes": bytes(&task.problem),
+        "gflops": task.flops() / (median * 1e6), "bytes": task.bytes(),
         "device_ms_min": device.map(|[min, ..]| min), "device_ms_median": device.map(|[_, median, _]| median),
         "device_gflops": device.map(|[_, median, _]| task.flops() / (median * 1e6)),
-        "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak_bytes,
+        "first_s": (!candidate.is_peer()).then_some(candidate.first), "peak_bytes": candidate.peak.all, "extra_bytes": candidate.peak.extra,
         "checked": !candidate.is_wrong(), "wrong": candidate.is_wrong().then_some(&deviation.why),
         "error_of_bound": deviation.of_bound, "peer": candidate.is_peer(), "ratio_to_best_peer": ratio, "kernel": kernel,
     });

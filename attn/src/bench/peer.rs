@@ -83,6 +83,11 @@ impl Peer {
         Ok(Ok(Ready { adapter: text("adapter"), op: text("op"), output }))
     }
 
+    /// Number of its process.
+    pub(super) fn process(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Runs the problem `times` times and returns the wall time of each run in ms.
     pub(super) fn run(&mut self, times: usize) -> Result<Vec<f64>, Failure> {
         let answer = self.ask(&json!({ "do": "run", "times": times }))?;

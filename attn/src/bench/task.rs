@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde_json::{Value, json};
-use wgpu_attention::{Alignment, DType, Dims, Layout, Problem, term_words};
+use wgpu_attention::{Alignment, BroadcastShape, DType, Dims, Layout, Problem, WantGradients, term_words};
 
 use crate::backend::one_of;
 use crate::failure::Failure;
@@ -41,9 +41,31 @@ pub(crate) struct ShapeArgs {
     /// Option that masks or changes the scores of every shape, such as window=128,0 or alibi=symmetric; may be repeated
     #[arg(long, value_name = "WORD[=VALUE]")]
     pub(super) term: Vec<String>,
+    /// Add a random bias of this shape to the scores, each size 1 or full; with --backward its gradient is computed too
+    #[arg(long, value_name = "B,H,LQ,LK", value_parser = bias)]
+    pub(super) bias: Option<BroadcastShape>,
+    /// Do not compute the gradient of the bias
+    #[arg(long, requires = "bias")]
+    pub(super) constant_bias: bool,
+    /// Give each item of the batch a number of its own of keys, drawn from this interval
+    #[arg(long, value_name = "FROM..TO", value_parser = interval)]
+    pub(super) kv_lengths: Option<[u32; 2]>,
     /// Storage type of query, key, value and output: f32, f16 or bf16
     #[arg(long, default_value = "f32", value_parser = float)]
     pub(super) dtype: DType,
+}
+
+fn bias(text: &str) -> Result<BroadcastShape, String> {
+    let sizes: Option<Vec<usize>> = text.split(',').map(|size| size.trim().parse().ok()).collect();
+    sizes.and_then(|sizes| sizes.try_into().ok()).map(BroadcastShape).ok_or("four sizes are needed, B,H,LQ,LK".into())
+}
+
+fn interval(text: &str) -> Result<[u32; 2], String> {
+    let (from, to) = text.split_once("..").ok_or("say FROM..TO, such as 16..8192")?;
+    match [from, to].map(str::parse) {
+        [Ok(from), Ok(to)] if from <= to => Ok([from, to]),
+        _ => Err("FROM and TO are whole numbers in ascending order".into()),
+    }
 }
 
 fn float(text: &str) -> Result<DType, String> {
@@ -63,6 +85,16 @@ impl ShapeArgs {
         for term in &self.term {
             task.problem.add_term(term).map_err(|error| Failure::at(format!("--term {term}"), error))?;
         }
+        (task.problem.bias, task.constant_bias) = (self.bias, self.constant_bias);
+        if let Some([from, to]) = self.kv_lengths {
+            let mut random = fastrand::Rng::with_seed(4);
+            task.problem.visibility.kv_lengths = true;
+            task.kv_lengths = (0..dims.batch).map(|_| random.u32(from..=to)).collect();
+            if to as usize > dims.seq_len_kv {
+                return Err(Failure::at(format!("--kv-lengths {from}..{to}"), format!("the shape has {} keys", dims.seq_len_kv)));
+            }
+        }
+        task.problem.check().map_err(|error| Failure::at(&task, error))?;
         Ok(task)
     }
 }
@@ -83,6 +115,10 @@ pub(crate) struct Task {
     /// Terms in WGSL, in words, and their tables.
     pub(super) own_terms: Vec<String>,
     pub(super) term_tables: Vec<u32>,
+    /// Keys of each item, if it has a number of its own.
+    pub(super) kv_lengths: Vec<u32>,
+    /// True if the gradient of the bias is not wanted.
+    constant_bias: bool,
 }
 
 impl Task {
@@ -91,7 +127,8 @@ impl Task {
         if causal {
             problem = problem.aligned(Alignment::BottomRight).causal();
         }
-        Self { name: shape_text(&dims), problem, backward: false, own_terms: Vec::new(), term_tables: Vec::new() }
+        let (own_terms, term_tables, kv_lengths) = Default::default();
+        Self { name: shape_text(&dims), problem, backward: false, own_terms, term_tables, kv_lengths, constant_bias: false }
     }
 
     /// Adds terms in WGSL. The last row stands at the last key, if nothing says otherwise.
@@ -104,9 +141,11 @@ impl Task {
         Ok(self.problem.check()?)
     }
 
-    /// Names of all terms: those of the library, then those in WGSL.
+    /// Names of all terms: those of the library, the items' own lengths, then those in WGSL.
     fn terms(&self) -> Vec<String> {
-        self.problem.terms_text().into_iter().chain(self.own_terms.iter().cloned()).collect()
+        let lengths =
+            self.kv_lengths.iter().min().zip(self.kv_lengths.iter().max()).map(|(least, most)| format!("kv_lengths={least}..{most}"));
+        self.problem.terms_text().into_iter().chain(lengths).chain(self.own_terms.iter().cloned()).collect()
     }
 
     /// Parses a line of the suite: a name, a shape, and terms that need no data.
@@ -142,6 +181,11 @@ impl Task {
         Ok(tasks.into_iter().filter(|task| wants(&task.name)).collect())
     }
 
+    /// The gradients that are timed.
+    pub(super) fn want(&self) -> WantGradients {
+        WantGradients { bias: self.problem.bias.is_some() && !self.constant_bias, ..Default::default() }
+    }
+
     /// Returns the maximum number of keys visible to a row, if there is a window.
     pub(super) fn window(&self) -> Option<usize> {
         self.problem.visibility.window_left.map(|left| left as usize + 1)
@@ -160,10 +204,24 @@ impl Task {
     /// Returns the operation count: 4 * B * H * D for each pair of a row and a key in its interval. Forward and backward
     /// count 3.5 times as many: two products and five.
     pub(super) fn flops(&self) -> f64 {
-        let d = &self.problem.dims;
-        let pairs: f64 = self.problem.interval_lengths().map(|keys| keys as f64).sum();
+        let d = self.problem.dims;
+        let pairs = |keys: usize| -> f64 {
+            let problem = Problem { dims: Dims { seq_len_kv: keys, ..d }, ..self.problem.clone() };
+            problem.interval_lengths().map(|keys| keys as f64).sum()
+        };
+        let of_lengths = self.kv_lengths.iter().map(|&keys| pairs(keys as usize)).sum::<f64>() / d.batch as f64;
+        let pairs = if self.kv_lengths.is_empty() { pairs(d.seq_len_kv) } else { of_lengths };
         let passes = if self.backward { 3.5 } else { 1.0 };
-        passes * Dims { seq_len_q: 1, seq_len_kv: 1, ..*d }.flops() * pairs
+        passes * Dims { seq_len_q: 1, seq_len_kv: 1, ..d }.flops() * pairs
+    }
+
+    /// Returns the bytes of query, key, value and output, which is the least that has to move.
+    pub(super) fn bytes(&self) -> f64 {
+        let (problem, d) = (&self.problem, &self.problem.dims);
+        let keys = self.kv_lengths.iter().map(|&keys| f64::from(keys)).sum::<f64>() / (d.batch * d.seq_len_kv) as f64;
+        let share = if self.kv_lengths.is_empty() { 1.0 } else { keys };
+        let [query, key, value, output] = bytes_of(problem);
+        query + share * (key + value) + output
     }
 }
 
@@ -193,10 +251,15 @@ pub(super) fn shape_text(dims: &Dims) -> String {
     format!("{batch},{num_heads},{num_kv_heads},{seq_len_q},{seq_len_kv},{head_dim}")
 }
 
-/// Returns the bytes of query, key, value and output, which is the least that has to move.
+/// Bytes of query, key, value and output, together.
 pub(super) fn bytes(problem: &Problem) -> f64 {
-    let numbers = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()];
-    numbers.iter().map(|&len| problem.query.dtype.bytes(len) as f64).sum()
+    bytes_of(problem).iter().sum()
+}
+
+/// Bytes of query, key, value and output.
+fn bytes_of(problem: &Problem) -> [f64; 4] {
+    let lens = [problem.query_len(), problem.key_len(), problem.value_len(), problem.output_len()];
+    lens.map(|len| problem.query.dtype.bytes(len) as f64)
 }
 
 #[cfg(test)]
@@ -219,5 +282,7 @@ mod tests {
         assert!(Task::read("x 1,1,1,8,8,4 segments", DType::F32).is_err(), "there are no segment ids");
         let window = Task::read("x 1,1,1,8,8,4 causal=top-left window=2,0", DType::F16).expect("well formed");
         assert_eq!((window.window(), window.flops()), (Some(3), 4.0 * (1.0 + 2.0 + 6.0 * 3.0) * 4.0));
+        let lengths = Task { kv_lengths: vec![3, 5], ..Task::read("x 2,1,1,1,8,4", DType::F32).expect("well formed") };
+        assert_eq!((lengths.flops(), lengths.bytes()), (4.0 * 4.0 * 8.0, 4.0 * 4.0 * (2.0 + 2.0 * 8.0 + 2.0)));
     }
 }

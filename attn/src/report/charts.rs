@@ -64,21 +64,26 @@ pub(super) fn bars(record: &Record) -> Chart {
     })
 }
 
-/// Draws the CPU's results under the limits of the machine: bandwidth x intensity, and multiply-adds or matrix instructions.
+/// Draws the CPU's results under the limits of the machine: the bandwidth of memory, and of the first cache, times the
+/// intensity, and multiply-adds or matrix instructions.
 pub(super) fn roofline(record: &Record) -> Chart {
-    let (Some(copy), Some(peak)) = (record.copy_gb_s, record.multiply_add_gflops) else { return Ok(None) };
+    let (Some(memory), Some(peak)) = (record.memory_gb_s, record.multiply_add_gflops) else { return Ok(None) };
     let peak = record.matrix_gflops.map_or(peak, |matrix| matrix.max(peak));
     let entries: Vec<&Entry> = record.entries.iter().filter(|entry| entry.who.ends_with(" cpu") || entry.peer).collect();
     if entries.is_empty() {
         return Ok(None);
     }
     let most = entries.iter().map(|entry| entry.intensity).fold(100.0, f64::max) * 2.0;
-    let roof = (0..=200).map(|i| 0.25 * (most / 0.25).powf(f64::from(i) / 200.0)).map(|x| (x, (x * copy).min(peak)));
-    let mut series = vec![Series { name: String::new(), colour: HSLColor(0.0, 0.0, 0.0), marker: None, points: roof.collect() }];
+    let roof = |name: &str, lightness: f64, bandwidth: f64| {
+        let points = (0..=200).map(|i| 0.25 * (most / 0.25).powf(f64::from(i) / 200.0)).map(|x| (x, (x * bandwidth).min(peak)));
+        Series { name: name.into(), colour: HSLColor(0.0, 0.0, lightness), marker: None, points: points.collect() }
+    };
+    let cache = record.cache_gb_s.map(|cache| roof("limit of the first cache", 0.6, cache));
+    let mut series: Vec<Series> = cache.into_iter().chain([roof("limit of memory", 0.0, memory)]).collect();
     for (index, who) in record.candidates().into_iter().enumerate() {
-        // Data that moves faster than a copy does is not read from memory.
-        for (note, marker, from_cache) in [("", 0, false), (", above the roof: read from the cache", RING, true)] {
-            let own = entries.iter().filter(|entry| entry.who == who && (entry.gflops > entry.intensity * copy) == from_cache);
+        // Data that moves faster than memory does is not read from memory.
+        for (note, marker, from_cache) in [("", 0, false), (", read from a cache", RING, true)] {
+            let own = entries.iter().filter(|entry| entry.who == who && (entry.gflops > entry.intensity * memory) == from_cache);
             let points: Vec<_> = own.map(|entry| (entry.intensity, entry.gflops)).collect();
             if !points.is_empty() {
                 series.push(Series { name: format!("{who}{note}"), colour: colour(index), marker: Some((marker, false)), points });
@@ -130,7 +135,7 @@ fn marker<DB: DrawingBackend, C: Clone + 'static>(kind: usize, at: C, colour: HS
 
 /// Points of a chart, with a line through them if they have no marker or the marker says so.
 struct Series {
-    /// Name in the legend; empty for none.
+    /// Name in the legend.
     name: String,
     colour: HSLColor,
     marker: Option<(usize, bool)>,
@@ -149,7 +154,10 @@ fn log_chart(titles: [&str; 2], [x, y]: [(f64, f64); 2], series: &[Series]) -> C
         mesh.max_light_lines(0).draw().map_err(said)?;
         for &Series { ref name, colour, marker, ref points } in series {
             if marker.is_none_or(|(_, has_line)| has_line) {
-                chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2))).map_err(said)?;
+                let drawn = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2))).map_err(said)?;
+                if marker.is_none() {
+                    drawn.label(name).legend(move |(x, y)| PathElement::new([(x - 5, y), (x + 5, y)], colour.stroke_width(2)));
+                }
             }
             if let Some((kind, _)) = marker {
                 let drawn = chart.draw_series(points.iter().map(|&point| self::marker(kind, point, colour))).map_err(said)?;

@@ -53,6 +53,8 @@ struct Entry {
     /// Operations per byte that has to move.
     intensity: f64,
     peak_bytes: Option<f64>,
+    /// Memory of the process above what it held before the call.
+    extra_bytes: Option<f64>,
     ratio: Option<f64>,
     /// Description of an answer that is wrong, or less exact than ours.
     flaw: Option<String>,
@@ -63,7 +65,9 @@ struct Entry {
 struct Record {
     machine: Option<String>,
     threads: Option<f64>,
-    copy_gb_s: Option<f64>,
+    /// Rates of a copy, or of reads where they are faster, and of reads from the first cache.
+    memory_gb_s: Option<f64>,
+    cache_gb_s: Option<f64>,
     multiply_add_gflops: Option<f64>,
     /// Rate of matrix instructions, where the processor has them.
     matrix_gflops: Option<f64>,
@@ -95,7 +99,10 @@ impl Record {
                 let number = |name: &str| line[name].as_f64();
                 let text = |name: &str| line[name].as_str().unwrap_or("?");
                 record.machine = Some(format!("{machine}, {} threads, {}, {}", line["threads"], text("os"), text("date")));
-                (record.threads, record.copy_gb_s) = (number("threads"), number("copy_gb_s"));
+                record.threads = number("threads");
+                let read = |name: &str| line["read_gb_s"][name].as_f64();
+                record.memory_gb_s = number("copy_gb_s").map(|copy| read("128 MiB").map_or(copy, |read| read.max(copy)));
+                record.cache_gb_s = read("16 KiB");
                 (record.multiply_add_gflops, record.matrix_gflops) = (number("multiply_add_gflops"), number("matrix_gflops"));
             } else {
                 let entry = Entry::read(&line, record.threads);
@@ -160,6 +167,7 @@ impl Entry {
             device_gflops: number("device_gflops"),
             intensity: gflops * median * 1e6 / number("bytes")?.max(1.0),
             peak_bytes: number("peak_bytes"),
+            extra_bytes: number("extra_bytes"),
             ratio: number("ratio_to_best_peer"),
             flaw,
         })
@@ -178,9 +186,9 @@ td:first-child,th:first-child{text-align:left}h2{margin-top:2em}svg{max-width:10
 fn page(record: &Record) -> Result<String, Failure> {
     let machine = escape(record.machine.as_deref().unwrap_or("a machine that the record does not name"));
     let limits = record
-        .copy_gb_s
+        .memory_gb_s
         .zip(record.multiply_add_gflops)
-        .map(|(copy, peak)| format!(" A copy moves {copy:.1} GB/s; multiply-adds alone reach {peak:.0} GFLOP/s."));
+        .map(|(memory, peak)| format!(" Its memory moves {memory:.1} GB/s; multiply-adds alone reach {peak:.0} GFLOP/s."));
     let matrix = record.matrix_gflops.map(|peak| format!(" Matrix instructions of bf16 reach {peak:.0} GFLOP/s."));
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Attention benchmark</title><style>{STYLE}</style>\
@@ -218,19 +226,20 @@ fn page(record: &Record) -> Result<String, Failure> {
 
 fn table(record: &Record, name: &str) -> String {
     let mut html = format!(
-        "<h3>{}</h3><table><tr><th>who<th>median ms<th>min<th>max<th>GFLOP/s<th>device ms<th>GFLOP/s<th>x the fastest peer",
+        "<h3>{}</h3><table><tr><th>who<th>median ms<th>min<th>max<th>GFLOP/s<th>device ms<th>GFLOP/s<th>more MB<th>x the fastest peer",
         escape(name)
     );
     for entry in record.entries.iter().filter(|entry| entry.name == name) {
-        let Entry { who, peer, ms: [min, median, max], gflops, device_ms, device_gflops, ratio, flaw, .. } = entry;
+        let Entry { who, peer, ms: [min, median, max], gflops, device_ms, device_gflops, extra_bytes, ratio, flaw, .. } = entry;
         let class = if *peer { "" } else { " class=\"ours\"" };
         let flaw = flaw.as_ref().map_or_else(String::new, |flaw| format!(" <span class=\"wrong\">{flaw}</span>"));
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
-        let [device_ms, device_gflops] =
-            [(device_ms, 3), (device_gflops, 1)].map(|(x, digits)| x.map_or(String::new(), |x| format!("{x:.digits$}")));
+        let extra = extra_bytes.map(|bytes| bytes / 1e6);
+        let [device_ms, device_gflops, extra] =
+            [(*device_ms, 3), (*device_gflops, 1), (extra, 1)].map(|(x, digits)| x.map_or(String::new(), |x| format!("{x:.digits$}")));
         let who = escape(who);
         html += &format!(
-            "<tr{class}><td>{who}{flaw}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{gflops:.1}<td>{device_ms}<td>{device_gflops}<td>{ratio}"
+            "<tr{class}><td>{who}{flaw}<td>{median:.3}<td>{min:.3}<td>{max:.3}<td>{gflops:.1}<td>{device_ms}<td>{device_gflops}<td>{extra}<td>{ratio}"
         );
     }
     html + "</table>"
