@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::backward_unit::{KeySums, Scratch, Sums, Work};
+use super::bias_gradient::add_tile;
 use super::job::{Cut, Job, Unit};
 use super::kernel::Isa;
 use super::matrix_pack::MatrixPlan;
@@ -24,8 +25,8 @@ use super::user_term::UserTerm;
 use super::user_terms::each_block;
 use super::visible::Item;
 use crate::error::Result;
-use crate::numbers::HostVec;
-use crate::problem::{BackwardInputs, BroadcastShape, Gradients, Inputs, Operand, Problem, WantGradients};
+use crate::numbers::{HostVec, pages};
+use crate::problem::{BackwardInputs, Gradients, Inputs, Operand, Problem, WantGradients};
 use crate::progress::Progress;
 
 /// Query rows of a unit, whose panels share the conversion of a block of keys.
@@ -65,20 +66,10 @@ pub(super) fn attention_on(
     want.check(problem)?;
     backward.check(problem, want)?;
     let d = &problem.dims;
-    let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
     let columns = problem.relative_bias_columns();
-    let mut gradients = Gradients {
-        query: zeros(want.query, Operand::Query),
-        key: zeros(want.key, Operand::Key),
-        value: zeros(want.value, Operand::Value),
-        bias: want.bias.then(|| vec![0.0; inputs.bias.len()]),
-        relative_bias: want.relative_bias.then(|| vec![0.0; d.num_heads * columns]),
-        sinks: want.sinks.then(|| vec![0.0; d.num_heads]),
-        term_tables: want.term_tables.then(|| vec![0.0; problem.d_term_tables_len()]),
-    };
+    let mut gradients = zeros(problem, inputs, want);
     if problem.asks_nothing() {
-        control.report(1.0)?;
-        return Ok(gradients);
+        return control.report(1.0).map(|()| gradients);
     }
     let made = if backward.stats.is_none() { stats_on(isa, problem, inputs)? } else { Vec::new() };
     let items: Vec<Item> = (0..d.batch).map(|batch| Item::new(problem, inputs, batch)).collect();
@@ -109,7 +100,12 @@ pub(super) fn attention_on(
         d_lse: backward.d_lse,
         want,
         query: query.as_mut().map(SharedOutput::new),
+        bias: None,
     };
+    let owns = problem.bias.map_or([false; 3], |shape| [0, 1, 2].map(|axis| shape.0[axis] != 1));
+    let is_owned = groups(&work.job, owns).values().all(|units| units.len() == 1);
+    let (own_bias, shared_bias) = if is_owned { (bias.as_mut(), None) } else { (None, bias.as_mut()) };
+    let work = Work { bias: own_bias.map(|bias| Shared::new(bias)), ..work };
 
     // In chunks, so that only the sums of a few tasks are in memory at a time.
     let chunk = per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(per_head);
@@ -128,14 +124,29 @@ pub(super) fn attention_on(
             }
         }
     }
-    if let Some(bias) = bias {
-        *bias = bias_gradient(&work, threads, control)?;
+    if let Some(bias) = shared_bias {
+        let grouped = Grouped { elements: bias.len(), owns };
+        *bias = by_pairs(&work, grouped, threads, control, |unit, to, start, scratch| add_bias(&work, unit, (to, start), scratch))?;
     }
     if let Some(tables) = term_tables {
         *tables = term_table_gradients(&work, threads, control)?;
     }
-    control.report(1.0)?;
-    Ok(gradients)
+    control.report(1.0).map(|()| gradients)
+}
+
+/// The wanted gradients, all 0.
+fn zeros(problem: &Problem, inputs: &Inputs<'_>, want: &WantGradients) -> Gradients {
+    let zeros = |wanted: bool, operand| wanted.then(|| HostVec::zeros(want.dtype(problem, operand), problem.operand_len(operand)));
+    let heads = problem.dims.num_heads;
+    Gradients {
+        query: zeros(want.query, Operand::Query),
+        key: zeros(want.key, Operand::Key),
+        value: zeros(want.value, Operand::Value),
+        bias: want.bias.then(|| pages::zeros(inputs.bias.len())),
+        relative_bias: want.relative_bias.then(|| vec![0.0; heads * problem.relative_bias_columns()]),
+        sinks: want.sinks.then(|| vec![0.0; heads]),
+        term_tables: want.term_tables.then(|| vec![0.0; problem.d_term_tables_len()]),
+    }
 }
 
 /// Number of lists of units per head of each item, and the lists. Each adds to one dK and dV, in this order.
@@ -196,14 +207,6 @@ struct Grouped {
     owns: [bool; 3],
 }
 
-/// Computes the gradient of the bias.
-fn bias_gradient(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
-    let shape = work.job.problem.bias.unwrap_or(BroadcastShape([0; 4]));
-    let owns = [0, 1, 2].map(|axis| shape.0[axis] != 1);
-    let grouped = Grouped { elements: shape.elements().unwrap_or(0), owns };
-    by_pairs(work, grouped, threads, control, |unit, to, start, scratch| add_bias(work, unit, shape, to, start, scratch))
-}
-
 /// Computes the gradients of the tables that have an owner, one after the other.
 fn term_table_gradients(work: &Work<'_>, threads: usize, control: &mut Progress<'_>) -> Result<Vec<f32>> {
     let mut all = Vec::with_capacity(work.job.problem.d_term_tables_len());
@@ -214,6 +217,20 @@ fn term_table_gradients(work: &Work<'_>, threads: usize, control: &mut Progress<
         all.extend(by_pairs(work, grouped, threads, control, add)?);
     }
     Ok(all)
+}
+
+/// All units, those that add to the same elements of a gradient together; `owns` as in [`Grouped`].
+fn groups(job: &Job<'_>, owns: [bool; 3]) -> BTreeMap<[usize; 3], Vec<Unit>> {
+    let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
+    for item in 0..job.items.len() {
+        for kv_head in 0..job.problem.dims.num_kv_heads {
+            for unit in units(job.problem, job.items, item, kv_head) {
+                let own = |axis: usize, index: usize| if owns[axis] { index } else { 0 };
+                groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
+            }
+        }
+    }
+    groups
 }
 
 /// Computes a gradient to whose elements `add` adds what a unit contributes, in a pass of its own, because dK and dV are
@@ -228,19 +245,10 @@ fn by_pairs(
     control: &mut Progress<'_>,
     add: impl Fn(&Unit, &Shared<'_, f32>, usize, &mut Scratch) + Sync,
 ) -> Result<Vec<f32>> {
-    let job = &work.job;
-    let mut groups: BTreeMap<[usize; 3], Vec<Unit>> = BTreeMap::new();
-    for item in 0..job.items.len() {
-        for kv_head in 0..job.problem.dims.num_kv_heads {
-            for unit in units(job.problem, job.items, item, kv_head) {
-                let own = |axis: usize, index: usize| if owns[axis] { index } else { 0 };
-                groups.entry([own(0, item), own(1, kv_head), own(2, unit.first_row)]).or_default().push(unit);
-            }
-        }
-    }
+    let groups = groups(&work.job, owns);
     let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(groups.len().max(1)) };
     let copies = wanted.min(COPIES / elements.max(1)).max(1);
-    let mut all = vec![0.0; elements * copies];
+    let mut all = pages::zeros::<f32>(elements * copies);
     let shared = Shared::new(&mut all);
     let tasks: Vec<(usize, &[Unit])> = groups
         .values()
@@ -261,29 +269,15 @@ fn by_pairs(
     Ok(all)
 }
 
-/// Adds a unit's contribution to the copy of the gradient that starts at `start`.
-fn add_bias(work: &Work<'_>, unit: &Unit, shape: BroadcastShape, bias: &Shared<'_, f32>, start: usize, scratch: &mut Scratch) {
-    let job = &work.job;
-    let [of_batch, of_head, of_row, of_key] = shape.strides();
-    let start = start + job.items[unit.item].batch * of_batch;
+/// Adds a unit's contribution to a copy of the gradient of the bias, and where the copy starts.
+fn add_bias(work: &Work<'_>, unit: &Unit, copy: (&Shared<'_, f32>, usize), scratch: &mut Scratch) {
     let Scratch { sides, block: buffers, tile, .. } = scratch;
     let sides = work.load(unit, sides, tile, &mut []);
-    each_block(job, unit, (Operand::Key, true), buffers, |block| {
+    each_block(&work.job, unit, (Operand::Key, true), buffers, |block| {
         for side in sides.iter_mut() {
             let Some(Cut { keys, .. }) = work.differentiate(unit, side, block, tile, None) else { continue };
-            let width = side.panel.width;
-            let d_bias = work.d_bias(tile, width * keys.len());
-            for lane in 0..side.panel.rows {
-                let (head, i) = unit.row(job.problem, side.panel.first + lane);
-                let at = start + head * of_head + i * of_row + keys.start * of_key;
-                // SAFETY: units that add to the same elements of a copy are in one task; the slice ends inside the copy.
-                let to = unsafe { bias.slice(at..at + (keys.len() - 1) * of_key + 1) };
-                let terms = d_bias.chunks_exact(width).map(|row| row[lane]);
-                match to {
-                    [to] if of_key == 0 => *to += terms.sum::<f32>(),
-                    to => to.iter_mut().zip(terms).for_each(|(x, term)| *x += term),
-                }
-            }
+            // SAFETY: units that add to the same elements of a copy are in one task.
+            unsafe { add_tile(&work.job, unit, &side.panel, keys, tile, copy) };
         }
     });
 }

@@ -1,11 +1,12 @@
 //! One task of the backward pass: query rows of one key/value head against all their keys.
 
 use super::backward_matrix::{PackedPairs, PackedSide, parts_of_pairs};
+use super::bias_gradient::{add_tile, d_bias};
 use super::job::{Block, BlockBuffers, Cut, Job, Unit};
 use super::kernel::Isa;
 use super::pack::{Rows, SharedOutput, Transpose, all_finite};
 use super::product::{Product, Start};
-use super::shared::{Buffer, LINE};
+use super::shared::{Buffer, LINE, Shared};
 use super::softmax::Gradient;
 use super::tile::{Masking, Panel, Tile, softcap_before_biases};
 use super::user_grid::{By, ByTable};
@@ -22,6 +23,8 @@ pub(super) struct Work<'a> {
     pub(super) d_lse: Option<&'a [f32]>,
     pub(super) want: &'a WantGradients,
     pub(super) query: Option<SharedOutput<'a>>,
+    /// Gradient of the bias, where each of its elements belongs to one unit.
+    pub(super) bias: Option<Shared<'a, f32>>,
 }
 
 /// Gradients that a task accumulates; empty where they are not wanted.
@@ -216,11 +219,6 @@ impl Work<'_> {
         Some(cut)
     }
 
-    /// Returns the gradients of the biases, [key][lane], of the `len` pairs that were differentiated last.
-    pub(super) fn d_bias<'t>(&self, tile: &'t mut Tile, len: usize) -> &'t [f32] {
-        if softcap_before_biases(self.job.problem).is_some() { tile.capped.take(len) } else { tile.products.take(len) }
-    }
-
     /// Computes the sums of a task.
     pub(super) fn run(&self, units: &[Unit], scratch: &mut Scratch) -> Sums {
         let (job, d) = (&self.job, &self.job.problem.dims);
@@ -280,9 +278,13 @@ impl Work<'_> {
                 }
             }
         }
+        if let Some(bias) = &self.bias {
+            // SAFETY: each element belongs to one unit, and a unit to one task.
+            unsafe { add_tile(job, unit, &side.panel, keys.clone(), tile, (bias, 0)) };
+        }
         let (Some(max), true) = (job.problem.relative_bias_max_distance.map(i64::from), self.want.relative_bias) else { return };
         let columns = job.problem.relative_bias_columns();
-        let d_bias = self.d_bias(tile, len);
+        let d_bias = d_bias(job.problem, &mut tile.capped, &mut tile.products).take(len);
         for lane in 0..side.panel.rows {
             let (head, i) = unit.row(job.problem, side.panel.first + lane);
             let position = i as i64 + job.items[unit.item].offset;

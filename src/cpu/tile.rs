@@ -357,13 +357,18 @@ impl SimdKernel for AdditiveMask<'_> {
         let item = &job.items[self.unit.item];
         // All elements are -inf if both `or` and `and` of their bits are; all are 0 if `or` has at most the sign bit.
         let (mut or, mut and) = (0, u32::MAX);
+        let (first, count) = (self.rows.start, self.rows.len());
         for (r, row) in self.rows.zip(self.to.chunks_exact_mut(self.step)) {
             let at = self.unit.row(job.problem, r);
             let (row, padding) = row.split_at_mut(keys.len());
             padding.fill(0.0);
             item.fill_additive_mask(job.problem, job.inputs, at, keys.clone(), row);
-            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, at.0, at.1, keys.end])) {
-                // The next block of this row is too far away for the hardware prefetcher.
+            // The row of the unit's next panel in the same block, or of its first panel in the next block: too far away for the
+            // hardware prefetcher. Rows of the next block of the same panel would be evicted until then, because equal parts
+            // of many pages share few sets of the cache.
+            let (row_ahead, key_ahead) = if r + count < self.unit.rows { (r + count, keys.start) } else { (r - first, keys.end) };
+            let (head, i) = self.unit.row(job.problem, row_ahead);
+            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, head, i, key_ahead])) {
                 for ahead in (0..keys.len()).step_by(LINE) {
                     // SAFETY: the machine has V's instructions by contract.
                     unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };

@@ -5,8 +5,8 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::blocks;
 use super::dtype::{BLOCK, DType, block_words};
+use super::{blocks, pages};
 
 /// Borrowed elements in host memory, in any storage type.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -182,11 +182,11 @@ impl HostVec {
     /// Creates `len` zeros; quantised types round up to whole blocks.
     pub fn zeros(dtype: DType, len: usize) -> Self {
         match dtype {
-            DType::Q8 => Self::Q8(vec![0; dtype.bytes(len) / 4]),
-            DType::Q4 => Self::Q4(vec![0; dtype.bytes(len) / 4]),
-            DType::F32 => Self::F32(vec![0.0; len]),
-            DType::F16 => Self::F16(vec![f16::ZERO; len]),
-            DType::BF16 => Self::BF16(vec![bf16::ZERO; len]),
+            DType::Q8 => Self::Q8(pages::zeros(dtype.bytes(len) / 4)),
+            DType::Q4 => Self::Q4(pages::zeros(dtype.bytes(len) / 4)),
+            DType::F32 => Self::F32(pages::zeros(len)),
+            DType::F16 => Self::F16(pages::zeros(len)),
+            DType::BF16 => Self::BF16(pages::zeros(len)),
         }
     }
 
@@ -223,14 +223,18 @@ impl HostVec {
 
     /// Reserves memory for `len` elements in all. True if there is enough.
     pub(crate) fn reserve(&mut self, len: usize) -> bool {
+        fn reserve<T>(data: &mut Vec<T>, len: usize) -> bool {
+            let is_there = data.try_reserve(len.saturating_sub(data.len())).is_ok();
+            pages::prefer_large(data);
+            is_there
+        }
         let words = self.as_slice().dtype().bytes(len) / 4;
         match self {
-            Self::F32(data) => data.try_reserve(len.saturating_sub(data.len())),
-            Self::F16(data) => data.try_reserve(len.saturating_sub(data.len())),
-            Self::BF16(data) => data.try_reserve(len.saturating_sub(data.len())),
-            Self::Q8(data) | Self::Q4(data) => data.try_reserve(words.saturating_sub(data.len())),
+            Self::F32(data) => reserve(data, len),
+            Self::F16(data) => reserve(data, len),
+            Self::BF16(data) => reserve(data, len),
+            Self::Q8(data) | Self::Q4(data) => reserve(data, words),
         }
-        .is_ok()
     }
 
     /// Truncates, or pads with zeros.

@@ -4,6 +4,7 @@ pub(crate) mod blocks;
 mod dtype;
 mod hadamard;
 mod host;
+pub(crate) mod pages;
 mod random;
 
 pub use dtype::DType;
