@@ -29,6 +29,8 @@ pub(super) enum Isa {
     /// Portable vectors, with the scalar twin of matrix tiles. For tests: it is slow.
     Twin,
     Portable,
+    /// NEON with matrix products of bf16. Not the best: no machine has timed it.
+    NeonBf16,
     Neon,
     Wasm,
     Avx2,
@@ -49,12 +51,15 @@ const WASM: bool = cfg!(all(target_arch = "wasm32", target_feature = "simd128"))
 impl Isa {
     /// Instruction sets that this machine supports, the best one last.
     pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
-        const ALL: [Isa; 8] = [Isa::Twin, Isa::Portable, Isa::Neon, Isa::Wasm, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx];
+        const ALL: [Isa; 9] =
+            [Isa::Twin, Isa::Portable, Isa::NeonBf16, Isa::Neon, Isa::Wasm, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx];
         ALL.into_iter().filter(|isa| match isa {
             // WebAssembly with vectors runs only where they are: the others would be downloaded in vain.
             Self::Twin | Self::Portable => !WASM,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => super::matrix_neon::has_products(),
             Self::Wasm => WASM,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
@@ -92,6 +97,7 @@ impl Isa {
             Self::Twin => "twin",
             Self::Portable => "portable",
             Self::Neon => "neon",
+            Self::NeonBf16 => "neon-bf16",
             Self::Wasm => "simd128",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
@@ -108,6 +114,8 @@ impl Isa {
             Self::Avx512Bf16 => Some(Engine::Dots),
             #[cfg(target_arch = "x86_64")]
             Self::Amx => Some(Engine::Tiles),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => Some(Engine::Mmla),
             _ => None,
         }
     }
@@ -140,7 +148,7 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => avx2(kernel),
                 #[cfg(target_arch = "aarch64")]
-                Self::Neon => neon(kernel),
+                Self::Neon | Self::NeonBf16 => neon(kernel),
                 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
                 _ => kernel.run::<v128>(),
                 #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
@@ -174,7 +182,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => of::<__m256>(),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => of::<float32x4_t>(),
+            Self::Neon | Self::NeonBf16 => of::<float32x4_t>(),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             _ => of::<v128>(),
             #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]

@@ -194,6 +194,8 @@ impl Engine {
                 Self::Dots => super::matrix_x86::dots(block),
                 #[cfg(target_arch = "x86_64")]
                 Self::Tiles => super::matrix_x86::tiles(block),
+                #[cfg(target_arch = "aarch64")]
+                Self::Mmla => super::matrix_neon::products(block),
             }
         }
     }

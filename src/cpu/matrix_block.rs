@@ -22,6 +22,9 @@ pub(super) enum Engine {
     /// AMX tiles.
     #[cfg(target_arch = "x86_64")]
     Tiles,
+    /// BFMMLA of 64-bit ARM: 2 x 2 sums of four products.
+    #[cfg(target_arch = "aarch64")]
+    Mmla,
 }
 
 /// One step of a block of c: offsets in words of a tile of a and one of b, or [`KEEP`].

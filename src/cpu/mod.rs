@@ -5,12 +5,14 @@ pub mod tiled;
 
 mod backward_matrix;
 mod backward_unit;
+mod bias_gradient;
 mod exp;
 mod job;
 mod kernel;
 mod key_sums;
 mod matrix;
 mod matrix_block;
+mod matrix_neon;
 mod matrix_pack;
 mod matrix_twin;
 mod matrix_x86;
@@ -39,7 +41,7 @@ mod visible;
 
 pub use crate::custom::TileStatus;
 pub use merge::{Merged, Part, RowSums, merge};
-pub use peak::{matrix_gflops, multiply_add_gflops};
+pub use peak::{Peak, peaks, read_gb_s};
 pub use status::Tiles;
 
 pub(crate) use user_status::check_status;
