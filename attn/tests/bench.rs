@@ -259,3 +259,31 @@ fn steps_of_decoding() {
     }
     attn(&["bench", "--context", "4k"]).refused(&["--decode"]);
 }
+
+#[test]
+fn first_calls_are_told_by_phase() {
+    let devices = attn(&["devices", "--json"]).ok().json();
+    let adapters = devices["adapters"].as_array().expect("a list");
+    if !adapters.iter().any(|adapter| adapter["backend"] == "vulkan") {
+        eprintln!("not timed: there is no Vulkan adapter");
+        return;
+    }
+    let line = attn(&["bench", "--overheads", "--backend", "vulkan", "--json"]).ok().json();
+    let first = &line["first_calls"];
+    let calls = first["calls"].as_array().expect("a list");
+    assert_eq!(calls.len(), 9);
+    for (number, call) in calls.iter().enumerate() {
+        let phases = call["phases_ms"].as_object().expect("a map");
+        let total: f64 = phases.values().map(|ms| ms.as_f64().expect("a number")).sum();
+        assert!(total > 0.0 && total <= call["ms"].as_f64().expect("a number"), "{call}");
+        let kernels = call["kernels"].as_array().expect("a list");
+        assert_eq!(kernels.is_empty(), number % 3 > 0, "the first call compiles, the others do not: {call}");
+        for (phase, of_kernel) in [("text", "text_ms"), ("parse", "parse_ms"), ("pipeline", "pipeline_ms")] {
+            let sum: f64 = kernels.iter().map(|kernel| kernel[of_kernel].as_f64().expect("a number")).sum();
+            assert!((sum - phases[phase].as_f64().expect("a number")).abs() < 1e-3, "{call}");
+        }
+    }
+    let compiled: Vec<_> =
+        first["compiling"].as_array().expect("a list").iter().map(|at| at["kernels"].as_u64().expect("a number")).collect();
+    assert!(!compiled.is_empty() && compiled.iter().sum::<u64>() <= 6, "lengths share their kernels: {first}");
+}

@@ -6,15 +6,18 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use web_time::Instant;
+
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
 use super::browser;
+use super::clock::{Clock, CompiledKernel, Phase, Spent, timed};
 use super::handle::Handle;
 use super::loss::{Scopes, Sentinel};
 use super::pipeline::{Pipeline, PipelineKey, compile};
 use super::probe;
 use crate::error::{Cause, Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
-use crate::problem::{Algorithm, Problem};
+use crate::problem::{Algorithm, Problem, WantGradients};
 use crate::wgsl::Kernel;
 
 /// Number of pipelines at which those that nothing is bound to are dropped: an app that tries many users' terms would
@@ -68,6 +71,7 @@ struct Shared {
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Number of pipelines compiled so far.
     compiled: AtomicUsize,
+    clock: Clock,
     /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
 }
@@ -114,6 +118,7 @@ impl Gpu {
             sentinel,
             pipelines: Mutex::default(),
             compiled: AtomicUsize::new(0),
+            clock: Clock::default(),
             tuned: Mutex::default(),
         };
         Self { shared: Arc::new(shared), handle: Arc::default() }
@@ -196,7 +201,12 @@ impl Gpu {
 
     /// Plans with the fastest kernel that tuning has found for this class of problems.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::of(problem, self.caps(), algorithm, self.fastest(problem))
+        self.timed(Phase::Plan, || Plan::of(problem, self.caps(), algorithm, self.fastest(problem)))
+    }
+
+    /// Plans the wanted gradients of a problem.
+    pub(crate) fn plan_backward(&self, problem: &Problem, want: &WantGradients) -> Result<Plan> {
+        self.timed(Phase::Plan, || Plan::of_backward(problem, want, self.caps()))
     }
 
     /// Fastest kernel that tuning has found for this class of problems.
@@ -225,14 +235,41 @@ impl Gpu {
         self.shared.compiled.load(Ordering::Relaxed)
     }
 
+    /// Kernels compiled so far, oldest first, with their times: the last 1024 of [`Self::pipelines_compiled`].
+    pub fn compiled_kernels(&self) -> Vec<CompiledKernel> {
+        self.shared.clock.compiled()
+    }
+
+    /// Time spent so far, by phase.
+    pub fn spent(&self) -> Spent {
+        self.shared.clock.spent()
+    }
+
+    /// Counts the time of `work` as that of a phase.
+    pub(crate) fn timed<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        let (result, time) = timed(work);
+        self.shared.clock.add(phase, time);
+        result
+    }
+
+    /// [`Self::timed`] for work that waits.
+    pub(super) async fn timed_async<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let result = work.await;
+        self.shared.clock.add(phase, started.elapsed());
+        result
+    }
+
     /// Returns the pipeline of `key`, compiling it if it is new.
     pub(super) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
         let known = self.pipelines().get(&key).cloned();
         if let Some(pipeline) = known.or_else(|| self.handle.pipelines().get(&key).cloned()) {
             return Ok(pipeline);
         }
-        let (compiled, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        let (source, text) = timed(|| key.source());
+        let (compiled, [parse, pipeline], verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source);
         self.shared.compiled.fetch_add(1, Ordering::Relaxed);
+        self.shared.clock.add_compiled(CompiledKernel { name: compiled.name.clone(), text, parse, pipeline });
         let verdict = self.handle.verdict(verdict);
         self.check_alive()?;
         // All handles get it once it is known to be sound.
@@ -281,7 +318,7 @@ impl Gpu {
         let own = source.text.clone();
         source.text = change(source.text);
         assert_ne!(source.text, own, "there is nothing to change");
-        let (pipeline, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source);
+        let (pipeline, _, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source);
         pollster::block_on(verdict)?;
         self.pipelines().insert(key, Arc::new(pipeline));
         Ok(())

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
 use super::steps::Ready;
 use super::wait::{Waiting, finished};
-use super::{Backward, Dispatches, Gpu};
+use super::{Backward, Dispatches, Gpu, Phase};
 use crate::error::Result;
 use crate::numbers::HostVec;
 use crate::plan::{BufferRef, Plan};
@@ -44,14 +44,15 @@ impl Arguments {
         inputs: &Inputs<'_>,
         others: impl Fn(BufferRef) -> Option<&'a [u8]>,
     ) -> Result<()> {
-        gpu.guarded(|| {
+        let write = || {
             self.write(gpu, |place| match place {
                 BufferRef::Query => Some(inputs.query.bytes().into()),
                 BufferRef::Key => Some(inputs.key.bytes().into()),
                 BufferRef::Value => Some(inputs.value.bytes().into()),
                 place => others(place).map(Cow::from).or_else(|| option_bytes(problem, inputs, place)),
             });
-        })
+        };
+        gpu.timed(Phase::Upload, || gpu.guarded(write))
     }
 
     /// Writes the arguments for which `bytes_of` has bytes, which may be longer than what is used of them. Call it
@@ -105,6 +106,10 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
+        ready.gpu.timed(Phase::Buffers, || Self::create(ready))
+    }
+
+    fn create(ready: &Ready) -> Result<Self> {
         let (gpu, plan) = (ready.gpu.clone(), &ready.plan);
         // A layer also reads back its queries, keys and values.
         let inputs = Arguments::new(&gpu, plan.arguments(false), refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
@@ -193,11 +198,11 @@ impl Prepared {
         copy: impl Fn(&mut wgpu::CommandEncoder),
         decode: impl FnOnce(&Results<'_>) -> T,
     ) -> Result<T> {
-        let submission = submit(&self.gpu, bound, control, waiting, |encoder| {
+        let submitting = submit(&self.gpu, bound, control, waiting, |encoder| {
             self.read_back.copy(encoder);
             copy(encoder);
-        })
-        .await?;
+        });
+        let submission = self.gpu.timed_async(Phase::Run, submitting).await?;
         let take =
             |parts: &mut dyn Iterator<Item = &[u8]>| decode(&Results(self.results.0.iter().map(|&(place, ..)| place).zip(parts).collect()));
         let results = self.read_back.read(&self.gpu, submission, waiting, take).await?;

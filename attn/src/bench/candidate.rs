@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, WantGradients};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, Problem, WantGradients};
 
 use super::check::{Deviation, Tensors, check_gradients, deviation};
 use super::machine;
@@ -94,8 +94,8 @@ pub(super) fn all(backends: &[Backend], peers: &[String], kernels: Kernels<'_>, 
 }
 
 /// Computes the forward pass and the gradients of query, key and value.
-fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
-    let problem = task.problem.clone().with_stats();
+pub(super) fn both(engine: &Engine, problem: &Problem, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
+    let problem = problem.clone().with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward = BackwardInputs { stats: outputs.stats.as_deref(), ..BackwardInputs::new(&outputs.output, &tensors.d_output) };
     engine.backward(&problem, &tensors.inputs(), &backward, &WantGradients::default())
@@ -149,7 +149,7 @@ impl Candidate {
                     return Err(wrong(&self.deviation.why));
                 }
                 if task.backward {
-                    let gradients = both(engine, task, tensors, &mut self.outputs)?;
+                    let gradients = both(engine, &task.problem, tensors, &mut self.outputs)?;
                     self.first = started.elapsed().as_secs_f64();
                     self.peak_bytes = machine::peak_bytes();
                     check_gradients(&task.problem, tensors, &outputs.output, &gradients).map_err(|why| wrong(&why))?;
@@ -214,7 +214,7 @@ impl Candidate {
                 loop {
                     let started = Instant::now();
                     if task.backward {
-                        both(engine, task, tensors, outputs)?;
+                        both(engine, &task.problem, tensors, outputs)?;
                     } else {
                         engine.attention_into(&task.problem, &tensors.inputs(), outputs)?;
                     }
