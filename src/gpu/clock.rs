@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Index;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use web_time::Instant;
@@ -94,6 +94,9 @@ pub struct CompiledKernel {
     pub parse: Duration,
     /// Time to create the pipeline: [`Phase::Pipeline`]. Short in browsers, which compile later.
     pub pipeline: Duration,
+    /// Time of the first dispatch in a host call, `None` before: some drivers compile no sooner. A call submits it alone,
+    /// and waits. Counts as [`Phase::Run`].
+    pub first_run: Option<Duration>,
 }
 
 /// Times of one device, for all of its handles.
@@ -103,7 +106,8 @@ pub(super) struct Clock(Mutex<Times>);
 #[derive(Default)]
 struct Times {
     spent: Spent,
-    compiled: VecDeque<CompiledKernel>,
+    /// Compiled kernels, with the time of the first run of each once it is known.
+    compiled: VecDeque<(CompiledKernel, Arc<OnceLock<Duration>>)>,
 }
 
 impl Clock {
@@ -112,7 +116,7 @@ impl Clock {
     }
 
     /// Counts the phases of a compiled kernel, and remembers it.
-    pub(super) fn add_compiled(&self, kernel: CompiledKernel) {
+    pub(super) fn add_compiled(&self, kernel: CompiledKernel, first_run: Arc<OnceLock<Duration>>) {
         for (phase, time) in [(Phase::Text, kernel.text), (Phase::Parse, kernel.parse), (Phase::Pipeline, kernel.pipeline)] {
             self.add(phase, time);
         }
@@ -120,7 +124,7 @@ impl Clock {
         if compiled.len() == MOST_COMPILED {
             compiled.pop_front();
         }
-        compiled.push_back(kernel);
+        compiled.push_back((kernel, first_run));
     }
 
     pub(super) fn spent(&self) -> Spent {
@@ -128,7 +132,11 @@ impl Clock {
     }
 
     pub(super) fn compiled(&self) -> Vec<CompiledKernel> {
-        self.lock().compiled.iter().cloned().collect()
+        let told = |(kernel, first_run): &(CompiledKernel, Arc<OnceLock<Duration>>)| CompiledKernel {
+            first_run: first_run.get().copied(),
+            ..kernel.clone()
+        };
+        self.lock().compiled.iter().map(told).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Times> {
@@ -154,7 +162,8 @@ mod tests {
         clock.add(Phase::Run, ms(3));
         let before = clock.spent();
         for number in 0..=MOST_COMPILED {
-            clock.add_compiled(CompiledKernel { name: number.to_string(), text: ms(1), parse: ms(2), pipeline: ms(4) });
+            let kernel = CompiledKernel { name: number.to_string(), text: ms(1), parse: ms(2), pipeline: ms(4), first_run: None };
+            clock.add_compiled(kernel, Arc::default());
         }
         clock.add(Phase::Run, ms(5));
         let spent = clock.spent().since(&before);

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
+
+use web_time::Instant;
 
 use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
 use super::steps::Ready;
@@ -236,6 +239,7 @@ pub(super) async fn submit(
     let pieces = pieces(gpu, bound);
     let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
     for (index, piece) in pieces.iter().enumerate() {
+        let (first_run, started) = (&bound.steps[piece.start].pipeline.first_run, Instant::now());
         submitted.push(gpu.guarded(|| {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
             {
@@ -248,6 +252,10 @@ pub(super) async fn submit(
             }
             gpu.queue().submit([encoder.finish()])
         })?);
+        if first_run.get().is_none() {
+            finished(gpu, submitted[index].clone(), waiting).await?;
+            let _ = first_run.set(started.elapsed()); // another thread may have told
+        }
         // Two pieces are in flight: the device stays busy, and a cancellation waits for two at most.
         if let Some(before) = index.checked_sub(1) {
             finished(gpu, submitted[before].clone(), waiting).await?;
@@ -269,17 +277,21 @@ pub(super) async fn read_back(
     results.read(gpu, submission, waiting, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }
 
-/// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
+/// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long. The first dispatch of
+/// a kernel is alone, so that its time is known.
 fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
     let mut pieces = Vec::new();
-    let (mut first, mut flops) = (0, 0.0);
+    let (mut first, mut flops, mut was_new) = (0, 0.0, false);
     for (index, step) in bound.steps.iter().enumerate() {
-        if index > first && flops + step.flops > budget {
+        let runs_before = || bound.steps[..index].iter().any(|before| Arc::ptr_eq(&before.pipeline, &step.pipeline));
+        let is_new = step.pipeline.first_run.get().is_none() && !runs_before();
+        if index > first && (is_new || was_new || flops + step.flops > budget) {
             pieces.push(first..index);
             (first, flops) = (index, 0.0);
         }
         flops += step.flops;
+        was_new = is_new;
     }
     pieces.push(first..bound.dispatches());
     pieces

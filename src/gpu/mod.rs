@@ -56,6 +56,7 @@ mod loss;
 mod merge;
 mod page_table;
 mod pipeline;
+mod pipeline_cache;
 mod probe;
 mod rotary;
 mod steps;

@@ -1,5 +1,6 @@
 //! Pipelines: compilation of kernel variants.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::clock::timed;
@@ -20,6 +21,8 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
     /// Number, name and access of each binding, params first.
     pub(super) bindings: Vec<(u32, String, Access)>,
+    /// Time of its first dispatch, once it has run.
+    pub(super) first_run: Arc<OnceLock<Duration>>,
 }
 
 /// Key under which a pipeline is kept.
@@ -84,6 +87,7 @@ pub(super) fn compile(
     checked: bool,
     key: &PipelineKey,
     source: Source,
+    cache: Option<&wgpu::PipelineCache>,
 ) -> (Pipeline, [Duration; 2], Later<Result<()>>) {
     let name = key.name();
     let bindings = key.bindings();
@@ -114,7 +118,7 @@ pub(super) fn compile(
         module: &module,
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: checked, ..Default::default() },
-        cache: None,
+        cache,
     };
     let (pipeline, create) = timed(|| device.create_compute_pipeline(&descriptor));
 
@@ -129,7 +133,7 @@ pub(super) fn compile(
         log::debug!("compiled {label} in {:.1} ms", (parse + create).as_secs_f64() * 1e3);
         Ok(())
     };
-    (Pipeline { name, pipeline, layout, bindings }, times, Box::pin(verdict))
+    (Pipeline { name, pipeline, layout, bindings, first_run: Arc::default() }, times, Box::pin(verdict))
 }
 
 fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {

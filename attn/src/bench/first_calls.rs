@@ -63,8 +63,10 @@ impl FirstCalls {
 
     pub(super) fn as_json(&self) -> Value {
         let kernel = |kernel: &CompiledKernel| {
-            let CompiledKernel { name, text, parse, pipeline, .. } = kernel;
-            json!({ "name": name, "text_ms": ms(*text), "parse_ms": ms(*parse), "pipeline_ms": ms(*pipeline) })
+            let CompiledKernel { name, text, parse, pipeline, first_run, .. } = kernel;
+            json!({
+                "name": name, "text_ms": ms(*text), "parse_ms": ms(*parse), "pipeline_ms": ms(*pipeline), "first_run_ms": first_run.map(ms),
+            })
         };
         let call = |call: &Call| {
             let phases: serde_json::Map<_, _> =
@@ -80,14 +82,15 @@ impl FirstCalls {
     pub(super) fn tables(&self) -> [Vec<String>; 2] {
         let names: Vec<_> = Phase::ALL.iter().map(|phase| phase.name()).collect();
         let mut calls = vec![format!("call, ms\ttotal\t{}\tother\tkernels", names.join("\t"))];
-        let mut kernels = vec!["kernel, ms\ttext\tparse\tpipeline\tfor".to_string()];
+        let mut kernels = vec!["kernel, ms\ttext\tparse\tpipeline\tfirst run\tfor".to_string()];
         for call in &self.calls {
             let phases: String = Phase::ALL.iter().map(|&phase| format!("\t{:.2}", ms(call.spent[phase]))).collect();
             let other = (call.ms - ms(call.spent.total())).max(0.0);
             calls.push(format!("{}\t{:.2}{phases}\t{other:.2}\t{}", call.name, call.ms, call.kernels.len()));
             kernels.extend(call.kernels.iter().map(|kernel| {
-                let [text, parse, pipeline] = [kernel.text, kernel.parse, kernel.pipeline].map(ms);
-                format!("{}\t{text:.2}\t{parse:.2}\t{pipeline:.2}\t{}", kernel.name, call.name)
+                let [text, parse, pipeline, run] =
+                    [kernel.text, kernel.parse, kernel.pipeline, kernel.first_run.unwrap_or_default()].map(ms);
+                format!("{}\t{text:.2}\t{parse:.2}\t{pipeline:.2}\t{run:.2}\t{}", kernel.name, call.name)
             }));
         }
         [calls, kernels]
