@@ -91,6 +91,7 @@ pub(super) fn compile(
 ) -> (Pipeline, [Duration; 2], Later<Result<()>>) {
     let name = key.name();
     let bindings = key.bindings();
+    let source = source.with_constant_switches();
     // In a storage buffer, the params count against the limit on storage buffers.
     let params_in_storage = caps.params_in_storage && bindings.len() <= caps.storage_buffers as usize;
     let source = if params_in_storage { source.with_params_in_storage() } else { source };

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::terminal::Terminal;
 
 /// Number of recordings per encoder.
-const TIMES: u32 = 500;
+const TIMES: u32 = 100;
 
 /// Measures each backend: cold start, bytes copied by a host call, and recording compared with a bare dispatch.
 pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
