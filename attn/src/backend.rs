@@ -42,7 +42,7 @@ pub(crate) fn open_fused(backend: &Backend, tunable: bool) -> Result<Engine, Fai
 }
 
 pub(crate) fn open_with(backend: &Backend, algorithm: Algorithm, shaders: ShaderOptions) -> Result<Engine, Failure> {
-    let options = EngineOptions { backend: backend.clone(), algorithm, shaders };
+    let options = EngineOptions { backend: backend.clone(), algorithm, shaders, ..Default::default() };
     Engine::new(options).map_err(|error| match Failure::from(error) {
         Failure::Input(why) => Failure::at(format!("--backend {backend}"), why),
         other => other,

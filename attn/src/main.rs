@@ -37,7 +37,8 @@ Examples:
   attn bench --shape 1,32,8,1024,1024,128 --causal
 
 Exit code: 0 fine, 1 a check or the device failed, 2 the request is invalid or not supported.
-Environment: WGPU_BACKEND, WGPU_ADAPTER_NAME and WGPU_POWER_PREF choose the adapter; NO_COLOR; RUST_LOG.";
+Environment: WGPU_BACKEND, WGPU_ADAPTER_NAME and WGPU_POWER_PREF choose the adapter; WGPU_ATTENTION_PIPELINE_CACHE \
+names a folder for compiled kernels; NO_COLOR; RUST_LOG.";
 
 /// Attention on any GPU that wgpu supports, and on the CPU
 #[derive(Parser, Debug)]

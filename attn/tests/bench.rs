@@ -261,3 +261,60 @@ fn steps_of_decoding() {
     }
     attn(&["bench", "--context", "4k"]).refused(&["--decode"]);
 }
+
+#[test]
+fn first_calls_are_told_by_phase() {
+    let devices = attn(&["devices", "--json"]).ok().json();
+    let adapters = devices["adapters"].as_array().expect("a list");
+    if !adapters.iter().any(|adapter| adapter["backend"] == "vulkan") {
+        eprintln!("not timed: there is no Vulkan adapter");
+        return;
+    }
+    let line = attn(&["bench", "--overheads", "--backend", "vulkan", "--json"]).ok().json();
+    let first = &line["first_calls"];
+    let calls = first["calls"].as_array().expect("a list");
+    assert_eq!(calls.len(), 9);
+    for (number, call) in calls.iter().enumerate() {
+        let phases = call["phases_ms"].as_object().expect("a map");
+        let total: f64 = phases.values().map(|ms| ms.as_f64().expect("a number")).sum();
+        assert!(total > 0.0 && total <= call["ms"].as_f64().expect("a number"), "{call}");
+        let kernels = call["kernels"].as_array().expect("a list");
+        assert_eq!(kernels.is_empty(), number % 3 > 0, "the first call compiles, the others do not: {call}");
+        assert!(kernels.iter().all(|kernel| kernel["first_run_ms"].as_f64() > Some(0.0)), "{call}");
+        for (phase, of_kernel) in [("text", "text_ms"), ("parse", "parse_ms"), ("pipeline", "pipeline_ms")] {
+            let sum: f64 = kernels.iter().map(|kernel| kernel[of_kernel].as_f64().expect("a number")).sum();
+            assert!((sum - phases[phase].as_f64().expect("a number")).abs() < 1e-3, "{call}");
+        }
+    }
+    let compiled: Vec<_> =
+        first["compiling"].as_array().expect("a list").iter().map(|at| at["kernels"].as_u64().expect("a number")).collect();
+    assert!(!compiled.is_empty() && compiled.iter().sum::<u64>() <= 6, "lengths share their kernels: {first}");
+}
+
+#[test]
+fn processes_share_a_folder_of_pipelines() {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    let run = || {
+        let mut command = common::command(&["bench", "--backend", "vulkan", "--shape", "1,1,1,4,4,4", "--fused", "--seconds", "0"]);
+        command.env("WGPU_ATTENTION_PIPELINE_CACHE", folder.path().join("pipelines")).env("RUST_LOG", "wgpu_attention=info");
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().expect("it starts")
+    };
+    let told = |child: std::process::Child| {
+        let output = child.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), text.split_once(" bytes of pipelines").map(|(before, _)| before.rsplit(' ').next() == Some("0")), text)
+    };
+    let (ran, is_new, text) = told(run());
+    if !ran || is_new.is_none() {
+        assert!(text.contains("adapter") || text.contains("not kept"), "{text}");
+        eprintln!("not tested: no Vulkan adapter with pipeline caches");
+        return;
+    }
+    assert_eq!(is_new, Some(true), "{text}");
+    std::fs::remove_dir_all(folder.path().join("pipelines")).expect("created");
+    for (ran, is_new, text) in [(); 4].map(|()| run()).map(told) {
+        assert!(ran && is_new.is_some(), "{text}");
+    }
+    assert_eq!(told(run()).1, Some(false), "whoever wrote last wrote a whole file");
+    assert_eq!(std::fs::read_dir(folder.path().join("pipelines")).expect("there").count(), 1, "nothing else is left");
+}

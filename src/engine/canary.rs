@@ -6,8 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::tiny::{Canary, TriedKernels};
 use crate::error::{Error, Result};
-use crate::gpu::{Asked, Gpu, Trial, Waiting};
-use crate::plan::Plan;
+use crate::gpu::{Asked, Gpu, Phase, Trial, Waiting};
 use crate::problem::{Algorithm, Problem, WantGradients};
 
 /// Kernels tried, by adapter and driver.
@@ -30,9 +29,11 @@ pub(crate) async fn check(gpu: &Gpu, problem: &Problem, algorithm: Algorithm, wa
         return Ok(());
     }
     let (device, plan) = (device(gpu), gpu.plan(problem, algorithm)?);
-    let Some(canary) = with_tried(&device, |tried| tried.of_attention(&plan, problem, gpu.caps(), algorithm))? else { return Ok(()) };
+    let caps = gpu.caps();
+    let canary = gpu.timed(Phase::Trial, || with_tried(&device, |tried| tried.of_attention(&plan, problem, caps, algorithm)))?;
+    let Some(canary) = canary else { return Ok(()) };
     let got = Trial::new(gpu, &canary.problem, &canary.inputs(), canary.plan.clone())?.answer(waiting).await?;
-    let is_right = canary.agrees(&got)?;
+    let is_right = gpu.timed(Phase::Trial, || canary.agrees(&got))?;
     conclude(device, canary, is_right)
 }
 
@@ -41,13 +42,14 @@ pub(crate) async fn check_backward(gpu: &Gpu, problem: &Problem, want: &WantGrad
     if !gpu.wants_canary() {
         return Ok(());
     }
-    let (device, plan) = (device(gpu), Plan::of_backward(problem, want, gpu.caps())?);
-    let canary = with_tried(&device, |tried| tried.of_gradients(&plan, problem, want, gpu.caps()))?;
+    let (device, plan) = (device(gpu), gpu.plan_backward(problem, want)?);
+    let caps = gpu.caps();
+    let canary = gpu.timed(Phase::Trial, || with_tried(&device, |tried| tried.of_gradients(&plan, problem, want, caps)))?;
     let Some(canary) = canary else { return Ok(()) };
     let Some((want, backward)) = &canary.gradients() else { return Ok(()) };
     let asked = Asked { problem: &canary.problem, inputs: &canary.inputs(), backward, want };
     let got = Trial::backward(gpu, asked, canary.plan.clone())?.gradients(waiting).await?;
-    let is_right = canary.gradients_agree(got)?;
+    let is_right = gpu.timed(Phase::Trial, || canary.gradients_agree(got))?;
     conclude(device, canary, is_right)
 }
 
@@ -74,7 +76,7 @@ mod tests {
     use crate::gpu::{ShaderOptions, choose_every};
     use crate::layer::{Linear, MultiHead};
     use crate::numbers::DType;
-    use crate::plan::Specialise;
+    use crate::plan::{Plan, Specialise};
     use crate::problem::{Alignment, Backend, BackwardInputs, BroadcastShape, Dims, Inputs, Layout, SummedRows};
     use crate::progress::Progress;
     use crate::wgsl::Kernel;

@@ -7,7 +7,6 @@ use web_time::Instant;
 use super::{Engine, Runner, is_empty};
 use crate::error::Result;
 use crate::gpu::{Asked, Trial, Waiting, block_on};
-use crate::plan::Plan;
 use crate::problem::{BackwardInputs, Inputs, Problem, WantGradients};
 
 /// Shortest duration of a batch: a submit costs up to a millisecond, and browsers round their clocks.
@@ -46,7 +45,7 @@ impl Engine {
         backward.check(problem, want)?;
         let trial = async || match &self.place {
             Runner::Gpu(calls) if !is_empty(problem) => {
-                let plan = Plan::of_backward(problem, want, calls.gpu().caps())?;
+                let plan = calls.gpu().plan_backward(problem, want)?;
                 let trial = Trial::backward(calls.gpu(), Asked { problem, inputs, backward, want }, plan)?;
                 batches(&trial, budget, Waiting::Blocking).await
             }

@@ -9,6 +9,7 @@ mod tune;
 pub use tiny::{Canary, TriedKernels};
 pub use tune::{Tuned, TunedKernel};
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cpu;
@@ -28,6 +29,9 @@ pub struct EngineOptions {
     pub algorithm: Algorithm,
     /// Options of devices and their shaders.
     pub shaders: ShaderOptions,
+    /// Folder in which compiled kernels are kept for the next process, as [`Gpu::keep_pipelines`] says; `None` for the one
+    /// that the environment variable `WGPU_ATTENTION_PIPELINE_CACHE` names, if any.
+    pub pipeline_cache: Option<PathBuf>,
 }
 
 /// Attention engine on one backend. Cheap to clone; clones share the device.
@@ -61,7 +65,7 @@ impl Engine {
     pub async fn new_async(options: EngineOptions) -> Result<Self> {
         let (place, chosen, why) = match (gpu::choose(&options.backend).await?, &options.backend) {
             (Some(chosen), _) => {
-                let gpu = Gpu::open(&chosen, options.shaders).await?;
+                let gpu = Gpu::open(&chosen, options.shaders).await?.keep_pipelines_if_asked(options.pipeline_cache.as_deref());
                 let name = gpu.name().to_string();
                 (Runner::Gpu(Arc::new(Calls::new(gpu))), name, chosen.why)
             }
@@ -92,7 +96,7 @@ impl Engine {
         let (mut engines, mut left_out) = (vec![cpu], Vec::new());
         for chosen in gpu::choose_every().await {
             match Gpu::open(&chosen, shaders).await {
-                Ok(gpu) => engines.push(Self { why: chosen.why, ..Self::on_gpu(gpu) }),
+                Ok(gpu) => engines.push(Self { why: chosen.why, ..Self::on_gpu(gpu.keep_pipelines_if_asked(None)) }),
                 Err(error) => left_out.push(error.to_string()),
             }
         }

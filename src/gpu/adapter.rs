@@ -186,7 +186,7 @@ pub(crate) fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         wgpu::DeviceType::DiscreteGpu => wgpu::Features::empty(),
         _ => wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
     };
-    adapter.features() & (wgpu::Features::SUBGROUP | mapped)
+    adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE | mapped)
 }
 
 /// Features that a device needs to use [`matrix_size`]: cooperative matrices, f16, subgroups.

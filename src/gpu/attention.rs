@@ -1,7 +1,7 @@
 //! Attention and its gradients on an app's own buffers, recorded into its own encoder.
 
-use super::Gpu;
 use super::steps::{Dispatches, Ready};
+use super::{Gpu, Phase};
 use crate::error::Result;
 use crate::plan::{BufferRef, Plan};
 use crate::problem::{Algorithm, Problem, WantGradients};
@@ -68,7 +68,8 @@ impl Attention {
     /// Plans `problem` for the device and compiles the pipelines that are missing.
     pub fn new(gpu: &Gpu, problem: &Problem, algorithm: Algorithm) -> Result<Self> {
         problem.check()?;
-        let plan = Plan::of(problem, &gpu.caps().for_replays(problem.flops()), algorithm, gpu.fastest(problem))?;
+        let caps = gpu.caps().for_replays(problem.flops());
+        let plan = gpu.timed(Phase::Plan, || Plan::of(problem, &caps, algorithm, gpu.fastest(problem)))?;
         Ready::new(gpu, problem, None, plan, None).map(Self)
     }
 
@@ -179,7 +180,7 @@ impl Backward {
 
     /// [`Self::new`] for what has been checked.
     pub(super) fn of(gpu: &Gpu, problem: &Problem, want: &WantGradients) -> Result<Self> {
-        Ready::new(gpu, problem, Some(want), Plan::of_backward(problem, want, gpu.caps())?, None).map(Self)
+        Ready::new(gpu, problem, Some(want), gpu.plan_backward(problem, want)?, None).map(Self)
     }
 
     /// Plan of the gradients.

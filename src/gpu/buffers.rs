@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Gpu;
 use super::loss::poll;
 use super::wait::{Waiting, map};
+use super::{Gpu, Phase};
 use crate::error::{Cause, Result};
 
 /// Creates a storage buffer of whole vec4s, at least one.
@@ -142,15 +142,15 @@ impl ReadBack {
         waiting: Waiting,
         take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
     ) -> Result<T> {
-        let mapped = map(gpu, &self.staging, submission, waiting).await;
+        let mapped = gpu.timed_async(Phase::Run, map(gpu, &self.staging, submission, waiting)).await;
         gpu.settled().await?;
         mapped?;
-        gpu.guarded(|| {
+        let take = || {
             let view = self.staging.get_mapped_range(..);
             let taken = view.map(|view| take(&mut self.parts.iter().map(|(_, place)| &view[place.start as usize..place.end as usize])));
             self.staging.unmap();
             taken
-        })?
-        .map_err(|error| gpu.failure(Cause::new(error)))
+        };
+        gpu.timed(Phase::ReadBack, || gpu.guarded(take))?.map_err(|error| gpu.failure(Cause::new(error)))
     }
 }

@@ -107,7 +107,7 @@ impl Calls {
     fn plan(&self, problem: &Problem, algorithm: Algorithm, want: Option<&WantGradients>) -> Result<Plan> {
         match want {
             None => self.gpu.plan(problem, algorithm),
-            Some(want) => Plan::of_backward(problem, want, self.gpu.caps()),
+            Some(want) => self.gpu.plan_backward(problem, want),
         }
     }
 

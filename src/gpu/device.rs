@@ -3,18 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use web_time::Instant;
+
 use super::adapter::{Chosen, MATRIX_FEATURES, caps, matrix_size, wanted_features};
 use super::browser;
+use super::clock::{Clock, CompiledKernel, Phase, Spent, timed};
 use super::handle::Handle;
 use super::loss::{Scopes, Sentinel};
 use super::pipeline::{Pipeline, PipelineKey, compile};
+use super::pipeline_cache::PipelineCache;
 use super::probe;
 use crate::error::{Cause, Error, Result};
 use crate::plan::{DeviceCaps, DeviceClass, Plan, Specialise, class_of};
-use crate::problem::{Algorithm, Problem};
+use crate::problem::{Algorithm, Problem, WantGradients};
 use crate::wgsl::Kernel;
 
 /// Number of pipelines at which those that nothing is bound to are dropped: an app that tries many users' terms would
@@ -68,6 +73,9 @@ struct Shared {
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Number of pipelines compiled so far.
     compiled: AtomicUsize,
+    clock: Clock,
+    /// Compiled pipelines in a file; `None` inside if the device cannot have any.
+    cache: OnceLock<Option<PipelineCache>>,
     /// Fastest kernels that tuning has found, by class of problem.
     tuned: Mutex<BTreeMap<String, Kernel>>,
 }
@@ -114,6 +122,8 @@ impl Gpu {
             sentinel,
             pipelines: Mutex::default(),
             compiled: AtomicUsize::new(0),
+            clock: Clock::default(),
+            cache: OnceLock::new(),
             tuned: Mutex::default(),
         };
         Self { shared: Arc::new(shared), handle: Arc::default() }
@@ -196,7 +206,12 @@ impl Gpu {
 
     /// Plans with the fastest kernel that tuning has found for this class of problems.
     pub(crate) fn plan(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan> {
-        Plan::of(problem, self.caps(), algorithm, self.fastest(problem))
+        self.timed(Phase::Plan, || Plan::of(problem, self.caps(), algorithm, self.fastest(problem)))
+    }
+
+    /// Plans the wanted gradients of a problem.
+    pub(crate) fn plan_backward(&self, problem: &Problem, want: &WantGradients) -> Result<Plan> {
+        self.timed(Phase::Plan, || Plan::of_backward(problem, want, self.caps()))
     }
 
     /// Fastest kernel that tuning has found for this class of problems.
@@ -225,19 +240,76 @@ impl Gpu {
         self.shared.compiled.load(Ordering::Relaxed)
     }
 
+    /// Keeps compiled pipelines in a file in `folder`, which is created if needed, so that the next process need not
+    /// compile them. Call it before the first kernel is compiled. Returns the bytes that were loaded, 0 from a new file, or
+    /// `None` if the device cannot do this: it must be Vulkan's and have [`wgpu::Features::PIPELINE_CACHE`], which an app
+    /// requests for a device of its own. Many drivers, those of desktops above all, keep a cache themselves.
+    ///
+    /// There is a file for each adapter and driver. It is replaced at once after each kernel that is new in it; of two
+    /// processes, the last one's stays. A file of another version, driver or adapter, or a damaged one, is replaced; a
+    /// folder that cannot be written is a warning in the log. A checksum shows damage, not malice: the driver trusts what
+    /// it reads, so nobody else may write to the folder. The first call decides for all clones.
+    pub fn keep_pipelines(&self, folder: &Path) -> Option<usize> {
+        let open = || PipelineCache::open(self.device(), &browser::describe(self.device()).1, folder);
+        self.shared.cache.get_or_init(open).as_ref().map(|cache| cache.loaded)
+    }
+
+    /// [`Self::keep_pipelines`] in `folder`, or else the one that the environment names.
+    pub(crate) fn keep_pipelines_if_asked(self, folder: Option<&Path>) -> Self {
+        let named = || std::env::var_os("WGPU_ATTENTION_PIPELINE_CACHE").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        if let Some(folder) = folder.map(Path::to_path_buf).or_else(named) {
+            self.keep_pipelines(&folder);
+        }
+        self
+    }
+
+    /// Kernels compiled so far, oldest first, with their times: the last 1024 of [`Self::pipelines_compiled`].
+    pub fn compiled_kernels(&self) -> Vec<CompiledKernel> {
+        self.shared.clock.compiled()
+    }
+
+    /// Time spent so far, by phase.
+    pub fn spent(&self) -> Spent {
+        self.shared.clock.spent()
+    }
+
+    /// Counts the time of `work` as that of a phase.
+    pub(crate) fn timed<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        let (result, time) = timed(work);
+        self.shared.clock.add(phase, time);
+        result
+    }
+
+    /// [`Self::timed`] for work that waits.
+    pub(super) async fn timed_async<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let result = work.await;
+        self.shared.clock.add(phase, started.elapsed());
+        result
+    }
+
     /// Returns the pipeline of `key`, compiling it if it is new.
     pub(super) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
         let known = self.pipelines().get(&key).cloned();
         if let Some(pipeline) = known.or_else(|| self.handle.pipelines().get(&key).cloned()) {
             return Ok(pipeline);
         }
-        let (compiled, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, key.source());
+        let (source, text) = timed(|| key.source());
+        let cache = self.shared.cache.get().and_then(Option::as_ref);
+        let wgpu_cache = cache.map(|cache| &cache.cache);
+        let (compiled, [parse, pipeline], verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source, wgpu_cache);
         self.shared.compiled.fetch_add(1, Ordering::Relaxed);
+        let told = CompiledKernel { name: compiled.name.clone(), text, parse, pipeline, first_run: None };
+        self.shared.clock.add_compiled(told, Arc::clone(&compiled.first_run));
         let verdict = self.handle.verdict(verdict);
         self.check_alive()?;
         // All handles get it once it is known to be sound.
         let mut pipelines = match verdict {
-            Some(verdict) => verdict.map(|()| self.pipelines())?,
+            Some(verdict) => {
+                verdict?;
+                cache.inspect(|cache| cache.save());
+                self.pipelines()
+            }
             None => self.handle.pipelines(),
         };
         Ok(keep(&mut pipelines, key, compiled, MOST_PIPELINES))
@@ -281,7 +353,7 @@ impl Gpu {
         let own = source.text.clone();
         source.text = change(source.text);
         assert_ne!(source.text, own, "there is nothing to change");
-        let (pipeline, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source);
+        let (pipeline, _, verdict) = compile(self.device(), self.caps(), self.is_checked(), &key, source, None);
         pollster::block_on(verdict)?;
         self.pipelines().insert(key, Arc::new(pipeline));
         Ok(())

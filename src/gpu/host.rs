@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
+
+use web_time::Instant;
 
 use super::buffers::{ReadBack, refilled, storage, whole_vec4s, write};
 use super::steps::Ready;
 use super::wait::{Waiting, finished};
-use super::{Backward, Dispatches, Gpu};
+use super::{Backward, Dispatches, Gpu, Phase};
 use crate::error::Result;
 use crate::numbers::HostVec;
 use crate::plan::{BufferRef, Plan};
@@ -44,14 +47,15 @@ impl Arguments {
         inputs: &Inputs<'_>,
         others: impl Fn(BufferRef) -> Option<&'a [u8]>,
     ) -> Result<()> {
-        gpu.guarded(|| {
+        let write = || {
             self.write(gpu, |place| match place {
                 BufferRef::Query => Some(inputs.query.bytes().into()),
                 BufferRef::Key => Some(inputs.key.bytes().into()),
                 BufferRef::Value => Some(inputs.value.bytes().into()),
                 place => others(place).map(Cow::from).or_else(|| option_bytes(problem, inputs, place)),
             });
-        })
+        };
+        gpu.timed(Phase::Upload, || gpu.guarded(write))
     }
 
     /// Writes the arguments for which `bytes_of` has bytes, which may be longer than what is used of them. Call it
@@ -105,6 +109,10 @@ impl Prepared {
 
     /// Creates buffers for a planned problem.
     pub(super) fn new(ready: &Ready) -> Result<Self> {
+        ready.gpu.timed(Phase::Buffers, || Self::create(ready))
+    }
+
+    fn create(ready: &Ready) -> Result<Self> {
         let (gpu, plan) = (ready.gpu.clone(), &ready.plan);
         // A layer also reads back its queries, keys and values.
         let inputs = Arguments::new(&gpu, plan.arguments(false), refilled(&gpu) | wgpu::BufferUsages::COPY_SRC)?;
@@ -193,11 +201,11 @@ impl Prepared {
         copy: impl Fn(&mut wgpu::CommandEncoder),
         decode: impl FnOnce(&Results<'_>) -> T,
     ) -> Result<T> {
-        let submission = submit(&self.gpu, bound, control, waiting, |encoder| {
+        let submitting = submit(&self.gpu, bound, control, waiting, |encoder| {
             self.read_back.copy(encoder);
             copy(encoder);
-        })
-        .await?;
+        });
+        let submission = self.gpu.timed_async(Phase::Run, submitting).await?;
         let take =
             |parts: &mut dyn Iterator<Item = &[u8]>| decode(&Results(self.results.0.iter().map(|&(place, ..)| place).zip(parts).collect()));
         let results = self.read_back.read(&self.gpu, submission, waiting, take).await?;
@@ -231,6 +239,7 @@ pub(super) async fn submit(
     let pieces = pieces(gpu, bound);
     let mut submitted: Vec<wgpu::SubmissionIndex> = Vec::new();
     for (index, piece) in pieces.iter().enumerate() {
+        let (first_run, started) = (&bound.steps[piece.start].pipeline.first_run, Instant::now());
         submitted.push(gpu.guarded(|| {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("attention") });
             {
@@ -243,6 +252,10 @@ pub(super) async fn submit(
             }
             gpu.queue().submit([encoder.finish()])
         })?);
+        if first_run.get().is_none() {
+            finished(gpu, submitted[index].clone(), waiting).await?;
+            let _ = first_run.set(started.elapsed()); // another thread may have told
+        }
         // Two pieces are in flight: the device stays busy, and a cancellation waits for two at most.
         if let Some(before) = index.checked_sub(1) {
             finished(gpu, submitted[before].clone(), waiting).await?;
@@ -264,17 +277,21 @@ pub(super) async fn read_back(
     results.read(gpu, submission, waiting, |parts| parts.map(bytemuck::pod_collect_to_vec).collect()).await
 }
 
-/// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long.
+/// Ranges of dispatches, one per submit: a single one unless it would keep the device busy for long. The first dispatch of
+/// a kernel is alone, so that its time is known.
 fn pieces(gpu: &Gpu, bound: &Dispatches) -> Vec<Range<usize>> {
     let budget = gpu.caps().dispatch_flops();
     let mut pieces = Vec::new();
-    let (mut first, mut flops) = (0, 0.0);
+    let (mut first, mut flops, mut was_new) = (0, 0.0, false);
     for (index, step) in bound.steps.iter().enumerate() {
-        if index > first && flops + step.flops > budget {
+        let runs_before = || bound.steps[..index].iter().any(|before| Arc::ptr_eq(&before.pipeline, &step.pipeline));
+        let is_new = step.pipeline.first_run.get().is_none() && !runs_before();
+        if index > first && (is_new || was_new || flops + step.flops > budget) {
             pieces.push(first..index);
             (first, flops) = (index, 0.0);
         }
         flops += step.flops;
+        was_new = is_new;
     }
     pieces.push(first..bound.dispatches());
     pieces

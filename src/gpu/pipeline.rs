@@ -1,7 +1,9 @@
 //! Pipelines: compilation of kernel variants.
 
-use web_time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use super::clock::timed;
 use super::loss::{Later, Scopes};
 use crate::error::{Error, Result};
 use crate::plan::DeviceCaps;
@@ -19,6 +21,8 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
     /// Number, name and access of each binding, params first.
     pub(super) bindings: Vec<(u32, String, Access)>,
+    /// Time of its first dispatch, once it has run.
+    pub(super) first_run: Arc<OnceLock<Duration>>,
 }
 
 /// Key under which a pipeline is kept.
@@ -73,7 +77,8 @@ impl PipelineKey {
     }
 }
 
-/// Compiles a kernel from `source`, with every runtime check if it is to be `checked`. Also returns the verdict on it.
+/// Compiles a kernel from `source`, with every runtime check if it is to be `checked`. Also returns the times to parse it
+/// and to create the pipeline, and the verdict on it.
 ///
 /// On a lost device, the pipeline does nothing and no error is found.
 pub(super) fn compile(
@@ -82,10 +87,11 @@ pub(super) fn compile(
     checked: bool,
     key: &PipelineKey,
     source: Source,
-) -> (Pipeline, Later<Result<()>>) {
-    let started = Instant::now();
+    cache: Option<&wgpu::PipelineCache>,
+) -> (Pipeline, [Duration; 2], Later<Result<()>>) {
     let name = key.name();
     let bindings = key.bindings();
+    let source = source.with_constant_switches();
     // In a storage buffer, the params count against the limit on storage buffers.
     let params_in_storage = caps.params_in_storage && bindings.len() <= caps.storage_buffers as usize;
     let source = if params_in_storage { source.with_params_in_storage() } else { source };
@@ -98,7 +104,7 @@ pub(super) fn compile(
     // compare with the buffer: rows and keys are tested against the item's lengths, head_dim tails against HEAD_DIM; cu_seqlens
     // and kv_lengths are checked on the host or promised by the caller of `record`, and the driver's own robustness stays on.
     // Every loop ends: bounds are constants or lengths. The suite runs the same kernels with all checks on too.
-    let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
+    let (module, parse) = timed(|| unsafe { device.create_shader_module_trusted(descriptor, checks) });
     let entries: Vec<_> =
         bindings.iter().map(|&(binding, _, access)| layout_entry(binding, access, key.params_bytes(), params_in_storage)).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&name), entries: &entries });
@@ -107,16 +113,17 @@ pub(super) fn compile(
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
-    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+    let descriptor = wgpu::ComputePipelineDescriptor {
         label: Some(&name),
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: checked, ..Default::default() },
-        cache: None,
-    });
+        cache,
+    };
+    let (pipeline, create) = timed(|| device.create_compute_pipeline(&descriptor));
 
-    let (error, label) = (scopes.close(), name.clone());
+    let (error, label, times) = (scopes.close(), name.clone(), [parse, create]);
     let verdict = async move {
         if let Some(error) = error.await {
             let messages = module.get_compilation_info().await.messages;
@@ -124,10 +131,10 @@ pub(super) fn compile(
                 messages.iter().find_map(|message| message.location.as_ref()).map(|location| source.locate(location.line_number as usize));
             return Err(Error::Shader { at: place.unwrap_or(label), why: error.to_string() });
         }
-        log::debug!("compiled {label} in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+        log::debug!("compiled {label} in {:.1} ms", (parse + create).as_secs_f64() * 1e3);
         Ok(())
     };
-    (Pipeline { name, pipeline, layout, bindings }, Box::pin(verdict))
+    (Pipeline { name, pipeline, layout, bindings, first_run: Arc::default() }, times, Box::pin(verdict))
 }
 
 fn layout_entry(binding: u32, access: Access, params_bytes: u64, params_in_storage: bool) -> wgpu::BindGroupLayoutEntry {

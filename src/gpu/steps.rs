@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Gpu;
 use super::buffers::{params_binding, params_buffer, storage};
 use super::pipeline::{Pipeline, PipelineKey};
+use super::{Gpu, Phase};
 use crate::error::{Error, Result};
 use crate::plan::{BindingRange, BufferRef, Plan, Step, of_slot};
 use crate::problem::{Problem, WantGradients};
@@ -65,12 +65,14 @@ impl Ready {
     /// Compiles the pipelines that are missing and creates parameters and scratch. The plan may read a `cache`.
     pub(super) fn new(gpu: &Gpu, problem: &Problem, want: Option<&WantGradients>, plan: Plan, cache: Option<wgpu::Buffer>) -> Result<Self> {
         let pipelines = plan.steps.iter().map(|step| gpu.pipeline(PipelineKey::Attention(step.key.clone()))).collect::<Result<Vec<_>>>()?;
-        let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
-        let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
-        let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
-        let dummies = plan.dummies.iter().map(|&bytes| own("attention dummy", bytes)).collect::<Result<_>>()?;
-        let (gpu, problem, want) = (gpu.clone(), problem.clone(), want.copied());
-        Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, dummies, cache })
+        gpu.timed(Phase::Buffers, || {
+            let own = |label, bytes| storage(gpu, label, bytes, wgpu::BufferUsages::empty());
+            let (params, params_stride) = params_buffer(gpu, "attention params", plan.steps.iter().map(|step| step.params))?;
+            let scratch = plan.scratch.iter().map(|&bytes| own("attention scratch", bytes)).collect::<Result<_>>()?;
+            let dummies = plan.dummies.iter().map(|&bytes| own("attention dummy", bytes)).collect::<Result<_>>()?;
+            let (gpu, problem, want) = (gpu.clone(), problem.clone(), want.copied());
+            Ok(Self { gpu, problem, want, plan, pipelines, params, params_stride, scratch, dummies, cache })
+        })
     }
 
     /// Binds the plan's own buffers and the given ones, which must be those that the problem has.

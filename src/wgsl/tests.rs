@@ -190,6 +190,31 @@ fn every_variant_translates_to_msl_hlsl_and_spirv() {
 /// Standard WGSL differs from naga's by directives only: subgroups are enabled where naga finds subgroup operations,
 /// and cooperative matrices have no standard form. scripts/tint.sh checks that the text is standard.
 #[test]
+fn constant_switches_are_written_where_they_are_called() {
+    let mut folded = HashSet::new();
+    for key in &keys() {
+        let (before, source) = (compose(key), compose(key).with_constant_switches());
+        assert_eq!(source.text.lines().count(), before.text.lines().count(), "{key:?}");
+        let module = naga::front::wgsl::parse_str(&source.text).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+        let validated = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module);
+        validated.unwrap_or_else(|error| panic!("{key:?}: {error:?}"));
+        for (name, rest) in source.text.split("fn ").filter_map(|function| function.split_once("() -> bool { return ")) {
+            let calls = source.text.matches(&format!("{name}()")).count() - 1;
+            if let Some(value) = ["true;", "false;"].iter().find(|&&value| rest.starts_with(value)) {
+                assert_eq!(calls, 0, "{key:?} calls {name}, which is {value}");
+                folded.insert((name.to_string(), *value));
+            } else {
+                assert_eq!(calls, before.text.matches(&format!("{name}()")).count() - 1, "{key:?}: {name} is not constant");
+            }
+        }
+    }
+    for switch in ["is_paged", "is_dropping", "has_pair_terms", "has_visible_terms"] {
+        assert!(folded.contains(&(switch.to_string(), "false;")), "{switch} is never false");
+    }
+    assert!(folded.contains(&("has_pair_terms".to_string(), "true;")));
+}
+
+#[test]
 fn standard_text_enables_what_it_uses() {
     let mut seen = HashSet::new();
     for key in &keys() {

@@ -37,6 +37,7 @@ mod layer_weights;
 mod long_contexts;
 mod models;
 mod onnx;
+mod pipeline_cache;
 mod properties;
 mod threads;
 mod tile_lists;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs};
+use wgpu_attention::{Algorithm, Backend, BackwardInputs, Engine, Error, Gradients, Outputs, Problem, WantGradients};
 
 use super::check::{Deviation, Tensors, check_gradients, deviation};
 use super::machine::{self, MemoryWatch, PeakMemory};
@@ -94,11 +94,17 @@ pub(super) fn all(backends: &[Backend], peers: &[String], kernels: Kernels<'_>, 
 }
 
 /// Computes the forward pass and the gradients of query, key and value.
-fn both(engine: &Engine, task: &Task, tensors: &Tensors, outputs: &mut Outputs) -> Result<Gradients, Error> {
-    let problem = task.problem.clone().with_stats();
+pub(super) fn both(
+    engine: &Engine,
+    problem: &Problem,
+    want: &WantGradients,
+    tensors: &Tensors,
+    outputs: &mut Outputs,
+) -> Result<Gradients, Error> {
+    let problem = problem.clone().with_stats();
     engine.attention_into(&problem, &tensors.inputs(), outputs)?;
     let backward = BackwardInputs { stats: outputs.stats.as_deref(), ..BackwardInputs::new(&outputs.output, &tensors.d_output) };
-    engine.backward(&problem, &tensors.inputs(), &backward, &task.want())
+    engine.backward(&problem, &tensors.inputs(), &backward, want)
 }
 
 impl Candidate {
@@ -149,7 +155,7 @@ impl Candidate {
                     return Err(wrong(&self.deviation.why));
                 }
                 if task.backward {
-                    let gradients = both(engine, task, tensors, &mut self.outputs)?;
+                    let gradients = both(engine, &task.problem, &task.want(), tensors, &mut self.outputs)?;
                     self.first = started.elapsed().as_secs_f64();
                     self.peak = memory.peak();
                     check_gradients(&task.problem, tensors, &outputs.output, (&gradients, &task.want())).map_err(|why| wrong(&why))?;
@@ -217,7 +223,7 @@ impl Candidate {
                 loop {
                     let started = Instant::now();
                     if task.backward {
-                        both(engine, task, tensors, outputs)?;
+                        both(engine, &task.problem, &task.want(), tensors, outputs)?;
                     } else {
                         engine.attention_into(&task.problem, &tensors.inputs(), outputs)?;
                     }

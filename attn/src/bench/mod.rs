@@ -4,6 +4,7 @@ mod candidate;
 mod check;
 mod decode;
 mod decode_device;
+mod first_calls;
 mod machine;
 mod overheads;
 mod peer;
@@ -71,7 +72,8 @@ pub(crate) struct Args {
     /// Threads of the CPU path and of the peers, from 1 on [default: all]
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Measure the overhead of a call instead, from a cold start to a recorded dispatch
+    /// Measure the overhead of a call instead, from a cold start to a recorded dispatch: the first call of each pass on
+    /// a fresh device and the calls after it, by phase, with the kernels that they compile
     #[arg(long, conflicts_with_all = ["decode", "shape", "causal", "term", "bias", "constant_bias", "kv_lengths", "score", "visible", "table", "suite", "dtype", "compare", "tuned", "matrices", "backward", "fused", "seconds"])]
     overheads: bool,
     #[command(flatten)]

@@ -10,6 +10,7 @@ use wgpu_attention::{Algorithm, Backend, Dims, Problem};
 
 use super::check;
 use super::decode_device::{Until, buffer, shortest};
+use super::first_calls::FirstCalls;
 use super::machine::milliseconds;
 use super::task::bytes;
 use crate::backend;
@@ -17,7 +18,7 @@ use crate::failure::Failure;
 use crate::terminal::Terminal;
 
 /// Number of recordings per encoder.
-const TIMES: u32 = 500;
+const TIMES: u32 = 100;
 
 /// Measures each backend: cold start, bytes copied by a host call, and recording compared with a bare dispatch.
 pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
@@ -36,12 +37,13 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
         let first_ms = calls[0];
         let call_ms = calls.iter().copied().fold(f64::INFINITY, f64::min);
         let recorded = engine.gpu().map(|gpu| recording(gpu, &problem)).transpose()?;
+        let first_calls = FirstCalls::measure(backend)?;
         let moved = if recorded.is_some() { bytes(&problem) } else { 0.0 };
         if json {
             let line = json!({
                 "overheads": engine.chosen(), "open_ms": open_ms, "first_call_ms": first_ms, "call_ms": call_ms, "bytes_copied": moved,
                 "record_us": recorded.map(|r| r.attention_us), "dispatches": recorded.map(|r| r.dispatches),
-                "bare_dispatch_us": recorded.map(|r| r.bare_us),
+                "bare_dispatch_us": recorded.map(|r| r.bare_us), "first_calls": first_calls.as_ref().map(FirstCalls::as_json),
             });
             terminal.json(&line, false)?;
             continue;
@@ -58,6 +60,17 @@ pub(super) fn run(backends: &[Backend], json: bool, terminal: &mut Terminal) -> 
         }
         terminal.table(4, &rows)?;
         writeln!(terminal)?;
+        if let Some(first_calls) = first_calls {
+            writeln!(
+                terminal,
+                "  First calls, 2 heads of 64. The first of each pass is on a fresh device; a process tries a kernel once."
+            )?;
+            for table in first_calls.tables() {
+                terminal.table(4, &table)?;
+                writeln!(terminal)?;
+            }
+            writeln!(terminal, "    {}\n", first_calls.growing())?;
+        }
     }
     Ok(())
 }

@@ -115,7 +115,7 @@ impl Engines {
         ];
         let ways = if is_cpu(backend) { vec![("CPU path", Algorithm::Auto, generic, 61)] } else { ways.to_vec() };
         let open = |(name, algorithm, shaders, share)| {
-            let engine = Engine::new(EngineOptions { backend: place.clone(), algorithm, shaders });
+            let engine = Engine::new(EngineOptions { backend: place.clone(), algorithm, shaders, ..Default::default() });
             engine.map(|engine| Way { name, engine, share })
         };
         let engines: Vec<Way> = ways.into_iter().map(open).collect::<Answer<_>>().map_err(|error| error.to_string())?;
