@@ -7,7 +7,7 @@ use crate::common::plan_host::{BoundPlan, PlanHost};
 use crate::common::stack::{Stack, gpus};
 use fastrand::Rng;
 use wgpu_attention::cache::{
-    AppendSpec, CachePlan, CacheShape, CacheSize, Growth, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
+    AppendSpec, CachePlan, CacheShape, CacheSize, Growth, KeptRows, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
 };
 use wgpu_attention::gpu::{DeviceCache, DeviceNorm, DeviceRotary, Gpu};
 use wgpu_attention::plan::{BufferExport, DeviceCaps, Plan, PlanExport};
@@ -453,14 +453,19 @@ fn words_of_the_state_follow_the_ledger() {
     let mut ledger = plan.ledger().expect("room");
     let mut state = vec![0u32; plan.state_bytes() as usize / 4];
     let mut rng = Rng::with_seed(3);
-    let (mut copied, mut refused) = (0, 0);
+    let (mut copied, mut moved, mut refused) = (0, 0, 0);
     for _ in 0..10_000 {
         let (slot, amount) = (rng.usize(0..4), rng.usize(0..9));
-        let done = match rng.u32(0..8) {
+        let done = match rng.u32(0..9) {
             0 => ledger.start().map(|_| ()),
             1 => ledger.fork(slot, amount).map(|_| ()),
             2 => ledger.free(slot).map(|_| ()),
             3 => ledger.truncate(slot, amount).map(|_| ()),
+            4 => {
+                let rows: Vec<usize> = (0..amount).filter(|_| rng.bool()).collect();
+                let twice = [KeptRows { slot, last: amount, rows: &rows }, KeptRows { slot: (slot + 1) % 4, last: 1, rows: &[] }];
+                ledger.keep(&twice[..rng.usize(1..=2)]).map(|moves| moved += moves.len())
+            }
             _ => {
                 let tokens: Vec<usize> = (0..4).map(|slot| if ledger.length(slot).is_ok() { rng.usize(0..3) } else { 0 }).collect();
                 let steps = rng.usize(0..3);
@@ -490,7 +495,7 @@ fn words_of_the_state_follow_the_ledger() {
             assert_eq!(state[16 + 5 * slot..][..pages.len()], *pages);
         }
     }
-    assert!(copied > 50 && refused > 50, "{copied} pages were copied, {refused} calls refused");
+    assert!(copied > 50 && moved > 50 && refused > 50, "{copied} pages and {moved} tokens were copied, {refused} calls refused");
 }
 
 fn apply(ledger: &mut Ledger, state: &mut [u32]) {

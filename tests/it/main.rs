@@ -38,6 +38,7 @@ mod long_contexts;
 mod models;
 mod onnx;
 mod properties;
+mod speculation;
 mod threads;
 mod tile_lists;
 mod tune;
