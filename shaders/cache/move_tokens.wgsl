@@ -27,12 +27,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if (slots.x == slots.y) {
             break;
         }
-        let from = place(strides, slots.x) + word;
-        let to = place(strides, slots.y) + word;
+        let source = place(strides, slots.x) + word;
+        let destination = place(strides, slots.y) + word;
         if (is_value) {
-            value_words[to] = value_words[from];
+            value_words[destination] = value_words[source];
         } else {
-            key_words[to] = key_words[from];
+            key_words[destination] = key_words[source];
         }
     }
 }

@@ -48,7 +48,7 @@ pub struct DeviceCache {
 }
 
 /// Copies of single tokens in all pools: a list of them, and what is bound to it when the first is to be made.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Compact {
     list: wgpu::Buffer,
     moves: Dispatches,
@@ -139,20 +139,18 @@ impl DeviceCache {
     ///
     /// Errors: an empty slot, and those of [`PagePool::keep`]. The cache is then unchanged.
     pub fn keep(&mut self, kept: &[KeptRows<'_>], encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let moves = self.change(|ledger| ledger.keep(kept))?;
-        if moves.is_empty() {
-            return Ok(());
-        }
-        let Compact { list, moves: bound } = match self.compact.take() {
-            Some(compact) => self.compact.insert(compact),
-            None => self.compact.insert(bind_compact(&self.gpu, &self.plan, &self.layers)?),
+        let compact = match self.compact.take() {
+            Some(compact) => compact,
+            None => bind_compact(&self.gpu, &self.plan, &self.layers)?,
         };
+        let Compact { list, moves: bound } = self.compact.insert(compact).clone();
+        let moves = self.change(|ledger| ledger.keep(kept))?;
         for moves in moves.chunks(MOST_MOVES) {
             // Pools have fewer elements than u32 counts. Zeros end a list.
             let end = (moves.len() < MOST_MOVES).then_some([0; 2]);
             let pairs: Vec<[u32; 2]> = moves.iter().map(|pair| pair.map(|slot| slot as u32)).chain(end).collect();
             let pairs = filled(&self.gpu, "token moves", wgpu::BufferUsages::COPY_SRC, bytemuck::cast_slice(&pairs))?;
-            encoder.copy_buffer_to_buffer(&pairs, 0, list, 0, pairs.size());
+            encoder.copy_buffer_to_buffer(&pairs, 0, &list, 0, pairs.size());
             bound.record(encoder);
         }
         Ok(())

@@ -34,6 +34,7 @@ mod key_sums;
 mod layer;
 mod layer_gradients;
 mod layer_weights;
+mod ledger;
 mod long_contexts;
 mod models;
 mod onnx;
