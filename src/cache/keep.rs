@@ -48,7 +48,7 @@ impl PagePool {
         let page_size = self.page_size();
         let is_there = |token: usize| old[token / page_size] != PageTable::UNUSED;
         let moving = rows.iter().enumerate().map(|(to, row)| [base + row, base + to]);
-        // What no row sees any more need not move.
+        // Tokens that no row sees any more need not move.
         let moving: Vec<[usize; 2]> = moving.filter(|&[from, to]| from > to && is_there(to)).collect();
         if let Some([from, _]) = moving.iter().find(|[from, _]| !is_there(*from)) {
             let why = format!("keep token {from}, whose page was given back: extend by fewer steps at a time");

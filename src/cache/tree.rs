@@ -77,7 +77,7 @@ impl Tree {
         Ok(before.chain(self.depths.iter().map(|depth| length + depth)).collect())
     }
 
-    /// What the rows of a step see of its tokens, `[rows, ceil(rows / 32)]`: bit `j % 32` of word `j / 32` is token j. One item
+    /// Tokens of a step that each of its rows sees, `[rows, ceil(rows / 32)]`: bit `j % 32` of word `j / 32` is token j. One item
     /// of the table of [`Self::term`].
     ///
     /// Errors: fewer rows than tokens, more than [`Self::MOST`].
@@ -125,6 +125,10 @@ fn visible(at: Pair) -> bool {
     let words = (at.len_q + 31) / 32;
     let word = tree[(at.batch * at.len_q + at.row) * words + token / 32];
     return token < 0 || ((word >> u32(token % 32)) & 1u) != 0u;
+}
+
+fn status(at: Tile) -> u32 {
+    return select(SOME, ALL, at.last_key < at.len_kv - at.len_q);
 }";
 
 /// Returns the number of rows in front of a tree.

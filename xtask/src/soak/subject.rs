@@ -18,7 +18,7 @@ pub(super) enum Plant {
     Alias,
     /// The pages of a sequence that ends are never free again.
     Lost,
-    /// Of the last tokens, another one is kept.
+    /// Another one of the last tokens is kept.
     Beside,
     /// Attention is a little wrong.
     Wrong,
