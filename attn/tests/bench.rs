@@ -274,13 +274,13 @@ fn steps_of_decoding() {
 #[test]
 fn steps_of_trees() {
     let arguments = ["bench", "--decode", "--context", "96", "--heads", "4:2", "--head-dim", "32", "--seconds", "0", "--json"];
-    for (rows, extra) in [("5", &["--cache", "q8"][..]), ("40", &["--cache", "f16:q4+hadamard", "--window", "50"])] {
-        let told = attn(&[&arguments[..], &["--rows", rows, "--tree"], extra].concat()).ok();
+    for (rows, extra) in [(5, &["--cache", "q8"][..]), (40, &["--cache", "f16:q4+hadamard", "--window", "50"])] {
+        let told = attn(&[&arguments[..], &["--rows", &rows.to_string(), "--tree"], extra].concat()).ok();
         let lines: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let steps: Vec<&Value> = lines.iter().filter(|line| line["op"].is_string()).collect();
         for kind in ["contiguous", "contiguous tree", "paged", "paged tree"] {
             let of_kind = steps.iter().filter(|line| line["op"] == format!("decode {kind}"));
-            let right = of_kind.filter(|line| line["rows"].to_string() == rows && line["checked"] == json!(true));
+            let right = of_kind.filter(|line| line["rows"] == json!(rows) && line["checked"] == json!(true));
             assert!(right.count() * 4 == steps.len() && !steps.is_empty(), "{kind}: {}", told.out);
         }
     }

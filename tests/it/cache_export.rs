@@ -68,7 +68,14 @@ const STEPS: [Step; 6] = [
     Step { change: |_| {}, keep: &KEEP, tokens: [2, 2, 2] },
 ];
 
-/// Rows of the last step: the first slot shares the page that they move to with its fork.
+impl Step {
+    /// Last tokens of which some are kept: none with a window, which has given back what the next token would see.
+    fn kept(&self, shape: &CacheShape) -> &'static [KeptRows<'static>] {
+        if shape.window_left.is_none() { self.keep } else { &[] }
+    }
+}
+
+/// Rows before the last step: the first slot shares the page that they move to with its fork.
 const KEEP: [KeptRows<'static>; 2] = [KeptRows { slot: 0, last: 6, rows: &[1, 3, 4] }, KeptRows { slot: 2, last: 4, rows: &[0, 3] }];
 
 impl Sequences for Ledger {
@@ -188,7 +195,7 @@ impl HostCache {
     /// Runs a step with these queries, keys and values of each layer. `spoil` is written to the state last.
     fn run(&mut self, step: &Step, inputs: &[[Vec<f32>; 3]], spoil: Option<&StateWrite>) {
         (step.change)(&mut self.ledger);
-        let moves = self.ledger.keep(step.keep).expect("rows");
+        let moves = self.ledger.keep(step.kept(self.plan.shape())).expect("rows");
         let copies = self.ledger.extend(Growth { tokens: &step.tokens, steps: 1 }).expect("room");
         for StateWrite { offset, words } in self.ledger.take_writes().iter().chain(spoil) {
             self.host.queue.write_buffer(&self.state, 4 * *offset as u64, bytemuck::cast_slice(words));
@@ -232,7 +239,7 @@ impl HostCache {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, key: stored, value: stored_v, .. } = layer.shape;
             let LayerShape { key_hadamard, value_hadamard, .. } = layer.shape;
             (step.change)(&mut layer.model);
-            for &KeptRows { slot, last, rows } in step.keep {
+            for &KeptRows { slot, last, rows } in step.kept(self.plan.shape()) {
                 let tokens = &mut layer.model.0[slot];
                 let tree = tokens.split_off(tokens.len() - last);
                 tokens.extend(rows.iter().map(|&row| tree[row].clone()));
@@ -315,7 +322,7 @@ fn decode(gpu: &Gpu, plan: CachePlan, (norms, rotary): Heads, beside: bool, spoi
         let Some((device, stack)) = &mut device else { continue };
         (step.change)(device);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        device.keep(step.keep, &mut encoder).expect("rows");
+        device.keep(step.kept(cache.plan.shape()), &mut encoder).expect("rows");
         device.extend(Growth { tokens: &step.tokens, steps: 1 }, &mut encoder).expect("room");
         for (layer, inputs) in stack.layers.iter().zip(&inputs) {
             for (buffer, data) in [&layer.query, &layer.key, &layer.value].into_iter().zip(inputs) {
