@@ -118,9 +118,6 @@ impl Full {
         let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
         let shape = LayerShape::new(num_kv_heads, dim).stored(storage.key, storage.value).hadamard(storage.hadamard, storage.hadamard);
         let (row, rows) = (num_kv_heads * dim, usize::from(args.rows));
-        if rows > keys {
-            return Err(Failure::at(format!("--rows {rows}"), format!("is more than --context {keys}")));
-        }
         let parents: Vec<_> = (0..rows).map(|row| row.checked_sub(1).map(|before| before / 2)).collect();
         let tree = args.tree.then(|| Tree::from_parents(&parents)).transpose()?;
         let mut random = fastrand::Rng::with_seed(3);
@@ -208,6 +205,10 @@ struct Candidate<'a> {
 }
 
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+    let rows = usize::from(args.rows);
+    if let Some(keys) = args.context.iter().find(|&&keys| rows > keys) {
+        return Err(Failure::at(format!("--rows {rows}"), format!("is more than --context {keys}")));
+    }
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
     for engine in backend::open_each(backends, ShaderOptions::default())? {
