@@ -256,10 +256,36 @@ fn steps_of_decoding() {
     for part in ["contiguous", "paged", "GB/s", "of a copy", "q8"] {
         assert!(told.out.contains(part), "{}", told.out);
     }
-    for (name, bad) in [("--context", "0"), ("--context", "4m"), ("--heads", "8:3"), ("--heads", "8"), ("--cache", "int8")] {
+    for (name, bad) in [
+        ("--context", "0"),
+        ("--context", "4m"),
+        ("--heads", "8:3"),
+        ("--heads", "8"),
+        ("--cache", "int8"),
+        ("--rows", "0"),
+        ("--rows", "257"),
+    ] {
         attn(&["bench", "--decode", name, bad]).refused(&[name]);
     }
+    attn(&["bench", "--decode", "--backend", "cpu", "--context", "64", "--rows", "65"]).refused(&["--rows 65", "--context 64"]);
     attn(&["bench", "--context", "4k"]).refused(&["--decode"]);
+    attn(&["bench", "--tree"]).refused(&["--decode"]);
+}
+
+/// Steps of many rows, causal and as a tree of drafts, on every backend.
+#[test]
+fn steps_of_trees() {
+    let arguments = ["bench", "--decode", "--context", "96", "--heads", "4:2", "--head-dim", "32", "--seconds", "0", "--json"];
+    for (rows, extra) in [(5, &["--cache", "q8"][..]), (40, &["--cache", "f16:q4+hadamard", "--window", "50"])] {
+        let told = attn(&[&arguments[..], &["--rows", &rows.to_string(), "--tree"], extra].concat()).ok();
+        let lines: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let steps: Vec<&Value> = lines.iter().filter(|line| line["op"].is_string()).collect();
+        for kind in ["contiguous", "contiguous tree", "paged", "paged tree"] {
+            let of_kind = steps.iter().filter(|line| line["op"] == format!("decode {kind}"));
+            let right = of_kind.filter(|line| line["rows"] == json!(rows) && line["checked"] == json!(true));
+            assert!(right.count() * 4 == steps.len() && !steps.is_empty(), "{kind}: {}", told.out);
+        }
+    }
 }
 
 #[test]

@@ -77,6 +77,18 @@ impl CachePlan {
         Ok(PlanExport::of_cache_steps(&steps.map(|(step, pool)| (step, vec![pairs.clone(), pool])).collect::<Vec<_>>()))
     }
 
+    /// Exports up to `most` copies of single tokens in the pools of each bank of a layer, one after the other, for the pairs
+    /// that [`super::Ledger::keep`] returns. Reads `token_moves`, the pairs, up to the first pair of equal numbers, such as
+    /// zeros; writes `cache_key` and `cache_value`. One plan serves all banks, each with pools of its own.
+    ///
+    /// Errors: a layer that does not exist, no copies, more words than a shader can count.
+    pub fn move_tokens(&self, layer: usize, most: usize) -> Result<PlanExport> {
+        let step = self.move_step(layer, most)?;
+        let [key, value] = self.pools(layer)?;
+        let pairs = TensorExport::contiguous("token_moves", "u32", 4, &[most, 2]);
+        Ok(PlanExport::of_cache_steps(&[(step, vec![pairs, key, value])]))
+    }
+
     /// State of the cache.
     fn state(&self) -> TensorExport {
         TensorExport::contiguous("cache_state", "u32", 4, &[self.size().state_words() as usize])

@@ -1,5 +1,6 @@
 //! Cache in host memory.
 
+use super::keep::Compaction;
 use super::pool::{PagePool, SequenceId, Slots, copies, no_memory, slots};
 use super::shape::{CacheShape, Queries};
 use crate::error::{Error, Result};
@@ -138,6 +139,22 @@ impl KvCache {
         Ok(())
     }
 
+    /// Keeps some of the last tokens of a sequence in all layers, as after speculation: [`PagePool::keep`], with the data.
+    /// Returns the pages that became free. If it fails, nothing changes.
+    pub fn keep(&mut self, id: SequenceId, last: usize, rows: &[usize]) -> Result<Vec<u32>> {
+        let Compaction { moves, freed } = self.pool.keep(id, last, rows)?;
+        for (layer, data) in self.shape.layers.iter().zip(&mut self.layers) {
+            for ((dim, _), data) in layer.sides().into_iter().zip(data) {
+                let shape = [self.shape.pages, layer.num_kv_heads, self.shape.page_size, dim];
+                for slots in &moves {
+                    let [from, to] = slots.map(|slot| token_rows(self.shape.layout, shape, slot));
+                    from.zip(to).for_each(|(from, to)| data.copy_within(from..from + dim, to));
+                }
+            }
+        }
+        Ok(freed)
+    }
+
     /// Problem of f32 queries over a layer of the sequences in `table`, every key visible; with a window, those that the
     /// cache keeps ([`CacheShape::window`]). The inputs also take [`PageTable::entries`] and [`PageTable::kv_lengths`].
     /// They are refused with a problem that may see a page that was given back.
@@ -164,7 +181,12 @@ fn copy_slots(data: &mut HostVec, layout: Layout, shape: [usize; 4], slots: Slot
 
 /// First elements of the rows [tokens, heads] at token slots of a page of a pool [pages, heads, page_size, dim].
 fn slot_rows(layout: Layout, shape: [usize; 4], slots: Slots, page: u32) -> impl Iterator<Item = usize> {
+    let first = page as usize * shape[2] + slots.first;
+    (first..first + slots.count).flat_map(move |slot| token_rows(layout, shape, slot))
+}
+
+/// First elements of the rows `[heads]` at a token slot, which is counted over all pages.
+fn token_rows(layout: Layout, shape: [usize; 4], slot: usize) -> impl Iterator<Item = usize> {
     let Strides { batch, head, seq, .. } = TensorSpec::new(DType::F32, layout).strides(shape);
-    let slot = move |slot| (0..shape[1]).map(move |h| page as usize * batch + h * head + slot * seq);
-    (slots.first..slots.first + slots.count).flat_map(slot)
+    (0..shape[1]).map(move |h| slot / shape[2] * batch + h * head + slot % shape[2] * seq)
 }

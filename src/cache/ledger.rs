@@ -1,5 +1,6 @@
 //! Bookkeeping of a cache on a device: sequences in slots, and the words of the state that tell the device about them.
 
+use super::keep::KeptRows;
 use super::pool::{Change, PagePool, SequenceId, copies};
 use super::shape::{CacheShape, CacheSize};
 use crate::error::{Error, Result};
@@ -99,6 +100,23 @@ impl Ledger {
         let freed = self.pool.truncate(id, length)?;
         self.put(slot, id);
         Ok(freed)
+    }
+
+    /// Keeps some of the last tokens of some slots: [`PagePool::keep`], one slot after the other. Returns the copies to make in
+    /// the pools of every layer, in this order, before anything else is written there ([`super::Compaction::moves`]).
+    ///
+    /// Errors: those of [`PagePool::keep`], for any slot.
+    pub fn keep(&mut self, kept: &[KeptRows<'_>]) -> Result<Vec<[usize; 2]>> {
+        let ids = kept.iter().map(|kept| self.sequence(kept.slot)).collect::<Result<Vec<_>>>()?;
+        let before = (kept.len() > 1).then(|| self.pool.clone());
+        let compact = |(&id, kept): (&SequenceId, &KeptRows<'_>)| self.pool.keep(id, kept.last, kept.rows);
+        let compactions = ids.iter().zip(kept).map(compact).collect::<Result<Vec<_>>>();
+        if let (Err(_), Some(before)) = (&compactions, before) {
+            self.pool = before;
+        }
+        let moves = compactions?.into_iter().flat_map(|compaction| compaction.moves).collect();
+        kept.iter().zip(ids).for_each(|(kept, id)| self.put(kept.slot, id));
+        Ok(moves)
     }
 
     /// Number of tokens in a slot, once all steps that [`Self::extend`] was told of have run.

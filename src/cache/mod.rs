@@ -33,16 +33,19 @@
 mod attention;
 mod export;
 mod host;
+mod keep;
 mod ledger;
 mod plan;
 mod pool;
 mod retention;
 mod rows;
 mod shape;
+mod tree;
 
 pub use host::KvCache;
 #[cfg(feature = "verify")]
 pub(crate) use host::write_slots;
+pub use keep::{Compaction, KeptRows};
 pub use ledger::{Growth, Ledger, StateWrite};
 pub use plan::{AppendSpec, CachePlan, RotationSpec};
 #[cfg(feature = "verify")]
@@ -51,3 +54,4 @@ pub use pool::{Append, PagePool, SequenceId, Slots};
 pub use rows::RotarySpec;
 pub(crate) use rows::{check_in_place, row_strides};
 pub use shape::{CacheShape, CacheSize, LayerShape, Queries};
+pub use tree::Tree;

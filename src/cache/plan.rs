@@ -152,6 +152,27 @@ impl CachePlan {
         Ok([key?, value?])
     }
 
+    /// Returns the dispatch that makes up to `most` copies of single tokens in the pools of a bank.
+    pub(crate) fn move_step(&self, layer: usize, most: usize) -> Result<CacheStep> {
+        let (layer, banks) = (self.shape.layer(layer)?, self.banks(layer)?);
+        Error::check_sizes([("moves", most)])?;
+        let [key_pool_strides, value_pool_strides] = [0, 1].map(|side| {
+            let (spec, shape) = (self.pool_spec(layer, side), self.pool_shape(layer, banks, side));
+            let strides = spec.strides(shape);
+            [strides.batch, strides.head, strides.seq, shape[3]].map(|elements| (spec.dtype.bytes(elements) / 4) as u32)
+        });
+        let params = CacheParams {
+            key_pool_strides,
+            value_pool_strides,
+            num_kv_heads: (layer.num_kv_heads / banks) as u32,
+            page_size: self.shape.page_size as u32,
+            copies: most as u32,
+            ..CacheParams::default()
+        };
+        let words = (key_pool_strides[3] + value_pool_strides[3]) as usize;
+        CacheStep::new(CacheKey::MoveTokens, params, words.saturating_mul(layer.num_kv_heads / banks), &self.caps)
+    }
+
     /// Returns the dispatches that write new tokens to a layer, one for each bank.
     ///
     /// Errors: those of [`Self::append`].

@@ -52,9 +52,9 @@ pub struct PagePool {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Sequence {
-    pages: Vec<u32>,
-    length: usize,
+pub(super) struct Sequence {
+    pub(super) pages: Vec<u32>,
+    pub(super) length: usize,
     /// Number of pages that were given back. They follow those of the first tokens.
     given_back: usize,
 }
@@ -168,12 +168,17 @@ impl PagePool {
     pub fn truncate(&mut self, id: SequenceId, length: usize) -> Result<Vec<u32>> {
         let kept = self.prefix(id, "length", length)?;
         let rest = self.sequence(id)?.pages[kept.pages.len()..].to_vec();
-        self.sequences.insert(id, kept);
+        self.replace(id, kept);
         Ok(self.release_all(rest))
     }
 
+    /// Gives a sequence other pages and another length.
+    pub(super) fn replace(&mut self, id: SequenceId, sequence: Sequence) {
+        self.sequences.insert(id, sequence);
+    }
+
     /// First `length` tokens of a sequence, if all that the next token sees of them is there.
-    fn prefix(&self, id: SequenceId, argument: &'static str, length: usize) -> Result<Sequence> {
+    pub(super) fn prefix(&self, id: SequenceId, argument: &'static str, length: usize) -> Result<Sequence> {
         let sequence = self.sequence(id)?;
         if length > sequence.length {
             return Err(Error::invalid(argument, format!("is {length}, but the sequence has {} tokens", sequence.length)));
@@ -194,7 +199,7 @@ impl PagePool {
     }
 
     /// Drops one reference to each of these pages. Returns those that are free now.
-    fn release_all(&mut self, pages: Vec<u32>) -> Vec<u32> {
+    pub(super) fn release_all(&mut self, pages: Vec<u32>) -> Vec<u32> {
         pages.into_iter().filter(|&page| page != PageTable::UNUSED && self.release(page)).collect()
     }
 
@@ -299,6 +304,13 @@ impl PagePool {
             pages.push(page);
         }
         0
+    }
+
+    /// Takes a free page, if there is one.
+    pub(super) fn take_page(&mut self) -> Option<u32> {
+        let page = self.free.pop()?;
+        self.references[page as usize] = 1;
+        Some(page)
     }
 
     /// Takes back the last change.

@@ -6,13 +6,16 @@ use super::buffers::{filled, storage};
 use super::cache_steps;
 use super::loss::Scopes;
 use super::{Dispatches, Gpu};
-use crate::cache::{CachePlan, CacheShape, CacheSize, Growth, Ledger, PagePool, Queries, StateWrite};
+use crate::cache::{CachePlan, CacheShape, CacheSize, Growth, KeptRows, Ledger, PagePool, Queries, StateWrite};
 use crate::error::Result;
 use crate::problem::Problem;
 use crate::wgsl::CacheSlot;
 
 /// Usage of a cache's buffers besides storage.
 const COPIED: wgpu::BufferUsages = wgpu::BufferUsages::COPY_SRC.union(wgpu::BufferUsages::COPY_DST);
+
+/// Most copies of tokens that one dispatch makes.
+const MOST_MOVES: usize = 1024;
 
 /// Key/value cache in device buffers for all layers of a model, with lengths and page table on the device too.
 ///
@@ -41,6 +44,14 @@ pub struct DeviceCache {
     layers: Vec<Vec<[wgpu::Buffer; 2]>>,
     pub(super) state: wgpu::Buffer,
     advance: Dispatches,
+    compact: Option<Compact>,
+}
+
+/// Copies of single tokens in all pools: a list of them, and what is bound to it when the first is to be made.
+#[derive(Clone, Debug)]
+struct Compact {
+    list: wgpu::Buffer,
+    moves: Dispatches,
 }
 
 impl DeviceCache {
@@ -54,7 +65,7 @@ impl DeviceCache {
         let layers = pools(gpu, &plan)?;
         let state = storage(gpu, "cache state", plan.state_bytes(), COPIED)?;
         let advance = cache_steps::bound(gpu, &plan.advance_step()?, &[(CacheSlot::State, state.as_entire_buffer_binding())])?;
-        Ok(Self { gpu: gpu.clone(), plan, ledger, layers, state, advance })
+        Ok(Self { gpu: gpu.clone(), plan, ledger, layers, state, advance, compact: None })
     }
 
     /// Layers and pages of the cache.
@@ -119,6 +130,32 @@ impl DeviceCache {
         self.change(|ledger| ledger.truncate(slot, length))
     }
 
+    /// Keeps some of the last tokens of some slots, as after speculation: those whose indices among the `last` ones are
+    /// `rows`, ascending. They take the places of the first of the last tokens; the others are removed. Records the copies
+    /// in all layers, one dispatch per bank, bound once; nothing if no token moves.
+    ///
+    /// Like every change of the host's it must come after the submit of the steps that it corrects. The encoder must be submitted
+    /// before or with the next step.
+    ///
+    /// Errors: an empty slot, and those of [`PagePool::keep`]. The cache is then unchanged.
+    pub fn keep(&mut self, kept: &[KeptRows<'_>], encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let compact = match self.compact.take() {
+            Some(compact) => compact,
+            None => bind_compact(&self.gpu, &self.plan, &self.layers)?,
+        };
+        let Compact { list, moves: bound } = self.compact.insert(compact).clone();
+        let moves = self.change(|ledger| ledger.keep(kept))?;
+        for moves in moves.chunks(MOST_MOVES) {
+            // Pools have fewer elements than u32 counts. Zeros end a list.
+            let end = (moves.len() < MOST_MOVES).then_some([0; 2]);
+            let pairs: Vec<[u32; 2]> = moves.iter().map(|pair| pair.map(|slot| slot as u32)).chain(end).collect();
+            let pairs = filled(&self.gpu, "token moves", wgpu::BufferUsages::COPY_SRC, bytemuck::cast_slice(&pairs))?;
+            encoder.copy_buffer_to_buffer(&pairs, 0, &list, 0, pairs.size());
+            bound.record(encoder);
+        }
+        Ok(())
+    }
+
     /// Number of tokens in a slot, once all steps that [`Self::extend`] was told of have run.
     pub fn length(&self, slot: usize) -> Result<usize> {
         self.ledger.length(slot)
@@ -149,6 +186,7 @@ impl DeviceCache {
             encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size());
         }
         self.layers = layers;
+        self.compact = None;
         Ok(())
     }
 
@@ -201,4 +239,20 @@ fn pools(gpu: &Gpu, plan: &CachePlan) -> Result<Vec<Vec<[wgpu::Buffer; 2]>>> {
         (0..plan.banks(layer)?).map(|_| Ok([pool("key", key)?, pool("value", value)?])).collect()
     };
     (0..plan.shape().layers.len()).map(of_layer).collect()
+}
+
+/// Binds copies of tokens in all pools.
+fn bind_compact(gpu: &Gpu, plan: &CachePlan, layers: &[Vec<[wgpu::Buffer; 2]>]) -> Result<Compact> {
+    let list = storage(gpu, "token moves", 8 * MOST_MOVES as u64, wgpu::BufferUsages::COPY_DST)?;
+    let mut moves = Dispatches { steps: Vec::new() };
+    for (layer, banks) in layers.iter().enumerate() {
+        let step = plan.move_step(layer, MOST_MOVES)?;
+        for [key, value] in banks {
+            let pools = [(CacheSlot::Key, key), (CacheSlot::Value, value)];
+            let buffers = [(CacheSlot::State, &list)].into_iter().chain(pools);
+            let bindings: Vec<_> = buffers.map(|(slot, buffer)| (slot, buffer.as_entire_buffer_binding())).collect();
+            moves.steps.extend(cache_steps::bound(gpu, &step, &bindings)?.steps);
+        }
+    }
+    Ok(Compact { list, moves })
 }

@@ -79,7 +79,7 @@ pub use rotary::{DeviceNorm, DeviceRotary, TokenAngles, TokenSizes};
 pub use steps::Dispatches;
 pub use timestamps::{DispatchTime, Timestamps};
 
-pub use crate::cache::{CacheSize, Growth};
+pub use crate::cache::{CacheSize, Growth, KeptRows};
 pub use crate::problem::{TableVector, Tables};
 
 pub(crate) use adapter::{choose, choose_every};

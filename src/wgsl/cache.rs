@@ -14,6 +14,8 @@ pub(crate) enum CacheKey {
     Advance,
     /// Copy of pages within a pool.
     CopyPages,
+    /// Copies of single tokens within the pools.
+    MoveTokens,
     /// Conversion of lengths and page table from FlashInfer's format.
     PageTable,
     /// Gathering of the angles of tokens.
@@ -115,6 +117,9 @@ impl CacheKey {
         match self {
             Self::Advance => vec![(State, ReadWrite, "state", "u32")],
             Self::CopyPages => vec![(State, Read, "page_pairs", "vec2<u32>"), (Key, ReadWrite, "pool", "u32")],
+            Self::MoveTokens => {
+                vec![(State, Read, "moves", "vec2<u32>"), (Key, ReadWrite, "key_words", "u32"), (Value, ReadWrite, "value_words", "u32")]
+            }
             Self::PageTable => vec![
                 (State, ReadWrite, "state", "u32"),
                 (NewKey, Read, "indptr", "u32"),
@@ -149,6 +154,7 @@ impl CacheKey {
             Self::PageTable => [files!("cache/page_table.wgsl"), &[], &[], &[], &[], &[]],
             Self::TokenAngles => [files!("cache/token_angles.wgsl"), &[], &[], &[], &[], &[]],
             Self::CopyPages => [files!("cache/copy_pages.wgsl"), &[], &[], &[], &[], &[]],
+            Self::MoveTokens => [files!("cache/move_tokens.wgsl"), &[], &[], &[], &[], &[]],
             Self::Rotate { .. } => [files!("cache/rotate_query.wgsl", "cache/rotate.wgsl"), &[], &[], &[], &[], &[]],
             Self::Append { key, value, norm, rotary, query, hadamard, .. } => [
                 if norm { files!("cache/norm.wgsl", "cache/append_rows.wgsl") } else { files!("cache/append.wgsl") },
@@ -169,6 +175,7 @@ impl std::fmt::Display for CacheKey {
         match self {
             Self::Advance => f.write_str("advance"),
             Self::CopyPages => f.write_str("copy pages"),
+            Self::MoveTokens => f.write_str("move tokens"),
             Self::PageTable => f.write_str("page table"),
             Self::TokenAngles => f.write_str("token angles"),
             Self::Rotate { rows, pairing } => write!(f, "rotate {rows}, {}", turned(pairing)),
@@ -203,7 +210,7 @@ fn prelude(key: CacheKey) -> String {
         lines.push(format!("const INTERLEAVED: bool = {};", pairing == Pairing::Interleaved));
     }
     match key {
-        CacheKey::Advance | CacheKey::CopyPages | CacheKey::PageTable | CacheKey::TokenAngles => {}
+        CacheKey::Advance | CacheKey::CopyPages | CacheKey::MoveTokens | CacheKey::PageTable | CacheKey::TokenAngles => {}
         CacheKey::Rotate { rows, .. } => lines.extend([loader("load_query", "query", rows), writer("query", rows, None)]),
         CacheKey::Append { new, key, value, norm, rotary, by_token, query, hadamard: [of_key, of_value] } => {
             // A norm is between what a row holds and what is loaded.
@@ -306,7 +313,7 @@ fn taker(name: &str, element: &str, hadamard: Option<Hadamard>) -> String {
 /// Returns every variant. Keys and values are written by functions of their own, so of the kernels that store them in
 /// different types only the plain ones are listed.
 pub(crate) fn every_cache_key() -> Vec<CacheKey> {
-    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::PageTable, CacheKey::TokenAngles];
+    let mut keys = vec![CacheKey::Advance, CacheKey::CopyPages, CacheKey::MoveTokens, CacheKey::PageTable, CacheKey::TokenAngles];
     let pairings = [Pairing::HalfSplit, Pairing::Interleaved];
     let stored = || DType::FLOATS.into_iter().chain(DType::QUANTISED);
     let none = [None; 2];

@@ -55,7 +55,8 @@ impl Schedule {
                 let id = self.cache.pool_mut().start();
                 self.naive.insert(id, Default::default());
             }
-            (2..8, Some(id)) => self.append(id),
+            (2..7, Some(id)) => self.append(id),
+            (7, Some(id)) => self.keep(id),
             (8 | 9, Some(id)) => {
                 let prefix = self.rng.usize(0..=self.cache.pool().length(id).expect("it is there"));
                 let fork = self.cache.pool_mut().fork(id, prefix).expect("the prefix is there");
@@ -111,6 +112,36 @@ impl Schedule {
             };
             all_keys.extend(stored(&key, shape.head_dim, shape.key_hadamard));
             all_values.extend(stored(&value, shape.head_dim_v, shape.value_hadamard));
+        }
+    }
+
+    /// Keeps some of the last tokens; pages that a fork shares are copied.
+    fn keep(&mut self, id: SequenceId) {
+        let length = self.cache.pool().length(id).expect("it is there");
+        let last = self.rng.usize(0..=length.min(12));
+        let rows: Vec<usize> = (0..last).filter(|_| self.rng.bool()).collect();
+        let before = self.cache.pool().clone();
+        let wrong = [[&rows[..], &[last]].concat(), [&[last.saturating_sub(1)], &rows[..]].concat(), vec![last + 1]];
+        for rows in wrong.iter().filter(|rows| rows.len() > 1 || rows[0] >= last) {
+            assert!(matches!(self.cache.keep(id, last, rows), Err(Error::Invalid { argument: "rows", .. })), "{rows:?} of {last}");
+        }
+        assert!(matches!(self.cache.keep(id, length + 1, &[]), Err(Error::Invalid { argument: "last", .. })));
+        match self.cache.keep(id, last, &rows) {
+            Ok(freed) => poison(&mut self.cache, freed),
+            Err(Error::Limit { limit: "pages of the pool", needed, available, .. }) => {
+                assert!(available == before.free_pages() as u64 && needed > available && *self.cache.pool() == before);
+                return;
+            }
+            Err(other) => panic!("{other}"),
+        }
+        let base = length - last;
+        for (layer, sides) in self.cache.shape().layers.iter().zip(self.naive.get_mut(&id).expect("it is there")) {
+            for (rows_of, dim) in sides.iter_mut().zip([layer.head_dim, layer.head_dim_v]) {
+                let width = layer.num_kv_heads * dim;
+                let kept = rows.iter().flat_map(|row| &rows_of[(base + row) * width..][..width]).copied().collect::<Vec<f32>>();
+                rows_of.truncate(base * width);
+                rows_of.extend(kept);
+            }
         }
     }
 

@@ -5,9 +5,8 @@ use crate::common::buffers::{draw, read};
 use crate::common::heads::norms;
 use crate::common::plan_host::{BoundPlan, PlanHost};
 use crate::common::stack::{Stack, gpus};
-use fastrand::Rng;
 use wgpu_attention::cache::{
-    AppendSpec, CachePlan, CacheShape, CacheSize, Growth, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
+    AppendSpec, CachePlan, CacheShape, CacheSize, Growth, KeptRows, LayerShape, Ledger, Queries, RotarySpec, RotationSpec, StateWrite,
 };
 use wgpu_attention::gpu::{DeviceCache, DeviceNorm, DeviceRotary, Gpu};
 use wgpu_attention::plan::{BufferExport, DeviceCaps, Plan, PlanExport};
@@ -37,9 +36,11 @@ fn causal(mut problem: Problem) -> Problem {
     problem.aligned(Alignment::BottomRight).causal()
 }
 
-/// One step of decoding: changes of the sequences, then the tokens that are added to each slot.
+/// One step of decoding: changes of the sequences, last tokens of which some are kept, then the tokens that are added to each
+/// slot.
 struct Step {
     change: fn(&mut dyn Sequences),
+    keep: &'static [KeptRows<'static>],
     tokens: [usize; 3],
 }
 
@@ -50,21 +51,32 @@ trait Sequences {
     fn truncate(&mut self, slot: usize, length: usize);
 }
 
-/// Six steps: two sequences, of which one is forked within a page, which is copied, and one is truncated.
+/// Six steps: two sequences, of which one is forked within a page, which is copied, and one is truncated; then some rows are kept.
 const STEPS: [Step; 6] = [
     Step {
         change: |sequences| {
             sequences.start();
             sequences.start();
         },
+        keep: &[],
         tokens: [2, 1, 0],
     },
-    Step { change: |_| {}, tokens: [2, 2, 0] },
-    Step { change: |_| {}, tokens: [2, 2, 0] },
-    Step { change: |sequences| sequences.fork(0, 5), tokens: [1, 2, 2] },
-    Step { change: |sequences| sequences.truncate(1, 2), tokens: [2, 2, 1] },
-    Step { change: |_| {}, tokens: [2, 2, 2] },
+    Step { change: |_| {}, keep: &[], tokens: [2, 2, 0] },
+    Step { change: |_| {}, keep: &[], tokens: [2, 2, 0] },
+    Step { change: |sequences| sequences.fork(0, 5), keep: &[], tokens: [1, 2, 2] },
+    Step { change: |sequences| sequences.truncate(1, 2), keep: &[], tokens: [2, 2, 1] },
+    Step { change: |_| {}, keep: &KEEP, tokens: [2, 2, 2] },
 ];
+
+impl Step {
+    /// Last tokens of which some are kept: none with a window, which has given back what the next token would see.
+    fn kept(&self, shape: &CacheShape) -> &'static [KeptRows<'static>] {
+        if shape.window_left.is_none() { self.keep } else { &[] }
+    }
+}
+
+/// Rows before the last step: the first slot shares the page that they move to with its fork.
+const KEEP: [KeptRows<'static>; 2] = [KeptRows { slot: 0, last: 6, rows: &[1, 3, 4] }, KeptRows { slot: 2, last: 4, rows: &[0, 3] }];
 
 impl Sequences for Ledger {
     fn start(&mut self) {
@@ -183,11 +195,21 @@ impl HostCache {
     /// Runs a step with these queries, keys and values of each layer. `spoil` is written to the state last.
     fn run(&mut self, step: &Step, inputs: &[[Vec<f32>; 3]], spoil: Option<&StateWrite>) {
         (step.change)(&mut self.ledger);
+        let moves = self.ledger.keep(step.kept(self.plan.shape())).expect("rows");
         let copies = self.ledger.extend(Growth { tokens: &step.tokens, steps: 1 }).expect("room");
         for StateWrite { offset, words } in self.ledger.take_writes().iter().chain(spoil) {
             self.host.queue.write_buffer(&self.state, 4 * *offset as u64, bytemuck::cast_slice(words));
         }
         let mut copied = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().filter(|_| !moves.is_empty()) {
+            let plan = self.plan.move_tokens(number, 16).expect("planned");
+            let list = self.host.tensor(&plan, "token_moves");
+            let pairs: Vec<u32> = moves.iter().flatten().map(|&slot| slot as u32).chain([0; 2]).collect();
+            self.host.queue.write_buffer(&list, 0, bytemuck::cast_slice(&pairs));
+            for [key, value] in &layer.pools {
+                copied.push(self.host.bind(&plan, &[("token_moves", &list), ("cache_key", key), ("cache_value", value)]));
+            }
+        }
         for (number, layer) in self.layers.iter().enumerate().filter(|_| !copies.is_empty()) {
             let plan = self.plan.copy_pages(number, copies.len()).expect("planned");
             let pairs = self.host.tensor(&plan, "page_copies");
@@ -217,6 +239,11 @@ impl HostCache {
             let LayerShape { num_kv_heads, head_dim, head_dim_v, key: stored, value: stored_v, .. } = layer.shape;
             let LayerShape { key_hadamard, value_hadamard, .. } = layer.shape;
             (step.change)(&mut layer.model);
+            for &KeptRows { slot, last, rows } in step.kept(self.plan.shape()) {
+                let tokens = &mut layer.model.0[slot];
+                let tree = tokens.split_off(tokens.len() - last);
+                tokens.extend(rows.iter().map(|&row| tree[row].clone()));
+            }
             let got = read(&self.host.device, &self.host.queue, &layer.output);
             for (slot, &count) in step.tokens.iter().enumerate() {
                 let items = |data: &[f32], width: usize| data[slot * rows * width..][..rows * width].to_vec();
@@ -295,6 +322,7 @@ fn decode(gpu: &Gpu, plan: CachePlan, (norms, rotary): Heads, beside: bool, spoi
         let Some((device, stack)) = &mut device else { continue };
         (step.change)(device);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        device.keep(step.kept(cache.plan.shape()), &mut encoder).expect("rows");
         device.extend(Growth { tokens: &step.tokens, steps: 1 }, &mut encoder).expect("room");
         for (layer, inputs) in stack.layers.iter().zip(&inputs) {
             for (buffer, data) in [&layer.query, &layer.key, &layer.value].into_iter().zip(inputs) {
@@ -408,15 +436,17 @@ fn plans_describe_all_that_they_bind() {
         let append = |rotation| plan.append(0, &new_tokens(rotation)).expect("planned").remove(0);
         let advance = plan.advance().expect("planned");
         let copies = plan.copy_pages(0, 3).expect("planned");
+        let moves = plan.move_tokens(0, 5).expect("planned");
         let plain = append(None);
         let rotated = append(Some(RotationSpec { norm: true, rotary: Some(rotary), query, ..Default::default() }));
         assert_eq!(names(&advance), [vec!["cache_state"], vec![]]);
         assert_eq!(names(&copies), [vec!["cache_key", "cache_value"], vec!["page_copies"]]);
+        assert_eq!(names(&moves), [vec!["cache_key", "cache_value"], vec!["token_moves"]]);
         assert_eq!(names(&plain), [vec!["cache_key", "cache_value"], vec!["cache_state", "key", "value"]]);
         assert_eq!(names(&rotated), [vec!["cache_key", "cache_value", "query"], vec!["cache_state", "key", "value", "angles", "norm"]]);
         assert_eq!(names(attention), [vec!["output"], vec!["query", "cache_key", "cache_value", "cache_state", "tables"]]);
         let pools = plan.pool_bytes(0).expect("a layer");
-        for export in [&advance, &copies, &plain, &rotated, attention] {
+        for export in [&advance, &copies, &moves, &plain, &rotated, attention] {
             let json = export.to_json();
             for tensor in &export.tensors {
                 let kept = ["cache_key", "cache_value", "cache_state"].iter().position(|&name| name == tensor.name);
@@ -438,63 +468,9 @@ fn plans_describe_all_that_they_bind() {
         assert_eq!(tables.vectors.iter().map(|vector| (vector.name, vector.offset, vector.len)).collect::<Vec<_>>(), [("sinks", 0, 4)]);
         assert_eq!(tables.bytes, 16);
         assert!(matches!(plan.copy_pages(0, 0), Err(Error::Invalid { argument: "copies", .. })));
+        assert!(matches!(plan.move_tokens(0, 0), Err(Error::Invalid { argument: "moves", .. })) && plan.move_tokens(2, 1).is_err());
         assert!(plan.copy_pages(2, 1).is_err() && plan.pool_bytes(2).is_err() && plan.append(2, &new_tokens(None)).is_err());
         let short = RotationSpec { rotary: Some(RotarySpec { positions: 15, ..rotary }), ..Default::default() };
         assert!(matches!(plan.append(0, &new_tokens(Some(short))), Err(Error::Invalid { argument: "rotary", .. })));
-    }
-}
-
-/// Applies the ledger's words to a state of its own, with `advance` in Rust: lengths and pages are the ledger's.
-#[test]
-fn words_of_the_state_follow_the_ledger() {
-    let size = CacheSize { slots: 4, pages_per_slot: 5 };
-    let shape = CacheShape::uniform(1, LayerShape::new(1, 4)).page_size(3).pages(12);
-    let plan = CachePlan::new(shape, size, &DeviceCaps::webgpu_defaults()).expect("a cache");
-    let mut ledger = plan.ledger().expect("room");
-    let mut state = vec![0u32; plan.state_bytes() as usize / 4];
-    let mut rng = Rng::with_seed(3);
-    let (mut copied, mut refused) = (0, 0);
-    for _ in 0..10_000 {
-        let (slot, amount) = (rng.usize(0..4), rng.usize(0..9));
-        let done = match rng.u32(0..8) {
-            0 => ledger.start().map(|_| ()),
-            1 => ledger.fork(slot, amount).map(|_| ()),
-            2 => ledger.free(slot).map(|_| ()),
-            3 => ledger.truncate(slot, amount).map(|_| ()),
-            _ => {
-                let tokens: Vec<usize> = (0..4).map(|slot| if ledger.length(slot).is_ok() { rng.usize(0..3) } else { 0 }).collect();
-                let steps = rng.usize(0..3);
-                let extended = ledger.extend(Growth { tokens: &tokens, steps });
-                let steps = if extended.is_ok() { steps } else { 0 };
-                apply(&mut ledger, &mut state);
-                for _ in 0..steps {
-                    for slot in 0..4 {
-                        state[slot] += state[4 + slot];
-                        assert!(state[slot] <= state[8 + slot], "no room for a step that was promised");
-                    }
-                }
-                extended.map(|copies| {
-                    let written: Vec<u32> = copies.iter().map(|copy| copy[1]).collect();
-                    assert!(copies.iter().all(|[from, _]| !written.contains(from)));
-                    copied += copies.len();
-                })
-            }
-        };
-        refused += usize::from(done.is_err());
-        apply(&mut ledger, &mut state);
-        for slot in 0..4 {
-            let length = ledger.length(slot).unwrap_or(0);
-            assert_eq!(state[slot] as usize, length);
-            let pages = ledger.pages(slot).unwrap_or(&[]);
-            assert_eq!(state[8 + slot] as usize, 3 * pages.len());
-            assert_eq!(state[16 + 5 * slot..][..pages.len()], *pages);
-        }
-    }
-    assert!(copied > 50 && refused > 50, "{copied} pages were copied, {refused} calls refused");
-}
-
-fn apply(ledger: &mut Ledger, state: &mut [u32]) {
-    for StateWrite { offset, words } in ledger.take_writes() {
-        state[offset..offset + words.len()].copy_from_slice(&words);
     }
 }

@@ -4,7 +4,9 @@ use crate::common::buffers::{draw, read};
 use crate::common::stack::{Stack, gpus};
 use crate::common::{agree, cpu};
 use fastrand::Rng;
-use wgpu_attention::cache::{CachePlan, CacheShape, CacheSize, Growth, KvCache, LayerShape, Ledger, PagePool, Queries, StateWrite};
+use wgpu_attention::cache::{
+    CachePlan, CacheShape, CacheSize, Growth, KeptRows, KvCache, LayerShape, Ledger, PagePool, Queries, StateWrite,
+};
 use wgpu_attention::gpu::DeviceCache;
 use wgpu_attention::plan::DeviceCaps;
 use wgpu_attention::verify::Expected;
@@ -121,6 +123,28 @@ impl Model {
         Ok(copies.len())
     }
 
+    /// Keeps, and makes the copies in their order. Returns their number.
+    fn keep(&mut self, kept: &[KeptRows<'_>]) -> Result<usize> {
+        let lost = kept.iter().any(|&KeptRows { slot, last, rows }| {
+            let pages = self.ledger.pages(slot).unwrap_or_default();
+            let Some(base) = self.ledger.length(slot).ok().and_then(|length| length.checked_sub(last)) else { return true };
+            let is_gone = |row: &usize| pages[(base + row) / self.page_size] == PageTable::UNUSED;
+            self.misses(slot, base + rows.len()) || rows.iter().any(is_gone)
+        });
+        let moves = self.ledger.keep(kept).inspect_err(|error| {
+            assert!(lost || matches!(error, Error::Limit { limit: "pages of the pool", .. }), "{kept:?}: {error}");
+        })?;
+        for &[from, to] in &moves {
+            self.pools[to] = self.pools[from];
+        }
+        for KeptRows { slot, last, rows } in kept {
+            let tokens = self.sequences[*slot].as_mut().expect("a sequence");
+            let tree = tokens.split_off(tokens.len() - last);
+            tokens.extend(rows.iter().map(|&row| tree[row]));
+        }
+        Ok(moves.len())
+    }
+
     /// True if the next token after the first `length` of a slot would see, or be written to, a page that was given back.
     fn misses(&self, slot: usize, length: usize) -> bool {
         let Ok(pages) = self.ledger.pages(slot) else { return false };
@@ -173,7 +197,7 @@ fn a_window_holds_few_pages_over_131072_tokens() {
 /// Random sequences: started, forked, freed, truncated, extended by several steps, with few pages.
 #[test]
 fn random_sequences_with_windows() {
-    let (mut copied, mut limits, mut refused, mut given) = (0, 0, 0, 0);
+    let (mut copied, mut moved, mut limits, mut refused, mut given) = (0, 0, 0, 0, 0);
     for seed in 0..300 {
         let mut rng = Rng::with_seed(seed);
         let kept = Kept { left: rng.u32(0..14), first: [0, rng.u32(0..9)][rng.usize(..2)] };
@@ -184,7 +208,7 @@ fn random_sequences_with_windows() {
             let length = model.ledger.length(slot).unwrap_or(0);
             let before = format!("{:?}", model.ledger);
             let amount = rng.usize(length.saturating_sub(12)..length + 2);
-            let done = match rng.u32(0..10) {
+            let done = match rng.u32(0..12) {
                 0 => model.ledger.start().map(|slot| model.sequences[slot] = Some(Vec::new())),
                 1 | 2 => {
                     let misses = model.misses(slot, amount.min(length));
@@ -202,6 +226,13 @@ fn random_sequences_with_windows() {
                     refused += usize::from(misses);
                     done.map(|_| model.sequences[slot].as_mut().expect("it is there").truncate(amount))
                 }
+                5 | 6 => {
+                    let last = [amount, (slot + 1) % 4].map(|n| n.min(12));
+                    let rows = last.map(|last| (0..last).filter(|_| rng.bool()).collect::<Vec<usize>>());
+                    let slots = [slot, (slot + 1) % 4];
+                    let kept = [0, 1].map(|n| KeptRows { slot: slots[n], last: last[n], rows: &rows[n] });
+                    model.keep(&kept[..rng.usize(1..=2)]).map(|moves| moved += moves)
+                }
                 _ => {
                     let tokens: Vec<usize> =
                         (0..4).map(|slot| if model.ledger.length(slot).is_ok() { rng.usize(0..4) } else { 0 }).collect();
@@ -217,8 +248,10 @@ fn random_sequences_with_windows() {
             given += (0..4).filter(|&slot| model.ledger.pages(slot).is_ok_and(|pages| pages.contains(&PageTable::UNUSED))).count();
         }
     }
-    println!("{copied} copies, {limits} times too few pages, {refused} truncations refused, {given} sequences with pages given back");
-    assert!(copied > 500 && limits > 500 && refused > 500 && given > 10_000);
+    println!(
+        "{copied} copies, {moved} tokens moved, {limits} times too few pages, {refused} truncations refused, {given} sequences with pages given back"
+    );
+    assert!(copied > 500 && moved > 500 && limits > 500 && refused > 500 && given > 10_000);
 }
 
 /// Forks and truncations find what their next token sees, or are refused with what would be possible.

@@ -6,8 +6,8 @@ use crate::common::stack::{Stack, gpus};
 use crate::common::{STORAGE, agree};
 use wgpu_attention::cache::{CacheShape, LayerShape, Queries};
 use wgpu_attention::gpu::{
-    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, IndexBindings, NewTokens, QueryBindings, Rotation,
-    Rows, ShaderOptions, Tables, TokenSizes,
+    Attention, Bindings, CacheSize, DeviceCache, DeviceRotary, Dispatches, Gpu, Growth, IndexBindings, KeptRows, NewTokens, QueryBindings,
+    Rotation, Rows, ShaderOptions, Tables, TokenSizes,
 };
 use wgpu_attention::plan::Specialise;
 use wgpu_attention::rotary::{Pairing, Rotary};
@@ -299,6 +299,12 @@ fn invalid_requests_are_refused() {
         assert_eq!((cache.length(slot), cache.length(other), cache.pool().free_pages()), (Ok(8), Ok(6), 2));
         assert!(cache.fork(slot, 1).is_err(), "no slot is left");
         assert!(cache.truncate(slot, 9).is_err() && cache.free(7).is_err());
+        let before = cache.pool().clone();
+        for (slot, last, rows) in [(7, 1, &[][..]), (slot, 9, &[]), (slot, 2, &[1, 0]), (slot, 2, &[1, 1]), (slot, 2, &[2])] {
+            let kept = [KeptRows { slot: other, last: 3, rows: &[1] }, KeptRows { slot, last, rows }];
+            assert!(matches!(cache.keep(&kept, &mut encoder), Err(Error::Invalid { .. })), "{kept:?}");
+        }
+        assert_eq!(*cache.pool(), before, "a refusal changes nothing");
         let problem = cache.problem(0, 0..2, Queries { num_heads: 4, seq_len: 1 }).expect("a layer");
         let attend = |problem: &Problem, slots| cache.attention(0, problem, slots, Algorithm::Auto).map(|_| ());
         assert_eq!(attend(&problem, 0..2), Ok(()));

@@ -20,7 +20,9 @@ fn sequences_live_as_the_model_says() {
     assert_eq!(code, Some(0), "{lines:#?}");
     assert!(!lines.is_empty() && lines.len().is_multiple_of(3), "three caches a backend: {lines:#?}");
     for line in &lines {
-        for (name, least) in [("tokens", 500), ("forked", 3), ("truncated", 1), ("ended", 5), ("refused", 30), ("full", 1), ("rows", 50)] {
+        for (name, least) in
+            [("tokens", 500), ("forked", 3), ("truncated", 1), ("kept", 1), ("ended", 5), ("refused", 30), ("full", 1), ("rows", 50)]
+        {
             assert!(line["counts"][name].as_u64() >= Some(least), "{name}: {line:#?}");
         }
     }
@@ -28,9 +30,13 @@ fn sequences_live_as_the_model_says() {
 
 #[test]
 fn planted_mistakes_are_found() {
-    for (plant, report) in
-        [("uncopied", "are another token's"), ("alias", "tokens instead of"), ("lost", "a page is lost"), ("wrong", "the output at")]
-    {
+    for (plant, report) in [
+        ("uncopied", "are another token's"),
+        ("alias", "tokens instead of"),
+        ("lost", "a page is lost"),
+        ("beside", "are another token's"),
+        ("wrong", "the output at"),
+    ] {
         let (code, lines) = soak(&["--backend", "cpu", "--steps", "1000", "--plant", plant]);
         assert_eq!((code, lines.len()), (Some(1), 3), "{plant}: {lines:#?}");
         let found = |line: &Value| line["wrong"].as_str().is_some_and(|why| why.contains(report));

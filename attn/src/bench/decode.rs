@@ -1,12 +1,12 @@
-//! `attn bench --decode`: one new token against caches of many keys.
+//! `attn bench --decode`: one new token, or some, against caches of many keys.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wgpu_attention::cache::LayerShape;
+use wgpu_attention::cache::{LayerShape, Tree};
 use wgpu_attention::gpu::ShaderOptions;
-use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, Hadamard, HostVec, Inputs, Layout, PageTable, Problem};
+use wgpu_attention::{Alignment, Backend, DType, Dims, Engine, Error, Hadamard, HostSlice, HostVec, Inputs, Layout, PageTable, Problem};
 
 use super::check::{Deviation, draw, stored};
 use super::decode_device;
@@ -44,6 +44,12 @@ pub(crate) struct Args {
     /// Sliding window: only the last N keys are visible [default: all]
     #[arg(long, value_name = "N", requires = "decode", conflicts_with_all = OF_PREFILL, value_parser = clap::value_parser!(u32).range(1..))]
     window: Option<u32>,
+    /// New tokens of a step, causal, as a draft that is verified
+    #[arg(long, value_name = "N", requires = "decode", conflicts_with_all = OF_PREFILL, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    rows: u16,
+    /// Time also steps whose new tokens are a tree of drafts, of two guesses after each token
+    #[arg(long, requires = "decode", conflicts_with_all = OF_PREFILL)]
+    tree: bool,
 }
 
 /// Parses a number of keys, `4096` or `4k`.
@@ -74,74 +80,109 @@ fn storage(text: &str) -> Result<Storage, Error> {
     Ok(Storage { key: key.parse()?, value: value.parse()?, hadamard })
 }
 
-/// Data of one step: a full cache whose last token is the new one, and the query of that token.
+/// Data of one step: a full cache whose last tokens are the new ones, and their queries.
 pub(super) struct Full {
     pub(super) shape: LayerShape,
     pub(super) num_heads: usize,
     pub(super) keys: usize,
+    /// Number of new tokens.
+    pub(super) rows: usize,
     pub(super) window: Option<u32>,
+    /// Tree of the new tokens, for steps that have one.
+    pub(super) tree: Option<Tree>,
+    /// `[rows, num_heads, head_dim]`.
     pub(super) query: Vec<f32>,
     /// `[keys, num_kv_heads, head_dim]` in the cache's storage type.
     pub(super) key: HostVec,
     pub(super) value: HostVec,
-    /// Key and value of the last token before quantisation or narrowing.
+    /// Keys and values of the new tokens before quantisation or narrowing.
     pub(super) new: [Vec<f32>; 2],
+}
+
+/// Kind of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    pub(super) is_paged: bool,
+    pub(super) has_tree: bool,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_paged { "paged" } else { "contiguous" })?;
+        f.write_str(if self.has_tree { " tree" } else { "" })
+    }
 }
 
 impl Full {
     fn new(args: &Args, keys: usize, storage: Storage) -> Result<Self, Failure> {
         let ([num_heads, num_kv_heads], dim) = (args.heads, usize::from(args.head_dim));
         let shape = LayerShape::new(num_kv_heads, dim).stored(storage.key, storage.value).hadamard(storage.hadamard, storage.hadamard);
-        let row = num_kv_heads * dim;
+        let (row, rows) = (num_kv_heads * dim, usize::from(args.rows));
+        let parents: Vec<_> = (0..rows).map(|row| row.checked_sub(1).map(|before| before / 2)).collect();
+        let tree = args.tree.then(|| Tree::from_parents(&parents)).transpose()?;
         let mut random = fastrand::Rng::with_seed(3);
         let mut some = |len: usize| draw(&mut random, len, format!("--context {keys}"));
-        let query = some(num_heads * dim)?;
+        let query = some(rows * num_heads * dim)?;
         let mut full = |dtype| -> Result<(HostVec, Vec<f32>), Failure> {
             let mut elements = some(keys * row)?;
-            let last = elements[(keys - 1) * row..].to_vec();
+            let last = elements[(keys - rows) * row..].to_vec();
             Hadamard::of(dim).filter(|_| storage.hadamard).into_iter().for_each(|rotation| rotation.rotate(&mut elements));
             Ok((stored(dtype, elements), last))
         };
         let ((key, new_key), (value, new_value)) = (full(shape.key)?, full(shape.value)?);
-        Ok(Self { shape, num_heads, keys, window: args.window, query, key, value, new: [new_key, new_value] })
+        Ok(Self { shape, num_heads, keys, rows, window: args.window, tree, query, key, value, new: [new_key, new_value] })
     }
 
-    /// Returns the number of keys visible to the new token.
+    /// Returns the number of keys visible to a new token, as if none was masked among the new ones.
     fn seen(&self) -> usize {
         self.window.map_or(self.keys, |window| self.keys.min(window as usize))
     }
 
     /// Returns the bytes of the visible keys and values.
     fn bytes(&self) -> f64 {
-        (self.seen() * self.shape.token_bytes()) as f64
+        ((self.seen() + self.rows - 1).min(self.keys) * self.shape.token_bytes()) as f64
     }
 
     fn dims(&self) -> Dims {
         let LayerShape { num_kv_heads, head_dim, head_dim_v, .. } = self.shape;
-        Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: 1, seq_len_kv: self.keys, head_dim, head_dim_v }
+        Dims { batch: 1, num_heads: self.num_heads, num_kv_heads, seq_len_q: self.rows, seq_len_kv: self.keys, head_dim, head_dim_v }
     }
 
-    /// Applies the window: the new token sees the last `window` keys, itself included.
-    pub(super) fn look(&self, problem: Problem) -> Problem {
-        match self.window {
-            Some(keys) => problem.aligned(Alignment::BottomRight).window(Some(keys.saturating_sub(1)), Some(0)),
-            None => problem,
+    /// Applies the window, so that a token sees the last `window` keys, itself included, and the mask of the new tokens.
+    pub(super) fn look(&self, problem: Problem, has_tree: bool) -> Result<Problem, Error> {
+        let mut problem = problem.aligned(Alignment::BottomRight);
+        (problem.query.layout, problem.output.layout) = (Layout::Bshd, Layout::Bshd);
+        if let Some(keys) = self.window {
+            problem = problem.window(Some(keys.saturating_sub(1)), None);
+        }
+        match self.rows {
+            _ if has_tree => Ok(problem.with_term(Tree::term(1, self.rows)?)),
+            1 => Ok(problem),
+            _ => Ok(problem.causal()),
         }
     }
 
+    /// Table of the mask of the new tokens.
+    pub(super) fn words(&self, has_tree: bool) -> Result<Vec<u32>, Error> {
+        self.tree.iter().filter(|_| has_tree).map(|tree| tree.words(self.rows)).next().unwrap_or_else(|| Ok(Vec::new()))
+    }
+
     /// Compares some heads of an answer with the oracle. Errors say what is wrong.
-    fn check(&self, output: &[f32], who: &str) -> Result<(), Failure> {
-        let (dim, row) = (self.shape.head_dim, self.shape.num_kv_heads * self.shape.head_dim);
-        let (group, first) = (self.num_heads / self.shape.num_kv_heads, self.keys - self.seen());
+    fn check(&self, output: &[f32], kind: Kind, who: &str) -> Result<(), Failure> {
+        let dim = self.shape.head_dim;
+        let group = self.num_heads / self.shape.num_kv_heads;
+        let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, ..self.dims() });
+        let one = self.look(one, kind.has_tree)?.hadamard(self.shape.key_hadamard, self.shape.value_hadamard);
+        let words = self.words(kind.has_tree)?;
         for head in [0, self.num_heads / 3, self.num_heads - 1] {
-            let of = |data: &HostVec| -> Vec<f32> {
-                let data = data.as_slice();
-                (first..self.keys).flat_map(|key| (0..dim).map(move |i| data.get(key * row + head / group * dim + i))).collect()
+            let of = |data: HostSlice<'_>, heads: usize, head: usize| -> Vec<f32> {
+                let rows = (0..data.len() / heads / dim).map(|row| (row * heads + head) * dim);
+                rows.flat_map(|at| at..at + dim).map(|at| data.get(at)).collect()
             };
-            let one = Problem::new(Dims { num_heads: 1, num_kv_heads: 1, seq_len_kv: self.seen(), ..self.dims() });
-            let one = one.hadamard(self.shape.key_hadamard, self.shape.value_hadamard);
-            let got = output.get(head * dim..(head + 1) * dim).unwrap_or_default();
-            let found = Deviation::of(&one, &Inputs::new(&self.query[head * dim..][..dim], &of(&self.key), &of(&self.value)), got)?;
+            let kv = |data: &HostVec| of(data.as_slice(), self.shape.num_kv_heads, head / group);
+            let (query, key, value) = (of((&self.query).into(), self.num_heads, head), kv(&self.key), kv(&self.value));
+            let got = of(output.into(), self.num_heads, head);
+            let found = Deviation::of(&one, &Inputs { term_tables: &words, ..Inputs::new(&query, &key, &value) }, &got)?;
             if found.of_bound > 1.0 {
                 return Err(Failure::Check(format!("{who} is wrong: head {head}: {}", found.why)));
             }
@@ -156,8 +197,7 @@ pub(super) type Step<'a> = Box<dyn FnMut(bool) -> Result<(f64, Vec<f32>), Failur
 /// One implementation of the step, and its timings.
 struct Candidate<'a> {
     adapter: &'a str,
-    /// `contiguous` or `paged`.
-    op: &'static str,
+    kind: Kind,
     copy_gb_s: f64,
     cache_bytes: u64,
     step: Step<'a>,
@@ -165,6 +205,10 @@ struct Candidate<'a> {
 }
 
 pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
+    let rows = usize::from(args.rows);
+    if let Some(keys) = args.context.iter().find(|&&keys| rows > keys) {
+        return Err(Failure::at(format!("--rows {rows}"), format!("is more than --context {keys}")));
+    }
     let host_copy = machine::copy_gb_s();
     let mut engines = Vec::new();
     for engine in backend::open_each(backends, ShaderOptions::default())? {
@@ -197,24 +241,28 @@ pub(super) fn run(args: &Args, backends: &[Backend], seconds: f64, json: bool, t
 fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, terminal: &mut Terminal) -> Result<(), Failure> {
     let LayerShape { key, value, key_hadamard, .. } = full.shape;
     let dtype = if key == value { key.to_string() } else { format!("{key}:{value}") } + if key_hadamard { "+hadamard" } else { "" };
-    let name = format!("{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
+    let rows = if full.rows == 1 { String::new() } else { format!("{} rows, ", full.rows) };
+    let name =
+        format!("{rows}{} keys, {}:{} heads of {}, {dtype}", full.keys, full.num_heads, full.shape.num_kv_heads, full.shape.head_dim);
     let mut progress = ProgressBar::new(format!("{name}: checking"));
     progress.report(0.0);
     let mut candidates = Vec::new();
     for (engine, copy_gb_s) in engines {
-        for op in ["contiguous", "paged"] {
+        let trees = if full.tree.is_some() { &[false, true][..] } else { &[false] };
+        let kinds = [false, true].into_iter().flat_map(|is_paged| trees.iter().map(move |&has_tree| Kind { is_paged, has_tree }));
+        for kind in kinds {
             let step = match engine.gpu() {
-                Some(gpu) => decode_device::step(gpu, full, if op == "paged" { PAGE_SIZE } else { full.keys }),
-                None => host_step(full, engine, op == "paged"),
+                Some(gpu) => decode_device::step(gpu, full, kind, if kind.is_paged { PAGE_SIZE } else { full.keys }),
+                None => host_step(full, engine, kind),
             };
             let adapter = engine.chosen();
             if let Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) = step {
-                note(format_args!("{name}: {op} on {adapter} left out: {error}"));
+                note(format_args!("{name}: {kind} on {adapter} left out: {error}"));
                 continue;
             }
             let (mut step, cache_bytes) = step?;
-            full.check(&step(true)?.1, &format!("{name}: {op} on {adapter}"))?;
-            candidates.push(Candidate { adapter, op, copy_gb_s: *copy_gb_s, cache_bytes, step, times: Vec::new() });
+            full.check(&step(true)?.1, kind, &format!("{name}: {kind} on {adapter}"))?;
+            candidates.push(Candidate { adapter, kind, copy_gb_s: *copy_gb_s, cache_bytes, step, times: Vec::new() });
         }
     }
     if candidates.is_empty() {
@@ -229,21 +277,21 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
     }
     drop(progress);
     let mut rows = vec!["cache\tmedian ms\tmin\tGFLOP/s\tGB/s\tof a copy\ton".to_string()];
-    for Candidate { adapter, op, copy_gb_s, cache_bytes, times, .. } in &candidates {
+    for Candidate { adapter, kind, copy_gb_s, cache_bytes, times, .. } in &candidates {
         let Some([min, median, _]) = machine::spread(times) else { continue };
-        let flops = 4.0 * (full.num_heads * full.seen() * full.shape.head_dim) as f64;
+        let flops = 4.0 * (full.rows * full.num_heads * full.seen() * full.shape.head_dim) as f64;
         let (gflops, gb_s) = (flops / median / 1e6, full.bytes() / median / 1e6);
         let of_copy = gb_s / copy_gb_s;
         if json {
             let line = json!({
-                "adapter": adapter, "op": format!("decode {op}"), "context": full.keys, "heads": [full.num_heads, full.shape.num_kv_heads],
+                "adapter": adapter, "op": format!("decode {kind}"), "context": full.keys, "rows": full.rows, "heads": [full.num_heads, full.shape.num_kv_heads],
                 "head_dim": full.shape.head_dim, "window": full.window, "dtype": dtype, "ms_median": median, "ms_min": min,
                 "n": times.len(), "gflops": gflops, "gb_s": gb_s, "copy_gb_s": copy_gb_s, "of_copy": of_copy, "bytes": full.bytes(),
                 "cache_bytes": cache_bytes, "checked": true,
             });
             terminal.json(&line, false)?;
         }
-        rows.push(format!("{op}\t{median:.3}\t{min:.3}\t{gflops:.2}\t{gb_s:.2}\t{of_copy:.2}\t{adapter}"));
+        rows.push(format!("{kind}\t{median:.3}\t{min:.3}\t{gflops:.2}\t{gb_s:.2}\t{of_copy:.2}\t{adapter}"));
     }
     if !json {
         writeln!(terminal, "  {name}, {:.1} MB read per step", full.bytes() / 1e6)?;
@@ -254,8 +302,8 @@ fn time(full: &Full, engines: &[(Engine, f64)], seconds: f64, json: bool, termin
 }
 
 /// Sets up a step on the CPU path; returns it with the bytes of its cache.
-fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(Step<'a>, u64), Error> {
-    let mut problem = full.look(Problem::new(full.dims()));
+fn host_step<'a>(full: &'a Full, engine: &'a Engine, Kind { is_paged, has_tree }: Kind) -> Result<(Step<'a>, u64), Error> {
+    let (mut problem, words) = (full.look(Problem::new(full.dims()), has_tree)?, full.words(has_tree)?);
     (problem.key.dtype, problem.value.dtype) = (full.shape.key, full.shape.value);
     (problem.key.layout, problem.value.layout) = (Layout::Bshd, Layout::Bshd);
     problem = problem.hadamard(full.shape.key_hadamard, full.shape.value_hadamard);
@@ -273,6 +321,7 @@ fn host_step<'a>(full: &'a Full, engine: &'a Engine, is_paged: bool) -> Result<(
         let inputs = Inputs {
             kv_lengths: &table.kv_lengths,
             page_table: &table.entries,
+            term_tables: &words,
             ..Inputs::new(&full.query, full.key.as_slice(), full.value.as_slice())
         };
         let started = Instant::now();

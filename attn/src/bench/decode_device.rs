@@ -7,12 +7,12 @@ use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, Growth, NewTo
 use wgpu_attention::wgpu::{self, BufferUsages};
 use wgpu_attention::{Algorithm, Alignment, DType, Error, HostVec, Layout, TensorSpec};
 
-use super::decode::{Full, Step};
+use super::decode::{Full, Kind, Step};
 use crate::failure::Failure;
 
-/// Fills the cache of one layer, all but the last token, and binds a step that appends it. Returns the step with the
+/// Fills the cache of one layer, all but the new tokens, and binds a step that appends them. Returns the step with the
 /// bytes of the cache.
-pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, page_size: usize) -> Result<(Step<'a>, u64), Error> {
+pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, Kind { has_tree, .. }: Kind, page_size: usize) -> Result<(Step<'a>, u64), Error> {
     // Bhsd keeps the keys of a head contiguous; other layouts jump between memory pages of the machine.
     let pages = full.keys.div_ceil(page_size);
     let shape = CacheShape::uniform(1, full.shape).page_size(page_size).pages(pages).layout(Layout::Bhsd);
@@ -27,28 +27,33 @@ pub(super) fn step<'a>(gpu: &'a Gpu, full: &'a Full, page_size: usize) -> Result
         }
     }
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    if full.keys > 1 {
-        cache.extend(Growth { tokens: &[full.keys - 1], steps: 1 }, &mut encoder)?;
+    let before = full.keys - full.rows;
+    if before > 0 {
+        cache.extend(Growth { tokens: &[before], steps: 1 }, &mut encoder)?;
         cache.advance().record(&mut encoder);
     }
     gpu.queue().submit([encoder.finish()]);
     let [query, key, value] = [&full.query, &full.new[0], &full.new[1]].map(|data| upload(gpu, data));
     let output = upload(gpu, &vec![0.0; full.query.len()]);
-    let append = cache.append(0, &new_tokens(&key, &value))?;
-    let problem = full.look(cache.problem(0, 0..1, Queries { num_heads: full.num_heads, seq_len: 1 })?);
-    let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto)?.bind(&cache, 0, &QueryBindings::new(&query, &output))?;
+    let append = cache.append(0, &new_tokens(full.rows, &key, &value))?;
+    let problem = full.look(cache.problem(0, 0..1, Queries { num_heads: full.num_heads, seq_len: full.rows })?, has_tree)?;
+    let words: Vec<f32> = full.words(has_tree)?.into_iter().map(f32::from_bits).collect();
+    let tables = has_tree.then(|| upload(gpu, &words));
+    let tables = tables.as_ref().map(wgpu::Buffer::as_entire_buffer_binding);
+    let buffers = QueryBindings { tables, ..QueryBindings::new(&query, &output) };
+    let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto)?.bind(&cache, 0, &buffers)?;
     let bytes = cache.bytes();
-    // A step goes from the host's bookkeeping to the answer on the device; then the token is removed again.
+    // A step goes from the host's bookkeeping to the answer on the device; then the new tokens are removed again.
     let step = move |wanted| {
-        let seconds = shortest(gpu, 1, Until::Idle, |encoder| record_step(&mut cache, encoder, &[&append, &attention]))?;
-        cache.truncate(0, full.keys - 1)?;
+        let seconds = shortest(gpu, 1, Until::Idle, |encoder| record_step(&mut cache, full.rows, encoder, &[&append, &attention]))?;
+        cache.truncate(0, before)?;
         Ok((seconds * 1e3, if wanted { read(gpu, &output)? } else { Vec::new() }))
     };
     Ok((Box::new(step), bytes))
 }
 
-fn record_step(cache: &mut DeviceCache, encoder: &mut wgpu::CommandEncoder, layers: &[&Dispatches]) -> Result<(), Error> {
-    cache.extend(Growth { tokens: &[1], steps: 1 }, encoder)?;
+fn record_step(cache: &mut DeviceCache, rows: usize, encoder: &mut wgpu::CommandEncoder, layers: &[&Dispatches]) -> Result<(), Error> {
+    cache.extend(Growth { tokens: &[rows], steps: 1 }, encoder)?;
     let mut pass = encoder.begin_compute_pass(&Default::default());
     cache.advance().record_in(&mut pass);
     layers.iter().for_each(|dispatches| dispatches.record_in(&mut pass));
@@ -86,10 +91,10 @@ pub(super) fn shortest(
     Ok(shortest)
 }
 
-/// Keys and values of one new token, as they are.
-fn new_tokens<'a>(key: &'a wgpu::Buffer, value: &'a wgpu::Buffer) -> NewTokens<'a> {
+/// Keys and values of new tokens, as they are.
+fn new_tokens<'a>(rows: usize, key: &'a wgpu::Buffer, value: &'a wgpu::Buffer) -> NewTokens<'a> {
     let spec = TensorSpec::new(DType::F32, Layout::Bshd);
-    NewTokens { slots: 0..1, seq_len: 1, key: Rows::new(key, spec), value: Rows::new(value, spec), rotation: None }
+    NewTokens { slots: 0..1, seq_len: rows, key: Rows::new(key, spec), value: Rows::new(value, spec), rotation: None }
 }
 
 /// Measures the CPU time, in us, to record and submit a layer's append and attention, in 32 layers with a short cache.
@@ -100,14 +105,14 @@ pub(super) fn layer_step_us(gpu: &Gpu) -> Result<f64, Failure> {
     cache.start()?;
     let [query, output] = [(); 2].map(|()| upload(gpu, &[0.1; 8 * 32]));
     let new = upload(gpu, &[0.5; 8 * 32]);
-    let tokens = new_tokens(&new, &new);
+    let tokens = new_tokens(1, &new, &new);
     let problem = cache.problem(0, 0..1, Queries { num_heads: 8, seq_len: 1 })?.aligned(Alignment::BottomRight).causal();
     let attention = cache.attention(0, &problem, 0..1, Algorithm::Auto)?;
     let bound =
         (0..LAYERS).map(|layer| Ok([cache.append(layer, &tokens)?, attention.bind(&cache, layer, &QueryBindings::new(&query, &output))?]));
     let bound: Vec<[Dispatches; 2]> = bound.collect::<Result<_, Error>>()?;
     let layers: Vec<&Dispatches> = bound.iter().flatten().collect();
-    let seconds = shortest(gpu, 40, Until::Submitted, |encoder| record_step(&mut cache, encoder, &layers))?;
+    let seconds = shortest(gpu, 40, Until::Submitted, |encoder| record_step(&mut cache, 1, encoder, &layers))?;
     Ok(seconds * 1e6 / LAYERS as f64)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use wgpu_attention::cache::CacheShape;
+use wgpu_attention::cache::{CacheShape, KeptRows};
 use wgpu_attention::verify::Expected;
 use wgpu_attention::{Dims, Error, Inputs, Layout, PageTable, Problem, Result as Answer, TensorSpec, Term, gather};
 
@@ -21,6 +21,7 @@ pub(super) struct Counts {
     pub(super) forked: u64,
     pub(super) ended: u64,
     pub(super) truncated: u64,
+    pub(super) kept: u64,
     /// Requests that were refused, and those of them for want of pages.
     pub(super) refused: u64,
     pub(super) full: u64,
@@ -59,11 +60,12 @@ impl Life {
         self.counts.steps += 1;
         self.is_due |= self.counts.steps.is_multiple_of(EVERY);
         // Where pages have run out, a sequence gives some back.
-        match self.rng.u8(if self.is_full { 13 } else { 0 }..16) {
+        match self.rng.u8(if self.is_full { 12 } else { 0 }..16) {
             0 | 1 => self.start()?,
             2 | 3 => self.fork()?,
-            4..13 => self.grow()?,
-            13 => self.truncate()?,
+            4..12 => self.grow()?,
+            12 => self.truncate()?,
+            13 => self.keep()?,
             _ => self.end()?,
         }
         self.check()
@@ -109,6 +111,25 @@ impl Life {
             self.counts.truncated += 1;
             self.is_full = false;
             self.sequences[slot].iter_mut().for_each(|names| names.truncate(length));
+        }
+        Ok(())
+    }
+
+    /// Keeps some of a sequence's last tokens, as the accepted path of a tree.
+    fn keep(&mut self) -> Result<(), String> {
+        let (slot, before) = self.some_tokens();
+        let length = self.sequences[slot].as_ref().map_or(0, Vec::len);
+        let last = length.checked_sub(before).unwrap_or(before);
+        let mut rows: Vec<usize> = (0..last).filter(|_| self.rng.bool()).collect();
+        rows.extend((self.rng.u8(..16) == 0).then_some(last));
+        let must_not = self.sequences[slot].is_none() || last > length || rows.last() == Some(&last);
+        let kept = KeptRows { slot, last, rows: &rows };
+        if self.request("keep", [must_not, self.is_windowed()], |subject| subject.keep(kept))?.is_some() {
+            self.counts.kept += 1;
+            self.is_full = false;
+            let names = self.sequences[slot].get_or_insert_default();
+            let tree = names.split_off(length - last);
+            names.extend(rows.iter().map(|&row| tree[row]));
         }
         Ok(())
     }
@@ -192,7 +213,7 @@ impl Life {
         };
         self.counts.full += u64::from(too_few);
         self.is_full |= too_few;
-        if !(must_not || may_not || too_few && what == "extend") {
+        if !(must_not || may_not || too_few && ["extend", "keep"].contains(&what)) {
             return Err(format!("{what} was refused: {error}"));
         }
         if *self.subject.pool() != before {

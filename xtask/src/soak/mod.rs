@@ -1,10 +1,10 @@
 //! `cargo xtask soak`: many sequences in caches for thousands of steps, compared with a dull model.
 //!
-//! A random scheduler starts, forks, extends, truncates and ends sequences in a cache whose pages are nearly all in use: on
-//! the CPU a `KvCache`, on an adapter a `DeviceCache` whose step was bound once. The model knows the names of each sequence's
-//! tokens; a token's rows are a function of its name. After every step, each page must be free or owned, and by sequences
-//! that mean the same tokens. A refusal must change nothing. Every 50 steps, all stored rows are compared bit by bit, and
-//! the new rows' attention with the oracle. Memory must not grow.
+//! A random scheduler starts, forks, extends, truncates and ends sequences, or keeps some of their last tokens, in a cache
+//! whose pages are nearly all in use: on the CPU a `KvCache`, on an adapter a `DeviceCache` whose step was bound once. The
+//! model knows the names of each sequence's tokens; a token's rows are a function of its name. After every step, each page
+//! must be free or owned, and by sequences that mean the same tokens. A refusal must change nothing. Every 50 steps, all
+//! stored rows are compared bit by bit, and the new rows' attention with the oracle. Memory must not grow.
 
 mod life;
 mod on_device;

@@ -1,7 +1,7 @@
 //! Cache on a device under test: its step is bound once, and recorded for as long as the soak runs.
 
 use wgpu_attention::cache::{CacheShape, PagePool, Queries};
-use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, Growth, NewTokens, QueryBindings, Rows};
+use wgpu_attention::gpu::{CacheSize, DeviceCache, Dispatches, Gpu, Growth, KeptRows, NewTokens, QueryBindings, Rows};
 use wgpu_attention::wgpu;
 use wgpu_attention::{Algorithm, DType, HostSlice, HostVec, Layout, Result, TensorSpec};
 
@@ -80,6 +80,13 @@ impl Subject for OnDevice {
 
     fn truncate(&mut self, slot: usize, length: usize) -> Result<()> {
         self.cache.truncate(slot, length).map(|_| ())
+    }
+
+    fn keep(&mut self, kept: KeptRows<'_>) -> Result<()> {
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.cache.keep(&[kept], &mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
     }
 
     fn extend(&mut self, tokens: &[usize], steps: usize) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Cache in host memory under test.
 
-use wgpu_attention::cache::{CacheShape, KvCache, PagePool, Queries, SequenceId};
+use wgpu_attention::cache::{CacheShape, KeptRows, KvCache, PagePool, Queries, SequenceId};
 use wgpu_attention::{Engine, Error, HostVec, Inputs, Layout, Result};
 
 use super::subject::{Plant, ROWS, Step, Subject, masked, sides};
@@ -102,6 +102,14 @@ impl Subject for OnHost {
     fn truncate(&mut self, slot: usize, length: usize) -> Result<()> {
         let id = self.id(slot)?;
         self.cache.pool_mut().truncate(id, length).map(|_| ())
+    }
+
+    fn keep(&mut self, KeptRows { slot, last, rows }: KeptRows<'_>) -> Result<()> {
+        let id = self.id(slot)?;
+        let beside = rows.iter().map(|row| row.saturating_sub(1)).collect::<Vec<_>>();
+        let is_beside = self.plant == Some(Plant::Beside) && rows.len() == 1;
+        let rows = if is_beside { &beside } else { rows };
+        self.cache.keep(id, last, rows).map(|_| ())
     }
 
     fn extend(&mut self, tokens: &[usize], _: usize) -> Result<()> {

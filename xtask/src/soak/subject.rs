@@ -1,7 +1,7 @@
 //! Caches under test, and the rows of tokens.
 
 use fastrand::Rng;
-use wgpu_attention::cache::{LayerShape, PagePool};
+use wgpu_attention::cache::{KeptRows, LayerShape, PagePool};
 use wgpu_attention::{Alignment, Hadamard, HostVec, Problem, Result};
 
 /// Number of query heads of each key/value head.
@@ -18,6 +18,8 @@ pub(super) enum Plant {
     Alias,
     /// The pages of a sequence that ends are never free again.
     Lost,
+    /// Another one of the last tokens is kept.
+    Beside,
     /// Attention is a little wrong.
     Wrong,
 }
@@ -33,6 +35,7 @@ pub(super) trait Subject {
     fn fork(&mut self, slot: usize, prefix: usize) -> Result<usize>;
     fn end(&mut self, slot: usize) -> Result<()>;
     fn truncate(&mut self, slot: usize, length: usize) -> Result<()>;
+    fn keep(&mut self, kept: KeptRows<'_>) -> Result<()>;
     /// Makes room for steps that append `tokens[slot]` tokens each.
     fn extend(&mut self, tokens: &[usize], steps: usize) -> Result<()>;
     /// Runs a step. Returns the output of each layer, [slots, ROWS, heads, head_dim_v], if `attends`; rows that are not
