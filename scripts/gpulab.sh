@@ -21,7 +21,7 @@ targets="lavapipe navi21 navi31 gfx1201 nv162 nv172 nv192 nv1b2 m1 adreno740"
 die() { echo "gpulab: $*" >&2; exit 2; }
 
 setup() {
-    [ -e "$root/.ready" ] && return 0
+    [ -e "$root/.ready" ] && [ -e "$root/usr/bin/vkd3d-compiler" ] && return 0
     [ "$(id -u)" = 0 ] || die "setup needs root"
     command -v apt-get >/dev/null || die "setup needs Debian or one of its children: there is no apt-get"
     command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; }
@@ -31,7 +31,7 @@ setup() {
     rm -rf "$root"
     # shellcheck disable=SC2086 # no mirror, no argument
     debootstrap --variant=minbase \
-        --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1,vulkan-tools,libegl1,libgl1-mesa-dri,spirv-tools,spirv-cross,glslang-tools,ca-certificates \
+        --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1,vulkan-tools,libegl1,libgl1-mesa-dri,spirv-tools,spirv-cross,glslang-tools,vkd3d-compiler,ca-certificates \
         "${GPULAB_SUITE:-sid}" "$root" $mirror >"$log" 2>&1 || die "debootstrap failed, see $log"
     touch "$root/.ready"
 }

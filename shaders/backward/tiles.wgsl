@@ -96,11 +96,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let own_end = min(work.first + BLOCK_OWN, owned(item));
     for (var pass_index = 0u; pass_index < passes(); pass_index++) {
         let head = pass_head(work, pass_index);
-        for (
-            var first = next_stream(item, work, head, range.start, range.end, own_end, thread);
-            first < range.end;
-            first = next_stream(item, work, head, first + BLOCK_STREAM, range.end, own_end, thread)
-        ) {
+        for (var first = range.start; ; first += BLOCK_STREAM) {
+            first = next_stream(item, work, head, first, range.end, own_end, thread);
+            if (first >= range.end) {
+                break;
+            }
             let first_row = row_of_pair(work.first, first);
             let first_key = key_of_pair(work.first, first);
             let end_row = row_of_pair(own_end, min(first + BLOCK_STREAM, range.end));

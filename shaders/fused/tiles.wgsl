@@ -15,9 +15,10 @@
 // - visibility is checked only where intervals or options leave it open.
 
 const THREAD_ROWS: u32 = THREADS / COLS;
-// Vec4 columns of the output per thread, and vec4s of a thread's weights per key.
+// Vec4 columns of the output per thread; vec4s of a thread's weights per key, and rows of each.
 const VALUE_PER: u32 = (VALUE_VECS + COLS - 1u) / COLS;
 const ROW_VECS: u32 = (ROWS + 3u) / 4u;
+const VEC_ROWS: u32 = min(ROWS, 4u);
 // Strides of rows, keys and lines of weights, in vec4s.
 const QUERY_STRIDE: u32 = HEAD_VECS | 1u;
 const TILE_STRIDE: u32 = max(HEAD_VECS, VALUE_PER * COLS) | 1u;
@@ -34,6 +35,7 @@ const VALUES_AHEAD: bool = !IS_GENERIC && READS_VECTORS && VALUE_TURNS <= 8u;
 
 const_assert BLOCK_ROWS == THREAD_ROWS * ROWS;
 const_assert BLOCK_KEYS == COLS * KEYS;
+const_assert ROWS == ROW_VECS * VEC_ROWS;
 const_assert BLOCK_KEYS % KEY_STEP == 0u;
 const_assert ROWS * KEYS <= 32u; // bits of `hidden`
 
@@ -43,6 +45,14 @@ var<workgroup> tile: array<vec4<f32>, BLOCK_KEYS * TILE_STRIDE>; // BLOCK_KEYS k
 var<workgroup> weight_tile: array<vec4<f32>, BLOCK_KEYS * WEIGHT_STRIDE>;
 var<workgroup> row_tile: array<Row, BLOCK_ROWS>; // positions of the rows, and their intervals of keys
 var<workgroup> non_finite: atomic<u32>; // bits: 1 = a value, 2 = a query or key was infinite or NaN
+
+// ROWS, as the bound of a loop whose body is long: rolled, unless it has one turn.
+fn rolled_rows() -> u32 {
+    if (ROWS == 1u) {
+        return 1u;
+    }
+    return ROWS + params.zero;
+}
 
 // Index in `weight_tile` of a thread's pair i: key i % KEYS of row i / KEYS, in component i / KEYS % 4 of the vec4.
 fn weight_at(thread_row: u32, thread_col: u32, i: u32) -> u32 {
@@ -144,11 +154,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             next_keys[n] = fetch_keys(n, item, kv_head, range.start, range.end, thread);
         }
     }
-    for (
-        var first = next_shown(item, block, range.start, range.end, thread);
-        first < range.end;
-        first = next_shown(item, block, first + BLOCK_KEYS, range.end, thread)
-    ) {
+    for (var first = range.start; ; first += BLOCK_KEYS) {
+        first = next_shown(item, block, first, range.end, thread);
+        if (first >= range.end) {
+            break;
+        }
         workgroupBarrier(); // between the last tile's values and weights being read and this tile being written
         if (KEYS_AHEAD) {
             for (var n = 0u; n < KEY_TURNS; n++) {
@@ -205,7 +215,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
             for (var i = 0u; i < ROWS * KEYS; i++) {
                 weight_tile[weight_at(thread_row, thread_col, i)][i / KEYS % 4u] = score[i];
             }
-            for (var r = 0u; r < ROWS + params.zero; r++) {
+            for (var r = 0u; r < rolled_rows(); r++) {
                 let row = row_tile[thread_row + r * THREAD_ROWS];
                 for (var c = 0u; c < KEYS; c++) {
                     let key = first + thread_col + c * COLS;
@@ -271,8 +281,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
         for (var c = 0u; c < KEYS; c++) {
             for (var i = 0u; i < ROW_VECS; i++) {
                 var p = vec4<f32>(0.0);
-                for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
-                    p[r % 4u] = visible_weight(score[r * KEYS + c], ((hidden >> (r * KEYS + c)) & 1u) == 0u);
+                for (var n = 0u; n < VEC_ROWS; n++) {
+                    let at = (i * 4u + n) * KEYS + c;
+                    p[n] = visible_weight(score[at], ((hidden >> at) & 1u) == 0u);
                 }
                 weight_tile[(thread_col + c * COLS) * WEIGHT_STRIDE + thread_row * ROW_VECS + i] = p;
             }
@@ -323,9 +334,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, at: Invocation) {
                     }
                     for (var i = 0u; i < ROW_VECS; i++) {
                         let p = weight_tile[weight_at + step * WEIGHT_STRIDE + i];
-                        for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
+                        for (var n = 0u; n < VEC_ROWS; n++) {
                             for (var e = 0u; e < VALUE_PER; e++) {
-                                acc[r * VALUE_PER + e] = fma(vec4<f32>(p[r % 4u]), v[e], acc[r * VALUE_PER + e]);
+                                let at = (i * 4u + n) * VALUE_PER + e;
+                                acc[at] = fma(vec4<f32>(p[n]), v[e], acc[at]);
                             }
                         }
                     }

@@ -1,20 +1,21 @@
 // Defines: shared_row_max, shared_row_sum: ROWS values reduced over COLS threads through workgroup memory.
-// Expects: weight_tile, free, with ROW_VECS vec4s per thread in each line; consts ROWS, COLS, ROW_VECS, WEIGHT_STRIDE.
+// Expects: weight_tile, free, with ROW_VECS vec4s per thread in each line; consts ROWS, COLS, ROW_VECS, VEC_ROWS,
+//          WEIGHT_STRIDE.
 // See: row_reduce_subgroup.wgsl and row_reduce_workgroup.wgsl, which decide when.
 
 fn share_rows(values: ptr<function, array<f32, ROWS>>, thread_row: u32, thread_col: u32) {
     for (var i = 0u; i < ROW_VECS; i++) {
         var v = vec4<f32>(0.0);
-        for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
-            v[r % 4u] = (*values)[r];
+        for (var c = 0u; c < VEC_ROWS; c++) {
+            v[c] = (*values)[i * 4u + c];
         }
         weight_tile[thread_col * WEIGHT_STRIDE + thread_row * ROW_VECS + i] = v;
     }
 }
 
 fn take_rows(values: ptr<function, array<f32, ROWS>>, v: vec4<f32>, i: u32) {
-    for (var r = i * 4u; r < min(ROWS, i * 4u + 4u); r++) {
-        (*values)[r] = v[r % 4u];
+    for (var c = 0u; c < VEC_ROWS; c++) {
+        (*values)[i * 4u + c] = v[c];
     }
 }
 

@@ -18,6 +18,17 @@ var<workgroup> weight_tile: array<vec4<f32>, TILE * STRIDE>; // 32 rows x 32 key
 var<workgroup> value_tile: array<vec4<f32>, TILE * COLUMNS>; // 32 keys x 32 columns
 var<workgroup> non_finite: atomic<u32>; // 1 if any value so far was infinite or NaN
 
+// Weight of a key in a row of the part, after dropout; 0 past the ends.
+fn weight_of(item: Item, head: u32, pair: u32, local: u32, key: u32) -> f32 {
+    if (local >= params.row_count || key >= item.keys) {
+        return 0.0;
+    }
+    let line = ((pair - params.first_pair) * params.row_count + local) * params.seq_len_kv;
+    let weight = bitcast<f32>(scores[line + key]);
+    let factor = dropout_scale(pair_of(item, head, params.first_row + local, key));
+    return visible_weight(dropped_out(weight, factor), bitcast<u32>(weight) != 0u);
+}
+
 @compute @workgroup_size(THREADS, 1, 1)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let column_tiles = (value_vecs() + COLUMNS - 1u) / COLUMNS;
@@ -31,7 +42,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let item = item_of(pair / params.num_heads);
     let first_local = (index / column_tiles % row_tiles) * TILE;
     let first_column = (index % column_tiles) * COLUMNS;
-    let matrix_row = (pair - params.first_pair) * params.row_count;
 
     let kv_head = head / params.group;
     if (thread == 0u) {
@@ -46,16 +56,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         for (var n = 0u; n < TILE * TILE / 4u / THREADS; n++) {
             let i = n * THREADS + thread;
             let local = first_local + i / (TILE / 4u);
-            var weights = vec4<f32>(0.0);
-            for (var c = 0u; c < 4u; c++) {
-                let key = first + i % (TILE / 4u) * 4u + c;
-                if (local < params.row_count && key < item.keys) {
-                    let weight = bitcast<f32>(scores[(matrix_row + local) * params.seq_len_kv + key]);
-                    let factor = dropout_scale(pair_of(item, head, params.first_row + local, key));
-                    weights[c] = visible_weight(dropped_out(weight, factor), bitcast<u32>(weight) != 0u);
-                }
-            }
-            weight_tile[i / (TILE / 4u) * STRIDE + i % (TILE / 4u)] = weights;
+            let key = first + i % (TILE / 4u) * 4u;
+            weight_tile[i / (TILE / 4u) * STRIDE + i % (TILE / 4u)] = vec4<f32>(
+                weight_of(item, head, pair, local, key), weight_of(item, head, pair, local, key + 1u),
+                weight_of(item, head, pair, local, key + 2u), weight_of(item, head, pair, local, key + 3u));
         }
         var largest = 0u;
         for (var n = 0u; n < TILE * COLUMNS / THREADS; n++) {

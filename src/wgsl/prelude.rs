@@ -252,7 +252,7 @@ fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
         (true, DType::F32) => ("vec4<f32>", "vec4<f32>", format!("return {name}_words[(at + dim) / 4u];"), "words"),
         (true, DType::F16) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_f16(words)"),
         (true, _) => ("vec2<u32>", "vec2<u32>", format!("return {name}_words[(at + dim) / 4u];"), "widen_bf16(words)"),
-        (false, dtype) => number_reader([name, like], dtype, width),
+        (false, dtype) => number_reader(text, [name, like], dtype, width),
     };
     let _ = writeln!(
         text,
@@ -264,25 +264,31 @@ fn reader(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     );
 }
 
-/// Reads elements one by one. Returns the type of the buffer's elements, the fetched type, the fetch, and the widening.
-fn number_reader([name, like]: [&str; 2], dtype: DType, width: &str) -> (&'static str, &'static str, String, &'static str) {
+/// Writes `number_NAME(at, dim)`, which reads one element. Returns the type of the buffer's elements, the fetched type, the
+/// fetch, and the widening.
+fn number_reader(
+    text: &mut String,
+    [name, like]: [&str; 2],
+    dtype: DType,
+    width: &str,
+) -> (&'static str, &'static str, String, &'static str) {
     let (word, one) = match dtype {
         DType::F32 => ("f32", format!("{name}_words[i]")),
         DType::F16 => ("u32", format!("widen_f16_at({name}_words[i / 2u], i)")),
         _ => ("u32", format!("widen_bf16_at({name}_words[i / 2u], i)")),
     };
-    let fetch = format!(
-        "\n    \
-             var numbers = vec4<f32>(0.0);\n    \
-             for (var c = 0u; c < 4u; c++) {{\n        \
-                 if (dim + c < {width}()) {{\n            \
-                     let i = at + (dim + c) * params.{like}_strides.w;\n            \
-                     numbers[c] = {one};\n        \
-                 }}\n    \
+    let _ = writeln!(
+        text,
+        "fn number_{name}(at: u32, dim: u32) -> f32 {{\n    \
+             if (dim >= {width}()) {{\n        \
+                 return 0.0;\n    \
              }}\n    \
-             return numbers;\n"
+             let i = at + dim * params.{like}_strides.w;\n    \
+             return {one};\n\
+         }}"
     );
-    (word, "vec4<f32>", fetch, "words")
+    let numbers = [0, 1, 2, 3].map(|c| format!("number_{name}(at, dim + {c}u)")).join(", ");
+    (word, "vec4<f32>", format!("return vec4<f32>({numbers});"), "words")
 }
 
 /// Reads rows of quantised blocks (layout: src/numbers/blocks.rs). A fetch is a word of 4 or 8 elements and their scale.
@@ -329,14 +335,14 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
         (false, DType::F32) => {
             let place = format!("{name}_words[i]");
             let sums = sums("word", &place, ["u32", "f32"]);
-            ("u32", format!("            var word = bits[c];\n            {sums}\n            {place} = word;\n"))
+            ("u32", format!("    var word = bits;\n    {sums}\n    {place} = word;\n"))
         }
         (false, _) => (
             "atomic<u32>",
             format!(
-                "            let shift = (i & 1u) * 16u;\n            \
-                     atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n            \
-                     atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(bitcast<f32>(bits[c]), 0.0)) & 0xffffu) << shift);\n"
+                "    let shift = (i & 1u) * 16u;\n    \
+                     atomicAnd(&{name}_words[i / 2u], 0xffff0000u >> shift);\n    \
+                     atomicOr(&{name}_words[i / 2u], ({narrow}(vec2<f32>(bitcast<f32>(bits), 0.0)) & 0xffffu) << shift);\n"
             ),
         ),
     };
@@ -344,13 +350,15 @@ fn writer(text: &mut String, number: u32, [name, like]: [&str; 2], storage: Stor
     let body = if storage.vectors {
         body
     } else {
-        format!(
-            "    for (var c = 0u; c < 4u; c++) {{\n        \
-                 if (dim + c < {width}()) {{\n            \
-                     let i = at + (dim + c) * params.{like}_strides.w;\n{body}        \
+        let _ = writeln!(
+            text,
+            "fn store_number_{name}(at: u32, dim: u32, bits: u32) {{\n    \
+                 if (dim >= {width}()) {{\n        \
+                     return;\n    \
                  }}\n    \
-             }}\n"
-        )
+                 let i = at + dim * params.{like}_strides.w;\n{body}}}"
+        );
+        (0..4).map(|c| format!("    store_number_{name}(at, dim + {c}u, bits[{c}]);\n")).collect()
     };
     let _ = writeln!(text, "fn store_{name}(at: u32, dim: u32, bits: vec4<u32>) {{\n{body}}}");
 }

@@ -384,7 +384,7 @@ async function twoCalls(test) {
 
 // A compiler that stores a tenth more than was computed is found out before it is used, and by the generated suite.
 async function wrongKernels(test) {
-  const wrong = (code) => code.replace('var word = bits[c];', 'var word = bitcast<u32>(1.1 * bitcast<f32>(bits[c]));');
+  const wrong = (code) => code.replace('var word = bits;', 'var word = bitcast<u32>(1.1 * bitcast<f32>(bits));');
   const engine = await createEngine({ backend: 'webgpu' });
   await withKernels(wrong, async () => {
     const error = await attention(engine, filled(REQUESTS.plain)).catch((error) => error);

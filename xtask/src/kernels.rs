@@ -51,6 +51,15 @@ pub(crate) fn everywhere() -> Result<Vec<(String, Shader)>, String> {
     Ok(all)
 }
 
+/// Returns the texts of the generic kernels of a device without subgroups once, and those of caches and projections.
+pub(crate) fn generic() -> Result<Vec<(String, String)>, String> {
+    let cases = cases(&LONG).into_iter().filter(|(.., specialise)| *specialise == Specialise::Never);
+    let mut all = shaders(&DeviceCaps::webgpu_defaults(), cases.collect())?;
+    all.extend(cache_shaders().into_iter().map(|shader| (format!("cache: {}", shader.name), shader)));
+    all.extend(linear_shaders().into_iter().map(|shader| (format!("layer: {}", shader.name), shader)));
+    Ok(all.into_iter().map(|(case, shader)| (case, shader.text().to_string())).collect())
+}
+
 /// Returns devices whose plans differ: the default limits of WebGPU, the lab's targets, and software adapters without
 /// subgroups and with some of each size.
 fn devices() -> Vec<(String, DeviceCaps)> {

@@ -12,6 +12,8 @@
 //!
 //! `cargo xtask wgsl --out FOLDER` writes every kernel as standard WGSL, which `scripts/tint.sh` passes to Tint.
 //!
+//! `cargo xtask hlsl` gives the generic kernels to vkd3d's HLSL compiler, for `scripts/hlsl.sh`.
+//!
 //! `cargo xtask export` runs exported plans on Dawn, by web/run-plan.mjs, for `scripts/export.sh`.
 //!
 //! `cargo xtask fuzz` compares random problems on every backend with the oracle; its `--help` has examples.
@@ -25,6 +27,7 @@ mod buffers;
 mod driver;
 mod export;
 mod fuzz;
+mod hlsl;
 mod host;
 mod isa;
 mod kernels;
@@ -64,6 +67,8 @@ enum Command {
     Soak(soak::Args),
     /// Run exported plans on Dawn and compare the answers with the oracle
     Export(export::Args),
+    /// Give the generic kernels to vkd3d's HLSL compiler; fail where one takes too long
+    Hlsl(hlsl::Args),
     /// Write every kernel as standard WGSL, with an index of the origin of its lines
     Wgsl(wgsl::Args),
 }
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(&args),
         Command::Stats(args) => stats::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args),
+        Command::Hlsl(args) => hlsl::run(&args),
         Command::Wgsl(args) => wgsl::run(&args).map(|()| true),
     };
     match outcome {

@@ -11,13 +11,19 @@ pub(crate) struct Module {
     pub(crate) bindings: Vec<(u32, u32, bool)>,
 }
 
-/// Translates a shader to SPIR-V.
-pub(crate) fn compile(wgsl: &str) -> Result<Module, String> {
+/// Reads and validates a shader.
+pub(crate) fn parse(wgsl: &str) -> Result<(naga::Module, naga::valid::ModuleInfo), String> {
     let capabilities = naga::valid::Capabilities::all();
     let options = naga::front::wgsl::Options { parse_doc_comments: false, capabilities };
     let module = naga::front::wgsl::Frontend::new_with_options(options).parse(wgsl).map_err(|error| error.emit_to_string(wgsl))?;
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     let info = validator.validate(&module).map_err(|error| error.emit_to_string(wgsl))?;
+    Ok((module, info))
+}
+
+/// Translates a shader to SPIR-V.
+pub(crate) fn compile(wgsl: &str) -> Result<Module, String> {
+    let (module, info) = parse(wgsl)?;
     let [entry] = &module.entry_points[..] else {
         return Err(format!("{} entry points, not one", module.entry_points.len()));
     };

@@ -47,6 +47,7 @@ const HARMLESS: &[(&str, &str, &str)] = &[
     ("shaders/lib/block.wgsl", "if (params.splits > 1u) {", "one split is all keys"),
     ("shaders/", "if (largest >= INFINITE) {", "the slow path for values that are not finite is right for all"),
     ("shaders/fused/tiles.wgsl", "if (largest_score_part >= INFINITE) {", "as above"),
+    ("shaders/fused/tiles.wgsl", "if (ROWS == 1u) {", "a loop of one turn stays a loop"),
     ("shaders/fused/merge.wgsl", "if (workgroup == NO_WORK) {", "workgroups past the last have no pair of an item and a head either"),
     ("shaders/staged/weighted_values.wgsl", "if (first / TILE % PART_TILES", "parts join the sums sooner"),
     ("shaders/software/weighted_values", "if ((first", "as above"),
