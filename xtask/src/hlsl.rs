@@ -4,7 +4,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -34,28 +33,30 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     let mut kernels = if args.files.is_empty() { kernels::generic()? } else { read(&args.files)? };
     kernels.retain(|(case, _)| case.contains(&args.only));
     fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
-    println!("{:>7}  {:40}  verdict", "seconds", "kernel");
+    eprintln!("{:>7}  {:40}  verdict", "seconds", "kernel");
     let compile = |(number, (case, text)): (usize, &(String, String))| {
         let path = args.out.join(format!("{number:03}.hlsl"));
         let (seconds, refused) = judge(&path, text, args.limit)?;
-        println!("{seconds:7.2}  {case:40}  {}", refused.as_ref().map_or("ok".into(), |why| format!("{why} ({})", path.display())));
+        eprintln!("{seconds:7.2}  {case:40}  {}", refused.as_ref().map_or("ok".into(), |why| format!("{why} ({})", path.display())));
         Ok((seconds, refused.is_some()))
     };
     let judged: Vec<(f64, bool)> = kernels.par_iter().enumerate().map(compile).collect::<Result<_, String>>()?;
     let bad = judged.iter().filter(|(_, refused)| *refused).count();
     let longest = judged.iter().map(|(seconds, _)| *seconds).fold(0.0, f64::max);
-    println!("{} kernels, {bad} refused or over {} seconds, the longest {longest:.1} seconds", judged.len(), args.limit);
+    eprintln!("{} kernels, {bad} refused or over {} seconds, the longest {longest:.1} seconds", judged.len(), args.limit);
     Ok(bad == 0)
 }
 
 /// Compiles a kernel. Returns the seconds of processor time and, if it was not taken, why.
 fn judge(path: &Path, wgsl: &str, limit: f64) -> Result<(f64, Option<String>), String> {
     fs::write(path, for_vkd3d(&translate(wgsl)?)).map_err(|error| format!("{}: {error}", path.display()))?;
+    let said = path.with_extension("txt");
+    let to = fs::File::create(&said).map_err(|error| format!("{}: {error}", said.display()))?;
     let mut compiler = Command::new("vkd3d-compiler")
         .args(["-x", "hlsl", "-b", "dxbc-tpf", "-p", "cs_5_1", "-e", "main", "-o", "/dev/null"])
         .arg(path)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(to)
         .spawn()
         .map_err(|error| format!("vkd3d-compiler: {error}"))?;
     let mut seconds = 0.0;
@@ -73,8 +74,7 @@ fn judge(path: &Path, wgsl: &str, limit: f64) -> Result<(f64, Option<String>), S
     if status.success() {
         return Ok((seconds, None));
     }
-    let mut said = String::new();
-    compiler.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+    let said = fs::read_to_string(&said).map_err(|error| format!("{}: {error}", said.display()))?;
     let error = said.lines().find(|line| line.contains(": E")).unwrap_or("without a reason");
     Ok((seconds, Some(format!("refused: {error}"))))
 }
