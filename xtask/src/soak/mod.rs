@@ -97,7 +97,7 @@ fn shapes(seed: u64) -> [(&'static str, CacheShape); 3] {
         CacheShape::new(layers.clone()).page_size(page_size).layout(layout)
     };
     // Too few for all sequences at once, so that pages run out.
-    let (all, windows) = (SLOTS * CAPACITY / 4, SLOTS * 6);
+    let (all, windows) = (SLOTS * CAPACITY / 6, SLOTS * 6);
     let pages = |shape: CacheShape, tokens: usize| {
         let pages = tokens / shape.page_size;
         shape.pages(pages)
