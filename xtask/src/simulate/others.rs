@@ -21,6 +21,7 @@ pub(super) fn run(seed: u64, lanes: LaneOrder, shaders: &Shaders, log: &Log, wan
             "transpose" => vec![kernel.transpose(19, 37)],
             "advance" => vec![kernel.advance()],
             "copy" => vec![kernel.copy_pages()],
+            "move" => vec![kernel.move_tokens()],
             "page" => vec![kernel.page_table()],
             "token" => [0, 1, 2].map(|kind| kernel.token_angles(kind)).into(),
             "rotate" => vec![kernel.rotate()],
@@ -149,6 +150,35 @@ impl KernelCase<'_> {
         let got = self.dispatch(fields, [2, 2, 1], vec![(1, words(&[3, 0, 1, 4])), (4, words(&pool))])?;
         let page = |page: usize| pool[page * 40..][..40].to_vec();
         same_words("pool", &words_of(&got[&4]).collect::<Vec<u32>>(), &[page(3), page(1), page(2), page(3), page(1)].concat())
+    }
+
+    /// Tokens of three pages move to slots that were read before them; the list ends where both slots are equal.
+    fn move_tokens(&self) -> Answer {
+        let (heads, page_size, widths, moves) = (2usize, 4usize, [40usize, 24], [[2usize, 1], [5, 2], [6, 5], [7, 7], [0, 9]]);
+        let pools = widths.map(|width| (0..3 * page_size * heads * width).map(|word| word as u32).collect::<Vec<u32>>());
+        let strides = widths.map(|width| [heads * page_size * width, page_size * width, width, width].map(|stride| stride as u32));
+        let fields: Fields<'_> = &[
+            ("key_pool_strides", &strides[0]),
+            ("value_pool_strides", &strides[1]),
+            ("num_kv_heads", &[heads as u32]),
+            ("page_size", &[page_size as u32]),
+            ("copies", &[moves.len() as u32]),
+            ("workgroups", &[2]),
+            ("grid_width", &[1]),
+        ];
+        let list = words(&moves.as_flattened().iter().map(|&slot| slot as u32).collect::<Vec<u32>>());
+        let got = self.dispatch(fields, [1, 3, 1], vec![(1, list), (4, words(&pools[0])), (5, words(&pools[1]))])?;
+        for (number, (pool, width)) in [4, 5].into_iter().zip(pools.into_iter().zip(widths)) {
+            let mut expected = pool;
+            for [from, to] in moves.into_iter().take_while(|[from, to]| from != to) {
+                for head in 0..heads {
+                    let at = |slot: usize| ((slot / page_size * heads + head) * page_size + slot % page_size) * width;
+                    expected.copy_within(at(from)..at(from) + width, at(to));
+                }
+            }
+            same_words("a pool", &words_of(&got[&number]).collect::<Vec<u32>>(), &expected)?;
+        }
+        Ok(())
     }
 
     /// One good item; the others have a page past the pool, an over-full last page, an empty one, no page, pages that end before they start,
