@@ -78,34 +78,34 @@ pub(super) fn attention_on(
     let Gradients { query, key, value, bias, relative_bias, sinks, term_tables } = &mut gradients;
     let (users, partials) = (UserTerm::all(problem, inputs), Shared::new(&mut []));
     let list = TileList::build(problem, &users, isa, &items, threads);
+    let job = Job {
+        problem,
+        inputs,
+        isa,
+        matrix: MatrixPlan::new(isa, problem),
+        items: &items,
+        list: list.as_ref(),
+        output: None,
+        lse: None,
+        stats: None,
+        scores: None,
+        weights: None,
+        users,
+        partials,
+    };
+    let owns = problem.bias.map_or([false; 3], |shape| [0, 1, 2].map(|axis| shape.0[axis] != 1));
+    let is_owned = want.bias && groups(&job, owns).values().all(|units| units.len() == 1);
+    let (own_bias, shared_bias) = if is_owned { (bias.as_mut(), None) } else { (None, bias.as_mut()) };
     let work = Work {
-        job: Job {
-            problem,
-            inputs,
-            isa,
-            matrix: MatrixPlan::new(isa, problem),
-            items: &items,
-            list: list.as_ref(),
-            output: None,
-            lse: None,
-            stats: None,
-            scores: None,
-            weights: None,
-            users,
-            partials,
-        },
+        job,
         output: backward.output,
         stats: backward.stats.unwrap_or(&made),
         d_output: backward.d_output,
         d_lse: backward.d_lse,
         want,
         query: query.as_mut().map(SharedOutput::new),
-        bias: None,
+        bias: own_bias.map(|bias| Shared::new(bias)),
     };
-    let owns = problem.bias.map_or([false; 3], |shape| [0, 1, 2].map(|axis| shape.0[axis] != 1));
-    let is_owned = groups(&work.job, owns).values().all(|units| units.len() == 1);
-    let (own_bias, shared_bias) = if is_owned { (bias.as_mut(), None) } else { (None, bias.as_mut()) };
-    let work = Work { bias: own_bias.map(|bias| Shared::new(bias)), ..work };
 
     // In chunks, so that only the sums of a few tasks are in memory at a time.
     let chunk = per_head.max(UNITS_PER_THREAD * threads).next_multiple_of(per_head);

@@ -363,15 +363,17 @@ impl SimdKernel for AdditiveMask<'_> {
             let (row, padding) = row.split_at_mut(keys.len());
             padding.fill(0.0);
             item.fill_additive_mask(job.problem, job.inputs, at, keys.clone(), row);
-            // The row of the unit's next panel in the same block, or of its first panel in the next block: too far away for the
-            // hardware prefetcher. Rows of the next block of the same panel would be evicted until then, because equal parts
-            // of many pages share few sets of the cache.
-            let (row_ahead, key_ahead) = if r + count < self.unit.rows { (r + count, keys.start) } else { (r - first, keys.end) };
-            let (head, i) = self.unit.row(job.problem, row_ahead);
-            if let Some((bias, 1)) = job.problem.bias.map(|_| along_keys(job.problem.bias, [item.batch, head, i, key_ahead])) {
-                for ahead in (0..keys.len()).step_by(LINE) {
-                    // SAFETY: the machine has V's instructions by contract.
-                    unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
+            if job.problem.bias.is_some() {
+                // The row of the unit's next panel in the same block, or of its first panel in the next block: too far away for the
+                // hardware prefetcher. Rows of the next block of the same panel would be evicted until then, because equal parts
+                // of many pages share few sets of the cache.
+                let (row_ahead, key_ahead) = if r + count < self.unit.rows { (r + count, keys.start) } else { (r - first, keys.end) };
+                let (head, i) = self.unit.row(job.problem, row_ahead);
+                if let (bias, 1) = along_keys(job.problem.bias, [item.batch, head, i, key_ahead]) {
+                    for ahead in (0..keys.len()).step_by(LINE) {
+                        // SAFETY: the machine has V's instructions by contract.
+                        unsafe { V::prefetch(job.inputs.bias.as_ptr().wrapping_add(bias + ahead)) };
+                    }
                 }
             }
             for x in row {

@@ -272,12 +272,10 @@ impl GroupQueryAttention {
         if seqlens_k.len() != batch {
             return Err(Error::invalid("seqlens_k", format!("has {} numbers for {batch} items", seqlens_k.len())));
         }
-        let length = |&last: &i32| u32::try_from(i64::from(last) + 1);
-        let lengths: Vec<u32> = seqlens_k
-            .iter()
-            .map(length)
-            .collect::<Result<_, _>>()
-            .map_err(|_| Error::invalid("seqlens_k", format!("{:?} are not all lengths less one", seqlens_k)))?;
+        let length = |&last: &i32| {
+            u32::try_from(i64::from(last) + 1).map_err(|_| Error::invalid("seqlens_k", format!("{last} is no length less one")))
+        };
+        let lengths: Vec<u32> = seqlens_k.iter().map(length).collect::<Result<_>>()?;
         let (is_shorter, is_longer) = (|&length: &u32| (length as usize) < seq, |&length: &u32| length as usize > seq);
         if lengths.iter().any(is_shorter) && lengths.iter().any(is_longer) {
             return Err(Error::unsupported(
